@@ -1,0 +1,164 @@
+"""Arguments that several scripts share, as frozen dataclasses; each field is one command-line flag. No heavy imports."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_gpt.errors import UserError
+
+Precision = Literal["32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True)
+class LoRAArgs:
+    """Which layers LoRA adapts, and by how much."""
+
+    lora_r: int = 8
+    """Rank of each update."""
+    lora_alpha: float = 16
+    """An update is scaled by lora_alpha / lora_r."""
+    lora_dropout: float = 0.05
+    """Dropout on the input of the updates."""
+    lora_query: bool = True
+    """Adapt the query rows of attention."""
+    lora_key: bool = False
+    """Adapt the key rows of attention."""
+    lora_value: bool = True
+    """Adapt the value rows of attention."""
+    lora_projection: bool = False
+    """Adapt the output projection of attention."""
+    lora_mlp: bool = False
+    """Adapt all layers of the MLPs."""
+    lora_head: bool = False
+    """Adapt the output projection of the model."""
+
+    def __post_init__(self) -> None:
+        require("lora_r", self.lora_r, at_least=1)
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout {self.lora_dropout} must be at least 0 and less than 1")
+        targets = ("query", "key", "value", "projection", "mlp", "head")
+        if not any(getattr(self, f"lora_{t}") for t in targets):
+            raise UserError(f"LoRA adapts nothing: set one of {', '.join(f'--lora_{t} true' for t in targets)}")
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """How training goes."""
+
+    learning_rate: float = 3e-4
+    """Peak, after the warm-up."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """From the peak to 0 at the end of the run (constant: stays)."""
+    warmup_steps: int = 100
+    """Optimizer steps in which the learning rate rises linearly; at most a tenth of the run."""
+    weight_decay: float = 0.01
+    """AdamW's decay of the trained weights."""
+    max_norm: float = 1.0
+    """The gradient's norm is clipped to this; 0 clips nothing."""
+    batch_size: int = 128
+    """Samples per optimizer step."""
+    micro_batch_size: int = 4
+    """Samples per forward pass; changes memory and speed, and not the result."""
+    epochs: float | None = None
+    """End after this many passes over the training set."""
+    max_iters: int | None = None
+    """End after this many micro-batches; 50000 if neither epochs nor max_steps is given."""
+    max_steps: int | None = None
+    """End after this many optimizer steps."""
+    log_interval: int = 1
+    """Micro-batches between log lines."""
+    save_interval: int = 100
+    """Optimizer steps between saves of the trained weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "log_interval", "save_interval"):
+            require(name, getattr(self, name), at_least=1)
+        for name in ("warmup_steps", "max_norm", "learning_rate", "weight_decay"):
+            require(name, getattr(self, name), at_least=0)
+        for name in ("epochs", "max_iters", "max_steps"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f"--{name} {getattr(self, name)} trains nothing; it must be more than 0")
+        if self.batch_size % self.micro_batch_size:
+            raise UserError(
+                f"--batch_size {self.batch_size} is not a multiple of --micro_batch_size {self.micro_batch_size}"
+            )
+
+    def n_samples(self, per_epoch: int) -> int:
+        """Samples that the run sees: the first limit reached ends it.
+
+        Args:
+            per_epoch: samples in the training set.
+        """
+        max_iters = self.max_iters
+        if max_iters is None and self.epochs is None and self.max_steps is None:
+            max_iters = 50_000
+        limits = [
+            self.epochs and max(1, round(self.epochs * per_epoch)),
+            max_iters and max_iters * self.micro_batch_size,
+            self.max_steps and self.max_steps * self.batch_size,
+        ]
+        return min(limit for limit in limits if limit is not None)
+
+
+@dataclass(frozen=True)
+class ValidationArgs:
+    """When the loss on the validation set is measured."""
+
+    eval_interval: int = 100
+    """Optimizer steps between validations; the first and the last step of a run are always followed by one."""
+    eval_iters: int | None = None
+    """Micro-batches of the validation set to use; None uses all of it."""
+
+    def __post_init__(self) -> None:
+        require("eval_interval", self.eval_interval, at_least=1)
+        if self.eval_iters is not None:
+            require("eval_iters", self.eval_iters, at_least=1)
+
+
+@dataclass(frozen=True)
+class PrepareArgs:
+    """How rows become tokens."""
+
+    prompt_style: str = "alpaca"
+    """Name of the prompt style: alpaca, chatml or plain."""
+    mask_inputs: bool = True
+    """Train on the responses only."""
+    max_seq_length: int | None = None
+    """Longest sample in tokens; None is the model's own limit."""
+    truncation: Literal["drop", "cut_end", "error"] = "drop"
+    """What happens to longer samples."""
+    test_split_fraction: float = 0.03865
+    """Part of the rows that is held out for validation; unused with --validation_file."""
+    seed: int = 42
+    """Decides which rows are held out."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_split_fraction < 1:
+            raise UserError(f"--test_split_fraction {self.test_split_fraction} must be between 0 and 1")
+        if self.max_seq_length is not None:
+            require("max_seq_length", self.max_seq_length, at_least=2)
+
+
+@dataclass(frozen=True)
+class SamplingArgs:
+    """How tokens are drawn."""
+
+    max_new_tokens: int = 50
+    """Most tokens to generate; the end-of-sequence token ends a text earlier."""
+    top_k: int | None = 200
+    """Draw from the k most likely tokens only."""
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the most likely token."""
+    seed: int = 1234
+    """Decides the draws."""
+
+    def __post_init__(self) -> None:
+        require("max_new_tokens", self.max_new_tokens, at_least=1)
+        require("temperature", self.temperature, at_least=0)
+        if self.top_k is not None:
+            require("top_k", self.top_k, at_least=1)
+
+
+def require(name: str, value: float, at_least: float) -> None:
+    """Raises: UserError if `value` is smaller."""
+    if value < at_least:
+        raise UserError(f"--{name} {value} must be at least {at_least}")

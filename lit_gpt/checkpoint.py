@@ -1,0 +1,236 @@
+"""The formats of checkpoints/ and out/, and how a model gets out of them. Builds Fabric.
+
+checkpoints/<org>/<name>/  lit_model.pth, lit_config.json, the tokenizer's files     (scripts/convert_hf_checkpoint.py)
+out/<method>/<name>/       lit_model_<method>_finetuned.pth, finetuned.json, metrics.csv, loss.png     (finetune/*.py)
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from lit_gpt import lora
+from lit_gpt.args import LoRAArgs, Precision
+from lit_gpt.config import Config
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT
+
+WEIGHTS, CONFIG, RUN = "lit_model.pth", "lit_config.json", "finetuned.json"
+METHODS: dict[str, tuple[Callable[[GPT, Any], None], type]] = {
+    "lora": (lora.inject, LoRAArgs),
+}
+"""Name in finetuned.json -> how a base model is changed, and by which arguments."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What finetuned.json says: all it takes to load what was trained, and where it came from."""
+
+    method: str
+    """Key of METHODS."""
+    method_args: dict[str, Any]
+    prompt_style: str
+    base: str
+    """Folder of the checkpoint that was finetuned."""
+    base_digest: str
+    """`digest` of its weights."""
+    data: dict[str, Any]
+    """meta.json of the data that was trained on, and its folder."""
+    training: dict[str, Any]
+    """Arguments of the training."""
+    versions: dict[str, str]
+
+
+def make_fabric(precision: Precision | None = None, seed: int | None = None) -> Fabric:
+    """Fabric on one device; with a seed, all random generators start from it.
+
+    Args:
+        precision: None is bf16-true on a GPU that has it, 16-true on an older one, 32-true on a CPU.
+        seed: None leaves the generators alone.
+    """
+    if precision is None:
+        precision = "32-true"
+        if torch.cuda.is_available():
+            precision = "bf16-true" if torch.cuda.is_bf16_supported() else "16-true"
+    fabric = Fabric(devices=1, precision=precision)
+    if seed is not None:
+        fabric.seed_everything(seed, verbose=False)
+    return fabric
+
+
+def require_checkpoint(checkpoint_dir: Path) -> None:
+    """Raises: UserError if the folder is not a converted checkpoint; it says what is missing and what to run."""
+    if not checkpoint_dir.is_dir():
+        local = [str(p) for p in Path("checkpoints").glob("*/*") if (p / WEIGHTS).is_file()]
+        close = get_close_matches(str(checkpoint_dir), local, n=3, cutoff=0.3)
+        hint = f"here are {', '.join(close)}" if close else "get one with python scripts/download.py --repo_id ORG/NAME"
+        raise UserError(f"there is no folder {checkpoint_dir}; {hint}")
+    missing = [name for name in (WEIGHTS, CONFIG) if not (checkpoint_dir / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{checkpoint_dir} has no {' and no '.join(missing)}; make them with "
+            f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
+        )
+
+
+def load_base(fabric: Fabric, checkpoint_dir: Path) -> tuple[GPT, str]:
+    """The pretrained model on the device and in the precision of `fabric`, and the digest of its weights.
+
+    Raises:
+        UserError: no checkpoint, a damaged one, or one that does not fit its configuration.
+    """
+    require_checkpoint(checkpoint_dir)
+    config = Config.from_json(checkpoint_dir / CONFIG)
+    path = checkpoint_dir / WEIGHTS
+    state = load_state(path, f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}")
+    with fabric.init_module(empty_init=True):
+        model = GPT(config)
+    check_fit(state, model.state_dict(), path)
+    model.load_state_dict(state)
+    return model, digest(state)
+
+
+def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path) -> tuple[GPT, Run]:
+    """The model of `checkpoint_dir` with what the run in `run_dir` trained, whatever its method.
+
+    Args:
+        run_dir: a run's folder, or the weights file in it.
+
+    Raises:
+        UserError: no run, a damaged one, or one that was trained on another checkpoint.
+    """
+    run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    run = read_run(run_dir)
+    path = trained_path(run_dir, run.method)
+    trained = load_state(path, "the finetune script")
+    model, base_digest = load_base(fabric, checkpoint_dir)
+    if base_digest != run.base_digest:
+        raise UserError(
+            f"{run_dir} was trained on other weights than those of {checkpoint_dir}; "
+            f"pass --checkpoint_dir {run.base}, or that folder's new place"
+        )
+    inject, args_class = METHODS[run.method]
+    inject(model, args_class(**run.method_args))
+    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    check_fit(trained, wanted, path)
+    model.load_state_dict(trained, strict=False)
+    return model, run
+
+
+def read_run(run_dir: Path) -> Run:
+    """Raises: UserError if the folder has no whole record of a run."""
+    path = run_dir / RUN
+    if not path.is_file():
+        raise UserError(f"{run_dir} holds no finetuned model (no {RUN}); pass --finetuned_path, or run a finetune script")
+    try:
+        run = Run(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{path} is damaged or from another version of this toolkit ({e})") from e
+    if run.method not in METHODS:
+        raise UserError(f"{path} names the method {run.method!r}; known are {', '.join(METHODS)}")
+    return run
+
+
+def default_out_dir(method: str, checkpoint_dir: Path) -> Path:
+    """Where a finetune script saves if it is not told, and where the scripts after it look: out/<method>/<name>."""
+    return Path("out", method, checkpoint_dir.resolve().name)
+
+
+def trained_path(run_dir: Path, method: str) -> Path:
+    """Where a run of this method keeps its weights."""
+    return run_dir / f"lit_model_{method}_finetuned.pth"
+
+
+def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        UserError: a run is in it already and `overwrite` is not set.
+    """
+    if (out_dir / RUN).exists() and not overwrite:
+        raise UserError(f"{out_dir} holds another run; pass another --out_dir, or --overwrite true to replace it")
+    out_dir.mkdir(parents=True, exist_ok=True)
+
+
+def save_run(run: Run, out_dir: Path) -> None:
+    """Write finetuned.json."""
+    write_text(out_dir / RUN, json.dumps(asdict(run), indent=2, default=str) + "\n")
+
+
+def save_trained(model: GPT, path: Path) -> None:
+    """Save the parameters of `model` that require a gradient, and no others."""
+    save_state({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, path)
+
+
+def save_state(state: dict[str, Tensor], path: Path) -> None:
+    """Write tensors under a temporary name, then rename: `path` is whole or was not touched."""
+    replace_with(path, lambda temporary: torch.save(state, temporary))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename."""
+    replace_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def replace_with(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file beside `path`, make sure that it is on the disk, and give it the name `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except RuntimeError as e:  # torch's writer turns a full disk into one
+        raise UserError(f"{path} could not be written ({str(e).splitlines()[0]}); is the disk full?") from e
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_state(path: Path, remedy: str) -> dict[str, Tensor]:
+    """A file of `save_state`, memory-mapped.
+
+    Raises:
+        UserError: missing or damaged; says to run `remedy`.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no {path}; make it with {remedy}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        raise UserError(f"{path} is truncated or damaged ({str(e).splitlines()[0]}); make it again with {remedy}") from e
+
+
+def check_fit(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+    """Raises: UserError unless both have the same names with the same shapes."""
+    for name in sorted(found.keys() ^ wanted.keys())[:1]:
+        raise UserError(f"{path} {'lacks' if name in wanted else 'has an unexpected'} {name}; it is of another model")
+    for name, x in found.items():
+        if x.shape != wanted[name].shape:
+            raise UserError(f"{path}: {name} has shape {list(x.shape)}, the model needs {list(wanted[name].shape)}")
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    """Equal for equal weights in any of our dtypes; reads only a few values of each tensor."""
+    h = hashlib.sha256()
+    for name in sorted(state):
+        x = state[name].flatten()
+        sample = x[:: max(1, x.numel() // 16)][:16].to(torch.bfloat16)
+        h.update(f"{name} {list(state[name].shape)} {sample.float().tolist()}".encode())
+    return h.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide results."""
+    packages = ("torch", "lightning", "tokenizers", "sentencepiece")
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}}

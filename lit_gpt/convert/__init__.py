@@ -1,0 +1,1 @@
+"""From other people's checkpoints to ours: names (`names`), configurations (`configs`), files (`readers`, `gguf`)."""

@@ -1,0 +1,17 @@
+"""Check that a checkpoint's tokenizer and embedding table belong together."""
+
+from pathlib import Path
+
+from lit_gpt.config import Config
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer import Tokenizer
+
+
+def check_vocabulary(config: Config, checkpoint_dir: Path) -> None:
+    """Raises: UserError if the tokenizer is missing or has tokens that the model has no row for."""
+    n_tokens = Tokenizer(checkpoint_dir).vocab_size
+    if n_tokens > config.padded_vocab_size:
+        raise UserError(
+            f"{checkpoint_dir}: the tokenizer has {n_tokens:,} tokens and the model {config.padded_vocab_size:,} rows; "
+            "they do not belong together"
+        )

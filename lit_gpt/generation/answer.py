@@ -1,0 +1,75 @@
+"""What the generate scripts share: a loaded model, a prompt, text on stdout and figures on stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning.fabric import Fabric
+
+from lit_gpt.args import SamplingArgs
+from lit_gpt.generation.engine import generate
+from lit_gpt.model import GPT
+from lit_gpt.resources import peak_memory_gb
+from lit_gpt.tokenizer import StreamDecoder, Tokenizer
+
+
+def say(text: str) -> None:
+    """A line for the person, on stderr: stdout carries generated text only."""
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def loading(checkpoint_dir: Path) -> Iterator[None]:
+    """Says what is loaded, and afterwards how long it took."""
+    say(f"Loading model {str(checkpoint_dir)!r}")
+    start = time.perf_counter()
+    yield
+    say(f"Time to load the model weights: {time.perf_counter() - start:.02f} seconds.")
+
+
+def print_completion(
+    fabric: Fabric, model: GPT, tokenizer: Tokenizer, prompt: str, args: SamplingArgs, echo: bool
+) -> None:
+    """Write what `model` makes of `prompt` to stdout as it comes.
+
+    Args:
+        prompt: the whole text that the model continues; empty starts from the begin-of-sequence token.
+        echo: write the prompt first.
+    """
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        ids = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]
+    model.eval()
+    decoder = StreamDecoder(tokenizer, ids)
+    write(prompt if echo else "")
+    n_tokens, blank, start = 0, not echo, time.perf_counter()
+    with fabric.autocast():
+        tokens = generate(
+            model,
+            ids,
+            args.max_new_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            stop_ids=tokenizer.stop_ids,
+        )
+        for token in tokens:
+            n_tokens += 1
+            text = decoder.push(token)
+            text = text.lstrip() if blank else text  # an answer begins with its first word
+            blank = blank and not text
+            write(text)
+    write(decoder.pending() + "\n")
+    seconds = time.perf_counter() - start
+    say(f"Time for inference: {seconds:.02f} sec total, {n_tokens / seconds:.02f} tokens/sec")
+
+
+def write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def say_memory() -> None:
+    """The line that ends a generate script."""
+    say(f"Memory used: {peak_memory_gb():.02f} GB")

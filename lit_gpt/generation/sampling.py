@@ -1,0 +1,21 @@
+"""Drawing tokens from logits."""
+
+import torch
+from torch import Tensor
+
+
+def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+    """One token id a row, (B,), from logits (B, V).
+
+    Args:
+        logits: of the next token.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: draw from the k most likely tokens only; None from all.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if top_k is None or top_k >= logits.size(-1):
+        return torch.multinomial(logits.softmax(-1), 1).squeeze(-1)
+    values, ids = logits.topk(top_k)
+    return ids.gather(-1, torch.multinomial(values.softmax(-1), 1)).squeeze(-1)
