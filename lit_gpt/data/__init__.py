@@ -1,0 +1,1 @@
+"""One pipeline: rows from a file (`sources`) -> tokens on disk (`prepare`, `store`) -> batches (`batches`)."""

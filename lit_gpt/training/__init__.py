@@ -1,0 +1,1 @@
+"""Finetuning: the loop (`loop`), its loss, schedule, figures (`monitor`, `flops`) and what surrounds it (`run`)."""

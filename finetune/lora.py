@@ -1,0 +1,57 @@
+"""Finetune with LoRA (https://arxiv.org/abs/2106.09685).
+
+python finetune/lora.py --data_dir data/alpaca --checkpoint_dir checkpoints/openlm-research/open_llama_7b
+
+Defaults are in the signature below; `--print_config > my.yaml` writes them out and `--config my.yaml` reads them back.
+"""
+
+from pathlib import Path
+
+from lit_gpt.args import LoRAArgs, Precision, TrainArgs, ValidationArgs
+
+
+def main(
+    checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
+    data_dir: Path = Path("data/alpaca"),
+    out_dir: Path | None = None,
+    overwrite: bool = False,
+    prompt_style: str | None = None,
+    precision: Precision | None = None,
+    seed: int = 1337,
+    lora: LoRAArgs = LoRAArgs(lora_r=8, lora_alpha=16, lora_dropout=0.05, lora_query=True, lora_value=True),
+    train: TrainArgs = TrainArgs(learning_rate=3e-4, batch_size=128, micro_batch_size=4, warmup_steps=100),
+    validation: ValidationArgs = ValidationArgs(eval_interval=100),
+) -> None:
+    """Finetune with LoRA.
+
+    Args:
+        checkpoint_dir: folder of a converted checkpoint.
+        data_dir: folder of a prepared data set.
+        out_dir: where the run is saved; out/lora/<name of the checkpoint> if not given.
+        overwrite: replace the run that out_dir holds.
+        prompt_style: refuse data that was prepared in another style.
+        precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
+        seed: decides the order of the samples, dropout and the first weights.
+    """
+    from lit_gpt.checkpoint import default_out_dir, make_fabric
+    from lit_gpt.training.run import finetune
+
+    finetune(
+        make_fabric(precision, seed),
+        "lora",
+        lora,
+        checkpoint_dir,
+        data_dir,
+        out_dir or default_out_dir("lora", checkpoint_dir),
+        train,
+        validation,
+        prompt_style=prompt_style,
+        overwrite=overwrite,
+        seed=seed,
+    )
+
+
+if __name__ == "__main__":
+    from lit_gpt.cli import run
+
+    run(main)

@@ -1,0 +1,375 @@
+"""Fetches a model's files from the Hugging Face hub; a run that was cut goes on where it stopped."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import Path
+
+from lit_gpt.errors import UserError
+from lit_gpt.families import MODELS
+
+# Names at the top level of a repository; original/, onnx/ and the like are other people's formats.
+TOKENIZER_AND_CONFIG = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template*",
+)
+WEIGHTS = (
+    ("model*.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
+)
+"""Shards and their index, in order of preference."""
+MAX_HTTP_SIZE = 50 * 10**9
+"""Bytes; the hub serves larger files through its xet storage only."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository: what the hub says of it, and where it goes."""
+
+    name: str
+    size: int
+    checksum: str
+    """SHA-256 of the content of a large (LFS) file, git's SHA-1 of the blob for the others."""
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def part(self) -> Path:
+        """What has arrived so far. The checksum in its name keeps versions of the file apart."""
+        return self.folder / ".download" / f"{self.name}.{self.checksum[:12]}.incomplete"
+
+    @property
+    def marker(self) -> Path:
+        """An empty file, not older than `path`: the checksum of `path` was found to be right."""
+        return self.folder / ".download" / f"{self.name}.{self.checksum[:12]}.whole"
+
+    @property
+    def n_arrived(self) -> int:
+        """Bytes in `part`; 0 if it is too long to be a beginning of the file."""
+        n = self.part.stat().st_size if self.part.exists() else 0
+        return n if n <= self.size else 0
+
+
+def download(
+    name: str,
+    root: Path,
+    revision: str | None = None,
+    token: str | None = None,
+    tokenizer_only: bool = False,
+) -> Path:
+    """Fetch a model into `root/<org>/<name>` and return that folder.
+
+    Files that are there and whole are not fetched again; those begun are continued.
+
+    Args:
+        name: `org/name` of any model on the hub, or the short name of one that we know.
+        revision: branch, tag or commit; None is the main branch.
+        token: None is HF_TOKEN, or the one that `hf auth login` saved.
+        tokenizer_only: leave the weights out.
+
+    Raises:
+        UserError: everything that the user can mend, from a misspelt name to a full disk; the message says how.
+    """
+    repo_id = MODELS[name]["hf_repo"] if name in MODELS else name
+    folder = root / repo_id
+    check_token(token)
+    quiet_client()
+    with one_line_errors(repo_id, revision, token, folder):
+        commit, listed = list_files(repo_id, revision, token, folder)
+        files = choose(repo_id, listed, tokenizer_only)
+        with only_one(folder):
+            missing = [f for f in files if not is_whole(f)]
+            check_space(missing, folder)
+            for i, file in enumerate(missing, 1):
+                report(f"[{i}/{len(missing)}]", file)
+                fetch(file, repo_id, commit, token)
+            if not tokenizer_only:  # all is there: other parts are of versions that we no longer want
+                for leftover in (folder / ".download").glob("*.incomplete"):
+                    leftover.unlink()
+    return folder
+
+
+def check_token(token: str | None) -> None:
+    """Raises: UserError if the token cannot be sent. The client would complain too, and quote it."""
+    from huggingface_hub import get_token
+
+    used = get_token() if token is None else token
+    if used is not None and not (used.isascii() and used.isprintable() and used.split() == [used]):
+        raise UserError("--token or HF_TOKEN is empty or has characters that no token has; copy it again")
+
+
+def list_files(repo_id: str, revision: str | None, token: str | None, folder: Path) -> tuple[str, list[HubFile]]:
+    """The commit that `revision` stands for, and the files at its top level.
+
+    Raises:
+        UserError: not a possible name, or the server is not a hub. Errors of the client pass through.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, token=token, files_metadata=True, timeout=30)
+    except HFValidationError as e:
+        raise UserError(f"--repo_id {repo_id!r} cannot be a model: names look like org/name") from e
+    except json.JSONDecodeError as e:
+        raise UserError(f"{constants.ENDPOINT} does not answer like the hub; check the network and HF_ENDPOINT") from e
+    files = []
+    for s in info.siblings or []:
+        checksum = s.lfs.sha256 if s.lfs else s.blob_id
+        if "/" in s.rfilename or "\\" in s.rfilename:
+            continue
+        if s.size is None or not checksum:
+            raise UserError(f"{constants.ENDPOINT} does not tell the size of {s.rfilename}; unset HF_ENDPOINT")
+        files.append(HubFile(s.rfilename, s.size, checksum, folder))
+    return info.sha, sorted(files, key=lambda f: f.name)
+
+
+def choose(repo_id: str, listed: list[HubFile], tokenizer_only: bool) -> list[HubFile]:
+    """Tokenizer and configuration, then weights: safetensors if there are any, else `.bin`, else the only gguf.
+
+    Raises:
+        UserError: no weights that we read, or several ggufs.
+    """
+    small = [f for f in listed if any(fnmatch(f.name, p) for p in TOKENIZER_AND_CONFIG)]
+    if tokenizer_only:
+        return small
+    for pattern, index in WEIGHTS:
+        # a second dot is a variant of the same weights (model.fp16.safetensors)
+        shards = [f for f in listed if fnmatch(f.name, pattern) and f.name.count(".") == 1]
+        indices = [f for f in listed if f.name == index]
+        if indices and len(shards) > 1:  # some repositories have the same in one file too
+            shards = [f for f in shards if f.name != index.removesuffix(".index.json")]
+        if shards:
+            return small + indices + shards
+    ggufs = [f for f in listed if f.name.endswith(".gguf")]
+    if len(ggufs) == 1:
+        return small + ggufs
+    if ggufs:
+        names = ", ".join(f.name for f in ggufs)
+        raise UserError(f"{repo_id} has {len(ggufs)} gguf files; put the one you want into a folder by hand: {names}")
+    patterns = ", ".join(pattern for pattern, _ in WEIGHTS)
+    raise UserError(f"{repo_id} has no weights ({patterns} or *.gguf); --tokenizer_only true fetches the rest")
+
+
+def is_whole(file: HubFile) -> bool:
+    """Whether the file is there with the hub's content. Marks it if so, for hashing 100 GB takes minutes."""
+    if not file.path.is_file() or file.path.stat().st_size != file.size:
+        return False
+    if file.marker.exists() and file.marker.stat().st_mtime >= file.path.stat().st_mtime:
+        return True
+    if hash_like(file.checksum, file.path) != file.checksum:
+        return False
+    file.marker.touch()
+    return True
+
+
+def hash_like(checksum: str, path: Path) -> str:
+    """The hash of a file's content, of the kind that `checksum` is."""
+    if len(checksum) == 64:
+        digest = hashlib.sha256()
+    else:  # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_space(missing: list[HubFile], folder: Path) -> None:
+    """Raises: UserError if what is still to come does not fit on the disk."""
+    need = sum(f.size - f.n_arrived for f in missing)
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise UserError(
+            f"{folder} needs {human(need)} more and its disk has {human(free)} free; "
+            "free some, or take another disk with --checkpoint_dir"
+        )
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep a second download away from the same parts. Raises: UserError if this is the second."""
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock
+
+    (folder / ".download").mkdir(parents=True, exist_ok=True)
+    try:
+        with WeakFileLock(folder / ".download" / "lock", timeout=0.2):
+            yield
+    except Timeout as e:
+        raise UserError(f"{folder} is being downloaded by another process; wait for it or end it") from e
+
+
+def fetch(file: HubFile, repo_id: str, commit: str, token: str | None) -> None:
+    """Put one file into its folder: continue its part, check it, rename it.
+
+    Since huggingface_hub 1.18 `hf_hub_download` starts from zero in each process (its temporary files have random
+    names, huggingface_hub issue 4196), and so does its xet transfer: hence the client's `http_get`, one level below,
+    which goes on at any byte. Whoever sets HF_XET_HIGH_PERFORMANCE asks for speed instead, and gets it.
+
+    Raises:
+        UserError: what arrived is not what the hub has. Errors of the client and of the disk pass through.
+    """
+    from huggingface_hub import hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    n_arrived = file.n_arrived
+    if file.size > MAX_HTTP_SIZE or (os.environ.get("HF_XET_HIGH_PERFORMANCE") and not n_arrived):
+        arrived = Path(hf_hub_download(repo_id, file.name, revision=commit, local_dir=file.folder, token=token))
+    else:
+        arrived = file.part
+        # compressed content can't be continued in the middle
+        headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
+        with arrived.open("ab" if n_arrived else "wb") as f:
+            if n_arrived < file.size:
+                http_get(
+                    hf_hub_url(repo_id, file.name, revision=commit),
+                    f,
+                    resume_size=n_arrived,
+                    headers=headers,
+                    expected_size=file.size,
+                    displayed_filename=file.name,
+                )
+    if hash_like(file.checksum, arrived) != file.checksum:
+        arrived.unlink()
+        raise UserError(f"{file.name} arrived damaged and was thrown away; run the same command again")
+    os.replace(arrived, file.path)
+    file.marker.touch()
+
+
+def report(count: str, file: HubFile) -> None:
+    """One line a file where the client's progress bar is not drawn, as in a log file."""
+    if not sys.stderr.isatty():
+        begun = f", {human(file.n_arrived)} of it here already" if file.n_arrived else ""
+        print(f"{count} {file.name} ({human(file.size)}{begun})", file=sys.stderr, flush=True)
+
+
+def quiet_client() -> None:
+    """Turn the client's warnings off, so that what goes wrong is said once, by us; its own variables turn them on."""
+    from huggingface_hub.utils import logging
+
+    if not os.environ.keys() & {"HF_HUB_VERBOSITY", "HF_DEBUG"}:
+        logging.set_verbosity_error()
+
+
+@contextmanager
+def one_line_errors(repo_id: str, revision: str | None, token: str | None, folder: Path) -> Iterator[None]:
+    """Turn what the client and the disk raise into one line that says what to do.
+
+    Raises:
+        UserError: see there. What we cannot explain passes through.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        message = explain_refusal(e, repo_id, revision, token) or explain_failure(e, folder)
+        if message is None:
+            raise
+        raise UserError(message) from e
+
+
+def explain_refusal(error: Exception, repo_id: str, revision: str | None, token: str | None) -> str | None:
+    """What to do about the hub's refusal; None if it did not answer at all."""
+    from huggingface_hub import constants, errors, get_token
+
+    page = f"https://huggingface.co/{repo_id}"
+    has_token = bool(token or get_token())
+    if isinstance(error, errors.GatedRepoError):
+        if has_token:
+            return (
+                f"{repo_id} is gated and your token has no access to it; request it at {page} with the token's account"
+            )
+        return (
+            f"{repo_id} is gated: request access at {page}, make a token at https://huggingface.co/settings/tokens, "
+            "and pass it with --token or HF_TOKEN"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        private = "" if has_token else " (or it is private and needs --token)"
+        return f"{constants.ENDPOINT} has no model {repo_id!r}{private}; {close_matches(repo_id)}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision!r}; {page}/tree/main lists its branches and tags"
+    if not isinstance(error, errors.HfHubHTTPError):
+        return None
+    status = getattr(error.response, "status_code", None)
+    if status == 401:
+        return "the hub refused your token; make another at https://huggingface.co/settings/tokens"
+    said = (error.server_message or "no reason given").splitlines()[0]
+    if status == 403:
+        return f"the hub refused {repo_id} ({said}); check that your token may read it"
+    return f"{constants.ENDPOINT} answered {status} ({said}); run the same command again later, it goes on from there"
+
+
+def explain_failure(error: Exception, folder: Path) -> str | None:
+    """What to do about a network or a disk that failed; None if it is neither."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE forbids to download; unset it"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {folder} is full; free some and run the same command again, it goes on where it stopped"
+    # `requests` up to huggingface_hub 0.36, `httpx` and its successor since
+    libraries = {cls.__module__.partition(".")[0].rstrip("2") for cls in type(error).__mro__}
+    cut_short = isinstance(error, OSError) and "Consistency check" in str(
+        error
+    )  # the client's, with no type of its own
+    if not libraries & {"requests", "urllib3", "httpx", "httpcore"} and not cut_short:
+        return None
+    return (
+        f"the connection to {constants.ENDPOINT} failed ({reason(error)}); "
+        "check the network and run the same command again, it goes on where it stopped"
+    )
+
+
+def is_from_http(error: BaseException | None) -> bool:
+    """Whether the client's HTTP library raised it: `requests` up to huggingface_hub 0.36, `httpx`, then `httpx2`."""
+    while error is not None:
+        if {cls.__module__.partition(".")[0] for cls in type(error).__mro__} & {"requests", "httpx", "httpx2"}:
+            return True
+        error = error.__cause__
+    return False
+
+
+def reason(error: BaseException) -> str:
+    """What the system said at the root of an error. Never the client's words: they may quote a header."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def close_matches(repo_id: str) -> str:
+    """Known models that `repo_id` may have meant, as a hint."""
+    known = {short.lower(): fields["hf_repo"] for short, fields in MODELS.items()}
+    close = get_close_matches(repo_id.rpartition("/")[2].lower(), known, n=4)
+    if not close:
+        return "python scripts/download.py lists the known ones"
+    return f"close matches: {', '.join(known[c] for c in close)}"
+
+
+def human(n_bytes: int) -> str:
+    """A size in the largest unit that leaves a digit before the point."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.1f} {unit}"
+    return f"{n_bytes} B"

@@ -1,0 +1,35 @@
+"""Floating-point operations of a training iteration, by arithmetic and by counting."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_gpt.model import GPT
+
+
+def estimated_flops(model: GPT, batch_size: int, length: int) -> float:
+    """Operations of forward and backward over (batch_size, length) tokens, all of them targets.
+
+    2 a token for each weight of a matrix product in the forward pass, and as many for the gradient of its input; the
+    gradient of the weight, 2 more, only where it is trained (arXiv:2001.08361, table 1). Attention reads the causal
+    half: 2 * T * H * D a layer and token for scores and values together, and twice that in the backward pass.
+    """
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "wte" not in n]
+    if model.config.tie_embeddings and not any("lm_head" in n and "lora" not in n for n, _ in model.named_parameters()):
+        matrices.append(model.transformer.wte.weight)  # listed once, as the embedding
+    frozen = sum(p.numel() for p in matrices if not p.requires_grad)
+    trained = sum(p.numel() for p in matrices if p.requires_grad)
+    c = model.config
+    attention = c.n_layer * 2 * length * c.n_head * c.head_size
+    return batch_size * length * (4 * frozen + 6 * trained + 3 * attention)
+
+
+def measured_flops(model: GPT, batch_size: int, length: int) -> float:
+    """The same, counted by torch while a copy of the model without memory (on the meta device) does it.
+
+    Args:
+        model: on the meta device.
+    """
+    ids = torch.zeros(batch_size, length, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(ids).sum().backward()
+    return counter.get_total_flops()

@@ -1,0 +1,127 @@
+"""What a run shows while it goes: a progress bar in a terminal, plain lines in a file, and always metrics.csv."""
+
+import csv
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lit_gpt.data.batches import Batch
+
+COLUMNS = (
+    "iter step samples seconds loss val_loss learning_rate tokens_per_sec iter_time_ms n_tokens n_targets".split()
+)
+
+
+class Monitor:
+    """Counts and reports what the loop tells it. Losses stay on the device until a line is due.
+
+    Args:
+        out_dir: where metrics.csv goes.
+        n_iters: micro-batches of the whole run.
+        log_interval: micro-batches between lines.
+    """
+
+    def __init__(self, out_dir: Path, n_iters: int, log_interval: int) -> None:
+        self.log_interval, self.n_iters = log_interval, n_iters
+        self.iter = self.samples = 0
+        self.loss_is_finite = True
+        self.file = open(out_dir / "metrics.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed below)
+        self.csv = csv.DictWriter(self.file, COLUMNS)
+        self.csv.writeheader()
+        self.bar = tqdm(total=n_iters, unit="iter", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.start = time.perf_counter()
+        self.since_line = time.perf_counter()
+        self.losses: list[Tensor] = []
+        self.n_tokens = self.n_targets = self.n_iterations = 0
+
+    def iterated(self, step: int, batch: Batch, loss: Tensor, learning_rate: float, is_step: bool) -> None:
+        """A micro-batch is done; `loss` is the sum over its targets."""
+        self.iter += 1
+        self.samples += len(batch.ids)
+        self.losses.append(loss)
+        self.n_tokens += batch.n_tokens
+        self.n_targets += batch.n_targets
+        self.n_iterations += 1
+        if self.iter % self.log_interval and self.iter != self.n_iters:
+            return
+        mean = torch.stack(self.losses).sum().item() / max(1, self.n_targets)
+        self.loss_is_finite = self.loss_is_finite and mean == mean and abs(mean) != float("inf")
+        seconds = time.perf_counter() - self.since_line
+        row = {
+            "iter": self.iter,
+            "step": step,
+            "samples": self.samples,
+            "loss": f"{mean:.6f}",
+            "learning_rate": f"{learning_rate:.4g}",
+            "tokens_per_sec": f"{self.n_tokens / seconds:.1f}",
+            "iter_time_ms": f"{1e3 * seconds / self.n_iterations:.2f}",
+            "n_tokens": self.n_tokens,
+            "n_targets": self.n_targets,
+        }
+        self.write(row)
+        if self.bar is None:
+            print(
+                f"iter {self.iter} step {step}: loss {mean:.4f}, iter time: {row['iter_time_ms']}ms"
+                f"{' (optimizer.step)' if is_step else ''}"
+            )
+        else:
+            self.bar.update(self.n_iterations)
+            self.bar.set_postfix_str(f"step {step}, loss {mean:.4f}, {row['tokens_per_sec']} tok/s")
+        self.losses, self.n_tokens, self.n_targets, self.n_iterations = [], 0, 0, 0
+        self.since_line = time.perf_counter()
+
+    def validated(self, step: int, loss: float) -> None:
+        """A validation is done; `loss` is the mean over its targets."""
+        seconds = time.perf_counter() - self.since_line
+        self.write({"iter": self.iter, "step": step, "samples": self.samples, "val_loss": f"{loss:.6f}"})
+        self.say(f"iter {self.iter} step {step}: val loss {loss:.4f}, val time: {1e3 * seconds:.2f}ms")
+        self.since_line = time.perf_counter()  # the time of a validation is not the next iteration's
+
+    def write(self, row: dict[str, object]) -> None:
+        self.csv.writerow({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})
+        self.file.flush()
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self.bar is None:
+            print(line)
+        else:
+            self.bar.write(line)
+
+    def close(self) -> float:
+        """End the bar and the file; returns the seconds since the start."""
+        if self.bar is not None:
+            self.bar.close()
+        self.file.close()
+        return time.perf_counter() - self.start
+
+
+def plot_losses(metrics: Path, picture: Path) -> None:
+    """Draw training and validation loss of a metrics.csv over the optimizer steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with open(metrics, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    by_step: dict[int, list[tuple[float, int]]] = {}
+    for r in rows:
+        if r["loss"]:
+            by_step.setdefault(int(r["step"]), []).append((float(r["loss"]), int(r["n_targets"])))
+    train = {s: sum(loss * n for loss, n in v) / max(1, sum(n for _, n in v)) for s, v in by_step.items()}
+    val = {int(r["step"]): float(r["val_loss"]) for r in rows if r["val_loss"]}
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    axes.plot(list(train), list(train.values()), color="#4477aa", linewidth=1.2, label="training")
+    axes.plot(list(val), list(val.values()), color="#cc3311", marker="o", markersize=4, label="validation")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss per target token (nats)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,114 @@
+"""What surrounds the loop in every finetune script: the data, the run's folder, the figures before and after."""
+
+import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.checkpoint import (
+    METHODS,
+    Run,
+    claim_out_dir,
+    load_base,
+    save_run,
+    trained_path,
+    versions,
+)
+from lit_gpt.data import store
+from lit_gpt.model import GPT
+from lit_gpt.resources import peak_memory_gb
+from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.training.flops import estimated_flops, measured_flops
+from lit_gpt.training.loop import fit
+from lit_gpt.training.monitor import Monitor, plot_losses
+from lit_gpt.training.schedule import warmup_of
+
+
+def finetune(
+    fabric: Fabric,
+    method: str,
+    method_args: Any,
+    checkpoint_dir: Path,
+    data_dir: Path,
+    out_dir: Path,
+    train: TrainArgs,
+    validation: ValidationArgs,
+    *,
+    prompt_style: str | None = None,
+    overwrite: bool = False,
+    seed: int = 1337,
+) -> None:
+    """Finetune the model of `checkpoint_dir` by `method` on `data_dir`, and leave in `out_dir` what it takes to use it.
+
+    Args:
+        method: key of METHODS.
+        method_args: what its `inject` takes.
+        prompt_style: refuse data of another style than this; None takes the data's.
+        overwrite: replace the run that `out_dir` holds.
+
+    Raises:
+        UserError: checkpoint, data and folder that do not go together; see what is called here.
+    """
+    train_data, val_data, meta = store.load(data_dir)
+    store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), prompt_style)
+    model, base_digest = load_base(fabric, checkpoint_dir)
+    claim_out_dir(out_dir, overwrite)
+    inject, _ = METHODS[method]
+    inject(model, method_args)
+    describe(fabric, model, train_data, meta, method, method_args, train)
+
+    n_samples = train.n_samples(len(train_data))
+    monitor = Monitor(out_dir, count_iters(n_samples, train), train.log_interval)
+    path = trained_path(out_dir, method)
+    run = Run(
+        method=method,
+        method_args=asdict(method_args),
+        prompt_style=meta["prompt_style"],
+        base=str(checkpoint_dir),
+        base_digest=base_digest,
+        data={"folder": str(data_dir), **meta},
+        training={**asdict(train), **asdict(validation), "seed": seed, "precision": str(fabric._precision.precision)},
+        versions=versions(),
+    )
+    fit(fabric, model, train_data, val_data, path, monitor, train, validation, seed)
+    save_run(run, out_dir)
+    seconds = monitor.close()
+    plot_losses(out_dir / "metrics.csv", out_dir / "loss.png")
+    print(f"Training time: {seconds:.2f}s")
+    print(f"Memory used: {peak_memory_gb():.02f} GB")
+    print(f"Saved the trained weights to {path}, the loss curve to {out_dir / 'loss.png'}")
+
+
+def count_iters(n_samples: int, train: TrainArgs) -> int:
+    """Micro-batches of a run of `n_samples`; only the last step may have fewer samples than the others."""
+    whole, rest = divmod(n_samples, train.batch_size)
+    return whole * (train.batch_size // train.micro_batch_size) + -(-rest // train.micro_batch_size)
+
+
+def describe(
+    fabric: Fabric, model: GPT, data: store.Samples, meta: dict[str, Any], method: str, method_args: Any, train: TrainArgs
+) -> None:
+    """Print what is about to happen: parameters, operations, length of the run."""
+    trained, frozen = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad is wanted) for wanted in (True, False)
+    )
+    print(f"Number of trainable parameters: {trained:,}")
+    print(f"Number of non trainable parameters: {frozen:,}")
+    n_samples = train.n_samples(len(data))
+    n_steps = -(-n_samples // train.batch_size)
+    length = round(float(data.lengths.mean()))
+    print(
+        f"Training {n_samples:,} samples = {n_samples / len(data):.2f} epochs in {n_steps:,} steps of {train.batch_size}, "
+        f"{count_iters(n_samples, train):,} micro-batches; {warmup_of(train, n_steps)} steps of warm-up"
+    )
+    print(f"The longest training sample has {data.lengths.max()} tokens, the model has room for {model.config.block_size}")
+    with torch.device("meta"):
+        counted = GPT(copy.deepcopy(model.config))
+        METHODS[method][0](counted, method_args)
+    size = f"(one micro-batch of {train.micro_batch_size} x {length} tokens, the mean length)"
+    print(f"Estimated TFLOPs: {estimated_flops(model, train.micro_batch_size, length) / 1e12:.2f} {size}")
+    print(f"Measured TFLOPs: {measured_flops(counted, train.micro_batch_size, length) / 1e12:.2f} {size}")

@@ -1,0 +1,47 @@
+"""Download a model from the Hugging Face hub: weights, tokenizer, configuration.
+
+python scripts/download.py --repo_id openlm-research/open_llama_7b
+
+Without --repo_id it lists the models we know. An interrupted download goes on where it stopped: run it again.
+HF_XET_HIGH_PERFORMANCE=1 gives that up, within a file, for the client's faster transfer.
+"""
+
+import shlex
+from pathlib import Path
+
+
+def main(
+    repo_id: str | None = None,
+    checkpoint_dir: Path = Path("checkpoints"),
+    revision: str | None = None,
+    token: str | None = None,
+    tokenizer_only: bool = False,
+) -> None:
+    """Download a model.
+
+    Args:
+        repo_id: org/name on the hub, or the short name of a model we know.
+        checkpoint_dir: where the folder <org>/<name> goes.
+        revision: branch, tag or commit; the main branch if not given.
+        token: for gated and private repositories; HF_TOKEN if not given.
+        tokenizer_only: leave the weights out.
+    """
+    if repo_id is None:
+        from lit_gpt.families import MODELS
+
+        for fields in MODELS.values():
+            print(fields["hf_repo"])
+        return
+
+    from lit_gpt.hub import download, human
+
+    folder = download(repo_id, checkpoint_dir, revision, token, tokenizer_only)
+    print(f"{folder} is complete ({human(sum(p.stat().st_size for p in folder.iterdir() if p.is_file()))})")
+    if not tokenizer_only:
+        print(f"next: python scripts/convert_hf_checkpoint.py --checkpoint_dir {shlex.quote(str(folder))}")
+
+
+if __name__ == "__main__":
+    from lit_gpt.cli import run
+
+    run(main)
