@@ -294,8 +294,11 @@ def explain_refusal(error: Exception, repo_id: str, revision: str | None, token:
     """What to do about the hub's refusal; None if it did not answer at all."""
     from huggingface_hub import constants, errors, get_token
 
+    if not isinstance(error, errors.HfHubHTTPError):
+        return None
     page = f"https://huggingface.co/{repo_id}"
     has_token = bool(token or get_token())
+    status = getattr(error.response, "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         if has_token:
             return (
@@ -305,17 +308,15 @@ def explain_refusal(error: Exception, repo_id: str, revision: str | None, token:
             f"{repo_id} is gated: request access at {page}, make a token at https://huggingface.co/settings/tokens, "
             "and pass it with --token or HF_TOKEN"
         )
-    if isinstance(error, errors.RepositoryNotFoundError):
+    # the hub answers 401 to strangers who ask for what does not exist
+    if isinstance(error, errors.RepositoryNotFoundError) or (status == 401 and not has_token):
         private = "" if has_token else " (or it is private and needs --token)"
         return f"{constants.ENDPOINT} has no model {repo_id!r}{private}; {close_matches(repo_id)}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo_id} has no revision {revision!r}; {page}/tree/main lists its branches and tags"
-    if not isinstance(error, errors.HfHubHTTPError):
-        return None
-    status = getattr(error.response, "status_code", None)
     if status == 401:
         return "the hub refused your token; make another at https://huggingface.co/settings/tokens"
-    said = (error.server_message or "no reason given").splitlines()[0]
+    said = (error.server_message or "no reason given").splitlines()[0][:200]
     if status == 403:
         return f"the hub refused {repo_id} ({said}); check that your token may read it"
     return f"{constants.ENDPOINT} answered {status} ({said}); run the same command again later, it goes on from there"

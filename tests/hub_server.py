@@ -37,7 +37,7 @@ class Repo:
 
     def commit(self, revision: str) -> str | None:
         """The 40 digits that a branch or a commit stands for."""
-        commits = {hashlib.sha1(repr(sorted(f.items())).encode()).hexdigest(): r for r, f in self.revisions.items()}
+        commits = {hashlib.sha1(r.encode()).hexdigest(): r for r in self.revisions}
         return next((c for c, r in commits.items() if revision in (c, r)), None)
 
     def files(self, commit: str) -> dict[str, bytes]:
