@@ -1,16 +1,19 @@
-"""Score a pretrained model on tasks of EleutherAI's lm-eval.
+"""Evaluate a pretrained model with EleutherAI's lm-evaluation-harness.
 
-python eval/lm_eval_harness.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b \\
+python eval/lm_eval_harness.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b --precision bf16-true \
     --eval_tasks "[truthfulqa_mc]" --batch_size 4 --save_filepath results.json
+
+The table of scores goes to stdout, everything else to stderr.
 """
 
 from pathlib import Path
 
-from lit_gpt.args import EvalArgs, Precision
+from lit_gpt.args import Precision
+from lit_gpt.evaluation.tasks import EvalArgs
 
 
 def main(
-    checkpoint_dir: Path,
+    checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     precision: Precision | None = None,
     evaluation: EvalArgs = EvalArgs(),
 ) -> None:
@@ -20,13 +23,18 @@ def main(
         checkpoint_dir: folder of a converted checkpoint.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
     """
-    from lit_gpt.checkpoint import load_base, make_fabric
-    from lit_gpt.evaluation.run import evaluate
+    from lit_gpt.checkpoint import load_base, make_fabric, require_checkpoint
+    from lit_gpt.evaluation.harness import choose_style, evaluate
+    from lit_gpt.evaluation.tasks import prepare
     from lit_gpt.tokenizer import Tokenizer
 
+    require_checkpoint(checkpoint_dir)
+    style = choose_style(evaluation)
+    tasks = prepare(evaluation)
     fabric = make_fabric(precision, evaluation.seed)
     model, _ = load_base(fabric, checkpoint_dir)
-    evaluate(fabric, model, Tokenizer(checkpoint_dir), str(checkpoint_dir), evaluation)
+    about = {"checkpoint_dir": checkpoint_dir, "precision": precision}
+    evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
 
 
 if __name__ == "__main__":

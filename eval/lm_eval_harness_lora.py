@@ -1,16 +1,19 @@
-"""Score a model finetuned by finetune/lora.py on tasks of EleutherAI's lm-eval.
+"""Evaluate a model finetuned by finetune/lora.py with EleutherAI's lm-evaluation-harness.
 
-python eval/lm_eval_harness_lora.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b \\
-    --eval_tasks "[truthfulqa_mc]" --batch_size 4 --save_filepath results_lora.json
+python eval/lm_eval_harness_lora.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b \
+    --precision bf16-true --eval_tasks "[truthfulqa_mc]" --batch_size 4 --save_filepath results.json
+
+The table of scores goes to stdout, everything else to stderr.
 """
 
 from pathlib import Path
 
-from lit_gpt.args import EvalArgs, Precision
+from lit_gpt.args import Precision
+from lit_gpt.evaluation.tasks import EvalArgs
 
 
 def main(
-    checkpoint_dir: Path,
+    checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     finetuned_path: Path | None = None,
     precision: Precision | None = None,
     evaluation: EvalArgs = EvalArgs(),
@@ -22,14 +25,22 @@ def main(
         finetuned_path: the run's folder, or the weights in it; out/lora/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
     """
-    from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric
-    from lit_gpt.evaluation.run import evaluate
+    from lit_gpt import lora
+    from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric, read_run, require_checkpoint
+    from lit_gpt.evaluation.harness import choose_style, evaluate
+    from lit_gpt.evaluation.tasks import prepare
     from lit_gpt.tokenizer import Tokenizer
 
-    fabric = make_fabric(precision, evaluation.seed)
+    require_checkpoint(checkpoint_dir)
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
-    model, _ = load_finetuned(fabric, checkpoint_dir, run_dir)
-    evaluate(fabric, model, Tokenizer(checkpoint_dir), str(run_dir), evaluation)
+    run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    style = choose_style(evaluation, read_run(run_dir).prompt_style)
+    tasks = prepare(evaluation)
+    fabric = make_fabric(precision, evaluation.seed)
+    model, run = load_finetuned(fabric, checkpoint_dir, run_dir)
+    lora.merge(model)  # the same answers, without the cost of the updates
+    about = {"checkpoint_dir": checkpoint_dir, "finetuned_path": run_dir, "method": run.method, "precision": precision}
+    evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Arguments that several scripts share, as frozen dataclasses; each field is one command-line flag. No heavy imports."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 from lit_gpt.errors import UserError
@@ -157,39 +156,6 @@ class SamplingArgs:
         require("temperature", self.temperature, at_least=0)
         if self.top_k is not None:
             require("top_k", self.top_k, at_least=1)
-
-
-@dataclass(frozen=True)
-class EvalArgs:
-    """What is evaluated, on which data."""
-
-    eval_tasks: list[str] = field(
-        default_factory=lambda: ["arc_challenge", "piqa", "hellaswag", "hendrycksTest-*"]  # as the original
-    )
-    """Tasks, groups or patterns of lm-eval, by today's names or those of 2023."""
-    task_data: dict[str, Path] | None = None
-    """Local data instead of the hub's: task -> JSON or JSON-lines file in the schema that the task has there."""
-    task_path: Path | None = None
-    """A folder with tasks of your own, as YAML files of lm-eval."""
-    batch_size: int = 1
-    """Sequences side by side."""
-    num_fewshot: int | None = None
-    """Solved examples in the prompt; the task's own number if not given."""
-    limit: int | None = None
-    """Use the first so many questions of each task only."""
-    bootstrap_iters: int = 100_000
-    """Resamplings for the standard errors."""
-    save_filepath: Path | None = None
-    """Where to save the results as JSON."""
-    log_samples: bool = False
-    """Save every question with its answer, too."""
-    seed: int = 1234
-    """Decides few-shot examples and draws."""
-
-    def __post_init__(self) -> None:
-        require("batch_size", self.batch_size, at_least=1)
-        if self.limit is not None:
-            require("limit", self.limit, at_least=1)
 
 
 def require(name: str, value: float, at_least: float) -> None:

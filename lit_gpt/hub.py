@@ -330,15 +330,14 @@ def explain_failure(error: Exception, folder: Path) -> str | None:
         return "HF_HUB_OFFLINE forbids to download; unset it"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {folder} is full; free some and run the same command again, it goes on where it stopped"
-    # `requests` up to huggingface_hub 0.36, `httpx` and its successor since
-    libraries = {cls.__module__.partition(".")[0].rstrip("2") for cls in type(error).__mro__}
-    cut_short = isinstance(error, OSError) and "Consistency check" in str(
-        error
-    )  # the client's, with no type of its own
-    if not libraries & {"requests", "urllib3", "httpx", "httpcore"} and not cut_short:
+    if is_from_http(error):
+        what = reason(error)
+    elif isinstance(error, OSError) and "Consistency check" in str(error):  # the client has no type for it
+        what = "it ended before the file did"
+    else:
         return None
     return (
-        f"the connection to {constants.ENDPOINT} failed ({reason(error)}); "
+        f"the connection to {constants.ENDPOINT} failed ({what}); "
         "check the network and run the same command again, it goes on where it stopped"
     )
 

