@@ -229,12 +229,13 @@ def fetch(file: HubFile, repo_id: str, commit: str, token: str | None) -> None:
     Raises:
         UserError: what arrived is not what the hub has. Errors of the client and of the disk pass through.
     """
-    from huggingface_hub import hf_hub_download, hf_hub_url
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
     n_arrived = file.n_arrived
-    if file.size > MAX_HTTP_SIZE or (os.environ.get("HF_XET_HIGH_PERFORMANCE") and not n_arrived):
+    prefers_speed = os.environ.get("HF_XET_HIGH_PERFORMANCE", "").upper() in constants.ENV_VARS_TRUE_VALUES
+    if file.size > MAX_HTTP_SIZE or (prefers_speed and not n_arrived):
         arrived = Path(hf_hub_download(repo_id, file.name, revision=commit, local_dir=file.folder, token=token))
     else:
         arrived = file.part

@@ -52,6 +52,7 @@ class Request:
     path: str
     host: str
     range: str | None
+    encoding: str | None
     token: str | None
 
     @property
@@ -111,8 +112,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         self.token = (self.headers["Authorization"] or "").removeprefix("Bearer ") or None
-        host, sent_range = self.headers["Host"], self.headers["Range"]
-        self.hub.log.append(Request(self.command, url.path, host, sent_range, self.token))
+        host, asked, encoding = (self.headers[name] for name in ("Host", "Range", "Accept-Encoding"))
+        self.hub.log.append(Request(self.command, url.path, host, asked, encoding, self.token))
         parts = [unquote(p) for p in url.path.strip("/").split("/")]
         if parts[:2] == ["api", "models"]:
             revision = parts[5] if parts[4:5] == ["revision"] else "main"

@@ -201,6 +201,7 @@ def test_a_cut_connection_is_continued_in_the_same_run_and_the_next(hub: Hub, do
     assert again.returncode == 0, again.stderr
     assert f"{arrived / 1e6:.1f} MB of it here already" in again.stderr
     assert {r.range for r in hub.asked("model.safetensors")} == {f"bytes={arrived}-"}
+    assert {r.encoding for r in hub.asked("model.safetensors")} == {"identity"}  # bytes of the file, not of a zip
     assert content(tmp_path) == SMALL | {"model.safetensors": whole}
 
 
@@ -249,9 +250,13 @@ def test_another_revision_is_fetched_even_where_sizes_agree(hub: Hub, download: 
     old, new = ({"config.json": b'{"v": %d}' % i, "model.safetensors": b"weights %d" % i} for i in (1, 2))
     hub.add(REPO, new)
     hub.add(REPO, old, revision="step1")
+    leftover = part(tmp_path, "model.safetensors", b"weights 0")
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"weig")
     for arguments, expected in (((), new), (("--revision", "step1"), old), ((), new)):
         assert download("--repo_id", REPO, *arguments).returncode == 0
         assert content(tmp_path) == expected
+        assert not leftover.exists()
     assert "no revision 'step9'" in download.fails("--repo_id", REPO, "--revision", "step9")
 
 

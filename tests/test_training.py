@@ -1,0 +1,141 @@
+"""The loop's result depends on the data, the seed and the settings, and on nothing else."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+
+from lit_gpt import lora
+from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
+from lit_gpt.config import Config
+from lit_gpt.data.batches import steps
+from lit_gpt.data.store import IGNORE, stack
+from lit_gpt.model import GPT
+from lit_gpt.training.flops import estimated_flops, measured_flops
+from lit_gpt.training.loop import fit, validate
+from lit_gpt.training.loss import loss_sum
+from lit_gpt.training.monitor import Monitor
+from lit_gpt.training.run import count_iters
+from lit_gpt.training.schedule import learning_rate
+
+TINY = Config(
+    name="tiny", n_layer=2, n_head=4, n_query_groups=2, n_embd=32, vocab_size=64, padding_multiple=8, block_size=64,
+    norm="rms", mlp="swiglu", parallel_residual=False, bias=False, rotary_percentage=1.0, intermediate_size=48,
+)  # fmt: skip
+
+
+def make_samples(n, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        length = int(rng.integers(4, 40))
+        ids = rng.integers(1, 60, length).tolist()
+        masked = int(rng.integers(0, length - 1))
+        rows.append((ids, [IGNORE] * masked + ids[masked:]))
+    return stack(rows)
+
+
+def trained(tmp_path, micro_batch_size, **kwargs):
+    """The trained weights and the step losses of a short run."""
+    torch.manual_seed(0)
+    model = GPT(TINY)
+    lora.inject(model, LoRAArgs(lora_r=4, lora_dropout=0.0, lora_mlp=True))
+    args = TrainArgs(batch_size=8, micro_batch_size=micro_batch_size, learning_rate=1e-2, warmup_steps=1, **kwargs)
+    data = make_samples(20)
+    out = tmp_path / f"{micro_batch_size}-{len(list(tmp_path.iterdir()))}"
+    out.mkdir()
+    monitor = Monitor(out, count_iters(args.n_samples(len(data)), args), args.log_interval)
+    fit(Fabric(accelerator="cpu", devices=1), model, data, make_samples(6, 1), out / "w.pth", monitor, args, ValidationArgs(), 7)
+    monitor.close()
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, (out / "metrics.csv").read_text()
+
+
+def test_micro_batch_size_changes_memory_and_nothing_else(tmp_path, capsys):
+    one, _ = trained(tmp_path, 1, epochs=2)
+    eight, _ = trained(tmp_path, 8, epochs=2)
+    for name in one:
+        torch.testing.assert_close(one[name], eight[name], rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_a_step_are_those_of_the_mean_over_its_targets():
+    torch.manual_seed(0)
+    model, data = GPT(TINY), make_samples(8)
+    wanted = [F.cross_entropy(model(torch.tensor(i)[None])[0, :-1], torch.tensor(t[1:]).long(), reduction="sum")
+              for i, t in ((ids.astype(np.int64), labels) for ids, labels in (data[k] for k in range(8)))]  # fmt: skip
+    n_targets = sum(int((data[k][1][1:] != IGNORE).sum()) for k in range(8))
+    (sum(wanted) / n_targets).backward()
+    want = model.transformer.h[0].attn.qkv.weight.grad.clone()
+    for micro in (1, 4, 8):
+        model.zero_grad()
+        (batches,) = steps(data, 8, 8, micro, seed=3)
+        assert sum(b.n_targets for b in batches) == n_targets
+        for b in batches:
+            (loss_sum(model, b.ids, b.labels) / n_targets).backward()
+        torch.testing.assert_close(model.transformer.h[0].attn.qkv.weight.grad, want, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 8])
+def test_a_sample_is_seen_once_an_epoch_in_an_order_of_the_seed_alone(micro):
+    data = stack([([i + 1, i + 1], [i + 1, i + 1]) for i in range(20)])
+
+    def seen(size, seed):
+        return [sorted(int(i) for b in step for i in b.ids[:, 0]) for step in steps(data, 60, 8, size, seed)]
+
+    by_step = seen(micro, 5)
+    assert by_step == seen(1, 5) and by_step != seen(1, 6)
+    assert sorted(i for step in by_step for i in step) == sorted([*range(1, 21)] * 3)
+    assert len(by_step) == math.ceil(60 / 8)
+
+
+def test_epochs_steps_and_iterations_each_end_a_run():
+    sizes = {"batch_size": 8, "micro_batch_size": 2}
+    assert TrainArgs(**sizes, epochs=2).n_samples(20) == 40
+    assert TrainArgs(**sizes, max_steps=3).n_samples(20) == 24
+    assert TrainArgs(**sizes, max_iters=5).n_samples(20) == 10
+    assert TrainArgs(**sizes, epochs=2, max_steps=3, max_iters=5).n_samples(20) == 10
+    assert TrainArgs(**sizes).n_samples(20) == 100_000  # the starter guide's 50,000 micro-batches
+    assert TrainArgs(**sizes, epochs=3).n_samples(10**6) == 3 * 10**6
+
+
+def test_metrics_have_loss_rate_and_real_tokens_per_second(tmp_path, capsys):
+    weights, text = trained(tmp_path, 4, epochs=3)
+    header, *rows = [line.split(",") for line in text.splitlines()]
+    rows = [dict(zip(header, r, strict=True)) for r in rows]
+    logged = [r for r in rows if r["loss"]]
+    assert len(logged) == count_iters(60, TrainArgs(batch_size=8, micro_batch_size=4))
+    assert sum(int(r["n_tokens"]) for r in logged) == 3 * len(make_samples(20).ids)
+    assert all(float(r["tokens_per_sec"]) > 0 and float(r["learning_rate"]) > 0 for r in logged)
+    val = [float(r["val_loss"]) for r in rows if r["val_loss"]]
+    assert val[-1] < val[0]
+    lines = capsys.readouterr().out
+    assert "(optimizer.step)" in lines and "iter 1 step 1: loss" in lines
+
+
+def test_validation_is_the_mean_over_all_targets_and_leaves_dropout_off(tmp_path):
+    torch.manual_seed(0)
+    model, data = GPT(TINY), make_samples(7)
+    lora.inject(model, LoRAArgs(lora_dropout=0.9))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    losses = {m: validate(fabric, model, data, TrainArgs(batch_size=8, micro_batch_size=m), ValidationArgs()) for m in (1, 4)}
+    assert losses[1] == pytest.approx(losses[4], rel=1e-5)
+
+
+def test_the_schedule_rises_to_the_peak_and_falls_to_zero():
+    args = TrainArgs(learning_rate=1.0, warmup_steps=10)
+    rates = [learning_rate(s, 200, args) for s in range(1, 201)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 == max(rates) and 0 < rates[-1] < 0.001
+    assert learning_rate(1, 5, args) == 1.0  # a run shorter than its warm-up trains all the same
+    assert learning_rate(200, 200, TrainArgs(learning_rate=1.0, warmup_steps=10, lr_schedule="constant")) == 1.0
+
+
+def test_the_estimate_of_operations_is_near_the_count():
+    for tied in (False, True):
+        from dataclasses import replace
+
+        with torch.device("meta"):
+            model = GPT(replace(TINY, tie_embeddings=tied, n_embd=256, head_size=64, intermediate_size=512, block_size=512))
+            lora.inject(model, LoRAArgs())
+        assert measured_flops(model, 4, 64) == pytest.approx(estimated_flops(model, 4, 64), rel=0.1)
