@@ -19,12 +19,12 @@ def tiny_hf(kind: str, **overrides):
 
     sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     if kind.startswith("neox"):
-        config = GPTNeoXConfig(**sizes, intermediate_size=64, max_position_embeddings=128, **overrides)
+        config = GPTNeoXConfig(**sizes, intermediate_size=64, max_position_embeddings=512, **overrides)
     else:
         config = LlamaConfig(
             **sizes,
             intermediate_size=48,
-            max_position_embeddings=128,
+            max_position_embeddings=512,
             num_key_value_heads=2 if kind == "llama-gqa" else 4,
             tie_word_embeddings=kind == "llama-tied",
             **overrides,

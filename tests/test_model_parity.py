@@ -86,15 +86,15 @@ def test_greedy_generation_is_the_argmax_without_a_cache_and_rows_do_not_mix(kin
 
 def test_generation_stops_where_the_model_is_full():
     ours, _ = both("llama")
-    assert len(list(generate(ours, [1] * 120, 50, temperature=0))) == 8
-    with pytest.raises(ValueError, match="128"):
-        list(generate(ours, [1] * 128, 5))
+    assert len(list(generate(ours, [1] * 504, 50, temperature=0))) == 8
+    with pytest.raises(ValueError, match="512"):
+        list(generate(ours, [1] * 512, 5))
 
 
 @torch.no_grad()
 def test_positions_stay_apart_in_16_bits():
     ours, theirs = both("llama")
-    ids = torch.randint(0, 320, (1, 120), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 320, (1, 480), generator=torch.Generator().manual_seed(1))
     torch.set_default_dtype(torch.bfloat16)
     try:
         model = GPT(ours.config).eval()

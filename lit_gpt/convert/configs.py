@@ -81,17 +81,17 @@ def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
         UserError: a kind of scaling that we do not compute.
     """
-    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     fields: dict[str, Any] = {}
-    if "rope_theta" in rope:
-        fields["rope_theta"] = rope["rope_theta"]
-    if "partial_rotary_factor" in rope:
-        fields["rotary_pct"] = rope["partial_rotary_factor"]
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "linear":
-        fields["rope_condense_ratio"] = rope["factor"]
-    elif kind != "default":
-        raise UserError(f"{where}: rope scaling of type {kind!r} is not supported")
+    for rope in (hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}):
+        if "rope_theta" in rope:
+            fields["rope_theta"] = rope["rope_theta"]
+        if "partial_rotary_factor" in rope:
+            fields["rotary_pct"] = rope["partial_rotary_factor"]
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "linear":
+            fields["rope_condense_ratio"] = rope["factor"]
+        elif kind != "default":
+            raise UserError(f"{where}: rope scaling of type {kind!r} is not supported")
     return fields
 
 

@@ -182,11 +182,12 @@ class LitLM(TemplateLM):
             raise UserError(
                 f"a task asks for {max_new_tokens} new tokens, and the model has room for {self.max_length}"
             )
-        sampled = kwargs.pop("do_sample") and kwargs.get("temperature", 1.0) > 0
+        temperature = kwargs.pop("temperature", 1.0)
+        sampled = kwargs.pop("do_sample") and temperature > 0
         settings = {
             "until": [s for s in kwargs.pop("until") if s],
             "max_new_tokens": max_new_tokens,
-            "temperature": kwargs.pop("temperature", 1.0) if sampled else 0,
+            "temperature": temperature if sampled else 0,
             "top_k": kwargs.pop("top_k", None) or None,
         }
         for key, value in kwargs.items():

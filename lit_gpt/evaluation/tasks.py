@@ -121,7 +121,8 @@ def make_manager(args: EvalArgs) -> "TaskManager":
     from lm_eval.tasks._index import Kind, TaskIndex
 
     own = own_tasks(args.task_path)
-    wanted = {name for given in args.eval_tasks for name in OLD_NAMES.get(given, (today(given),))} - own.keys()
+    given = [*args.eval_tasks, *(args.task_data or {})]
+    wanted = {name for g in given for name in OLD_NAMES.get(g, (today(g),))} - own.keys()
     files = files_of(wanted, Path(lm_eval.__file__).parent / "tasks")
     entries = {name: TaskIndex.entry_from_path(path) for name, path in files.items()}
     entries = {n: e for n, e in entries.items() if e and e.name == n and e.kind is Kind.TASK} | own

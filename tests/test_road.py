@@ -1,0 +1,96 @@
+"""The road as its users type it, on a tiny checkpoint, from another working directory; and what bad input gets."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import assert_one_line_error, run
+
+ROWS = [{"instruction": f"say {w} {n} times", "input": "", "output": " ".join([w] * n)} for w in ("ab", "cd") for n in range(1, 6)]
+TRAIN = ["--batch_size", 4, "--micro_batch_size", 2, "--epochs", 2, "--learning_rate", 0.01]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, downloaded):
+    """A folder in which the road has been walked up to the data."""
+    place = tmp_path_factory.mktemp("road")
+    real = place / "elsewhere" / "tiny"
+    shutil.copytree(downloaded["llama-gqa"], real, ignore=shutil.ignore_patterns("lit_*"))
+    (place / "checkpoints" / "org").mkdir(parents=True)
+    (place / "checkpoints" / "org" / "tiny").symlink_to(real)
+    (place / "rows.json").write_text(json.dumps(ROWS))
+    p = run("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", "checkpoints/org/tiny", cwd=place)
+    assert p.returncode == 0, p.stderr
+    p = run("scripts/prepare_alpaca.py", "--checkpoint_dir", "checkpoints/org/tiny", "--data_file", "rows.json",
+            "--destination_path", "data/rows", "--prompt_style", "plain", "--test_split_fraction", 0.2, cwd=place)  # fmt: skip
+    assert p.returncode == 0, p.stderr
+    assert "train has 8 rows, val has 2" in p.stdout and "none dropped or cut" in p.stdout
+    return place
+
+
+def test_finetune_then_generate_from_what_was_trained(place):
+    base = ("--checkpoint_dir", "checkpoints/org/tiny")
+    p = run("finetune/lora.py", *base, "--data_dir", "data/rows/", *TRAIN, cwd=place)
+    assert p.returncode == 0, p.stderr
+    for line in ("Number of trainable parameters: 1,792", "Number of non trainable parameters: 36,000", "Estimated TFLOPs",
+                 "Measured TFLOPs", "iter 1 step 1: loss", "(optimizer.step)", "val loss", "Training time:", "Memory used:",
+                 "out/lora/tiny/lit_model_lora_finetuned.pth"):  # fmt: skip
+        assert line in p.stdout, p.stdout
+    out = place / "out" / "lora" / "tiny"
+    saved = torch.load(out / "lit_model_lora_finetuned.pth", weights_only=True)
+    assert saved and all(".lora_" in name and x.dtype == torch.float32 for name, x in saved.items())
+    assert json.loads((out / "finetuned.json").read_text())["prompt_style"] == "plain"
+    assert (out / "loss.png").stat().st_size > 5000
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    again = run("finetune/lora.py", *base, "--data_dir", "data/rows", *TRAIN, cwd=place)
+    assert_one_line_error(again, "out/lora/tiny", "--overwrite true")
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+
+    ask = ("--prompt", "say ab 2 times", "--temperature", 0, "--max_new_tokens", 12)
+    p = run("generate/lora.py", *base, *ask, cwd=place)
+    assert p.returncode == 0 and "tokens/sec" in p.stderr and "Memory used" in p.stderr, p.stderr
+    assert "Loading" not in p.stdout and p.stdout.endswith("\n")
+    other = run("generate/lora.py", *base, *ask, "--finetuned_path", out / "lit_model_lora_finetuned.pth", cwd=place)
+    assert other.stdout == p.stdout
+    (out / "finetuned.json").write_text((out / "finetuned.json").read_text().replace('"base_digest": "', '"base_digest": "x'))
+    assert_one_line_error(run("generate/lora.py", *base, cwd=place), "other weights", "checkpoints/org/tiny")
+
+
+def test_generate_from_the_base_echoes_the_prompt_and_takes_an_empty_one(place):
+    base = ("generate/base.py", "--checkpoint_dir", "checkpoints/org/tiny", "--temperature", 0, "--max_new_tokens", 5)
+    p = run(*base, "--prompt", "the and", cwd=place)
+    assert p.returncode == 0 and p.stdout.startswith("the and"), p.stderr
+    assert run(*base, "--prompt", "", cwd=place).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "argv, parts",
+    [
+        (["generate/base.py", "--checkpoint_dir", "checkpoints/org/tini"], ["checkpoints/org/tini", "checkpoints/org/tiny"]),
+        (["generate/base.py", "--checkpoint_dir", "empty"], ["lit_model.pth", "convert_hf_checkpoint.py"]),
+        (["generate/base.py", "--checkpoint_dir", "cut"], ["cut/lit_model.pth", "truncated"]),
+        (["finetune/lora.py", "--checkpoint_dir", "checkpoints/org/tiny", "--data_dir", "empty"], ["empty", "prepare_alpaca.py"]),
+        (["finetune/lora.py", "--checkpoint_dir", "checkpoints/org/tiny", "--data_dir", "data/rows", "--prompt_style", "alpaca"],
+         ["plain", "alpaca", "--prompt_style"]),
+        (["finetune/lora.py", "--checkpoint_dir", "other", "--data_dir", "data/rows"], ["tokenizer", "data/rows"]),
+        (["finetune/lora.py", "--lerning_rate", "1"], ["--lerning_rate", "--learning_rate"]),
+        (["finetune/lora.py", "--epochs", "many"], ["--epochs", "many"]),
+        (["finetune/lora.py", "--micro_batch_size", "7"], ["--batch_size 128", "--micro_batch_size 7"]),
+        (["scripts/convert_hf_checkpoint.py", "--checkpoint_dir", "unknown"], ["unknown/config.json", "MysteryForCausalLM"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_that_names_it(place, argv, parts):
+    tiny = (place / "checkpoints/org/tiny").resolve()
+    (place / "empty").mkdir(exist_ok=True)
+    for name in ("cut", "other", "unknown"):
+        if not (place / name).exists():
+            shutil.copytree(tiny, place / name)
+    (place / "cut/lit_model.pth").write_bytes((tiny / "lit_model.pth").read_bytes()[:-2000])
+    config = json.loads((place / "other/tokenizer_config.json").read_text())
+    (place / "other/tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": True}))
+    config = json.loads((tiny / "config.json").read_text())
+    (place / "unknown/config.json").write_text(json.dumps({**config, "architectures": ["MysteryForCausalLM"]}))
+    before = (tiny / "lit_model.pth").read_bytes()
+    assert_one_line_error(run(*argv, cwd=place), *parts)
+    assert (tiny / "lit_model.pth").read_bytes() == before and not (place / "out/lora/other").exists()
