@@ -132,7 +132,9 @@ def read_run(run_dir: Path) -> Run:
     """Raises: UserError if the folder has no whole record of a run."""
     path = run_dir / RUN
     if not path.is_file():
-        raise UserError(f"{run_dir} holds no finetuned model (no {RUN}); pass --finetuned_path, or run a finetune script")
+        raise UserError(
+            f"{run_dir} holds no finetuned model (no {RUN}); pass --finetuned_path, or run a finetune script"
+        )
     try:
         run = Run(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as e:
@@ -208,7 +210,9 @@ def load_state(path: Path, remedy: str) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
-        raise UserError(f"{path} is truncated or damaged ({str(e).splitlines()[0]}); make it again with {remedy}") from e
+        raise UserError(
+            f"{path} is truncated or damaged ({str(e).splitlines()[0]}); make it again with {remedy}"
+        ) from e
 
 
 def check_fit(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:

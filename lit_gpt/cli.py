@@ -53,7 +53,9 @@ def parse(main: Callable[..., None], argv: list[str]) -> dict[str, Any]:
         UserError: values that contradict each other (from the dataclasses' own checks).
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the text under a dataclass field is its help
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=inspect.getdoc(inspect.getmodule(main)))
+    parser = ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description=inspect.getdoc(inspect.getmodule(main))
+    )
     parser.add_argument("--config", action="config", help="YAML file with values for the flags below")
     groups = grouped_parameters(main)
     parser.add_function_arguments(main, skip=set(groups))

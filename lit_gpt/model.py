@@ -52,7 +52,7 @@ class GPT(nn.Module):
     def hidden(self, idx: Tensor, input_pos: Tensor | None = None, cache: "KVCache | None" = None) -> Tensor:
         """`forward` without the output projection, (B, T, C): whoever needs few positions projects only those."""
         T = idx.size(1)
-        if T > self.config.block_size:
+        if self.config.block_size < T:
             raise UserError(f"a sequence of {T} tokens is longer than the model's {self.config.block_size}")
         if input_pos is None:
             cos, sin = self.cos[:T], self.sin[:T]  # (T, rope_n_elem)

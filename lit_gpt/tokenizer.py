@@ -32,7 +32,9 @@ class Tokenizer:
             raise UserError(f"{checkpoint_dir}: tokenizer_config.json names no eos_token; add one, training needs it")
         self.eos_id = eos_id
         stops = generation.get("eos_token_id")
-        self.stop_ids = frozenset([eos_id, *(stops if isinstance(stops, list) else [stops] if stops is not None else [])])
+        self.stop_ids = frozenset(
+            [eos_id, *(stops if isinstance(stops, list) else [stops] if stops is not None else [])]
+        )
         self.use_bos = self.bos_id is not None and self.wants_bos(config)
 
     def encode(self, text: str, bos: bool | None = None, eos: bool = False) -> list[int]:
@@ -94,7 +96,8 @@ class Tokenizer:
         if stated is not None:
             return bool(stated)
         return self.backend.adds(self.bos_id) or (
-            isinstance(self.backend, SentencePiece) and config.get("tokenizer_class", "LlamaTokenizer").startswith("Llama")
+            isinstance(self.backend, SentencePiece)
+            and config.get("tokenizer_class", "LlamaTokenizer").startswith("Llama")
         )
 
 

@@ -155,7 +155,12 @@ def test_weights_that_do_not_fit_are_named(change, message):
 
 @pytest.mark.parametrize(
     "field, value",
-    [("hidden_act", "gelu"), ("attention_bias", True), ("sliding_window", 64), ("rope_scaling", {"rope_type": "yarn", "factor": 2.0})],
+    [
+        ("hidden_act", "gelu"),
+        ("attention_bias", True),
+        ("sliding_window", 64),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
+    ],
 )
 def test_a_field_that_would_compute_something_else_is_refused_by_name(field, value):
     hf = {**tiny_hf("llama").config.to_dict(), "architectures": ["LlamaForCausalLM"]}
@@ -172,13 +177,21 @@ def test_streaming_never_shows_half_a_character(tmp_path):
     assert "".join(pieces) + decoder.pending() == text and not any("\ufffd" in p for p in pieces)
 
 
-@pytest.mark.parametrize("name, bos", [("mistral-v1", True), ("gpt-neox-20b", False), ("falcon", False), ("gpt-2", False)])
+@pytest.mark.parametrize(
+    "name, bos", [("mistral-v1", True), ("gpt-neox-20b", False), ("falcon", False), ("gpt-2", False)]
+)
 def test_ids_are_those_of_the_reference(name, bos):
     folder = SHARED / "tokenizers" / name
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
     ours = Tokenizer(folder)
-    texts = ["Hello world", " two  spaces\n\n", "naïve 🦙 你好", "12,345.6 x", (SHARED / "text/alice.txt").read_text()[:20000]]
+    texts = [
+        "Hello world",
+        " two  spaces\n\n",
+        "naïve 🦙 你好",
+        "12,345.6 x",
+        (SHARED / "text/alice.txt").read_text()[:20000],
+    ]
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer as Backend
 

@@ -47,7 +47,9 @@ def test_logits_and_gradients_are_those_of_peft(kind, targets):
     pairs = []  # (ours, theirs) of every trained matrix
     for i, block in enumerate(ours.transformer.h):
         layer = peft.base_model.model.model.layers[i]
-        qkv = [layer.self_attn.get_submodule(f"{c}_proj") for c, t in zip("qkv", list(flags)[:3], strict=True) if flags[t]]
+        qkv = [
+            layer.self_attn.get_submodule(f"{c}_proj") for c, t in zip("qkv", list(flags)[:3], strict=True) if flags[t]
+        ]
         wrapped = [(block.attn.qkv, qkv)]
         if flags["lora_projection"]:
             wrapped.append((block.attn.proj, [layer.self_attn.o_proj]))
@@ -65,8 +67,13 @@ def test_logits_and_gradients_are_those_of_peft(kind, targets):
         ]
     if flags["lora_head"]:
         head = peft.base_model.model.lm_head
-        pairs += [(ours.lm_head.lora_A[0], head.lora_A.default.weight), (ours.lm_head.lora_B[0], head.lora_B.default.weight)]
-    assert len(pairs) == sum(p.requires_grad for p in peft.parameters()) == sum(p.requires_grad for p in ours.parameters())
+        pairs += [
+            (ours.lm_head.lora_A[0], head.lora_A.default.weight),
+            (ours.lm_head.lora_B[0], head.lora_B.default.weight),
+        ]
+    assert (
+        len(pairs) == sum(p.requires_grad for p in peft.parameters()) == sum(p.requires_grad for p in ours.parameters())
+    )
     for mine, other in pairs:
         other.data.copy_(mine.data)
     ids = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
@@ -119,7 +126,9 @@ def test_every_trained_matrix_gets_a_gradient_twice_in_a_row_and_frozen_ones_non
         model.zero_grad()
         model(ids).square().mean().backward()
         for name, p in model.named_parameters():
-            assert (p.grad is not None and bool(p.grad.abs().sum() > 0)) == p.requires_grad == lora.trainable(name), name
+            assert (p.grad is not None and bool(p.grad.abs().sum() > 0)) == p.requires_grad == lora.trainable(name), (
+                name
+            )
 
 
 def test_a_16_bit_base_has_fp32_updates():

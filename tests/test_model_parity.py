@@ -49,7 +49,9 @@ def test_logits_and_gradients_are_those_of_transformers(kind):
 def test_converting_back_is_bit_exact(kind):
     ours, theirs = both(kind)
     back = to_hf(ours.config, ours.state_dict())
-    state = {n.replace("lm_head", "embed_out") if kind.startswith("neox") else n: x for n, x in theirs.state_dict().items()}
+    state = {
+        n.replace("lm_head", "embed_out") if kind.startswith("neox") else n: x for n, x in theirs.state_dict().items()
+    }
     for name in back:
         assert torch.equal(back[name], state[name]), name
     left = set(state) - set(back)

@@ -7,7 +7,11 @@ import pytest
 import torch
 from conftest import assert_one_line_error, run
 
-ROWS = [{"instruction": f"say {w} {n} times", "input": "", "output": " ".join([w] * n)} for w in ("ab", "cd") for n in range(1, 6)]
+ROWS = [
+    {"instruction": f"say {w} {n} times", "input": "", "output": " ".join([w] * n)}
+    for w in ("ab", "cd")
+    for n in range(1, 6)
+]
 TRAIN = ["--batch_size", 4, "--micro_batch_size", 2, "--epochs", 2, "--learning_rate", 0.01]
 
 
@@ -53,7 +57,9 @@ def test_finetune_then_generate_from_what_was_trained(place):
     assert "Loading" not in p.stdout and p.stdout.endswith("\n")
     other = run("generate/lora.py", *base, *ask, "--finetuned_path", out / "lit_model_lora_finetuned.pth", cwd=place)
     assert other.stdout == p.stdout
-    (out / "finetuned.json").write_text((out / "finetuned.json").read_text().replace('"base_digest": "', '"base_digest": "x'))
+    (out / "finetuned.json").write_text(
+        (out / "finetuned.json").read_text().replace('"base_digest": "', '"base_digest": "x')
+    )
     assert_one_line_error(run("generate/lora.py", *base, cwd=place), "other weights", "checkpoints/org/tiny")
 
 
@@ -67,19 +73,38 @@ def test_generate_from_the_base_echoes_the_prompt_and_takes_an_empty_one(place):
 @pytest.mark.parametrize(
     "argv, parts",
     [
-        (["generate/base.py", "--checkpoint_dir", "checkpoints/org/tini"], ["checkpoints/org/tini", "checkpoints/org/tiny"]),
+        (
+            ["generate/base.py", "--checkpoint_dir", "checkpoints/org/tini"],
+            ["checkpoints/org/tini", "checkpoints/org/tiny"],
+        ),
         (["generate/base.py", "--checkpoint_dir", "empty"], ["lit_model.pth", "convert_hf_checkpoint.py"]),
         (["generate/base.py", "--checkpoint_dir", "cut"], ["cut/lit_model.pth", "truncated"]),
-        (["finetune/lora.py", "--checkpoint_dir", "checkpoints/org/tiny", "--data_dir", "empty"], ["empty", "prepare_alpaca.py"]),
-        (["finetune/lora.py", "--checkpoint_dir", "checkpoints/org/tiny", "--data_dir", "data/rows", "--prompt_style", "alpaca"],
-         ["plain", "alpaca", "--prompt_style"]),
+        (
+            ["finetune/lora.py", "--checkpoint_dir", "checkpoints/org/tiny", "--data_dir", "empty"],
+            ["empty", "prepare_alpaca.py"],
+        ),
+        (
+            [
+                "finetune/lora.py",
+                "--checkpoint_dir",
+                "checkpoints/org/tiny",
+                "--data_dir",
+                "data/rows",
+                "--prompt_style",
+                "alpaca",
+            ],
+            ["plain", "alpaca", "--prompt_style"],
+        ),
         (["finetune/lora.py", "--checkpoint_dir", "other", "--data_dir", "data/rows"], ["tokenizer", "data/rows"]),
         (["finetune/lora.py", "--lerning_rate", "1"], ["--lerning_rate", "--learning_rate"]),
         (["finetune/lora.py", "--epochs", "many"], ["--epochs", "many"]),
         (["finetune/lora.py", "--micro_batch_size", "7"], ["--batch_size 128", "--micro_batch_size 7"]),
-        (["scripts/convert_hf_checkpoint.py", "--checkpoint_dir", "unknown"], ["unknown/config.json", "MysteryForCausalLM"]),
+        (
+            ["scripts/convert_hf_checkpoint.py", "--checkpoint_dir", "unknown"],
+            ["unknown/config.json", "MysteryForCausalLM"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_that_names_it(place, argv, parts):
     tiny = (place / "checkpoints/org/tiny").resolve()
     (place / "empty").mkdir(exist_ok=True)

@@ -48,7 +48,17 @@ def trained(tmp_path, micro_batch_size, **kwargs):
     out = tmp_path / f"{micro_batch_size}-{len(list(tmp_path.iterdir()))}"
     out.mkdir()
     monitor = Monitor(out, count_iters(args.n_samples(len(data)), args), args.log_interval)
-    fit(Fabric(accelerator="cpu", devices=1), model, data, make_samples(6, 1), out / "w.pth", monitor, args, ValidationArgs(), 7)
+    fit(
+        Fabric(accelerator="cpu", devices=1),
+        model,
+        data,
+        make_samples(6, 1),
+        out / "w.pth",
+        monitor,
+        args,
+        ValidationArgs(),
+        7,
+    )
     monitor.close()
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, (out / "metrics.csv").read_text()
 
@@ -101,7 +111,7 @@ def test_epochs_steps_and_iterations_each_end_a_run():
 
 
 def test_metrics_have_loss_rate_and_real_tokens_per_second(tmp_path, capsys):
-    weights, text = trained(tmp_path, 4, epochs=3)
+    _, text = trained(tmp_path, 4, epochs=3)
     header, *rows = [line.split(",") for line in text.splitlines()]
     rows = [dict(zip(header, r, strict=True)) for r in rows]
     logged = [r for r in rows if r["loss"]]
@@ -119,7 +129,9 @@ def test_validation_is_the_mean_over_all_targets_and_leaves_dropout_off(tmp_path
     model, data = GPT(TINY), make_samples(7)
     lora.inject(model, LoRAArgs(lora_dropout=0.9))
     fabric = Fabric(accelerator="cpu", devices=1)
-    losses = {m: validate(fabric, model, data, TrainArgs(batch_size=8, micro_batch_size=m), ValidationArgs()) for m in (1, 4)}
+    losses = {
+        m: validate(fabric, model, data, TrainArgs(batch_size=8, micro_batch_size=m), ValidationArgs()) for m in (1, 4)
+    }
     assert losses[1] == pytest.approx(losses[4], rel=1e-5)
 
 
@@ -136,6 +148,8 @@ def test_the_estimate_of_operations_is_near_the_count():
         from dataclasses import replace
 
         with torch.device("meta"):
-            model = GPT(replace(TINY, tie_embeddings=tied, n_embd=256, head_size=64, intermediate_size=512, block_size=512))
+            model = GPT(
+                replace(TINY, tie_embeddings=tied, n_embd=256, head_size=64, intermediate_size=512, block_size=512)
+            )
             lora.inject(model, LoRAArgs())
         assert measured_flops(model, 4, 64) == pytest.approx(estimated_flops(model, 4, 64), rel=0.1)

@@ -11,13 +11,46 @@ from lit_gpt.families.family import Architecture
 
 # Keys that do not change what the forward pass computes in a finetuned or evaluated model.
 WITHOUT_EFFECT = frozenset(
-    """
-    _name_or_path architectures attention_dropout attention_probs_dropout_prob auto_map bos_token_id
-    chunk_size_feed_forward classifier_dropout dtype eos_token_id finetuning_task hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
-    is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id license max_sequence_length model_type
-    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type return_dict task_specific_params
-    tokenizer_class torch_dtype transformers.js_config transformers_version type_vocab_size unsloth_version use_cache use_return_dict
-    """.split()
+    [
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "attention_probs_dropout_prob",
+        "auto_map",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "dtype",
+        "eos_token_id",
+        "finetuning_task",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "is_encoder_decoder",
+        "is_llama_config",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "license",
+        "max_sequence_length",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "type_vocab_size",
+        "unsloth_version",
+        "use_cache",
+        "use_return_dict",
+    ]
 )
 
 STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "padded_vocab_size", "norm_eps")
@@ -47,8 +80,12 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
         elif key == "rope_condense_ratio":
             fields[key] = value
         elif key not in WITHOUT_EFFECT and key not in ("rope_scaling", "rope_parameters"):
-            raise UserError(f"{where}: {key}={value!r} is not a field this toolkit knows for {architecture.name} models")
-    if missing := [theirs for theirs, ours in architecture.config_keys.items() if ours in STATED and ours not in fields]:
+            raise UserError(
+                f"{where}: {key}={value!r} is not a field this toolkit knows for {architecture.name} models"
+            )
+    if missing := [
+        theirs for theirs, ours in architecture.config_keys.items() if ours in STATED and ours not in fields
+    ]:
         raise UserError(f"{where} has no {missing[0]!r}: it does not describe a whole {architecture.name} model")
     fields["block_size"] = max(fields["block_size"], hf.get("max_sequence_length") or 0)  # 16k Vicunas say it there
     known = MODELS.get(name, {})

@@ -18,7 +18,12 @@ from lit_gpt.tokenizer import Tokenizer
 
 
 def prepare(
-    rows: list[Row], validation_rows: list[Row] | None, folder: Path, checkpoint_dir: Path, source: Path, args: PrepareArgs
+    rows: list[Row],
+    validation_rows: list[Row] | None,
+    folder: Path,
+    checkpoint_dir: Path,
+    source: Path,
+    args: PrepareArgs,
 ) -> None:
     """Tokenize `rows` for the model of `checkpoint_dir` and store them in `folder`; prints what it did.
 

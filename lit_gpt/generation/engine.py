@@ -67,7 +67,10 @@ def generate_batch(
     for n in range(max_new_tokens):
         token = sample(model.lm_head(last), temperature, top_k)  # (B,)
         drawn = token.tolist()
-        running = [r and t not in stop_ids and lengths[i] + n < block_size for i, (r, t) in enumerate(zip(running, drawn, strict=True))]
+        running = [
+            r and t not in stop_ids and lengths[i] + n < block_size
+            for i, (r, t) in enumerate(zip(running, drawn, strict=True))
+        ]
         if not any(running):
             return
         yield [t if r else None for t, r in zip(drawn, running, strict=True)]

@@ -62,7 +62,9 @@ def fit(
                 optimizer.zero_grad()
             monitor.iterated(step, batch, loss.detach(), optimizer.param_groups[0]["lr"], is_step)
         if not monitor.loss_is_finite:
-            raise UserError(f"the loss of step {step} is not finite; lower --learning_rate. What was saved before is whole")
+            raise UserError(
+                f"the loss of step {step} is not finite; lower --learning_rate. What was saved before is whole"
+            )
         if step % validation.eval_interval == 0 or step == n_steps:
             monitor.validated(step, validate(fabric, model, val_data, train, validation))
         if step % train.save_interval == 0 or step == n_steps:

@@ -11,9 +11,19 @@ from tqdm import tqdm
 
 from lit_gpt.data.batches import Batch
 
-COLUMNS = (
-    "iter step samples seconds loss val_loss learning_rate tokens_per_sec iter_time_ms n_tokens n_targets".split()
-)
+COLUMNS = [
+    "iter",
+    "step",
+    "samples",
+    "seconds",
+    "loss",
+    "val_loss",
+    "learning_rate",
+    "tokens_per_sec",
+    "iter_time_ms",
+    "n_tokens",
+    "n_targets",
+]
 
 
 class Monitor:

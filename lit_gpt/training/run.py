@@ -90,7 +90,13 @@ def count_iters(n_samples: int, train: TrainArgs) -> int:
 
 
 def describe(
-    fabric: Fabric, model: GPT, data: store.Samples, meta: dict[str, Any], method: str, method_args: Any, train: TrainArgs
+    fabric: Fabric,
+    model: GPT,
+    data: store.Samples,
+    meta: dict[str, Any],
+    method: str,
+    method_args: Any,
+    train: TrainArgs,
 ) -> None:
     """Print what is about to happen: parameters, operations, length of the run."""
     trained, frozen = (
@@ -105,7 +111,9 @@ def describe(
         f"Training {n_samples:,} samples = {n_samples / len(data):.2f} epochs in {n_steps:,} steps of {train.batch_size}, "
         f"{count_iters(n_samples, train):,} micro-batches; {warmup_of(train, n_steps)} steps of warm-up"
     )
-    print(f"The longest training sample has {data.lengths.max()} tokens, the model has room for {model.config.block_size}")
+    print(
+        f"The longest training sample has {data.lengths.max()} tokens, the model has room for {model.config.block_size}"
+    )
     with torch.device("meta"):
         counted = GPT(copy.deepcopy(model.config))
         METHODS[method][0](counted, method_args)
