@@ -1,4 +1,4 @@
-"""Arguments that several scripts share, as frozen dataclasses; each field is one command-line flag. No heavy imports."""
+"""Arguments that several scripts share, as frozen dataclasses: each field is a command-line flag. Imports little."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -27,7 +27,8 @@ def place(tmp_path_factory, downloaded):
     p = run("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", "checkpoints/org/tiny", cwd=place)
     assert p.returncode == 0, p.stderr
     p = run("scripts/prepare_alpaca.py", "--checkpoint_dir", "checkpoints/org/tiny", "--data_file", "rows.json",
-            "--destination_path", "data/rows", "--prompt_style", "plain", "--test_split_fraction", 0.2, cwd=place)  # fmt: skip
+            "--destination_path", "data/rows", "--prompt_style", "plain", "--test_split_fraction", 0.2,
+            cwd=place)  # fmt: skip
     assert p.returncode == 0, p.stderr
     assert "train has 8 rows, val has 2" in p.stdout and "none dropped or cut" in p.stdout
     return place
@@ -37,8 +38,9 @@ def test_finetune_then_generate_from_what_was_trained(place):
     base = ("--checkpoint_dir", "checkpoints/org/tiny")
     p = run("finetune/lora.py", *base, "--data_dir", "data/rows/", *TRAIN, cwd=place)
     assert p.returncode == 0, p.stderr
-    for line in ("Number of trainable parameters: 1,792", "Number of non trainable parameters: 36,000", "Estimated TFLOPs",
-                 "Measured TFLOPs", "iter 1 step 1: loss", "(optimizer.step)", "val loss", "Training time:", "Memory used:",
+    for line in ("Number of trainable parameters: 1,792", "Number of non trainable parameters: 36,000",
+                 "Estimated TFLOPs", "Measured TFLOPs", "iter 1 step 1: loss", "(optimizer.step)", "val loss",
+                 "Training time:", "Memory used:",
                  "out/lora/tiny/lit_model_lora_finetuned.pth"):  # fmt: skip
         assert line in p.stdout, p.stdout
     out = place / "out" / "lora" / "tiny"
