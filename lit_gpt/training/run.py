@@ -108,8 +108,9 @@ def describe(
     n_steps = -(-n_samples // train.batch_size)
     length = round(float(data.lengths.mean()))
     print(
-        f"Training {n_samples:,} samples = {n_samples / len(data):.2f} epochs "
-        f"in {n_steps:,} steps of {train.batch_size}, {count_iters(n_samples, train):,} micro-batches; {warmup_of(train, n_steps)} steps of warm-up"
+        f"Training {n_samples:,} samples = {n_samples / len(data):.2f} epochs in {n_steps:,} steps "
+        f"of {train.batch_size}, {count_iters(n_samples, train):,} micro-batches; "
+        f"{warmup_of(train, n_steps)} steps of warm-up"
     )
     print(
         f"The longest training sample has {data.lengths.max()} tokens, the model has room for {model.config.block_size}"
