@@ -1,8 +1,8 @@
 """Our model as an `LM` of lm-eval 0.4.13 (https://github.com/EleutherAI/lm-evaluation-harness).
 
 Scores equal those of lm-eval's own `hf` model on the same weights, question by question: tokens, truncation and
-windows follow lm_eval/models/huggingface.py. Unlike there, the softmax is always taken in fp32, and the output
-projection only where there is something to score.
+windows follow lm_eval/models/huggingface.py. Unlike there, the softmax is always taken in fp32, the output projection
+only where there is something to score, and a question is read once for all of its answers.
 
 Shapes: B batch, T tokens, C n_embd, N scored positions of a batch, V padded vocabulary.
 """
@@ -22,7 +22,7 @@ from lit_gpt.checkpoint import write_text
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.tasks import EvalArgs
 from lit_gpt.generation.engine import generate_batch
-from lit_gpt.model import GPT
+from lit_gpt.model import GPT, KVCache
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer
 
@@ -37,6 +37,7 @@ except ModuleNotFoundError as e:
     raise UserError(f'evaluation needs the package {e.name}; run: pip install -e ".[eval]"') from e
 
 Item = TypeVar("Item")
+Ids = tuple[int, ...]
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """((context, continuation) as text, or None; ids of the context; ids of the continuation)."""
 WITHOUT_EFFECT = {"top_p": 1, "num_beams": 1, "repetition_penalty": 1, "num_return_sequences": 1}
@@ -107,29 +108,34 @@ class LitLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """(log-probability of the continuation, whether it is the most likely one at every token) of each request.
 
-        Requests that feed the model the same ids, as the answers A, B, C and D of a question do, share a row.
+        Requests that feed the model the same ids, as the answers A, B, C and D of a question do, share a row; rows of
+        the same question share the question.
 
         Raises:
             UserError: a continuation that is longer than the model.
         """
-        rows: dict[tuple[int, ...], list[int]] = {}  # ids that are fed -> requests they answer
+        rows: dict[Ids, list[int]] = {}  # ids that are fed -> requests they answer
         for i, (_, context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
                 raise UserError(
                     f"an answer has {len(continuation)} tokens, and the model has room for {self.max_length}"
                 )
             rows.setdefault(tuple([*context, *continuation][-(self.max_length + 1) : -1]), []).append(i)
+        heads: dict[Ids, list[Ids]] = {}  # ids before the first that is scored -> rows that begin with them
+        for row, members in rows.items():
+            n_scored = max(len(requests[i][2]) for i in members)
+            heads.setdefault(row[: len(row) - n_scored], []).append(row)
         answers: dict[int, tuple[float, bool]] = {}
         progress = tqdm(total=len(requests), desc="Log-likelihoods", disable=disable_tqdm)
-        for batch in batches(sorted(rows, key=len, reverse=True), self.batch_size):
-            targets = [[requests[i][2] for i in rows[ids]] for ids in batch]
-            with self.autocast():
-                scores = score(self.model, batch, targets)
-            for i, answer in zip((i for ids in batch for i in rows[ids]), scores, strict=True):
-                answers[i] = answer
-                if requests[i][0] is not None:
-                    self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
-                progress.update()
+        with self.autocast():
+            for batch, ends, hidden in passes(self.model, heads, self.batch_size):
+                targets = [[requests[i][2] for i in rows[row]] for row in batch]
+                scores = score(self.model, hidden, ends, targets)
+                for i, answer in zip((i for row in batch for i in rows[row]), scores, strict=True):
+                    answers[i] = answer
+                    if requests[i][0] is not None:
+                        self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+                    progress.update()
         progress.close()
         return [answers[i] for i in range(len(requests))]
 
@@ -251,25 +257,71 @@ class LitLM(TemplateLM):
         return self.prompt_style or ""
 
 
-def score(model: GPT, rows: list[tuple[int, ...]], targets: list[list[list[int]]]) -> list[tuple[float, bool]]:
+def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator[tuple[list[Ids], list[int], Tensor]]:
+    """Yield (rows, where each ends in the states, hidden states (B, T, C)), the longest first, until all are fed.
+
+    Args:
+        heads: ids -> rows that begin with them. The states of these ids may be left out of what is yielded: where
+            several rows share a head, the model reads it once, into a cache.
+    """
+    shared = {head: rows for head, rows in heads.items() if head and len(rows) > 1}
+    longest = max((len(row) - len(head) for head, rows in shared.items() for row in rows), default=0)
+    # beyond this, padding would stand outside of the model
+    shared = {head: rows for head, rows in shared.items() if len(head) + longest <= model.config.block_size}
+    alone = [row for head, rows in heads.items() if head not in shared for row in rows]
+    for batch in batches(sorted(alone, key=len, reverse=True), batch_size):
+        yield batch, [len(row) for row in batch], model.hidden(padded(model, batch))
+    for some in batches(sorted(shared, key=len, reverse=True), batch_size):
+        read = KVCache(model, len(some), len(some[0]))
+        model.hidden(padded(model, some), read.positions, read)
+        rows = [(n, len(head), row) for n, head in enumerate(some) for row in shared[head]]
+        for batch in batches(sorted(rows, key=lambda r: len(r[2]) - r[1], reverse=True), batch_size):
+            numbers, starts, whole = map(list, zip(*batch, strict=True))
+            rests = [row[start:] for row, start in zip(whole, starts, strict=True)]
+            yield whole, [len(rest) for rest in rests], continue_after(model, read, numbers, starts, rests)
+
+
+def continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[int], rests: list[Ids]) -> Tensor:
+    """Hidden states (B, T, C) of `rests`, each after its own head.
+
+    Args:
+        read: the heads, a row each.
+        numbers: for each of `rests`, its head's row in `read`.
+        starts: its head's length.
+    """
+    ids = padded(model, rests)  # (B, T)
+    cache = KVCache(model, len(rests), max(starts) + ids.size(1))
+    for to, layer in zip(cache.layers, read.layers, strict=True):
+        to.k[:, :, : max(starts)] = layer.k[numbers, :, : max(starts)]
+        to.v[:, :, : max(starts)] = layer.v[numbers, :, : max(starts)]
+    first = torch.tensor(starts, device=ids.device)[:, None]
+    return model.hidden(ids, first + cache.positions[: ids.size(1)], cache)
+
+
+def padded(model: GPT, rows: Sequence[Ids]) -> Tensor:
+    """(B, T) on the model's device. Padding is on the right, where causal attention does not see it."""
+    longest = max(map(len, rows))
+    return torch.tensor(
+        [[*row, *[0] * (longest - len(row))] for row in rows], device=model.transformer.wte.weight.device
+    )
+
+
+def score(model: GPT, hidden: Tensor, ends: list[int], targets: list[list[list[int]]]) -> list[tuple[float, bool]]:
     """(log-probability, whether it is greedy) of each continuation, row after row.
 
     Args:
-        rows: what the model is fed, at least one id each.
-        targets: for each row, continuations; the model is fed all of one but its last token, at the end of the row.
+        hidden: states of the model, (B, T, C).
+        ends: how many of the T are real, for each row.
+        targets: for each row, continuations; the model was fed all of one but its last token, at the end of the row.
     """
-    device, longest = model.transformer.wte.weight.device, max(map(len, rows))
-    # padding is on the right, where causal attention does not see it
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)  # (B, T)
-    hidden = model.hidden(ids)  # (B, T, C)
     counts = [max(map(len, ts)) for ts in targets]  # positions of each row that are scored
-    scored = [hidden[b, len(row) - n : len(row)] for b, (row, n) in enumerate(zip(rows, counts, strict=True))]
+    scored = [hidden[b, end - n : end] for b, (end, n) in enumerate(zip(ends, counts, strict=True))]
     logits: Tensor = model.lm_head(torch.cat(scored)).float()  # (N, V)
     greedy, logprobs, answers = logits.argmax(-1), logits.log_softmax(-1), []
     for end, continuations in zip(torch.tensor(counts).cumsum(0).tolist(), targets, strict=True):
         for continuation in continuations:
             at = slice(end - len(continuation), end)
-            target = torch.tensor(continuation, device=device, dtype=torch.long)
+            target = torch.tensor(continuation, device=hidden.device)
             picked = logprobs[at].gather(1, target[:, None])
             answers.append((picked.sum(), (greedy[at] == target).all()))
     values = torch.stack([value for value, _ in answers]).tolist()  # one wait for the device, not one an answer
