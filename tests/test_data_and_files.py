@@ -14,7 +14,7 @@ from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.data import store
 from lit_gpt.data.prepare import prepare, tokenize
-from lit_gpt.data.sources import Row, read_alpaca
+from lit_gpt.data.sources import Row, locate, read_alpaca
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import StreamDecoder, Tokenizer
 
@@ -218,3 +218,42 @@ def test_flags_are_flat_and_a_config_file_gives_them(tmp_path):
     got = parse(main, ["--config", str(tmp_path / "my.yaml"), "--epochs", "null"])
     assert got == {"name": "y", "train": TrainArgs(epochs=None, learning_rate=0.5)}
     assert np.isclose(got["train"].learning_rate, 0.5)
+
+
+@pytest.fixture
+def web():
+    """A server on loopback: /good, /half (says more than it sends), /page (HTML) and 404 for the rest."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    body = b'[{"instruction": "a", "output": "b"}]'
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            kinds = {"/good": "application/json", "/half": "application/json", "/page": "text/html"}
+            self.send_response(200 if self.path in kinds else 404)
+            self.send_header("Content-Type", kinds.get(self.path, "text/plain"))
+            self.send_header("Content-Length", str(len(body) * (2 if self.path == "/half" else 1)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_data_file_is_downloaded_whole_once_or_not_at_all(web, tmp_path):
+    path = locate(None, f"{web}/good", "rows.json", tmp_path)
+    assert read_alpaca(path) == [Row("a", "", "b")]
+    assert locate(None, f"{web}/gone", "rows.json", tmp_path) == path  # it is there: nothing is fetched
+    for place, message in (("half", "half"), ("page", "web page"), ("gone", "HTTP 404")):
+        with pytest.raises(UserError, match=message):
+            locate(None, f"{web}/{place}", f"{place}.json", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.json"]
+    with pytest.raises(UserError, match="ConnectionError"):
+        locate(None, "http://127.0.0.1:9/x", "x.json", tmp_path)
