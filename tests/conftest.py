@@ -18,6 +18,7 @@ def tiny_hf(kind: str, **overrides):
     from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
     sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"bos_token_id": 264, "eos_token_id": 265}  # as in `write_tokenizer`
     if kind.startswith("neox"):
         config = GPTNeoXConfig(**sizes, intermediate_size=64, max_position_embeddings=512, **overrides)
     else:
