@@ -93,18 +93,16 @@ def test_generation_stops_where_the_model_is_full():
         list(generate(ours, [1] * 512, 5))
 
 
-@torch.no_grad()
 def test_positions_stay_apart_in_16_bits():
-    ours, theirs = both("llama")
-    ids = torch.randint(0, 320, (1, 480), generator=torch.Generator().manual_seed(1))
+    """In bf16 positions above 256 would round to each other; Fabric builds models under that default dtype."""
+    ours, _ = both("llama")
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = GPT(ours.config).eval()
+        model = GPT(ours.config)
     finally:
         torch.set_default_dtype(torch.float32)
-    model.load_state_dict(ours.state_dict())
     assert model.cos.dtype == torch.float32
-    torch.testing.assert_close(model(ids).float(), theirs(ids).logits, rtol=0.1, atol=0.5)
+    assert torch.equal(model.cos, ours.cos) and torch.equal(model.sin, ours.sin)
 
 
 COUNTS = {  # parameters as published
