@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import runpy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lit_gpt.checkpoint import load_base
+from lit_gpt import lora
+from lit_gpt.args import LoRAArgs
+from lit_gpt.checkpoint import Run, default_out_dir, load_base, save_run, save_trained, trained_path
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, write_tokenizer
 from lit_gpt.convert.names import from_hf
@@ -21,29 +25,34 @@ from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM, choose_style
 from lit_gpt.evaluation.tasks import EvalArgs, leaves, local_files, prepare, resolve, use_local_data
 from lit_gpt.model import GPT
+from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer
 
 SHARED = Path(os.environ["LIT_GPT_SHARED"]) if "LIT_GPT_SHARED" in os.environ else SHARED
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+N = 512
+"""Longest sequence of the tiny model."""
+FULL = "a question that fills the model: "
 PAIRS = [
     ("the king and", " the queen"),
     ("the king and", " the thing"),
     ("the king and", " the thin"),
+    ("the king and", " an answer that would not fit in the model after the long question"),
     ("a longer question that two answers share, the king and", " a ring"),
     ("a longer question that two answers share, the king and", " the queen and the ring"),
-    ("as long as the model: " + "x" * 90, "x y"),
-    ("as long as the model: " + "x" * 90, "xx y that is longer than what is left"),
+    (FULL + "x" * (N - 20 - len(FULL)), "x y z"),
+    (FULL + "x" * (N - 20 - len(FULL)), "z"),
     ("A question with a space at the end ", "and an answer"),
     ("", "no context at all"),
     ("", "<s> begins with the prefix token"),
     ("<s>the context begins with it", " too"),
     ("Pick one: A or B?\nAnswer:", " A"),
     ("Pick one: A or B?\nAnswer:", " B"),
-    ("far too long for this model, " * 20, "so that it is cut on the left"),
-    ("as long as the model: " + "x" * 104, "yz"),
+    ("far too long for this model, " * 40, "so that it is cut on the left"),
+    *(("x" * n, "yz") for n in (N - 2, N - 1, N, N + 1)),
     ("caf\u00e9 \u2014 na\u00efve", " \u00fcber \U0001f999"),
 ]
-TEXTS = ["the thing", "", "a text that needs several windows of the model: " + "and the ring and the king " * 20]
+TEXTS = ["the thing", "", "a text that needs several windows of the model: " + "and the ring and the king " * 100]
 
 
 def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
@@ -72,6 +81,7 @@ def assert_same_answers(a: list[tuple[float, bool]], b: list[tuple[float, bool]]
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_loglikelihoods_equal_those_of_lm_evals_hf_model(checkpoint, batch_size):
     reference, lm = theirs(checkpoint, batch_size), ours(checkpoint, batch_size)
+    assert lm.max_length == reference.max_length == N
     pairs = list(PAIRS)
     for context in PAIRS[0][0], *TEXTS[0].split(), "1", "!", "x", "Why?":  # and what the model itself would say
         best = reference.model(torch.tensor([reference.tok_encode(context)])).logits[0, -1].argmax().item()
@@ -88,7 +98,7 @@ def test_rolling_loglikelihoods_equal_those_of_lm_evals_hf_model(checkpoint, bat
     arguments = requests("loglikelihood_rolling", [(t,) for t in TEXTS])
     expected = theirs(checkpoint, batch_size).loglikelihood_rolling(arguments, disable_tqdm=True)
     found = ours(checkpoint, batch_size).loglikelihood_rolling(arguments, disable_tqdm=True)
-    assert found[1] == 0 and found[2] < found[0] < 0
+    assert found[1] == 0 and found[2] < found[0] < 0 and len(ours(checkpoint, 1).tok_encode(TEXTS[2])) > 2 * N
     torch.testing.assert_close(torch.tensor(found), torch.tensor([float(e) for e in expected]), atol=2e-3, rtol=1e-5)
 
 
@@ -100,12 +110,13 @@ def test_generated_texts_equal_those_of_lm_evals_hf_model(checkpoint, batch_size
     texts = reference.generate_until(plain, disable_tqdm=True)
     assert lm.generate_until(plain, disable_tqdm=True) == texts
     # stop strings that do occur, in the middle of what was generated, other ones, and another number of tokens
-    stops = [text[len(text) // 2 :][:2] for text in texts]
-    settings = [{"until": [s, "never"], "max_gen_toks": 20, "do_sample": False} for s in stops]
-    settings[0] = {"until": "th", "max_gen_toks": 9}
+    stops = ["never", *(text[len(text) // 2 :][:2] for text in texts)]
+    settings = [{"until": stops, "max_gen_toks": 20, "do_sample": False} for _ in texts]
+    settings[0] = {"until": texts[0][3:5], "max_gen_toks": 9}
     stopped = requests("generate_until", list(zip(contexts, settings, strict=True)))
     expected = reference.generate_until(stopped, disable_tqdm=True)
     assert sum(e != t for e, t in zip(expected, texts, strict=True)) >= 3
+    assert any(sum(s in text for s in stops) > 1 for text in texts)  # the first of several ends the text
     assert lm.generate_until(stopped, disable_tqdm=True) == expected
 
 
@@ -153,19 +164,14 @@ def test_equal_inputs_run_once_and_only_scored_positions_are_projected(checkpoin
 
 def test_a_special_token_stops_a_text(checkpoint):
     lm = ours(checkpoint, batch_size=2)
-    end = lm.tok_encode("</s>", False)
-    assert len(end) == 1
+    (end,), (letter,) = lm.tok_encode("</s>", False), lm.tok_encode("x", False)
     lm.tokenizer.stop_ids = frozenset()  # as if the model had another end-of-sequence token
-    with torch.no_grad():
-        lm.model.lm_head.weight.zero_()
-        lm.model.lm_head.weight[end[0]] = 0  # all logits are equal: the first id is drawn, for ever
-    kwargs = {"until": ["</s>"], "max_gen_toks": 5, "do_sample": False}
-    arguments = requests("generate_until", [("the", kwargs), ("the king", kwargs)])
-    assert all(len(lm.tok_encode(t, False)) == 5 for t in lm.generate_until(arguments, disable_tqdm=True))
-    with torch.no_grad():
-        lm.model.transformer.ln_f.weight.zero_()
-    lm.model.lm_head.register_forward_hook(lambda _, __, out: out.index_fill(-1, torch.tensor(end), 1.0))
-    assert lm.generate_until(arguments, disable_tqdm=True) == ["", ""]
+    script = [letter, end, letter, letter, letter]  # what the model says
+    said = iter(script * 2)
+    lm.model.lm_head.register_forward_hook(lambda _, __, out: out.index_fill(-1, torch.tensor(next(said)), 1e4))
+    contexts = [("the", "never"), ("the", "</s>")]
+    arguments = [(c, {"until": [stop], "max_gen_toks": 5, "do_sample": False}) for c, stop in contexts]
+    assert lm.generate_until(requests("generate_until", arguments), disable_tqdm=True) == ["xxxx", "x"]
 
 
 def test_a_prompt_style_wraps_the_one_question(checkpoint):
@@ -266,6 +272,39 @@ def test_the_script_scores_local_data_without_a_network(checkpoint, tmp_path):
     assert_same_answers(answers, expected, atol=2e-4)
 
 
+def test_the_lora_script_scores_what_was_trained_in_its_prompt_style(checkpoint, tmp_path, monkeypatch, capsys):
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    model, digest = load_base(fabric, checkpoint)
+    args = LoRAArgs(lora_r=2, lora_key=True, lora_mlp=True)
+    lora.inject(model, args)
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.3)
+    run_dir = tmp_path / default_out_dir("lora", checkpoint)
+    run_dir.mkdir(parents=True)
+    save_trained(model, trained_path(run_dir, "lora"))
+    save_run(Run("lora", asdict(args), "alpaca", str(checkpoint), digest, {}, {}, {}), run_dir)
+    data = write_rows(tmp_path / "rows.jsonl", ROWS)
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(ROOT / "eval" / "lm_eval_harness_lora.py"))["main"]
+    common = {"eval_tasks": ("truthfulqa_mc1",), "task_data": {"truthfulqa_mc1": data}, "log_samples": True}
+    found = {}
+    for path, styled in ((None, False), (trained_path(run_dir, "lora"), True)):
+        evaluation = EvalArgs(**common, apply_prompt_style=styled, save_filepath=tmp_path / f"{styled}.json")
+        main(checkpoint, path, "32-true", evaluation)
+        assert "truthfulqa_mc1" in capsys.readouterr().out
+        found[styled] = json.loads((tmp_path / f"{styled}.json").read_text())["samples"]["truthfulqa_mc1"]
+    unmerged = LitLM(model, Tokenizer(checkpoint))
+    for samples in found.values():
+        pairs = [tuple(pair) for s in samples for pair in s["arguments"]]
+        expected = unmerged.loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+        assert_same_answers([tuple(answer) for s in samples for (answer,) in s["resps"]], expected, atol=1e-3)
+        base = ours(checkpoint, 1).loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+        assert max(abs(a[0] - b[0]) for a, b in zip(base, expected, strict=True)) > 0.1
+    plain, styled = (found[s][0]["arguments"][0][0] for s in (False, True))
+    assert styled == make_prompt("alpaca", plain)
+
+
 def test_solved_examples_from_local_data_leave_the_question_out(manager, tmp_path):
     rows = [{"goal": f"goal {n}", "sol1": f"first {n}", "sol2": f"second {n}", "label": n % 2} for n in range(4)]
     manager = TaskManager(include_defaults=False, include_path=Path(manager.task_index["piqa"].yaml_path).parent)
@@ -349,8 +388,6 @@ def test_the_demo_measures_exact_records(tmp_path):
         task_path=ROOT / "demo" / "held_out.yaml",
         task_data={"demo_orders": ROOT / "demo" / "held_out.json"},
     )
-    from lit_gpt.prompts import make_prompt
-
     _, (task,) = prepare(args)
     task.build_all_requests(limit=None)
     assert len(task.instances) == len(rows) == 60
@@ -380,7 +417,7 @@ def test_questions_of_truthfulqa_score_as_with_transformers_on_a_real_model(tmp_
     pairs = [(f"Q: {r['question']}\nA:", f" {c}") for r in rows for c in r["mc1_targets"]["choices"][:3]]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     weights = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     reference = HFLM(pretrained=weights, tokenizer=tokenizer, batch_size=4)
     assert lm.max_length == reference.max_length

@@ -1,1 +1,1 @@
-"""Scores from EleutherAI's lm-eval: our model as its `LM` (`harness`), the tasks (`tasks`), the evaluation (`run`)."""
+"""Scores from EleutherAI's lm-eval: our model as its `LM`, and the evaluation (`harness`); tasks and data (`tasks`)."""

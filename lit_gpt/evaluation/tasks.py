@@ -197,7 +197,7 @@ def resolve(given: str, manager: "TaskManager") -> list[str]:
     # a group beside its own tasks would be evaluated twice
     found = [name for name in found if is_task(name, manager)] or found
     if not found:
-        close = get_close_matches(given, [*index, *OLD_NAMES], n=3)
+        close = get_close_matches(today(given), [*index, *OLD_NAMES], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "lm-eval ls tasks lists those it has"
         raise UserError(f"--eval_tasks: lm-eval has no task {given!r}; {hint}")
     return found
