@@ -41,7 +41,7 @@ class Tokenizer:
         """Token ids of `text`.
 
         Args:
-            text: may contain special tokens, written out.
+            text: special tokens written out are recognised by tokenizer.json; tokenizer.model reads them as text.
             bos: begin with `bos_id`, unless the text itself does; None as the model is used to.
             eos: end with `eos_id`.
         """
