@@ -146,7 +146,7 @@ def read_run(run_dir: Path) -> Run:
 
 def default_out_dir(method: str, checkpoint_dir: Path) -> Path:
     """Where a finetune script saves if it is not told, and where the scripts after it look: out/<method>/<name>."""
-    return Path("out", method, checkpoint_dir.resolve().name)
+    return Path("out", method, checkpoint_dir.absolute().name)  # a link goes by its own name
 
 
 def trained_path(run_dir: Path, method: str) -> Path:
