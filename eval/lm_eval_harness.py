@@ -8,8 +8,7 @@ The table of scores goes to stdout, everything else to stderr.
 
 from pathlib import Path
 
-from lit_gpt.args import Precision
-from lit_gpt.evaluation.tasks import EvalArgs
+from lit_gpt.args import EvalArgs, Precision
 
 
 def main(
@@ -24,7 +23,7 @@ def main(
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
     """
     from lit_gpt.checkpoint import load_base, make_fabric, require_checkpoint
-    from lit_gpt.evaluation.harness import choose_style, evaluate
+    from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
     from lit_gpt.tokenizer import Tokenizer
 

@@ -8,8 +8,7 @@ The table of scores goes to stdout, everything else to stderr.
 
 from pathlib import Path
 
-from lit_gpt.args import Precision
-from lit_gpt.evaluation.tasks import EvalArgs
+from lit_gpt.args import EvalArgs, Precision
 
 
 def main(
@@ -27,7 +26,7 @@ def main(
     """
     from lit_gpt import lora
     from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric, read_run, require_checkpoint
-    from lit_gpt.evaluation.harness import choose_style, evaluate
+    from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
     from lit_gpt.tokenizer import Tokenizer
 

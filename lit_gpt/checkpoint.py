@@ -155,13 +155,15 @@ def trained_path(run_dir: Path, method: str) -> Path:
 
 
 def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
-    """Make the folder of a run.
+    """Make the folder of a run, and take another run's weights out of it if `overwrite` is set.
 
     Raises:
-        UserError: a run is in it already and `overwrite` is not set.
+        UserError: the folder has the weights of another run, and `overwrite` is not set.
     """
-    if (out_dir / RUN).exists() and not overwrite:
-        raise UserError(f"{out_dir} holds another run; pass another --out_dir, or --overwrite true to replace it")
+    for weights in out_dir.glob("lit_model_*_finetuned.pth"):
+        if not overwrite:
+            raise UserError(f"{out_dir} holds another run; pass another --out_dir, or --overwrite true to replace it")
+        weights.unlink()
     out_dir.mkdir(parents=True, exist_ok=True)
 
 

@@ -33,7 +33,7 @@ def main(
             print(fields["hf_repo"])
         return
 
-    from lit_gpt.hub import download, human
+    from lit_gpt.hub.download import download, human
 
     folder = download(repo_id, checkpoint_dir, revision, token, tokenizer_only)
     print(f"{folder} is complete ({human(sum(p.stat().st_size for p in folder.iterdir() if p.is_file()))})")

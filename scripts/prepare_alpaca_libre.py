@@ -5,7 +5,7 @@ python scripts/prepare_alpaca_libre.py --checkpoint_dir checkpoints/openlm-resea
 
 from pathlib import Path
 
-from lit_gpt.args import PrepareArgs
+from lit_gpt.args import PrepareArgs, SourceArgs
 
 URL = "https://raw.githubusercontent.com/mobarski/alpaca-libre/main/data/output/alpaca_libre_ok_tasks_v4.json"
 
@@ -13,10 +13,7 @@ URL = "https://raw.githubusercontent.com/mobarski/alpaca-libre/main/data/output/
 def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     destination_path: Path = Path("data/alpaca_libre"),
-    data_file: Path | None = None,
-    validation_file: Path | None = None,
-    data_file_url: str = URL,
-    data_file_name: str = "alpaca_libre_ok_tasks_v4.json",
+    source: SourceArgs = SourceArgs(data_file_url=URL, data_file_name="alpaca_libre_ok_tasks_v4.json"),
     prepare: PrepareArgs = PrepareArgs(),
 ) -> None:
     """Prepare a file of Alpaca's schema.
@@ -24,17 +21,11 @@ def main(
     Args:
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
-        data_file: a local file to read instead of downloading one.
-        validation_file: rows for validation; a part of the rows is held out if not given.
-        data_file_url: where to download from.
-        data_file_name: what to call the download, in destination_path; it is not fetched again.
     """
-    from lit_gpt.data.prepare import prepare as prepare_rows
-    from lit_gpt.data.sources import locate, read_alpaca
+    from lit_gpt.data.prepare import prepare_source
+    from lit_gpt.data.sources import read_alpaca
 
-    source = locate(data_file, data_file_url, data_file_name, destination_path)
-    validation_rows = read_alpaca(validation_file) if validation_file else None
-    prepare_rows(read_alpaca(source), validation_rows, destination_path, checkpoint_dir, source, prepare)
+    prepare_source(read_alpaca, source, destination_path, checkpoint_dir, prepare)
 
 
 if __name__ == "__main__":

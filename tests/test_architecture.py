@@ -22,8 +22,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "data": {"", "checkpoint", "config", "tokenizer", "prompts", "data"},
     "generation": {"model", "tokenizer", "resources", "generation"},
     "training": {"", "checkpoint", "config", "data", "model", "resources", "tokenizer", "training"},
-    "evaluation": {"", "checkpoint", "generation", "lora", "model", "prompts", "tokenizer", "evaluation"},
-    "hub": {"families"},
+    "evaluation": {"", "checkpoint", "data", "generation", "lora", "model", "prompts", "tokenizer", "evaluation"},
+    "hub": {"families", "hub"},
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")
 

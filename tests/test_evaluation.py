@@ -16,14 +16,16 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from lit_gpt import lora
-from lit_gpt.args import LoRAArgs
+from lit_gpt.args import EvalArgs, LoRAArgs
 from lit_gpt.checkpoint import Run, default_out_dir, load_base, save_run, save_trained, trained_path
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, write_tokenizer
 from lit_gpt.convert.names import from_hf
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.harness import LitLM, choose_style
-from lit_gpt.evaluation.tasks import EvalArgs, leaves, local_files, prepare, resolve, use_local_data
+from lit_gpt.evaluation.harness import LitLM
+from lit_gpt.evaluation.local_data import use_local_data
+from lit_gpt.evaluation.run import choose_style
+from lit_gpt.evaluation.tasks import leaves, local_files, prepare, resolve
 from lit_gpt.model import GPT
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer
@@ -332,8 +334,8 @@ def test_a_folder_holds_a_file_for_each_task_of_a_group(manager, tmp_path):
     ("text", "parts"),
     [
         (None, ["rows.jsonl", "there is no"]),
-        ("", ["rows.jsonl has no rows"]),
-        (json.dumps(ROWS[0]) + "\n\n{'question': 1}\n", ["rows.jsonl, line 3 is not JSON"]),
+        ("", ["rows.jsonl is empty"]),
+        (json.dumps(ROWS[0]) + "\n\n{'question': 1}\n", ["rows.jsonl, line 3: not valid JSON"]),
         (json.dumps(ROWS[0]) + "\n[1]\n", ["rows.jsonl, line 2 is not a JSON object"]),
         (json.dumps(ROWS[0]) + '\n{"question": "Why?"}\n', ["rows.jsonl, line 2 lacks 'mc1_targets'"]),
         ('{"query": "Why?"}\n', ["rows.jsonl does not fit task truthfulqa_mc1", "its rows have query"]),

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
-from conftest import assert_one_line_error, run
+from conftest import ROOT, assert_one_line_error, run
 
 ROWS = [
     {"instruction": f"say {w} {n} times", "input": "", "output": " ".join([w] * n)}
@@ -63,6 +66,23 @@ def test_finetune_then_generate_from_what_was_trained(place):
         (out / "finetuned.json").read_text().replace('"base_digest": "', '"base_digest": "x')
     )
     assert_one_line_error(run("generate/lora.py", *base, cwd=place), "other weights", "checkpoints/org/tiny")
+
+
+def test_what_an_interrupted_run_saved_can_be_used_and_is_not_overwritten(place):
+    script = [sys.executable, str(ROOT / "finetune/lora.py"), "--checkpoint_dir", "checkpoints/org/tiny"]
+    flags = ["--data_dir", "data/rows", "--out_dir", "out/cut", "--epochs", "1e6", "--save_interval", "1"]
+    flags += ["--batch_size", "4", "--eval_interval", "1000000"]
+    weights = place / "out/cut/lit_model_lora_finetuned.pth"
+    with subprocess.Popen([*script, *flags], cwd=place, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not weights.is_file() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+        process.kill()
+    p = run("generate/lora.py", "--checkpoint_dir", "checkpoints/org/tiny", "--finetuned_path", "out/cut", cwd=place)
+    assert p.returncode == 0, p.stderr
+    p = subprocess.run([*script, *flags], cwd=place, capture_output=True, text=True, timeout=120)
+    assert_one_line_error(p, "out/cut", "--overwrite true")
+    assert weights.is_file()
 
 
 def test_generate_from_the_base_echoes_the_prompt_and_takes_an_empty_one(place):

@@ -2,19 +2,33 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lit_gpt.args import PrepareArgs
+from lit_gpt.args import PrepareArgs, SourceArgs
 from lit_gpt.checkpoint import CONFIG, require_checkpoint
 from lit_gpt.config import Config
 from lit_gpt.data import store
-from lit_gpt.data.sources import Row
+from lit_gpt.data.sources import Row, locate
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer
+
+
+def prepare_source(
+    read: Callable[[Path], list[Row]], source: SourceArgs, folder: Path, checkpoint_dir: Path, args: PrepareArgs
+) -> None:
+    """`prepare` what `read` finds in the file of `source`, downloaded if need be. What every prepare script does.
+
+    Raises:
+        UserError: as `locate`, `read` and `prepare`.
+    """
+    require_checkpoint(checkpoint_dir)  # before a download
+    path = locate(source.data_file, source.data_file_url, source.data_file_name, folder)
+    validation_rows = read(source.validation_file) if source.validation_file else None
+    prepare(read(path), validation_rows, folder, checkpoint_dir, path, args)
 
 
 def prepare(

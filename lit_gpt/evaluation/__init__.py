@@ -1,1 +1,1 @@
-"""Scores from EleutherAI's lm-eval: our model as its `LM`, and the evaluation (`harness`); tasks and data (`tasks`)."""
+"""Scores from lm-eval: our model as its LM (`harness`, `scoring`), its `tasks`, their `local_data`, and the `run`."""

@@ -3,41 +3,31 @@
 Scores equal those of lm-eval's own `hf` model on the same weights, question by question: tokens, truncation and
 windows follow lm_eval/models/huggingface.py. Unlike there, the softmax is always taken in fp32, the output projection
 only where there is something to score, and a question is read once for all of its answers.
-
-Shapes: B batch, T tokens, C n_embd, N scored positions of a batch, V padded vocabulary.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from lightning.fabric import Fabric
-from torch import Tensor
 
-from lit_gpt.checkpoint import write_text
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.tasks import EvalArgs
+from lit_gpt.evaluation.scoring import Ids, batches, passes, score
 from lit_gpt.generation.engine import generate_batch
-from lit_gpt.model import GPT, KVCache
+from lit_gpt.model import GPT
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer
 
 try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM
-    from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.utils import normalize_gen_kwargs
-    from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, make_disjoint_window, make_table
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
 except ModuleNotFoundError as e:
     raise UserError(f'evaluation needs the package {e.name}; run: pip install -e ".[eval]"') from e
 
-Item = TypeVar("Item")
-Ids = tuple[int, ...]
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """((context, continuation) as text, or None; ids of the context; ids of the continuation)."""
 WITHOUT_EFFECT = {"top_p": 1, "num_beams": 1, "repetition_penalty": 1, "num_return_sequences": 1}
@@ -257,158 +247,6 @@ class LitLM(TemplateLM):
         return self.prompt_style or ""
 
 
-def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator[tuple[list[Ids], list[int], Tensor]]:
-    """Yield (rows, where each ends in the states, hidden states (B, T, C)), the longest first, until all are fed.
-
-    Args:
-        heads: ids -> rows that begin with them. The states of these ids may be left out of what is yielded: where
-            several rows share a head, the model reads it once, into a cache.
-    """
-    shared = {head: rows for head, rows in heads.items() if head and len(rows) > 1}
-    longest = max((len(row) - len(head) for head, rows in shared.items() for row in rows), default=0)
-    # beyond this, padding would stand outside of the model
-    shared = {head: rows for head, rows in shared.items() if len(head) + longest <= model.config.block_size}
-    alone = [row for head, rows in heads.items() if head not in shared for row in rows]
-    for batch in batches(sorted(alone, key=len, reverse=True), batch_size):
-        yield batch, [len(row) for row in batch], model.hidden(padded(model, batch))
-    for some in batches(sorted(shared, key=len, reverse=True), batch_size):
-        read = KVCache(model, len(some), len(some[0]))
-        model.hidden(padded(model, some), read.positions, read)
-        rows = [(n, len(head), row) for n, head in enumerate(some) for row in shared[head]]
-        for batch in batches(sorted(rows, key=lambda r: len(r[2]) - r[1], reverse=True), batch_size):
-            numbers, starts, whole = map(list, zip(*batch, strict=True))
-            rests = [row[start:] for row, start in zip(whole, starts, strict=True)]
-            yield whole, [len(rest) for rest in rests], continue_after(model, read, numbers, starts, rests)
-
-
-def continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[int], rests: list[Ids]) -> Tensor:
-    """Hidden states (B, T, C) of `rests`, each after its own head.
-
-    Args:
-        read: the heads, a row each.
-        numbers: for each of `rests`, its head's row in `read`.
-        starts: its head's length.
-    """
-    ids = padded(model, rests)  # (B, T)
-    cache = KVCache(model, len(rests), max(starts) + ids.size(1))
-    for to, layer in zip(cache.layers, read.layers, strict=True):
-        to.k[:, :, : max(starts)] = layer.k[numbers, :, : max(starts)]
-        to.v[:, :, : max(starts)] = layer.v[numbers, :, : max(starts)]
-    first = torch.tensor(starts, device=ids.device)[:, None]
-    return model.hidden(ids, first + cache.positions[: ids.size(1)], cache)
-
-
-def padded(model: GPT, rows: Sequence[Ids]) -> Tensor:
-    """(B, T) on the model's device. Padding is on the right, where causal attention does not see it."""
-    longest = max(map(len, rows))
-    return torch.tensor(
-        [[*row, *[0] * (longest - len(row))] for row in rows], device=model.transformer.wte.weight.device
-    )
-
-
-def score(model: GPT, hidden: Tensor, ends: list[int], targets: list[list[list[int]]]) -> list[tuple[float, bool]]:
-    """(log-probability, whether it is greedy) of each continuation, row after row.
-
-    Args:
-        hidden: states of the model, (B, T, C).
-        ends: how many of the T are real, for each row.
-        targets: for each row, continuations; the model was fed all of one but its last token, at the end of the row.
-    """
-    counts = [max(map(len, ts)) for ts in targets]  # positions of each row that are scored
-    scored = [hidden[b, end - n : end] for b, (end, n) in enumerate(zip(ends, counts, strict=True))]
-    logits: Tensor = model.lm_head(torch.cat(scored)).float()  # (N, V)
-    greedy, logprobs, answers = logits.argmax(-1), logits.log_softmax(-1), []
-    for end, continuations in zip(torch.tensor(counts).cumsum(0).tolist(), targets, strict=True):
-        for continuation in continuations:
-            at = slice(end - len(continuation), end)
-            target = torch.tensor(continuation, device=hidden.device)
-            picked = logprobs[at].gather(1, target[:, None])
-            answers.append((picked.sum(), (greedy[at] == target).all()))
-    values = torch.stack([value for value, _ in answers]).tolist()  # one wait for the device, not one an answer
-    flags = torch.stack([flag for _, flag in answers]).tolist()
-    return list(zip(values, flags, strict=True))
-
-
-def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """`items` in lists of `size`; the last may be shorter."""
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
-
-
 def cut(text: str, until: list[str]) -> str:
     """`text` up to its first stop string."""
     return text[: min((at for s in until if (at := text.find(s)) >= 0), default=None)]
-
-
-def choose_style(args: EvalArgs, trained_with: str | None = None) -> str | None:
-    """The prompt style to wrap questions in, or None.
-
-    Args:
-        trained_with: style of the finetuned model; None for a base model.
-
-    Raises:
-        UserError: a style is to be applied, and none is known.
-    """
-    style = args.prompt_style or trained_with
-    if not args.apply_prompt_style:
-        return None
-    if style is None:
-        raise UserError("--apply_prompt_style true needs --prompt_style for a base model: it was not trained with any")
-    make_prompt(style, "")
-    return style
-
-
-def evaluate(
-    fabric: Fabric,
-    model: GPT,
-    tokenizer: Tokenizer,
-    tasks: tuple[Any, list[Any]],
-    args: EvalArgs,
-    style: str | None,
-    about: dict[str, Any],
-) -> dict[str, Any]:
-    """Print the scores of `model` as a table, write them to args.save_filepath, and return them in lm-eval's schema.
-
-    Args:
-        tasks: what `prepare` gave.
-        style: what `choose_style` gave.
-        about: where the model is from; becomes `config.model_args`.
-    """
-    manager, chosen = tasks
-    lm = LitLM(model, tokenizer, args.batch_size, style, name=model.config.name, autocast=fabric.autocast)
-    results = simple_evaluate(
-        model=lm,
-        tasks=chosen,
-        task_manager=manager,
-        num_fewshot=args.num_fewshot,
-        batch_size=args.batch_size,
-        device=str(fabric.device),
-        limit=args.limit,
-        bootstrap_iters=args.bootstrap_iters,
-        log_samples=args.log_samples,
-        apply_chat_template=style is not None,
-        fewshot_as_multiturn=False,  # our prompt styles have one turn, which then holds the examples
-        random_seed=args.seed,
-        numpy_random_seed=args.seed,
-        torch_random_seed=args.seed,
-        fewshot_random_seed=args.seed,
-    )
-    about = {name: str(value) if isinstance(value, Path) else value for name, value in about.items()}
-    results["config"] |= {"model": "lit_gpt", "model_args": about, "prompt_style": style}
-    results |= {"model_name": model.config.name, "eot_token_id": lm.eot_token_id, "max_length": lm.max_length}
-    print(make_table(results))
-    if results.get("groups"):
-        print(make_table(results, "groups"))
-    if args.save_filepath is not None:
-        text = json.dumps(strict(results), indent=2, default=handle_non_serializable, ensure_ascii=False)
-        write_text(args.save_filepath, text + "\n")
-    return results
-
-
-def strict(value: Any) -> Any:
-    """`value` without NaN and infinities, which are not JSON: as text, like lm-eval's `N/A`."""
-    if isinstance(value, dict):
-        return {str(k): strict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,20 +1,19 @@
-"""What is evaluated: tasks of lm-eval by their names of today and of 2023, with data from the hub or from local files.
+"""Which tasks are evaluated: lm-eval's, by their names of today and of 2023, with data from the hub or local files.
 
 `lm_eval` is imported inside the functions, so that the scripts' `--help` stays fast.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_gpt.args import require
+from lit_gpt.args import EvalArgs
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.local_data import file_in, misfit, one_line, use_local_data
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -25,46 +24,6 @@ OLD_NAMES = {"truthfulqa_mc": ("truthfulqa_mc1", "truthfulqa_mc2"), "hendrycksTe
 """Names of 2023 that stand for several tasks of today; `hendrycksTest-<subject>` is `mmlu_<subject>`."""
 BLANK_RESULTS = {"multiple_choice": (0.0, False), "loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0}
 """What a model could answer, by output type: enough to see whether a task can score its rows."""
-
-
-@dataclass(frozen=True)
-class EvalArgs:
-    """What is measured, and where the results go."""
-
-    eval_tasks: tuple[str, ...] = ("arc_challenge", "piqa", "hellaswag", "hendrycksTest-*")
-    """Names of tasks, groups or tags of lm-eval, also with * and ?; the names of 2023 work too."""
-    task_data: dict[str, Path] | None = None
-    """Local data: task -> JSON or JSONL file with rows as the hub's, or a folder with <task>.jsonl for each task."""
-    task_path: Path | None = None
-    """Your own tasks: a YAML file of lm-eval, or a folder with such files."""
-    batch_size: int = 1
-    """Sequences per forward pass; changes memory and speed, and not the result."""
-    num_fewshot: int | None = None
-    """Solved examples before each question; as the task says if not given."""
-    limit: int | float | None = None
-    """Questions per task, or if below 1 the part of them; all if not given."""
-    bootstrap_iters: int = 100_000
-    """Resamplings behind the standard errors."""
-    save_filepath: Path | None = None
-    """JSON file for the results, in lm-eval's schema."""
-    log_samples: bool = False
-    """Save each question with the model's answer, too."""
-    apply_prompt_style: bool = False
-    """Wrap each question in a prompt style: that of --prompt_style, else the one the model was finetuned with."""
-    prompt_style: str | None = None
-    """Name of the prompt style: alpaca, chatml or plain."""
-    seed: int = 1234
-    """Decides which solved examples are shown, and the draws of tasks that sample."""
-
-    def __post_init__(self) -> None:
-        require("batch_size", self.batch_size, at_least=1)
-        require("bootstrap_iters", self.bootstrap_iters, at_least=0)
-        if self.num_fewshot is not None:
-            require("num_fewshot", self.num_fewshot, at_least=0)
-        if self.limit is not None and self.limit <= 0:
-            raise UserError(f"--limit {self.limit} evaluates nothing; it must be more than 0")
-        if self.prompt_style is not None and not self.apply_prompt_style:
-            raise UserError("--prompt_style does nothing without --apply_prompt_style true")
 
 
 def prepare(args: EvalArgs) -> "tuple[TaskManager, list[Task | Group]]":
@@ -249,94 +208,6 @@ def local_files(args: EvalArgs, manager: "TaskManager", evaluated: set[str]) -> 
     return files
 
 
-def file_in(folder: Path, task: str) -> Path:
-    """The file for `task`. Raises: UserError if the folder has none."""
-    for suffix in (".jsonl", ".json"):
-        if (path := folder / f"{task}{suffix}").is_file():
-            return path
-    raise UserError(f"--task_data: {folder} has no {task}.jsonl")
-
-
-def use_local_data(manager: "TaskManager", task: str, path: Path, num_fewshot: int | None) -> None:
-    """Let the task read `path` instead of the hub; its name, version, prompts and metrics stay.
-
-    The file stands for the split that the task evaluates. Solved examples come from it, too: lm-eval then takes care
-    that no question is among its own examples.
-
-    Args:
-        num_fewshot: as asked for; None is the task's own number.
-
-    Raises:
-        UserError: the file has no fit rows, or the task gets its data from Python code.
-    """
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    check_rows(path)
-    entry = manager.task_index[task]
-    config = load_yaml(entry.yaml_path) if entry.yaml_path else dict(entry.cfg or {})
-    if "class" in config or config.get("custom_dataset"):
-        raise UserError(f"--task_data: {task} gets its data from Python code, which a file cannot replace")
-    evaluated = config.get("test_split") or config.get("validation_split")
-    examples = config.get("fewshot_config") or {}
-    shots = config.get("num_fewshot") if num_fewshot is None or config.get("num_fewshot") == 0 else num_fewshot
-    config |= {
-        "dataset_path": "json",
-        "dataset_name": None,
-        "training_split": None,
-        "validation_split": None,
-        # lm-eval leaves a question out of its own examples only where both are of the test split
-        "test_split": evaluated,
-        "fewshot_split": evaluated if shots and "samples" not in examples else None,
-        "dataset_kwargs": {"data_files": {evaluated: str(path.resolve())}},
-    }
-    if "split" in examples:
-        config["fewshot_config"] = {**examples, "split": config["fewshot_split"]}
-    manager.task_index[task] = replace(entry, yaml_path=None, cfg=config)
-
-
-def check_rows(path: Path) -> None:
-    """Raises: UserError with the line, unless the file holds JSON objects that all have the keys of the first."""
-    first: set[str] | None = None
-    for where, row in read_rows(path):
-        names = keys(row) if isinstance(row, dict) else None
-        if names is None:
-            raise UserError(f"{path}, {where} is not a JSON object")
-        first = names if first is None else first
-        for name in sorted(names ^ first):
-            fault = (
-                f"lacks {name!r}, which the first row has" if name in first else f"has {name!r}, unlike the first row"
-            )
-            raise UserError(f"{path}, {where} {fault}")
-    if first is None:
-        raise UserError(f"{path} has no rows")
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a JSONL file or of a JSON list. Raises: UserError with the line for what is not JSON."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8 text (byte {e.start})") from e
-    if text.lstrip().startswith("["):
-        try:
-            yield from ((f"row {n}", row) for n, row in enumerate(json.loads(text), 1))
-        except json.JSONDecodeError as e:
-            raise UserError(f"{path}, line {e.lineno} is not JSON ({e.msg})") from e
-        return
-    for n, line in enumerate(text.split("\n"), 1):  # splitlines would cut at U+2028, which JSON allows in a string
-        if line.strip():
-            try:
-                yield f"line {n}", json.loads(line)
-            except json.JSONDecodeError as e:
-                raise UserError(f"{path}, line {n} is not JSON ({e.msg})") from e
-
-
-def keys(row: dict[str, Any], prefix: str = "") -> set[str]:
-    """The names in a row, those of objects within it with a dot."""
-    names = {prefix + name for name in row}
-    return names.union(*(keys(v, f"{prefix}{name}.") for name, v in row.items() if isinstance(v, dict)))
-
-
 def load(name: str, manager: "TaskManager", local: dict[str, Path]) -> dict[str, Any]:
     """lm-eval's tasks and groups for one name.
 
@@ -383,14 +254,3 @@ def check_task(task: "Task", path: Path | None) -> None:
             task.process_results(task.eval_docs[0], [BLANK_RESULTS[task.OUTPUT_TYPE]] * len(task.instances))
     except Exception as e:  # as above
         raise misfit(path, name, e) from e
-
-
-def misfit(path: Path, task: str, error: Exception) -> UserError:
-    """The error that `path` has other rows than the task needs."""
-    row = next(row for _, row in read_rows(path))
-    cause = f"{type(error).__name__}: {one_line(error)}"
-    return UserError(f"{path} does not fit task {task} ({cause}); its rows have {', '.join(sorted(keys(row)))}")
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

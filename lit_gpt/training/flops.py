@@ -13,9 +13,8 @@ def estimated_flops(model: GPT, batch_size: int, length: int) -> float:
     gradient of the weight, 2 more, only where it is trained (arXiv:2001.08361, table 1). Attention reads the causal
     half: 2 * T * H * D a layer and token for scores and values together, and twice that in the backward pass.
     """
+    # a tied head is listed as lm_head, before wte, and so counts as the matrix product that it is
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "wte" not in n]
-    if model.config.tie_embeddings and not any("lm_head" in n and "lora" not in n for n, _ in model.named_parameters()):
-        matrices.append(model.transformer.wte.weight)  # listed once, as the embedding
     frozen = sum(p.numel() for p in matrices if not p.requires_grad)
     trained = sum(p.numel() for p in matrices if p.requires_grad)
     c = model.config

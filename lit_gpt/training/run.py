@@ -74,8 +74,8 @@ def finetune(
         training={**asdict(train), **asdict(validation), "seed": seed, "precision": str(fabric._precision.precision)},
         versions=versions(),
     )
+    save_run(run, out_dir)  # before the first weights, so that those of an interrupted run can be used
     fit(fabric, model, train_data, val_data, path, monitor, train, validation, seed)
-    save_run(run, out_dir)
     seconds = monitor.close()
     plot_losses(out_dir / "metrics.csv", out_dir / "loss.png")
     print(f"Training time: {seconds:.2f}s")

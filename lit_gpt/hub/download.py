@@ -1,6 +1,5 @@
 """Fetches a model's files from the Hugging Face hub; a run that was cut goes on where it stopped."""
 
-import errno
 import hashlib
 import json
 import os
@@ -9,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 
 from lit_gpt.errors import UserError
 from lit_gpt.families import MODELS
+from lit_gpt.hub.failures import one_line_errors
 
 # Names at the top level of a repository; original/, onnx/ and the like are other people's formats.
 TOKENIZER_AND_CONFIG = (
@@ -271,101 +270,6 @@ def quiet_client() -> None:
 
     if not os.environ.keys() & {"HF_HUB_VERBOSITY", "HF_DEBUG"}:
         logging.set_verbosity_error()
-
-
-@contextmanager
-def one_line_errors(repo_id: str, revision: str | None, token: str | None, folder: Path) -> Iterator[None]:
-    """Turn what the client and the disk raise into one line that says what to do.
-
-    Raises:
-        UserError: see there. What we cannot explain passes through.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as e:
-        message = explain_refusal(e, repo_id, revision, token) or explain_failure(e, folder)
-        if message is None:
-            raise
-        raise UserError(message) from e
-
-
-def explain_refusal(error: Exception, repo_id: str, revision: str | None, token: str | None) -> str | None:
-    """What to do about the hub's refusal; None if it did not answer at all."""
-    from huggingface_hub import constants, errors, get_token
-
-    if not isinstance(error, errors.HfHubHTTPError):
-        return None
-    page = f"https://huggingface.co/{repo_id}"
-    has_token = bool(token or get_token())
-    status = getattr(error.response, "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        if has_token:
-            return (
-                f"{repo_id} is gated and your token has no access to it; request it at {page} with the token's account"
-            )
-        return (
-            f"{repo_id} is gated: request access at {page}, make a token at https://huggingface.co/settings/tokens, "
-            "and pass it with --token or HF_TOKEN"
-        )
-    # the hub answers 401 to strangers who ask for what does not exist
-    if isinstance(error, errors.RepositoryNotFoundError) or (status == 401 and not has_token):
-        private = "" if has_token else " (or it is private and needs --token)"
-        return f"{constants.ENDPOINT} has no model {repo_id!r}{private}; {close_matches(repo_id)}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo_id} has no revision {revision!r}; {page}/tree/main lists its branches and tags"
-    if status == 401:
-        return "the hub refused your token; make another at https://huggingface.co/settings/tokens"
-    said = (error.server_message or "no reason given").splitlines()[0][:200]
-    if status == 403:
-        return f"the hub refused {repo_id} ({said}); check that your token may read it"
-    return f"{constants.ENDPOINT} answered {status} ({said}); run the same command again later, it goes on from there"
-
-
-def explain_failure(error: Exception, folder: Path) -> str | None:
-    """What to do about a network or a disk that failed; None if it is neither."""
-    from huggingface_hub import constants, errors
-
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids to download; unset it"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {folder} is full; free some and run the same command again, it goes on where it stopped"
-    if is_from_http(error):
-        what = reason(error)
-    elif isinstance(error, OSError) and "Consistency check" in str(error):  # the client has no type for it
-        what = "it ended before the file did"
-    else:
-        return None
-    return (
-        f"the connection to {constants.ENDPOINT} failed ({what}); "
-        "check the network and run the same command again, it goes on where it stopped"
-    )
-
-
-def is_from_http(error: BaseException | None) -> bool:
-    """Whether the client's HTTP library raised it: `requests` up to huggingface_hub 0.36, `httpx`, then `httpx2`."""
-    while error is not None:
-        if {cls.__module__.partition(".")[0] for cls in type(error).__mro__} & {"requests", "httpx", "httpx2"}:
-            return True
-        error = error.__cause__
-    return False
-
-
-def reason(error: BaseException) -> str:
-    """What the system said at the root of an error. Never the client's words: they may quote a header."""
-    while cause := error.__cause__ or error.__context__:
-        error = cause
-    return getattr(error, "strerror", None) or type(error).__name__
-
-
-def close_matches(repo_id: str) -> str:
-    """Known models that `repo_id` may have meant, as a hint."""
-    known = {short.lower(): fields["hf_repo"] for short, fields in MODELS.items()}
-    close = get_close_matches(repo_id.rpartition("/")[2].lower(), known, n=4)
-    if not close:
-        return "python scripts/download.py lists the known ones"
-    return f"close matches: {', '.join(known[c] for c in close)}"
 
 
 def human(n_bytes: int) -> str:

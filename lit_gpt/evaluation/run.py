@@ -1,0 +1,93 @@
+"""An evaluation from model to table: what is asked in which prompt style, and where the results go."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+
+from lit_gpt.args import EvalArgs
+from lit_gpt.checkpoint import write_text
+from lit_gpt.errors import UserError
+from lit_gpt.evaluation.harness import LitLM
+from lit_gpt.model import GPT
+from lit_gpt.prompts import make_prompt
+from lit_gpt.tokenizer import Tokenizer
+
+
+def choose_style(args: EvalArgs, trained_with: str | None = None) -> str | None:
+    """The prompt style to wrap questions in, or None.
+
+    Args:
+        trained_with: style of the finetuned model; None for a base model.
+
+    Raises:
+        UserError: a style is to be applied, and none is known.
+    """
+    style = args.prompt_style or trained_with
+    if not args.apply_prompt_style:
+        return None
+    if style is None:
+        raise UserError("--apply_prompt_style true needs --prompt_style for a base model: it was not trained with any")
+    make_prompt(style, "")
+    return style
+
+
+def evaluate(
+    fabric: Fabric,
+    model: GPT,
+    tokenizer: Tokenizer,
+    tasks: tuple[Any, list[Any]],
+    args: EvalArgs,
+    style: str | None,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Print the scores of `model` as a table, write them to args.save_filepath, and return them in lm-eval's schema.
+
+    Args:
+        tasks: what `prepare` gave.
+        style: what `choose_style` gave.
+        about: where the model is from; becomes `config.model_args`.
+    """
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    manager, chosen = tasks
+    lm = LitLM(model, tokenizer, args.batch_size, style, name=model.config.name, autocast=fabric.autocast)
+    results = simple_evaluate(
+        model=lm,
+        tasks=chosen,
+        task_manager=manager,
+        num_fewshot=args.num_fewshot,
+        batch_size=args.batch_size,
+        device=str(fabric.device),
+        limit=args.limit,
+        bootstrap_iters=args.bootstrap_iters,
+        log_samples=args.log_samples,
+        apply_chat_template=style is not None,
+        fewshot_as_multiturn=False,  # our prompt styles have one turn, which then holds the examples
+        random_seed=args.seed,
+        numpy_random_seed=args.seed,
+        torch_random_seed=args.seed,
+        fewshot_random_seed=args.seed,
+    )
+    about = {name: str(value) if isinstance(value, Path) else value for name, value in about.items()}
+    results["config"] |= {"model": "lit_gpt", "model_args": about, "prompt_style": style}
+    results |= {"model_name": model.config.name, "eot_token_id": lm.eot_token_id, "max_length": lm.max_length}
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    if args.save_filepath is not None:
+        text = json.dumps(strict(results), indent=2, default=handle_non_serializable, ensure_ascii=False)
+        write_text(args.save_filepath, text + "\n")
+    return results
+
+
+def strict(value: Any) -> Any:
+    """`value` without NaN and infinities, which are not JSON: as text, like lm-eval's `N/A`."""
+    if isinstance(value, dict):
+        return {str(k): strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,93 @@
+"""Log-probabilities of many continuations with as few forward passes as they need.
+
+Shapes: B batch, T tokens, C n_embd, N scored positions of a batch, V padded vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from lit_gpt.model import GPT, KVCache
+
+Item = TypeVar("Item")
+Ids = tuple[int, ...]
+
+
+def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator[tuple[list[Ids], list[int], Tensor]]:
+    """Yield (rows, where each ends in the states, hidden states (B, T, C)), the longest first, until all are fed.
+
+    Args:
+        heads: ids -> rows that begin with them. The states of these ids may be left out of what is yielded: where
+            several rows share a head, the model reads it once, into a cache.
+    """
+    shared = {head: rows for head, rows in heads.items() if head and len(rows) > 1}
+    longest = max((len(row) - len(head) for head, rows in shared.items() for row in rows), default=0)
+    # beyond this, padding would stand outside of the model
+    shared = {head: rows for head, rows in shared.items() if len(head) + longest <= model.config.block_size}
+    alone = [row for head, rows in heads.items() if head not in shared for row in rows]
+    for batch in batches(sorted(alone, key=len, reverse=True), batch_size):
+        yield batch, [len(row) for row in batch], model.hidden(padded(model, batch))
+    for some in batches(sorted(shared, key=len, reverse=True), batch_size):
+        read = KVCache(model, len(some), len(some[0]))
+        model.hidden(padded(model, some), read.positions, read)
+        rows = [(n, len(head), row) for n, head in enumerate(some) for row in shared[head]]
+        for batch in batches(sorted(rows, key=lambda r: len(r[2]) - r[1], reverse=True), batch_size):
+            numbers, starts, whole = map(list, zip(*batch, strict=True))
+            rests = [row[start:] for row, start in zip(whole, starts, strict=True)]
+            yield whole, [len(rest) for rest in rests], continue_after(model, read, numbers, starts, rests)
+
+
+def continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[int], rests: list[Ids]) -> Tensor:
+    """Hidden states (B, T, C) of `rests`, each after its own head.
+
+    Args:
+        read: the heads, a row each.
+        numbers: for each of `rests`, its head's row in `read`.
+        starts: its head's length.
+    """
+    ids = padded(model, rests)  # (B, T)
+    cache = KVCache(model, len(rests), max(starts) + ids.size(1))
+    for to, layer in zip(cache.layers, read.layers, strict=True):
+        to.k[:, :, : max(starts)] = layer.k[numbers, :, : max(starts)]
+        to.v[:, :, : max(starts)] = layer.v[numbers, :, : max(starts)]
+    first = torch.tensor(starts, device=ids.device)[:, None]
+    return model.hidden(ids, first + cache.positions[: ids.size(1)], cache)
+
+
+def padded(model: GPT, rows: Sequence[Ids]) -> Tensor:
+    """(B, T) on the model's device. Padding is on the right, where causal attention does not see it."""
+    longest = max(map(len, rows))
+    return torch.tensor(
+        [[*row, *[0] * (longest - len(row))] for row in rows], device=model.transformer.wte.weight.device
+    )
+
+
+def score(model: GPT, hidden: Tensor, ends: list[int], targets: list[list[list[int]]]) -> list[tuple[float, bool]]:
+    """(log-probability, whether it is greedy) of each continuation, row after row.
+
+    Args:
+        hidden: states of the model, (B, T, C).
+        ends: how many of the T are real, for each row.
+        targets: for each row, continuations; the model was fed all of one but its last token, at the end of the row.
+    """
+    counts = [max(map(len, ts)) for ts in targets]  # positions of each row that are scored
+    scored = [hidden[b, end - n : end] for b, (end, n) in enumerate(zip(ends, counts, strict=True))]
+    logits: Tensor = model.lm_head(torch.cat(scored)).float()  # (N, V)
+    greedy, logprobs, answers = logits.argmax(-1), logits.log_softmax(-1), []
+    for end, continuations in zip(torch.tensor(counts).cumsum(0).tolist(), targets, strict=True):
+        for continuation in continuations:
+            at = slice(end - len(continuation), end)
+            target = torch.tensor(continuation, device=hidden.device)
+            picked = logprobs[at].gather(1, target[:, None])
+            answers.append((picked.sum(), (greedy[at] == target).all()))
+    values = torch.stack([value for value, _ in answers]).tolist()  # one wait for the device, not one an answer
+    flags = torch.stack([flag for _, flag in answers]).tolist()
+    return list(zip(values, flags, strict=True))
+
+
+def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    """`items` in lists of `size`; the last may be shorter."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

@@ -1,0 +1,1 @@
+"""Models from the Hugging Face hub: fetching them (`download`), and what to say when it fails (`failures`)."""
