@@ -54,12 +54,12 @@ def main() -> None:
         learning_rate=2e-3,
         batch_size=8,
         micro_batch_size=8,
-        epochs=1,
+        epochs=1.5,
         eval_interval=25,
         lora_key=True,
         lora_projection=True,
         lora_mlp=True,
-        makes=OUT / "finetuned.json",
+        makes=OUT / "loss.png",
     )
     asked = {"checkpoint_dir": CHECKPOINT, "finetuned_path": OUT, "temperature": 0}
     command("generate/lora.py", **asked, prompt=INSTRUCTION, input=ORDER)

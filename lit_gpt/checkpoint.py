@@ -6,8 +6,6 @@ out/<method>/<name>/       lit_model_<method>_finetuned.pth, finetuned.json, met
 
 import hashlib
 import json
-import os
-import pickle
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +22,7 @@ from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, Precision
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
+from lit_gpt.files import load_state, replace_with, save_state, write_text  # noqa: F401 (replace_with: for scripts/convert_hf_checkpoint.py until it imports it from files)
 from lit_gpt.model import GPT
 
 WEIGHTS, CONFIG, RUN = "lit_model.pth", "lit_config.json", "finetuned.json"
@@ -175,46 +174,6 @@ def save_run(run: Run, out_dir: Path) -> None:
 def save_trained(model: GPT, path: Path) -> None:
     """Save the parameters of `model` that require a gradient, and no others."""
     save_state({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, path)
-
-
-def save_state(state: dict[str, Tensor], path: Path) -> None:
-    """Write tensors under a temporary name, then rename: `path` is whole or was not touched."""
-    replace_with(path, lambda temporary: torch.save(state, temporary))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename."""
-    replace_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def replace_with(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file beside `path`, make sure that it is on the disk, and give it the name `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except RuntimeError as e:  # torch's writer turns a full disk into one
-        raise UserError(f"{path} could not be written ({str(e).splitlines()[0]}); is the disk full?") from e
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_state(path: Path, remedy: str) -> dict[str, Tensor]:
-    """A file of `save_state`, memory-mapped.
-
-    Raises:
-        UserError: missing or damaged; says to run `remedy`.
-    """
-    if not path.is_file():
-        raise UserError(f"there is no {path}; make it with {remedy}")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
-        raise UserError(
-            f"{path} is truncated or damaged ({str(e).splitlines()[0]}); make it again with {remedy}"
-        ) from e
 
 
 def check_fit(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lit_gpt.errors import UserError
 
@@ -45,13 +45,47 @@ class Config:
     # the block
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
-    mlp: Literal["gelu", "swiglu"] = "gelu"
+    norm_unit_offset: bool = False
+    """RMS norms scale by 1 + weight (Gemma)."""
+    pre_norm: bool = True
+    """Attention and MLP read a normalised input."""
+    post_norm: bool = False
+    """What attention and MLP return is normalised before it is added (Gemma 2, OLMo 2)."""
+    mlp: Literal["plain", "gated", "moe"] = "plain"
+    """`moe` is a mixture of gated MLPs (arXiv:2401.04088)."""
+    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
+    n_expert: int = 0
+    """MLPs a layer of a mixture has."""
+    n_expert_per_token: int = 0
+    """How many of them a token goes through."""
     parallel_residual: bool = True
     """x + attn(norm(x)) + mlp(norm(x)) rather than one after the other."""
-    bias: bool = True
-    """Biases on the linear layers of the blocks."""
+    shared_attention_norm: bool = False
+    """In a parallel block, the MLP reads what attention reads: there is no second norm."""
+    qkv_bias: bool = False
+    proj_bias: bool = False
+    """Bias of attention's output projection."""
+    mlp_bias: bool = False
+    lm_head_bias: bool = False
     tie_embeddings: bool = False
     """The output projection is the embedding table."""
+    scale_embeddings: bool = False
+    """Embeddings are multiplied by the square root of n_embd (Gemma)."""
+    final_logit_softcapping: float = 0.0
+    """Logits x become c * tanh(x / c); 0 leaves them (arXiv:2408.00118)."""
+
+    # attention
+    qk_norm: Literal["none", "head", "full", "per_head"] = "none"
+    """Norm of queries and keys: over a head's channels with one weight for all heads (Qwen 3), over all heads' channels
+    (OLMo 2), or over a head's channels with a weight for each head (StableLM 2 12B)."""
+    query_pre_attn_scalar: float = 0.0
+    """Scores are divided by the square root of this; 0 means head_size."""
+    attn_logit_softcapping: float = 0.0
+    """As final_logit_softcapping, for the scores."""
+    sliding_window: int = 0
+    """Tokens that a position sees, itself included; 0 means all before it."""
+    sliding_layers: list[int] | None = None
+    """Layers with the window; None means all of them."""
 
     # rotary embeddings
     rotary_percentage: float = 0.25
@@ -59,6 +93,8 @@ class Config:
     rope_base: float = 10000.0
     rope_condense_ratio: float = 1.0
     """Positions are divided by this (linear rope scaling, arXiv:2306.15595)."""
+    rope_scaling: dict[str, Any] | None = None
+    """Another scaling: `type` (llama3, yarn or longrope) and its parameters, named as in Hugging Face's config.json."""
 
     def __post_init__(self) -> None:
         if not self.head_size:
@@ -75,6 +111,13 @@ class Config:
                 f"{self.name}: rotary_percentage={self.rotary_percentage} of head_size={self.head_size} "
                 f"is {self.rope_n_elem} channels, and rotation needs an even number"
             )
+        if self.mlp == "moe" and not 0 < self.n_expert_per_token <= self.n_expert:
+            raise UserError(
+                f"{self.name}: n_expert_per_token={self.n_expert_per_token} of n_expert={self.n_expert} is impossible"
+            )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{self.name}: {name}={getattr(self, name)!r} is none of {', '.join(choices)}")
         self.intermediate_size = self.intermediate_size or 4 * self.n_embd
         rounded_up = math.ceil(self.vocab_size / self.padding_multiple) * self.padding_multiple
         self.padded_vocab_size = self.padded_vocab_size or rounded_up
@@ -90,6 +133,10 @@ class Config:
         """Output channels of q, k and v, in the order `attn.qkv` stacks them."""
         kv = self.n_query_groups * self.head_size
         return self.n_head * self.head_size, kv, kv
+
+    def is_sliding(self, layer: int) -> bool:
+        """Whether a layer has the sliding window."""
+        return self.sliding_window > 0 and (self.sliding_layers is None or layer in self.sliding_layers)
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "Config":
@@ -117,7 +164,15 @@ class Config:
         unknown = sorted(set(values) - known) if isinstance(values, dict) else ["a list or a plain value"]
         if unknown:
             raise UserError(f"{path} is not a configuration of this toolkit: it has {unknown[0]!r}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except UserError as e:
+            raise UserError(f"{path}: {e}; run scripts/convert_hf_checkpoint.py again") from e
 
     def to_json(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+HINTS = get_type_hints(Config)
+CHOICES = {name: get_args(hint) for name, hint in HINTS.items() if get_origin(hint) is Literal}
+"""Field -> the values it may have, where they are a closed set."""

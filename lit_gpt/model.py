@@ -4,6 +4,9 @@ Shapes in comments: B batch, T tokens, C = n_embd, H query heads, G = n_query_gr
 V = padded_vocab_size, S = length of the KV cache.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
+from lit_gpt.rope import Rope, apply_rope
 
 
 class GPT(nn.Module):
@@ -22,7 +26,7 @@ class GPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
@@ -32,9 +36,7 @@ class GPT(nn.Module):
         )
         if config.tie_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
-        cos, sin = rope_table(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.rope = Rope(config)
 
     def forward(self, idx: Tensor, input_pos: Tensor | None = None, cache: "KVCache | None" = None) -> Tensor:
         """Next-token logits, (B, T, V).
@@ -47,35 +49,51 @@ class GPT(nn.Module):
         Raises:
             UserError: `idx` is longer than the model's block_size.
         """
-        return self.lm_head(self.hidden(idx, input_pos, cache))
+        return self.logits(self.hidden(idx, input_pos, cache))
 
     def hidden(self, idx: Tensor, input_pos: Tensor | None = None, cache: "KVCache | None" = None) -> Tensor:
         """`forward` without the output projection, (B, T, C): whoever needs few positions projects only those."""
         T = idx.size(1)
         if self.config.block_size < T:
             raise UserError(f"a sequence of {T} tokens is longer than the model's {self.config.block_size}")
-        if input_pos is None:
-            cos, sin = self.cos[:T], self.sin[:T]  # (T, rope_n_elem)
-        else:
-            cos, sin = self.cos[input_pos], self.sin[input_pos]
-            if input_pos.dim() == 2:
-                cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (B, 1, T, rope_n_elem), the same for all heads
-        mask = None if cache is None else cache.visible_from(input_pos, T)
+        positions = torch.arange(T, device=idx.device) if input_pos is None else input_pos
+        cos, sin = self.rope(positions, T if cache is None else cache.length)  # (..., T, rope_n_elem)
+        if positions.dim() == 2:
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (B, 1, T, rope_n_elem), the same for all heads
+        keys = positions if cache is None else cache.positions
+        full, sliding = (visible(positions, keys, window) for window in (0, self.config.sliding_window))
 
-        x = self.transformer.wte(idx)  # (B, T, C)
+        x = self.embed(idx)  # (B, T, C)
         for i, block in enumerate(self.transformer.h):
+            mask = sliding if self.config.is_sliding(i) else full
             x = block(x, cos, sin, mask, None if cache is None else cache.layers[i], input_pos)
         return self.transformer.ln_f(x)
 
+    def embed(self, idx: Tensor) -> Tensor:
+        """Token ids (B, T) -> what the first block reads, (B, T, C)."""
+        x = self.transformer.wte(idx)
+        if self.config.scale_embeddings:
+            x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype, device=x.device)  # rounded as Gemma's was
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) of `hidden` -> (..., V)."""
+        return softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
+
 
 class Block(nn.Module):
+    """Attention and MLP, one after the other or side by side; `nn.Identity` stands where a model has no norm."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.parallel_residual = config.parallel_residual
-        self.norm_1 = make_norm(config)
+        self.shared_attention_norm = config.shared_attention_norm
+        self.norm_1 = make_norm(config, config.pre_norm)
         self.attn = CausalSelfAttention(config)
-        self.norm_2 = make_norm(config)
+        self.post_attention_norm = make_norm(config, config.post_norm)
+        self.norm_2 = make_norm(config, config.pre_norm and not config.shared_attention_norm)
         self.mlp = MLPS[config.mlp](config)
+        self.post_mlp_norm = make_norm(config, config.post_norm)
 
     def forward(
         self,
@@ -86,16 +104,20 @@ class Block(nn.Module):
         cache: "LayerCache | None" = None,
         input_pos: Tensor | None = None,
     ) -> Tensor:
-        h = x + self.attn(self.norm_1(x), cos, sin, mask, cache, input_pos)
-        return h + self.mlp(self.norm_2(x if self.parallel_residual else h))
+        normed = self.norm_1(x)
+        h = x + self.post_attention_norm(self.attn(normed, cos, sin, mask, cache, input_pos))
+        if not self.shared_attention_norm:
+            normed = self.norm_2(x if self.parallel_residual else h)
+        return h + self.post_mlp_norm(self.mlp(normed))
 
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.qkv = nn.Linear(config.n_embd, sum(config.qkv_sizes), bias=config.bias)
-        self.proj = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
+        self.qkv = nn.Linear(config.n_embd, sum(config.qkv_sizes), bias=config.qkv_bias)
+        self.proj = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.proj_bias)
+        self.norm_q, self.norm_k = (make_qk_norm(config, heads) for heads in (config.n_head, config.n_query_groups))
 
     def forward(
         self,
@@ -106,64 +128,171 @@ class CausalSelfAttention(nn.Module):
         cache: "LayerCache | None" = None,
         input_pos: Tensor | None = None,
     ) -> Tensor:
+        """
+        Args:
+            x: (B, T, C).
+            cos, sin: (T, rope_n_elem) or (B, 1, T, rope_n_elem).
+            mask: keys that each query sees, (T, S) or (B, 1, T, S) bool; None means those up to its own position.
+        """
         q, k, v = self.split_heads(self.qkv(x))
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
-        grouped = self.config.n_query_groups != self.config.n_head
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        y = attend(q, k, v, mask, self.config)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, sum(qkv_sizes)) -> q (B, H, T, D), k and v (B, G, T, D)."""
-        parts = qkv.split(self.config.qkv_sizes, dim=-1)
-        q, k, v = (p.unflatten(-1, (-1, self.config.head_size)).transpose(1, 2) for p in parts)
+        """(B, T, sum(qkv_sizes)) -> q (B, H, T, D), k and v (B, G, T, D), q and k normalised if the model does that."""
+        q, k, v = qkv.split(self.config.qkv_sizes, dim=-1)
+        if self.config.qk_norm == "full":
+            q, k = self.norm_q(q), self.norm_k(k)
+        q, k, v = (p.unflatten(-1, (-1, self.config.head_size)).transpose(1, 2) for p in (q, k, v))
+        if self.config.qk_norm != "full":
+            q, k = self.norm_q(q), self.norm_k(k)
         return q, k, v
 
 
-class GeluMLP(nn.Module):
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config) -> Tensor:
+    """Weighted sums of v (B, G, S, D) by the scores of q (B, H, T, D) and k (B, G, S, D), (B, H, T, D)."""
+    scale = (config.query_pre_attn_scalar or config.head_size) ** -0.5
+    grouped = config.n_query_groups != config.n_head
+    if not config.attn_logit_softcapping:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+        )
+    if grouped:
+        k, v = (x.repeat_interleave(config.n_head // config.n_query_groups, dim=1) for x in (k, v))
+    scores = softcap(q @ k.mT * scale, config.attn_logit_softcapping)  # (B, H, T, S)
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """x kept between -cap and cap, smoothly; 0 leaves it."""
+    return torch.tanh(x / cap) * cap if cap else x
+
+
+def visible(queries: Tensor, keys: Tensor, window: int) -> Tensor | None:
+    """Which keys each query sees, (T, S) or (B, 1, T, S) bool; None if that is plain causal attention.
+
+    Args:
+        queries: positions, (T,) or (B, T).
+        keys: positions, (S,).
+        window: how many keys a query sees at most, itself included; 0 means no limit.
+    """
+    if queries is keys and (not window or queries.size(0) <= window):
+        return None
+    distance = queries.unsqueeze(-1) - keys  # (..., T, S)
+    seen = distance >= 0 if not window else (distance >= 0) & (distance < window)
+    return seen.unsqueeze(1) if seen.dim() == 3 else seen
+
+
+class PlainMLP(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.n_embd, config.intermediate_size, bias=config.bias)
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.bias)
+        self.fc = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
+        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.gelu(self.fc(x)))
+        return self.proj(self.activation(self.fc(x)))
 
 
-class SwigluMLP(nn.Module):
-    """Gated MLP, https://arxiv.org/abs/2002.05202 equation 6: `fc_1` is the gate."""
+class GatedMLP(nn.Module):
+    """https://arxiv.org/abs/2002.05202 equation 6: `fc_1` is the gate."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.fc_1 = nn.Linear(config.n_embd, config.intermediate_size, bias=config.bias)
-        self.fc_2 = nn.Linear(config.n_embd, config.intermediate_size, bias=config.bias)
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.bias)
+        self.fc_1 = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
+        self.fc_2 = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
+        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.silu(self.fc_1(x)) * self.fc_2(x))
+        return self.proj(self.activation(self.fc_1(x)) * self.fc_2(x))
+
+
+class MoE(nn.Module):
+    """Mixture of gated MLPs, https://arxiv.org/abs/2401.04088 section 2.1: each token goes through a few of them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.n_expert_per_token = config.n_expert_per_token
+        self.gate = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.experts = nn.ModuleList(GatedMLP(config) for _ in range(config.n_expert))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, -2)  # (N, C)
+        scores, chosen = self.gate(flat).topk(self.n_expert_per_token)  # (N, n_expert_per_token)
+        weights = scores.softmax(-1, dtype=torch.float32).to(x.dtype)
+        y = torch.zeros_like(flat)
+        for e, expert in enumerate(self.experts):
+            token, rank = self.routed(chosen, e)
+            y = y.index_add(0, token, weights[token, rank].unsqueeze(-1) * expert(flat[token]))
+        return y.view_as(x)
+
+    def routed(self, chosen: Tensor, e: int) -> tuple[Tensor, ...]:
+        """Tokens that chose expert e, and as their how-manieth choice."""
+        if chosen.is_meta:  # without values, for counting operations: an even share
+            share = chosen.new_zeros(chosen.numel() // len(self.experts))
+            return share, share
+        return torch.where(chosen == e)
 
 
 class RMSNorm(nn.Module):
     """https://arxiv.org/abs/1910.07467; statistics in fp32 whatever the dtype of the input."""
 
-    def __init__(self, n: int, eps: float) -> None:
+    def __init__(self, n: int, eps: float, unit_offset: bool = False) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(n))
+        self.unit_offset = unit_offset
+        self.weight = nn.Parameter(torch.zeros(n) if unit_offset else torch.ones(n))
 
     def forward(self, x: Tensor) -> Tensor:
         h = x.float()
         h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        if self.unit_offset:
+            return (h * (1 + self.weight.float())).to(x.dtype)
         return self.weight * h.to(x.dtype)
 
 
-MLPS = {"gelu": GeluMLP, "swiglu": SwigluMLP}
-NORMS = {"layer": nn.LayerNorm, "rms": RMSNorm}
+class PerHeadNorm(nn.Module):
+    """Layer norm over the channels of each head, without bias, with a weight for each head."""
+
+    def __init__(self, heads: int, head_size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(heads, head_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, T, D) -> (B, H, T, D)."""
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight.unsqueeze(1)
 
 
-def make_norm(config: Config) -> nn.Module:
-    return NORMS[config.norm](config.n_embd, eps=config.norm_eps)
+MLPS = {"plain": PlainMLP, "gated": GatedMLP, "moe": MoE}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.Module:
+    """The model's kind of norm over `n` channels, n_embd if not given; nothing if it is not `present`."""
+    if not present:
+        return nn.Identity()
+    if config.norm == "layer":
+        return nn.LayerNorm(n or config.n_embd, eps=config.norm_eps)
+    return RMSNorm(n or config.n_embd, config.norm_eps, config.norm_unit_offset)
+
+
+def make_qk_norm(config: Config, heads: int) -> nn.Module:
+    """The norm of the queries or the keys of so many heads."""
+    if config.qk_norm == "per_head":
+        return PerHeadNorm(heads, config.head_size, config.norm_eps)
+    n = {"none": 0, "head": config.head_size, "full": heads * config.head_size}[config.qk_norm]
+    return make_norm(config, n > 0, n)
 
 
 class KVCache:
@@ -179,15 +308,9 @@ class KVCache:
             raise UserError(f"{length} tokens are more than the model's {c.block_size}")
         like = model.transformer.wte.weight
         shape = (batch_size, c.n_query_groups, length, c.head_size)
+        self.length = length
         self.layers = [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(c.n_layer)]
         self.positions = torch.arange(length, device=like.device)
-
-    def visible_from(self, input_pos: Tensor | None, T: int) -> Tensor:
-        """Which cached positions each query sees, (T, S) or (B, 1, T, S) bool."""
-        if input_pos is None:
-            input_pos = self.positions[:T]
-        visible = self.positions <= input_pos.unsqueeze(-1)  # (..., T, S)
-        return visible.unsqueeze(1) if visible.dim() == 3 else visible
 
 
 class LayerCache:
@@ -207,24 +330,3 @@ class LayerCache:
             else:
                 cached.scatter_(2, input_pos[:, None, :, None].expand_as(new), new)
         return self.k.to(k.dtype), self.v.to(v.dtype)
-
-
-def rope_table(config: Config) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotation angles, (block_size, rope_n_elem) each (https://arxiv.org/abs/2104.09864).
-
-    In fp32 whatever the default dtype: in 16 bits, positions above 256 would coincide.
-    """
-    n = config.rope_n_elem
-    theta = config.rope_base ** -(torch.arange(0, n, 2, dtype=torch.float32) / n)  # (n/2,)
-    position = torch.arange(config.block_size, dtype=torch.float32) / config.rope_condense_ratio
-    angle = torch.outer(position, theta).repeat(1, 2)
-    return angle.cos(), angle.sin()
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first channels of each head of x (B, H, T, D), as many as `cos` has; the others pass."""
-    n = cos.size(-1)
-    rotated, rest = x[..., :n], x[..., n:]
-    a, b = rotated.chunk(2, dim=-1)
-    rotated = (rotated * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
-    return torch.cat((rotated, rest), dim=-1) if rest.size(-1) else rotated

@@ -13,6 +13,7 @@ def main(
     checkpoint_dir: Path,
     model_name: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    pad_vocab_multiple: int = 1,
 ) -> None:
     """Convert a checkpoint.
 
@@ -20,29 +21,36 @@ def main(
         checkpoint_dir: the folder with the downloaded files.
         model_name: what to call the model; the folder's name if not given.
         dtype: dtype of the converted weights; as in the files if not given.
+        pad_vocab_multiple: fill the vocabulary's tensors with zero rows up to a multiple of this; 64 suits GPUs.
     """
+    from dataclasses import replace
+
     import torch
 
-    from lit_gpt.checkpoint import CONFIG, WEIGHTS, replace_with, save_state
     from lit_gpt.convert.configs import config_from_hf
     from lit_gpt.convert.gguf import write_tokenizer
-    from lit_gpt.convert.names import from_hf
+    from lit_gpt.convert.names import EMBEDDINGS, HEAD, plan_from_hf, stream_from_hf
     from lit_gpt.convert.readers import open_source
-    from lit_gpt.convert.vocabulary import check_vocabulary
+    from lit_gpt.convert.vocabulary import check_vocabulary, pad_vocabulary
+    from lit_gpt.files import replace_with, save_stream
 
     source = open_source(checkpoint_dir)
     name = model_name or checkpoint_dir.resolve().name
     config = config_from_hf(source.hf_config, name, str(source.config_file))
+    rows, config = config.padded_vocab_size, pad_vocabulary(config, pad_vocab_multiple)
     if source.files[0].suffix == ".gguf" and not (checkpoint_dir / "tokenizer.json").is_file():
         write_tokenizer(source.files[0], checkpoint_dir)
-    check_vocabulary(config, checkpoint_dir)
+    check_vocabulary(replace(config, padded_vocab_size=rows), checkpoint_dir)
     print(f"Model config {config}")
     print(f"Reading {len(source.names)} tensors from {', '.join(f.name for f in source.files)}")
-    state = from_hf(config, source.names, source.get, getattr(torch, dtype) if dtype else None)
-    save_state(state, checkpoint_dir / WEIGHTS)
-    replace_with(checkpoint_dir / CONFIG, config.to_json)
-    n_parameters = sum({x.data_ptr(): x.numel() for x in state.values()}.values())
-    print(f"Saved {n_parameters:,} parameters to {checkpoint_dir / WEIGHTS}")
+    to = getattr(torch, dtype) if dtype else None
+    specs = plan_from_hf(config, source.specs(), to)
+    tensors = stream_from_hf(config, source.names, source.get, to, rows)
+    shared = {HEAD: EMBEDDINGS} if config.tie_embeddings else {}
+    save_stream(specs, tensors, checkpoint_dir / "lit_model.pth", shared)
+    replace_with(checkpoint_dir / "lit_config.json", config.to_json)
+    n_parameters = sum(torch.Size(spec.shape).numel() for n, spec in specs.items() if n not in shared)
+    print(f"Saved {n_parameters:,} parameters to {checkpoint_dir / 'lit_model.pth'}")
 
 
 if __name__ == "__main__":

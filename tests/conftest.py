@@ -1,5 +1,6 @@
 """Tiny real checkpoints, made the way they come from the hub, and the scripts run as a user runs them."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -13,25 +14,69 @@ SHARED = ROOT.parent / "shared" / "data"
 """Tokenizers and data sets that are not part of the project; tests that use them skip where they are absent."""
 
 
-def tiny_hf(kind: str, **overrides):
-    """A random model of transformers with a vocabulary of 320: `llama` (MHA), `llama-gqa`, `llama-tied` or `neox`."""
-    from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 4.0, 8.0, 16.0]}
+FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' configuration, and what it sets
+    "llama": ("LlamaConfig", {}),
+    "llama-gqa": ("LlamaConfig", {"num_key_value_heads": 2}),
+    "llama-mqa": ("LlamaConfig", {"num_key_value_heads": 1}),
+    "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama-linear": ("LlamaConfig", {"rope_scaling": {"type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
+    "llama-3": ("LlamaConfig", {"num_key_value_heads": 2, "rope_scaling": LLAMA3, "rope_theta": 500000.0}),
+    "llama-biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+    "llama-wide-heads": ("LlamaConfig", {"head_dim": 16}),
+    "neox": ("GPTNeoXConfig", {}),
+    "neox-sequential": ("GPTNeoXConfig", {"use_parallel_residual": False}),
+    "neox-full-rotary": ("GPTNeoXConfig", {"rotary_pct": 1.0}),
+    "falcon": ("FalconConfig", {"tie_word_embeddings": False}),
+    "falcon-mha": ("FalconConfig", {"multi_query": False}),
+    "falcon-40b": ("FalconConfig", FALCON_40B),
+    "falcon-11b": ("FalconConfig", FALCON_40B | {"num_ln_in_parallel_attn": 1}),
+    "mistral": ("MistralConfig", {"num_key_value_heads": 2, "sliding_window": 8, "head_dim": 16}),
+    "mistral-full": ("MistralConfig", {"num_key_value_heads": 1, "sliding_window": None}),
+    "mixtral": ("MixtralConfig", {"num_key_value_heads": 2, "num_local_experts": 4}),
+    "phi": ("PhiConfig", {}),
+    "phi3": ("Phi3Config", {"num_key_value_heads": 2, "sliding_window": 8, "pad_token_id": 0}),
+    "phi3-long": ("Phi3Config", {"rope_scaling": LONG, "original_max_position_embeddings": 30, "pad_token_id": 0}),
+    "gemma": ("GemmaConfig", {"num_key_value_heads": 1, "head_dim": 16}),
+    "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}),
+    "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, **WINDOWED}),
+    "qwen2-yarn": ("Qwen2Config", {"rope_scaling": YARN}),
+    "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
+    "olmo2": ("Olmo2Config", {"num_key_value_heads": 2, "pad_token_id": None}),
+    "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
+    "stablelm-12b": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
+}
 
-    sizes = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"bos_token_id": 264, "eos_token_id": 265}  # as in `write_tokenizer`
-    if kind.startswith("neox"):
-        config = GPTNeoXConfig(**sizes, intermediate_size=64, max_position_embeddings=512, **overrides)
-    else:
-        config = LlamaConfig(
-            **sizes,
-            intermediate_size=48,
-            max_position_embeddings=512,
-            num_key_value_heads=2 if kind == "llama-gqa" else 4,
-            tie_word_embeddings=kind == "llama-tied",
-            **overrides,
-        )
+
+def tiny_hf(kind: str, **overrides):
+    """A random model of transformers with a vocabulary of 320, of one of SHAPES."""
+    import transformers
+
+    name, shape = SHAPES[kind]
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "bos_token_id": 264,  # as in `write_tokenizer`
+        "eos_token_id": 265,
+    }
+    heads = {} if name in ("GPTNeoXConfig", "FalconConfig") else {"num_key_value_heads": 4}
+    hidden = {"FalconConfig": {}, "GPTNeoXConfig": {"intermediate_size": 64}}.get(name, {"intermediate_size": 48})
+    config = getattr(transformers, name)(**sizes | heads | hidden | copy.deepcopy(shape) | overrides)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for name, p in model.named_parameters():  # fresh norms and biases are 1 and 0: move them, or mistakes stay hidden
         if p.dim() == 1:
             torch.nn.init.normal_(p, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.2)
@@ -97,10 +142,11 @@ def downloaded(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def checkpoint(downloaded) -> Path:
     """A converted checkpoint, Llama-shaped with GQA."""
-    from lit_gpt.checkpoint import CONFIG, WEIGHTS, save_state
+    from lit_gpt.checkpoint import CONFIG, WEIGHTS
     from lit_gpt.convert.configs import config_from_hf
     from lit_gpt.convert.names import from_hf
     from lit_gpt.convert.readers import open_source
+    from lit_gpt.files import save_state
 
     folder = downloaded["llama-gqa"]
     source = open_source(folder)

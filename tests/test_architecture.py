@@ -10,19 +10,22 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "args": set(),
     "errors": set(),
     "cli": set(),
-    "families": {"families"},
+    "families": {"families", "config"},  # config for annotations only
     "config": {"families"},  # inside from_name only
-    "model": {"config"},
+    "rope": {"config"},
+    "model": {"config", "rope"},
     "lora": {"model"},
-    "tokenizer": set(),
+    "tokenizer": {"tokenizer"},
     "prompts": set(),
     "resources": set(),
-    "checkpoint": {"", "config", "model", "lora"},
-    "convert": {"config", "families", "model", "tokenizer", "convert"},
-    "data": {"", "checkpoint", "config", "tokenizer", "prompts", "data"},
+    "files": {"files"},
+    "checkpoint": {"", "config", "files", "model", "lora"},
+    "convert": {"files", "config", "families", "model", "rope", "tokenizer", "convert"},
+    "data": {"", "checkpoint", "config", "files", "tokenizer", "prompts", "data"},
     "generation": {"model", "tokenizer", "resources", "generation"},
     "training": {"", "checkpoint", "config", "data", "model", "resources", "tokenizer", "training"},
-    "evaluation": {"", "checkpoint", "data", "generation", "lora", "model", "prompts", "tokenizer", "evaluation"},
+    "evaluation": {"", "checkpoint", "data", "files", "generation", "lora", "model", "prompts", "tokenizer"}
+    | {"evaluation"},
     "hub": {"families", "hub"},
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")

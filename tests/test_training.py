@@ -23,7 +23,7 @@ from lit_gpt.training.schedule import learning_rate
 
 TINY = Config(
     name="tiny", n_layer=2, n_head=4, n_query_groups=2, n_embd=32, vocab_size=64, padding_multiple=8, block_size=64,
-    norm="rms", mlp="swiglu", parallel_residual=False, bias=False, rotary_percentage=1.0, intermediate_size=48,
+    norm="rms", mlp="gated", activation="silu", parallel_residual=False, rotary_percentage=1.0, intermediate_size=48,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Read a Config from Hugging Face's config.json, refusing what would compute something else."""
+"""Hugging Face's config.json <-> our Config; refuses what would compute something else."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
+from lit_gpt.rope import REQUIRED
 
 # Keys that do not change what the forward pass computes in a finetuned or evaluated model.
 WITHOUT_EFFECT = frozenset(
@@ -43,6 +44,12 @@ WITHOUT_EFFECT = frozenset(
         "return_dict",
         "task_specific_params",
         "tokenizer_class",
+        "cache_implementation",
+        "router_jitter_noise",
+        "router_aux_loss_coef",
+        "output_router_logits",
+        "resid_pdrop",
+        "embd_pdrop",
         "torch_dtype",
         "transformers.js_config",
         "transformers_version",
@@ -69,66 +76,113 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
         UserError: an architecture we do not have, or a field of it that we do not honour, by name.
     """
     architecture = find_architecture(hf, where)
-    fields: dict[str, Any] = {}
-    for key, value in {**hf, **rope_fields(hf, where)}.items():
+    fields = dict(architecture.traits)
+    hf = architecture.adapt(hf)
+    for key, value in hf.items():
         if key in architecture.config_keys:
             if value is not None:  # null stands for the default, e.g. head_dim
-                fields[architecture.config_keys[key]] = value
+                fields |= dict.fromkeys(fields_of(architecture, key), value)
         elif key in architecture.config_values:
             if value not in architecture.config_values[key]:
                 raise UserError(f"{where}: {key}={value!r} is not supported for {architecture.name} models")
-        elif key == "rope_condense_ratio":
-            fields[key] = value
-        elif key not in WITHOUT_EFFECT and key not in ("rope_scaling", "rope_parameters"):
+        elif key not in WITHOUT_EFFECT and key not in ROPE:
             raise UserError(
                 f"{where}: {key}={value!r} is not a field this toolkit knows for {architecture.name} models"
             )
-    if missing := [
-        theirs for theirs, ours in architecture.config_keys.items() if ours in STATED and ours not in fields
-    ]:
-        raise UserError(f"{where} has no {missing[0]!r}: it does not describe a whole {architecture.name} model")
+    for key in architecture.config_keys:
+        if any(f in STATED and f not in fields for f in fields_of(architecture, key)):
+            raise UserError(f"{where} has no {key!r}: it does not describe a whole {architecture.name} model")
+    fields |= rope_fields(hf, where)
     fields["block_size"] = max(fields["block_size"], hf.get("max_sequence_length") or 0)  # 16k Vicunas say it there
     known = MODELS.get(name, {})
-    same_model = known.get("architecture") == architecture.name
-    vocab_size = known.get("vocab_size") if same_model else None
+    if known.get("architecture") != architecture.name:
+        known = {}
     return Config(
         name=name,
-        hf_repo=known.get("hf_repo", "") if same_model else "",
+        hf_repo=known.get("hf_repo", ""),
         architecture=architecture.name,
-        **architecture.traits,
-        vocab_size=vocab_size or fields["padded_vocab_size"],
+        vocab_size=known.get("vocab_size") or fields["padded_vocab_size"],
         **fields,
     )
+
+
+def config_to_hf(config: Config) -> dict[str, Any]:
+    """Inverse of `config_from_hf`, from the same table: what config.json says of the computation."""
+    architecture = ARCHITECTURES[config.architecture]
+    hf: dict[str, Any] = {
+        "architectures": [architecture.hf_class],
+        "model_type": architecture.model_type or architecture.name,
+    }
+    hf |= {key: getattr(config, fields_of(architecture, key)[0]) for key in architecture.config_keys}
+    hf |= {key: values[0] for key, values in architecture.config_values.items()}
+    hf |= {"rope_theta": config.rope_base, "partial_rotary_factor": config.rotary_percentage}
+    if config.rope_condense_ratio != 1:
+        hf["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": config.rope_condense_ratio}
+    if config.rope_scaling:
+        hf["rope_scaling"] = {"rope_type": config.rope_scaling["type"], **config.rope_scaling}
+    hf |= architecture.restore(config)
+    hf.pop("sliding_layers", None)  # ours; `layer_types` says it
+    return {k: v for k, v in hf.items() if v is not None or k == "sliding_window"}
+
+
+def fields_of(architecture: Architecture, key: str) -> tuple[str, ...]:
+    """Our fields that a key of theirs sets."""
+    fields = architecture.config_keys[key]
+    return (fields,) if isinstance(fields, str) else fields
 
 
 def find_architecture(hf: dict[str, Any], where: str) -> Architecture:
     """Raises: UserError with the name that we do not know."""
     classes = hf.get("architectures") or []
-    for architecture in ARCHITECTURES.values():
-        if architecture.hf_class in classes or (not classes and hf.get("model_type") == architecture.name):
-            return architecture
-    stated = classes[0] if classes else hf.get("model_type", "no architecture")
-    known = ", ".join(a.hf_class for a in ARCHITECTURES.values())
+    kind = hf.get("model_type")
+    for a in ARCHITECTURES.values():
+        named = bool({a.hf_class, *a.other_classes} & set(classes)) if classes else kind == (a.model_type or a.name)
+        if named and all(hf.get(key) in values for key, values in a.when.items()):
+            return a
+    stated = classes[0] if classes else kind or "no architecture"
+    known = ", ".join(dict.fromkeys(a.hf_class for a in ARCHITECTURES.values()))
     raise UserError(f"{where}: {stated} is not an architecture this toolkit knows; known are {known}")
 
 
+ROPE = (
+    "rope_theta",
+    "rotary_emb_base",
+    "rotary_pct",
+    "partial_rotary_factor",
+    "rope_scaling",
+    "rope_parameters",
+)
+"""Keys of config.json that `rope_fields` reads."""
+
+
 def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
-    """rope_theta, rotary_pct and rope_condense_ratio out of `rope_scaling` or, as of transformers 5, `rope_parameters`.
+    """Our fields for rotary embeddings, from `rope_scaling` and its neighbours or, as of transformers 5,
+    `rope_parameters`.
 
     Raises:
-        UserError: a kind of scaling that we do not compute.
+        UserError: a kind of scaling that we do not compute, or one without its parameters.
     """
+    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     fields: dict[str, Any] = {}
-    for rope in (hf.get("rope_parameters") or {}, hf.get("rope_scaling") or {}):
-        if "rope_theta" in rope:
-            fields["rope_theta"] = rope["rope_theta"]
-        if "partial_rotary_factor" in rope:
-            fields["rotary_pct"] = rope["partial_rotary_factor"]
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind == "linear":
-            fields["rope_condense_ratio"] = rope["factor"]
-        elif kind != "default":
-            raise UserError(f"{where}: rope scaling of type {kind!r} is not supported")
+    for ours, theirs in (
+        ("rope_base", ("rope_theta", "rotary_emb_base")),
+        ("rotary_percentage", ("partial_rotary_factor", "rotary_pct")),
+    ):
+        values = [v for key in theirs for v in (rope.pop(key, None), hf.get(key)) if v is not None]
+        if values:
+            fields[ours] = values[0]
+    stated = [rope.pop(key, None) for key in ("rope_type", "type")]
+    kind = next((k for k in stated if k), "default")
+    if kind == "su" or (kind == "yarn" and "long_factor" in rope):
+        kind = "longrope"  # what Phi 3 called it at first
+    if kind == "linear":
+        fields["rope_condense_ratio"] = rope["factor"]
+    elif kind in REQUIRED:
+        if missing := [key for key in REQUIRED[kind] if rope.get(key) is None]:
+            raise UserError(f"{where}: rope scaling of type {kind!r} lacks {missing[0]!r}")
+        fields["rope_scaling"] = {"type": kind, **rope}
+    elif kind != "default":
+        raise UserError(f"{where}: rope scaling of type {kind!r} is not supported")
     return fields
 
 

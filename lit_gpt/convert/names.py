@@ -1,7 +1,7 @@
-"""Translate state dicts between Hugging Face names and ours, by the weights table of an architecture."""
+"""Translate tensors between Hugging Face names and ours, by the weights table of an architecture, one at a time."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -9,60 +9,136 @@ from torch import Tensor
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
-from lit_gpt.families.family import Architecture, Interleaved, Rule, Separate
+from lit_gpt.families.family import Architecture, Interleaved, Part, PerHead, Rule, Separate
+from lit_gpt.files import Spec
 from lit_gpt.model import GPT
+
+HEAD, EMBEDDINGS = "lm_head.weight", "transformer.wte.weight"
+VOCABULARY = (EMBEDDINGS, HEAD, "lm_head.bias")
+"""Tensors with a row for each token."""
+
+
+def stream_from_hf(
+    config: Config,
+    available: Iterable[str],
+    get: Callable[[str], Tensor],
+    dtype: torch.dtype | None = None,
+    rows: int | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors, made by asking for each that the model needs, in the order in which theirs are stored.
+
+    A tied head is not among them: it is the embeddings.
+
+    Args:
+        config: the model to fill; names its architecture.
+        available: names in the checkpoint.
+        get: returns one tensor by name, so that it may read lazily from disk.
+        dtype: what to convert to; None keeps theirs.
+        rows: of the vocabulary's tensors in the checkpoint, if those are fewer than the model's; zeros fill the rest.
+
+    Raises:
+        UserError: a tensor is missing, has another shape, holds NaN, or belongs to nothing in the model.
+    """
+    architecture = ARCHITECTURES[config.architecture]
+    names = {canonical(n, architecture): n for n in available if not n.endswith(architecture.ignore)}
+    shapes = lit_shapes(config)
+    wanted = {n: hf_sources(n, config) for n in shapes if not is_tied(n, config)}
+    check_names(config, names, wanted)
+    place = {name: i for i, name in enumerate(names)}
+    for name in sorted(wanted, key=lambda n: place[wanted[n][1][0]]):
+        rule, sources = wanted[name]
+        parts = [get(names[s]) for s in sources]
+        shape = list(shapes[name])
+        if name in VOCABULARY and rows:
+            shape[0] = rows
+        x = pack(rule, parts, shape, config)
+        if x is None or list(x.shape) != shape:
+            theirs = " + ".join(f"{s} {list(p.shape)}" for s, p in zip(sources, parts, strict=True))
+            raise UserError(f"{config.name}: the shape of {theirs} is not that of {name} {shape} in its configuration")
+        if not torch.isfinite(x).all():
+            raise UserError(
+                f"{config.name}: {' + '.join(sources)} holds NaN or infinite values; the file is damaged, get it again"
+            )
+        yield name, fit_rows(name, x if dtype is None else x.to(dtype), config.padded_vocab_size)
+
+
+def stream_to_hf(
+    config: Config, names: Iterable[str], get: Callable[[str], Tensor], rows: int | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Inverse of `stream_from_hf`, from the same table. A tied head is left out, as Hugging Face's files have it.
+
+    Args:
+        names: of our tensors.
+        get: returns one of them.
+        rows: of the vocabulary's tensors to keep; None keeps all.
+    """
+    waiting: dict[str, list[Tensor]] = {}  # parts of a tensor of theirs, until all are there
+    for name in names:
+        if is_tied(name, config):
+            continue
+        rule, sources = hf_sources(name, config)
+        parts = unpack(rule, fit_rows(name, get(name), rows), config)
+        for source, part in zip(sources, parts, strict=True):
+            if not isinstance(rule, Part):
+                yield source, part
+                continue
+            waiting.setdefault(source, []).append(part)
+            if len(waiting[source]) == rule.of:
+                yield source, torch.cat(waiting.pop(source))
 
 
 def from_hf(
     config: Config, available: Iterable[str], get: Callable[[str], Tensor], dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """Our state dict, made by asking for each tensor that the model needs.
+    """`stream_from_hf` as a whole state dict, a tied head included."""
+    state = dict(stream_from_hf(config, available, get, dtype))
+    return state | {HEAD: state[EMBEDDINGS]} if config.tie_embeddings else state
 
-    Args:
-        config: the model to fill; names its architecture.
-        available: names in the checkpoint.
-        get: returns one tensor by name; called once for each tensor, so it may read lazily from disk.
-        dtype: what to convert to; None keeps theirs.
+
+def to_hf(config: Config, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`stream_to_hf` as a whole state dict; needs no values: tensors on the meta device give the shapes."""
+    return dict(stream_to_hf(config, state, state.__getitem__))
+
+
+def plan_from_hf(config: Config, theirs: Mapping[str, Spec], dtype: torch.dtype | None = None) -> dict[str, Spec]:
+    """Shape and dtype of what `stream_from_hf` will make of tensors like `theirs`, in our model's order, and the head.
 
     Raises:
-        UserError: a tensor is missing, has another shape, or belongs to nothing in the model.
+        UserError: a tensor is missing.
     """
     architecture = ARCHITECTURES[config.architecture]
-    names = {canonical(n, architecture): n for n in available if not n.endswith(architecture.ignore)}
-    unread = set(names)
-    out: dict[str, Tensor] = {}
+    dtypes = {canonical(n, architecture): spec.dtype for n, spec in theirs.items()}
+    plan = {}
     for name, shape in lit_shapes(config).items():
-        if config.tie_embeddings and name == "lm_head.weight":
-            out[name] = out["transformer.wte.weight"]
-            unread.discard(hf_sources(name, architecture)[1][0])
-            continue
-        rule, sources = hf_sources(name, architecture)
-        if missing := [s for s in sources if s not in names]:
-            raise UserError(f"{config.name}: the checkpoint has no tensor {missing[0]!r} (for {name})")
-        out[name] = pack(rule, [get(names[s]) for s in sources], config)
-        out[name] = out[name] if dtype is None else out[name].to(dtype)
-        if out[name].shape != shape:
-            raise UserError(
-                f"{config.name}: {' + '.join(sources)} has shape {list(out[name].shape)}, "
-                f"and {name} of this configuration needs {list(shape)}"
-            )
-        unread -= set(sources)
-    if unread:
-        some = ", ".join(sorted(unread)[:3])
-        raise UserError(f"{config.name}: {len(unread)} tensors have no place in {architecture.name}: {some} ...")
-    return out
+        source = hf_sources(EMBEDDINGS if is_tied(name, config) else name, config)[1][0]
+        if source not in dtypes:
+            raise UserError(f"{config.name}: the checkpoint has no tensor {source!r} (for {name})")
+        plan[name] = Spec(tuple(shape), dtype or dtypes[source])
+    return plan
 
 
-def to_hf(config: Config, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `from_hf`, from the same table. A tied head is left out, as Hugging Face's files have it."""
-    architecture = ARCHITECTURES[config.architecture]
-    out: dict[str, Tensor] = {}
-    for name, x in state_dict.items():
-        if config.tie_embeddings and name == "lm_head.weight":
-            continue
-        rule, sources = hf_sources(name, architecture)
-        out |= zip(sources, unpack(rule, x, config), strict=True)
-    return out
+def check_names(config: Config, found: Iterable[str], wanted: dict[str, tuple[Rule, list[str]]]) -> None:
+    """Raises: UserError if the checkpoint lacks a tensor, or has one that belongs nowhere."""
+    needed = {source: name for name, (_, sources) in wanted.items() for source in sources}
+    found = set(found)
+    if missing := [s for s in needed if s not in found]:
+        raise UserError(f"{config.name}: the checkpoint has no tensor {missing[0]!r} (for {needed[missing[0]]})")
+    if config.tie_embeddings:
+        found -= set(hf_sources(HEAD, config)[1])
+    if unread := sorted(found - set(needed)):
+        some = ", ".join(unread[:3]) + (" ..." if len(unread) > 3 else "")
+        raise UserError(f"{config.name}: {len(unread)} tensors have no place in {config.architecture}: {some}")
+
+
+def is_tied(name: str, config: Config) -> bool:
+    return config.tie_embeddings and name == HEAD
+
+
+def fit_rows(name: str, x: Tensor, rows: int | None) -> Tensor:
+    """A tensor of the vocabulary with so many rows, zeros added or the last cut off; any other as it is."""
+    if name not in VOCABULARY or rows is None or x.size(0) == rows:
+        return x
+    return x[:rows] if x.size(0) > rows else torch.cat((x, x.new_zeros(rows - x.size(0), *x.shape[1:])))
 
 
 def lit_shapes(config: Config) -> dict[str, torch.Size]:
@@ -78,27 +154,46 @@ def canonical(name: str, architecture: Architecture) -> str:
     return f"{architecture.aliases.get(module, module)}.{parameter}"
 
 
-def hf_sources(name: str, architecture: Architecture) -> tuple[Rule, list[str]]:
+def hf_sources(name: str, config: Config) -> tuple[Rule, list[str]]:
     """The table's row for one of our tensors, and the Hugging Face tensors it names.
 
     `transformer.h.3.mlp.fc.bias` -> ("gpt_neox.layers.{}.mlp...", ["gpt_neox.layers.3.mlp....bias"])
     """
     module, _, parameter = name.rpartition(".")
     number = re.compile(r"(?<=\.)\d+(?=\.|$)")
-    rule = architecture.weights[number.sub("{}", module)]
-    sources = [rule] if isinstance(rule, str) else rule.sources
-    return rule, [f"{s.format(*number.findall(module))}.{parameter}" for s in sources]
+    rule = ARCHITECTURES[config.architecture].weights[number.sub("{}", module)]
+    match rule:
+        case str():
+            templates = [rule]
+        case PerHead():
+            heads = config.n_query_groups if rule.keys else config.n_head
+            templates = [rule.template.replace("{head}", str(i)) for i in range(heads)]
+        case _:
+            templates = rule.sources
+    return rule, [f"{t.format(*number.findall(module))}.{parameter}" for t in templates]
 
 
-def pack(rule: Rule, parts: list[Tensor], config: Config) -> Tensor:
-    """Hugging Face tensors -> ours. `attn.qkv` stacks [all q | all k | all v] along dim 0."""
+def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> Tensor | None:
+    """Hugging Face tensors -> ours, of `shape`; None if theirs cannot be arranged so.
+
+    `attn.qkv` stacks [all q | all k | all v] along dim 0.
+    """
     match rule:
         case Separate():
-            return torch.cat(parts)
+            sizes = [[n, *shape[1:]] for n in config.qkv_sizes]
+            return torch.cat(parts) if [list(p.shape) for p in parts] == sizes else None
         case Interleaved():
-            q_per_kv, rest = config.n_head // config.n_query_groups, parts[0].shape[1:]
+            if list(parts[0].shape) != shape:
+                return None
+            q_per_kv, rest = config.n_head // config.n_query_groups, shape[1:]
             x = parts[0].reshape(config.n_query_groups, q_per_kv + 2, config.head_size, *rest)
             return torch.cat([p.reshape(-1, *rest) for p in x.split((q_per_kv, 1, 1), dim=1)])
+        case Part():
+            if parts[0].size(0) != rule.of * shape[0]:
+                return None
+            return parts[0].chunk(rule.of)[rule.index].clone()  # a view would keep all of theirs in memory
+        case PerHead():
+            return torch.stack(parts) if all(list(p.shape) == shape[1:] for p in parts) else None
         case _:
             return parts[0]
 
@@ -112,5 +207,7 @@ def unpack(rule: Rule, x: Tensor, config: Config) -> list[Tensor]:
             groups, rest = config.n_query_groups, x.shape[1:]
             parts = [p.reshape(groups, -1, config.head_size, *rest) for p in x.split(config.qkv_sizes)]
             return [torch.cat(parts, dim=1).reshape(-1, *rest)]
+        case PerHead():
+            return list(x)
         case _:
             return [x]

@@ -1,9 +1,10 @@
 """Tensors of somebody's checkpoint folder, read lazily: safetensors, `.bin` or gguf, in one file or in shards."""
 
+import json
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from torch import Tensor
 from lit_gpt.convert.configs import read_json
 from lit_gpt.convert.gguf import open_gguf
 from lit_gpt.errors import UserError
+from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
+from lit_gpt.files.tensors import DTYPES, first_line
+
+FROM_SAFETENSORS = {name: dtype for dtype, (name, _) in DTYPES.items()}
+AGAIN = "delete it and download it again"
 
 
 @dataclass(frozen=True)
@@ -24,17 +30,22 @@ class Source:
     config_file: Path
     """Where `hf_config` was read, for messages."""
     names: list[str]
-    """The tensors it has."""
+    """The tensors it has, in the order of the files."""
     get: Callable[[str], Tensor]
-    """Reads one of them."""
+    """Reads one of them. It may be a view of a mapped file, which stays in memory as long as the tensor is kept."""
     files: list[Path]
+    specs: Callable[[], dict[str, Spec]]
+    """Shape and dtype of each of `names`."""
 
 
 def open_source(folder: Path) -> Source:
     """The checkpoint in `folder`: safetensors if there are any, else `.bin`, else gguf.
 
+    At most one file of weights is open at a time, none of it is kept, and nothing is read but what `get` asks for.
+
     Raises:
-        UserError: no weights, no config.json, a shard that is missing, a file that is damaged or would run code.
+        UserError: no weights, no config.json, a shard that is missing, a file that is damaged or would run code, files
+            that do not hold what their index says.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; download one with scripts/download.py --repo_id <org>/<name>")
@@ -42,85 +53,182 @@ def open_source(folder: Path) -> Source:
         ("model*.safetensors", "model.safetensors.index.json", open_safetensors),
         ("pytorch_model*.bin", "pytorch_model.bin.index.json", open_bin),
     ):
-        files = weight_files(folder, pattern, folder / index)
+        files, weight_map = weight_files(folder, pattern, folder / index)
         if files:
-            return open_files(folder, files, open_file)
+            return open_files(folder, files, open_file, weight_map, index)
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) > 1:
         raise UserError(f"{folder} has {len(ggufs)} gguf files; leave one of {', '.join(f.name for f in ggufs)}")
     if ggufs:
         hf_config, tensors = open_gguf(ggufs[0])
-        return Source(hf_config, ggufs[0], list(tensors), lambda name: tensors[name](), ggufs)
+        return Source(
+            hf_config,
+            ggufs[0],
+            list(tensors),
+            lambda name: tensors[name](),
+            ggufs,
+            lambda: {name: spec_of(read()) for name, read in tensors.items()},
+        )
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
     raise UserError(f"{folder} has no weights (model*.safetensors, pytorch_model*.bin or *.gguf); it holds {held}")
 
 
-def weight_files(folder: Path, pattern: str, index: Path) -> list[Path]:
-    """The files that `index` names, or without an index all that match `pattern`.
+def weight_files(folder: Path, pattern: str, index: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The files that `index` names, and its table tensor -> file; without an index all that match `pattern`, and None.
 
     Raises:
-        UserError: the index names a file that is not there.
+        UserError: the index is damaged, or a file is missing.
     """
     if not index.is_file():
-        return sorted(folder.glob(pattern))
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        return require_all_shards(sorted(folder.glob(pattern))), None
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map, the table of tensors and files; {AGAIN}")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index} gives {name!r} as the file of {tensor!r}, which is no file's name; {AGAIN}")
+    names = sorted(set(weight_map.values()))
     if missing := [n for n in names if not (folder / n).is_file()]:
-        raise UserError(
-            f"{folder} lacks {missing[0]} ({len(missing)} of {len(names)} files of {index.name}); "
-            "run scripts/download.py again: it fetches what is missing"
-        )
-    return [folder / n for n in names]
+        raise missing_shard(folder, missing[0], f"{len(missing)} of {len(names)} files of {index.name}")
+    return [folder / n for n in names], weight_map
 
 
-def open_files(folder: Path, files: list[Path], open_file: Callable[[Path], dict[str, Any]]) -> Source:
+def require_all_shards(files: list[Path]) -> list[Path]:
+    """`files`. Raises: UserError if one is called model-00001-of-00003 or the like, and another is not there."""
+    names = {path.name for path in files}
+    for path in files:
+        if match := re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\.\w+)", path.name):
+            start, number, of, total, suffix = match.groups()
+            wanted = [f"{start}{i:0{len(number)}d}{of}{total}{suffix}" for i in range(1, int(total) + 1)]
+            if missing := [name for name in wanted if name not in names]:
+                raise missing_shard(path.parent, missing[0], f"{len(missing)} of {len(wanted)} shards")
+    return files
+
+
+def missing_shard(folder: Path, name: str, how_many: str) -> UserError:
+    return UserError(f"{folder} lacks {name} ({how_many}); run scripts/download.py again: it fetches what is missing")
+
+
+def open_files(
+    folder: Path,
+    files: list[Path],
+    open_file: Callable[[Path], Opened],
+    weight_map: dict[str, str] | None,
+    index: str,
+) -> Source:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{folder} has weights but no config.json; download it from where the weights came from")
-    tensors: dict[str, Callable[[], Tensor]] = {}
+    hf_config = read_json(config_file)
+    specs: dict[str, Spec] = {}
+    places: dict[str, Path] = {}
     for path in files:
-        found = open_file(path)
-        if twice := tensors.keys() & found.keys():
-            raise UserError(f"{path} holds {min(twice)!r}, and so does another file of {folder}")
-        tensors |= found
-    return Source(read_json(config_file), config_file, list(tensors), lambda name: tensors[name](), files)
+        found = open_file(path).specs
+        if weight_map is not None:
+            check_index(found, weight_map, path, index)
+        if twice := sorted(specs.keys() & found.keys()):
+            raise UserError(
+                f"{path} holds {twice[0]!r}, and so does {places[twice[0]].name}; delete the file that is not of "
+                "this model, or all of them and download it again"
+            )
+        specs |= found
+        places |= dict.fromkeys(found, path)
+    return Source(hf_config, config_file, list(specs), OneFileOpen(places, open_file), files, lambda: specs)
 
 
-def open_safetensors(path: Path) -> dict[str, Callable[[], Tensor]]:
-    """Tensor name -> a function that reads it. Raises: UserError if the file is damaged."""
+def check_index(found: dict[str, Spec], weight_map: dict[str, str], path: Path, index: str) -> None:
+    """Raises: UserError unless the file holds just the tensors that the index lists for it."""
+    listed = {tensor for tensor, name in weight_map.items() if name == path.name}
+    for tensor in sorted(listed - found.keys()):
+        raise UserError(f"{path} lacks {tensor!r}, which {index} lists for it; delete both and download them again")
+    for tensor in sorted(found.keys() - listed):
+        says = f"lists for {weight_map[tensor]}" if tensor in weight_map else "does not list"
+        raise UserError(f"{path} holds {tensor!r}, which {index} {says}; delete both and download them again")
+
+
+def require_weights(path: Path) -> bytes:
+    """How the file begins. Raises: UserError if it is empty, or text, as no format of weights is."""
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if not head:
+        raise UserError(f"{path} is empty; {AGAIN}")
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        raise UserError(
+            f"{path} is text, not weights: a web page or a git-lfs pointer? It begins with {head.decode()!r}; {AGAIN}"
+        )
+    return head
+
+
+def open_safetensors(path: Path) -> Opened:
+    """Raises: UserError if the file is damaged, or holds a dtype that we do not read."""
+    head = require_weights(path)
     try:
         file = safe_open(path, framework="pt")
     except SafetensorError as e:
-        raise UserError(f"{path} is truncated or damaged ({e}); delete it and download it again") from e
-    return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        raise UserError(f"{path} is truncated or damaged ({e}); {AGAIN}") from e
+    with open(path, "rb") as header:
+        header.seek(8)
+        fields = json.loads(header.read(int.from_bytes(head[:8], "little")))
+    fields.pop("__metadata__", None)
+    specs: dict[str, Spec] = {}
+    for name in sorted(fields, key=lambda name: fields[name]["data_offsets"]):
+        dtype = fields[name]["dtype"]
+        if dtype not in FROM_SAFETENSORS:
+            raise unknown_dtype(path, name, dtype)
+        specs[name] = Spec(tuple(fields[name]["shape"]), FROM_SAFETENSORS[dtype])
+    return Opened(specs, file.get_tensor)
 
 
-def open_bin(path: Path) -> dict[str, Callable[[], Tensor]]:
-    """Tensor name -> a function that reads it. Raises: UserError if the file is damaged or holds more than tensors."""
+def open_bin(path: Path) -> Opened:
+    """Raises: UserError if the file is damaged, or holds something else than tensors that we read."""
+    is_zip = require_weights(path).startswith(b"PK")  # files from before torch 1.6 are not, and cannot be mapped
+    state = tensors_in(load(path, is_zip), path)
+    for name, x in state.items():
+        if x.dtype not in DTYPES or x.layout != torch.strided or x.is_meta:
+            raise unknown_dtype(path, name, f"{x.dtype}, {x.layout} on {x.device}")
+    return Opened({name: spec_of(x) for name, x in state.items()}, lambda name: state[name].detach(), is_zip)
 
-    @cache
-    def load() -> dict[str, Tensor]:
-        return load_tensors(path)
 
-    return {name: partial(lambda name: load()[name], name) for name in load()}
+def unknown_dtype(path: Path, name: str, dtype: str) -> UserError:
+    known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+    return UserError(f"{path}: {name!r} is of dtype {dtype}, which is not read; get the model in one of {known}")
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """A state dict saved by torch, memory-mapped where its format allows it.
+def load(path: Path, mmap: bool) -> Any:
+    """What torch saved there.
 
     Raises:
         UserError: the file is damaged, or it is a pickle that would run code when loaded.
     """
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as e:
-            if "mmap" not in str(e):  # files from before torch 1.6 are not zip archives and cannot be mapped
-                raise
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as e:
-        raise UserError(f"{path} is not a plain file of tensors and is not loaded: it could run code") from e
-    except (RuntimeError, EOFError) as e:
-        raise UserError(f"{path} is truncated or damaged ({str(e).splitlines()[0]}); delete it and get it again") from e
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise UserError(f"{path} holds something else than named tensors")
-    return state
+        named = re.search(r"GLOBAL (\S+) was not an allowed", str(e))
+        raise UserError(
+            f"{path} is not a plain file of tensors{f' (it names {named[1]})' if named else ''} and is not loaded: "
+            "it could run code; get the model as safetensors"
+        ) from e
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:  # a damaged pickle may raise anything
+        raise UserError(f"{path} is truncated or damaged ({first_line(e)}); {AGAIN}") from e
+
+
+def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """`loaded` if it is a dict of tensors, or the one such dict under "model" or "state_dict".
+
+    Raises:
+        UserError: there is none, or there are tensors beside it.
+    """
+
+    def is_state(x: Any) -> bool:
+        return isinstance(x, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in x.items())
+
+    if is_state(loaded):
+        return loaded
+    if isinstance(loaded, dict) and not any(isinstance(x, Tensor) for x in loaded.values()):
+        inner = [loaded[key] for key in ("model", "state_dict") if is_state(loaded.get(key))]
+        if len(inner) == 1:
+            return inner[0]
+    holds = ", ".join(map(str, list(loaded)[:3])) if isinstance(loaded, dict) else type(loaded).__name__
+    raise UserError(f"{path} holds something else than named tensors ({holds}); get the model as safetensors")

@@ -1,5 +1,7 @@
 """Check that a checkpoint's tokenizer and embedding table belong together."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from lit_gpt.config import Config
@@ -15,3 +17,8 @@ def check_vocabulary(config: Config, checkpoint_dir: Path) -> None:
             f"{checkpoint_dir}: the tokenizer has {n_tokens:,} tokens and the model {config.padded_vocab_size:,} rows; "
             "they do not belong together"
         )
+
+
+def pad_vocabulary(config: Config, multiple: int) -> Config:
+    """`config` with rows for its vocabulary up to a multiple."""
+    return replace(config, padded_vocab_size=math.ceil(config.padded_vocab_size / multiple) * multiple)

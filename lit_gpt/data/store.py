@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.checkpoint import replace_with, write_text
 from lit_gpt.errors import UserError
+from lit_gpt.files import replace_with, write_text
 
 META = "meta.json"
 IGNORE = -100

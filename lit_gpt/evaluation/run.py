@@ -8,9 +8,9 @@ from typing import Any
 from lightning.fabric import Fabric
 
 from lit_gpt.args import EvalArgs
-from lit_gpt.checkpoint import write_text
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM
+from lit_gpt.files import write_text
 from lit_gpt.model import GPT
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer

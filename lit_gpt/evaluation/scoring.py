@@ -24,8 +24,9 @@ def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator
     """
     shared = {head: rows for head, rows in heads.items() if head and len(rows) > 1}
     longest = max((len(row) - len(head) for head, rows in shared.items() for row in rows), default=0)
-    # beyond this, padding would stand outside of the model
-    shared = {head: rows for head, rows in shared.items() if len(head) + longest <= model.config.block_size}
+    # beyond this, padding would stand outside of the model; and LongRoPE rotates a head by the length of the whole
+    limit = model.rope.long_from or model.config.block_size
+    shared = {head: rows for head, rows in shared.items() if len(head) + longest <= limit}
     alone = [row for head, rows in heads.items() if head not in shared for row in rows]
     for batch in batches(sorted(alone, key=len, reverse=True), batch_size):
         yield batch, [len(row) for row in batch], model.hidden(padded(model, batch))
@@ -74,7 +75,7 @@ def score(model: GPT, hidden: Tensor, ends: list[int], targets: list[list[list[i
     """
     counts = [max(map(len, ts)) for ts in targets]  # positions of each row that are scored
     scored = [hidden[b, end - n : end] for b, (end, n) in enumerate(zip(ends, counts, strict=True))]
-    logits: Tensor = model.lm_head(torch.cat(scored)).float()  # (N, V)
+    logits: Tensor = model.logits(torch.cat(scored)).float()  # (N, V)
     greedy, logprobs, answers = logits.argmax(-1), logits.log_softmax(-1), []
     for end, continuations in zip(torch.tensor(counts).cumsum(0).tolist(), targets, strict=True):
         for continuation in continuations:

@@ -9,10 +9,12 @@ from lit_gpt.errors import UserError
 from lit_gpt.families.family import Architecture, Family
 
 _modules = (import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__) if m.name != "family")
-FAMILIES: list[Family] = [m.FAMILY for m in _modules]
+FAMILIES: list[Family] = [m.FAMILY for m in _modules if hasattr(m, "FAMILY")]
 ARCHITECTURES: dict[str, Architecture] = {f.architecture.name: f.architecture for f in FAMILIES}
 MODELS: dict[str, dict[str, Any]] = {name: fields for f in FAMILIES for name, fields in f.configs.items()}
 """Short name -> Config fields."""
+NAMES: dict[str, str] = {fields["hf_repo"]: name for name, fields in MODELS.items()}
+"""`org/name` -> short name, which mostly is the same name."""
 
 
 def find(name: str) -> dict[str, Any]:
@@ -21,7 +23,7 @@ def find(name: str) -> dict[str, Any]:
     Raises:
         UserError: no family declares `name`; the message lists close matches.
     """
-    short = name.rpartition("/")[2]
+    short = NAMES.get(name, name.rpartition("/")[2])
     if short not in MODELS:
         close = get_close_matches(short, MODELS, n=4, cutoff=0.4)
         hint = f"close matches: {', '.join(close)}" if close else "python scripts/download.py lists the known ones"

@@ -1,7 +1,11 @@
 """The shape of a family file: how an architecture is spelled in checkpoints, and which sizes of it exist."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_gpt.config import Config
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,33 @@ class Interleaved:
         return [self.name]
 
 
-Rule = str | Separate | Interleaved
+@dataclass(frozen=True)
+class Part:
+    """Rows of one module of theirs: the `index`-th of `of` equal blocks (Phi 3 stacks the two halves of its MLP)."""
+
+    name: str
+    index: int
+    of: int = 2
+
+    @property
+    def sources(self) -> list[str]:
+        return [self.name]
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """One module of theirs for each head, `template` with `{head}` replaced by 0, 1, ...; ours stacks their weights."""
+
+    template: str
+    keys: bool = False
+    """Of the key/value heads rather than the query heads."""
+
+
+Rule = str | Separate | Interleaved | Part | PerHead
 """Where one of our modules comes from; a string is a plain rename."""
+
+Values = dict[str, Any]
+"""What a config.json holds."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +65,32 @@ class Architecture:
     """One decoder layout as Hugging Face names it: its configuration keys and its weights."""
 
     name: str
-    """`model_type` in their config.json."""
+    """What we call it; unique."""
     hf_class: str
     """Entry of `architectures` in their config.json."""
-    traits: dict[str, Any]
-    """Config fields that every model of the architecture has."""
-    config_keys: dict[str, str]
-    """Their config.json key -> our Config field."""
+    traits: Values
+    """Config fields that every model of the architecture has, and those that an absent key stands for."""
+    config_keys: dict[str, str | tuple[str, ...]]
+    """Their config.json key -> our Config field, or fields. The first key that names a field is written back."""
     config_values: dict[str, tuple[Any, ...]]
-    """Their keys that would change the computation, with the values under which it is what `model.py` computes."""
+    """Their keys that would change the computation, with the values under which it is what `model.py` computes; the
+    first is written back."""
     weights: dict[str, Rule]
-    """Our module -> theirs. `{}` stands for a layer number; `.weight` and `.bias` come along."""
+    """Our module -> theirs. `{}` stands for a number, of a layer or an expert; `.weight` and `.bias` come along."""
+    model_type: str = ""
+    """`model_type` in their config.json; empty means `name`."""
+    when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Of several architectures of one class, the values of their keys (None: absent) that tell this one."""
+    adapt: Callable[[Values], Values] = dict
+    """Their config.json -> the same with keys of the tables only, where they say a thing in several ways."""
+    restore: Callable[["Config"], Values] = lambda config: {}
+    """The inverse: keys of their config.json that the tables do not give."""
     ignore: tuple[str, ...] = ()
     """Endings of tensors in their checkpoints that carry no weights (buffers)."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Other names under which a module of theirs is found: name in some checkpoints -> name in `weights`."""
+    other_classes: tuple[str, ...] = ()
+    """Older names of `hf_class`."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +100,17 @@ class Family:
     org: str
     """Hugging Face organisation."""
     architecture: Architecture
-    common: dict[str, Any]
+    common: Values
     """Config fields all members share, beyond the architecture's."""
-    models: list[dict[str, Any]]
-    """One dict a model: `name` and the fields in which it differs."""
+    models: list[Values]
+    """One dict a model: `name`, the fields in which it differs, `hf_repo` where that is not `org`/`name`."""
 
     @property
-    def configs(self) -> dict[str, dict[str, Any]]:
+    def configs(self) -> dict[str, Values]:
         """Short name -> Config fields."""
         a = self.architecture
         shared = {"architecture": a.name, **a.traits, **self.common}
-        return {m["name"]: {**shared, **m, "hf_repo": f"{self.org}/{m['name']}"} for m in self.models}
+        return {m["name"]: {**shared, "hf_repo": f"{self.org}/{m['name']}", **m} for m in self.models}
 
 
 def table(header: str, *rows: tuple[Any, ...]) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ LLAMA = Architecture(
     hf_class="LlamaForCausalLM",
     traits={
         "norm": "rms",
-        "mlp": "swiglu",
+        "mlp": "gated",
+        "activation": "silu",
         "parallel_residual": False,
-        "bias": False,
         "rotary_percentage": 1.0,
     },
     config_keys={
@@ -22,13 +22,12 @@ LLAMA = Architecture(
         "max_position_embeddings": "block_size",
         "vocab_size": "padded_vocab_size",
         "rms_norm_eps": "norm_eps",
-        "rope_theta": "rope_base",
+        "attention_bias": ("qkv_bias", "proj_bias"),
+        "mlp_bias": "mlp_bias",
         "tie_word_embeddings": "tie_embeddings",
     },
     config_values={
         "hidden_act": ("silu",),
-        "attention_bias": (False,),
-        "mlp_bias": (False,),
         "rope_interleaved": (False,),
     },
     weights={
@@ -44,6 +43,7 @@ LLAMA = Architecture(
         "lm_head": "lm_head",
     },
     ignore=("rotary_emb.inv_freq",),
+    other_classes=("LLaMAForCausalLM",),
 )
 
 # fmt: off

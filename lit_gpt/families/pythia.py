@@ -5,7 +5,7 @@ from lit_gpt.families.family import Architecture, Family, Interleaved, table, va
 GPT_NEOX = Architecture(
     name="gpt_neox",
     hf_class="GPTNeoXForCausalLM",
-    traits={"norm": "layer", "mlp": "gelu", "bias": True},
+    traits={"norm": "layer", "mlp": "plain", "qkv_bias": True, "proj_bias": True, "mlp_bias": True},
     config_keys={
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
@@ -15,12 +15,11 @@ GPT_NEOX = Architecture(
         "vocab_size": "padded_vocab_size",
         "layer_norm_eps": "norm_eps",
         "use_parallel_residual": "parallel_residual",
-        "rotary_pct": "rotary_percentage",
-        "rotary_emb_base": "rope_base",
-        "rope_theta": "rope_base",
+        "attention_bias": ("qkv_bias", "proj_bias"),
         "tie_word_embeddings": "tie_embeddings",
     },
-    config_values={"hidden_act": ("gelu",), "attention_bias": (True,)},
+    config_values={"hidden_act": ("gelu",)},
+    restore=lambda config: {"rotary_pct": config.rotary_percentage, "rotary_emb_base": config.rope_base},
     weights={
         "transformer.wte": "gpt_neox.embed_in",
         "transformer.h.{}.norm_1": "gpt_neox.layers.{}.input_layernorm",

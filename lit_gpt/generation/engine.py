@@ -65,7 +65,7 @@ def generate_batch(
     last = hidden[torch.arange(len(prompts), device=device), position - 1]  # (B, C)
     running = [True] * len(prompts)
     for n in range(max_new_tokens):
-        token = sample(model.lm_head(last), temperature, top_k)  # (B,)
+        token = sample(model.logits(last), temperature, top_k)  # (B,)
         drawn = token.tolist()
         running = [
             r and t not in stop_ids and lengths[i] + n < block_size

@@ -20,5 +20,5 @@ def loss_sum(model: GPT, ids: Tensor, labels: Tensor) -> Tensor:
     targets = labels[:, 1:]
     chosen = targets != IGNORE
     hidden = model.hidden(ids)[:, :-1][chosen]  # (n_targets, C)
-    logits = model.lm_head(hidden)  # (n_targets, V)
+    logits = model.logits(hidden)  # (n_targets, V)
     return F.cross_entropy(logits.float(), targets[chosen], reduction="sum")

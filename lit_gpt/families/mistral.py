@@ -1,0 +1,44 @@
+"""Mistral 7B (arXiv:2310.06825), v0.2, v0.3 and Nemo."""
+
+from dataclasses import replace
+
+from lit_gpt.families.family import Family
+from lit_gpt.families.llama import LLAMA
+from lit_gpt.families.window import read_window, write_window
+
+BIASES = ("attention_bias", "mlp_bias")
+
+MISTRAL = replace(
+    LLAMA,
+    name="mistral",
+    hf_class="MistralForCausalLM",
+    other_classes=(),
+    traits={**LLAMA.traits, "sliding_window": 4096},  # what transformers takes if config.json does not say
+    config_keys={
+        **{k: v for k, v in LLAMA.config_keys.items() if k not in BIASES},
+        "sliding_window": "sliding_window",
+        "sliding_layers": "sliding_layers",
+    },
+    config_values={"hidden_act": ("silu",), **{k: (False,) for k in BIASES}},
+    adapt=read_window,
+    restore=write_window,
+)
+
+SIZE = {"n_layer": 32, "n_head": 32, "n_query_groups": 8, "n_embd": 4096, "intermediate_size": 14336}
+V2 = {**SIZE, "sliding_window": 0, "rope_base": 1000000.0}
+V3 = {**V2, "vocab_size": 32768}
+NEMO = {**V2, "n_layer": 40, "n_embd": 5120, "head_size": 128, "vocab_size": 131072, "block_size": 131072}
+FAMILY = Family(
+    org="mistralai",
+    architecture=MISTRAL,
+    common={"vocab_size": 32000, "padding_multiple": 64, "block_size": 32768},
+    models=[
+        {"name": "Mistral-7B-v0.1", **SIZE},
+        {"name": "Mistral-7B-Instruct-v0.1", **SIZE},
+        {"name": "Mistral-7B-Instruct-v0.2", **V2},
+        {"name": "Mistral-7B-v0.3", **V3},
+        {"name": "Mistral-7B-Instruct-v0.3", **V3},
+        {"name": "Mistral-Nemo-Base-2407", **NEMO},
+        {"name": "Mistral-Nemo-Instruct-2407", **NEMO},
+    ],
+)

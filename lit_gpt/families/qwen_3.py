@@ -1,0 +1,45 @@
+"""Alibaba Qwen 3 (arXiv:2505.09388): a norm on each head's queries and keys, no biases."""
+
+from dataclasses import replace
+
+from lit_gpt.families.family import Family, table, variants
+from lit_gpt.families.qwen_2 import QWEN_2
+
+QWEN_3 = replace(
+    QWEN_2,
+    name="qwen3",
+    hf_class="Qwen3ForCausalLM",
+    traits={**QWEN_2.traits, "qkv_bias": False, "qk_norm": "head", "head_size": 128},
+    config_keys={**QWEN_2.config_keys, "head_dim": "head_size", "attention_bias": ("qkv_bias", "proj_bias")},
+    config_values={"hidden_act": ("silu",)},
+    weights={
+        **QWEN_2.weights,
+        "transformer.h.{}.attn.norm_q": "model.layers.{}.self_attn.q_norm",
+        "transformer.h.{}.attn.norm_k": "model.layers.{}.self_attn.k_norm",
+    },
+)
+
+TIED = {"tie_embeddings": True}
+# fmt: off
+SIZES = table(
+    "name       n_layer n_head n_query_groups n_embd intermediate_size",
+    ("Qwen3-0.6B",   28,    16,             8,  1024,             3072, TIED),
+    ("Qwen3-1.7B",   28,    16,             8,  2048,             6144, TIED),
+    ("Qwen3-4B",     36,    32,             8,  2560,             9728, TIED),
+    ("Qwen3-8B",     36,    32,             8,  4096,            12288),
+    ("Qwen3-14B",    40,    40,             8,  5120,            17408),
+    ("Qwen3-32B",    64,    64,             8,  5120,            25600),
+)
+# fmt: on
+FAMILY = Family(
+    org="Qwen",
+    architecture=QWEN_3,
+    common={
+        "vocab_size": 151669,
+        "padded_vocab_size": 151936,
+        "block_size": 40960,
+        "norm_eps": 1e-6,
+        "rope_base": 1000000.0,
+    },
+    models=variants(SIZES[:5], "{}", "{}-Base") + SIZES[5:],
+)

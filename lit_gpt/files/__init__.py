@@ -1,0 +1,21 @@
+"""Files written whole or not at all (`whole`), and files of tensors (`states`, `shards`) that stream through memory."""
+
+from lit_gpt.files.shards import save_safetensors_shards
+from lit_gpt.files.states import load_state, open_state, save_state, save_stream
+from lit_gpt.files.tensors import OneFileOpen, Opened, Spec, spec_of
+from lit_gpt.files.whole import replace_folder, replace_with, write_text
+
+__all__ = [
+    "OneFileOpen",
+    "Opened",
+    "Spec",
+    "load_state",
+    "open_state",
+    "replace_folder",
+    "replace_with",
+    "save_safetensors_shards",
+    "save_state",
+    "save_stream",
+    "spec_of",
+    "write_text",
+]

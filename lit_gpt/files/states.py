@@ -1,0 +1,158 @@
+"""State dicts in torch's files, such as lit_model.pth."""
+
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_gpt.errors import UserError
+from lit_gpt.files.tensors import DTYPES, OneFileOpen, Opened, Spec, checked, first_line, raw, spec_of
+from lit_gpt.files.whole import allocate, replace_with, require_room
+
+ALIGNMENT = 64
+"""Bytes; tensors start at multiples of it in torch's files, as `torch.save` has them."""
+
+
+def save_state(state: dict[str, Tensor], path: Path) -> None:
+    """Write tensors that are in memory under a temporary name, then rename: `path` is whole or was not touched.
+
+    Raises:
+        UserError: the disk is full.
+    """
+
+    def write(temporary: Path) -> None:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as e:  # torch's writer turns a full disk into one
+            raise UserError(f"{path} could not be written ({first_line(e)}); is the disk full?") from e
+
+    replace_with(path, write)
+
+
+def load_state(path: Path, remedy: str) -> dict[str, Tensor]:
+    """A file of `save_state` or `save_stream`, memory-mapped.
+
+    Raises:
+        UserError: missing or damaged; says to run `remedy`.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no {path}; make it with {remedy}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        raise UserError(f"{path} is truncated or damaged ({first_line(e)}); make it again with {remedy}") from e
+
+
+def open_state(path: Path, remedy: str) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
+    """What `load_state` would give, as specs and a function that reads one tensor and keeps none.
+
+    Raises:
+        UserError: missing or damaged; says to run `remedy`.
+    """
+
+    def open_file(path: Path) -> Opened:
+        state = load_state(path, remedy)
+        return Opened({name: spec_of(x) for name, x in state.items()}, state.__getitem__)
+
+    specs = open_file(path).specs
+    return specs, OneFileOpen(dict.fromkeys(specs, path), open_file)
+
+
+def save_stream(
+    specs: Mapping[str, Spec],
+    tensors: Iterable[tuple[str, Tensor]],
+    path: Path,
+    shared: Mapping[str, str] | None = None,
+) -> None:
+    """Write what `save_state` would, of tensors that come one at a time and are not kept.
+
+    The container is ours and not `torch.save`'s, which wants all tensors at once. What torch offers instead (saving
+    under `torch.serialization.skip_data`, then writing into the holes) leaves wrong checksums in the file.
+
+    Args:
+        specs: all names, in the order that the file is to have.
+        tensors: in any order; may be a generator.
+        shared: name -> the name whose values it is; these do not come in `tensors`.
+
+    Raises:
+        UserError: the disk has no room for it.
+    """
+    shared = shared or {}
+    require_room(sum(Spec(*spec).n_bytes for name, spec in specs.items() if name not in shared), path)
+    replace_with(path, lambda temporary: write_state(specs, tensors, temporary, shared))
+
+
+def write_state(
+    specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], path: Path, shared: Mapping[str, str]
+) -> None:
+    """The zip archive of torch's files: data.pkl, byteorder, version, and data/0, data/1 ... with the values.
+
+    https://docs.pytorch.org/docs/stable/notes/serialization.html#serialized-file-format-for-torch-save
+    """
+    stored = {name: Spec(*spec) for name, spec in specs.items() if name not in shared}
+    assert all(specs[name] == specs[owner] and owner in stored for name, owner in shared.items()), shared
+    keys = {name: str(i) for i, name in enumerate(stored)}
+    records = {"data.pkl": pickled({n: Saved(keys[shared.get(n, n)], Spec(*spec)) for n, spec in specs.items()})}
+    records |= {"byteorder": sys.byteorder.encode(), "version": b"3\n"}
+    with open(path, "wb") as file:
+        allocate(file, sum(spec.n_bytes for spec in stored.values()))
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in records.items():
+                write_record(archive, file, name, content)
+            for name, x in checked(stored, tensors):
+                write_record(archive, file, f"data/{keys[name]}", raw(x))
+                del x  # before the next one is made
+        file.truncate()
+
+
+def write_record(archive: zipfile.ZipFile, file: IO[bytes], name: str, content: Any) -> None:
+    """Append a file to the archive, its content at a multiple of ALIGNMENT."""
+    entry = zipfile.ZipInfo(f"archive/{name}")
+    size_of_header, size_of_zip64, size_of_padding = 30, 20, 4  # of the fields before the content, without the padding
+    start = file.tell() + size_of_header + len(entry.filename) + size_of_zip64 + size_of_padding
+    n_padding = -start % ALIGNMENT
+    entry.extra = b"FB" + n_padding.to_bytes(2, "little") + bytes(n_padding)
+    with archive.open(entry, "w", force_zip64=True) as record:
+        record.write(content)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A tensor in data.pkl; pickles as torch's tensors do."""
+
+    key: str
+    """Its values are in the record data/<key>."""
+    spec: Spec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        strides = torch.empty(self.spec.shape, device="meta").stride()
+        arguments = (Values(self.key, self.spec), 0, self.spec.shape, strides, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, arguments
+
+
+class Values(NamedTuple):
+    """The storage of a `Saved`, which torch's files name by a persistent id."""
+
+    key: str
+    spec: Spec
+
+
+class StatePickler(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        if not isinstance(obj, Values):
+            return None
+        return "storage", DTYPES[obj.spec.dtype][1], obj.key, "cpu", torch.Size(obj.spec.shape).numel()
+
+
+def pickled(state: dict[str, Saved]) -> bytes:
+    buffer = BytesIO()
+    StatePickler(buffer, protocol=2).dump(state)  # the protocol that weights_only reads
+    return buffer.getvalue()

@@ -1,0 +1,90 @@
+"""Tensors that are written and read one at a time, so that a model need not fit in memory."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES: dict[torch.dtype, tuple[str, type]] = {
+    torch.float64: ("F64", torch.DoubleStorage),
+    torch.float32: ("F32", torch.FloatStorage),
+    torch.bfloat16: ("BF16", torch.BFloat16Storage),
+    torch.float16: ("F16", torch.HalfStorage),
+    torch.int64: ("I64", torch.LongStorage),
+    torch.int32: ("I32", torch.IntStorage),
+    torch.int16: ("I16", torch.ShortStorage),
+    torch.int8: ("I8", torch.CharStorage),
+    torch.uint8: ("U8", torch.ByteStorage),
+    torch.bool: ("BOOL", torch.BoolStorage),
+}
+"""What we write: a dtype -> its name in safetensors, the class that stands for it in torch's files."""
+MAPPED_BYTES = 128 * 2**20
+"""After so many bytes were read from a mapped file its mapping is made anew: what was touched would stay in memory."""
+
+
+class Spec(NamedTuple):
+    """What is known of a tensor without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def spec_of(x: Tensor) -> Spec:
+    """Shape and dtype of `x`, which may be on the meta device."""
+    return Spec(tuple(x.shape), x.dtype)
+
+
+class Opened(NamedTuple):
+    """A file of tensors."""
+
+    specs: dict[str, Spec]
+    get: Callable[[str], Tensor]
+    is_mapped: bool = True
+    """False if all of it was read into memory, as some formats need."""
+
+
+class OneFileOpen:
+    """Reads tensors by name out of several files, and keeps at most one of them open, with little of it in memory."""
+
+    def __init__(self, places: Mapping[str, Path], open_file: Callable[[Path], Opened]) -> None:
+        self.places, self.open_file = places, open_file
+        self.path: Path | None = None
+        self.opened: Opened | None = None
+        self.n_read = 0
+
+    def __call__(self, name: str) -> Tensor:
+        path = self.places[name]
+        if self.opened is None or path != self.path or (self.opened.is_mapped and self.n_read > MAPPED_BYTES):
+            self.opened = None  # let go of the one before first
+            self.path, self.opened, self.n_read = path, self.open_file(path), 0
+        x = self.opened.get(name)
+        self.n_read += x.nbytes
+        return x
+
+
+def checked(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """`tensors`, each of which `specs` announced; keeps none of them."""
+    left = dict(specs)
+    for name, x in tensors:
+        assert name in left, f"{name} was not announced, or comes twice"
+        spec = left.pop(name)
+        assert spec_of(x) == spec, f"{name} is {spec_of(x)}, announced was {spec}"
+        yield name, x
+        del x
+    assert not left, f"{next(iter(left))} did not come"
+
+
+def raw(x: Tensor) -> Any:
+    """The bytes of `x`, as an array that shares its memory where it is contiguous."""
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

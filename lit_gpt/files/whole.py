@@ -1,0 +1,156 @@
+"""Files and folders written whole or not at all.
+
+Everything is written under a temporary name, `.<name>.<pid>.tmp` beside the target, and then renamed. What a killed
+process leaves of that kind is removed when the same target is written next.
+"""
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+from typing import IO, Any
+
+from lit_gpt.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename."""
+    replace_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def replace_with(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file beside `path`, make sure that it is on the disk, and give it the name `path`.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    temporary = temporary_beside(path)
+    try:
+        with naming_a_full_disk(path):
+            write(temporary)
+            sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) -> None:
+    """Let `write` fill a new folder beside `folder`, make sure that it is on the disk, and give it the name `folder`.
+
+    Args:
+        overwrite: take the place of a folder that holds something, which is deleted once the new one is whole.
+
+    Raises:
+        UserError: the folder holds something and `overwrite` is not set, or the disk is full.
+    """
+    place = folder.resolve()  # a link stays one
+    temporary = temporary_beside(place)
+    aside = temporary.with_name(f"{temporary.name[:-4]}.old.tmp")
+    require_replaceable(folder, overwrite)
+    try:
+        with naming_a_full_disk(folder):
+            temporary.mkdir(parents=True)
+            write(temporary)
+            for path in (*temporary.rglob("*"), temporary):
+                sync(path)
+        if place.exists():
+            place.replace(aside)
+        temporary.replace(place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not place.exists():  # interrupted between the two renames
+            aside.replace(place)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def require_replaceable(folder: Path, overwrite: bool) -> None:
+    """Raises: UserError if `folder` is a file, holds something that may not be deleted, or holds what must not be."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; pass another folder")
+    if any(folder.iterdir()) and not overwrite:
+        raise UserError(f"{folder} is not empty; pass another folder, or --overwrite true to replace all that it holds")
+    if any(p.is_relative_to(folder.resolve()) for p in (Path.cwd(), Path.home())):
+        raise UserError(f"{folder} is not replaced: it holds the current or the home folder; pass another one")
+
+
+def temporary_beside(path: Path) -> Path:
+    """The name to write under before `path` is replaced; removes what dead processes left for the same `path`."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)(\.old)?\.tmp")
+    for found in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        match = pattern.fullmatch(found.name)
+        if match is None or is_alive(int(match[1])):
+            continue
+        if match[2] and not path.exists():  # killed between the two renames of `replace_folder`
+            found.replace(path)
+        elif found.is_dir():
+            shutil.rmtree(found)
+        else:
+            found.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether another process has this id. Our own id on a leftover is that of a process before us."""
+    if pid == os.getpid():
+        return False
+    if os.name == "nt":  # where asking by signal 0 would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder's list of files is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def naming_a_full_disk(path: Path) -> Iterator[None]:
+    """Raises: UserError in place of the OSError that says that the disk, a quota or a limit on files is full."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        raise UserError(f"{path} could not be written ({e.strerror}); make room or pass another place") from e
+
+
+def require_room(n_bytes: int, path: Path) -> None:
+    """Raises: UserError if the disk of `path` has fewer than `n_bytes` free."""
+    free = shutil.disk_usage(path.parent).free
+    if n_bytes > free:
+        raise UserError(
+            f"{path.parent} has {free:,} bytes free, and {n_bytes:,} are needed; make room or pass another place"
+        )
+
+
+def allocate(file: IO[bytes], n_bytes: int) -> None:
+    """Take the room for a file that was just opened, so that a full disk is noticed before the work is done.
+
+    Raises:
+        OSError: there is none.
+    """
+    if n_bytes == 0 or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, n_bytes)
+    except OSError as e:
+        if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a filesystem that cannot: writing tells
+            raise

@@ -1,0 +1,126 @@
+"""Frequencies of rotary position embeddings (https://arxiv.org/abs/2104.09864), and how models scale them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from lit_gpt.config import Config
+
+
+class Rope(nn.Module):
+    """Cosines and sines of the rotation angles, computed where they are needed.
+
+    Everything is fp32 whatever the default dtype: in 16 bits, positions above 256 would coincide.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        theta, self.magnitude = frequencies(config)
+        self.register_buffer("theta", theta, persistent=False)  # (n / 2,)
+        scaling = config.rope_scaling or {}
+        self.long_from = scaling["original_max_position_embeddings"] if scaling.get("type") == "longrope" else None
+        if self.long_from is not None:
+            self.register_buffer("long_theta", divided(config, scaling["long_factor"]), persistent=False)
+
+    def forward(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """(..., T) positions -> cos and sin, (..., T, n) each.
+
+        Args:
+            positions: of the tokens in their sequences.
+            length: that the sequence has or will have; LongRoPE has other frequencies for long ones.
+        """
+        theta = self.long_theta if self.long_from is not None and length > self.long_from else self.theta
+        angle = positions.float().unsqueeze(-1) * theta
+        angle = torch.cat((angle, angle), dim=-1)
+        return angle.cos() * self.magnitude, angle.sin() * self.magnitude
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first channels of each head of x (B, H, T, D), as many as `cos` has; the others pass."""
+    n = cos.size(-1)
+    rotated, rest = x[..., :n], x[..., n:]
+    a, b = rotated.chunk(2, dim=-1)
+    rotated = (rotated * cos + torch.cat((-b, a), dim=-1) * sin).to(x.dtype)
+    return torch.cat((rotated, rest), dim=-1) if rest.size(-1) else rotated
+
+
+def frequencies(config: Config) -> tuple[Tensor, float]:
+    """Angle per position of each pair of channels, (rope_n_elem / 2,), and a factor for cosines and sines."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return plain(config) / config.rope_condense_ratio, 1.0
+    return SCALINGS[scaling["type"]](config, scaling)
+
+
+def plain(config: Config) -> Tensor:
+    n = config.rope_n_elem
+    return config.rope_base ** -(torch.arange(0, n, 2, dtype=torch.float32) / n)
+
+
+def divided(config: Config, factors: list[float]) -> Tensor:
+    return plain(config) / torch.tensor(factors, dtype=torch.float32)
+
+
+def llama3(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
+    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between mixed smoothly.
+
+    Source: https://github.com/meta-llama/llama-models, `apply_scaling`; parameters as in Hugging Face's config.json.
+    """
+    theta = plain(config)
+    turns = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)  # in the length it was pretrained on
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return theta * (kept + (1 - kept) / scaling["factor"]), 1.0
+
+
+def yarn(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
+    """YaRN, https://arxiv.org/abs/2309.00071 section 3.2: as above with a ramp over channels, and sharper attention."""
+    n, factor = config.rope_n_elem, scaling["factor"]
+    original = scaling.get("original_max_position_embeddings") or config.block_size
+
+    def channel(turns: float) -> float:
+        """The pair of channels that makes so many turns in the original length."""
+        return n * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_base))
+
+    first, last = channel(scaling.get("beta_fast") or 32), channel(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, n - 1)
+    stretched = ((torch.arange(n // 2, dtype=torch.float32) - first) / max(last - first, 0.001)).clamp(0, 1)
+    theta = plain(config)
+
+    def sharpness(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    magnitude = scaling.get("attention_factor")
+    if magnitude is None:
+        m, m_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        magnitude = sharpness(m) / sharpness(m_all) if m and m_all else sharpness(1.0)
+    return theta * (1 - stretched) + theta / factor * stretched, float(magnitude)
+
+
+def longrope(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
+    """LongRoPE, https://arxiv.org/abs/2402.13753: a factor for each pair of channels; here the short sequences'."""
+    original = scaling["original_max_position_embeddings"]
+    factor = config.block_size / original
+    magnitude = scaling.get("attention_factor")
+    if magnitude is None:
+        magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return divided(config, scaling["short_factor"]), float(magnitude)
+
+
+SCALINGS: dict[str, Callable[[Config, dict[str, Any]], tuple[Tensor, float]]] = {
+    "llama3": llama3,
+    "yarn": yarn,
+    "longrope": longrope,
+}
+REQUIRED = {
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+}
+"""Kind of scaling -> parameters without which it is not defined."""

@@ -1,0 +1,162 @@
+"""The two libraries that split a text into tokens, behind the same methods."""
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.settings import AddedToken, Settings, special_names
+
+
+class HuggingFace:
+    """tokenizer.json, through the `tokenizers` library. Tokens that have a role are special, as in transformers."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        from tokenizers import AddedToken as Token
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            self.backend = Backend.from_file(str(path))
+        except Exception as e:  # the library raises bare Exceptions
+            raise UserError(f"{path} is truncated or damaged ({e}); get it again") from e
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        known = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
+        self.promoted = [n for n in special_names(settings.names) if n not in known and self.token_to_id(n) is not None]
+        self.backend.add_special_tokens([Token(n, normalized=False, special=True) for n in self.promoted])
+
+    def encode(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.backend.decode(ids)
+
+    def token_to_id(self, token: str) -> int | None:
+        return self.backend.token_to_id(token)
+
+    def special_id(self, role: str) -> int | None:
+        """bos is what the file's template puts first; it does not say which token ends a text."""
+        framed = self.backend.encode("a", add_special_tokens=True)
+        return framed.ids[0] if role == "bos" and framed.special_tokens_mask[:1] == [1] else None
+
+    def adds(self, token_id: int | None) -> bool:
+        return self.backend.encode("", add_special_tokens=True).ids[:1] == [token_id]
+
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def beyond_the_file(self) -> list[Any]:
+        """What decides on ids besides tokenizer.json."""
+        return self.promoted
+
+
+WITHOUT_PREFIX = b"\x1a\x02\x18\x00"
+"""normalizer_spec {add_dummy_prefix: false}, to append to a model: protobuf merges fields that come twice."""
+
+
+class SentencePiece:
+    """tokenizer.model, through the `sentencepiece` library, and the tokens that were added to it.
+
+    Control tokens (`<s>`), the unknown token and added ones become their ids where a text has them written out. A
+    text without them has the ids that `sentencepiece` gives. Of the text after such a token, transformers decides:
+    `legacy: true` puts a space before it, as before the text itself, any other value does not.
+
+    transformers 5 differs where spaces are: it does not add the space before a text, or after a token with `legacy`,
+    if one is there, and it merges runs of spaces by the order of the vocabulary, not by score. It also gives ids to
+    tokens that are named without one, and moves ids that leave a gap; ours are those of the files, for the weights
+    have no other rows.
+    """
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        from sentencepiece import SentencePieceProcessor as Backend
+
+        try:
+            proto = path.read_bytes()
+            self.backend, self.bare = Backend(model_proto=proto), Backend(model_proto=proto + WITHOUT_PREFIX)
+        except (RuntimeError, OSError) as e:
+            raise UserError(f"{path} is truncated or damaged ({str(e).splitlines()[0]}); get it again") from e
+        self.legacy = bool(settings.config.get("legacy"))
+        self.prefix = settings.config.get("add_prefix_space") is not False
+        self.strips = self.backend.encode("a  b") == self.backend.encode("a b")
+        self.tokens = self.cut_out(settings)
+        self.pattern = re.compile("|".join(t.pattern() for t in self.tokens))
+        self.ids = {t.content: t.id for t in self.tokens}
+        self.special = {t.id for t in self.tokens if t.special}
+        self.shown = {t.id: t.content for t in self.tokens if not t.special}
+
+    def cut_out(self, settings: Settings) -> list[AddedToken]:
+        """The tokens that are cut out of a text, longest first, so that the longest is found."""
+        sp = self.backend
+        tokens = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i) or sp.is_unknown(i)}
+        tokens |= {n: i for n in special_names(settings.names) if (i := self.piece_to_id(n)) is not None}
+        declared = {t.id for t in settings.added} | {t.content for t in settings.added}
+        rest = [AddedToken(n, i, True) for n, i in tokens.items() if not {n, i} & declared]
+        return sorted([*settings.added, *rest], key=lambda t: (-len(t.content), t.id))
+
+    def encode(self, text: str) -> list[int]:
+        ids, end = [], 0
+        for match in self.pattern.finditer(text):
+            ids += [*self.encode_plain(text[end : match.start()], end == 0), self.tokens[match.lastindex - 1].id]
+            end = match.end()
+        return ids + self.encode_plain(text[end:], end == 0)
+
+    def encode_plain(self, text: str, first: bool) -> list[int]:
+        """Ids of text without special tokens; `first` if it begins the whole text, else it follows such a token."""
+        keeps_its_space = self.strips and text[:1].isspace()  # the only way to keep it is to have it put there again
+        prefixed = self.prefix and (first or self.legacy or keeps_its_space)
+        return (self.backend if prefixed else self.bare).encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        plain = self.prefix and not any(map(self.pattern.search, texts))
+        return self.backend.encode(list(texts)) if plain else [self.encode(t) for t in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        n_pieces, text = self.backend.vocab_size(), ""
+        visible = [i for i in ids if i not in self.special and (i < n_pieces or i in self.shown)]
+        for added, run in [(added, list(run)) for added, run in groupby(visible, self.shown.__contains__)]:
+            text += "".join(map(self.shown.__getitem__, run)) if added else self.decode_plain(run, first=not text)
+        return text
+
+    def decode_plain(self, ids: list[int], first: bool) -> str:
+        if first and self.prefix:
+            return self.backend.decode(ids)
+        mark = self.backend.unk_id()  # what comes after it keeps its space
+        return self.backend.decode([mark, *ids])[len(self.backend.decode([mark])) :]
+
+    def token_to_id(self, token: str) -> int | None:
+        return self.ids.get(token, self.piece_to_id(token))
+
+    def piece_to_id(self, token: str) -> int | None:
+        found = self.backend.piece_to_id(token)
+        return found if self.backend.id_to_piece(found) == token else None
+
+    def special_id(self, role: str) -> int | None:
+        found = {"bos": self.backend.bos_id, "eos": self.backend.eos_id}[role]()
+        return found if found >= 0 else None
+
+    def adds(self, token_id: int | None) -> bool:
+        return False
+
+    def vocab_size(self) -> int:
+        return max([self.backend.vocab_size(), *(t.id + 1 for t in self.tokens)])
+
+    def beyond_the_file(self) -> list[Any]:
+        """What decides on ids besides tokenizer.model."""
+        return [[(t.pattern(), t.id) for t in self.tokens], self.legacy, self.prefix]
+
+
+def open_backend(checkpoint_dir: Path, settings: Settings) -> tuple[Path, HuggingFace | SentencePiece]:
+    """The tokenizer's file and its library. tokenizer.json comes first: it has the tokens that were added later.
+
+    Raises:
+        UserError: neither file is there, or it is damaged.
+    """
+    for name, backend in (("tokenizer.json", HuggingFace), ("tokenizer.model", SentencePiece)):
+        if (path := checkpoint_dir / name).is_file():
+            return path, backend(path, settings)
+    raise UserError(f"{checkpoint_dir} has no tokenizer.json and no tokenizer.model; scripts/download.py fetches them")

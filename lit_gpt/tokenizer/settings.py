@@ -1,0 +1,119 @@
+"""What the JSON files around a tokenizer say about its special and added tokens."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is cut out of a text before the rest is split into pieces.
+
+    Attributes:
+        special: left out of decoded text.
+        lstrip, rstrip: take the whitespace before, after it along.
+        single_word: only where it does not touch a letter or digit.
+    """
+
+    content: str
+    id: int
+    special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+    def pattern(self) -> str:
+        """A regular expression whose one group is the token."""
+        token = f"({re.escape(self.content)})"
+        token = rf"(?<!\w){token}(?!\w)" if self.single_word else token
+        return (r"\s*" if self.lstrip else "") + token + (r"\s*" if self.rstrip else "")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the JSON files around a tokenizer say.
+
+    Attributes:
+        config: tokenizer_config.json.
+        names: role (`eos_token`, `additional_special_tokens` ...) to token or tokens.
+        model: config.json, and generation_config.json over it, without nulls.
+        added: tokens that came after tokenizer.model was made.
+    """
+
+    config: dict[str, Any]
+    names: dict[str, Any]
+    model: dict[str, Any]
+    added: list[AddedToken]
+
+
+def read_settings(checkpoint_dir: Path) -> Settings:
+    """What the files say. As in transformers, `added_tokens_decoder` ends the say of the older files.
+
+    Raises:
+        UserError: a file is not a JSON object, or an added token has no id or no content.
+    """
+    config = read_optional(checkpoint_dir / "tokenizer_config.json")
+    older = read_optional(checkpoint_dir / "special_tokens_map.json")
+    current = bool(config.get("added_tokens_decoder"))
+    names = older | config if current else config | older
+    model: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):
+        model |= {k: v for k, v in read_optional(checkpoint_dir / name).items() if v is not None}
+    return Settings(config, names, model, read_added(checkpoint_dir, config, special_names(names)))
+
+
+def read_added(checkpoint_dir: Path, config: dict[str, Any], special: list[str]) -> list[AddedToken]:
+    """The tokens of `added_tokens_decoder`, else those of added_tokens.json. Raises: UserError if one is damaged."""
+    declared, path = config.get("added_tokens_decoder"), checkpoint_dir / "tokenizer_config.json"
+    if not declared:
+        path = checkpoint_dir / "added_tokens.json"
+        declared = {i: {"content": token} for token, i in read_optional(path).items()}
+    try:
+        return [
+            AddedToken(
+                content=t["content"],
+                id=int(i),
+                special=t["content"] in special or bool(t.get("special")),
+                lstrip=bool(t.get("lstrip")),
+                rstrip=bool(t.get("rstrip")),
+                single_word=bool(t.get("single_word")),
+            )
+            for i, t in declared.items()
+            if t["content"]
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{path}: an added token is not given as id and content ({e!r}); get the file again") from e
+
+
+def special_names(names: dict[str, Any]) -> list[str]:
+    """Every token that has a role, each once."""
+    found: list[str | None] = []
+    for role, value in names.items():
+        if role.endswith("_special_tokens"):
+            found += map(content, value.values() if isinstance(value, dict) else value or [])
+        elif role.endswith("_token"):
+            found.append(content(value))
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def content(token: Any) -> str | None:
+    """The token itself, which may stand in an object; None for anything else (`add_bos_token` is no token)."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def read_optional(path: Path) -> dict[str, Any]:
+    """A JSON object, empty if there is no such file. Raises: UserError if it is not JSON."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path} is not valid JSON ({e}); get it again") from e
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object but a {type(found).__name__}; get it again")
+    return found

@@ -1,0 +1,111 @@
+"""The tokenizer of a checkpoint folder; the one place that puts special tokens around a text."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.backends import SentencePiece, open_backend
+from lit_gpt.tokenizer.settings import Settings, content, read_settings
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint folder.
+
+    Attributes:
+        bos_id: begin-of-sequence token, None if the model has none.
+        eos_id: end-of-sequence token, the one that training supervises.
+        stop_ids: tokens that end a generated text; `eos_id` and those of generation_config.json.
+        use_bos: whether the model's own configuration puts `bos_id` before every text.
+
+    Raises:
+        UserError: the folder has no tokenizer, a damaged one, or one without an end-of-sequence token.
+    """
+
+    def __init__(self, checkpoint_dir: Path) -> None:
+        settings = read_settings(checkpoint_dir)
+        self.path, self.backend = open_backend(checkpoint_dir, settings)
+        self.bos_id = self.special_id(settings, "bos")
+        eos_id = self.special_id(settings, "eos")
+        if eos_id is None:
+            raise UserError(f"{checkpoint_dir}: tokenizer_config.json names no eos_token; add one, training needs it")
+        self.eos_id = eos_id
+        stops = settings.model.get("eos_token_id", eos_id)
+        self.stop_ids = frozenset([eos_id, *(stops if isinstance(stops, list) else [stops])])
+        self.use_bos = self.bos_id is not None and self.wants_bos(settings.config)
+
+    def encode(self, text: str, bos: bool | None = None, eos: bool = False) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+            text: special tokens written out become their ids.
+            bos: begin with `bos_id`, unless the text itself does; None as the model is used to.
+            eos: end with `eos_id`.
+        """
+        return self.frame(self.backend.encode(text), bos, eos)
+
+    def encode_batch(self, texts: Sequence[str], bos: bool | None = None, eos: bool = False) -> list[list[int]]:
+        """`encode` for many texts, on all cores."""
+        return [self.frame(ids, bos, eos) for ids in self.backend.encode_batch(texts)]
+
+    def frame(self, ids: list[int], bos: bool | None, eos: bool) -> list[int]:
+        """`ids` with the special tokens around them. The one place that adds them."""
+        if self.use_bos if bos is None else bos:
+            if self.bos_id is None:
+                raise UserError(f"{self.path.parent}: the tokenizer has no begin-of-sequence token")
+            if ids[:1] != [self.bos_id]:
+                ids = [self.bos_id, *ids]
+        return [*ids, self.eos_id] if eos else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+        return self.backend.decode(list(ids))
+
+    def token_to_id(self, token: str) -> int:
+        """Raises: UserError if there is no such token."""
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise UserError(f"{self.path} has no token {token!r}")
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self.backend.vocab_size()
+
+    def fingerprint(self) -> str:
+        """Equal for two tokenizers exactly if they come from equal files and frame a text equally."""
+        framing = [self.bos_id, self.eos_id, self.use_bos, *self.backend.beyond_the_file()]
+        content = self.path.read_bytes() + json.dumps(framing).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    def special_id(self, settings: Settings, role: str) -> int | None:
+        """Id of the bos or eos token: by name, else as the tokenizer's file has it, else by the model's configuration.
+
+        `"bos_token": null` says that there is none (Qwen), whatever the model's configuration says.
+        """
+        named = f"{role}_token"
+        if token := content(settings.names.get(named)):
+            return self.token_to_id(token)
+        if role == "bos" and named in settings.names and settings.names[named] is None:
+            return None
+        if (found := self.backend.special_id(role)) is not None:
+            return found
+        ids = settings.model.get(f"{role}_token_id")
+        return ids[0] if isinstance(ids, list) else ids
+
+    def wants_bos(self, config: dict[str, Any]) -> bool:
+        """`add_bos_token` if given, else the template of tokenizer.json, else (tokenizer.model) Llama's way.
+
+        transformers 5 ignores `add_bos_token` beside a tokenizer.json, and leaves bos out if a Llama tokenizer.model
+        comes without the flag; version 4 and the training of these models agree with us.
+        """
+        stated = config.get("add_bos_token")
+        if stated is not None:
+            return bool(stated)
+        return self.backend.adds(self.bos_id) or (
+            isinstance(self.backend, SentencePiece)
+            and (config.get("tokenizer_class") or "LlamaTokenizer").lower().startswith("llama")
+        )
