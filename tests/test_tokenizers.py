@@ -624,5 +624,5 @@ def test_a_token_with_a_role_is_special_even_if_tokenizer_json_does_not_say_so(t
     theirs, ours = AutoTokenizer.from_pretrained(folder), Tokenizer(folder)
     text = "a the thethe then in"
     assert ours.encode(text) == theirs.encode(text) != plain.encode(text)
-    assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text), skip_special_tokens=True) == "a  n in"
+    assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text), skip_special_tokens=True) == "a   n in"
     assert ours.fingerprint() != plain.fingerprint() and ours.vocab_size == plain.vocab_size

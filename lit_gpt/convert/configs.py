@@ -162,7 +162,12 @@ def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
         UserError: a kind of scaling that we do not compute, or one without its parameters.
     """
-    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    rope: dict[str, Any] = {}
+    kinds = []
+    for stated in (hf.get("rope_scaling") or {}, hf.get("rope_parameters") or {}):
+        rope |= {key: value for key, value in stated.items() if key not in ("rope_type", "type")}
+        kinds.append(stated.get("rope_type", stated.get("type")))
+    kind = next((k for k in kinds if k not in (None, "default")), "default")
     fields: dict[str, Any] = {}
     for ours, theirs in (
         ("rope_base", ("rope_theta", "rotary_emb_base")),
@@ -171,8 +176,6 @@ def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
         values = [v for key in theirs for v in (rope.pop(key, None), hf.get(key)) if v is not None]
         if values:
             fields[ours] = values[0]
-    stated = [rope.pop(key, None) for key in ("rope_type", "type")]
-    kind = next((k for k in stated if k), "default")
     if kind == "su" or (kind == "yarn" and "long_factor" in rope):
         kind = "longrope"  # what Phi 3 called it at first
     if kind == "linear":

@@ -1,0 +1,117 @@
+"""What we write for other tools, they load as it is: every family, both directions, through the scripts' own steps."""
+
+import json
+
+import pytest
+import torch
+from conftest import SHAPES, assert_one_line_error, run, tiny_hf, write_tokenizer
+
+
+def loaded(folder):
+    """transformers' model of a folder; fails on any missing or unexpected key."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32, attn_implementation="eager"
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def convert(kind, folder, capsys, **options):
+    """A tiny model by way of both scripts' `main`, and what the second printed."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from conftest import ROOT
+
+    def main(name):
+        spec = spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.main
+
+    theirs = tiny_hf(kind)
+    theirs.save_pretrained(folder / "there")
+    write_tokenizer(folder / "there")
+    main("convert_hf_checkpoint")(folder / "there")
+    capsys.readouterr()
+    main("convert_lit_checkpoint")(folder / "there", folder / "back", **options)
+    return theirs, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@torch.no_grad()
+def test_transformers_loads_what_we_write(kind, tmp_path, capsys):
+    theirs, out = convert(kind, tmp_path, capsys, max_shard_gb=2e-5)
+    assert "read back, on" in out and out.strip().endswith(": 0")
+    assert (tmp_path / "back" / "model.safetensors.index.json").is_file()
+    again, tokenizer = loaded(tmp_path / "back")
+    ids = torch.randint(0, 320, (1, 40), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again(ids).logits, theirs(ids).logits)
+    assert tokenizer.encode("the king", add_special_tokens=False)
+    assert again.config.eos_token_id == 265
+
+
+@torch.no_grad()
+def test_rows_without_a_token_can_be_left_out(tmp_path, capsys):
+    theirs, _ = convert("llama", tmp_path, capsys, unpad_vocab=True)
+    again, _ = loaded(tmp_path / "back")
+    ids = torch.tensor([[5, 9, 200]])
+    n = again.config.vocab_size
+    assert n < 320
+    torch.testing.assert_close(again(ids).logits, theirs(ids).logits[..., :n])
+
+
+def test_a_padded_vocabulary_changes_no_logit(tmp_path):
+    from lit_gpt.config import Config
+    from lit_gpt.files import load_state
+    from lit_gpt.model import GPT
+
+    theirs = tiny_hf("neox")
+    theirs.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    process = run(
+        "scripts/convert_hf_checkpoint.py", "--checkpoint_dir", tmp_path, "--pad_vocab_multiple", 256, cwd=tmp_path
+    )
+    assert process.returncode == 0, process.stderr
+    config = Config.from_json(tmp_path / "lit_config.json")
+    assert (config.vocab_size, config.padded_vocab_size) == (320, 512)
+    ours = GPT(config)
+    ours.load_state_dict(load_state(tmp_path / "lit_model.pth", ""))
+    ids = torch.tensor([[5, 9, 200]])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids)[..., :320], theirs(ids).logits, rtol=1e-5, atol=1e-4)
+        assert not ours(ids)[..., 320:].any()
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda state: state["model.layers.1.mlp.up_proj.weight"].view(-1)[7:8].fill_(float("nan")), "holds NaN"),
+        (lambda state: state.pop("model.norm.weight"), "no tensor 'model.norm.weight'"),
+        (lambda state: state.update({"model.extra.weight": torch.ones(1)}), "model.extra.weight"),
+        (lambda state: state.update({"model.norm.weight": torch.ones(7)}), "model.norm.weight [7]"),
+    ],
+)
+def test_a_spoilt_tensor_is_named_and_nothing_is_written(spoil, message, tmp_path):
+    from safetensors.torch import save_file
+
+    model = tiny_hf("llama")
+    state = {n: x.clone() for n, x in model.state_dict().items()}
+    spoil(state)
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        json.dumps({**model.config.to_dict(), "architectures": ["LlamaForCausalLM"]}, default=str)
+    )
+    write_tokenizer(tmp_path)
+    process = run("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", tmp_path, cwd=tmp_path)
+    assert_one_line_error(process, message)
+    assert not any(p.name.startswith((".lit", "lit")) for p in tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_not_replaced_unasked(checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    command = ("scripts/convert_lit_checkpoint.py", "--checkpoint_dir", checkpoint, "--output_dir", tmp_path / "out")
+    assert_one_line_error(run(*command, cwd=tmp_path), "overwrite")
+    assert (tmp_path / "out" / "mine.txt").is_file()
