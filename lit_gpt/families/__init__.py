@@ -8,8 +8,10 @@ from typing import Any
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Architecture, Family
 
-_modules = (import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__) if m.name != "family")
-FAMILIES: list[Family] = [m.FAMILY for m in _modules if hasattr(m, "FAMILY")]
+TOOLS = ("family", "overview", "window")
+"""Modules of this folder that are not a family."""
+_modules = (import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__) if m.name not in TOOLS)
+FAMILIES: list[Family] = [m.FAMILY for m in _modules]
 ARCHITECTURES: dict[str, Architecture] = {f.architecture.name: f.architecture for f in FAMILIES}
 MODELS: dict[str, dict[str, Any]] = {name: fields for f in FAMILIES for name, fields in f.configs.items()}
 """Short name -> Config fields."""
