@@ -20,12 +20,12 @@ from torch import Tensor
 
 from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, Precision
-from lit_gpt.config import Config
+from lit_gpt.convert.lit import CONFIG, LITGPT_CONFIG, WEIGHTS, open_lit
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, replace_with, save_state, write_text  # noqa: F401 (replace_with: for scripts/convert_hf_checkpoint.py until it imports it from files)
 from lit_gpt.model import GPT
 
-WEIGHTS, CONFIG, RUN = "lit_model.pth", "lit_config.json", "finetuned.json"
+RUN = "finetuned.json"
 METHODS: dict[str, tuple[Callable[[GPT, Any], None], type]] = {
     "lora": (lora.inject, LoRAArgs),
 }
@@ -76,6 +76,8 @@ def require_checkpoint(checkpoint_dir: Path) -> None:
         hint = f"here are {', '.join(close)}" if close else "get one with python scripts/download.py --repo_id ORG/NAME"
         raise UserError(f"there is no folder {checkpoint_dir}; {hint}")
     missing = [name for name in (WEIGHTS, CONFIG) if not (checkpoint_dir / name).is_file()]
+    if missing == [CONFIG] and (checkpoint_dir / LITGPT_CONFIG).is_file():
+        return
     if missing:
         raise UserError(
             f"{checkpoint_dir} has no {' and no '.join(missing)}; make them with "
@@ -90,12 +92,11 @@ def load_base(fabric: Fabric, checkpoint_dir: Path) -> tuple[GPT, str]:
         UserError: no checkpoint, a damaged one, or one that does not fit its configuration.
     """
     require_checkpoint(checkpoint_dir)
-    config = Config.from_json(checkpoint_dir / CONFIG)
-    path = checkpoint_dir / WEIGHTS
-    state = load_state(path, f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}")
+    config, specs, get = open_lit(checkpoint_dir)
+    state = {name: get(name) for name in specs}
     with fabric.init_module(empty_init=True):
         model = GPT(config)
-    check_fit(state, model.state_dict(), path)
+    check_fit(state, model.state_dict(), checkpoint_dir / WEIGHTS)
     model.load_state_dict(state)
     return model, digest(state)
 

@@ -21,7 +21,7 @@ def main(
     """Write a checkpoint for other tools.
 
     Args:
-        checkpoint_dir: a converted or merged checkpoint.
+        checkpoint_dir: a converted or merged checkpoint, of this toolkit or of another Lit-GPT.
         output_dir: the folder to make.
         dtype: dtype of the weights; as they are if not given.
         max_shard_gb: size of one file of weights, in 10^9 bytes.
@@ -31,17 +31,16 @@ def main(
     """
     import torch
 
-    from lit_gpt.config import Config
     from lit_gpt.convert.configs import config_from_hf
     from lit_gpt.convert.export import write_hf
+    from lit_gpt.convert.lit import open_lit
     from lit_gpt.convert.readers import open_source
     from lit_gpt.convert.verify import reader, streamed_logits
     from lit_gpt.convert.vocabulary import check_vocabulary
-    from lit_gpt.files import open_state, replace_folder
+    from lit_gpt.files import replace_folder
     from lit_gpt.tokenizer import Tokenizer
 
-    specs, get = open_state(checkpoint_dir / "lit_model.pth", "scripts/convert_hf_checkpoint.py")
-    config = Config.from_json(checkpoint_dir / "lit_config.json")
+    config, specs, get = open_lit(checkpoint_dir)
     check_vocabulary(config, checkpoint_dir)
     tokenizer = Tokenizer(checkpoint_dir)
     rows = tokenizer.vocab_size if unpad_vocab else None

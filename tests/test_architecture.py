@@ -19,9 +19,9 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "prompts": set(),
     "resources": set(),
     "files": {"files"},
-    "checkpoint": {"", "config", "files", "model", "lora"},
+    "checkpoint": {"", "convert", "files", "model", "lora"},
     "convert": {"files", "config", "families", "model", "rope", "tokenizer", "convert"},
-    "data": {"", "checkpoint", "config", "files", "tokenizer", "prompts", "data"},
+    "data": {"", "checkpoint", "convert", "files", "tokenizer", "prompts", "data"},
     "generation": {"model", "tokenizer", "resources", "generation"},
     "training": {"", "checkpoint", "config", "data", "model", "resources", "tokenizer", "training"},
     "evaluation": {"", "checkpoint", "data", "files", "generation", "lora", "model", "prompts", "tokenizer"}

@@ -108,6 +108,8 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
 
 def config_to_hf(config: Config) -> dict[str, Any]:
     """Inverse of `config_from_hf`, from the same table: what config.json says of the computation."""
+    if config.architecture not in ARCHITECTURES:
+        raise UserError(f"{config.name} is of no architecture that others know; name one in its lit_config.json")
     architecture = ARCHITECTURES[config.architecture]
     hf: dict[str, Any] = {
         "architectures": [architecture.hf_class],

@@ -47,6 +47,7 @@ def write_hf(
         rows: of the vocabulary's tensors; None keeps all.
     """
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
+    hf = config_to_hf(config) | special_ids(checkpoint_dir)
     meta = {n: torch.empty(shape, dtype=dtype or d, device="meta") for n, (shape, d) in specs.items()}
     if rows:
         meta |= {n: meta[n][:rows] for n in VOCABULARY if n in meta}
@@ -57,7 +58,6 @@ def write_hf(
             yield name, x if dtype is None else x.to(dtype)
 
     save_safetensors_shards(theirs, converted(), folder, max_shard_bytes)
-    hf = config_to_hf(config) | special_ids(checkpoint_dir)
     hf["torch_dtype"] = str(next(iter(theirs.values())).dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
     for pattern in BESIDE:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lit_gpt.args import PrepareArgs, SourceArgs
-from lit_gpt.checkpoint import CONFIG, require_checkpoint
-from lit_gpt.config import Config
+from lit_gpt.checkpoint import require_checkpoint
+from lit_gpt.convert.lit import read_config
 from lit_gpt.data import store
 from lit_gpt.data.sources import Row, locate
 from lit_gpt.errors import UserError
@@ -50,7 +50,7 @@ def prepare(
     """
     require_checkpoint(checkpoint_dir)
     tokenizer = Tokenizer(checkpoint_dir)
-    block_size = Config.from_json(checkpoint_dir / CONFIG).block_size
+    block_size = read_config(checkpoint_dir).block_size
     limit = min(args.max_seq_length or block_size, block_size)
     if validation_rows is None:
         rows, validation_rows = split(rows, args.test_split_fraction, args.seed)

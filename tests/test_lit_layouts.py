@@ -1,0 +1,135 @@
+"""Checkpoints of Lit-GPT 2023 and of litgpt are read without being told, and give the reference's logits."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from conftest import assert_one_line_error, run, tiny_hf, write_tokenizer
+
+from lit_gpt.checkpoint import load_base, make_fabric
+from lit_gpt.errors import UserError
+
+FIELDS = {
+    "name": "tiny-model",
+    "hf_config": {"org": "nobody", "name": "tiny-model"},
+    "block_size": 512,
+    "vocab_size": 320,
+    "padding_multiple": 64,
+    "padded_vocab_size": 320,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_embd": 32,
+    "rotary_percentage": 1.0,
+    "parallel_residual": False,
+    "bias": False,
+    "n_query_groups": 2,
+    "shared_attention_norm": False,
+    "norm_eps": 1e-6,
+    "intermediate_size": 48,
+}
+Y2023 = FIELDS | {"_norm_class": "RMSNorm", "_mlp_class": "LLaMAMLP", "condense_ratio": 1, "head_size": 8}
+LITGPT = FIELDS | {
+    "norm_class_name": "RMSNorm",
+    "mlp_class_name": "LLaMAMLP",
+    "head_size": 8,
+    "rope_condense_ratio": 1,
+    "rope_base": 10000,
+    "attn_bias": False,
+    "norm_1": True,
+    "norm_2": True,
+    "norm_qk": False,
+    "rope_adjustments": None,
+    "sliding_window_size": None,
+    "routed_scaling_factor": 1.0,
+}
+
+
+def renamed(theirs, qkv):
+    """A Llama state dict under Lit names; `qkv` arranges the three projections of a layer."""
+    hf = theirs.state_dict()
+    state = {
+        "transformer.wte.weight": hf["model.embed_tokens.weight"],
+        "transformer.ln_f.weight": hf["model.norm.weight"],
+        "lm_head.weight": hf["lm_head.weight"],
+    }
+    for i in range(2):
+        there, here = f"model.layers.{i}.", f"transformer.h.{i}."
+        q, k, v = (hf[f"{there}self_attn.{x}_proj.weight"] for x in "qkv")
+        state |= {f"{here}{name}": x for name, x in qkv(q, k, v).items()}
+        for a, b in (
+            ("self_attn.o_proj", "attn.proj"),
+            ("input_layernorm", "norm_1"),
+            ("post_attention_layernorm", "norm_2"),
+            ("mlp.gate_proj", "mlp.fc_1"),
+            ("mlp.up_proj", "mlp.fc_2"),
+            ("mlp.down_proj", "mlp.proj"),
+        ):
+            state[f"{here}{b}.weight"] = hf[f"{there}{a}.weight"]
+    return state
+
+
+def interleaved(q, k, v):
+    """Of each of the two groups: its two queries of 8 rows, its key, its value."""
+    groups = [torch.cat((q[16 * g : 16 * g + 16], k[8 * g : 8 * g + 8], v[8 * g : 8 * g + 8])) for g in range(2)]
+    return {"attn.attn.weight": torch.cat(groups)}
+
+
+def stacked(q, k, v):
+    return {"attn.qkv.weight": torch.cat((q, k, v))}
+
+
+def write(folder, layout):
+    theirs = tiny_hf("llama-gqa")
+    folder.mkdir()
+    write_tokenizer(folder)
+    if layout == "2023":
+        torch.save(renamed(theirs, interleaved), folder / "lit_model.pth")
+        (folder / "lit_config.json").write_text(json.dumps(Y2023))
+    else:
+        torch.save(renamed(theirs, stacked), folder / "lit_model.pth")
+        (folder / "model_config.yaml").write_text(yaml.safe_dump(LITGPT))
+    return theirs
+
+
+@pytest.mark.parametrize("layout", ["2023", "litgpt"])
+@torch.no_grad()
+def test_the_logits_are_those_of_the_model_it_was_made_from(layout, tmp_path):
+    theirs = write(tmp_path / "there", layout)
+    ours, _ = load_base(make_fabric("32-true"), tmp_path / "there")
+    ids = torch.randint(0, 320, (1, 40), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-5, atol=1e-4)
+
+
+def test_a_field_that_we_do_not_compute_is_named(tmp_path):
+    write(tmp_path / "there", "litgpt")
+    (tmp_path / "there" / "model_config.yaml").write_text(yaml.safe_dump(LITGPT | {"latent_attention": {"q": 1}}))
+    with pytest.raises(UserError, match="latent_attention"):
+        load_base(make_fabric("32-true"), tmp_path / "there")
+
+
+def test_every_script_takes_such_a_folder_and_it_can_be_written_for_others(tmp_path):
+    write(tmp_path / "there", "2023")
+    process = run("generate/base.py", "--checkpoint_dir", tmp_path / "there", "--max_new_tokens", 3, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    command = ("scripts/convert_lit_checkpoint.py", "--checkpoint_dir", tmp_path / "there", "--output_dir", "out")
+    assert_one_line_error(run(*command, cwd=tmp_path), "architecture")  # of a name that no family has
+    values = Y2023 | {"name": "open_llama_7b"}
+    (tmp_path / "there" / "lit_config.json").write_text(json.dumps(values))
+    process = run(*command, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip().endswith(": 0")
+
+
+def test_litgpt_itself_agrees_on_what_its_file_means(tmp_path):
+    litgpt = pytest.importorskip("litgpt.model", reason="litgpt is not installed")
+    from litgpt.config import Config
+
+    write(tmp_path / "there", "litgpt")
+    shutil.copyfile(tmp_path / "there" / "lit_model.pth", tmp_path / "copy.pth")
+    reference = litgpt.GPT(Config.from_file(tmp_path / "there" / "model_config.yaml"))
+    reference.load_state_dict(torch.load(tmp_path / "copy.pth", weights_only=True))
+    ours, _ = load_base(make_fabric("32-true"), tmp_path / "there")
+    ids = torch.randint(0, 320, (1, 40), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours(ids), reference(ids), rtol=1e-5, atol=1e-4)
