@@ -54,7 +54,7 @@ def main() -> None:
         learning_rate=2e-3,
         batch_size=8,
         micro_batch_size=8,
-        epochs=1.5,
+        epochs=1,
         eval_interval=25,
         lora_key=True,
         lora_projection=True,

@@ -163,7 +163,10 @@ class Config:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known) if isinstance(values, dict) else ["a list or a plain value"]
         if unknown:
-            raise UserError(f"{path} is not a configuration of this toolkit: it has {unknown[0]!r}")
+            raise UserError(
+                f"{path} is not a configuration of this toolkit: it has {unknown[0]!r}; "
+                "run scripts/convert_hf_checkpoint.py again"
+            )
         try:
             return cls(**values)
         except UserError as e:

@@ -143,13 +143,14 @@ def test_the_schedule_rises_to_the_peak_and_falls_to_zero():
     assert learning_rate(200, 200, TrainArgs(learning_rate=1.0, warmup_steps=10, lr_schedule="constant")) == 1.0
 
 
-def test_the_estimate_of_operations_is_near_the_count():
-    for tied in (False, True):
-        from dataclasses import replace
+MIXTURE = {"mlp": "moe", "n_expert": 4, "n_expert_per_token": 2}
 
-        with torch.device("meta"):
-            model = GPT(
-                replace(TINY, tie_embeddings=tied, n_embd=256, head_size=64, intermediate_size=512, block_size=512)
-            )
-            lora.inject(model, LoRAArgs())
-        assert measured_flops(model, 4, 64) == pytest.approx(estimated_flops(model, 4, 64), rel=0.1)
+
+@pytest.mark.parametrize("traits", [{}, {"tie_embeddings": True}, MIXTURE])
+def test_the_estimate_of_operations_is_near_the_count(traits):
+    from dataclasses import replace
+
+    with torch.device("meta"):
+        model = GPT(replace(TINY, n_embd=256, head_size=64, intermediate_size=512, block_size=512, **traits))
+        lora.inject(model, LoRAArgs())
+    assert measured_flops(model, 4, 64) == pytest.approx(estimated_flops(model, 4, 64), rel=0.1)

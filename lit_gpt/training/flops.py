@@ -13,11 +13,15 @@ def estimated_flops(model: GPT, batch_size: int, length: int) -> float:
     gradient of the weight, 2 more, only where it is trained (arXiv:2001.08361, table 1). Attention reads the causal
     half: 2 * T * H * D a layer and token for scores and values together, and twice that in the backward pass.
     """
-    # a tied head is listed as lm_head, before wte, and so counts as the matrix product that it is
-    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "wte" not in n]
-    frozen = sum(p.numel() for p in matrices if not p.requires_grad)
-    trained = sum(p.numel() for p in matrices if p.requires_grad)
     c = model.config
+    active = c.n_expert_per_token / c.n_expert if c.n_expert else 1.0  # a token goes through some of the experts
+    frozen = trained = 0.0
+    for name, p in model.named_parameters():
+        # a tied head is listed as lm_head, before wte, and so counts as the matrix product that it is
+        if p.dim() != 2 or "wte" in name:
+            continue
+        n = p.numel() * (active if ".experts." in name else 1.0)
+        frozen, trained = (frozen, trained + n) if p.requires_grad else (frozen + n, trained)
     attention = c.n_layer * 2 * length * c.n_head * c.head_size
     return batch_size * length * (4 * frozen + 6 * trained + 3 * attention)
 

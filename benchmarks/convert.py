@@ -1,0 +1,93 @@
+"""Peak memory and seconds of converting TinyLlama's shape (2.2 GB of random bf16 in shards of 400 MB), both directions.
+
+python benchmarks/convert.py --folder /tmp/convert
+
+Runs our two scripts, litgpt's converter where litgpt is installed (`pip install --no-deps litgpt==0.5.13`), and
+copying the files twice, each in a process of its own; prints peak resident memory as the kernel counted it, pages of
+mapped files included.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from lit_gpt.config import Config
+from lit_gpt.convert.configs import config_to_hf
+from lit_gpt.convert.names import lit_shapes, stream_to_hf, to_hf
+from lit_gpt.files import save_safetensors_shards, spec_of
+
+ROOT = Path(__file__).parent.parent
+MODEL = "tiny-llama-1.1b"
+LITGPT = """
+import sys
+from pathlib import Path
+from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
+convert_hf_checkpoint(Path(sys.argv[1]))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="where to work; 10 GB, emptied afterwards")
+    folder = parser.parse_args().folder
+    source = folder / MODEL
+    n_bytes = make_checkpoint(source)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(f"{n_bytes / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} shards\n")
+    print(f"{'':34}{'seconds':>9}{'peak GB':>9}")
+
+    copies = f"cat {source}/*.safetensors > {folder}/1 && cat {source}/*.safetensors > {folder}/2 && sync"
+    measure("copying the files twice", ["sh", "-c", copies])
+    for path in (folder / "1", folder / "2"):
+        path.unlink()
+    script = [sys.executable, ROOT / "scripts/convert_hf_checkpoint.py", "--checkpoint_dir", source]
+    measure("ours, from Hugging Face", script)
+    script = [sys.executable, ROOT / "scripts/convert_lit_checkpoint.py", "--checkpoint_dir", source]
+    measure("ours, to Hugging Face, compared", [*script, "--output_dir", folder / "back", "--max_shard_gb", "0.4"])
+    (source / "lit_model.pth").unlink()
+    try:
+        measure(f"litgpt {version('litgpt')}, from Hugging Face", [sys.executable, "-c", LITGPT, source])
+    except PackageNotFoundError:
+        print("litgpt is not installed")
+    shutil.rmtree(folder)
+
+
+def make_checkpoint(folder: Path) -> int:
+    """Random weights as a download would leave them; returns their bytes."""
+    from tokenizers import Tokenizer, models
+
+    folder.mkdir(parents=True)
+    config = Config.from_name(MODEL)
+    meta = {n: torch.empty(s, dtype=torch.bfloat16, device="meta") for n, s in lit_shapes(config).items()}
+    specs = {name: spec_of(x) for name, x in to_hf(config, meta).items()}
+    weights = stream_to_hf(config, meta, lambda name: torch.randn(meta[name].shape).mul_(0.02).bfloat16())
+    save_safetensors_shards(specs, weights, folder, 400_000_000)
+    import json
+
+    (folder / "config.json").write_text(json.dumps(config_to_hf(config)))
+    vocabulary = {f"t{i}": i for i in range(31998)} | {"<s>": 31998, "</s>": 31999}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="t0")).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "<s>"}')
+    return sum(spec.n_bytes for spec in specs.values())
+
+
+def measure(name: str, command: list[object]) -> None:
+    """Run a command and print how long it took and the most memory that it held."""
+    start = time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{name} failed")
+    print(f"{name:34}{time.perf_counter() - start:9.1f}{usage.ru_maxrss * 1024 / 1e9:9.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
