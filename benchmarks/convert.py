@@ -82,11 +82,24 @@ def make_checkpoint(folder: Path) -> int:
 def measure(name: str, command: list[object]) -> None:
     """Run a command and print how long it took and the most memory that it held."""
     start = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, high_water_mark(process.pid))
+        time.sleep(0.02)
+    if process.returncode:
         sys.exit(f"{name} failed")
-    print(f"{name:34}{time.perf_counter() - start:9.1f}{usage.ru_maxrss * 1024 / 1e9:9.2f}", flush=True)
+    print(f"{name:34}{time.perf_counter() - start:9.1f}{peak / 1e9:9.2f}", flush=True)
+
+
+def high_water_mark(pid: int) -> int:
+    """Most bytes that a running process has held so far; 0 if it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    lines = [line.split() for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(lines[0][1]) * 1024 if lines else 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, Precision
 from lit_gpt.convert.lit import CONFIG, LITGPT_CONFIG, WEIGHTS, open_lit
 from lit_gpt.errors import UserError
-from lit_gpt.files import load_state, replace_with, save_state, write_text  # noqa: F401 (replace_with: for scripts/convert_hf_checkpoint.py until it imports it from files)
+from lit_gpt.files import load_state, save_state, write_text
 from lit_gpt.model import GPT
 
 RUN = "finetuned.json"

@@ -55,7 +55,7 @@ def stream_from_hf(
         if x is None or list(x.shape) != shape:
             theirs = " + ".join(f"{s} {list(p.shape)}" for s, p in zip(sources, parts, strict=True))
             raise UserError(f"{config.name}: the shape of {theirs} is not that of {name} {shape} in its configuration")
-        if not torch.isfinite(x).all():
+        if not torch.stack(torch.aminmax(x)).isfinite().all():  # many times faster than asking each value
             raise UserError(
                 f"{config.name}: {' + '.join(sources)} holds NaN or infinite values; the file is damaged, get it again"
             )

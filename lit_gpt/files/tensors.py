@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ DTYPES: dict[torch.dtype, tuple[str, type]] = {
 }
 """What we write: a dtype -> its name in safetensors, the class that stands for it in torch's files."""
 MAPPED_BYTES = 128 * 2**20
-"""After so many bytes were read from a mapped file its mapping is made anew: what was touched would stay in memory."""
+"""After so many bytes of a mapped file were used its mapping is made anew: what was touched would stay in memory."""
 
 
 class Spec(NamedTuple):
@@ -56,16 +57,24 @@ class OneFileOpen:
         self.places, self.open_file = places, open_file
         self.path: Path | None = None
         self.opened: Opened | None = None
-        self.n_read = 0
+        self.given: list[ref[Tensor]] = []
+        self.n_given = 0
 
     def __call__(self, name: str) -> Tensor:
         path = self.places[name]
-        if self.opened is None or path != self.path or (self.opened.is_mapped and self.n_read > MAPPED_BYTES):
+        if self.opened is None or path != self.path or (self.opened.is_mapped and self.n_let_go() > MAPPED_BYTES):
             self.opened = None  # let go of the one before first
-            self.path, self.opened, self.n_read = path, self.open_file(path), 0
+            self.path, self.opened, self.given, self.n_given = path, self.open_file(path), [], 0
         x = self.opened.get(name)
-        self.n_read += x.nbytes
+        self.given.append(ref(x))
+        self.n_given += x.nbytes
         return x
+
+    def n_let_go(self) -> int:
+        """Bytes of the open file that were read and are no longer used; those of tensors that are kept stay anyway."""
+        if self.n_given <= MAPPED_BYTES:
+            return 0
+        return self.n_given - sum(x.nbytes for x in (given() for given in self.given) if x is not None)
 
 
 def checked(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
