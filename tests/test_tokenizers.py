@@ -356,6 +356,15 @@ def test_a_true_replacement_character_comes_out(text, models, tmp_path):
         assert ("".join(pieces) + rest).lstrip(" ") == "\n🦙"
 
 
+def test_a_long_text_is_streamed_in_short_windows(tmp_path):
+    tokenizer = Tokenizer(byte_fallback(tmp_path))
+    decoder, lengths = StreamDecoder(tokenizer, tokenizer.encode("the " * 50)), []
+    decoder.decode = lambda ids: lengths.append(len(ids)) or tokenizer.decode(ids)
+    pieces = [decoder.push(i) for i in tokenizer.encode("the llama 🦙 " * 50, bos=False)]
+    assert "".join(pieces) == " the llama 🦙" * 50 + " "
+    assert max(lengths[20:]) < 20
+
+
 @pytest.mark.parametrize("legacy", [True, False])
 def test_a_space_after_a_special_token_is_streamed(legacy, models, tmp_path):
     tokenizer = Tokenizer(with_model(models["llama"], tmp_path, {**LLAMA, "legacy": legacy}))
@@ -585,6 +594,7 @@ def test_a_tokenizer_model_begins_as_llama_unless_told_otherwise(config, put, mo
     wrong = {"bos_token_id": 0, "eos_token_id": 1}  # as the first Llama conversions had it; the model file knows better
     tokenizer = Tokenizer(with_model(models["llama"], tmp_path, config, config=wrong))
     assert tokenizer.use_bos is put and tokenizer.eos_id == 2
+    assert tokenizer.encode("<unk></s>", bos=False) == [0, 2]
     for text in ("the", "<s>the", "<s>", ""):
         assert tokenizer.encode(text).count(1) == (1 if put else text.count("<s>"))
 
@@ -595,15 +605,12 @@ def test_without_a_tokenizer_config_the_model_says_where_a_text_ends(file, tmp_p
     with pytest.raises(UserError, match="names no eos_token"):
         Tokenizer(folder)
     ids = {"bos_token_id": 300, "eos_token_id": [301, 302]}
-    write(
-        folder,
-        **({"config": {**ids, "eos_token_id": None}, "generation_config": ids} if file == "both" else {file: ids}),
-    )
+    nulls = {"bos_token_id": None, "eos_token_id": None}
+    write(folder, **({"config": ids, "generation_config": nulls} if file == "both" else {file: ids}))
     tokenizer = Tokenizer(folder)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_ids) == (300, 301, {301, 302})
     assert not tokenizer.use_bos and tokenizer.encode("a", eos=True)[-1] == 301
-    folder = byte_level(tmp_path / "template", "<s> $A", config={"eos_token_id": 301})
-    with_template = Tokenizer(folder)
+    with_template = Tokenizer(byte_level(tmp_path / "template", "<s> $A", config={"eos_token_id": 301}))
     assert with_template.use_bos and with_template.encode("<s>a") == with_template.encode("a")
     assert with_template.encode("a")[0] == with_template.bos_id == 300 and with_template.stop_ids == {301}
 

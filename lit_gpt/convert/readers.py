@@ -186,7 +186,7 @@ def open_bin(path: Path) -> Opened:
     for name, x in state.items():
         if x.dtype not in DTYPES or x.layout != torch.strided or x.is_meta:
             raise unknown_dtype(path, name, f"{x.dtype}, {x.layout} on {x.device}")
-    return Opened({name: spec_of(x) for name, x in state.items()}, lambda name: state[name].detach(), is_zip)
+    return Opened({name: spec_of(x) for name, x in state.items()}, state.__getitem__, is_zip)
 
 
 def unknown_dtype(path: Path, name: str, dtype: str) -> UserError:
@@ -203,7 +203,7 @@ def load(path: Path, mmap: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as e:
-        named = re.search(r"GLOBAL (\S+) was not an allowed", str(e))
+        named = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(e))
         raise UserError(
             f"{path} is not a plain file of tensors{f' (it names {named[1]})' if named else ''} and is not loaded: "
             "it could run code; get the model as safetensors"

@@ -75,7 +75,8 @@ def save_stream(
     """Write what `save_state` would, of tensors that come one at a time and are not kept.
 
     The container is ours and not `torch.save`'s, which wants all tensors at once. What torch offers instead (saving
-    under `torch.serialization.skip_data`, then writing into the holes) leaves wrong checksums in the file.
+    under `torch.serialization.skip_data`, then writing into the holes) is a prototype by its own documentation, and
+    tells the holes' places by a private attribute.
 
     Args:
         specs: all names, in the order that the file is to have.
@@ -110,7 +111,6 @@ def write_state(
             for name, x in checked(stored, tensors):
                 write_record(archive, file, f"data/{keys[name]}", raw(x))
                 del x  # before the next one is made
-        file.truncate()
 
 
 def write_record(archive: zipfile.ZipFile, file: IO[bytes], name: str, content: Any) -> None:

@@ -65,7 +65,7 @@ class OneFileOpen:
         if self.opened is None or path != self.path or (self.opened.is_mapped and self.n_let_go() > MAPPED_BYTES):
             self.opened = None  # let go of the one before first
             self.path, self.opened, self.given, self.n_given = path, self.open_file(path), [], 0
-        x = self.opened.get(name)
+        x = self.opened.get(name).detach()  # an object of its own, which the opened file does not hold
         self.given.append(ref(x))
         self.n_given += x.nbytes
         return x

@@ -17,7 +17,7 @@ class Tokenizer:
     Attributes:
         bos_id: begin-of-sequence token, None if the model has none.
         eos_id: end-of-sequence token, the one that training supervises.
-        stop_ids: tokens that end a generated text; `eos_id` and those of generation_config.json.
+        stop_ids: tokens that end a generated text; `eos_id` and those of generation_config.json or config.json.
         use_bos: whether the model's own configuration puts `bos_id` before every text.
 
     Raises:
@@ -78,8 +78,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """Equal for two tokenizers exactly if they come from equal files and frame a text equally."""
         framing = [self.bos_id, self.eos_id, self.use_bos, *self.backend.beyond_the_file()]
-        content = self.path.read_bytes() + json.dumps(framing).encode()
-        return hashlib.sha256(content).hexdigest()[:16]
+        return hashlib.sha256(self.path.read_bytes() + json.dumps(framing).encode()).hexdigest()[:16]
 
     def special_id(self, settings: Settings, role: str) -> int | None:
         """Id of the bos or eos token: by name, else as the tokenizer's file has it, else by the model's configuration.
