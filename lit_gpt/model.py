@@ -4,9 +4,6 @@ Shapes in comments: B batch, T tokens, C = n_embd, H query heads, G = n_query_gr
 V = padded_vocab_size, S = length of the KV cache.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
+from lit_gpt.mlp import MLPS
 from lit_gpt.rope import Rope, apply_rope
 
 
@@ -178,7 +176,7 @@ def visible(queries: Tensor, keys: Tensor, window: int) -> Tensor | None:
 
     Args:
         queries: positions, (T,) or (B, T).
-        keys: positions, (S,).
+        keys: positions, (S,); the same tensor as `queries` if it is 0 .. T-1 for both.
         window: how many keys a query sees at most, itself included; 0 means no limit.
     """
     if queries is keys and (not window or queries.size(0) <= window):
@@ -186,58 +184,6 @@ def visible(queries: Tensor, keys: Tensor, window: int) -> Tensor | None:
     distance = queries.unsqueeze(-1) - keys  # (..., T, S)
     seen = distance >= 0 if not window else (distance >= 0) & (distance < window)
     return seen.unsqueeze(1) if seen.dim() == 3 else seen
-
-
-class PlainMLP(nn.Module):
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.fc = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
-        self.activation = ACTIVATIONS[config.activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.activation(self.fc(x)))
-
-
-class GatedMLP(nn.Module):
-    """https://arxiv.org/abs/2002.05202 equation 6: `fc_1` is the gate."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.fc_1 = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.fc_2 = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
-        self.activation = ACTIVATIONS[config.activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.activation(self.fc_1(x)) * self.fc_2(x))
-
-
-class MoE(nn.Module):
-    """Mixture of gated MLPs, https://arxiv.org/abs/2401.04088 section 2.1: each token goes through a few of them."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.n_expert_per_token = config.n_expert_per_token
-        self.gate = nn.Linear(config.n_embd, config.n_expert, bias=False)
-        self.experts = nn.ModuleList(GatedMLP(config) for _ in range(config.n_expert))
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)  # (N, C)
-        scores, chosen = self.gate(flat).topk(self.n_expert_per_token)  # (N, n_expert_per_token)
-        weights = scores.softmax(-1, dtype=torch.float32).to(x.dtype)
-        y = torch.zeros_like(flat)
-        for e, expert in enumerate(self.experts):
-            token, rank = self.routed(chosen, e)
-            y = y.index_add(0, token, weights[token, rank].unsqueeze(-1) * expert(flat[token]))
-        return y.view_as(x)
-
-    def routed(self, chosen: Tensor, e: int) -> tuple[Tensor, ...]:
-        """Tokens that chose expert e, and as their how-manieth choice."""
-        if chosen.is_meta:  # without values, for counting operations: an even share
-            share = chosen.new_zeros(chosen.numel() // len(self.experts))
-            return share, share
-        return torch.where(chosen == e)
 
 
 class RMSNorm(nn.Module):
@@ -268,14 +214,6 @@ class PerHeadNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, H, T, D)."""
         return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight.unsqueeze(1)
-
-
-MLPS = {"plain": PlainMLP, "gated": GatedMLP, "moe": MoE}
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-}
 
 
 def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.Module:

@@ -44,7 +44,7 @@ def main(
     print(f"Model config {config}")
     print(f"Reading {len(source.names)} tensors from {', '.join(f.name for f in source.files)}")
     to = getattr(torch, dtype) if dtype else None
-    specs = plan_from_hf(config, source.specs(), to)
+    specs = plan_from_hf(config, source.specs, to)
     tensors = stream_from_hf(config, source.names, source.get, to, rows)
     shared = {HEAD: EMBEDDINGS} if config.tie_embeddings else {}
     save_stream(specs, tensors, checkpoint_dir / "lit_model.pth", shared)

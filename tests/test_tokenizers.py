@@ -633,3 +633,13 @@ def test_a_token_with_a_role_is_special_even_if_tokenizer_json_does_not_say_so(t
     assert ours.encode(text) == theirs.encode(text) != plain.encode(text)
     assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text), skip_special_tokens=True) == "a   n in"
     assert ours.fingerprint() != plain.fingerprint() and ours.vocab_size == plain.vocab_size
+
+
+def test_the_rows_that_are_needed_are_counted_by_the_largest_id(tmp_path):
+    """Phi-3's tokenizer, for one, leaves gaps: the number of tokens is less than the rows they are looked up in."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models
+
+    Backend(models.WordLevel({"a": 0, "b": 1, "</s>": 9}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    assert Tokenizer(tmp_path).vocab_size == 10

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
+from lit_gpt.files import Spec
 
 CONFIG = {  # metadata key below `llama.` -> key of config.json
     "block_count": "num_hidden_layers",
@@ -46,8 +47,8 @@ TENSORS = {  # tensor in the file -> tensor of LlamaForCausalLM
 PRE_TOKENIZERS = {"smollm": True, "gpt-2": False, "default": False}  # tokenizer.ggml.pre -> digits one by one?
 
 
-def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]]]:
-    """config.json's values and, by Hugging Face name, functions that read and dequantize one tensor.
+def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]], dict[str, Spec]]:
+    """config.json's values and, by Hugging Face name, functions that read and dequantize one tensor, and its shape.
 
     Raises:
         UserError: damaged file, or an architecture or field that we do not read.
@@ -68,10 +69,12 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor
     # a float32 such as 1e-5 comes back with the digits of a float64; config.json has the short ones
     hf = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in hf.items()}
     heads = {"q_proj": hf["num_attention_heads"], "k_proj": hf.get("num_key_value_heads", hf["num_attention_heads"])}
-    return hf, {
+    read_one = {
         name: partial(dequantize, tensor, next((heads[k] for k in heads if k in name), None))
         for name, tensor in tensors.items()
     }
+    specs = {name: Spec(tuple(map(int, reversed(t.shape))), torch.float32) for name, t in tensors.items()}
+    return hf, read_one, specs
 
 
 def read(path: Path) -> Any:

@@ -34,7 +34,7 @@ class Source:
     get: Callable[[str], Tensor]
     """Reads one of them. It may be a view of a mapped file, which stays in memory as long as the tensor is kept."""
     files: list[Path]
-    specs: Callable[[], dict[str, Spec]]
+    specs: dict[str, Spec]
     """Shape and dtype of each of `names`."""
 
 
@@ -60,15 +60,8 @@ def open_source(folder: Path) -> Source:
     if len(ggufs) > 1:
         raise UserError(f"{folder} has {len(ggufs)} gguf files; leave one of {', '.join(f.name for f in ggufs)}")
     if ggufs:
-        hf_config, tensors = open_gguf(ggufs[0])
-        return Source(
-            hf_config,
-            ggufs[0],
-            list(tensors),
-            lambda name: tensors[name](),
-            ggufs,
-            lambda: {name: spec_of(read()) for name, read in tensors.items()},
-        )
+        hf_config, tensors, specs = open_gguf(ggufs[0])
+        return Source(hf_config, ggufs[0], list(tensors), lambda name: tensors[name](), ggufs, specs)
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
     raise UserError(f"{folder} has no weights (model*.safetensors, pytorch_model*.bin or *.gguf); it holds {held}")
 
@@ -133,7 +126,7 @@ def open_files(
             )
         specs |= found
         places |= dict.fromkeys(found, path)
-    return Source(hf_config, config_file, list(specs), OneFileOpen(places, open_file), files, lambda: specs)
+    return Source(hf_config, config_file, list(specs), OneFileOpen(places, open_file), files, specs)
 
 
 def check_index(found: dict[str, Spec], weight_map: dict[str, str], path: Path, index: str) -> None:

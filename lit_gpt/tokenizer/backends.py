@@ -48,7 +48,7 @@ class HuggingFace:
         return self.backend.encode("", add_special_tokens=True).ids[:1] == [token_id]
 
     def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
+        return max(self.backend.get_vocab().values()) + 1
 
     def beyond_the_file(self) -> list[Any]:
         """What decides on ids besides tokenizer.json."""

@@ -72,7 +72,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
+        """Rows that a model needs: one more than the largest id, added tokens included; ids may leave gaps."""
         return self.backend.vocab_size()
 
     def fingerprint(self) -> str:
