@@ -66,6 +66,16 @@ def test_logits_of_one_block_at_a_time_are_those_of_the_whole_model(kind, tmp_pa
 
 
 @torch.no_grad()
+def test_another_dtype_is_written_if_asked(tmp_path, capsys):
+    theirs, out = convert("llama", tmp_path, capsys, dtype="bfloat16")
+    again, _ = loaded(tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert 0 < float(out.split()[-1]) < 10
+    for name, x in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[name], x.bfloat16().float())
+
+
+@torch.no_grad()
 def test_rows_without_a_token_can_be_left_out(tmp_path, capsys):
     theirs, _ = convert("llama", tmp_path, capsys, unpad_vocab=True)
     again, _ = loaded(tmp_path / "back")

@@ -1,10 +1,13 @@
 """The families: the README's table is theirs, and the page on adding one is true."""
 
 import re
+from dataclasses import replace
 
+import pytest
 import torch
 from conftest import ROOT
 
+from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf, config_to_hf
 from lit_gpt.convert.names import from_hf, to_hf
 from lit_gpt.families import ARCHITECTURES
@@ -43,3 +46,88 @@ def test_the_example_of_the_docs_is_a_family(monkeypatch):
     back = from_hf(config, theirs, theirs.__getitem__)
     assert all(torch.equal(back[name], x) for name, x in state.items())
     assert list(scope["FAMILY"].configs) == ["acme-1b"]
+
+
+HUB = {  # what config.json says in repositories of the hub, the keys that decide and some that do not
+    "falcon-7b": {
+        "architectures": ["FalconForCausalLM"], "alibi": False, "apply_residual_connection_post_layernorm": False,
+        "bias": False, "hidden_size": 4544, "layer_norm_epsilon": 1e-5, "model_type": "falcon", "multi_query": True,
+        "new_decoder_architecture": False, "num_attention_heads": 71, "num_hidden_layers": 32, "num_kv_heads": 71,
+        "parallel_attn": True, "vocab_size": 65024, "hidden_dropout": 0.0, "torch_dtype": "bfloat16",
+    },
+    "falcon-40b": {
+        "architectures": ["RWForCausalLM"], "alibi": False, "bias": False, "hidden_size": 8192, "n_head": 128,
+        "layer_norm_epsilon": 1e-5, "n_head_kv": 8, "n_layer": 60, "new_decoder_architecture": True,
+        "parallel_attn": True, "vocab_size": 65024, "model_type": "RefinedWeb",
+    },
+    "Mistral-7B-v0.1": {
+        "architectures": ["MistralForCausalLM"], "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
+        "vocab_size": 32000,
+    },
+    "Gemma-2b": {
+        "architectures": ["GemmaForCausalLM"], "attention_bias": False, "head_dim": 256, "hidden_act": "gelu",
+        "hidden_activation": None, "hidden_size": 2048, "intermediate_size": 16384, "max_position_embeddings": 8192,
+        "num_attention_heads": 8, "num_hidden_layers": 18, "num_key_value_heads": 1, "rms_norm_eps": 1e-6,
+        "rope_scaling": None, "rope_theta": 10000.0, "vocab_size": 256000,
+    },
+    "gemma-2-2b": {
+        "architectures": ["Gemma2ForCausalLM"], "attention_bias": False, "attn_logit_softcapping": 50.0,
+        "cache_implementation": "hybrid", "final_logit_softcapping": 30.0, "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304,
+        "intermediate_size": 9216, "max_position_embeddings": 8192, "num_attention_heads": 8, "num_hidden_layers": 26,
+        "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "sliding_window": 4096, "vocab_size": 256000,
+    },
+    "Qwen2.5-0.5B": {
+        "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864,
+        "max_position_embeddings": 32768, "max_window_layers": 24, "num_attention_heads": 14, "num_hidden_layers": 24,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "sliding_window": 32768,
+        "tie_word_embeddings": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
+    },
+    "phi-2": {
+        "architectures": ["PhiForCausalLM"], "hidden_act": "gelu_new", "hidden_size": 2560, "intermediate_size": 10240,
+        "layer_norm_eps": 1e-5, "max_position_embeddings": 2048, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 32, "partial_rotary_factor": 0.4, "qk_layernorm": False, "resid_pdrop": 0.1,
+        "rope_theta": 10000.0, "tie_word_embeddings": False, "vocab_size": 51200,
+    },
+    "stablelm-3b-4e1t": {
+        "architectures": ["StableLMEpochForCausalLM"], "hidden_act": "silu", "hidden_size": 2560,
+        "intermediate_size": 6912, "max_position_embeddings": 4096, "norm_eps": 1e-5, "num_attention_heads": 32,
+        "num_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32, "rope_pct": 0.25, "rope_theta": 10000,
+        "tie_word_embeddings": False, "vocab_size": 50304,
+    },
+    "Llama-3.2-1B": {
+        "architectures": ["LlamaForCausalLM"], "attention_bias": False, "head_dim": 64, "hidden_act": "silu",
+        "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
+        "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1,
+        "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True, "vocab_size": 128256,
+        "rope_scaling": {
+            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_config_json_of_the_hub_says_what_we_list(name):
+    listed = Config.from_name(name)
+    found = config_from_hf(HUB[name], name, "config.json")
+    assert found == replace(listed, padding_multiple=found.padding_multiple)  # of which config.json knows nothing
+
+
+def test_windows_from_a_layer_on_count_where_they_are_switched_on():
+    hf = HUB["Qwen2.5-0.5B"] | {"use_sliding_window": True, "max_window_layers": 20, "sliding_window": 100}
+    config = config_from_hf(hf, "other", "config.json")
+    assert [i for i in range(24) if config.is_sliding(i)] == [20, 21, 22, 23] and config.sliding_window == 100
+
+
+def test_a_window_that_is_switched_off_or_null_is_none():
+    hf = HUB["Qwen2.5-0.5B"] | {"max_window_layers": 20, "sliding_window": 100}
+    assert config_from_hf(hf, "other", "config.json").sliding_window == 0
+    hf = HUB["Mistral-7B-v0.1"] | {"sliding_window": None}
+    assert config_from_hf(hf, "other", "config.json").sliding_window == 0
+    del hf["sliding_window"]  # transformers takes 4096 then
+    assert config_from_hf(hf, "other", "config.json").sliding_window == 4096

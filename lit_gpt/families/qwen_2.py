@@ -27,6 +27,7 @@ QWEN_2 = replace(
     hf_class="Qwen2ForCausalLM",
     traits={**MISTRAL.traits, "qkv_bias": True, "sliding_window": 0},
     config_keys={k: v for k, v in MISTRAL.config_keys.items() if k != "head_dim"},
+    config_values={**MISTRAL.config_values, "use_mrope": (False,)},
     adapt=adapt,
     restore=restore,
 )

@@ -11,7 +11,7 @@ QWEN_3 = replace(
     hf_class="Qwen3ForCausalLM",
     traits={**QWEN_2.traits, "qkv_bias": False, "qk_norm": "head", "head_size": 128},
     config_keys={**QWEN_2.config_keys, "head_dim": "head_size", "attention_bias": ("qkv_bias", "proj_bias")},
-    config_values={"hidden_act": ("silu",)},
+    config_values={"hidden_act": ("silu",), "use_mrope": (False,)},
     weights={
         **QWEN_2.weights,
         "transformer.h.{}.attn.norm_q": "model.layers.{}.self_attn.q_norm",

@@ -10,6 +10,7 @@ from lit_gpt.families.llama import LLAMA
 def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """`qk_layernorm` by its value; the names that the first releases used, by today's."""
     hf = {{"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}.get(k, k): v for k, v in hf.items()}
+    hf.pop("num_heads", None)  # num_attention_heads again
     if "qk_layernorm" in hf:
         hf["qk_layernorm"] = "per_head" if hf["qk_layernorm"] else "none"
     return hf
@@ -35,7 +36,7 @@ STABLELM: Architecture = replace(
         "use_parallel_residual": ("parallel_residual", "shared_attention_norm"),
         "tie_word_embeddings": "tie_embeddings",
     },
-    config_values={"hidden_act": ("silu",)},
+    config_values={"hidden_act": ("silu",), "rotary_scaling_factor": (1.0,)},
     weights={
         **LLAMA.weights,
         "transformer.h.{}.attn.norm_q": PerHead("model.layers.{}.self_attn.q_layernorm.norms.{head}"),
