@@ -22,7 +22,8 @@ def main(
         checkpoint_dir: folder of a converted checkpoint.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
     """
-    from lit_gpt.checkpoint import load_base, make_fabric, require_checkpoint
+    from lit_gpt.checkpoint import load_base, make_fabric
+    from lit_gpt.convert.lit import require_checkpoint
     from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
     from lit_gpt.tokenizer import Tokenizer

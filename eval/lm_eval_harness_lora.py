@@ -25,7 +25,8 @@ def main(
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
     """
     from lit_gpt import lora
-    from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric, read_run, require_checkpoint
+    from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric, read_run
+    from lit_gpt.convert.lit import require_checkpoint
     from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
     from lit_gpt.tokenizer import Tokenizer

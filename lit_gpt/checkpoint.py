@@ -9,7 +9,6 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, Precision
-from lit_gpt.convert.lit import CONFIG, LITGPT_CONFIG, WEIGHTS, open_lit
+from lit_gpt.convert.lit import WEIGHTS, open_lit
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, save_state, write_text
 from lit_gpt.model import GPT
@@ -68,30 +67,12 @@ def make_fabric(precision: Precision | None = None, seed: int | None = None) -> 
     return fabric
 
 
-def require_checkpoint(checkpoint_dir: Path) -> None:
-    """Raises: UserError if the folder is not a converted checkpoint; it says what is missing and what to run."""
-    if not checkpoint_dir.is_dir():
-        local = [str(p) for p in Path("checkpoints").glob("*/*") if (p / WEIGHTS).is_file()]
-        close = get_close_matches(str(checkpoint_dir), local, n=3, cutoff=0.3)
-        hint = f"here are {', '.join(close)}" if close else "get one with python scripts/download.py --repo_id ORG/NAME"
-        raise UserError(f"there is no folder {checkpoint_dir}; {hint}")
-    missing = [name for name in (WEIGHTS, CONFIG) if not (checkpoint_dir / name).is_file()]
-    if missing == [CONFIG] and (checkpoint_dir / LITGPT_CONFIG).is_file():
-        return
-    if missing:
-        raise UserError(
-            f"{checkpoint_dir} has no {' and no '.join(missing)}; make them with "
-            f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
-        )
-
-
 def load_base(fabric: Fabric, checkpoint_dir: Path) -> tuple[GPT, str]:
     """The pretrained model on the device and in the precision of `fabric`, and the digest of its weights.
 
     Raises:
         UserError: no checkpoint, a damaged one, or one that does not fit its configuration.
     """
-    require_checkpoint(checkpoint_dir)
     config, specs, get = open_lit(checkpoint_dir)
     state = {name: get(name) for name in specs}
     with fabric.init_module(empty_init=True):

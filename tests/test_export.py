@@ -138,3 +138,10 @@ def test_an_existing_folder_is_not_replaced_unasked(checkpoint, tmp_path):
     command = ("scripts/convert_lit_checkpoint.py", "--checkpoint_dir", checkpoint, "--output_dir", tmp_path / "out")
     assert_one_line_error(run(*command, cwd=tmp_path), "overwrite")
     assert (tmp_path / "out" / "mine.txt").is_file()
+
+
+def test_what_is_no_checkpoint_is_named_with_the_way_out(checkpoint, tmp_path):
+    command = ("scripts/convert_lit_checkpoint.py", "--output_dir", "out", "--checkpoint_dir")
+    assert_one_line_error(run(*command, "nowhere", cwd=tmp_path), "no folder nowhere", "download.py")
+    command = ("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", checkpoint, "--pad_vocab_multiple", 0)
+    assert_one_line_error(run(*command, cwd=tmp_path), "--pad_vocab_multiple 0")

@@ -20,5 +20,7 @@ def check_vocabulary(config: Config, checkpoint_dir: Path) -> None:
 
 
 def pad_vocabulary(config: Config, multiple: int) -> Config:
-    """`config` with rows for its vocabulary up to a multiple."""
+    """`config` with rows for its vocabulary up to a multiple. Raises: UserError if `multiple` is below 1."""
+    if multiple < 1:
+        raise UserError(f"--pad_vocab_multiple {multiple} is no number of rows; pass 1 to leave them as they are")
     return replace(config, padded_vocab_size=math.ceil(config.padded_vocab_size / multiple) * multiple)

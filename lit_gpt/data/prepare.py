@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_gpt.args import PrepareArgs, SourceArgs
-from lit_gpt.checkpoint import require_checkpoint
-from lit_gpt.convert.lit import read_config
+from lit_gpt.convert.lit import read_config, require_checkpoint
 from lit_gpt.data import store
 from lit_gpt.data.sources import Row, locate
 from lit_gpt.errors import UserError
