@@ -7,6 +7,7 @@ from typing import Literal
 from lit_gpt.errors import UserError
 
 Precision = Literal["32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
+Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training", "int8", "fp8"]
 
 
 @dataclass(frozen=True)

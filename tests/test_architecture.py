@@ -16,6 +16,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "mlp": {"config"},
     "model": {"config", "mlp", "rope"},
     "lora": {"model"},
+    "quantize": {"fused", "linear", "quantize"},
     "tokenizer": {"tokenizer"},
     "prompts": set(),
     "resources": set(),
