@@ -12,23 +12,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gpt.config import Config
+from lit_gpt.lean import (
+    GatedFunction,
+    gelu_product,
+    gelu_product_backward,
+    remakeable,
+    silu_product,
+    silu_product_backward,
+)
+from lit_gpt.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
 }
+GATED: dict[str, tuple] = {
+    "gelu": (gelu_product, gelu_product_backward, "none"),
+    "gelu_tanh": (gelu_product, gelu_product_backward, "tanh"),
+    "silu": (silu_product, silu_product_backward),
+}
+"""Activation -> activation(gate) * up, its gradients, and further arguments of both."""
 
 
 class PlainMLP(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
+        self.fc = Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
+        self.proj = Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.activation(self.fc(x)))
+        x = self.fc(x)
+        return self.proj(remakeable(self.activation(x), self.activation, x))
 
 
 class GatedMLP(nn.Module):
@@ -36,13 +52,21 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.fc_1 = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.fc_2 = nn.Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
-        self.activation = ACTIVATIONS[config.activation]
+        self.fc_1 = Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
+        self.fc_2 = Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
+        self.proj = Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
+        self.forward_, self.backward_, *self.settings = GATED[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.activation(self.fc_1(x)) * self.fc_2(x))
+        gate, up = self.fc_1(x), self.fc_2(x)
+        if not (gate.requires_grad or up.requires_grad):
+            return self.proj(self.forward_(gate, up, *self.settings))
+        y = GatedFunction.apply(gate, up, self.forward_, self.backward_, *self.settings)
+        return self.proj(remakeable(y, self.product, gate, up))
+
+    def product(self, gate: Tensor, up: Tensor) -> Tensor:
+        """activation(gate) * up."""
+        return self.forward_(gate, up, *self.settings)
 
 
 class MoE(nn.Module):
@@ -51,7 +75,7 @@ class MoE(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.n_expert_per_token = config.n_expert_per_token
-        self.gate = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.gate = Linear(config.n_embd, config.n_expert, bias=False)
         self.experts = nn.ModuleList(GatedMLP(config) for _ in range(config.n_expert))
 
     def forward(self, x: Tensor) -> Tensor:

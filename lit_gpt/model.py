@@ -8,10 +8,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
+from lit_gpt.lean import RMSNormFunction, remakeable, rms_norm
+from lit_gpt.linear import Linear
 from lit_gpt.mlp import MLPS
+from lit_gpt.packed import Documents, Heads, PackedAttention
 from lit_gpt.rope import Rope, apply_rope
 
 
@@ -24,17 +28,19 @@ class GPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
+        self.lm_head = Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
-                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                "h": nn.ModuleList(Block(config, i) for i in range(config.n_layer)),
                 "ln_f": make_norm(config),
             }
         )
         if config.tie_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
         self.rope = Rope(config)
+        self.n_recomputed = 0
+        """The first so many blocks keep their input only, and compute the rest again in the backward pass."""
 
     def forward(self, idx: Tensor, input_pos: Tensor | None = None, cache: "KVCache | None" = None) -> Tensor:
         """Next-token logits, (B, T, V).
@@ -49,8 +55,20 @@ class GPT(nn.Module):
         """
         return self.logits(self.hidden(idx, input_pos, cache))
 
-    def hidden(self, idx: Tensor, input_pos: Tensor | None = None, cache: "KVCache | None" = None) -> Tensor:
-        """`forward` without the output projection, (B, T, C): whoever needs few positions projects only those."""
+    def hidden(
+        self,
+        idx: Tensor,
+        input_pos: Tensor | None = None,
+        cache: "KVCache | None" = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
+        """`forward` without the output projection, (B, T, C): whoever needs few positions projects only those.
+
+        Args:
+            documents: the one row of `idx`, (1, T), is these end to end, and none sees the others.
+        """
+        if documents is not None:
+            return self.packed_hidden(idx, documents)
         T = idx.size(1)
         if self.config.block_size < T:
             raise UserError(f"a sequence of {T} tokens is longer than the model's {self.config.block_size}")
@@ -65,6 +83,20 @@ class GPT(nn.Module):
         for i, block in enumerate(self.transformer.h):
             mask = sliding if self.config.is_sliding(i) else full
             x = block(x, cos, sin, mask, None if cache is None else cache.layers[i], input_pos)
+        return self.transformer.ln_f(x)
+
+    def packed_hidden(self, idx: Tensor, documents: Documents) -> Tensor:
+        """`hidden` of documents end to end."""
+        longest = max(documents.lengths)
+        if self.config.block_size < longest:
+            raise UserError(f"a sequence of {longest} tokens is longer than the model's {self.config.block_size}")
+        cos, sin = self.rope.packed(documents.positions, documents.lengths)  # (T, rope_n_elem)
+        x = self.embed(idx)
+        for i, block in enumerate(self.transformer.h):
+            if i < self.n_recomputed and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, documents=documents, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, documents=documents)
         return self.transformer.ln_f(x)
 
     def embed(self, idx: Tensor) -> Tensor:
@@ -82,12 +114,12 @@ class GPT(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, one after the other or side by side; `nn.Identity` stands where a model has no norm."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
         self.parallel_residual = config.parallel_residual
         self.shared_attention_norm = config.shared_attention_norm
         self.norm_1 = make_norm(config, config.pre_norm)
-        self.attn = CausalSelfAttention(config)
+        self.attn = CausalSelfAttention(config, layer)
         self.post_attention_norm = make_norm(config, config.post_norm)
         self.norm_2 = make_norm(config, config.pre_norm and not config.shared_attention_norm)
         self.mlp = MLPS[config.mlp](config)
@@ -101,20 +133,28 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         cache: "LayerCache | None" = None,
         input_pos: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         normed = self.norm_1(x)
-        h = x + self.post_attention_norm(self.attn(normed, cos, sin, mask, cache, input_pos))
+        h = x + self.post_attention_norm(self.attn(normed, cos, sin, mask, cache, input_pos, documents))
         if not self.shared_attention_norm:
             normed = self.norm_2(x if self.parallel_residual else h)
         return h + self.post_mlp_norm(self.mlp(normed))
 
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.qkv = nn.Linear(config.n_embd, sum(config.qkv_sizes), bias=config.qkv_bias)
-        self.proj = nn.Linear(config.n_head * config.head_size, config.n_embd, bias=config.proj_bias)
+        self.heads = Heads(
+            sizes=config.qkv_sizes,
+            head_size=config.head_size,
+            scale=score_scale(config),
+            softcap=config.attn_logit_softcapping,
+            window=config.sliding_window if config.is_sliding(layer) else 0,
+        )
+        self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=config.qkv_bias)
+        self.proj = Linear(config.n_head * config.head_size, config.n_embd, bias=config.proj_bias)
         self.norm_q, self.norm_k = (make_qk_norm(config, heads) for heads in (config.n_head, config.n_query_groups))
 
     def forward(
@@ -125,14 +165,20 @@ class CausalSelfAttention(nn.Module):
         mask: Tensor | None = None,
         cache: "LayerCache | None" = None,
         input_pos: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """
         Args:
             x: (B, T, C).
             cos, sin: (T, rope_n_elem) or (B, 1, T, rope_n_elem).
             mask: keys that each query sees, (T, S) or (B, 1, T, S) bool; None means those up to its own position.
+            documents: what x, (1, T, C), is made of; queries see keys of their own document only.
         """
-        q, k, v = self.split_heads(self.qkv(x))
+        q, k, v = self.split_heads(qkv := self.qkv(x))
+        if documents is not None:
+            if self.config.qk_norm != "none":
+                qkv = torch.cat([p.transpose(1, 2).flatten(2) for p in (q, k, v)], -1)
+            return self.proj(PackedAttention.apply(qkv[0], cos, sin, documents, self.heads)[None])
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
@@ -152,7 +198,7 @@ class CausalSelfAttention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config) -> Tensor:
     """Weighted sums of v (B, G, S, D) by the scores of q (B, H, T, D) and k (B, G, S, D), (B, H, T, D)."""
-    scale = (config.query_pre_attn_scalar or config.head_size) ** -0.5
+    scale = score_scale(config)
     grouped = config.n_query_groups != config.n_head
     if not config.attn_logit_softcapping:
         return F.scaled_dot_product_attention(
@@ -164,6 +210,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config)
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     return scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def score_scale(config: Config) -> float:
+    """What the products of queries and keys are multiplied by."""
+    return (config.query_pre_attn_scalar or config.head_size) ** -0.5
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
@@ -196,11 +247,16 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(n) if unit_offset else torch.ones(n))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.float()
-        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
-        if self.unit_offset:
-            return (h * (1 + self.weight.float())).to(x.dtype)
-        return self.weight * h.to(x.dtype)
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            y = RMSNormFunction.apply(x, self.weight, self.eps, self.unit_offset)
+        else:
+            y = rms_norm(x, self.weight, self.eps, self.unit_offset)
+        return remakeable(y, self.forward, x)
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return remakeable(super().forward(x), self.forward, x)
 
 
 class PerHeadNorm(nn.Module):
@@ -221,7 +277,7 @@ def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.
     if not present:
         return nn.Identity()
     if config.norm == "layer":
-        return nn.LayerNorm(n or config.n_embd, eps=config.norm_eps)
+        return LayerNorm(n or config.n_embd, eps=config.norm_eps)
     return RMSNorm(n or config.n_embd, config.norm_eps, config.norm_unit_offset)
 
 

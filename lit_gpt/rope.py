@@ -1,7 +1,7 @@
 """Frequencies of rotary position embeddings (https://arxiv.org/abs/2104.09864), and how models scale them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,14 @@ class Rope(nn.Module):
         angle = positions.float().unsqueeze(-1) * theta
         angle = torch.cat((angle, angle), dim=-1)
         return angle.cos() * self.magnitude, angle.sin() * self.magnitude
+
+    def packed(self, positions: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The same for sequences of these lengths, end to end: (T,) positions -> (T, n) each."""
+        if self.long_from is None:
+            return self(positions, max(lengths))
+        parts = [self(part, len(part)) for part in positions.split(tuple(lengths))]
+        cos, sin = zip(*parts, strict=True)
+        return torch.cat(cos), torch.cat(sin)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

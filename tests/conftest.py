@@ -86,6 +86,19 @@ def tiny_hf(kind: str, **overrides):
     return model
 
 
+def ours_of(theirs, kind):
+    """Our model with the weights of one of transformers."""
+    from lit_gpt.convert.configs import config_from_hf
+    from lit_gpt.convert.names import from_hf
+    from lit_gpt.model import GPT
+
+    config = config_from_hf({**theirs.config.to_dict(), "architectures": [type(theirs).__name__]}, kind, "config.json")
+    state = theirs.state_dict()
+    model = GPT(config).eval()
+    model.load_state_dict(from_hf(config, state, state.__getitem__))
+    return model
+
+
 def write_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer.json with <s>, </s>, and a few merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -4,24 +4,14 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_hf
+from conftest import ours_of, tiny_hf
 
 from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
-from lit_gpt.convert.configs import config_from_hf
-from lit_gpt.convert.names import from_hf
 from lit_gpt.model import GPT
 
 ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
-
-
-def ours_of(theirs, kind):
-    config = config_from_hf({**theirs.config.to_dict(), "architectures": [type(theirs).__name__]}, kind, "config.json")
-    state = theirs.state_dict()
-    model = GPT(config).eval()
-    model.load_state_dict(from_hf(config, state, state.__getitem__))
-    return model
 
 
 def randomize(model):

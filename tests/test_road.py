@@ -120,7 +120,7 @@ def test_generate_from_the_base_echoes_the_prompt_and_takes_an_empty_one(place):
         (["finetune/lora.py", "--checkpoint_dir", "other", "--data_dir", "data/rows"], ["tokenizer", "data/rows"]),
         (["finetune/lora.py", "--lerning_rate", "1"], ["--lerning_rate", "--learning_rate"]),
         (["finetune/lora.py", "--epochs", "many"], ["--epochs", "many"]),
-        (["finetune/lora.py", "--micro_batch_size", "7"], ["--batch_size 128", "--micro_batch_size 7"]),
+        (["finetune/lora.py", "--micro_batch_tokens", "0"], ["--micro_batch_tokens 0", "at least 1"]),
         (
             ["scripts/convert_hf_checkpoint.py", "--checkpoint_dir", "unknown"],
             ["unknown/config.json", "MysteryForCausalLM"],

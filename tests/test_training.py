@@ -18,7 +18,6 @@ from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.loop import fit, validate
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.monitor import Monitor
-from lit_gpt.training.run import count_iters
 from lit_gpt.training.schedule import learning_rate
 
 TINY = Config(
@@ -38,16 +37,16 @@ def make_samples(n, seed=0):
     return stack(rows)
 
 
-def trained(tmp_path, micro_batch_size, **kwargs):
+def trained(tmp_path, micro_batch_tokens, **kwargs):
     """The trained weights and the step losses of a short run."""
     torch.manual_seed(0)
     model = GPT(TINY)
     lora.inject(model, LoRAArgs(lora_r=4, lora_dropout=0.0, lora_mlp=True))
-    args = TrainArgs(batch_size=8, micro_batch_size=micro_batch_size, learning_rate=1e-2, warmup_steps=1, **kwargs)
+    args = TrainArgs(batch_size=8, micro_batch_tokens=micro_batch_tokens, learning_rate=1e-2, warmup_steps=1, **kwargs)
     data = make_samples(20)
-    out = tmp_path / f"{micro_batch_size}-{len(list(tmp_path.iterdir()))}"
+    out = tmp_path / f"{micro_batch_tokens}-{len(list(tmp_path.iterdir()))}"
     out.mkdir()
-    monitor = Monitor(out, count_iters(args.n_samples(len(data)), args), args.log_interval)
+    monitor = Monitor(out, args.n_samples(len(data)), args.log_interval)
     fit(
         Fabric(accelerator="cpu", devices=1),
         model,
@@ -63,11 +62,12 @@ def trained(tmp_path, micro_batch_size, **kwargs):
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, (out / "metrics.csv").read_text()
 
 
-def test_micro_batch_size_changes_memory_and_nothing_else(tmp_path, capsys):
+def test_micro_batch_tokens_change_memory_and_nothing_else(tmp_path, capsys):
     one, _ = trained(tmp_path, 1, epochs=2)
-    eight, _ = trained(tmp_path, 8, epochs=2)
-    for name in one:
-        torch.testing.assert_close(one[name], eight[name], rtol=1e-4, atol=1e-6)
+    for tokens in (50, 1000):
+        other, _ = trained(tmp_path, tokens, epochs=2)
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
 
 
 def test_gradients_of_a_step_are_those_of_the_mean_over_its_targets():
@@ -78,23 +78,23 @@ def test_gradients_of_a_step_are_those_of_the_mean_over_its_targets():
     n_targets = sum(int((data[k][1][1:] != IGNORE).sum()) for k in range(8))
     (sum(wanted) / n_targets).backward()
     want = model.transformer.h[0].attn.qkv.weight.grad.clone()
-    for micro in (1, 4, 8):
+    for max_tokens in (1, 60, 1000):
         model.zero_grad()
-        (batches,) = steps(data, 8, 8, micro, seed=3)
+        (batches,) = steps(data, 8, 8, max_tokens, seed=3)
         assert sum(b.n_targets for b in batches) == n_targets
         for b in batches:
-            (loss_sum(model, b.ids, b.labels) / n_targets).backward()
+            (loss_sum(model, b) / n_targets).backward()
         torch.testing.assert_close(model.transformer.h[0].attn.qkv.weight.grad, want, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("micro", [1, 2, 8])
-def test_a_sample_is_seen_once_an_epoch_in_an_order_of_the_seed_alone(micro):
+@pytest.mark.parametrize("max_tokens", [1, 4, 100])
+def test_a_sample_is_seen_once_an_epoch_in_an_order_of_the_seed_alone(max_tokens):
     data = stack([([i + 1, i + 1], [i + 1, i + 1]) for i in range(20)])
 
     def seen(size, seed):
-        return [sorted(int(i) for b in step for i in b.ids[:, 0]) for step in steps(data, 60, 8, size, seed)]
+        return [sorted(int(i) for b in step for i in b.ids[::2]) for step in steps(data, 60, 8, size, seed)]
 
-    by_step = seen(micro, 5)
+    by_step = seen(max_tokens, 5)
     assert by_step == seen(1, 5) and by_step != seen(1, 6)
     assert sorted(i for step in by_step for i in step) == sorted([*range(1, 21)] * 3)
     assert len(by_step) == math.ceil(60 / 8)
@@ -111,11 +111,11 @@ def test_epochs_steps_and_iterations_each_end_a_run():
 
 
 def test_metrics_have_loss_rate_and_real_tokens_per_second(tmp_path, capsys):
-    _, text = trained(tmp_path, 4, epochs=3)
+    _, text = trained(tmp_path, 64, epochs=3)
     header, *rows = [line.split(",") for line in text.splitlines()]
     rows = [dict(zip(header, r, strict=True)) for r in rows]
     logged = [r for r in rows if r["loss"]]
-    assert len(logged) == count_iters(60, TrainArgs(batch_size=8, micro_batch_size=4))
+    assert [int(r["iter"]) for r in logged] == list(range(1, len(logged) + 1)) and logged[-1]["samples"] == "60"
     assert sum(int(r["n_tokens"]) for r in logged) == 3 * len(make_samples(20).ids)
     assert all(float(r["tokens_per_sec"]) > 0 and float(r["learning_rate"]) > 0 for r in logged)
     val = [float(r["val_loss"]) for r in rows if r["val_loss"]]
@@ -129,10 +129,8 @@ def test_validation_is_the_mean_over_all_targets_and_leaves_dropout_off(tmp_path
     model, data = GPT(TINY), make_samples(7)
     lora.inject(model, LoRAArgs(lora_dropout=0.9))
     fabric = Fabric(accelerator="cpu", devices=1)
-    losses = {
-        m: validate(fabric, model, data, TrainArgs(batch_size=8, micro_batch_size=m), ValidationArgs()) for m in (1, 4)
-    }
-    assert losses[1] == pytest.approx(losses[4], rel=1e-5)
+    losses = {m: validate(fabric, model, data, TrainArgs(micro_batch_tokens=m), ValidationArgs()) for m in (1, 100)}
+    assert losses[1] == pytest.approx(losses[100], rel=1e-5)
 
 
 def test_the_schedule_rises_to_the_peak_and_falls_to_zero():

@@ -1,9 +1,12 @@
 """What a run shows while it goes: a progress bar in a terminal, plain lines in a file, and always metrics.csv."""
 
 import csv
+import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,66 +29,96 @@ COLUMNS = [
 ]
 
 
+@dataclass(frozen=True)
+class Due:
+    """A line that is not written yet."""
+
+    row: dict[str, Any]
+    loss: Tensor
+    """Sum over the targets of its micro-batches, on its way to the CPU."""
+    arrived: "torch.cuda.Event | None"
+    n_iterations: int
+    is_step: bool
+
+
 class Monitor:
-    """Counts and reports what the loop tells it. Losses stay on the device until a line is due.
+    """Counts and reports what the loop tells it.
+
+    Losses stay on the device until a line is due, and the line is written while the device is busy with the next
+    micro-batch: a GPU never waits for it.
 
     Args:
         out_dir: where metrics.csv goes.
-        n_iters: micro-batches of the whole run.
+        n_samples: of the whole run.
         log_interval: micro-batches between lines.
     """
 
-    def __init__(self, out_dir: Path, n_iters: int, log_interval: int) -> None:
-        self.log_interval, self.n_iters = log_interval, n_iters
+    def __init__(self, out_dir: Path, n_samples: int, log_interval: int) -> None:
+        self.log_interval, self.n_samples = log_interval, n_samples
         self.iter = self.samples = 0
         self.loss_is_finite = True
+        self.due: Due | None = None
         self.file = open(out_dir / "metrics.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed below)
         self.csv = csv.DictWriter(self.file, COLUMNS)
         self.csv.writeheader()
-        self.bar = tqdm(total=n_iters, unit="iter", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.bar = tqdm(total=n_samples, unit="sample", dynamic_ncols=True) if sys.stderr.isatty() else None
         self.start = time.perf_counter()
         self.since_line = time.perf_counter()
         self.losses: list[Tensor] = []
         self.n_tokens = self.n_targets = self.n_iterations = 0
 
     def iterated(self, step: int, batch: Batch, loss: Tensor, learning_rate: float, is_step: bool) -> None:
-        """A micro-batch is done; `loss` is the sum over its targets."""
+        """A micro-batch is under way; `loss` is the sum over its targets."""
+        self.report()
         self.iter += 1
-        self.samples += len(batch.ids)
+        self.samples += batch.n_samples
         self.losses.append(loss)
         self.n_tokens += batch.n_tokens
         self.n_targets += batch.n_targets
         self.n_iterations += 1
-        if self.iter % self.log_interval and self.iter != self.n_iters:
+        if self.iter % self.log_interval and self.samples < self.n_samples:
             return
-        mean = torch.stack(self.losses).sum().item() / max(1, self.n_targets)
-        self.loss_is_finite = self.loss_is_finite and mean == mean and abs(mean) != float("inf")
-        seconds = time.perf_counter() - self.since_line
         row = {
             "iter": self.iter,
             "step": step,
             "samples": self.samples,
-            "loss": f"{mean:.6f}",
             "learning_rate": f"{learning_rate:.4g}",
-            "tokens_per_sec": f"{self.n_tokens / seconds:.1f}",
-            "iter_time_ms": f"{1e3 * seconds / self.n_iterations:.2f}",
             "n_tokens": self.n_tokens,
             "n_targets": self.n_targets,
         }
-        self.write(row)
+        total = torch.stack(self.losses).sum().to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event() if loss.is_cuda else None
+        if arrived is not None:
+            arrived.record()
+        self.due = Due(row, total, arrived, self.n_iterations, is_step)
+        self.losses, self.n_tokens, self.n_targets, self.n_iterations = [], 0, 0, 0
+
+    def report(self) -> None:
+        """Write the line that is due, if one is; waits until its micro-batches are done."""
+        if self.due is None:
+            return
+        due, self.due = self.due, None
+        if due.arrived is not None:
+            due.arrived.synchronize()
+        mean = due.loss.item() / max(1, due.row["n_targets"])
+        self.loss_is_finite = self.loss_is_finite and math.isfinite(mean)
+        seconds = time.perf_counter() - self.since_line
+        self.since_line = time.perf_counter()
+        iter_time, rate = f"{1e3 * seconds / due.n_iterations:.2f}", f"{due.row['n_tokens'] / seconds:.1f}"
+        self.write(due.row | {"loss": f"{mean:.6f}", "iter_time_ms": iter_time, "tokens_per_sec": rate})
+        step = due.row["step"]
         if self.bar is None:
             print(
-                f"iter {self.iter} step {step}: loss {mean:.4f}, iter time: {row['iter_time_ms']}ms"
-                f"{' (optimizer.step)' if is_step else ''}"
+                f"iter {due.row['iter']} step {step}: loss {mean:.4f}, iter time: {iter_time}ms"
+                f"{' (optimizer.step)' if due.is_step else ''}"
             )
         else:
-            self.bar.update(self.n_iterations)
-            self.bar.set_postfix_str(f"step {step}, loss {mean:.4f}, {row['tokens_per_sec']} tok/s")
-        self.losses, self.n_tokens, self.n_targets, self.n_iterations = [], 0, 0, 0
-        self.since_line = time.perf_counter()
+            self.bar.update(due.row["samples"] - self.bar.n)
+            self.bar.set_postfix_str(f"step {step}, loss {mean:.4f}, {rate} tok/s")
 
     def validated(self, step: int, loss: float) -> None:
         """A validation is done; `loss` is the mean over its targets."""
+        self.report()
         seconds = time.perf_counter() - self.since_line
         self.write({"iter": self.iter, "step": step, "samples": self.samples, "val_loss": f"{loss:.6f}"})
         self.say(f"iter {self.iter} step {step}: val loss {loss:.4f}, val time: {1e3 * seconds:.2f}ms")

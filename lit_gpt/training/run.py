@@ -19,11 +19,12 @@ from lit_gpt.checkpoint import (
     versions,
 )
 from lit_gpt.data import store
+from lit_gpt.fused import set_compile
 from lit_gpt.model import GPT
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.flops import estimated_flops, measured_flops
-from lit_gpt.training.loop import fit
+from lit_gpt.training.loop import fit, micro_batch_tokens
 from lit_gpt.training.monitor import Monitor, plot_losses
 from lit_gpt.training.schedule import warmup_of
 
@@ -55,6 +56,7 @@ def finetune(
     """
     train_data, val_data, meta = store.load(data_dir)
     store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), prompt_style)
+    set_compile(train.compile)
     model, base_digest = load_base(fabric, checkpoint_dir)
     claim_out_dir(out_dir, overwrite)
     inject, _ = METHODS[method]
@@ -62,7 +64,7 @@ def finetune(
     describe(fabric, model, train_data, meta, method, method_args, train)
 
     n_samples = train.n_samples(len(train_data))
-    monitor = Monitor(out_dir, count_iters(n_samples, train), train.log_interval)
+    monitor = Monitor(out_dir, n_samples, train.log_interval)
     path = trained_path(out_dir, method)
     run = Run(
         method=method,
@@ -83,12 +85,6 @@ def finetune(
     print(f"Saved the trained weights to {path}, the loss curve to {out_dir / 'loss.png'}")
 
 
-def count_iters(n_samples: int, train: TrainArgs) -> int:
-    """Micro-batches of a run of `n_samples`; only the last step may have fewer samples than the others."""
-    whole, rest = divmod(n_samples, train.batch_size)
-    return whole * (train.batch_size // train.micro_batch_size) + -(-rest // train.micro_batch_size)
-
-
 def describe(
     fabric: Fabric,
     model: GPT,
@@ -107,10 +103,10 @@ def describe(
     n_samples = train.n_samples(len(data))
     n_steps = -(-n_samples // train.batch_size)
     length = round(float(data.lengths.mean()))
+    n_tokens = micro_batch_tokens(train, fabric.device)
     print(
         f"Training {n_samples:,} samples = {n_samples / len(data):.2f} epochs in {n_steps:,} steps "
-        f"of {train.batch_size}, {count_iters(n_samples, train):,} micro-batches; "
-        f"{warmup_of(train, n_steps)} steps of warm-up"
+        f"of {train.batch_size}; {warmup_of(train, n_steps)} steps of warm-up"
     )
     print(
         f"The longest training sample has {data.lengths.max()} tokens, the model has room for {model.config.block_size}"
@@ -118,6 +114,7 @@ def describe(
     with torch.device("meta"):
         counted = GPT(copy.deepcopy(model.config))
         METHODS[method][0](counted, method_args)
-    size = f"(one micro-batch of {train.micro_batch_size} x {length} tokens, the mean length)"
-    print(f"Estimated TFLOPs: {estimated_flops(model, train.micro_batch_size, length) / 1e12:.2f} {size}")
-    print(f"Measured TFLOPs: {measured_flops(counted, train.micro_batch_size, length) / 1e12:.2f} {size}")
+    n_samples = max(1, n_tokens // length)
+    size = f"(one forward and backward pass of {n_samples} x {length} tokens, the mean length)"
+    print(f"Estimated TFLOPs: {estimated_flops(model, n_samples, length) / 1e12:.2f} {size}")
+    print(f"Measured TFLOPs: {measured_flops(counted, n_samples, length) / 1e12:.2f} {size}")

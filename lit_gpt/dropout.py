@@ -1,0 +1,52 @@
+"""Dropout (https://jmlr.org/papers/v15/srivastava14a.html) that keeps a seed instead of a mask.
+
+The mask is a function of the seed and of the element's place: the backward pass makes it again.
+"""
+
+import torch
+from torch import Tensor
+
+from lit_gpt.fused import fused
+
+
+def dropped(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """x (N, C) with each element zero with probability p, and the others divided by 1 - p.
+
+    Args:
+        seed: (1,) int64 on x's device.
+    """
+    return dropped_on_cpu(x, seed, p) if x.device.type == "cpu" else hashed(x, seed, p)
+
+
+def add_dropped(y: Tensor, x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """y + dropped(x, seed, p)."""
+    return y.add_(dropped_on_cpu(x, seed, p)) if x.device.type == "cpu" else add_hashed(y, x, seed, p)
+
+
+def dropped_on_cpu(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """15 random bits an element, four elements from one number: random numbers are what costs here."""
+    generator = torch.Generator().manual_seed(int(seed))
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(generator=generator)
+    bits = words.view(torch.int16)[: x.numel()].view_as(x) & 0x7FFF  # the top bit of a word is always 0
+    return (x * (bits >= round(p * 2**15))).mul_(1 / (1 - p))
+
+
+@fused
+def hashed(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    return torch.where(kept(x, seed, p), x * (1 / (1 - p)), 0)
+
+
+@fused
+def add_hashed(y: Tensor, x: Tensor, seed: Tensor, p: float) -> Tensor:
+    return y + torch.where(kept(x, seed, p), x * (1 / (1 - p)), 0)
+
+
+def kept(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """The mask of x (N, C), by a hash of each place (the finalizer of MurmurHash3, in 32 bits)."""
+    place = torch.arange(x.size(0), device=x.device, dtype=torch.int32)[:, None] * x.size(1)
+    h = place + torch.arange(x.size(1), device=x.device, dtype=torch.int32)
+    h = h * -1640531535 + seed.to(torch.int32)  # 2654435761, the golden ratio's fraction, as a signed number
+    h = (h ^ ((h >> 16) & 0xFFFF)) * -2048144789  # 0x85EBCA6B
+    h = (h ^ ((h >> 13) & 0x7FFFF)) * -1028477387  # 0xC2B2AE35
+    h = h ^ ((h >> 16) & 0xFFFF)
+    return (h & 0x7FFFFFFF) >= int(p * 2**31)

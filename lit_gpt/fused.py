@@ -1,0 +1,40 @@
+"""Small functions of tensors that a GPU does in one pass over memory, compiled, where eager torch takes several."""
+
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_settings = {"compile": True}  # of the process, as torch's number of threads is
+
+
+def set_compile(on: bool) -> None:
+    """Whether functions under `fused` are compiled on a GPU from now on; on a CPU they never are."""
+    _settings["compile"] = on
+
+
+def fused(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, compiled when its first argument is on a GPU.
+
+    Args:
+        fn: pure; its tensors of two and more dimensions, parameters excepted, have a row for each token, whose number
+            may change from call to call without compiling anew.
+    """
+
+    @cache
+    def compiled() -> Callable[..., Any]:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # dtypes times widths
+        return torch.compile(fn, dynamic=False)
+
+    @wraps(fn)
+    def call(*args: Any) -> Any:
+        if not _settings["compile"] or not args[0].is_cuda or torch.compiler.is_compiling():
+            return fn(*args)
+        for x in args:
+            if isinstance(x, Tensor) and x.dim() > 1 and not isinstance(x, torch.nn.Parameter):
+                torch._dynamo.maybe_mark_dynamic(x, 0)
+        return compiled()(*args)
+
+    return call

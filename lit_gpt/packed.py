@@ -1,0 +1,243 @@
+"""Attention among the tokens of each document, where documents lie end to end without padding.
+
+Shapes: T tokens of all documents, H query heads, G key/value heads, D head size, R = H / G, L tokens of one document.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from lit_gpt.fused import fused
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Where documents begin and end in a row of T tokens."""
+
+    lengths: tuple[int, ...]
+    offsets: Tensor
+    """(n + 1,) int32: document i spans offsets[i] .. offsets[i + 1]."""
+    positions: Tensor
+    """(T,) int64, of each token in its document."""
+
+    @classmethod
+    def of(cls, lengths: tuple[int, ...]) -> "Documents":
+        n = torch.tensor(lengths)
+        offsets = torch.nn.functional.pad(n.cumsum(0), (1, 0))
+        positions = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(n)
+        return cls(lengths, offsets.int(), positions)
+
+    def to(self, device: torch.device) -> "Documents":
+        move = {"device": device, "non_blocking": True}
+        return Documents(self.lengths, self.offsets.to(**move), self.positions.to(**move))
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How attention reads a row of queries, keys and values."""
+
+    sizes: tuple[int, int, int]
+    """Channels of q, k and v."""
+    head_size: int
+    scale: float
+    """Of the scores."""
+    softcap: float = 0.0
+    """Scores s become c * tanh(s / c); 0 leaves them."""
+    window: int = 0
+    """Keys a query sees, itself included; 0 means all before it."""
+
+
+class PackedAttention(Function):
+    """Rotary embedding and causal attention of each document; keeps the rotated qkv and the result.
+
+    Args:
+        qkv: (T, sum(sizes)), as `attn.qkv` stacks it.
+        cos, sin: (T, n), n the rotated channels of a head.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
+        """(T, H * D)."""
+        qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
+        q, k, v = split(qkv, heads)
+        if flash_can(qkv, heads):
+            y, *rest = flash(q, k, v, documents, heads)
+        else:
+            y, *rest = by_document(q, k, v, documents, heads)
+        ctx.documents, ctx.heads, ctx.n_rest = documents, heads, len(rest)
+        ctx.save_for_backward(qkv, cos, sin, y, *rest)
+        return y.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, cos, sin, y, *rest = ctx.saved_tensors
+        heads = ctx.heads
+        dy = dy.view_as(y)
+        gradient = flash_backward if flash_can(qkv, heads) else by_document_backward
+        d_qkv = gradient(dy, *split(qkv, heads), y, *rest, ctx.documents, heads)
+        # a rotation's transpose is the rotation by the opposite angle
+        return rotated_back(*d_qkv, cos, sin), None, None, None, None
+
+
+def split(qkv: Tensor, heads: Heads) -> tuple[Tensor, ...]:
+    """(T, sum(sizes)) -> q (T, H, D), k and v (T, G, D), views."""
+    return tuple(x.unflatten(-1, (-1, heads.head_size)) for x in qkv.split(heads.sizes, dim=-1))
+
+
+@fused
+def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, head_size: int, n_heads: int) -> Tensor:
+    """qkv with the first channels of its first `n_heads` heads turned, as many as cos has."""
+    n = cos.size(-1)
+    half = n // 2
+    x = qkv.unflatten(-1, (-1, head_size))
+    cos, sin = cos[:, None, :half], sin[:, None, :half]
+    a, b = x[:, :n_heads, :half], x[:, :n_heads, half:n]
+    y = x.clone()
+    y[:, :n_heads, :half] = a * cos - b * sin
+    y[:, :n_heads, half:n] = b * cos + a * sin
+    return y.flatten(1)
+
+
+@fused
+def rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient of qkv, (T, sum(sizes)), from those of the turned q and k and of v, (T, heads, D) each."""
+    n_heads = dq.size(1) + dk.size(1)
+    return rotated(torch.cat((dq, dk, dv), 1).flatten(1), cos, -sin, dq.size(-1), n_heads)
+
+
+def flash_can(qkv: Tensor, heads: Heads) -> bool:
+    """Whether torch's flash attention on a GPU does this."""
+    return qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16) and not heads.softcap and (
+        heads.head_size % 8 == 0 and heads.head_size <= 256 and torch.cuda.get_device_capability()[0] >= 8
+    )  # fmt: skip
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
+    """The result (T, H, D), and what `flash_backward` needs besides: the scores' logsumexp and a random state."""
+    o, longest = documents.offsets, max(documents.lengths)
+    window = {"window_size_left": heads.window - 1, "window_size_right": 0} if heads.window else {}
+    y, lse, state, unused, _ = aten._flash_attention_forward(
+        q, k, v, o, o, longest, longest, 0.0, True, False, scale=heads.scale, **window
+    )
+    return y, lse, state, unused
+
+
+def flash_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, state: Tensor, unused: Tensor,
+    documents: Documents, heads: Heads,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of q (T, H, D), k and v (T, G, D)."""
+    o, longest = documents.offsets, max(documents.lengths)
+    window = {"window_size_left": heads.window - 1, "window_size_right": 0} if heads.window else {}
+    return aten._flash_attention_backward(
+        dy, q, k, v, y, lse, o, o, longest, longest, 0.0, True, state, unused, scale=heads.scale, **window
+    )
+
+
+def spans(documents: Documents) -> Iterator[slice]:
+    start = 0
+    for n in documents.lengths:
+        yield slice(start, start + n)
+        start += n
+
+
+def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
+    """The result (T, H, D), then the logsumexp of each document that `cpu_flash_can` do."""
+    y, kept = torch.empty(q.shape, dtype=q.dtype, device=q.device), []
+    for span in spans(documents):
+        if cpu_flash_can(q[span], heads):
+            out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+                *(x[span].transpose(0, 1)[None] for x in (q, *repeated(k, v, q))), 0.0, True, scale=heads.scale
+            )
+            y[span] = out[0].transpose(0, 1)
+            kept.append(lse)
+        else:
+            p, _ = probabilities(q[span], k[span], heads)
+            y[span] = from_groups(p @ v[span].transpose(0, 1), q[span])
+    return y, *kept
+
+
+def by_document_backward(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    """Gradients of q (T, H, D), k and v (T, G, D). `rest` is what `by_document` kept, documents and heads."""
+    *kept, documents, heads = rest
+    kept = iter(kept)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    for span in spans(documents):
+        here = dy[span], q[span], k[span], v[span], y[span]
+        if cpu_flash_can(q[span], heads):
+            dq[span], dk[span], dv[span] = cpu_flash_backward(*here, next(kept), heads)
+        else:
+            dq[span], dk[span], dv[span] = plain_backward(*here, heads)
+    return dq, dk, dv
+
+
+def cpu_flash_can(q: Tensor, heads: Heads) -> bool:
+    """Whether a CPU's fused attention does this document (L, H, D), and pays.
+
+    In 16 bits the plain products take a third of its time up to some 200 tokens.
+    """
+    possible = q.device.type == "cpu" and not heads.softcap and (not heads.window or q.size(0) <= heads.window)
+    return possible and (q.dtype == torch.float32 or q.size(0) > 200)
+
+
+def cpu_flash_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, heads: Heads
+) -> tuple[Tensor, ...]:
+    groups = k.size(1)
+    args = (x.transpose(0, 1)[None] for x in (dy, q, *repeated(k, v, q), y))
+    gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(*args, lse, 0.0, True, scale=heads.scale)
+    dq, dk, dv = (g[0].transpose(0, 1) for g in gradients)  # (L, H, D)
+    if groups < q.size(1):
+        dk, dv = (g.unflatten(1, (groups, -1)).sum(2) for g in (dk, dv))
+    return dq, dk, dv
+
+
+def repeated(k: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """k and v with a head for each of q's."""
+    times = q.size(1) // k.size(1)
+    return (k, v) if times == 1 else (k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
+
+
+def probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
+    """Of one document's keys for each query, (G, R * L, L), and the derivative of the soft cap, if there is one."""
+    n = q.size(0)
+    scores = (to_groups(q, k) @ k.permute(1, 2, 0)).float() * heads.scale  # (G, R * L, L)
+    slope = None
+    if heads.softcap:
+        scores = torch.tanh(scores / heads.softcap)
+        slope = 1 - scores.square()
+        scores = scores * heads.softcap
+    distance = torch.arange(n, device=q.device)[:, None] - torch.arange(n, device=q.device)
+    hidden = distance < 0 if not heads.window else (distance < 0) | (distance >= heads.window)
+    scores.unflatten(1, (-1, n)).masked_fill_(hidden, -torch.inf)
+    return scores.softmax(-1).to(q.dtype), slope
+
+
+def plain_backward(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, heads: Heads) -> tuple[Tensor, ...]:
+    """Gradients of one document, the probabilities computed anew."""
+    p, slope = probabilities(q, k, heads)
+    grouped, d_grouped = to_groups(q, k), to_groups(dy, k)  # (G, R * L, D)
+    dv = (p.mT @ d_grouped).transpose(0, 1)
+    along = (d_grouped.float() * to_groups(y, k).float()).sum(-1, keepdim=True)
+    ds = ((d_grouped @ v.permute(1, 2, 0)).float() - along) * p * heads.scale
+    if slope is not None:
+        ds = ds * slope
+    ds = ds.to(q.dtype)
+    return from_groups(ds @ k.transpose(0, 1), q), (ds.mT @ grouped).transpose(0, 1), dv
+
+
+def to_groups(q: Tensor, k: Tensor) -> Tensor:
+    """(L, H, D) -> (G, R * L, D): the queries that share a key head, one under the other."""
+    return q.unflatten(1, (k.size(1), -1)).permute(1, 2, 0, 3).flatten(1, 2)
+
+
+def from_groups(y: Tensor, like: Tensor) -> Tensor:
+    """(G, R * L, D) -> (L, H, D)."""
+    return y.unflatten(1, (-1, like.size(0))).permute(2, 0, 1, 3).flatten(1, 2)

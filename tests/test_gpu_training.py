@@ -1,0 +1,138 @@
+"""On a GPU the training step computes what it does on a CPU: flash attention, compiled pieces, dropout, no waiting."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from lit_gpt import dropout, lora
+from lit_gpt.args import LoRAArgs
+from lit_gpt.config import Config
+from lit_gpt.data.batches import collate
+from lit_gpt.data.store import IGNORE
+from lit_gpt.fused import set_compile
+from lit_gpt.model import GPT
+from lit_gpt.training.loss import loss_sum
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
+SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 128, "vocab_size": 500, "padding_multiple": 8, "block_size": 512}
+LLAMA = {"norm": "rms", "mlp": "gated", "activation": "silu", "parallel_residual": False, "rotary_percentage": 1.0,
+         "intermediate_size": 352}  # fmt: skip
+SHAPES = {
+    "llama": LLAMA,
+    "gqa": LLAMA | {"n_query_groups": 2},
+    "mqa": LLAMA | {"n_query_groups": 1},
+    "neox": {"qkv_bias": True, "proj_bias": True, "mlp_bias": True},
+    "window": LLAMA | {"sliding_window": 40},
+    "qwen3": LLAMA | {"qk_norm": "head", "head_size": 64},
+    "gemma2": LLAMA | {"activation": "gelu_tanh", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+                       "post_norm": True, "norm_unit_offset": True, "sliding_window": 40, "sliding_layers": [0]},
+    "mixture": LLAMA | {"mlp": "moe", "n_expert": 4, "n_expert_per_token": 2},
+}  # fmt: skip
+
+
+def make(kind, p=0.0):
+    torch.manual_seed(0)
+    model = GPT(Config(name=kind, **SIZES, **SHAPES[kind])).train()
+    lora.inject(model, LoRAArgs(lora_r=8, lora_dropout=p, **ALL))
+    for name, parameter in model.named_parameters():
+        if lora.trainable(name):
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def batch_of(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    samples = []
+    for n in lengths:
+        ids = rng.integers(0, 500, n).astype(np.int32)
+        samples.append((ids, np.where(rng.random(n) < 0.6, ids, IGNORE).astype(np.int32)))
+    return collate(samples)
+
+
+def step(model, batch):
+    model.zero_grad()
+    loss = loss_sum(model, batch)
+    (loss / batch.n_targets).backward()
+    return loss.detach().float().cpu(), {
+        n: p.grad.float().cpu() for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
+def compiled(request):
+    set_compile(request.param)
+    yield request.param
+    set_compile(True)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_and_gradients_are_those_of_a_cpu(kind, dtype, compiled):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model, batch = make(kind), batch_of(100, 1, 33, 77, 20)
+    want_loss, want = step(model, batch)
+    on_gpu = copy.deepcopy(model).cuda()
+    for name, parameter in on_gpu.named_parameters():
+        if not lora.trainable(name):
+            parameter.data = parameter.data.to(dtype)
+    for shuffled in (batch, batch_of(64, 40, seed=1)):  # another length, then what was wanted again
+        loss, got = step(on_gpu, shuffled.to(torch.device("cuda")))
+    loss, got = step(on_gpu, batch.to(torch.device("cuda")))
+    tolerance = 1e-4 if dtype == torch.float32 else 6e-2
+    torch.testing.assert_close(loss, want_loss, rtol=tolerance / 10, atol=0)
+    for name, g in got.items():
+        if kind == "mixture" and dtype != torch.float32:
+            continue  # rounding sends tokens to other experts
+        assert (g - want[name]).norm() <= tolerance * want[name].norm() + 1e-8, name
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_drops_what_it_should_and_the_same_again(p, compiled):
+    x = torch.ones(2048, 512, device="cuda", dtype=torch.bfloat16)
+    seeds = [torch.tensor([s], device="cuda") for s in (1, 2)]
+    a, b = (dropout.dropped(x, s, p) for s in seeds)
+    assert torch.equal(a, dropout.dropped(x, seeds[0], p)) and not torch.equal(a, b)
+    assert abs((a == 0).float().mean().item() - p) < 0.004
+    assert abs((a == 0).float().mean(0) - p).max() < 0.06 and abs((a == 0).float().mean(1) - p).max() < 0.12
+    both = ((a == 0) & (b == 0)).float().mean().item()
+    assert abs(both - p * p) < 0.004
+    got = dropout.add_dropped(x.clone(), x, seeds[0], p)
+    torch.testing.assert_close(got, x + a, rtol=1e-2, atol=1e-2)
+
+
+def test_dropout_in_the_backward_pass_is_the_forward_passs(compiled):
+    """The gradient by differences along B, whose input is what was dropped."""
+    model = make("llama", p=0.5).cuda()
+    batch = batch_of(100, 60).to(torch.device("cuda"))
+    layer = model.transformer.h[0].mlp.proj
+    torch.manual_seed(5)
+    torch.cuda.manual_seed(5)
+    _, gradients = step(model, batch)
+    direction = torch.randn_like(layer.lora_A[0])
+    losses = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            layer.lora_A[0] += sign * 1e-2 * direction
+            torch.manual_seed(5)
+            torch.cuda.manual_seed(5)
+            losses.append(loss_sum(model, batch).double() / batch.n_targets)
+            layer.lora_A[0] -= sign * 1e-2 * direction
+    slope = ((losses[0] - losses[1]) / 2e-2).item()
+    want = (gradients["transformer.h.0.mlp.proj.lora_A.0"] * direction.cpu()).sum().item()
+    assert slope == pytest.approx(want, rel=0.05, abs=1e-5)
+
+
+def test_a_step_never_waits_for_the_gpu(compiled):
+    model, batch = make("llama", p=0.1).cuda().bfloat16(), batch_of(100, 60)
+    step(model, batch.to(torch.device("cuda")))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        moved = batch.to(torch.device("cuda"))
+        loss = loss_sum(model, moved)
+        (loss / moved.n_targets).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

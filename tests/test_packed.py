@@ -1,0 +1,228 @@
+"""The packed, lean, chunked step computes what the plain model does, and keeps what it says it keeps."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SHAPES, tiny_hf
+
+from lit_gpt import dropout, lora
+from lit_gpt.args import LoRAArgs, TrainArgs
+from lit_gpt.convert.configs import config_from_hf
+from lit_gpt.data.batches import collate, packs
+from lit_gpt.data.store import IGNORE
+from lit_gpt.model import GPT
+from lit_gpt.packed import Documents, Heads, PackedAttention
+from lit_gpt.training import loss as loss_module
+from lit_gpt.training.loss import loss_sum
+from lit_gpt.training.memory import blocks_to_recompute, kept_values
+
+ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
+LENGTHS = (7, 1, 33, 12, 12)  # shorter and longer than the windows of SHAPES; 33 is long for phi3-long
+
+
+def tiny(kind, **overrides):
+    """A model of ours of one of SHAPES, with random weights."""
+    hf = tiny_hf(kind, **overrides)
+    config = config_from_hf({**hf.config.to_dict(), "architectures": [type(hf).__name__]}, kind, "config.json")
+    model = GPT(config).eval()
+    for name, p in model.named_parameters():
+        mean = float("norm" in name and "weight" in name and not config.norm_unit_offset)
+        torch.nn.init.normal_(p, mean=mean * (p.dim() == 1), std=0.2)
+    return model
+
+
+def documents_of(lengths, seed=1):
+    rng = np.random.default_rng(seed)
+    samples = []
+    for n in lengths:
+        ids = rng.integers(0, 320, n).astype(np.int32)
+        labels = np.where(rng.random(n) < 0.6, ids, IGNORE).astype(np.int32)
+        samples.append((ids, labels))
+    return samples
+
+
+def plain_loss(model, samples):
+    """Each document by itself, all logits at once, and torch's own loss."""
+    total = torch.zeros(())
+    for ids, labels in samples:
+        logits = model(torch.from_numpy(ids.astype(np.int64))[None])[0].float()
+        targets = torch.from_numpy(labels.astype(np.int64))
+        total = total + F.cross_entropy(logits[:-1], targets[1:], reduction="sum", ignore_index=IGNORE)
+    return total
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(model, samples, tolerance=1e-5):
+    want_loss = plain_loss(model, samples)
+    want = gradients(model, want_loss)
+    got_loss = loss_sum(model, collate(samples))
+    got = gradients(model, got_loss)
+    torch.testing.assert_close(got_loss, want_loss, rtol=tolerance, atol=tolerance)
+    assert got.keys() == want.keys() and got
+    for name, g in got.items():
+        size = want[name].abs().max() + 1e-6
+        torch.testing.assert_close(g / size, want[name] / size, rtol=10 * tolerance, atol=tolerance, msg=name)
+
+
+@pytest.fixture
+def few_logits(monkeypatch):
+    """So few at a time that the tests' targets take several rounds."""
+    monkeypatch.setattr(loss_module, "LOGITS", 16 * 320)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_loss_and_gradients_are_those_of_each_document_alone(kind, method, few_logits):
+    model = tiny(kind, num_hidden_layers=2)
+    if method == "lora":
+        lora.inject(model, LoRAArgs(lora_r=3, lora_dropout=0.0, **ALL))
+        for name, p in model.named_parameters():
+            if lora.trainable(name):
+                torch.nn.init.normal_(p, std=0.1)
+    assert_same(model, documents_of(LENGTHS))
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "gemma2"])
+def test_blocks_that_are_computed_again_change_nothing(kind):
+    model = tiny(kind)
+    lora.inject(model, LoRAArgs(lora_r=3, lora_dropout=0.5, **ALL))
+    batch = collate(documents_of(LENGTHS))
+    results = []
+    for n in (0, 1, 2):
+        model.n_recomputed = n
+        torch.manual_seed(3)
+        results.append(gradients(model.train(), loss_sum(model, batch)))
+    for other in results[1:]:
+        for name, g in results[0].items():
+            torch.testing.assert_close(other[name], g, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("window", [0, 6])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_in_16_bits_is_within_rounding_of_that_in_32(softcap, window, groups):
+    """Long and short documents take different paths there."""
+    D, H = 16, 4
+    heads = Heads((H * D, groups * D, groups * D), D, D**-0.5, softcap, window)
+    documents = Documents.of((5, 230, 40))
+    torch.manual_seed(0)
+    qkv = torch.randn(275, sum(heads.sizes))
+    angle = torch.rand(275, 4).repeat(1, 2)
+    dy = torch.randn(275, H * D)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = qkv.detach().to(dtype, copy=True).requires_grad_()
+        y = PackedAttention.apply(x, angle.cos(), angle.sin(), documents, heads)
+        y.backward(dy.to(dtype))
+        results.append((y.float(), x.grad.float()))
+    for got, want in zip(results[1], results[0], strict=True):
+        assert (got - want).norm() / want.norm() < 1e-2
+
+
+def kept_by(model, batch):
+    """Values that the forward pass of all blocks leaves for the backward pass, weights and adapters excepted."""
+    storages = {}
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes() // x.element_size()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        hidden = model.hidden(batch.ids[None], documents=batch.documents)
+    assert hidden.requires_grad
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-gqa", "neox"])
+@pytest.mark.parametrize("targets", [{}, {"lora_projection": True, "lora_mlp": True}])
+def test_what_a_block_keeps_is_what_the_count_says(kind, targets):
+    """6 n_embd + 2 intermediate values a token for a Llama with all linear layers adapted; 5 and 1 for a NeoX."""
+    kept = {}
+    for n_layer in (3, 4):
+        model = tiny(kind, num_hidden_layers=n_layer).train()
+        lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.5, **targets))
+        batch = collate(documents_of((64,)))
+        kept[n_layer] = kept_by(model, batch) / 64
+    c, r = model.config, 2
+    per_block = kept[4] - kept[3]
+    wanted = kept_values(c)
+    if kind == "llama":
+        assert wanted == 6 * c.n_embd + 2 * c.intermediate_size
+    if kind == "neox":
+        assert wanted == 5 * c.n_embd + c.intermediate_size
+    h = r * (2 + (1 + 3 if kind != "neox" else 1 + 2) * bool(targets))  # A x of each adapted layer
+    statistics = c.n_head + (4 if kind == "neox" else 0)  # logsumexp; mean and deviation of layer norms
+    seeds = 1.0
+    assert wanted <= per_block <= wanted + h + statistics + seeds
+
+
+def test_packs_hold_each_sample_once_and_no_more_tokens_than_asked_for():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 60, 200)
+    lengths[7] = 500
+    chosen = rng.permutation(200)[:128]
+    groups = packs(lengths, chosen, 128)
+    assert sorted(i for g in groups for i in g) == sorted(chosen.tolist())
+    assert all(lengths[g].sum() <= 128 or len(g) == 1 for g in groups)
+    assert len(groups) <= -(-lengths[chosen].sum() // 128) + 4  # nearly as few as could be
+
+
+def test_a_samples_first_token_is_never_a_target():
+    ids = np.arange(1, 6, dtype=np.int32)
+    batch = collate([(ids, ids), (ids + 10, ids + 10)])
+    assert batch.targets.tolist() == [2, 3, 4, 5, 12, 13, 14, 15]
+    assert batch.predicting.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert batch.documents.positions.tolist() == [0, 1, 2, 3, 4] * 2
+
+
+def test_without_a_target_the_loss_is_zero():
+    model = tiny("llama")
+    lora.inject(model, LoRAArgs())
+    ids = np.arange(1, 6, dtype=np.int32)
+    loss = loss_sum(model, collate([(ids, np.full(5, IGNORE, np.int32))]))
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_recompute_asks_for_all_or_no_blocks_on_a_cpu():
+    model = tiny("llama")
+    device = torch.device("cpu")
+    assert [blocks_to_recompute(model, TrainArgs(recompute=r), 64, device) for r in ("none", "auto", "all")] == [
+        0,
+        0,
+        2,
+    ]
+
+
+def test_training_with_copies_of_a_model_is_the_same_packed_or_not():
+    """Deep copies keep working: a block holds no state of a call."""
+    model = tiny("llama-gqa")
+    samples = documents_of(LENGTHS)
+    loss = loss_sum(model, collate(samples))
+    assert torch.equal(loss_sum(copy.deepcopy(model), collate(samples)), loss)
+
+
+@pytest.mark.parametrize("how", [dropout.dropped_on_cpu, dropout.hashed])
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_is_independent_and_unbiased_and_the_same_for_the_same_seed(how, p):
+    x = torch.ones(1000, 256)
+    a, b = (how(x, torch.tensor([seed]), p) for seed in (1, 2))
+    assert torch.equal(a, how(x, torch.tensor([1]), p))
+    zero_a, zero_b = (a == 0).float(), (b == 0).float()
+    n = x.numel() ** 0.5
+    assert abs(zero_a.mean() - p) < 5 / n and abs((zero_a * zero_b).mean() - p * p) < 5 / n
+    assert abs(a.mean() - 1) < 10 * (p / (1 - p)) ** 0.5 / n
+    for shift in (1, 256, 257):  # no place tells about another
+        pairs = zero_a.flatten()[shift:] * zero_a.flatten()[:-shift]
+        assert abs(pairs.mean() - p * p) < 5 / n
