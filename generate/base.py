@@ -7,7 +7,7 @@ The text goes to stdout, everything else to stderr.
 
 from pathlib import Path
 
-from lit_gpt.args import Precision, SamplingArgs
+from lit_gpt.args import Precision, Quantization, SamplingArgs
 
 
 def main(
@@ -15,6 +15,8 @@ def main(
     prompt: str = "What food do llamas eat?",
     num_samples: int = 1,
     precision: Precision | None = None,
+    quantize: Quantization | None = None,
+    compile: bool | None = None,
     sampling: SamplingArgs = SamplingArgs(max_new_tokens=50),
 ) -> None:
     """Continue a prompt.
@@ -24,6 +26,9 @@ def main(
         prompt: text to continue; empty starts from the begin-of-sequence token.
         num_samples: how many continuations to draw.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
+        quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
+        compile: make each token faster after about a minute of compiling, which pays for thousands of tokens; false
+            leaves out CUDA graphs, too, which are used from 32 new tokens on.
     """
     from lit_gpt.checkpoint import load_base, make_fabric
     from lit_gpt.generation.answer import loading, print_completion, say_memory
@@ -31,10 +36,10 @@ def main(
 
     fabric = make_fabric(precision, sampling.seed)
     with loading(checkpoint_dir):
-        model, _ = load_base(fabric, checkpoint_dir)
+        model, _ = load_base(fabric, checkpoint_dir, quantize)
         tokenizer = Tokenizer(checkpoint_dir)
     for _ in range(num_samples):
-        print_completion(fabric, model, tokenizer, prompt, sampling, echo=True)
+        print_completion(fabric, model, tokenizer, prompt, sampling, echo=True, compile=compile)
     say_memory()
 
 

@@ -6,8 +6,9 @@ The answer goes to stdout, everything else to stderr.
 """
 
 from pathlib import Path
+from typing import Literal
 
-from lit_gpt.args import Precision, SamplingArgs
+from lit_gpt.args import Precision, Quantization, SamplingArgs
 
 
 def main(
@@ -16,6 +17,8 @@ def main(
     input: str = "",
     finetuned_path: Path | None = None,
     precision: Precision | None = None,
+    quantize: Quantization | Literal["none"] | None = None,
+    compile: bool | None = None,
     sampling: SamplingArgs = SamplingArgs(max_new_tokens=100),
 ) -> None:
     """Answer an instruction.
@@ -26,6 +29,9 @@ def main(
         input: context that the instruction refers to.
         finetuned_path: the run's folder, or the weights in it; out/lora/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
+        quantize: keep the base weights so, and not as in the training; none keeps them in the precision.
+        compile: make each token faster after about a minute of compiling, which pays for thousands of tokens; false
+            leaves out CUDA graphs, too, which are used from 32 new tokens on.
     """
     from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric
     from lit_gpt.generation.answer import loading, print_completion, say_memory
@@ -34,10 +40,11 @@ def main(
 
     fabric = make_fabric(precision, sampling.seed)
     with loading(checkpoint_dir):
-        model, run = load_finetuned(fabric, checkpoint_dir, finetuned_path or default_out_dir("lora", checkpoint_dir))
+        run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
+        model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
         tokenizer = Tokenizer(checkpoint_dir)
     text = make_prompt(run.prompt_style, prompt, input)
-    print_completion(fabric, model, tokenizer, text, sampling, echo=False)
+    print_completion(fabric, model, tokenizer, text, sampling, echo=False, compile=compile)
     say_memory()
 
 

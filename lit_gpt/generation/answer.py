@@ -30,13 +30,20 @@ def loading(checkpoint_dir: Path) -> Iterator[None]:
 
 
 def print_completion(
-    fabric: Fabric, model: GPT, tokenizer: Tokenizer, prompt: str, args: SamplingArgs, echo: bool
+    fabric: Fabric,
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    args: SamplingArgs,
+    echo: bool,
+    compile: bool | None = None,
 ) -> None:
     """Write what `model` makes of `prompt` to stdout as it comes.
 
     Args:
         prompt: the whole text that the model continues; empty starts from the begin-of-sequence token.
         echo: write the prompt first.
+        compile: as for `generate_batch`.
     """
     ids = tokenizer.encode(prompt)
     if not ids:
@@ -53,6 +60,7 @@ def print_completion(
             temperature=args.temperature,
             top_k=args.top_k,
             stop_ids=tokenizer.stop_ids,
+            compile=compile,
         )
         for token in tokens:
             n_tokens += 1

@@ -1,12 +1,17 @@
-"""Decoding with a KV cache: one prompt at a time, or many of different lengths side by side."""
+"""New tokens after prompts, one prompt at a time or many of different lengths side by side."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from lit_gpt.errors import UserError
+from lit_gpt.generation.decode import Decoder
 from lit_gpt.generation.sampling import sample
-from lit_gpt.model import GPT, KVCache
+from lit_gpt.model import GPT
+
+CAPTURE_FROM = 32
+"""New tokens from which CUDA graphs gain more time than it takes to capture them."""
 
 
 def generate(
@@ -17,17 +22,19 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     stop_ids: Collection[int] = (),
+    compile: bool | None = None,
 ) -> Iterator[int]:
     """Yield new tokens as they are drawn, up to and without the first of `stop_ids`.
 
     Args:
         prompt: at least one token id.
+        compile: as for `generate_batch`.
 
     Raises:
         UserError: the prompt leaves no room in the model's block_size.
     """
     for tokens in generate_batch(
-        model, [prompt], max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stop_ids
+        model, [prompt], max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stop_ids, compile=compile
     ):
         if tokens[0] is not None:
             yield tokens[0]
@@ -42,13 +49,18 @@ def generate_batch(
     temperature: float = 1.0,
     top_k: int | None = None,
     stop_ids: Collection[int] = (),
+    compile: bool | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield one new token a row at a time; None for a row that has drawn one of `stop_ids` or filled the model.
 
     Rows are padded on the right and each keeps its own positions, so that a row's text does not depend on the others.
 
+    Args:
+        compile: True compiles the model's blocks and, on a GPU, captures steps as CUDA graphs. False does neither, and
+            None only the second, for 32 new tokens and more.
+
     Raises:
-        UserError: a prompt is empty, or leaves no room in the model's block_size.
+        UserError: a prompt is empty, or leaves no room in the model's block_size; blocks cannot be compiled here.
     """
     lengths = [len(p) for p in prompts]
     block_size = model.config.block_size
@@ -56,25 +68,62 @@ def generate_batch(
         raise UserError("the prompt has no tokens")
     if max(lengths) >= block_size:
         raise UserError(f"the prompt has {max(lengths)} tokens, and the model has room for {block_size} in all")
+    length = min(max(lengths) + max_new_tokens, block_size)
+    decoder = Decoder(model, len(prompts), length, **shortcuts(model, max_new_tokens, compile))
+    yield from draw(decoder, prompts, max_new_tokens, temperature, top_k, stop_ids)
+
+
+def shortcuts(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, str | bool | None]:
+    """Arguments of the `Decoder` that is fast for this much text.
+
+    Mixtures of experts wait for the GPU to learn which experts to run, and autocast keeps copies of the weights of its
+    own: neither is compiled or captured.
+    """
     device = model.transformer.wte.weight.device
-    width = max(lengths)
-    cache = KVCache(model, len(prompts), min(width + max_new_tokens, block_size))
-    ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts], device=device)  # (B, T)
-    hidden = model.hidden(ids, torch.arange(width, device=device), cache)  # (B, T, C)
-    position = torch.tensor(lengths, device=device)  # (B,), of the token that is drawn next
-    last = hidden[torch.arange(len(prompts), device=device), position - 1]  # (B, C)
+    if model.config.mlp == "moe" or torch.is_autocast_enabled(device.type):
+        return {"backend": None, "capture": False}
+    wanted = max_new_tokens >= CAPTURE_FROM if compile is None else compile
+    return {"backend": "inductor" if compile else None, "capture": wanted and device.type == "cuda"}
+
+
+def draw(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    stop_ids: Collection[int],
+) -> Iterator[list[int | None]]:
+    """What `generate_batch` yields, with the steps of `decoder`."""
+    block_size = decoder.model.config.block_size
+    queued = decoder.token.is_cuda  # there a step returns at once, and runs while the token before it is read
     running = [True] * len(prompts)
+    logits = decoder.prefill(prompts)
     for n in range(max_new_tokens):
-        token = sample(model.logits(last), temperature, top_k)  # (B,)
-        drawn = token.tolist()
+        token = sample(logits, temperature, top_k)  # (B,)
+        drawn, more = on_its_way(token), n + 1 < max_new_tokens
+        if more and queued:
+            logits = decoder.step(token)
+        ids = drawn()
         running = [
-            r and t not in stop_ids and lengths[i] + n < block_size
-            for i, (r, t) in enumerate(zip(running, drawn, strict=True))
+            r and t not in stop_ids and len(p) + n < block_size for r, t, p in zip(running, ids, prompts, strict=True)
         ]
         if not any(running):
             return
-        yield [t if r else None for t, r in zip(drawn, running, strict=True)]
-        if n + 1 < max_new_tokens:
-            at = position.clamp(max=block_size - 1)  # rows that have ended may be past it; nobody reads them
-            last = model.hidden(token[:, None], at[:, None], cache)[:, 0]
-            position = position + 1
+        yield [t if r else None for t, r in zip(ids, running, strict=True)]
+        if more and not queued:
+            logits = decoder.step(token)
+
+
+def on_its_way(ids: Tensor) -> Callable[[], list[int]]:
+    """Starts bringing `ids` to the host; what is returned waits for them, and for nothing that is queued after them."""
+    if not ids.is_cuda:
+        return ids.tolist
+    here, arrived = ids.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> list[int]:
+        arrived.synchronize()
+        return here.tolist()
+
+    return wait

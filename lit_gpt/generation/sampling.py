@@ -1,4 +1,4 @@
-"""Drawing tokens from logits."""
+"""Drawing tokens from logits, without waiting for the GPU."""
 
 import torch
 from torch import Tensor
@@ -16,6 +16,15 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if top_k is None or top_k >= logits.size(-1):
-        return torch.multinomial(logits.softmax(-1), 1).squeeze(-1)
+        return first_arrival(logits.softmax(-1))
     values, ids = logits.topk(top_k)
-    return ids.gather(-1, torch.multinomial(values.softmax(-1), 1)).squeeze(-1)
+    return ids.gather(-1, first_arrival(values.softmax(-1)).unsqueeze(-1)).squeeze(-1)
+
+
+def first_arrival(probabilities: Tensor) -> Tensor:
+    """An index a row, (B,), drawn with `probabilities` (B, n).
+
+    Of waiting times that are exponential with these rates, the shortest is each index's with its probability.
+    `torch.multinomial` draws so, too, but stops to check its input.
+    """
+    return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)

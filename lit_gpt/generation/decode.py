@@ -1,0 +1,124 @@
+"""One token for every row, again and again: the steps of decoding on tensors that stay where they are.
+
+On a GPU a step is captured as a CUDA graph, one for each number of cached positions that steps read, so that launching
+its kernels costs nothing. Whether blocks are compiled, too, is another choice.
+
+Letters: B rows, T tokens of a call, V padded vocabulary.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lit_gpt.generation.cache import CacheSlice, StaticCache, room
+from lit_gpt.generation.compiled import compiled_blocks
+from lit_gpt.model import GPT
+
+
+class Decoder:
+    """Reads prompts, then takes a token a row and returns the logits of the next one.
+
+    Args:
+        model: in inference; its weights must not move while the decoder lives.
+        batch_size: rows.
+        length: most positions a row will have, prompt included.
+        backend: of `torch.compile`, for the blocks; None runs them as they are.
+        capture: record steps as CUDA graphs.
+    """
+
+    def __init__(
+        self, model: GPT, batch_size: int, length: int, backend: str | None = None, capture: bool = False
+    ) -> None:
+        self.model, self.length, self.backend, self.capture = model, length, backend, capture
+        self.stepped = compiled_blocks(model, backend) if backend else model
+        device = model.transformer.wte.weight.device
+        with torch.inference_mode(False):  # tensors of inference mode do not go with what is compiled or captured
+            self.cache = StaticCache(model, batch_size, length)
+            self.token, self.position = (torch.zeros(batch_size, dtype=torch.long, device=device) for _ in range(2))
+        self.longest = 0
+        self.slices: dict[int, CacheSlice] = {}
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.pool = torch.cuda.graph_pool_handle() if capture else None
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Logits of the first new token of each row, (B, V). Rows are padded on the right."""
+        lengths = [len(p) for p in prompts]
+        self.longest = max(lengths)
+        device = self.token.device
+        ids = torch.tensor([[*p, *[0] * (self.longest - len(p))] for p in prompts], device=device)  # (B, T)
+        self.position.copy_(torch.tensor(lengths))
+        hidden = self.model.hidden(ids, torch.arange(self.longest, device=device), self.cache.first(self.longest))
+        return self.model.logits(hidden[self.cache.rows, self.position - 1])
+
+    def step(self, token: Tensor) -> Tensor:
+        """Append a token to each row, (B,); returns logits of the next ones, (B, V), valid until the next step.
+
+        On a GPU this returns before they are there. Rows may go on past the end of the model; what they draw there is
+        nobody's.
+        """
+        self.token.copy_(token)
+        self.longest = min(self.longest + 1, self.length)
+        n = room(self.longest)
+        if self.capture and n not in self.graphs:
+            self.record(n)
+        if self.capture:
+            graph, logits = self.graphs[n]
+            graph.replay()
+        else:
+            logits = self.run(n)
+        self.position.add_(1).clamp_(max=self.model.config.block_size - 1)
+        return logits
+
+    def run(self, n: int) -> Tensor:
+        """Logits after `self.token` at `self.position`, reading `n` positions. Doing it twice changes nothing."""
+        with torch.inference_mode(False), torch.no_grad():
+            if n not in self.slices:
+                self.slices[n] = self.cache.first(n).any_size() if self.backend else self.cache.first(n)
+            hidden = self.stepped.hidden(self.token[:, None], self.position[:, None], self.slices[n])
+            return self.stepped.logits(hidden[:, 0])
+
+    def record(self, n: int) -> None:
+        """Capture `run(n)`; if something in the model waits for the GPU, capture nothing from now on."""
+        stream = side_stream(self.token.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.run(n)  # compiles and tunes
+            try:
+                with no_waiting():  # seen now, since a capture that fails leaves the device in a bad state
+                    self.run(n)
+            except RuntimeError as e:
+                self.capture = False
+                warnings.warn(f"decoding goes on without CUDA graphs: {str(e).splitlines()[0]}", stacklevel=2)
+            else:
+                graph = torch.cuda.CUDAGraph()
+                stream.synchronize()
+                graph.capture_begin(pool=self.pool, capture_error_mode="relaxed")
+                try:
+                    logits = self.run(n)
+                finally:
+                    graph.capture_end()
+                self.graphs[n] = graph, logits
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which steps are captured; one for all, since cuBLAS keeps a workspace for each stream it saw."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Within, what makes the host wait for the GPU raises a RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the mode a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
