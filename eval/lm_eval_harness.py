@@ -8,12 +8,13 @@ The table of scores goes to stdout, everything else to stderr.
 
 from pathlib import Path
 
-from lit_gpt.args import EvalArgs, Precision
+from lit_gpt.args import EvalArgs, Precision, Quantization
 
 
 def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     precision: Precision | None = None,
+    quantize: Quantization | None = None,
     evaluation: EvalArgs = EvalArgs(),
 ) -> None:
     """Evaluate a pretrained model.
@@ -21,6 +22,7 @@ def main(
     Args:
         checkpoint_dir: folder of a converted checkpoint.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
+        quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
     """
     from lit_gpt.checkpoint import load_base, make_fabric
     from lit_gpt.convert.lit import require_checkpoint
@@ -32,8 +34,8 @@ def main(
     style = choose_style(evaluation)
     tasks = prepare(evaluation)
     fabric = make_fabric(precision, evaluation.seed)
-    model, _ = load_base(fabric, checkpoint_dir)
-    about = {"checkpoint_dir": checkpoint_dir, "precision": precision}
+    model, _ = load_base(fabric, checkpoint_dir, quantize)
+    about = {"checkpoint_dir": checkpoint_dir, "precision": precision, "quantize": quantize}
     evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
 
 

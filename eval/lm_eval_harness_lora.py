@@ -7,14 +7,16 @@ The table of scores goes to stdout, everything else to stderr.
 """
 
 from pathlib import Path
+from typing import Literal
 
-from lit_gpt.args import EvalArgs, Precision
+from lit_gpt.args import EvalArgs, Precision, Quantization
 
 
 def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     finetuned_path: Path | None = None,
     precision: Precision | None = None,
+    quantize: Quantization | Literal["none"] | None = None,
     evaluation: EvalArgs = EvalArgs(),
 ) -> None:
     """Evaluate a finetuned model.
@@ -23,6 +25,7 @@ def main(
         checkpoint_dir: folder of the checkpoint that was finetuned.
         finetuned_path: the run's folder, or the weights in it; out/lora/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
+        quantize: keep the base weights so, and not as in the training; none keeps them in the precision.
     """
     from lit_gpt import lora
     from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric, read_run
@@ -37,9 +40,11 @@ def main(
     style = choose_style(evaluation, read_run(run_dir).prompt_style)
     tasks = prepare(evaluation)
     fabric = make_fabric(precision, evaluation.seed)
-    model, run = load_finetuned(fabric, checkpoint_dir, run_dir)
-    lora.merge(model)  # the same answers, without the cost of the updates
-    about = {"checkpoint_dir": checkpoint_dir, "finetuned_path": run_dir, "method": run.method, "precision": precision}
+    model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
+    if run.quantize is None:
+        lora.merge(model)  # the same answers, without the cost of the updates
+    about = {"checkpoint_dir": checkpoint_dir, "finetuned_path": run_dir, "method": run.method}
+    about |= {"precision": precision, "quantize": run.quantize}
     evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
 
 

@@ -7,7 +7,7 @@ Defaults are in the signature below; `--print_config > my.yaml` writes them out 
 
 from pathlib import Path
 
-from lit_gpt.args import LoRAArgs, Precision, TrainArgs, ValidationArgs
+from lit_gpt.args import LoRAArgs, Precision, Quantization, TrainArgs, ValidationArgs
 
 
 def main(
@@ -17,6 +17,7 @@ def main(
     overwrite: bool = False,
     prompt_style: str | None = None,
     precision: Precision | None = None,
+    quantize: Quantization | None = None,
     seed: int = 1337,
     lora: LoRAArgs = LoRAArgs(lora_r=8, lora_alpha=16, lora_dropout=0.05, lora_query=True, lora_value=True),
     train: TrainArgs = TrainArgs(learning_rate=3e-4, batch_size=128, micro_batch_size=4, warmup_steps=100),
@@ -31,6 +32,7 @@ def main(
         overwrite: replace the run that out_dir holds.
         prompt_style: refuse data that was prepared in another style.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
+        quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
         seed: decides the order of the samples, dropout and the first weights.
     """
     from lit_gpt.checkpoint import default_out_dir, make_fabric
@@ -46,6 +48,7 @@ def main(
         train,
         validation,
         prompt_style=prompt_style,
+        quantize=quantize,
         overwrite=overwrite,
         seed=seed,
     )

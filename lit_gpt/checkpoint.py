@@ -7,22 +7,24 @@ out/<method>/<name>/       lit_model_<method>_finetuned.pth, finetuned.json, met
 import hashlib
 import json
 import platform
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, Precision
 from lit_gpt.convert.lit import WEIGHTS, open_lit
 from lit_gpt.errors import UserError
-from lit_gpt.files import load_state, save_state, write_text
+from lit_gpt.files import Spec, load_state, save_state, write_text
 from lit_gpt.model import GPT
+from lit_gpt.quantize import QUANTIZATIONS, quantizable, quantized, require_quantizable
+from lit_gpt.rope import Rope
 
 RUN = "finetuned.json"
 METHODS: dict[str, tuple[Callable[[GPT, Any], None], type]] = {
@@ -48,6 +50,8 @@ class Run:
     training: dict[str, Any]
     """Arguments of the training."""
     versions: dict[str, str]
+    quantize: str | None = None
+    """Key of QUANTIZATIONS: what the base weights were trained with; None is the precision of the training."""
 
 
 def make_fabric(precision: Precision | None = None, seed: int | None = None) -> Fabric:
@@ -67,26 +71,64 @@ def make_fabric(precision: Precision | None = None, seed: int | None = None) -> 
     return fabric
 
 
-def load_base(fabric: Fabric, checkpoint_dir: Path) -> tuple[GPT, str]:
+def load_base(fabric: Fabric, checkpoint_dir: Path, quantize: str | None = None) -> tuple[GPT, str]:
     """The pretrained model on the device and in the precision of `fabric`, and the digest of its weights.
 
+    Args:
+        quantize: key of QUANTIZATIONS, for the linear layers that `quantizable` names; None quantizes nothing.
+
     Raises:
-        UserError: no checkpoint, a damaged one, or one that does not fit its configuration.
+        UserError: no checkpoint, a damaged one, or one that does not fit its configuration; weights that cannot be
+            quantized in this precision, on this device, or with what is installed.
     """
+    if quantize is not None:
+        require_quantizable(quantize, fabric._precision.precision, fabric.device)
     config, specs, get = open_lit(checkpoint_dir)
-    state = {name: get(name) for name in specs}
-    with fabric.init_module(empty_init=True):
+    with torch.device("meta"):
         model = GPT(config)
-    check_fit(state, model.state_dict(), checkpoint_dir / WEIGHTS)
-    model.load_state_dict(state)
-    return model, digest(state)
+    check_fit(specs, model.state_dict(), checkpoint_dir / WEIGHTS)
+    with fabric.init_module(empty_init=True):
+        like = torch.empty(0)
+        model.rope = Rope(config)  # is computed, not read
+    return model, fill(model, get, like, quantize)
 
 
-def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path) -> tuple[GPT, Run]:
+def fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str | None) -> str:
+    """Read the weights of `model`, which has none so far, layer by layer; returns their digest.
+
+    A layer is quantized before the next one is read, so that no more than one is there in full.
+
+    Args:
+        get: reads a tensor by its name.
+        like: has the device and the dtype of what is not quantized.
+    """
+    chosen = quantizable(model) if quantize else ()
+    tied = "lm_head.weight" if model.config.tie_embeddings else None
+    samples: dict[str, str] = {}
+    for path in [path for path, _ in model.named_modules()]:  # names alone: a module in a list would stay
+        module = model.get_submodule(path)
+        for leaf in [leaf for leaf, _ in module.named_parameters(recurse=False)]:
+            name = f"{path}.{leaf}"
+            x = get(name)
+            samples[name] = sample(name, x)
+            if name != tied:
+                setattr(module, leaf, nn.Parameter(like.new_empty(x.shape).copy_(x)))
+        if path in chosen:
+            parent, _, attribute = path.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, quantized(module, quantize))
+    if tied:
+        model.lm_head.weight = model.transformer.wte.weight
+    assert not any(x.is_meta for x in (*model.parameters(), *model.buffers()))
+    return digest(samples)
+
+
+def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize: str | None = None) -> tuple[GPT, Run]:
     """The model of `checkpoint_dir` with what the run in `run_dir` trained, whatever its method.
 
     Args:
         run_dir: a run's folder, or the weights file in it.
+        quantize: what base weights to use instead of those that the run was trained with: key of QUANTIZATIONS, or
+            none. The Run that is returned says what is used.
 
     Raises:
         UserError: no run, a damaged one, or one that was trained on another checkpoint.
@@ -95,7 +137,9 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path) -> tuple
     run = read_run(run_dir)
     path = trained_path(run_dir, run.method)
     trained = load_state(path, "the finetune script")
-    model, base_digest = load_base(fabric, checkpoint_dir)
+    if quantize is not None:
+        run = replace(run, quantize=None if quantize == "none" else quantize)
+    model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
     if base_digest != run.base_digest:
         raise UserError(
             f"{run_dir} was trained on other weights than those of {checkpoint_dir}; "
@@ -122,6 +166,8 @@ def read_run(run_dir: Path) -> Run:
         raise UserError(f"{path} is damaged or from another version of this toolkit ({e})") from e
     if run.method not in METHODS:
         raise UserError(f"{path} names the method {run.method!r}; known are {', '.join(METHODS)}")
+    if run.quantize is not None and run.quantize not in QUANTIZATIONS:
+        raise UserError(f"{path} names the weights {run.quantize!r}; known are {', '.join(QUANTIZATIONS)}")
     return run
 
 
@@ -158,7 +204,7 @@ def save_trained(model: GPT, path: Path) -> None:
     save_state({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, path)
 
 
-def check_fit(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+def check_fit(found: Mapping[str, Tensor | Spec], wanted: Mapping[str, Tensor], path: Path) -> None:
     """Raises: UserError unless both have the same names with the same shapes."""
     for name in sorted(found.keys() ^ wanted.keys())[:1]:
         raise UserError(f"{path} {'lacks' if name in wanted else 'has an unexpected'} {name}; it is of another model")
@@ -167,14 +213,20 @@ def check_fit(found: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -
             raise UserError(f"{path}: {name} has shape {list(x.shape)}, the model needs {list(wanted[name].shape)}")
 
 
-def digest(state: dict[str, Tensor]) -> str:
-    """Equal for equal weights in any of our dtypes; reads only a few values of each tensor."""
-    h = hashlib.sha256()
-    for name in sorted(state):
-        x = state[name].flatten()
-        sample = x[:: max(1, x.numel() // 16)][:16].to(torch.bfloat16)
-        h.update(f"{name} {list(state[name].shape)} {sample.float().tolist()}".encode())
-    return h.hexdigest()[:16]
+def sample(name: str, x: Tensor) -> str:
+    """Name, shape and a few values of a tensor; equal for equal values in any of our dtypes."""
+    flat = x.flatten()
+    few = flat[:: max(1, flat.numel() // 16)][:16].to(torch.bfloat16)
+    return f"{name} {list(x.shape)} {few.float().tolist()}"
+
+
+def digest(samples: dict[str, str]) -> str:
+    """What tells the weights of one checkpoint from those of another.
+
+    Args:
+        samples: `sample` of each tensor, by name.
+    """
+    return hashlib.sha256("".join(samples[name] for name in sorted(samples)).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

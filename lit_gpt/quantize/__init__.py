@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from lit_gpt.errors import UserError
 from lit_gpt.linear import LinearLayer
@@ -23,6 +24,18 @@ QUANTIZATIONS: dict[str, Callable[[LinearLayer], QuantizedLinear]] = {
     "fp8": Fp8Linear,
 }
 """Value of --quantize -> how a linear layer of it is made."""
+
+
+KEPT = ("lm_head", "gate")
+"""Layers that are not quantized: the head, on which every probability rests and which may be the embeddings, and the
+router of a mixture, which is small and whose errors send tokens elsewhere."""
+
+
+def quantizable(model: nn.Module) -> set[str]:
+    """Names of the linear layers that --quantize means: all but those of KEPT, that is, all that the blocks compute
+    with."""
+    linear = (name for name, module in model.named_modules() if isinstance(module, LinearLayer))
+    return {name for name in linear if name.rpartition(".")[2] not in KEPT}
 
 
 def quantized(linear: LinearLayer, kind: str) -> QuantizedLinear:

@@ -40,6 +40,7 @@ def finetune(
     validation: ValidationArgs,
     *,
     prompt_style: str | None = None,
+    quantize: str | None = None,
     overwrite: bool = False,
     seed: int = 1337,
 ) -> None:
@@ -49,6 +50,7 @@ def finetune(
         method: key of METHODS.
         method_args: what its `inject` takes.
         prompt_style: refuse data of another style than this; None takes the data's.
+        quantize: how the frozen weights are kept, key of QUANTIZATIONS; None is the precision of `fabric`.
         overwrite: replace the run that `out_dir` holds.
 
     Raises:
@@ -57,7 +59,7 @@ def finetune(
     train_data, val_data, meta = store.load(data_dir)
     store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), prompt_style)
     set_compile(train.compile)
-    model, base_digest = load_base(fabric, checkpoint_dir)
+    model, base_digest = load_base(fabric, checkpoint_dir, quantize)
     claim_out_dir(out_dir, overwrite)
     inject, _ = METHODS[method]
     inject(model, method_args)
@@ -75,6 +77,7 @@ def finetune(
         data={"folder": str(data_dir), **meta},
         training={**asdict(train), **asdict(validation), "seed": seed, "precision": str(fabric._precision.precision)},
         versions=versions(),
+        quantize=quantize,
     )
     save_run(run, out_dir)  # before the first weights, so that those of an interrupted run can be used
     fit(fabric, model, train_data, val_data, path, monitor, train, validation, seed)
