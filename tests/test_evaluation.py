@@ -274,9 +274,12 @@ def test_the_script_scores_local_data_without_a_network(checkpoint, tmp_path):
     assert_same_answers(answers, expected, atol=2e-4)
 
 
-def test_the_lora_script_scores_what_was_trained_in_its_prompt_style(checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_the_lora_script_scores_what_was_trained_in_its_prompt_style(
+    quantize, checkpoint, tmp_path, monkeypatch, capsys
+):
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
-    model, digest = load_base(fabric, checkpoint)
+    model, digest = load_base(fabric, checkpoint, quantize)
     args = LoRAArgs(lora_r=2, lora_key=True, lora_mlp=True)
     lora.inject(model, args)
     for name, p in model.named_parameters():
@@ -285,7 +288,7 @@ def test_the_lora_script_scores_what_was_trained_in_its_prompt_style(checkpoint,
     run_dir = tmp_path / default_out_dir("lora", checkpoint)
     run_dir.mkdir(parents=True)
     save_trained(model, trained_path(run_dir, "lora"))
-    save_run(Run("lora", asdict(args), "alpaca", str(checkpoint), digest, {}, {}, {}), run_dir)
+    save_run(Run("lora", asdict(args), "alpaca", str(checkpoint), digest, {}, {}, {}, quantize), run_dir)
     data = write_rows(tmp_path / "rows.jsonl", ROWS)
     monkeypatch.chdir(tmp_path)
     main = runpy.run_path(str(ROOT / "eval" / "lm_eval_harness_lora.py"))["main"]
@@ -293,7 +296,7 @@ def test_the_lora_script_scores_what_was_trained_in_its_prompt_style(checkpoint,
     found = {}
     for path, styled in ((None, False), (trained_path(run_dir, "lora"), True)):
         evaluation = EvalArgs(**common, apply_prompt_style=styled, save_filepath=tmp_path / f"{styled}.json")
-        main(checkpoint, path, "32-true", evaluation)
+        main(checkpoint, path, "32-true", evaluation=evaluation)
         assert "truthfulqa_mc1" in capsys.readouterr().out
         found[styled] = json.loads((tmp_path / f"{styled}.json").read_text())["samples"]["truthfulqa_mc1"]
     unmerged = LitLM(model, Tokenizer(checkpoint))
