@@ -27,8 +27,8 @@ def main(
         num_samples: how many continuations to draw.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
-        compile: make each token faster after about a minute of compiling, which pays for thousands of tokens; false
-            leaves out CUDA graphs, too, which are used from 32 new tokens on.
+        compile: true takes some seconds to make each token faster, false does not; if not given, it is true on a GPU
+            from 32 new tokens on.
     """
     from lit_gpt.checkpoint import load_base, make_fabric
     from lit_gpt.generation.answer import loading, print_completion, say_memory

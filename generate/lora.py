@@ -30,8 +30,8 @@ def main(
         finetuned_path: the run's folder, or the weights in it; out/lora/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the base weights so, and not as in the training; none keeps them in the precision.
-        compile: make each token faster after about a minute of compiling, which pays for thousands of tokens; false
-            leaves out CUDA graphs, too, which are used from 32 new tokens on.
+        compile: true takes some seconds to make each token faster, false does not; if not given, it is true on a GPU
+            from 32 new tokens on.
     """
     from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric
     from lit_gpt.generation.answer import loading, print_completion, say_memory

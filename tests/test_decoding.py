@@ -42,10 +42,10 @@ def plainly(model, prompts, n, temperature=0.0, top_k=None):
 
 
 @torch.inference_mode()
-def fast(model, prompts, n, temperature=0.0, top_k=None, stop_ids=(), backend="eager"):
+def fast(model, prompts, n, temperature=0.0, top_k=None, stop_ids=(), way="eager"):
     """What `generate_batch` draws with blocks that torch.compile traces and `eager` then runs as they are."""
     length = min(max(map(len, prompts)) + n, model.config.block_size)
-    decoder = Decoder(model, len(prompts), length, backend)
+    decoder = Decoder(model, len(prompts), length, way)
     return list(draw(decoder, prompts, n, temperature, top_k, stop_ids))
 
 

@@ -8,7 +8,10 @@ import torch
 from lit_gpt.config import Config
 from lit_gpt.generation.decode import Decoder
 from lit_gpt.generation.engine import generate_batch
-from lit_gpt.model import GPT
+from lit_gpt.linear import Linear
+from lit_gpt.model import GPT, attend, visible
+from lit_gpt.quantize import quantized
+from lit_gpt.rope import apply_rope
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -24,6 +27,7 @@ SHAPES = {
     "neox": {"qkv_bias": True, "proj_bias": True, "mlp_bias": True},
     "gemma": LLAMA | GEMMA | {"norm_unit_offset": True, "activation": "gelu_tanh", "tie_embeddings": True},
 }
+WAYS = [("plain", False), ("plain", True), ("kernels", False), ("kernels", True), ("inductor", True)]
 
 
 def made(shape, dtype=torch.float32):
@@ -64,8 +68,7 @@ def test_a_seed_gives_the_same_draws(settings):
 @torch.inference_mode()
 def test_logits_of_the_same_tokens_are_close(shape, dtype, n_rows):
     model = made(shape, dtype)
-    ways = [{}, {"capture": True}, {"backend": "inductor"}, {"backend": "inductor", "capture": True}]
-    decoders = [Decoder(model, n_rows, 300, **way) for way in ways]
+    decoders = [Decoder(model, n_rows, 300, *way) for way in WAYS]
     logits = [d.prefill(PROMPTS[:n_rows]) for d in decoders]
     for i in range(20):
         token = torch.tensor([(7 * i + r) % 1000 for r in range(n_rows)], device="cuda")
@@ -73,7 +76,104 @@ def test_logits_of_the_same_tokens_are_close(shape, dtype, n_rows):
         for other in logits[1:]:
             error = (other - logits[0]).float().norm() / logits[0].float().norm()
             assert error < {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 1e-4}[dtype], f"step {i}"
-    assert all(len(d.graphs) == (2 if d.capture else 0) for d in decoders)
+    assert [len(d.graphs) for d in decoders] == [0, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("n", "k"), [(4096, 4096), (1000, 11008), (33, 100), (512, 1280)])
+def test_the_product_with_one_row_is_that_of_float64(n, k, dtype):
+    from lit_gpt.generation.kernels import product
+
+    tolerance = {torch.bfloat16: 4e-3, torch.float16: 1e-3, torch.float32: 1e-6}[dtype]
+    x, weight, bias = (torch.randn(*shape, device="cuda", dtype=dtype) for shape in ((1, 1, k), (n, k), (n,)))
+    want = x.double() @ weight.double().T
+    got = product(x, weight, None, bias).double()
+    assert (got - want - bias.double()).norm() < tolerance * want.norm()
+    scale = torch.rand(n, device="cuda") + 0.5
+    for codes in (torch.randint(-127, 128, (n, k), device="cuda").to(torch.int8), weight.to(torch.float8_e4m3fn)):
+        want = x.double() @ (codes.to(torch.float64) * scale.double()[:, None]).T
+        assert (product(x, codes, scale).double() - want).norm() < tolerance * want.norm()
+
+
+def captured_ms(fn, arguments):
+    """Median time of a call on the GPU, in ms, over calls with each of `arguments` in turn."""
+    times = []
+    fn(*arguments[0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for a in arguments:
+            fn(*a)
+    for _ in range(10):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / len(arguments))
+    return sorted(times)[len(times) // 2]
+
+
+@pytest.mark.parametrize(("n", "k"), [(12288, 4096), (4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096)])
+def test_the_product_with_one_row_is_no_slower_than_that_of_torch(n, k):
+    from lit_gpt.generation.kernels import product
+
+    weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(max(2, 2**29 // (n * k)))]
+    x = torch.randn(1, k, device="cuda", dtype=torch.bfloat16)  # weights: more of them than the cache holds
+    ours = captured_ms(product, [(x, w) for w in weights])
+    theirs = captured_ms(torch.nn.functional.linear, [(x, w) for w in weights])
+    rates = [f"{2 * n * k / ms / 1e6:.0f} GB/s" for ms in (ours, theirs)]
+    print(f"{n} x {k}: ours {rates[0]}, torch {rates[1]}")
+    assert ours < 1.05 * theirs, rates
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+HEADS = [(32, 32, 128, 128, 0.0, 0), (32, 8, 128, 128, 0.0, 300), (71, 1, 64, 64, 0.0, 0)]
+HEADS = [*HEADS, (8, 4, 256, 256, 50.0, 0), (32, 32, 80, 20, 0.0, 0), (4, 2, 96, 96, 0.0, 100)]
+
+
+@pytest.mark.parametrize(("H", "G", "D", "rotated", "cap", "window"), HEADS)
+@torch.no_grad()
+def test_attention_over_a_cache_is_that_of_float64(H, G, D, rotated, cap, window, dtype):
+    from lit_gpt.generation.kernels import attention
+
+    config = Config(n_head=H, n_embd=H * D, n_query_groups=G, attn_logit_softcapping=cap, rotary_percentage=1.0)
+    qkv = torch.randn(3, 1, (H + 2 * G) * D, device="cuda", dtype=dtype)
+    q, k, v = (p.unflatten(-1, (-1, D)).transpose(1, 2) for p in qkv.split((H * D, G * D, G * D), -1))
+    angle = torch.rand(3, 1, 1, rotated // 2, device="cuda").mul(6).repeat(1, 1, 1, 2)
+    cached = [torch.randn(2048, 3, G, D, device="cuda", dtype=dtype) for _ in range(2)]
+    keys, values = (x.clone() for x in cached)
+    position = torch.tensor([1999, 0, 333], device="cuda")
+    turned = (angle.cos(), angle.sin())
+    got = attention(q, k, v, *turned, tuple(cached), position[:, None], D**-0.5, cap, window)
+    rows = torch.arange(3, device="cuda")
+    keys[position, rows], values[position, rows] = apply_rope(k, *turned)[:, :, 0], v[:, :, 0]
+    torch.testing.assert_close(cached[0], keys, rtol=1e-2, atol=1e-3)
+    assert torch.equal(cached[1], values)
+    seen = visible(position[:, None], torch.arange(2048, device="cuda"), window)
+    past = (x.permute(1, 2, 0, 3).double() for x in (keys, values))
+    want = attend(apply_rope(q, *turned).double(), *past, seen, config).transpose(1, 2).flatten(2)
+    error = (got.double() - want).norm() / want.norm()
+    assert error < {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}[dtype]
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_weights_in_8_bits_decode_as_well_as_their_own_products(kind):
+    model = made("gqa", torch.bfloat16)
+    exact = drawn_logits(model, "plain")
+    for module in list(model.transformer.h.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Linear):
+                setattr(module, name, quantized(child, kind))
+    rounded, ours = drawn_logits(model, "plain"), drawn_logits(model, "kernels")
+    assert (ours - exact).norm() < 1.1 * (rounded - exact).norm()
+
+
+@torch.inference_mode()
+def drawn_logits(model, way):
+    """Logits after each of twenty given tokens."""
+    decoder = Decoder(model, 1, 300, way, capture=True)
+    decoder.prefill(PROMPTS[:1])
+    return torch.cat([decoder.step(torch.tensor([7 * i], device="cuda")).float() for i in range(20)])
 
 
 def test_a_model_that_waits_for_the_gpu_decodes_without_graphs():

@@ -1,7 +1,7 @@
 """One token for every row, again and again: the steps of decoding on tensors that stay where they are.
 
-On a GPU a step is captured as a CUDA graph, one for each number of cached positions that steps read, so that launching
-its kernels costs nothing. Whether blocks are compiled, too, is another choice.
+On a GPU a step can be captured as a CUDA graph, so that launching its kernels costs nothing: hundreds of them, each of
+a few microseconds, which is less than Python needs for a launch.
 
 Letters: B rows, T tokens of a call, V padded vocabulary.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.generation.cache import CacheSlice, StaticCache, room
-from lit_gpt.generation.compiled import compiled_blocks
+from lit_gpt.generation.steps import compiled, with_kernels
 from lit_gpt.model import GPT
 
 
@@ -26,15 +26,14 @@ class Decoder:
         model: in inference; its weights must not move while the decoder lives.
         batch_size: rows.
         length: most positions a row will have, prompt included.
-        backend: of `torch.compile`, for the blocks; None runs them as they are.
-        capture: record steps as CUDA graphs.
+        way: to run the model. `plain`: as it is; `kernels`: with our own, on a GPU; or a backend of `torch.compile`.
+        capture: steps as CUDA graphs, one for each number of positions that they read; with our kernels, one for all.
     """
 
-    def __init__(
-        self, model: GPT, batch_size: int, length: int, backend: str | None = None, capture: bool = False
-    ) -> None:
-        self.model, self.length, self.backend, self.capture = model, length, backend, capture
-        self.stepped = compiled_blocks(model, backend) if backend else model
+    def __init__(self, model: GPT, batch_size: int, length: int, way: str = "plain", capture: bool = False) -> None:
+        self.model, self.length, self.way, self.capture = model, length, way, capture
+        ways = {"plain": lambda: model, "kernels": lambda: with_kernels(model, batch_size)}
+        self.stepped = ways.get(way, lambda: compiled(model, way))()
         device = model.transformer.wte.weight.device
         with torch.inference_mode(False):  # tensors of inference mode do not go with what is compiled or captured
             self.cache = StaticCache(model, batch_size, length)
@@ -62,7 +61,7 @@ class Decoder:
         """
         self.token.copy_(token)
         self.longest = min(self.longest + 1, self.length)
-        n = room(self.longest)
+        n = room(self.length if self.way == "kernels" else self.longest)
         if self.capture and n not in self.graphs:
             self.record(n)
         if self.capture:
@@ -77,7 +76,8 @@ class Decoder:
         """Logits after `self.token` at `self.position`, reading `n` positions. Doing it twice changes nothing."""
         with torch.inference_mode(False), torch.no_grad():
             if n not in self.slices:
-                self.slices[n] = self.cache.first(n).any_size() if self.backend else self.cache.first(n)
+                fixed = self.way in ("plain", "kernels")
+                self.slices[n] = self.cache.first(n) if fixed else self.cache.first(n).any_size()
             hidden = self.stepped.hidden(self.token[:, None], self.position[:, None], self.slices[n])
             return self.stepped.logits(hidden[:, 0])
 

@@ -1,5 +1,6 @@
 """New tokens after prompts, one prompt at a time or many of different lengths side by side."""
 
+import importlib.util
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
@@ -10,8 +11,8 @@ from lit_gpt.generation.decode import Decoder
 from lit_gpt.generation.sampling import sample
 from lit_gpt.model import GPT
 
-CAPTURE_FROM = 32
-"""New tokens from which CUDA graphs gain more time than it takes to capture them."""
+FAST_FROM = 32
+"""New tokens from which, on a GPU, fast steps gain more time than it takes to prepare them."""
 
 
 def generate(
@@ -56,11 +57,11 @@ def generate_batch(
     Rows are padded on the right and each keeps its own positions, so that a row's text does not depend on the others.
 
     Args:
-        compile: True compiles the model's blocks and, on a GPU, captures steps as CUDA graphs. False does neither, and
-            None only the second, for 32 new tokens and more.
+        compile: True is fast after some seconds: on a GPU by kernels of our own, captured in a CUDA graph, elsewhere by
+            `torch.compile`. False runs the model as it is. None is True on a GPU for 32 new tokens and more.
 
     Raises:
-        UserError: a prompt is empty, or leaves no room in the model's block_size; blocks cannot be compiled here.
+        UserError: a prompt is empty, or leaves no room in the model's block_size; `torch.compile` fails.
     """
     lengths = [len(p) for p in prompts]
     block_size = model.config.block_size
@@ -73,17 +74,20 @@ def generate_batch(
     yield from draw(decoder, prompts, max_new_tokens, temperature, top_k, stop_ids)
 
 
-def shortcuts(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, str | bool | None]:
+def shortcuts(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, str | bool]:
     """Arguments of the `Decoder` that is fast for this much text.
 
     Mixtures of experts wait for the GPU to learn which experts to run, and autocast keeps copies of the weights of its
     own: neither is compiled or captured.
     """
     device = model.transformer.wte.weight.device
-    if model.config.mlp == "moe" or torch.is_autocast_enabled(device.type):
-        return {"backend": None, "capture": False}
-    wanted = max_new_tokens >= CAPTURE_FROM if compile is None else compile
-    return {"backend": "inductor" if compile else None, "capture": wanted and device.type == "cuda"}
+    if compile is None:
+        compile = device.type == "cuda" and max_new_tokens >= FAST_FROM
+    if not compile or model.config.mlp == "moe" or torch.is_autocast_enabled(device.type):
+        return {"way": "plain", "capture": False}
+    if device.type != "cuda":
+        return {"way": "inductor", "capture": False}
+    return {"way": "kernels" if importlib.util.find_spec("triton") else "plain", "capture": True}
 
 
 def draw(

@@ -1,0 +1,212 @@
+"""Models for steps of one token, which share every weight with the model they are made of and leave it as it is.
+
+Two ways to few launches: kernels of our own, and `torch.compile`. Both come with their own attention; of the rest of
+the model they change how linear layers are called, and nothing else.
+
+Letters: B rows, H query heads, G key/value heads, D head_size, C n_embd, S positions that are read.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_gpt.config import Config
+from lit_gpt.errors import UserError
+from lit_gpt.generation.cache import LayerSlice
+from lit_gpt.linear import Linear, LinearLayer
+from lit_gpt.model import GPT, CausalSelfAttention, score_scale, softcap, visible
+from lit_gpt.quantize.eight_bit import EightBitLinear
+from lit_gpt.rope import apply_rope
+
+MOST_VARIANTS = 64
+"""Of a compiled block in a process: for each model, dtype and number of rows."""
+
+
+def with_children(module: nn.Module, **children: nn.Module) -> Any:
+    """A module that shares everything with `module` but has `children` in the place of those of the same names."""
+    twin = copy.copy(module)
+    twin._modules = {**module._modules, **children}
+    return twin
+
+
+def with_blocks(model: GPT, make: Callable[[nn.Module, int], nn.Module], lm_head: nn.Module) -> GPT:
+    """`model` with other blocks and another output projection.
+
+    Args:
+        make: a block, and the window of its attention (0: none), to the module in its place.
+    """
+    config = model.config
+    windows = [config.sliding_window if config.is_sliding(i) else 0 for i in range(config.n_layer)]
+    blocks = nn.ModuleList(make(b, w) for b, w in zip(model.transformer.h, windows, strict=True))
+    return with_children(model, transformer=with_children(model.transformer, h=blocks), lm_head=lm_head)
+
+
+def with_kernels(model: GPT, batch_size: int) -> GPT:
+    """`model` with Triton kernels for attention and, where there is a single row, for products.
+
+    They take a cache of `StaticCache`, of which they read what is filled. Weights in 8 bits are multiplied with
+    activations that are not rounded, more precisely than by the layer itself.
+    """
+    row = single_row if batch_size == 1 else unchanged
+
+    def make(block: nn.Module, window: int) -> nn.Module:
+        block = row(block)
+        return with_children(block, attn=KernelAttention(block.attn, window))
+
+    return with_blocks(model, make, row(model.lm_head))
+
+
+def unchanged(module: nn.Module) -> nn.Module:
+    return module
+
+
+def single_row(module: nn.Module) -> nn.Module:
+    """`module` for inputs of one row: the linear layers in it whose weight our kernel reads are called through it."""
+    if isinstance(module, Linear):
+        return RowProduct(module, None)
+    if isinstance(module, EightBitLinear):
+        return RowProduct(module, module.scale)
+    children = {name: single_row(child) for name, child in module.named_children()}
+    changed = {name: child for name, child in children.items() if child is not getattr(module, name)}
+    return with_children(module, **changed) if changed else module
+
+
+class RowProduct(LinearLayer):
+    """A linear layer for a single row.
+
+    Args:
+        layer: its weight is (out_features, in_features).
+        scale: of the output channels, (out_features,).
+    """
+
+    def __init__(self, layer: LinearLayer, scale: Tensor | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias, self.scale = layer.weight, layer.bias, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        from lit_gpt.generation.kernels import product  # Triton comes with torch for GPUs only
+
+        return product(x, self.weight, self.scale, self.bias)
+
+
+class KernelAttention(nn.Module):
+    """What the attention it is made of computes for one token a row, in three kernels besides the products."""
+
+    def __init__(self, attn: CausalSelfAttention, window: int) -> None:
+        super().__init__()
+        self.attn, self.window = attn, window
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: LayerSlice, input_pos: Tensor, *unused: None
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, 1, C).
+            cos, sin: (B, 1, 1, rope_n_elem).
+            mask: is not read, since kernels know what a position sees.
+            input_pos: (B, 1).
+        """
+        from lit_gpt.generation.kernels import attention
+
+        config = self.attn.config
+        y = attention(
+            *self.attn.split_heads(self.attn.qkv(x)),
+            cos,
+            sin,
+            (cache.k, cache.v),
+            input_pos,
+            score_scale(config),
+            config.attn_logit_softcapping,
+            self.window,
+        )
+        return self.attn.proj(y)
+
+
+def compiled(model: GPT, backend: str) -> GPT:
+    """`model` with compiled blocks, for a cache of `StaticCache.first(...).any_size()`.
+
+    One block is compiled and serves all layers: 32 of them in one piece would take half a minute, and gain little where
+    steps are captured as CUDA graphs anyway.
+
+    Args:
+        backend: of `torch.compile`.
+
+    Raises:
+        UserError: at the first step, if this machine cannot compile.
+    """
+    step = compiled_step(backend, model.transformer.wte.weight.is_cuda)
+
+    def make(block: nn.Module, window: int) -> nn.Module:
+        return Compiled(with_children(block, attn=CompiledAttention(block.attn, window)), step)
+
+    return with_blocks(model, make, Compiled(model.lm_head, step))
+
+
+@cache
+def compiled_step(backend: str, cuda: bool) -> Callable[..., Tensor]:
+    """`call`, compiled once in a process."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VARIANTS)
+    # tuning makes products with one row reductions of our own, and those come near the memory's bandwidth only tuned
+    options = {"coordinate_descent_tuning": True} if cuda and backend == "inductor" else None
+    return torch.compile(call, backend=backend, dynamic=False, options=options)
+
+
+def call(module: nn.Module, *args: Any) -> Tensor:
+    return module(*args)
+
+
+class Compiled(nn.Module):
+    """`module`, by way of what was compiled for all modules that look like it."""
+
+    def __init__(self, module: nn.Module, step: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.module, self.step = module, step
+
+    def forward(self, *args: Any) -> Tensor:
+        try:
+            return self.step(self.module, *args)
+        except torch._dynamo.exc.TorchDynamoException as e:
+            raise UserError(f"torch.compile fails here: {str(e).strip().splitlines()[0]}; leave out --compile") from e
+
+
+class CompiledAttention(nn.Module):
+    """What the attention it is made of computes for one token a row, written so that it compiles into few kernels."""
+
+    def __init__(self, attn: CausalSelfAttention, window: int) -> None:
+        super().__init__()
+        self.attn, self.window = attn, window
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: LayerSlice, input_pos: Tensor, *unused: None
+    ) -> Tensor:
+        """
+        Args:
+            x: (B, 1, C).
+            cos, sin: (B, 1, 1, rope_n_elem).
+            mask: is made again here from positions, which costs nothing in a compiled kernel.
+            input_pos: (B, 1).
+        """
+        q, k, v = self.attn.split_heads(self.attn.qkv(x))
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
+        seen = visible(input_pos, cache.positions, self.window)  # (B, 1, 1, S)
+        y = attend_one(q, k, v, seen, self.attn.config)
+        return self.attn.proj(y.transpose(1, 2).flatten(2))
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Config) -> Tensor:
+    """`lit_gpt.model.attend` for q (B, H, 1, D), by sums of products in fp32 instead of matrix products."""
+    q = q.unflatten(1, (k.size(1), -1)).float()  # (B, G, H / G, 1, D)
+    k, v = k.unsqueeze(2).float(), v.unsqueeze(2)  # (B, G, 1, S, D)
+    scores = (q * k).sum(-1) * score_scale(config)  # (B, G, H / G, S)
+    scores = softcap(scores, config.attn_logit_softcapping).masked_fill(~seen, -torch.inf)
+    y = (scores.softmax(-1).unsqueeze(-1) * v.float()).sum(-2, keepdim=True)  # (B, G, H / G, 1, D)
+    return y.to(v.dtype).flatten(1, 2)
