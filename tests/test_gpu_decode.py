@@ -27,6 +27,9 @@ SHAPES = {
     "neox": {"qkv_bias": True, "proj_bias": True, "mlp_bias": True},
     "gemma": LLAMA | GEMMA | {"norm_unit_offset": True, "activation": "gelu_tanh", "tie_embeddings": True},
 }
+HEADS = [(32, 32, 128, 128, 0.0, 0), (32, 8, 128, 128, 0.0, 300), (71, 1, 64, 64, 0.0, 0)]
+HEADS = [*HEADS, (8, 4, 256, 256, 50.0, 0), (32, 32, 80, 20, 0.0, 0), (4, 2, 96, 96, 0.0, 100)]
+"""H, G, head_size, channels that are rotated, cap and window of attention."""
 WAYS = [("plain", False), ("plain", True), ("kernels", False), ("kernels", True), ("inductor", True)]
 
 
@@ -127,10 +130,6 @@ def test_the_product_with_one_row_is_no_slower_than_that_of_torch(n, k):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-HEADS = [(32, 32, 128, 128, 0.0, 0), (32, 8, 128, 128, 0.0, 300), (71, 1, 64, 64, 0.0, 0)]
-HEADS = [*HEADS, (8, 4, 256, 256, 50.0, 0), (32, 32, 80, 20, 0.0, 0), (4, 2, 96, 96, 0.0, 100)]
-
-
 @pytest.mark.parametrize(("H", "G", "D", "rotated", "cap", "window"), HEADS)
 @torch.no_grad()
 def test_attention_over_a_cache_is_that_of_float64(H, G, D, rotated, cap, window, dtype):
