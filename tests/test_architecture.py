@@ -29,7 +29,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "checkpoint": {"", "convert", "files", "model", "lora", "quantize", "rope"},
     "convert": {"files", "config", "families", "model", "rope", "tokenizer", "convert"},
     "data": {"", "checkpoint", "convert", "files", "packed", "tokenizer", "prompts", "data"},
-    "generation": {"config", "linear", "model", "quantize", "rope", "tokenizer", "resources", "generation"},
+    "generation": {"config", "linear", "mlp", "model", "quantize", "rope", "tokenizer", "resources", "generation"},
     "training": {"", "checkpoint", "config", "data", "fused", "model", "resources", "tokenizer", "training"},
     "evaluation": {"", "checkpoint", "data", "files", "generation", "lora", "model", "prompts", "tokenizer"}
     | {"evaluation"},

@@ -18,6 +18,7 @@ from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.generation.cache import LayerSlice
 from lit_gpt.linear import Linear, LinearLayer
+from lit_gpt.mlp import GatedMLP
 from lit_gpt.model import GPT, CausalSelfAttention, score_scale, softcap, visible
 from lit_gpt.quantize.eight_bit import EightBitLinear
 from lit_gpt.rope import apply_rope
@@ -51,7 +52,9 @@ def with_kernels(model: GPT, batch_size: int) -> GPT:
     They take a cache of `StaticCache`, of which they read what is filled. Weights in 8 bits are multiplied with
     activations that are not rounded, more precisely than by the layer itself.
     """
-    row = single_row if batch_size == 1 else unchanged
+
+    def row(module: nn.Module) -> nn.Module:
+        return single_row(module, model.config.activation) if batch_size == 1 else module
 
     def make(block: nn.Module, window: int) -> nn.Module:
         block = row(block)
@@ -60,41 +63,44 @@ def with_kernels(model: GPT, batch_size: int) -> GPT:
     return with_blocks(model, make, row(model.lm_head))
 
 
-def unchanged(module: nn.Module) -> nn.Module:
-    return module
-
-
-def single_row(module: nn.Module) -> nn.Module:
+def single_row(module: nn.Module, activation: str) -> nn.Module:
     """`module` for inputs of one row: the linear layers in it whose weight our kernel reads are called through it."""
-    if isinstance(module, Linear):
-        return RowProduct(module, None)
-    if isinstance(module, EightBitLinear):
-        return RowProduct(module, module.scale)
-    children = {name: single_row(child) for name, child in module.named_children()}
+    if isinstance(module, READABLE):
+        return RowProduct(module)
+    if isinstance(module, GatedMLP) and isinstance(module.fc_1, READABLE) and type(module.fc_1) is type(module.fc_2):
+        return nn.Sequential(RowProduct(module.fc_2, module.fc_1, activation), single_row(module.proj, activation))
+    children = {name: single_row(child, activation) for name, child in module.named_children()}
     changed = {name: child for name, child in children.items() if child is not getattr(module, name)}
     return with_children(module, **changed) if changed else module
+
+
+READABLE = (Linear, EightBitLinear)
+"""Layers whose weight is (out_features, in_features), with a `scale` of its rows where it is not in 16 or 32 bits."""
 
 
 class RowProduct(LinearLayer):
     """A linear layer for a single row.
 
     Args:
-        layer: its weight is (out_features, in_features).
-        scale: of the output channels, (out_features,).
+        layer: one of READABLE.
+        gate: another of the same class and size; `activation` of its output is a factor.
     """
 
-    def __init__(self, layer: LinearLayer, scale: Tensor | None) -> None:
+    def __init__(self, layer: LinearLayer, gate: LinearLayer | None = None, activation: str = "") -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.weight, self.bias, self.scale = layer.weight, layer.bias, scale
+        self.layer, self.gate, self.activation = layer, gate, activation
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)
 
     def product(self, x: Tensor) -> Tensor:
-        from lit_gpt.generation.kernels import product  # Triton comes with torch for GPUs only
+        from lit_gpt.generation.products import Weight, product  # Triton comes with torch for GPUs only
 
-        return product(x, self.weight, self.scale, self.bias)
+        layer, gate = (
+            None if m is None else Weight(m.weight, getattr(m, "scale", None), m.bias) for m in (self.layer, self.gate)
+        )
+        return product(x, layer, gate, self.activation)
 
 
 class KernelAttention(nn.Module):
@@ -114,7 +120,7 @@ class KernelAttention(nn.Module):
             mask: is not read, since kernels know what a position sees.
             input_pos: (B, 1).
         """
-        from lit_gpt.generation.kernels import attention
+        from lit_gpt.generation.attention import attention  # Triton, as above
 
         config = self.attn.config
         y = attention(

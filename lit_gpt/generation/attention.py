@@ -1,10 +1,8 @@
-"""Triton kernels for one token a row: products with weights that are read once, and attention over a cache.
+"""Triton kernels for attention of one token a row over a cache.
 
-Each reads its large operand once and in whole lines; everything else is small. How many positions there are is read on
-the GPU, so that the same launches serve a text of any length.
+How many positions are filled is read on the GPU, so that the same launches serve a text of any length.
 
-Letters: B rows, H query heads, G key/value heads, R = H / G, D head_size, S cached positions, N and K channels of the
-output and the input of a product.
+Letters: B rows, H query heads, G key/value heads, R = H / G, D head_size, S cached positions.
 """
 
 import torch
@@ -12,82 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 4096
-"""Weights that a program of `product_kernel` has in flight."""
 SPLITS = 256
 """Programs that attention aims at: about two for each multiprocessor of the largest GPUs."""
 POSITIONS = 32
 """Cached positions that a program of attention takes at a time."""
-
-
-@triton.jit
-def product_kernel(
-    x,
-    weight,
-    scale,
-    bias,
-    y,
-    n_rows,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    EVEN: tl.constexpr,
-):
-    """y (N,) = scale * (weight (N, K) @ x (K,)) + bias: ROWS of the weight a program, COLUMNS at a time."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.arange(0, COLUMNS)
-    lines = weight + rows[:, None].to(tl.int64) * K
-    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, K, COLUMNS):
-        k = start + columns
-        if EVEN:
-            a = tl.load(x + k)
-            w = tl.load(lines + k[None, :], eviction_policy="evict_first")
-        else:
-            a = tl.load(x + k, mask=k < K, other=0)
-            w = tl.load(lines + k[None, :], mask=(rows < n_rows)[:, None] & (k < K)[None, :], other=0)
-        sums += w.to(tl.float32) * a.to(tl.float32)[None, :]
-    total = tl.sum(sums, 1)
-    if HAS_SCALE:
-        total *= tl.load(scale + rows, mask=rows < n_rows, other=0).to(tl.float32)
-    if HAS_BIAS:
-        total += tl.load(bias + rows, mask=rows < n_rows, other=0).to(tl.float32)
-    tl.store(y + rows, total.to(y.dtype.element_ty), mask=rows < n_rows)
-
-
-def product(x: Tensor, weight: Tensor, scale: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """x @ (scale * weight).T + bias for a single row x, (..., K) -> (..., N), summed in fp32.
-
-    Args:
-        weight: (N, K), contiguous, of any dtype that Triton converts to fp32.
-        scale: (N,), of the rows of the weight.
-        bias: (N,).
-    """
-    N, K = weight.shape
-    y = x.new_empty(*x.shape[:-1], N)
-    tile = TILE * (2 if weight.element_size() == 1 else 1)
-    columns = next((c for c in (1024, 512, 256) if K % c == 0), 512)
-    rows = tile // columns
-    even = K % columns == 0 and N % rows == 0
-    x = x.contiguous()
-    product_kernel[(triton.cdiv(N, rows),)](
-        x,
-        weight,
-        x if scale is None else scale,
-        x if bias is None else bias,
-        y,
-        N,
-        K=K,
-        ROWS=rows,
-        COLUMNS=columns,
-        HAS_SCALE=scale is not None,
-        HAS_BIAS=bias is not None,
-        EVEN=even,
-        num_warps=4,
-    )
-    return y
 
 
 @triton.jit
