@@ -8,8 +8,9 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,9 @@ def digest(samples: dict[str, str]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that decide results."""
-    packages = ("torch", "lightning", "tokenizers", "sentencepiece")
-    return {"python": platform.python_version(), **{p: version(p) for p in packages}}
+    """Of Python and the packages that decide results, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "lightning", "tokenizers", "sentencepiece", "bitsandbytes"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

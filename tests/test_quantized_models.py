@@ -176,6 +176,7 @@ def test_the_road_with_a_quantized_base(place, kind):
     train = ("--batch_size", 4, "--max_steps", 3, "--learning_rate", 0.01, "--quantize", kind)
     p = run("finetune/lora.py", *base, "--data_dir", "data", *out, *train, cwd=place)
     assert p.returncode == 0 and "val loss" in p.stdout, p.stderr
+    assert "Number of non trainable parameters: 36,000" in p.stdout, "counts what weights are packed in"
     assert json.loads((place / "out" / kind / "finetuned.json").read_text())["quantize"] == kind
     told, untold, other = (
         run("generate/lora.py", *base, *ask, "--finetuned_path", f"out/{kind}", *flags, cwd=place)

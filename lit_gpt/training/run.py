@@ -98,8 +98,11 @@ def describe(
     train: TrainArgs,
 ) -> None:
     """Print what is about to happen: parameters, operations, length of the run."""
+    with torch.device("meta"):
+        counted = GPT(copy.deepcopy(model.config))  # quantized weights would count as what they are packed in
+        METHODS[method][0](counted, method_args)
     trained, frozen = (
-        sum(p.numel() for p in model.parameters() if p.requires_grad is wanted) for wanted in (True, False)
+        sum(p.numel() for p in counted.parameters() if p.requires_grad is wanted) for wanted in (True, False)
     )
     print(f"Number of trainable parameters: {trained:,}")
     print(f"Number of non trainable parameters: {frozen:,}")
@@ -114,10 +117,7 @@ def describe(
     print(
         f"The longest training sample has {data.lengths.max()} tokens, the model has room for {model.config.block_size}"
     )
-    with torch.device("meta"):
-        counted = GPT(copy.deepcopy(model.config))
-        METHODS[method][0](counted, method_args)
     n_samples = max(1, n_tokens // length)
     size = f"(one forward and backward pass of {n_samples} x {length} tokens, the mean length)"
-    print(f"Estimated TFLOPs: {estimated_flops(model, n_samples, length) / 1e12:.2f} {size}")
+    print(f"Estimated TFLOPs: {estimated_flops(counted, n_samples, length) / 1e12:.2f} {size}")
     print(f"Measured TFLOPs: {measured_flops(counted, n_samples, length) / 1e12:.2f} {size}")
