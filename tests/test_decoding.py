@@ -58,6 +58,14 @@ def test_compiled_steps_draw_what_the_model_draws_over_two_rooms(kind, tmp_path)
         assert fast(model, PROMPTS, 16) == want
 
 
+@pytest.mark.parametrize("n", [16, 80])  # with their prompts, shorter and longer than the 64 that it was trained for
+def test_longrope_goes_by_the_length_of_the_text_not_by_what_is_reserved_for_it(n, tmp_path):
+    model = tiny("phi3-short", tmp_path)
+    want = plainly(model, PROMPTS[1:], n)
+    assert fast(model, PROMPTS[1:], n) == want
+    assert list(generate_batch(model, PROMPTS[1:], n, temperature=0)) == want
+
+
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_a_seed_gives_the_same_draws(top_k, tmp_path):
     model = tiny("llama-gqa", tmp_path)

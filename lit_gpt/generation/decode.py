@@ -69,7 +69,7 @@ class Decoder:
             graph.replay()
         else:
             logits = self.run(n)
-        self.position.add_(1).clamp_(max=self.model.config.block_size - 1)
+        self.position.add_(1).clamp_(max=self.length - 1)
         return logits
 
     def run(self, n: int) -> Tensor:
