@@ -23,13 +23,13 @@ from typing import TextIO
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = {  # name -> (seconds it may take, what it is), in the order of their worth
-    "checks": (90, "correct first: loss and gradients on fresh random input"),
-    "ceilings": (45, "what the device can do"),
-    "training": (180, "LoRA on bf16 weights"),
+    "ceilings": (30, "what the device can do"),
+    "checks": (60, "correct first: loss and gradients on fresh random input"),
+    "training": (130, "LoRA on bf16 weights"),
+    "quantized": (130, "LoRA, r 8 on q and v, on 8-bit and 4-bit weights"),
+    "peers": (120, "peers, the same documents"),
+    "decoding": (90, "decode, batch 1"),
     "breakdown": (60, "where the time of a step goes"),
-    "peers": (150, "peers, the same documents"),
-    "quantized": (110, "LoRA, r 8 on q and v, on 8-bit and 4-bit weights"),
-    "decoding": (120, "decode, batch 1"),
 }
 
 

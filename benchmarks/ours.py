@@ -17,6 +17,7 @@ from lit_gpt.fused import set_compile
 from lit_gpt.lora import inject
 from lit_gpt.model import GPT
 from lit_gpt.quantize import quantized
+from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.loss import loss_sum
 
 __all__ = [
@@ -95,26 +96,31 @@ def batches_of(documents: Sequence[Document], max_tokens: int) -> list[Batch]:
     return micro_batches(Samples(ids, labels, offsets), range(len(documents)), max_tokens)
 
 
-def step_runner(model: GPT, batches: Sequence[Batch], device: torch.device) -> Callable[[], float]:
+def step_runner(
+    model: GPT, batches: Sequence[Batch], device: torch.device, recorded: bool = True
+) -> Callable[[], float]:
     """One optimizer step over `batches` as the training loop takes it; returns the loss per target when called.
 
     Args:
         model: with LoRA on.
+        recorded: replay the blocks as CUDA graphs, where they can be.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.01, fused=True)
     batches = [batch.to(device) for batch in batches]
     n_targets = max(1, sum(batch.n_targets for batch in batches))
+    lengths = np.array([n for batch in batches for n in batch.documents.lengths])
+    hidden_of = recorded_hidden(model, max(batch.n_tokens for batch in batches), lengths, recorded)
 
     def step() -> float:
         total = torch.zeros((), device=device)
         for batch in batches:
-            loss = batch_loss(model, batch, device)
+            loss = loss_sum(model, batch, hidden_of)
             (loss / n_targets).backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         return total.item() / n_targets
 
     return step

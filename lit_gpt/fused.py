@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_settings = {"compile": True}  # of the process, as torch's number of threads is
+_settings = {"compile": False}  # of the process, as torch's number of threads is
 
 
 def set_compile(on: bool) -> None:
@@ -15,12 +15,13 @@ def set_compile(on: bool) -> None:
     _settings["compile"] = on
 
 
-def fused(fn: Callable[..., Any]) -> Callable[..., Any]:
+def fused(fn: Callable[..., Any], dynamic: int | None = None) -> Callable[..., Any]:
     """`fn`, compiled when its first argument is on a GPU.
 
     Args:
-        fn: pure; its tensors of two and more dimensions, parameters excepted, have a row for each token, whose number
-            may change from call to call without compiling anew.
+        fn: a function of tensors, or with further arguments that are constants of the model.
+        dynamic: so many first dimensions of each tensor, parameters excepted, may change from call to call without
+            compiling anew; None is all but the last one.
     """
 
     @cache
@@ -34,7 +35,7 @@ def fused(fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(*args)
         for x in args:
             if isinstance(x, Tensor) and x.dim() > 1 and not isinstance(x, torch.nn.Parameter):
-                torch._dynamo.maybe_mark_dynamic(x, 0)
+                torch._dynamo.maybe_mark_dynamic(x, list(range(min(x.dim() - 1, dynamic or x.dim()))))
         return compiled()(*args)
 
     return call

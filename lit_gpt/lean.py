@@ -85,10 +85,13 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @fused
-def silu_product_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def silu_product_backward(dy: Tensor, gate: Tensor, up: Tensor) -> None:
+    """Turns gate and up into their gradients."""
     g, u, d = gate.float(), up.float(), dy.float()
     s = torch.sigmoid(g)
-    return (d * u * s * (1 + g * (1 - s))).to(gate.dtype), (d * g * s).to(up.dtype)
+    d_up = d * g * s  # before gate is overwritten, which in fp32 is g itself
+    gate.copy_(d * u * s * (1 + g * (1 - s)))
+    up.copy_(d_up)
 
 
 @fused
@@ -97,13 +100,15 @@ def gelu_product(gate: Tensor, up: Tensor, approximate: str) -> Tensor:
 
 
 @fused
-def gelu_product_backward(dy: Tensor, gate: Tensor, up: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
-    d_gate = torch.ops.aten.gelu_backward(dy * up, gate, approximate=approximate)
-    return d_gate, dy * torch.nn.functional.gelu(gate, approximate=approximate)
+def gelu_product_backward(dy: Tensor, gate: Tensor, up: Tensor, approximate: str) -> None:
+    """Turns gate and up into their gradients."""
+    d_up = dy * torch.nn.functional.gelu(gate, approximate=approximate)
+    gate.copy_(torch.ops.aten.gelu_backward(dy * up, gate, approximate=approximate))
+    up.copy_(d_up)
 
 
 class GatedFunction(Function):
-    """activation(gate) * up that keeps the two and nothing else.
+    """activation(gate) * up that keeps the two and nothing else; their gradients take their place in memory.
 
     Args:
         forward_, backward_: the product and its gradients, as above.
@@ -114,11 +119,16 @@ class GatedFunction(Function):
     def forward(
         ctx: FunctionCtx, gate: Tensor, up: Tensor, forward_: Callable, backward_: Callable, *settings: Any
     ) -> Tensor:
-        ctx.backward_, ctx.settings = backward_, settings
+        ctx.backward_, ctx.settings, ctx.used = backward_, settings, False
         ctx.save_for_backward(gate, up)
         return forward_(gate, up, *settings)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return (*ctx.backward_(dy, *ctx.saved_tensors, *ctx.settings), None, None, *(None for _ in ctx.settings))
+        if ctx.used:
+            raise RuntimeError("a second backward pass would read gradients where the first one read activations")
+        ctx.used = True
+        gate, up = ctx.saved_tensors
+        ctx.backward_(dy, gate, up, *ctx.settings)
+        return gate, up, None, None, *(None for _ in ctx.settings)

@@ -15,7 +15,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from lit_gpt.args import LoRAArgs
 from lit_gpt.dropout import add_dropped, dropped
 from lit_gpt.lean import save, saved
-from lit_gpt.linear import LinearLayer
+from lit_gpt.linear import Linear, LinearLayer
 from lit_gpt.model import GPT
 
 
@@ -144,14 +144,20 @@ def trainable(name: str) -> bool:
 
 @torch.no_grad()
 def merge(model: GPT) -> None:
-    """Add every update to its frozen weight, in fp32, and take the wrappers off: the names are the base's again."""
+    """Add every update to its frozen weight, in fp32, and take the wrappers off: the names are the base's again.
+
+    Adapted layers of a quantized base come out in the dtype of the embeddings.
+    """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if not isinstance(child, LoRALinear):
                 continue
             linear = child.linear
-            merged = (linear.dequantize() + child.delta()).to(linear.weight.dtype)
-            if linear.weight is model.transformer.wte.weight:  # a tied head moves away from the embeddings
+            merged = (linear.dequantize() + child.delta()).to(model.transformer.wte.weight.dtype)
+            if not isinstance(linear, Linear):  # 4 or 8 bits have no room for an update: the layer leaves them
+                bias, linear = linear.bias, Linear(linear.in_features, linear.out_features, device="meta")
+                linear.weight, linear.bias = nn.Parameter(merged, requires_grad=False), bias
+            elif linear.weight is model.transformer.wte.weight:  # a tied head moves away from the embeddings
                 linear.weight = nn.Parameter(merged, requires_grad=False)
                 model.config.tie_embeddings = False
             else:

@@ -103,7 +103,7 @@ class GPT(nn.Module):
         """Token ids (B, T) -> what the first block reads, (B, T, C)."""
         x = self.transformer.wte(idx)
         if self.config.scale_embeddings:
-            x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype, device=x.device)  # rounded as Gemma's was
+            x = x * x.new_full((), self.config.n_embd**0.5)  # rounded as Gemma's was
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -178,7 +178,8 @@ class CausalSelfAttention(nn.Module):
         if documents is not None:
             if self.config.qk_norm != "none":
                 qkv = torch.cat([p.transpose(1, 2).flatten(2) for p in (q, k, v)], -1)
-            return self.proj(PackedAttention.apply(qkv[0], cos, sin, documents, self.heads)[None])
+            y = PackedAttention.apply(qkv.flatten(0, 1), cos, sin, documents, self.heads)  # a view's gradient is a view
+            return self.proj(y.unsqueeze(0))
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, input_pos)  # (B, G, S, D)

@@ -5,6 +5,7 @@ Shapes: T tokens of all documents, H query heads, G key/value heads, D head size
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -91,25 +92,25 @@ def split(qkv: Tensor, heads: Heads) -> tuple[Tensor, ...]:
     return tuple(x.unflatten(-1, (-1, heads.head_size)) for x in qkv.split(heads.sizes, dim=-1))
 
 
-@fused
+@partial(fused, dynamic=1)
 def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, head_size: int, n_heads: int) -> Tensor:
     """qkv with the first channels of its first `n_heads` heads turned, as many as cos has."""
-    n = cos.size(-1)
-    half = n // 2
     x = qkv.unflatten(-1, (-1, head_size))
-    cos, sin = cos[:, None, :half], sin[:, None, :half]
-    a, b = x[:, :n_heads, :half], x[:, :n_heads, half:n]
-    y = x.clone()
-    y[:, :n_heads, :half] = a * cos - b * sin
-    y[:, :n_heads, half:n] = b * cos + a * sin
-    return y.flatten(1)
+    return torch.cat((turned(x[:, :n_heads], cos, sin), x[:, n_heads:]), 1).flatten(1)
 
 
-@fused
+@partial(fused, dynamic=1)
 def rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The gradient of qkv, (T, sum(sizes)), from those of the turned q and k and of v, (T, heads, D) each."""
-    n_heads = dq.size(1) + dk.size(1)
-    return rotated(torch.cat((dq, dk, dv), 1).flatten(1), cos, -sin, dq.size(-1), n_heads)
+    return torch.cat((turned(dq, cos, -sin), turned(dk, cos, -sin), dv), 1).flatten(1)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (T, heads, D) with the first channels of each head turned."""
+    half = cos.size(-1) // 2
+    cos, sin = cos[:, None, :half], sin[:, None, :half]
+    a, b, rest = x.split((half, half, x.size(-1) - 2 * half), dim=-1)
+    return torch.cat(((a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest), -1)
 
 
 def flash_can(qkv: Tensor, heads: Heads) -> bool:

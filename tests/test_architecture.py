@@ -30,8 +30,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "convert": {"files", "config", "families", "model", "rope", "tokenizer", "convert"},
     "data": {"", "checkpoint", "convert", "files", "packed", "tokenizer", "prompts", "data"},
     "generation": {"config", "linear", "mlp", "model", "quantize", "rope", "tokenizer", "resources", "generation"},
-    "training": {"", "checkpoint", "config", "data", "fused", "model", "resources", "tokenizer", "training"},
-    "evaluation": {"", "checkpoint", "data", "files", "generation", "lora", "model", "prompts", "tokenizer"}
+    "training": {"", "checkpoint", "config", "data", "fused", "model", "packed", "resources", "tokenizer", "training"},
+    "evaluation": {"", "checkpoint", "data", "files", "fused", "generation", "lora", "model", "prompts", "tokenizer"}
     | {"evaluation"},
     "hub": {"families", "hub"},
 }

@@ -26,7 +26,7 @@ SHAPES = {
     "mqa": LLAMA | {"n_query_groups": 1, "qk_norm": "head"},
     "window": LLAMA | {"n_query_groups": 2, "sliding_window": 100, "sliding_layers": [0, 2]},
     "neox": {"qkv_bias": True, "proj_bias": True, "mlp_bias": True},
-    "gemma": LLAMA | GEMMA | {"norm_unit_offset": True, "activation": "gelu_tanh", "tie_embeddings": True},
+    "gemma": LLAMA | GEMMA | {"norm_unit_offset": True, "activation": "gelu_tanh"},
 }
 HEADS = [(32, 32, 128, 128, 0.0, 0), (32, 8, 128, 128, 0.0, 300), (71, 1, 64, 64, 0.0, 0)]
 HEADS = [*HEADS, (8, 4, 256, 256, 50.0, 0), (32, 32, 80, 20, 0.0, 0), (4, 2, 96, 96, 0.0, 100)]

@@ -27,7 +27,7 @@ SUMMING = {"int8": 0.002, "fp8": 0.01}
 def compiling(request):
     set_compile(request.param == "compiled")
     yield
-    set_compile(True)
+    set_compile(False)
 
 
 def error(got, want):

@@ -66,7 +66,7 @@ def step(model, batch):
 def compiled(request):
     set_compile(request.param)
     yield request.param
-    set_compile(True)
+    set_compile(False)
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -136,3 +136,43 @@ def test_a_step_never_waits_for_the_gpu(compiled):
         (loss / moved.n_targets).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", ["llama", "mqa", "neox", "window", "qwen3"])
+def test_a_recorded_step_is_the_plain_one(kind):
+    from lit_gpt.training.graphs import Recorder, recorded_hidden
+
+    set_compile(True)
+    model = make(kind).cuda()
+    for name, parameter in model.named_parameters():
+        if not lora.trainable(name):
+            parameter.data = parameter.data.bfloat16()
+    batches = [
+        batch_of(*lengths).to(torch.device("cuda")) for lengths in ((100, 33), (60,), (90, 1, 40, 90, 30), (7, 7))
+    ]
+    want = []
+    for batch in batches:
+        model.zero_grad()
+        loss = loss_sum(model, batch)
+        (loss / batch.n_targets).backward()
+        want.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
+    hidden_of = recorded_hidden(model, 256, np.array([100, 50, 30]))
+    assert isinstance(hidden_of, Recorder) and len({id(hidden_of.filled(b.documents.lengths)[0]) for b in batches}) == 3
+    for _ in range(2):
+        for batch, (want_loss, gradients) in zip(batches, want, strict=True):
+            model.zero_grad(set_to_none=False)
+            loss = loss_sum(model, batch, hidden_of)
+            (loss / batch.n_targets).backward()
+            torch.testing.assert_close(loss.detach(), want_loss, rtol=1e-3, atol=0)
+            for name, p in model.named_parameters():
+                if p.requires_grad:
+                    assert (p.grad - gradients[name]).norm() <= 2e-2 * gradients[name].norm() + 1e-8, name
+
+
+def test_a_recorded_step_draws_another_dropout_each_time():
+    from lit_gpt.training.graphs import recorded_hidden
+
+    model, batch = make("llama", p=0.5).cuda().bfloat16(), batch_of(100, 60).to(torch.device("cuda"))
+    hidden_of = recorded_hidden(model, 256, np.array([100, 60]))
+    losses = {loss_sum(model, batch, hidden_of).item() for _ in range(4)}
+    assert len(losses) == 4

@@ -25,17 +25,19 @@ BY_NAME = (
 
 
 def run(context: Context) -> None:
-    for targets, name in (("qv", "full"), ("qv", "instructions"), ("all", "full")):
-        context.attempt(f"profile {LABELS[targets]} {name}", one_step, context, targets, name, needs_s=15)
+    for targets, name, kind in (("qv", "full", None), ("all", "instructions", None), ("qv", "full", "fp8")):
+        row = context, targets, name, kind
+        context.attempt(f"profile {kind or 'bf16'} {LABELS[targets]} {name}", one_step, *row, needs_s=15)
 
 
-def one_step(context: Context, targets: str, name: str) -> None:
+def one_step(context: Context, targets: str, name: str, quantize: str | None) -> None:
     ours.set_compile(context.on_gpu)
-    batches = ours.batches_of(data(context, name), context.rows)
-    step = ours.step_runner(adapted(context, targets, None), batches, context.device)
+    batches = ours.batches_of(data(context, name), context.rows)[:1]
+    step = ours.step_runner(adapted(context, targets, quantize), batches, context.device, recorded=False)
     for _ in range(2):
         step()
-    print(f"\n  bf16, {LABELS[targets]}, {name}, {len(batches)} micro-batches of {context.rows} tokens")
+    layers = LABELS[targets]
+    print(f"\n  {quantize or 'bf16'}, {layers}, {name}, {context.rows} tokens, kernels called one by one")
     describe(context, *record(context, step), TARGETS[targets].lora_r)
 
 
@@ -79,16 +81,17 @@ def describe(context: Context, kernels: list[Kernel], launches: list[Launch], r:
     for name, duration in total.items():
         shares[kind(name, "", (), r, 0)] += max(0.0, duration - known[name])
     span = max(start + duration for _, start, duration in kernels) - min(start for _, start, _ in kernels)
-    if context.on_gpu:
-        shares["nothing runs"] = span - covered((start, start + duration) for _, start, duration in kernels)
     whole = sum(shares.values()) or 1.0
-    print(f"  {span / 1e3:.1f} ms from the first kernel to the last")
+    busy = covered((start, start + duration) for _, start, duration in kernels)
+    print(
+        f"  {span / 1e3:.1f} ms from the first kernel to the last under the profiler, {busy / 1e3:.1f} ms of them busy"
+    )
     for name, duration in sorted(shares.items(), key=lambda item: -item[1]):
         print(f"    {name:24}{duration / whole:7.1%}{duration / 1e3:10.2f} ms")
         context.figures[f"share.{name}"] = duration / whole
-    print(f"  {'the longest kernels':66}{'share':>8}{'ms':>10}{'calls':>8}")
-    for name in sorted(total, key=lambda n: -total[n])[:15]:
-        print(f"    {name[:64]:64}{total[name] / whole:8.1%}{total[name] / 1e3:10.2f}{count[name]:8}")
+    print(f"  {'the longest kernels':98}{'share':>8}{'ms':>10}{'calls':>8}")
+    for name in sorted(total, key=lambda n: -total[n])[:24]:
+        print(f"    {name[:96]:96}{total[name] / whole:8.1%}{total[name] / 1e3:10.2f}{count[name]:8}")
 
 
 def kind(kernel: str, operator: str, shapes: Sequence[Sequence[int]], r: int, vocab_size: int) -> str:

@@ -10,6 +10,7 @@ from gpu_parts.timing import measure
 
 from lit_gpt.model import GPT
 
+CALLED = [("bf16 called", "full", 1), ("bf16 called", "instructions", 1), ("bf16 eager", "instructions", 1)]
 TARGETS = {"qv": ours.QV, "all": ours.ALL}
 LABELS = {"qv": "r 8 q,v", "all": "r 16 all"}
 
@@ -31,16 +32,14 @@ def run(context: Context) -> None:
         model = context.attempt(f"bf16 {LABELS[targets]}", adapted, context, targets, None, needs_s=20)
         if model is None:
             continue
-        for compiled, name, size in (
-            (True, "full", 1),
-            (True, "instructions", 1),
-            (True, "full", 2),
-            (False, "full", 1),
-            (False, "instructions", 1),
+        for base, name, size in (
+            ("bf16", "full", 1),
+            ("bf16", "instructions", 1),
+            ("bf16", "full", 2),
+            *(CALLED if targets == "qv" else []),
         ):
-            base, needs = ("bf16", 15) if compiled else ("bf16 eager", 5)
-            row = context, model, base, targets, name, size, compiled
-            context.attempt(f"{base} {LABELS[targets]} {name} {size * context.rows}", step, *row, needs_s=needs)
+            row = context, model, base, targets, name, size
+            context.attempt(f"{base} {LABELS[targets]} {name} {size * context.rows}", step, *row, needs_s=10)
         del model, row
 
 
@@ -48,17 +47,17 @@ def quantized(context: Context) -> None:
     """The same with frozen weights in 8 and in 4 bits."""
     header()
     jobs = {
-        "fp8": (("long", 1), ("full", 1), ("instructions", 1)),
-        "bnb.nf4": (("full", 1), ("full", 0.5, True), ("instructions", 1)),
-        "int8": (("full", 1), ("instructions", 1)),
+        "fp8": (("fp8", "long", 2), ("fp8", "full", 1), ("fp8", "long", 1)),
+        "bnb.nf4": (("bnb.nf4", "full", 1), ("bnb.nf4 called", "full", 1), ("bnb.nf4 called", "full", 0.5, True)),
+        "int8": (("int8", "full", 1), ("int8", "instructions", 1)),
     }
     for kind, cases in jobs.items():
         model = context.attempt(kind, adapted, context, "qv", kind, needs_s=20)
         if model is None:
             continue
-        for name, size, *recompute in cases:
-            row = context, model, kind, "qv", name, size, True, *recompute
-            context.attempt(f"{kind} {name} {size * context.rows:g}", step, *row, needs_s=10)
+        for base, name, size, *recompute in cases:
+            row = context, model, base, "qv", name, size, *recompute
+            context.attempt(f"{base} {name} {size * context.rows:g}", step, *row, needs_s=10)
         del model, row
 
 
@@ -71,7 +70,7 @@ def adapted(context: Context, targets: str, quantize: str | None) -> GPT:
 
 def header() -> None:
     print(
-        f"  {'base':11}{'LoRA':9}{'documents':13}{'batch':>7}{'real tok/s':>11}{'samples/s':>10}"
+        f"  {'base':15}{'LoRA':9}{'documents':13}{'batch':>7}{'real tok/s':>11}{'samples/s':>10}"
         f"{'TFLOP/s':>9}{'of rate':>8}{'+-':>6}{'GB peak':>9}{'reserved':>9}  loss   (* recomputing)"
     )
 
@@ -83,21 +82,21 @@ def step(
     targets: str,
     name: str,
     size: float,
-    compiled: bool,
     recompute: bool = False,
 ) -> None:
     """Measure one optimizer step and print its row.
 
     Args:
-        base: what the frozen weights are.
+        base: what the frozen weights are; `called` replays no graphs, `eager` compiles nothing either.
         size: of the micro-batch, in units of `context.rows` tokens.
         recompute: the blocks compute their forward pass again in the backward pass.
     """
-    ours.set_compile(compiled and context.on_gpu)
+    ours.set_compile(context.on_gpu and "eager" not in base)
     ours.set_recompute(model, recompute)
     samples = data(context, name)
     rows = int(size * context.rows)
-    run_step = ours.step_runner(model, ours.batches_of(samples, rows), context.device)
+    recorded = "eager" not in base and "called" not in base
+    run_step = ours.step_runner(model, ours.batches_of(samples, rows), context.device, recorded)
     measured = measure(run_step, context.device, context.repeats)
     tokens, flops = n_tokens(samples), lora_step(context.config, TARGETS[targets], samples)
     rate = flops / measured.seconds / 1e12
@@ -111,7 +110,7 @@ def step(
         f"{key}.reserved_gb": measured.reserved_gb,
     }
     print(
-        f"  {base + ('*' if recompute else ''):11}{LABELS[targets]:9}{name:13}{rows:7}{tokens / measured.seconds:11.0f}"
+        f"  {base + ('*' if recompute else ''):15}{LABELS[targets]:9}{name:13}{rows:7}{tokens / measured.seconds:11.0f}"
         f"{len(samples) / measured.seconds:10.2f}{rate:9.1f}{rate / ceiling:8.1%}{measured.spread:6.1%}"
         f"{measured.allocated_gb:9.2f}{measured.reserved_gb:9.2f}  {run_step():.3f}",
         flush=True,

@@ -41,7 +41,7 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`; a GPU copies it while it computes something else."""
         ids, predicting, targets = (
-            (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+            (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
             for x in (self.ids, self.predicting, self.targets)
         )
         return Batch(ids, self.documents.to(device), predicting, targets)

@@ -7,8 +7,7 @@ Letters: B rows, T tokens of a call, V padded vocabulary.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from lit_gpt.generation.cache import CacheSlice, StaticCache, room
 from lit_gpt.generation.steps import compiled, with_kernels
 from lit_gpt.model import GPT
+from lit_gpt.resources import never_waiting
 
 
 class Decoder:
@@ -88,7 +88,7 @@ class Decoder:
         with torch.cuda.stream(stream):
             self.run(n)  # compiles and tunes
             try:
-                with no_waiting():  # seen now, since a capture that fails leaves the device in a bad state
+                with never_waiting():  # seen now, since a capture that fails leaves the device in a bad state
                     self.run(n)
             except RuntimeError as e:
                 self.capture = False
@@ -109,16 +109,3 @@ class Decoder:
 def side_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which steps are captured; one for all, since cuBLAS keeps a workspace for each stream it saw."""
     return torch.cuda.Stream(device)
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Within, what makes the host wait for the GPU raises a RuntimeError."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls the mode a prototype
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)

@@ -11,6 +11,7 @@ from lit_gpt.data.batches import ahead, micro_batches, steps
 from lit_gpt.data.store import Samples
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
+from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import blocks_to_recompute
 from lit_gpt.training.monitor import Monitor
@@ -44,6 +45,8 @@ def fit(
     n_steps = -(-n_samples // train.batch_size)
     max_tokens = micro_batch_tokens(train, fabric.device)
     model.n_recomputed = blocks_to_recompute(model, train, max_tokens, fabric.device)
+    with fabric.autocast():
+        hidden_of = recorded_hidden(model, max_tokens, train_data.lengths, train.compile)
     monitor.validated(0, validate(fabric, model, val_data, train, validation))
 
     order = steps(train_data, n_samples, train.batch_size, max_tokens, seed)
@@ -54,7 +57,7 @@ def fit(
         n_targets = sum(batch.n_targets for batch in batches)
         for i, batch in enumerate(batches, 1):
             with fabric.autocast():
-                loss = loss_sum(model, batch)
+                loss = loss_sum(model, batch, hidden_of)
             # divided by the targets of the whole step, so that what shares a forward pass changes nothing
             fabric.backward(loss / max(1, n_targets))
             is_step = i == len(batches)
@@ -62,7 +65,7 @@ def fit(
                 if train.max_norm > 0:
                     fabric.clip_gradients(model, optimizer, max_norm=train.max_norm, error_if_nonfinite=False)
                 optimizer.step()
-                optimizer.zero_grad()
+                optimizer.zero_grad(set_to_none=False)  # a recording adds to these very tensors
             monitor.iterated(step, batch, loss.detach(), optimizer.param_groups[0]["lr"], is_step)
         validates = step % validation.eval_interval == 0 or step == n_steps
         saves = step % train.save_interval == 0 or step == n_steps

@@ -1,5 +1,7 @@
 """The loss of next-token prediction on target positions."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,17 +11,20 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from lit_gpt.data.batches import Batch
 from lit_gpt.model import GPT
 
-LOGITS = 2**24
-"""Logits that exist at a time, about: 64 MB in fp32."""
+LOGITS = 2**23
+"""Logits that exist at a time, about: 32 MB in fp32."""
 
 
-def loss_sum(model: GPT, batch: Batch) -> Tensor:
+def loss_sum(model: GPT, batch: Batch, hidden_of: Callable[..., Tensor] | None = None) -> Tensor:
     """Cross entropy in nats, summed over the targets. A scalar in fp32.
 
     The output projection is computed for positions with a target only: on the others there is nothing to learn, and
     with masked prompts they are the greater part.
+
+    Args:
+        hidden_of: what does the work of `model.hidden`, if not that itself.
     """
-    hidden = model.hidden(batch.ids[None], documents=batch.documents)[0]  # (T, C)
+    hidden = (hidden_of or model.hidden)(batch.ids[None], documents=batch.documents).flatten(0, 1)  # (T, C)
     hidden = hidden.index_select(0, batch.predicting)  # (n_targets, C)
     trained = [p for p in model.lm_head.parameters() if p.requires_grad]
     return HeadLoss.apply(hidden, batch.targets, model, *trained)

@@ -1,0 +1,85 @@
+"""Our LoRA run: the library's own training loop over the shared rows."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from train_parts.job import Job
+from train_parts.record import Record
+
+from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
+from lit_gpt.checkpoint import load_base, make_fabric
+from lit_gpt.data.batches import Batch
+from lit_gpt.data.store import Samples
+from lit_gpt.lora import inject
+from lit_gpt.training.loop import fit, validate
+
+
+class Recorder:
+    """Stands where the loop's monitor stands."""
+
+    loss_is_finite = True
+
+    def __init__(self) -> None:
+        self.record = Record()
+
+    def iterated(self, step: int, batch: Batch, loss: torch.Tensor, learning_rate: float, is_step: bool) -> None:
+        self.record.add(batch.n_tokens, batch.n_samples, batch.n_targets, loss.item())
+
+    def validated(self, step: int, loss: float) -> None:
+        pass
+
+    def report(self) -> None:
+        pass
+
+
+def run(job: Job) -> None:
+    fabric = make_fabric(job.precision, seed=job.seed)
+    model, _ = load_base(fabric, job.material.ours)
+    inject(model, lora_args(job))
+    rows = job.material.rows
+    train = TrainArgs(
+        learning_rate=job.learning_rate,
+        lr_schedule="constant",
+        batch_size=job.batch_size,
+        micro_batch_size=job.micro_batch_size,
+        warmup_steps=0,
+        epochs=1,
+    )
+    recorder = Recorder()
+    shortest = stacked([min(rows, key=lambda row: len(row[0]))])  # the loop validates; that is not what is timed
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trained.pth"
+        fit(fabric, model, stacked(rows), shortest, path, recorder, train, ValidationArgs(), job.seed)
+    recorder.record.tell()
+
+
+def lora_args(job: Job) -> LoRAArgs:
+    everywhere = job.targets == "all"
+    return LoRAArgs(
+        lora_r=job.r,
+        lora_alpha=job.alpha,
+        lora_dropout=job.dropout,
+        lora_key=everywhere,
+        lora_projection=everywhere,
+        lora_mlp=everywhere,
+    )
+
+
+def stacked(rows: list[tuple[np.ndarray, np.ndarray]]) -> Samples:
+    offsets = np.cumsum([0, *(len(ids) for ids, _ in rows)], dtype=np.int64)
+    ids, labels = (np.concatenate(part) for part in zip(*rows, strict=True))
+    return Samples(ids, labels, offsets)
+
+
+def base_losses(job: Job) -> dict[str, float]:
+    """The untouched model's mean loss over the rows' targets, packed and each row by itself."""
+    fabric = make_fabric(job.precision, seed=job.seed)
+    model, _ = load_base(fabric, job.material.ours)
+    rows = stacked(job.material.rows)
+    losses = {}
+    for name, tokens in {"packed": None, "alone": 1}.items():
+        train = TrainArgs(micro_batch_tokens=tokens)
+        losses[name] = validate(fabric, model, rows, train, ValidationArgs())
+    return losses
