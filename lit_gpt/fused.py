@@ -1,6 +1,7 @@
 """Small functions of tensors that a GPU does in one pass over memory, compiled, where eager torch takes several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any
 
@@ -13,6 +14,17 @@ _settings = {"compile": False}  # of the process, as torch's number of threads i
 def set_compile(on: bool) -> None:
     """Whether functions under `fused` are compiled on a GPU from now on; on a CPU they never are."""
     _settings["compile"] = on
+
+
+@contextmanager
+def compiling(on: bool = True) -> Iterator[None]:
+    """`set_compile(on)` within, as before afterwards."""
+    before = _settings["compile"]
+    set_compile(on)
+    try:
+        yield
+    finally:
+        set_compile(before)
 
 
 def fused(fn: Callable[..., Any], dynamic: int | None = None) -> Callable[..., Any]:

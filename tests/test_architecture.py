@@ -29,7 +29,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "checkpoint": {"", "convert", "files", "model", "lora", "quantize", "rope"},
     "convert": {"files", "config", "families", "model", "rope", "tokenizer", "convert"},
     "data": {"", "checkpoint", "convert", "files", "packed", "tokenizer", "prompts", "data"},
-    "generation": {"config", "linear", "mlp", "model", "quantize", "rope", "tokenizer", "resources", "generation"},
+    "generation": {"config", "fused", "linear", "mlp", "model", "quantize", "rope", "tokenizer", "resources"}
+    | {"generation"},
     "training": {"", "checkpoint", "config", "data", "fused", "model", "packed", "resources", "tokenizer", "training"},
     "evaluation": {"", "checkpoint", "data", "files", "fused", "generation", "lora", "model", "prompts", "tokenizer"}
     | {"evaluation"},

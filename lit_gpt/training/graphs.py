@@ -50,7 +50,7 @@ def can_record(model: GPT) -> bool:
 
 
 class Waits(Exception):
-    """Something in the model makes the host wait for the GPU, which a recording cannot."""
+    """Something makes the host wait for the GPU, or does something else that a recording cannot."""
 
 
 class Recorder:
@@ -122,13 +122,16 @@ class Recording:
         torch.cuda.current_stream().wait_stream(side)
 
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.forward, **place):
-            hidden = model.hidden(self.idx, documents=documents)
-        self.d_hidden = torch.zeros_like(hidden)
-        with torch.cuda.graph(self.backward, **place):
-            gradients = torch.autograd.grad(hidden, trained, self.d_hidden, allow_unused=True)
-            pairs = [(p.grad, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
-            torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+        try:
+            with torch.cuda.graph(self.forward, **place):
+                hidden = model.hidden(self.idx, documents=documents)
+            self.d_hidden = torch.zeros_like(hidden)
+            with torch.cuda.graph(self.backward, **place):
+                gradients = torch.autograd.grad(hidden, trained, self.d_hidden, allow_unused=True)
+                pairs = [(p.grad, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
+                torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
+        except RuntimeError as e:  # such as a graph of autograd that is still alive, and lives on another stream
+            raise Waits(str(e).splitlines()[0]) from e
         self.hidden = hidden.detach()
 
     def set(self, idx: Tensor, documents: Documents, padding: tuple[int, ...]) -> None:

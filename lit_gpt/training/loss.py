@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -30,6 +29,20 @@ def loss_sum(model: GPT, batch: Batch, hidden_of: Callable[..., Tensor] | None =
     return HeadLoss.apply(hidden, batch.targets, model, *trained)
 
 
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum over (n, V) logits and (n,) targets, a scalar in fp32, and its gradient with respect to the logits.
+
+    The probabilities are made where the gradient then is: they are the largest tensor of the step.
+    """
+    h = logits.float()
+    highest = h.amax(-1, keepdim=True)
+    p = (h - highest).exp_()
+    total = p.sum(-1, keepdim=True)
+    loss = (highest + total.log() - h.gather(-1, targets.unsqueeze(-1))).sum()
+    p.div_(total).scatter_add_(-1, targets.unsqueeze(-1), -torch.ones_like(total))
+    return loss, p.to(logits.dtype)
+
+
 class HeadLoss(Function):
     """Output projection and cross entropy, some rows at a time: the logits of a whole micro-batch never exist.
 
@@ -53,10 +66,11 @@ class HeadLoss(Function):
             part = slice(start, start + rows)
             with torch.set_grad_enabled(needed):
                 x = hidden[part].detach().requires_grad_(ctx.has_hidden)
-                loss = F.cross_entropy(model.logits(x).float(), targets[part], reduction="sum")
-            total += loss.detach()
+                logits = model.logits(x)
+            loss, d_logits = cross_entropy(logits.detach(), targets[part])
+            total += loss
             if needed:
-                gradients = torch.autograd.grad(loss, [x, *trained] if ctx.has_hidden else trained)
+                gradients = torch.autograd.grad(logits, [x, *trained] if ctx.has_hidden else trained, d_logits)
                 for sum_, g in zip([*(d[part].zero_() for d in d_hidden), *d_trained], gradients, strict=True):
                     sum_ += g
         ctx.save_for_backward(*d_hidden, *d_trained)
