@@ -67,7 +67,8 @@ class TrainArgs:
     """Which blocks compute their forward pass again in the backward pass, for less memory and a third more time: auto
     takes as many as it needs to fit the GPU."""
     compile: bool = True
-    """Compile norms, rotations, activations and dropout on a GPU: about a minute at the start of a run."""
+    """On a GPU, compile norms, rotations, activations and dropout, and record the step as CUDA graphs: half a minute at
+    the start of a run."""
     epochs: float | None = None
     """End after this many passes over the training set."""
     max_iters: int | None = None

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_gpt.errors import UserError
+
 _settings = {"compile": False}  # of the process, as torch's number of threads is
 
 
@@ -34,6 +36,9 @@ def fused(fn: Callable[..., Any], dynamic: int | None = None) -> Callable[..., A
         fn: a function of tensors, or with further arguments that are constants of the model.
         dynamic: so many first dimensions of each tensor, parameters excepted, may change from call to call without
             compiling anew; None is all but the last one.
+
+    Raises:
+        UserError: when called, if this machine cannot compile.
     """
 
     @cache
@@ -48,6 +53,9 @@ def fused(fn: Callable[..., Any], dynamic: int | None = None) -> Callable[..., A
         for x in args:
             if isinstance(x, Tensor) and x.dim() > 1 and not isinstance(x, torch.nn.Parameter):
                 torch._dynamo.maybe_mark_dynamic(x, list(range(min(x.dim() - 1, dynamic or x.dim()))))
-        return compiled()(*args)
+        try:
+            return compiled()(*args)
+        except torch._dynamo.exc.TorchDynamoException as e:
+            raise UserError(f"torch.compile fails here: {str(e).strip().splitlines()[0]}; pass --compile false") from e
 
     return call

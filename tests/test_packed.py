@@ -16,6 +16,7 @@ from lit_gpt.data.store import IGNORE
 from lit_gpt.model import GPT
 from lit_gpt.packed import Documents, Heads, PackedAttention
 from lit_gpt.training import loss as loss_module
+from lit_gpt.training.graphs import filling
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import blocks_to_recompute, kept_values
 
@@ -226,3 +227,22 @@ def test_dropout_is_independent_and_unbiased_and_the_same_for_the_same_seed(how,
     for shift in (1, 256, 257):  # no place tells about another
         pairs = zero_a.flatten()[shift:] * zero_a.flatten()[:-shift]
         assert abs(pairs.mean() - p * p) < 5 / n
+
+
+def test_a_micro_batch_goes_to_the_smallest_recording_and_fills_it():
+    sizes = [256, 128, 64, 32]
+    assert filling((100, 28), sizes, 8, 100) == (1, ())
+    assert filling((100, 27), sizes, 8, 100) == (1, (1,))
+    assert filling((5, 5), sizes, 8, 100) == (3, (22,))
+    assert filling((100, 29), sizes, 8, 50) is None  # a document longer than was recorded
+    assert filling((200, 57), sizes, 8, 300) is None  # more tokens than was recorded
+    assert filling((1,) * 8, sizes, 8, 100) is None  # no slot is left for what fills up
+    assert filling((4,) * 8, sizes, 8, 100) == (3, ())
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        lengths = tuple(int(n) for n in rng.integers(1, 60, rng.integers(1, 9)))
+        found = filling(lengths, sizes, 12, 60)
+        if found is not None:
+            which, padding = found
+            assert sum(lengths) + sum(padding) == sizes[which] and len(lengths) + len(padding) <= 12
+            assert max(padding, default=0) <= 60 and all(sizes[i] < sum(lengths) for i in range(which + 1, 4))

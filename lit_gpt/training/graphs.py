@@ -33,6 +33,9 @@ def recorded_hidden(model: GPT, max_tokens: int, lengths: np.ndarray, enabled: b
     """
     if not enabled or not can_record(model):
         return model.hidden
+    print(
+        f"Recording the training step for micro-batches of up to {max_tokens:,} tokens; --compile false leaves it out"
+    )
     try:
         return Recorder(model, max_tokens, lengths)
     except Waits as e:
@@ -68,22 +71,33 @@ class Recorder:
 
     def __call__(self, idx: Tensor, documents: Documents) -> Tensor:
         """As `GPT.hidden`; the result may have rows more than there are tokens, (1, >= T, C)."""
-        filled = self.filled(documents.lengths)
-        if filled is None or not torch.is_grad_enabled():
+        room = filling(documents.lengths, [r.size for r in self.recordings], self.slots, self.longest)
+        if room is None or not torch.is_grad_enabled():
             return self.model.hidden(idx, documents=documents)
-        recording, lengths = filled
-        recording.set(idx, documents, lengths)
+        which, padding = room
+        recording = self.recordings[which]
+        recording.set(idx, documents, padding)
         return Replay.apply(recording.anchor, recording)
 
-    def filled(self, lengths: tuple[int, ...]) -> "tuple[Recording, tuple[int, ...]] | None":
-        """The smallest recording that has room, and the lengths of what fills it up; None if there is none."""
-        n_tokens = sum(lengths)
-        fitting = [r for r in self.recordings if r.size >= n_tokens]
-        if not fitting or max(lengths) > self.longest:
-            return None
-        whole, rest = divmod(fitting[-1].size - n_tokens, self.longest)
-        padding = (self.longest,) * whole + ((rest,) if rest else ())
-        return (fitting[-1], padding) if len(lengths) + len(padding) <= self.slots else None
+
+def filling(lengths: tuple[int, ...], sizes: list[int], slots: int, longest: int) -> tuple[int, tuple[int, ...]] | None:
+    """Index of the smallest size that documents of these lengths fit, and lengths of more that fill it up.
+
+    Args:
+        slots: most documents, those that fill up included.
+        longest: most tokens of a document.
+
+    Returns:
+        None if they fit no size.
+    """
+    n_tokens = sum(lengths)
+    fitting = [i for i, size in enumerate(sizes) if size >= n_tokens]
+    if not fitting or max(lengths) > longest:
+        return None
+    best = min(fitting, key=sizes.__getitem__)
+    whole, rest = divmod(sizes[best] - n_tokens, longest)
+    padding = (longest,) * whole + ((rest,) if rest else ())
+    return (best, padding) if len(lengths) + len(padding) <= slots else None
 
 
 class Recording:

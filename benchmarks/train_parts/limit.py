@@ -1,0 +1,43 @@
+"""The rate of the matrix products alone, at the model's shapes: what no training step on this machine exceeds."""
+
+import time
+
+import torch
+from torch import Tensor
+from train_parts.job import Job
+
+from lit_gpt.config import Config
+
+ROWS = 512
+"""Tokens of a product, as in a micro-batch."""
+
+
+def limit(job: Job, part_of_targets: float) -> float:
+    """Tokens a second if a step were its products: forward and the input's gradient, the head for targets only.
+
+    Args:
+        part_of_targets: targets / tokens.
+    """
+    c = Config.from_json(job.material.ours / "lit_config.json")
+    dtype = {"32-true": torch.float32, "bf16-true": torch.bfloat16}[job.precision]
+    gated = 1 if c.mlp == "plain" else 2
+    q = c.n_head * c.head_size
+    shapes = [(sum(c.qkv_sizes), c.n_embd), (c.n_embd, q), (c.n_embd, c.intermediate_size)]
+    shapes += [(c.intermediate_size, c.n_embd)] * gated
+    block = sum(seconds(torch.randn(shape, dtype=dtype), dtype) for shape in shapes)
+    head = seconds(torch.randn(c.padded_vocab_size, c.n_embd, dtype=dtype), dtype)
+    return ROWS / (c.n_layer * block + part_of_targets * head)
+
+
+@torch.no_grad()
+def seconds(weight: Tensor, dtype: torch.dtype) -> float:
+    """Of x W^T and dy W for ROWS rows, the best of five."""
+    n_out, n_in = weight.shape
+    x, dy = torch.randn(ROWS, n_in, dtype=dtype), torch.randn(ROWS, n_out, dtype=dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        dy @ weight
+        times.append(time.perf_counter() - start)
+    return min(times)
