@@ -35,8 +35,25 @@ def run(main: Callable[..., None]) -> None:
             raise
         where = f": {e.filename}" if e.filename else ""
         fail(f"{e.strerror or e}{where}")
+    except RuntimeError as e:
+        if type(e).__name__ != "OutOfMemoryError":  # torch's own; its import would cost `--help` seconds
+            raise
+        fail(f"the GPU has too little memory ({str(e).split('. ')[0]}); {for_less_memory(flag_names(main))}")
     except KeyboardInterrupt:
         fail("interrupted", code=130)
+
+
+def for_less_memory(flags: list[str]) -> str:
+    """What to try, of what the script has."""
+    ways = {
+        "recompute": "--recompute all",
+        "micro_batch_tokens": "--micro_batch_tokens 1024",
+        "quantize": "--quantize bnb.nf4",
+        "batch_size": "a smaller --batch_size",
+    }
+    if "micro_batch_tokens" in flags:
+        ways.pop("batch_size")
+    return "try " + " or ".join([way for flag, way in ways.items() if flag in flags] or ["a smaller model"])
 
 
 def fail(message: str, code: int = 1) -> None:

@@ -141,3 +141,26 @@ def test_bad_input_is_one_line_that_names_it(place, argv, parts):
     before = (tiny / "lit_model.pth").read_bytes()
     assert_one_line_error(run(*argv, cwd=place), *parts)
     assert (tiny / "lit_model.pth").read_bytes() == before and not (place / "out/lora/other").exists()
+
+
+def test_a_gpu_that_is_too_small_is_one_line_with_the_way_out(capsys, monkeypatch):
+    import sys
+
+    import torch
+
+    from lit_gpt import cli
+
+    def main(recompute: str = "auto", micro_batch_tokens: int = 1, batch_size: int = 1) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of ..."
+        )
+
+    monkeypatch.setattr(sys, "argv", ["finetune.py"])
+    monkeypatch.setattr(sys, "stdout", type("Out", (), {"reconfigure": lambda self, **kw: None})())
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    said = capsys.readouterr().err.strip()
+    assert end.value.code == 1 and said.count("\n") == 0
+    assert said == (
+        "error: the GPU has too little memory (CUDA out of memory); try --recompute all or --micro_batch_tokens 1024"
+    )
