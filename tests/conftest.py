@@ -4,10 +4,15 @@ import copy
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+
+NEEDS = {"test_evaluation.py": "lm_eval", "test_data_and_files.py": "jsonargparse"}
+collect_ignore = [file for file, package in NEEDS.items() if find_spec(package) is None]
+"""Files that import what a machine with a GPU may lack, where `pytest -m gpu` is all that is wanted."""
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
