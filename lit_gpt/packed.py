@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from lit_gpt import padded
 from lit_gpt.fused import fused
 
 aten = torch.ops.aten
@@ -66,12 +67,8 @@ class PackedAttention(Function):
     def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
         """(T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
-        q, k, v = split(qkv, heads)
-        if flash_can(qkv, heads):
-            y, *rest = flash(q, k, v, documents, heads)
-        else:
-            y, *rest = by_document(q, k, v, documents, heads)
-        ctx.documents, ctx.heads, ctx.n_rest = documents, heads, len(rest)
+        y, *rest = attended(qkv, documents, heads)
+        ctx.documents, ctx.heads = documents, heads
         ctx.save_for_backward(qkv, cos, sin, y, *rest)
         return y.flatten(1)
 
@@ -79,12 +76,21 @@ class PackedAttention(Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cos, sin, y, *rest = ctx.saved_tensors
-        heads = ctx.heads
-        dy = dy.view_as(y)
-        gradient = flash_backward if flash_can(qkv, heads) else by_document_backward
-        d_qkv = gradient(dy, *split(qkv, heads), y, *rest, ctx.documents, heads)
+        d_qkv = attended_backward(dy.view_as(y), qkv, y, *rest, ctx.documents, ctx.heads)
         # a rotation's transpose is the rotation by the opposite angle
         return rotated_back(*d_qkv, cos, sin), None, None, None, None
+
+
+def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
+    """The result (T, H, D) for rotated qkv (T, sum(sizes)), and what `attended_backward` needs besides."""
+    return (flash if flash_can(qkv, heads) else by_document)(*split(qkv, heads), documents, heads)
+
+
+def attended_backward(dy: Tensor, qkv: Tensor, y: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    """Gradients of rotated q (T, H, D), k and v (T, G, D). `rest` is that of `attended`, documents and heads."""
+    heads = rest[-1]
+    gradient = flash_backward if flash_can(qkv, heads) else by_document_backward
+    return gradient(dy, *split(qkv, heads), y, *rest)
 
 
 def split(qkv: Tensor, heads: Heads) -> tuple[Tensor, ...]:
@@ -142,6 +148,32 @@ def flash_backward(
     )
 
 
+def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
+    """The result (T, H, D), and the logsumexp of each document where a CPU's fused attention does them."""
+    if not cpu_flash_can(q, documents, heads):
+        return (padded.attend(q, k, v, documents.lengths, heads.scale, heads.softcap, heads.window),)
+    y, kept = torch.empty(q.shape, dtype=q.dtype), []
+    for span in spans(documents):
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+            *(x[span].transpose(0, 1)[None] for x in (q, *repeated(k, v, q))), 0.0, True, scale=heads.scale
+        )
+        y[span] = out[0].transpose(0, 1)
+        kept.append(lse)
+    return y, *kept
+
+
+def by_document_backward(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    """Gradients of q (T, H, D), k and v (T, G, D). `rest` is what `by_document` kept, documents and heads."""
+    *kept, documents, heads = rest
+    if not kept:
+        return padded.attend_backward(dy, q, k, v, y, documents.lengths, heads.scale, heads.softcap, heads.window)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    for span, lse in zip(spans(documents), kept, strict=True):
+        here = dy[span], q[span], k[span], v[span], y[span]
+        dq[span], dk[span], dv[span] = cpu_flash_backward(*here, lse, heads)
+    return dq, dk, dv
+
+
 def spans(documents: Documents) -> Iterator[slice]:
     start = 0
     for n in documents.lengths:
@@ -149,43 +181,14 @@ def spans(documents: Documents) -> Iterator[slice]:
         start += n
 
 
-def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
-    """The result (T, H, D), then the logsumexp of each document that `cpu_flash_can` do."""
-    y, kept = torch.empty(q.shape, dtype=q.dtype, device=q.device), []
-    for span in spans(documents):
-        if cpu_flash_can(q[span], heads):
-            out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-                *(x[span].transpose(0, 1)[None] for x in (q, *repeated(k, v, q))), 0.0, True, scale=heads.scale
-            )
-            y[span] = out[0].transpose(0, 1)
-            kept.append(lse)
-        else:
-            p, _ = probabilities(q[span], k[span], heads)
-            y[span] = from_groups(p @ v[span].transpose(0, 1), q[span])
-    return y, *kept
+def cpu_flash_can(q: Tensor, documents: Documents, heads: Heads) -> bool:
+    """Whether a CPU's fused attention does these documents, and pays.
 
-
-def by_document_backward(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, *rest: object) -> tuple[Tensor, ...]:
-    """Gradients of q (T, H, D), k and v (T, G, D). `rest` is what `by_document` kept, documents and heads."""
-    *kept, documents, heads = rest
-    kept = iter(kept)
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    for span in spans(documents):
-        here = dy[span], q[span], k[span], v[span], y[span]
-        if cpu_flash_can(q[span], heads):
-            dq[span], dk[span], dv[span] = cpu_flash_backward(*here, next(kept), heads)
-        else:
-            dq[span], dk[span], dv[span] = plain_backward(*here, heads)
-    return dq, dk, dv
-
-
-def cpu_flash_can(q: Tensor, heads: Heads) -> bool:
-    """Whether a CPU's fused attention does this document (L, H, D), and pays.
-
-    In 16 bits the plain products take a third of its time up to some 200 tokens.
+    In 16 bits plain products take a third of its time up to some 200 tokens, and as long at 500.
     """
-    possible = q.device.type == "cpu" and not heads.softcap and (not heads.window or q.size(0) <= heads.window)
-    return possible and (q.dtype == torch.float32 or q.size(0) > 200)
+    longest = max(documents.lengths)
+    possible = q.device.type == "cpu" and not heads.softcap and (not heads.window or longest <= heads.window)
+    return possible and (q.dtype == torch.float32 or longest > 512)
 
 
 def cpu_flash_backward(
@@ -204,41 +207,3 @@ def repeated(k: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """k and v with a head for each of q's."""
     times = q.size(1) // k.size(1)
     return (k, v) if times == 1 else (k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
-
-
-def probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
-    """Of one document's keys for each query, (G, R * L, L), and the derivative of the soft cap, if there is one."""
-    n = q.size(0)
-    scores = (to_groups(q, k) @ k.permute(1, 2, 0)).float() * heads.scale  # (G, R * L, L)
-    slope = None
-    if heads.softcap:
-        scores = torch.tanh(scores / heads.softcap)
-        slope = 1 - scores.square()
-        scores = scores * heads.softcap
-    distance = torch.arange(n, device=q.device)[:, None] - torch.arange(n, device=q.device)
-    hidden = distance < 0 if not heads.window else (distance < 0) | (distance >= heads.window)
-    scores.unflatten(1, (-1, n)).masked_fill_(hidden, -torch.inf)
-    return scores.softmax(-1).to(q.dtype), slope
-
-
-def plain_backward(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, heads: Heads) -> tuple[Tensor, ...]:
-    """Gradients of one document, the probabilities computed anew."""
-    p, slope = probabilities(q, k, heads)
-    grouped, d_grouped = to_groups(q, k), to_groups(dy, k)  # (G, R * L, D)
-    dv = (p.mT @ d_grouped).transpose(0, 1)
-    along = (d_grouped.float() * to_groups(y, k).float()).sum(-1, keepdim=True)
-    ds = ((d_grouped @ v.permute(1, 2, 0)).float() - along) * p * heads.scale
-    if slope is not None:
-        ds = ds * slope
-    ds = ds.to(q.dtype)
-    return from_groups(ds @ k.transpose(0, 1), q), (ds.mT @ grouped).transpose(0, 1), dv
-
-
-def to_groups(q: Tensor, k: Tensor) -> Tensor:
-    """(L, H, D) -> (G, R * L, D): the queries that share a key head, one under the other."""
-    return q.unflatten(1, (k.size(1), -1)).permute(1, 2, 0, 3).flatten(1, 2)
-
-
-def from_groups(y: Tensor, like: Tensor) -> Tensor:
-    """(G, R * L, D) -> (L, H, D)."""
-    return y.unflatten(1, (-1, like.size(0))).permute(2, 0, 1, 3).flatten(1, 2)

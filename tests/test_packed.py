@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import SHAPES, tiny_hf
 
-from lit_gpt import dropout, lora
+from lit_gpt import dropout, lora, padded
 from lit_gpt.args import LoRAArgs, TrainArgs
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.data.batches import collate, packs
@@ -109,15 +109,17 @@ def test_blocks_that_are_computed_again_change_nothing(kind):
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("window", [0, 6])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_attention_in_16_bits_is_within_rounding_of_that_in_32(softcap, window, groups):
+@pytest.mark.parametrize("lengths", [(5, 230, 40), (3, 600)])
+def test_attention_in_16_bits_is_within_rounding_of_that_in_32(softcap, window, groups, lengths):
     """Long and short documents take different paths there."""
     D, H = 16, 4
     heads = Heads((H * D, groups * D, groups * D), D, D**-0.5, softcap, window)
-    documents = Documents.of((5, 230, 40))
+    documents = Documents.of(lengths)
     torch.manual_seed(0)
-    qkv = torch.randn(275, sum(heads.sizes))
-    angle = torch.rand(275, 4).repeat(1, 2)
-    dy = torch.randn(275, H * D)
+    T = sum(lengths)
+    qkv = torch.randn(T, sum(heads.sizes))
+    angle = torch.rand(T, 4).repeat(1, 2)
+    dy = torch.randn(T, H * D)
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         x = qkv.detach().to(dtype, copy=True).requires_grad_()
@@ -246,3 +248,34 @@ def test_a_micro_batch_goes_to_the_smallest_recording_and_fills_it():
             which, padding = found
             assert sum(lengths) + sum(padding) == sizes[which] and len(lengths) + len(padding) <= 12
             assert max(padding, default=0) <= 60 and all(sizes[i] < sum(lengths) for i in range(which + 1, 4))
+
+
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("window", [0, 6])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_documents_side_by_side_are_documents_alone(softcap, window, groups, monkeypatch):
+    """Against scores of all tokens at once, with a mask, and autograd."""
+    monkeypatch.setattr(padded, "SCORES", 3000)
+    padded.groups.cache_clear()
+    D, H = 8, 4
+    for lengths in ((33, 30, 20, 12, 12, 7, 5, 1, 1), (5,), (1, 40, 3, 200, 90, 80), (16,) * 20):
+        T = sum(lengths)
+        q, k, v = (torch.randn(T, n, D, requires_grad=True) for n in (H, groups, groups))
+        dy, at = torch.randn(T, H, D), torch.arange(T)
+        document = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        distance = at[:, None] - at
+        seen = (document[:, None] == document) & (distance >= 0) & (distance < (window or T))
+        scores = torch.einsum("thd,shd->hts", q, k.repeat_interleave(H // groups, 1)) * 0.3
+        scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+        p = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        want = torch.einsum("hts,shd->thd", p, v.repeat_interleave(H // groups, 1))
+        gradients = torch.autograd.grad(want, (q, k, v), dy)
+        settings = (lengths, 0.3, softcap, window)
+        q, k, v = q.detach(), k.detach(), v.detach()
+        y = padded.attend(q, k, v, *settings)
+        torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
+        for a, b in zip(padded.attend_backward(dy, q, k, v, y, *settings), gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    found = padded.groups((16,) * 20, torch.device("cpu"))
+    assert len(found) == 2 and sum(len(place) for _, _, place in found) == 320  # 3,000 scores are 11 documents
+    padded.groups.cache_clear()
