@@ -207,3 +207,13 @@ def repeated(k: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """k and v with a head for each of q's."""
     times = q.size(1) // k.size(1)
     return (k, v) if times == 1 else (k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))
+
+
+def to_groups(q: Tensor, k: Tensor) -> Tensor:
+    """(T, H, D) -> (G, R * T, D): the queries that share a head of k, one under the other."""
+    return q.unflatten(1, (k.size(1), -1)).permute(1, 2, 0, 3).flatten(1, 2)
+
+
+def from_groups(y: Tensor, like: Tensor) -> Tensor:
+    """(G, R * T, D) -> (T, H, D)."""
+    return y.unflatten(1, (-1, like.size(0))).permute(2, 0, 1, 3).flatten(1, 2)
