@@ -1,4 +1,4 @@
-"""Evaluate a pretrained model with EleutherAI's lm-evaluation-harness.
+"""Evaluate a pretrained model, or a run of any finetuning method, with EleutherAI's lm-evaluation-harness.
 
 python eval/lm_eval_harness.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b --precision bf16-true \
     --eval_tasks "[truthfulqa_mc]" --batch_size 4 --save_filepath results.json
@@ -7,35 +7,47 @@ The table of scores goes to stdout, everything else to stderr.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from lit_gpt.args import EvalArgs, Precision, Quantization
 
 
 def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
+    finetuned_path: Path | None = None,
     precision: Precision | None = None,
-    quantize: Quantization | None = None,
+    quantize: Quantization | Literal["none"] | None = None,
     evaluation: EvalArgs = EvalArgs(),
 ) -> None:
-    """Evaluate a pretrained model.
+    """Evaluate a model.
 
     Args:
         checkpoint_dir: folder of a converted checkpoint.
+        finetuned_path: a run's folder, or the weights in it; the pretrained model if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
+        quantize: keep the weights of the blocks in 4 or 8 bits, or in the precision (none); if not given, as a run was
+            trained, and a pretrained model in the precision.
     """
-    from lit_gpt.checkpoint import load_base, make_fabric
+    from lit_gpt.checkpoint import load_base, load_finetuned, make_fabric, read_run
     from lit_gpt.convert.lit import require_checkpoint
     from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
     from lit_gpt.tokenizer import Tokenizer
 
     require_checkpoint(checkpoint_dir)
-    style = choose_style(evaluation)
+    run_dir = finetuned_path.parent if finetuned_path and finetuned_path.suffix == ".pth" else finetuned_path
+    style = choose_style(evaluation, run_dir and read_run(run_dir).prompt_style)
     tasks = prepare(evaluation)
     fabric = make_fabric(precision, evaluation.seed)
-    model, _ = load_base(fabric, checkpoint_dir, quantize)
-    about = {"checkpoint_dir": checkpoint_dir, "precision": precision, "quantize": quantize}
+    about = {"checkpoint_dir": checkpoint_dir, "precision": precision}
+    if run_dir is None:
+        quantize = None if quantize == "none" else quantize
+        model, _ = load_base(fabric, checkpoint_dir, quantize)
+    else:
+        model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
+        quantize = run.quantize
+        about |= {"finetuned_path": run_dir, "method": run.method}
+    about |= {"quantize": quantize}
     evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
 
 

@@ -1,5 +1,6 @@
 """Arguments that several scripts share, as frozen dataclasses: each field is a command-line flag. Imports little."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ from lit_gpt.errors import UserError
 
 Precision = Literal["32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
 Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training", "int8", "fp8"]
+Optimizer = Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class LoRAArgs:
     lora_r: int = 8
     """Rank of each update."""
     lora_alpha: float = 16
-    """An update is scaled by lora_alpha / lora_r."""
+    """An update is scaled by lora_alpha / lora_r, or as --lora_scaling says."""
     lora_dropout: float = 0.05
     """Dropout on the input of the updates."""
     lora_query: bool = True
@@ -32,9 +34,25 @@ class LoRAArgs:
     """Adapt all layers of the MLPs."""
     lora_head: bool = False
     """Adapt the output projection of the model."""
+    lora_scaling: Literal["plain", "rslora"] = "plain"
+    """rslora divides lora_alpha by the root of lora_r, so that high ranks learn as fast (arXiv:2312.03732)."""
+    lora_init: Literal["kaiming", "pissa"] = "kaiming"
+    """pissa trains the principal part of the weights and freezes the rest (arXiv:2404.02948); kaiming adds to them."""
+    lora_dora: bool = False
+    """Train a magnitude for each adapted output channel, too (arXiv:2402.09353); takes a third product a layer."""
+    lora_plus_ratio: float = 1.0
+    """The second matrix of an update learns so many times faster than the first one (arXiv:2402.12354)."""
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the updates."""
+        return self.lora_alpha / (self.lora_r if self.lora_scaling == "plain" else math.sqrt(self.lora_r))
 
     def __post_init__(self) -> None:
         require("lora_r", self.lora_r, at_least=1)
+        for name in ("lora_alpha", "lora_plus_ratio"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name} {getattr(self, name)} must be more than 0")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout {self.lora_dropout} must be at least 0 and less than 1")
         targets = ("query", "key", "value", "projection", "mlp", "head")
@@ -43,17 +61,39 @@ class LoRAArgs:
 
 
 @dataclass(frozen=True)
+class AdapterArgs:
+    """Which layers read a learned prompt, and how long it is."""
+
+    adapter_prompt_length: int = 10
+    """Vectors in the prompt of a layer."""
+    adapter_start_layer: int = 2
+    """The first layer with a prompt, counted from 0."""
+
+    def __post_init__(self) -> None:
+        require("adapter_prompt_length", self.adapter_prompt_length, at_least=1)
+        require("adapter_start_layer", self.adapter_start_layer, at_least=0)
+
+
+@dataclass(frozen=True)
+class FullArgs:
+    """Full finetuning leaves nothing to choose."""
+
+
+@dataclass(frozen=True)
 class TrainArgs:
     """How training goes."""
 
     learning_rate: float = 3e-4
     """Peak, after the warm-up."""
+    optimizer: Optimizer = "adamw"
+    """AdamW, or bitsandbytes' with its state in 8 bits, or in memory that moves to the host where the GPU's is full
+    (paged), or both."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """From the peak to 0 at the end of the run (constant: stays)."""
     warmup_steps: int = 100
     """Optimizer steps in which the learning rate rises linearly; at most a tenth of the run."""
     weight_decay: float = 0.01
-    """AdamW's decay of the trained weights."""
+    """AdamW's decay of trained matrices; biases, norms, scales and gates have none."""
     max_norm: float = 1.0
     """The gradient's norm is clipped to this; 0 clips nothing."""
     batch_size: int = 128

@@ -1,7 +1,7 @@
 """The formats of checkpoints/ and out/, and how a model gets out of them. Builds Fabric.
 
 checkpoints/<org>/<name>/  lit_model.pth, lit_config.json, the tokenizer's files     (scripts/convert_hf_checkpoint.py)
-out/<method>/<name>/       lit_model_<method>_finetuned.pth, finetuned.json, metrics.csv, loss.png     (finetune/*.py)
+out/<method>/<name>/       what was trained (trained_path), finetuned.json, metrics.csv, loss.png      (finetune/*.py)
 """
 
 import hashlib
@@ -18,11 +18,12 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from lit_gpt import lora
-from lit_gpt.args import LoRAArgs, Precision
+from lit_gpt import adapter, adapter_v2, full, lora
+from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, Precision
+from lit_gpt.config import Config
 from lit_gpt.convert.lit import WEIGHTS, open_lit
 from lit_gpt.errors import UserError
-from lit_gpt.files import Spec, load_state, save_state, write_text
+from lit_gpt.files import Spec, load_state, open_state, save_state, write_text
 from lit_gpt.model import GPT
 from lit_gpt.quantize import QUANTIZATIONS, quantizable, quantized, require_quantizable
 from lit_gpt.rope import Rope
@@ -30,6 +31,9 @@ from lit_gpt.rope import Rope
 RUN = "finetuned.json"
 METHODS: dict[str, tuple[Callable[[GPT, Any], None], type]] = {
     "lora": (lora.inject, LoRAArgs),
+    "adapter": (adapter.inject, AdapterArgs),
+    "adapter_v2": (adapter_v2.inject, AdapterArgs),
+    "full": (full.inject, FullArgs),
 }
 """Name in finetuned.json -> how a base model is changed, and by which arguments."""
 
@@ -55,17 +59,19 @@ class Run:
     """Key of QUANTIZATIONS: what the base weights were trained with; None is the precision of the training."""
 
 
-def make_fabric(precision: Precision | None = None, seed: int | None = None) -> Fabric:
+def make_fabric(precision: Precision | None = None, seed: int | None = None, mixed: bool = False) -> Fabric:
     """Fabric on one device; with a seed, all random generators start from it.
 
     Args:
         precision: None is bf16-true on a GPU that has it, 16-true on an older one, 32-true on a CPU.
         seed: None leaves the generators alone.
+        mixed: for None, mixed precision in the place of 16 bits for everything.
     """
     if precision is None:
         precision = "32-true"
         if torch.cuda.is_available():
             precision = "bf16-true" if torch.cuda.is_bf16_supported() else "16-true"
+            precision = precision.replace("true", "mixed") if mixed else precision
     fabric = Fabric(devices=1, precision=precision)
     if seed is not None:
         fabric.seed_everything(seed, verbose=False)
@@ -82,12 +88,29 @@ def load_base(fabric: Fabric, checkpoint_dir: Path, quantize: str | None = None)
         UserError: no checkpoint, a damaged one, or one that does not fit its configuration; weights that cannot be
             quantized in this precision, on this device, or with what is installed.
     """
+    config, specs, get = open_lit(checkpoint_dir)
+    return build(fabric, config, specs, get, checkpoint_dir / WEIGHTS, quantize)
+
+
+def build(
+    fabric: Fabric,
+    config: Config,
+    specs: dict[str, Spec],
+    get: Callable[[str], Tensor],
+    path: Path,
+    quantize: str | None = None,
+) -> tuple[GPT, str]:
+    """As `load_base`, of weights that `get` reads by name.
+
+    Args:
+        specs: shapes and dtypes of these weights.
+        path: the file that they are in.
+    """
     if quantize is not None:
         require_quantizable(quantize, fabric._precision.precision, fabric.device)
-    config, specs, get = open_lit(checkpoint_dir)
     with torch.device("meta"):
         model = GPT(config)
-    check_fit(specs, model.state_dict(), checkpoint_dir / WEIGHTS)
+    check_fit(specs, model.state_dict(), path)
     with fabric.init_module(empty_init=True):
         like = torch.empty(0)
         model.rope = Rope(config)  # is computed, not read
@@ -137,21 +160,30 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
     run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
     run = read_run(run_dir)
     path = trained_path(run_dir, run.method)
-    trained = load_state(path, "the finetune script")
     if quantize is not None:
         run = replace(run, quantize=None if quantize == "none" else quantize)
+    if run.method == "full":  # has a model of its own, and of the base no more than the name
+        specs, get = open_state(path, "the finetune script")
+        config, base_specs, get_base = open_lit(checkpoint_dir)
+        require_base(run, run_dir, checkpoint_dir, digest({n: sample(n, get_base(n)) for n in base_specs}))
+        return build(fabric, config, specs, get, path, run.quantize)[0], run
+    trained = load_state(path, "the finetune script")
     model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
+    require_base(run, run_dir, checkpoint_dir, base_digest)
+    inject, args_class = METHODS[run.method]
+    inject(model, args_class(**run.method_args))
+    check_fit(trained, trained_parameters(model), path)
+    model.load_state_dict(trained, strict=False)
+    return model, run
+
+
+def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str) -> None:
+    """Raises: UserError if the run was trained on other weights than those of this digest."""
     if base_digest != run.base_digest:
         raise UserError(
             f"{run_dir} was trained on other weights than those of {checkpoint_dir}; "
             f"pass --checkpoint_dir {run.base}, or that folder's new place"
         )
-    inject, args_class = METHODS[run.method]
-    inject(model, args_class(**run.method_args))
-    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    check_fit(trained, wanted, path)
-    model.load_state_dict(trained, strict=False)
-    return model, run
 
 
 def read_run(run_dir: Path) -> Run:
@@ -178,8 +210,9 @@ def default_out_dir(method: str, checkpoint_dir: Path) -> Path:
 
 
 def trained_path(run_dir: Path, method: str) -> Path:
-    """Where a run of this method keeps its weights."""
-    return run_dir / f"lit_model_{method}_finetuned.pth"
+    """Where a run of this method keeps its weights: as Lit-GPT calls the files."""
+    kind = {"adapter_v2": "_adapter", "full": ""}.get(method, f"_{method}")
+    return run_dir / f"lit_model{kind}_finetuned.pth"
 
 
 def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
@@ -188,7 +221,7 @@ def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
     Raises:
         UserError: the folder has the weights of another run, and `overwrite` is not set.
     """
-    for weights in out_dir.glob("lit_model_*_finetuned.pth"):
+    for weights in out_dir.glob("lit_model*_finetuned.pth"):
         if not overwrite:
             raise UserError(f"{out_dir} holds another run; pass another --out_dir, or --overwrite true to replace it")
         weights.unlink()
@@ -202,7 +235,14 @@ def save_run(run: Run, out_dir: Path) -> None:
 
 def save_trained(model: GPT, path: Path) -> None:
     """Save the parameters of `model` that require a gradient, and no others."""
-    save_state({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, path)
+    save_state(trained_parameters(model), path)
+
+
+def trained_parameters(model: GPT) -> dict[str, Tensor]:
+    """Those that require a gradient; one that goes by two names, as a tied head, under both. With them goes what LoRA
+    started from, where it takes that to know what was learned."""
+    parameters = {n: p.detach() for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return parameters | {n: x for n, x in model.named_buffers() if lora.trainable(n)}
 
 
 def check_fit(found: Mapping[str, Tensor | Spec], wanted: Mapping[str, Tensor], path: Path) -> None:

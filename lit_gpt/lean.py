@@ -43,7 +43,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor
     h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
     if unit_offset:
         return (h * (1 + weight.float())).to(x.dtype)
-    return weight * h.to(x.dtype)
+    return (weight * h.to(x.dtype)).to(x.dtype)  # a weight that trains is fp32
 
 
 @fused

@@ -83,7 +83,8 @@ class Linear(LinearLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         trains = self.weight.requires_grad and torch.is_grad_enabled()
-        if trains and not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type):
+        eager = not torch.compiler.is_compiling() and not x.is_meta  # which knows no autocast
+        if trains and eager and not torch.is_autocast_enabled(x.device.type):
             return TrainedProduct.apply(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 

@@ -178,13 +178,25 @@ class CausalSelfAttention(nn.Module):
         if documents is not None:
             if self.config.qk_norm != "none":
                 qkv = torch.cat([p.transpose(1, 2).flatten(2) for p in (q, k, v)], -1)
-            y = PackedAttention.apply(qkv.flatten(0, 1), cos, sin, documents, self.heads)  # a view's gradient is a view
+            y = self.attended_packed(qkv.flatten(0, 1), cos, sin, documents)  # a view's gradient is a view
             return self.proj(y.unsqueeze(0))
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
-        y = attend(q, k, v, mask, self.config)
+        y = self.attended(q, k, v, mask)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Rotated q (B, H, T, D) and k, and v (B, G, S, D) -> (B, H, T, D)."""
+        return attend(q, k, v, mask, self.config)
+
+    def attended_packed(self, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents) -> Tensor:
+        """(T, sum(qkv_sizes)), not rotated yet -> (T, H * D)."""
+        return PackedAttention.apply(qkv, cos, sin, documents, self.heads)
+
+    def beside(self, dtype: torch.dtype) -> nn.Module | None:
+        """What decoding adds to its own attention, a function of rotated queries (B, H, T, D); None adds nothing."""
+        return None
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, sum(qkv_sizes)) -> q (B, H, T, D), k and v (B, G, T, D), q and k normalised if the model does that."""
@@ -257,7 +269,8 @@ class RMSNorm(nn.Module):
 
 class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
-        return remakeable(super().forward(x), self.forward, x)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # in fp32 where they train
+        return remakeable(F.layer_norm(x, self.normalized_shape, weight, bias, self.eps), self.forward, x)
 
 
 class PerHeadNorm(nn.Module):
@@ -270,7 +283,7 @@ class PerHeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, H, T, D)."""
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight.unsqueeze(1)
+        return (F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight.unsqueeze(1)).to(x.dtype)
 
 
 def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.Module:

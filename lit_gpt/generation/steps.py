@@ -57,8 +57,9 @@ def with_kernels(model: GPT, batch_size: int) -> GPT:
         return single_row(module, model.config.activation) if batch_size == 1 else module
 
     def make(block: nn.Module, window: int) -> nn.Module:
+        beside = block.attn.beside(model.transformer.wte.weight.dtype)
         block = row(block)
-        return with_children(block, attn=KernelAttention(block.attn, window))
+        return with_children(block, attn=KernelAttention(block.attn, window, beside))
 
     return with_blocks(model, make, row(model.lm_head))
 
@@ -106,9 +107,9 @@ class RowProduct(LinearLayer):
 class KernelAttention(nn.Module):
     """What the attention it is made of computes for one token a row, in three kernels besides the products."""
 
-    def __init__(self, attn: CausalSelfAttention, window: int) -> None:
+    def __init__(self, attn: CausalSelfAttention, window: int, beside: nn.Module | None = None) -> None:
         super().__init__()
-        self.attn, self.window = attn, window
+        self.attn, self.window, self.beside = attn, window, beside
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: LayerSlice, input_pos: Tensor, *unused: None
@@ -123,8 +124,11 @@ class KernelAttention(nn.Module):
         from lit_gpt.generation.attention import attention  # Triton, as above
 
         config = self.attn.config
+        q, k, v = self.attn.split_heads(self.attn.qkv(x))
         y = attention(
-            *self.attn.split_heads(self.attn.qkv(x)),
+            q,
+            k,
+            v,
             cos,
             sin,
             (cache.k, cache.v),
@@ -133,6 +137,8 @@ class KernelAttention(nn.Module):
             config.attn_logit_softcapping,
             self.window,
         )
+        if self.beside is not None:
+            y = y + self.beside(apply_rope(q, cos, sin)).transpose(1, 2).flatten(2)
         return self.attn.proj(y)
 
 
@@ -151,7 +157,8 @@ def compiled(model: GPT, backend: str) -> GPT:
     step = compiled_step(backend, model.transformer.wte.weight.is_cuda)
 
     def make(block: nn.Module, window: int) -> nn.Module:
-        return Compiled(with_children(block, attn=CompiledAttention(block.attn, window)), step)
+        beside = block.attn.beside(model.transformer.wte.weight.dtype)
+        return Compiled(with_children(block, attn=CompiledAttention(block.attn, window, beside)), step)
 
     return with_blocks(model, make, Compiled(model.lm_head, step))
 
@@ -186,9 +193,9 @@ class Compiled(nn.Module):
 class CompiledAttention(nn.Module):
     """What the attention it is made of computes for one token a row, written so that it compiles into few kernels."""
 
-    def __init__(self, attn: CausalSelfAttention, window: int) -> None:
+    def __init__(self, attn: CausalSelfAttention, window: int, beside: nn.Module | None = None) -> None:
         super().__init__()
-        self.attn, self.window = attn, window
+        self.attn, self.window, self.beside = attn, window, beside
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: LayerSlice, input_pos: Tensor, *unused: None
@@ -205,6 +212,8 @@ class CompiledAttention(nn.Module):
         k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
         seen = visible(input_pos, cache.positions, self.window)  # (B, 1, 1, S)
         y = attend_one(q, k, v, seen, self.attn.config)
+        if self.beside is not None:
+            y = y + self.beside(q)
         return self.attn.proj(y.transpose(1, 2).flatten(2))
 
 

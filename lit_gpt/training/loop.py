@@ -15,6 +15,7 @@ from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import blocks_to_recompute
 from lit_gpt.training.monitor import Monitor
+from lit_gpt.training.optimizer import make_optimizer
 from lit_gpt.training.schedule import learning_rate
 
 
@@ -37,10 +38,8 @@ def fit(
     Raises:
         UserError: the loss is no longer a finite number.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
     scaled = getattr(fabric._precision, "scaler", None) is not None  # 16-mixed; a fused step leaves no room to clip
-    optimizer = torch.optim.AdamW(trained, lr=train.learning_rate, weight_decay=train.weight_decay, fused=not scaled)
-    optimizer = fabric.setup_optimizers(optimizer)
+    optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
     n_samples = train.n_samples(len(train_data))
     n_steps = -(-n_samples // train.batch_size)
     max_tokens = micro_batch_tokens(train, fabric.device)
@@ -53,7 +52,7 @@ def fit(
     for step, batches in enumerate(ahead(order, fabric.device), 1):
         model.train()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, n_steps, train)
+            group["lr"] = learning_rate(step, n_steps, train) * group["lr_factor"]
         n_targets = sum(batch.n_targets for batch in batches)
         for i, batch in enumerate(batches, 1):
             with fabric.autocast():

@@ -5,6 +5,7 @@ import torch
 from lit_gpt.args import TrainArgs
 from lit_gpt.config import Config
 from lit_gpt.model import GPT
+from lit_gpt.training.optimizer import STATE_BYTES
 
 WORKSPACE = 2 * 1024**3
 """Bytes left for what lives shortly: a block's gradients, logits of the head, the optimizer's step, fragmentation."""
@@ -26,6 +27,21 @@ def kept_values(config: Config) -> int:
     return values + (c.n_expert_per_token * (per_mlp + c.intermediate_size + 3 * c.n_embd) if c.n_expert else per_mlp)
 
 
+def kept_by_wrappers(model: GPT) -> float:
+    """Values that a method's layers keep besides in one block for each token: what their `kept_values` say."""
+    c = model.config
+    share = c.n_expert_per_token / c.n_expert if c.n_expert else 1.0  # a token goes through some of the experts
+    layers = model.transformer.h[-1].named_modules()
+    return sum(getattr(m, "kept_values", 0) * (share if ".experts." in name else 1.0) for name, m in layers)
+
+
+def training_bytes(model: GPT, train: TrainArgs) -> int:
+    """What gradients and the optimizer's state will take."""
+    state = STATE_BYTES[train.optimizer]
+    trained = (p for p in model.parameters() if p.requires_grad)
+    return sum(p.numel() * (p.element_size() + (2 * p.element_size() if state is None else state)) for p in trained)
+
+
 def blocks_to_recompute(model: GPT, train: TrainArgs, n_tokens: int, device: torch.device) -> int:
     """How many blocks compute their forward pass twice, by `train.recompute`.
 
@@ -40,8 +56,10 @@ def blocks_to_recompute(model: GPT, train: TrainArgs, n_tokens: int, device: tor
         return 0
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) - WORKSPACE
+    free -= training_bytes(model, train)
     size = torch.finfo(model.transformer.wte.weight.dtype).bits // 8 * n_tokens
-    kept, input_ = kept_values(model.config) * size, model.config.n_embd * size
+    kept = (kept_values(model.config) + kept_by_wrappers(model)) * size
+    input_ = model.config.n_embd * size
     missing = n_layer * kept - free
     if missing <= 0:
         return 0

@@ -1,0 +1,59 @@
+"""Finetune every weight of a model.
+
+python finetune/full.py --data_dir data/alpaca --checkpoint_dir checkpoints/openlm-research/open_llama_7b
+
+Defaults are in the signature below; `--print_config > my.yaml` writes them out and `--config my.yaml` reads them back.
+"""
+
+from pathlib import Path
+
+from lit_gpt.args import FullArgs, Precision, TrainArgs, ValidationArgs
+
+
+def main(
+    checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
+    data_dir: Path = Path("data/alpaca"),
+    out_dir: Path | None = None,
+    overwrite: bool = False,
+    prompt_style: str | None = None,
+    precision: Precision | None = None,
+    seed: int = 1337,
+    train: TrainArgs = TrainArgs(
+        learning_rate=3e-5, weight_decay=0.02, batch_size=64, micro_batch_size=1, save_interval=1000
+    ),
+    validation: ValidationArgs = ValidationArgs(eval_interval=600),
+) -> None:
+    """Finetune every weight.
+
+    Args:
+        checkpoint_dir: folder of a converted checkpoint.
+        data_dir: folder of a prepared data set.
+        out_dir: where the run is saved; out/full/<name of the checkpoint> if not given.
+        overwrite: replace the run that out_dir holds.
+        prompt_style: refuse data that was prepared in another style.
+        precision: bf16-mixed on a GPU that has it and 32-true on a CPU if not given: weights in 16 bits round the
+            small steps of late training away, and take half the memory.
+        seed: decides the order of the samples.
+    """
+    from lit_gpt.checkpoint import default_out_dir, make_fabric
+    from lit_gpt.training.run import finetune
+
+    finetune(
+        make_fabric(precision, seed, mixed=True),
+        "full",
+        FullArgs(),
+        checkpoint_dir,
+        data_dir,
+        out_dir or default_out_dir("full", checkpoint_dir),
+        train,
+        validation,
+        prompt_style=prompt_style,
+        overwrite=overwrite,
+        seed=seed,
+    )
+
+
+if __name__ == "__main__":
+    from lit_gpt.cli import run
+
+    run(main)

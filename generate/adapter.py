@@ -1,0 +1,54 @@
+"""Answer an instruction with a model finetuned by finetune/adapter.py, in the prompt style it was trained with.
+
+python generate/adapter.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b --prompt "how do you make pizza?"
+
+The answer goes to stdout, everything else to stderr.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from lit_gpt.args import Precision, Quantization, SamplingArgs
+
+
+def main(
+    checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
+    prompt: str = "What food do llamas eat?",
+    input: str = "",
+    finetuned_path: Path | None = None,
+    precision: Precision | None = None,
+    quantize: Quantization | Literal["none"] | None = None,
+    compile: bool | None = None,
+    sampling: SamplingArgs = SamplingArgs(max_new_tokens=100),
+) -> None:
+    """Answer an instruction.
+
+    Args:
+        checkpoint_dir: folder of the checkpoint that was finetuned.
+        prompt: the instruction.
+        input: context that the instruction refers to.
+        finetuned_path: the run's folder, or the weights in it; out/adapter/<name of the checkpoint> if not given.
+        precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
+        quantize: keep the base weights so, and not as in the training; none keeps them in the precision.
+        compile: true takes some seconds to make each token faster, false does not; if not given, it is true on a GPU
+            from 32 new tokens on.
+    """
+    from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric
+    from lit_gpt.generation.answer import loading, print_completion, say_memory
+    from lit_gpt.prompts import make_prompt
+    from lit_gpt.tokenizer import Tokenizer
+
+    fabric = make_fabric(precision, sampling.seed)
+    with loading(checkpoint_dir):
+        run_dir = finetuned_path or default_out_dir("adapter", checkpoint_dir)
+        model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
+        tokenizer = Tokenizer(checkpoint_dir)
+    text = make_prompt(run.prompt_style, prompt, input)
+    print_completion(fabric, model, tokenizer, text, sampling, echo=False, compile=compile)
+    say_memory()
+
+
+if __name__ == "__main__":
+    from lit_gpt.cli import run
+
+    run(main)

@@ -1,0 +1,59 @@
+"""The optimizer of a run: AdamW (https://arxiv.org/abs/1711.05101), from torch or from bitsandbytes."""
+
+from types import ModuleType
+
+import torch
+
+from lit_gpt.args import TrainArgs
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT
+
+BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
+"""Value of --optimizer -> bitsandbytes' name of it."""
+STATE_BYTES = {"adamw": None, "adamw8bit": 2, "paged_adamw": 0, "paged_adamw8bit": 0}
+"""Value of --optimizer -> bytes of its state on a GPU for each value that trains; None: two values of its dtype."""
+
+
+def make_optimizer(model: GPT, train: TrainArgs, fused: bool = True) -> torch.optim.Optimizer:
+    """An optimizer of the parameters of `model` that require a gradient; weight decay is for the matrices among them.
+
+    A parameter may have an attribute `lr_factor`. Its group's learning rate is to be so many times that of the others.
+
+    Args:
+        fused: let torch's AdamW take its step in one kernel, which leaves no room for a gradient scaler to clip.
+
+    Raises:
+        UserError: bitsandbytes is missing, or cannot do this on the model's device.
+    """
+    groups: dict[tuple[float, float], list[torch.Tensor]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            kind = (getattr(p, "lr_factor", 1.0), train.weight_decay if decays(name, p) else 0.0)
+            groups.setdefault(kind, []).append(p)
+    groups = [
+        {"params": trained, "lr_factor": factor, "weight_decay": decay} for (factor, decay), trained in groups.items()
+    ]
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.learning_rate, fused=fused)
+    package = bitsandbytes(train.optimizer, model.transformer.wte.weight.device)
+    return getattr(package.optim, BITSANDBYTES[train.optimizer])(groups, lr=train.learning_rate)
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay is for the parameter of this name: norms, biases, scales and gates are not to go to zero."""
+    return parameter.dim() == 2 and "norm" not in name  # a norm of queries can have a weight for each head
+
+
+def bitsandbytes(optimizer: str, device: torch.device) -> ModuleType:
+    """The package. Raises: UserError if it is missing, or too old for optimizers on a CPU."""
+    try:
+        import bitsandbytes
+    except ImportError as e:
+        raise UserError(f'--optimizer {optimizer} needs the package {e.name}; run: pip install -e ".[quantize]"') from e
+    operation = "optimizer_update_8bit_blockwise" if "8bit" in optimizer else "optimizer_update_32bit"
+    if device.type == "cpu" and not torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{operation}", "CPU"):
+        raise UserError(
+            f"--optimizer {optimizer} needs a GPU with bitsandbytes {bitsandbytes.__version__}; "
+            "run: pip install -U bitsandbytes"
+        )
+    return bitsandbytes
