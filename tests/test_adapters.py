@@ -385,6 +385,14 @@ def test_the_scripts_of_a_method_finetune_and_answer(method, flags, place):
     assert answer.returncode == 0 and answer.stdout.endswith("\n"), answer.stderr
     again = run(f"generate/{method}.py", *base, *ask, "--finetuned_path", out / file, cwd=place)
     assert again.stdout == answer.stdout
+    if method != "adapter":  # which loads as v2 does
+        scored = place / f"{method}.json"
+        question = {"question": "What?", "mc1_targets": {"choices": ["ab", "cd"], "labels": [1, 0]}}
+        (place / "questions.jsonl").write_text(json.dumps(question) + "\n")
+        p = run("eval/lm_eval_harness.py", *base, "--finetuned_path", out, "--eval_tasks", "[truthfulqa_mc1]",
+                "--task_data", "{truthfulqa_mc1: questions.jsonl}", "--save_filepath", scored, cwd=place)  # fmt: skip
+        assert p.returncode == 0 and "truthfulqa_mc1" in p.stdout, p.stderr
+        assert json.loads(scored.read_text())["config"]["model_args"]["method"] == method
     if method == "full":
         p = run("finetune/full.py", *base, "--data_dir", "data/rows", *short, cwd=place)
         assert_one_line_error(p, "out/full/tiny", "--overwrite true")
