@@ -20,8 +20,9 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "padded": set(),
     "dropout": {"fused"},
     "mlp": {"config", "lean", "linear"},
-    "model": {"config", "lean", "linear", "mlp", "packed", "rope"},
-    "lora": {"dropout", "lean", "linear", "model"},
+    "norms": {"config", "lean"},
+    "model": {"config", "linear", "mlp", "norms", "packed", "rope"},
+    "lora": {"dropout", "lean", "linear", "lora", "model"},
     "adapter": {"config", "model", "packed"},
     "adapter_v2": {"", "adapter", "fused", "linear", "model"},
     "full": {"model"},
@@ -32,7 +33,10 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "files": {"files"},
     "checkpoint": {"", "adapter", "adapter_v2", "config", "convert", "files", "full", "lora", "model", "quantize"}
     | {"rope"},
-    "convert": {"files", "config", "families", "model", "rope", "tokenizer", "convert"},
+    "convert": {"", "files", "config", "families", "lora", "model", "rope", "tokenizer", "convert"},
+    "interchange": {"", "checkpoint", "convert", "files", "prompts"},
+    "merging": {"", "checkpoint", "convert", "data", "files", "linear", "lora", "merging", "model", "prompts"}
+    | {"quantize", "tokenizer"},
     "data": {"", "checkpoint", "convert", "files", "packed", "tokenizer", "prompts", "data"},
     "generation": {"config", "fused", "linear", "mlp", "model", "quantize", "rope", "tokenizer", "resources"}
     | {"generation"},

@@ -1,0 +1,77 @@
+"""How much the logits of a merged checkpoint differ from those of the trained model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from lit_gpt.checkpoint import Run, load_base, load_finetuned
+from lit_gpt.data import store
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT
+from lit_gpt.prompts import make_prompt
+from lit_gpt.tokenizer import Tokenizer
+
+COMPARED_TOKENS = 512
+"""So many are enough to see a difference, and the logits of a large vocabulary still fit in memory twice."""
+
+
+class Difference(NamedTuple):
+    """What merging changed, over all positions of the texts compared."""
+
+    n_tokens: int
+    largest: float
+    """Largest difference of a logit."""
+    kl: float
+    """KL divergence of the merged model's next token from the trained one's, mean, in nats."""
+    agreement: float
+    """Part of the positions at which both find the same token most likely."""
+
+
+@torch.no_grad()
+def compare(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, out_dir: Path, texts: list[list[int]]) -> Difference:
+    """The merged model in `out_dir` against the trained one, which is loaded as it was trained. One at a time is there.
+
+    Args:
+        texts: token ids.
+    """
+    before = logits(fabric, lambda: load_finetuned(fabric, checkpoint_dir, run_dir)[0], texts)
+    after = logits(fabric, lambda: load_base(fabric, out_dir)[0], texts)
+    p, q = before.log_softmax(-1), after.log_softmax(-1)
+    return Difference(
+        n_tokens=len(before),
+        largest=float((before - after).abs().max()),
+        kl=float((p.exp() * (p - q)).sum(-1).mean()),
+        agreement=float((before.argmax(-1) == after.argmax(-1)).float().mean()),
+    )
+
+
+def logits(fabric: Fabric, load: Callable[[], GPT], texts: list[list[int]]) -> Tensor:
+    """Of every position of the texts, each by itself: (tokens, V), fp32, on the CPU."""
+    model = load().eval()
+    with fabric.autocast():
+        return torch.cat([model(torch.tensor([ids], device=fabric.device))[0].float().cpu() for ids in texts])
+
+
+def texts_to_compare(run: Run, checkpoint_dir: Path) -> tuple[list[list[int]], str]:
+    """The first samples of the training, COMPARED_TOKENS in all, and what they are; a prompt if these are gone."""
+    folder = Path(run.data.get("folder", ""))
+    try:
+        train, _, meta = store.load(folder)
+        known = meta["tokenizer"] == run.data.get("tokenizer")
+    except UserError:
+        known = False
+    if not known:
+        prompt = "What food do llamas eat?"
+        ids = Tokenizer(checkpoint_dir).encode(make_prompt(run.prompt_style, prompt))
+        return [ids], f"the prompt {prompt!r}, since the data of the training ({folder}) is not there"
+    texts, room = [], COMPARED_TOKENS
+    for i in range(len(train)):
+        texts.append(train[i][0][:room].tolist())
+        room -= len(texts[-1])
+        if room == 0:
+            break
+    return texts, f"the first {len(texts)} samples of {folder}"

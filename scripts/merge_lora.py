@@ -1,0 +1,60 @@
+"""Merge a run of finetune/lora.py into a checkpoint that needs no LoRA.
+
+python scripts/merge_lora.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b
+
+Adds in fp32, one tensor at a time, and says by how much the logits of the merged model differ from the trained one's.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from lit_gpt.args import Precision
+
+
+def main(
+    checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
+    finetuned_path: Path | None = None,
+    out_dir: Path | None = None,
+    base: Literal["16bit", "trained"] = "16bit",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    precision: Precision | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Merge a LoRA run.
+
+    Args:
+        checkpoint_dir: folder of the checkpoint that was finetuned.
+        finetuned_path: the run's folder, or the weights in it; out/lora/<name of the checkpoint> if not given.
+        out_dir: the folder to make; out/merged/<name of the checkpoint> if not given.
+        base: what the updates are added to: the checkpoint's own weights, or those that the training saw, which were
+            rounded to its precision and, with --quantize, to 4 or 8 bits. The latter gives the trained model's answers
+            most closely.
+        dtype: dtype of the weights; that of the checkpoint if not given.
+        precision: in which both models are compared; the training's if not given.
+        overwrite: replace out_dir if it holds something.
+    """
+    import torch
+
+    from lit_gpt.checkpoint import default_out_dir, make_fabric, read_run
+    from lit_gpt.merging.compare import compare, texts_to_compare
+    from lit_gpt.merging.write import write_merged
+
+    run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
+    run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    out_dir = out_dir or default_out_dir("merged", checkpoint_dir)
+    run = read_run(run_dir)
+    write_merged(checkpoint_dir, run_dir, run, out_dir, base, getattr(torch, dtype) if dtype else None, overwrite)
+    print(f"Saved the merged checkpoint to {out_dir}")
+    texts, what = texts_to_compare(run, checkpoint_dir)
+    fabric = make_fabric(precision or run.training.get("precision"))
+    difference = compare(fabric, checkpoint_dir, run_dir, out_dir, texts)
+    print(f"Merged against trained, on {what} ({difference.n_tokens} tokens):")
+    print(f"Largest difference of a logit: {difference.largest:.3g}")
+    print(f"KL divergence: {difference.kl:.3g} nats a token")
+    print(f"Same most likely token: {difference.agreement:.2%}")
+
+
+if __name__ == "__main__":
+    from lit_gpt.cli import run
+
+    run(main)

@@ -1,0 +1,169 @@
+"""What leaves a LoRA run computes what the run does: merged checkpoints, PEFT's adapters, and runs made of those."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from conftest import ROOT, assert_one_line_error, run
+from lightning.fabric import Fabric
+
+from lit_gpt import lora
+from lit_gpt.args import LoRAArgs
+from lit_gpt.checkpoint import Run, load_base, load_finetuned, read_run, save_run, save_trained, trained_path
+from lit_gpt.convert.configs import config_from_hf
+from lit_gpt.convert.lit import CONFIG, WEIGHTS
+from lit_gpt.convert.names import from_hf
+from lit_gpt.convert.readers import open_source
+from lit_gpt.errors import UserError
+from lit_gpt.files import load_state, save_state
+from lit_gpt.interchange import read_adapter, write_adapter
+from lit_gpt.merging.compare import compare
+from lit_gpt.merging.write import write_merged
+
+ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp")}
+VARIANTS = {
+    "q and v": {},
+    "all": ALL | {"lora_head": True},
+    "rslora": ALL | {"lora_scaling": "rslora"},
+    "dora": ALL | {"lora_dora": True},
+    "pissa": ALL | {"lora_init": "pissa"},
+}
+IDS = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
+
+
+def fabric():
+    return Fabric(accelerator="cpu", devices=1, precision="32-true")
+
+
+def made_run(folder, checkpoint, quantize=None, **flags):
+    """A run whose updates are random, and its logits."""
+    model, digest = load_base(fabric(), checkpoint, quantize)
+    args = LoRAArgs(lora_r=4, lora_alpha=6, lora_dropout=0.0, **flags)
+    torch.manual_seed(0)
+    lora.inject(model, args)
+    for name, p in model.named_parameters():
+        if lora.trainable(name):
+            with torch.no_grad():
+                p += torch.randn_like(p) * 0.05
+    folder.mkdir()
+    save_trained(model, trained_path(folder, "lora"))
+    save_run(
+        Run("lora", asdict(args), "alpaca", str(checkpoint), digest, {}, {"precision": "32-true"}, {}, quantize), folder
+    )
+    with torch.no_grad():
+        return model.eval()(IDS)
+
+
+@pytest.fixture(scope="module")
+def neox(downloaded):
+    """A converted checkpoint whose projections of queries, keys and values are one."""
+    source = open_source(downloaded["neox"])
+    config = config_from_hf(source.hf_config, "tiny-neox", "config.json")
+    save_state(from_hf(config, source.names, source.get), downloaded["neox"] / WEIGHTS)
+    config.to_json(downloaded["neox"] / CONFIG)
+    return downloaded["neox"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_merged_checkpoint_computes_what_the_run_does_and_is_not_merged_again(variant, checkpoint, tmp_path):
+    want = made_run(tmp_path / "run", checkpoint, **VARIANTS[variant])
+    torch.testing.assert_close(load_finetuned(fabric(), checkpoint, tmp_path / "run")[0].eval()(IDS), want)
+    out, record = tmp_path / "merged", read_run(tmp_path / "run")
+    write_merged(checkpoint, tmp_path / "run", record, out)
+    model, _ = load_base(fabric(), out)
+    base, _ = load_base(fabric(), checkpoint)
+    torch.testing.assert_close(model.eval()(IDS), want, rtol=1e-3, atol=1e-3)
+    assert (base.eval()(IDS) - want).abs().max() > 0.1
+    difference = compare(fabric(), checkpoint, tmp_path / "run", out, [IDS[0].tolist()])
+    assert difference.n_tokens == 16 and difference.largest < 1e-3 and difference.agreement == 1
+    with pytest.raises(UserError, match=r"merged into .* already"):
+        write_merged(out, tmp_path / "run", record, tmp_path / "twice")
+    with pytest.raises(UserError):
+        write_merged(checkpoint, tmp_path / "run", record, out)  # it holds something
+    assert not (tmp_path / "twice").exists()
+
+
+@torch.no_grad()
+def test_a_quantized_run_merges_into_what_it_saw_or_into_the_checkpoints_own_weights(checkpoint, tmp_path):
+    want = made_run(tmp_path / "run", checkpoint, "bnb.nf4", **ALL)
+    distances = {}
+    for base in ("trained", "16bit"):
+        write_merged(checkpoint, tmp_path / "run", read_run(tmp_path / "run"), tmp_path / base, base, torch.float32)
+        distances[base] = (load_base(fabric(), tmp_path / base)[0].eval()(IDS) - want).abs().max().item()
+    assert distances["trained"] < 1e-3 < distances["16bit"]
+
+
+def test_the_script_merges_says_what_changed_and_leaves_a_checkpoint_for_every_script(checkpoint, tmp_path):
+    made_run(tmp_path / "run", checkpoint)
+    done = run(
+        "scripts/merge_lora.py", "--checkpoint_dir", checkpoint, "--finetuned_path", tmp_path / "run", "--out_dir",
+        tmp_path / "merged", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Same most likely token: 100.00%" in done.stdout and "KL divergence" in done.stdout
+    text = run("generate/base.py", "--checkpoint_dir", tmp_path / "merged", "--max_new_tokens", 4, cwd=tmp_path)
+    assert text.returncode == 0, text.stderr
+    again = run(
+        "scripts/merge_lora.py", "--checkpoint_dir", tmp_path / "merged", "--finetuned_path", tmp_path / "run",
+        "--out_dir", tmp_path / "twice", cwd=tmp_path,
+    )  # fmt: skip
+    assert_one_line_error(again, "already")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "neox"])
+@pytest.mark.parametrize("variant", ["q and v", "all", "rslora", "dora"])
+def test_peft_loads_a_run_with_the_same_logits_and_it_comes_back_bit_for_bit(
+    family, variant, checkpoint, neox, tmp_path
+):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = checkpoint if family == "llama" else neox
+    flags = VARIANTS[variant]
+    if family == "neox" and variant == "q and v":
+        flags = {"lora_key": True}  # theirs is one projection
+    want = made_run(tmp_path / "run", folder, **flags)
+    write_adapter(folder, tmp_path / "run", tmp_path / "peft", False)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "peft").eval()
+    got = theirs(IDS).logits
+    torch.testing.assert_close(got / want.abs().max(), want / want.abs().max(), rtol=1e-4, atol=1e-5)
+    read_adapter(folder, tmp_path / "peft", tmp_path / "back", None, False)
+    states = [load_state(trained_path(tmp_path / name, "lora"), "test") for name in ("run", "back")]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+
+
+@torch.no_grad()
+def test_an_adapter_that_peft_made_becomes_a_run(checkpoint, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def saved(modules):
+        settings = LoraConfig(r=4, lora_alpha=6, lora_dropout=0.0, target_modules=modules)
+        theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(checkpoint), settings).eval()
+        for name, p in theirs.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(p, std=0.1)
+        theirs.save_pretrained(tmp_path / "peft")
+        return theirs
+
+    saved(["q_proj", "gate_proj"])  # ours adapts all layers of an MLP or none
+    with pytest.raises(UserError, match=r"mlp|gate_proj"):
+        read_adapter(checkpoint, tmp_path / "peft", tmp_path / "run", None, False)
+    theirs = saved(["q_proj", "v_proj", "o_proj"])
+    read_adapter(checkpoint, tmp_path / "peft", tmp_path / "run", "plain", False)
+    model, record = load_finetuned(fabric(), checkpoint, tmp_path / "run")
+    assert record.prompt_style == "plain"
+    want = theirs(IDS).logits
+    torch.testing.assert_close(model.eval()(IDS) / want.abs().max(), want / want.abs().max(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_recipe_is_one_that_the_script_takes(tmp_path):
+    recipe = ROOT / "finetune/recipes/lora_all_linear.yaml"
+    done = run("finetune/lora.py", "--config", recipe, "--print_config", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "lora_scaling: rslora" in done.stdout and "batch_size: 16" in done.stdout
+    assert json.dumps(True) in done.stdout
