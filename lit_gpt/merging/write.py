@@ -127,11 +127,6 @@ def merged_runs(checkpoint_dir: Path) -> list[dict]:
     return read_record(checkpoint_dir).get("runs", [])
 
 
-def merged_style(checkpoint_dir: Path) -> str | None:
-    """The prompt style of a merged checkpoint; None for one that was not merged."""
-    return read_record(checkpoint_dir).get("prompt_style")
-
-
 def read_record(checkpoint_dir: Path) -> dict:
     """Raises: UserError if the record of a merged checkpoint is damaged."""
     path = checkpoint_dir / MERGED
