@@ -1,0 +1,15 @@
+"""Arguments that several scripts share, as frozen dataclasses: each field is a command-line flag. Imports little."""
+
+from typing import Literal
+
+from lit_gpt.args.data import PrepareArgs, SourceArgs
+from lit_gpt.args.evaluation import EvalArgs
+from lit_gpt.args.methods import AdapterArgs, FullArgs, LoRAArgs
+from lit_gpt.args.sampling import SamplingArgs
+from lit_gpt.args.training import Optimizer, TrainArgs, ValidationArgs
+
+Precision = Literal["32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
+Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training", "int8", "fp8"]
+
+__all__ = ["AdapterArgs", "EvalArgs", "FullArgs", "LoRAArgs", "Optimizer", "Precision", "PrepareArgs", "Quantization"]
+__all__ += ["SamplingArgs", "SourceArgs", "TrainArgs", "ValidationArgs"]

@@ -1,0 +1,46 @@
+"""Where rows come from, and how they become tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lit_gpt.args.require import require
+from lit_gpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class SourceArgs:
+    """Where the rows come from."""
+
+    data_file: Path | None = None
+    """A local file to read instead of downloading one."""
+    validation_file: Path | None = None
+    """Rows for validation; a part of the rows is held out if not given."""
+    data_file_url: str = ""
+    """Where to download from."""
+    data_file_name: str = ""
+    """What to call the download, in the folder of the prepared data; it is not fetched again."""
+
+
+@dataclass(frozen=True)
+class PrepareArgs:
+    """How rows become tokens."""
+
+    prompt_style: str = "alpaca"
+    """Name of the prompt style: alpaca, chatml or plain."""
+    mask_inputs: bool = True
+    """Train on the responses only."""
+    max_seq_length: int | None = None
+    """Longest sample in tokens; None is the model's own limit."""
+    truncation: Literal["drop", "cut_end", "error"] = "drop"
+    """What happens to longer samples."""
+    test_split_fraction: float = 0.03865
+    """Part of the rows that is held out for validation; unused with --validation_file."""
+    seed: int = 42
+    """Decides which rows are held out."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_split_fraction < 1:
+            raise UserError(f"--test_split_fraction {self.test_split_fraction} must be between 0 and 1")
+        if self.max_seq_length is not None:
+            require("max_seq_length", self.max_seq_length, at_least=2)

@@ -1,0 +1,47 @@
+"""What is evaluated."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_gpt.args.require import require
+from lit_gpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class EvalArgs:
+    """What is measured, and where the results go."""
+
+    eval_tasks: tuple[str, ...] = ("arc_challenge", "piqa", "hellaswag", "hendrycksTest-*")
+    """Names of tasks, groups or tags of lm-eval, also with * and ?; the names of 2023 work too."""
+    task_data: dict[str, Path] | None = None
+    """Local data: task -> JSON or JSONL file with rows as the hub's, or a folder with <task>.jsonl for each task."""
+    task_path: Path | None = None
+    """Your own tasks: a YAML file of lm-eval, or a folder with such files."""
+    batch_size: int = 1
+    """Sequences per forward pass; changes memory and speed, and not the result."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; as the task says if not given."""
+    limit: int | float | None = None
+    """Questions per task, or if below 1 the part of them; all if not given."""
+    bootstrap_iters: int = 100_000
+    """Resamplings behind the standard errors."""
+    save_filepath: Path | None = None
+    """JSON file for the results, in lm-eval's schema."""
+    log_samples: bool = False
+    """Save each question with the model's answer, too."""
+    apply_prompt_style: bool = False
+    """Wrap each question in a prompt style: that of --prompt_style, else the one the model was finetuned with."""
+    prompt_style: str | None = None
+    """Name of the prompt style: alpaca, chatml or plain."""
+    seed: int = 1234
+    """Decides which solved examples are shown, and the draws of tasks that sample."""
+
+    def __post_init__(self) -> None:
+        require("batch_size", self.batch_size, at_least=1)
+        require("bootstrap_iters", self.bootstrap_iters, at_least=0)
+        if self.num_fewshot is not None:
+            require("num_fewshot", self.num_fewshot, at_least=0)
+        if self.limit is not None and self.limit <= 0:
+            raise UserError(f"--limit {self.limit} evaluates nothing; it must be more than 0")
+        if self.prompt_style is not None and not self.apply_prompt_style:
+            raise UserError("--prompt_style does nothing without --apply_prompt_style true")

@@ -1,0 +1,75 @@
+"""What each finetuning method leaves to choose."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_gpt.args.require import require
+from lit_gpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoRAArgs:
+    """Which layers LoRA adapts, and by how much."""
+
+    lora_r: int = 8
+    """Rank of each update."""
+    lora_alpha: float = 16
+    """An update is scaled by lora_alpha / lora_r, or as --lora_scaling says."""
+    lora_dropout: float = 0.05
+    """Dropout on the input of the updates."""
+    lora_query: bool = True
+    """Adapt the query rows of attention."""
+    lora_key: bool = False
+    """Adapt the key rows of attention."""
+    lora_value: bool = True
+    """Adapt the value rows of attention."""
+    lora_projection: bool = False
+    """Adapt the output projection of attention."""
+    lora_mlp: bool = False
+    """Adapt all layers of the MLPs."""
+    lora_head: bool = False
+    """Adapt the output projection of the model."""
+    lora_scaling: Literal["plain", "rslora"] = "plain"
+    """rslora divides lora_alpha by the root of lora_r, so that high ranks learn as fast (arXiv:2312.03732)."""
+    lora_init: Literal["kaiming", "pissa"] = "kaiming"
+    """pissa trains the principal part of the weights and freezes the rest (arXiv:2404.02948); kaiming adds to them."""
+    lora_dora: bool = False
+    """Train a magnitude for each adapted output channel, too (arXiv:2402.09353); takes a third product a layer."""
+    lora_plus_ratio: float = 1.0
+    """The second matrix of an update learns so many times faster than the first one (arXiv:2402.12354)."""
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the updates."""
+        return self.lora_alpha / (self.lora_r if self.lora_scaling == "plain" else math.sqrt(self.lora_r))
+
+    def __post_init__(self) -> None:
+        require("lora_r", self.lora_r, at_least=1)
+        for name in ("lora_alpha", "lora_plus_ratio"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name} {getattr(self, name)} must be more than 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout {self.lora_dropout} must be at least 0 and less than 1")
+        targets = ("query", "key", "value", "projection", "mlp", "head")
+        if not any(getattr(self, f"lora_{t}") for t in targets):
+            raise UserError(f"LoRA adapts nothing: set one of {', '.join(f'--lora_{t} true' for t in targets)}")
+
+
+@dataclass(frozen=True)
+class AdapterArgs:
+    """Which layers read a learned prompt, and how long it is."""
+
+    adapter_prompt_length: int = 10
+    """Vectors in the prompt of a layer."""
+    adapter_start_layer: int = 2
+    """The first layer with a prompt, counted from 0."""
+
+    def __post_init__(self) -> None:
+        require("adapter_prompt_length", self.adapter_prompt_length, at_least=1)
+        require("adapter_start_layer", self.adapter_start_layer, at_least=0)
+
+
+@dataclass(frozen=True)
+class FullArgs:
+    """Full finetuning leaves nothing to choose."""

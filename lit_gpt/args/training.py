@@ -1,0 +1,93 @@
+"""How training and validation go."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_gpt.args.require import require
+from lit_gpt.errors import UserError
+
+Optimizer = Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"]
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """How training goes."""
+
+    learning_rate: float = 3e-4
+    """Peak, after the warm-up."""
+    optimizer: Optimizer = "adamw"
+    """AdamW, or bitsandbytes' with its state in 8 bits, or in memory that moves to the host where the GPU's is full
+    (paged), or both."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """From the peak to 0 at the end of the run (constant: stays)."""
+    warmup_steps: int = 100
+    """Optimizer steps in which the learning rate rises linearly; at most a tenth of the run."""
+    weight_decay: float = 0.01
+    """AdamW's decay of trained matrices; biases, norms, scales and gates have none."""
+    max_norm: float = 1.0
+    """The gradient's norm is clipped to this; 0 clips nothing."""
+    batch_size: int = 128
+    """Samples per optimizer step."""
+    micro_batch_size: int = 4
+    """Samples that --max_iters and --eval_iters count as one iteration; a forward pass takes --micro_batch_tokens."""
+    micro_batch_tokens: int | None = None
+    """Tokens per forward pass: samples are laid end to end, without padding, until no other fits. Changes memory and
+    speed, and not the result. 4096 on a GPU and 512 on a CPU if not given; a longer sample goes alone."""
+    recompute: Literal["none", "auto", "all"] = "auto"
+    """Which blocks compute their forward pass again in the backward pass, for less memory and a third more time: auto
+    takes as many as it needs to fit the GPU."""
+    compile: bool = True
+    """On a GPU, compile norms, rotations, activations and dropout, and record the step as CUDA graphs: half a minute at
+    the start of a run."""
+    epochs: float | None = None
+    """End after this many passes over the training set."""
+    max_iters: int | None = None
+    """End after micro_batch_size times this many samples; 50000 if neither epochs nor max_steps is given."""
+    max_steps: int | None = None
+    """End after this many optimizer steps."""
+    log_interval: int = 1
+    """Forward passes between log lines."""
+    save_interval: int = 100
+    """Optimizer steps between saves of the trained weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "log_interval", "save_interval"):
+            require(name, getattr(self, name), at_least=1)
+        for name in ("warmup_steps", "max_norm", "learning_rate", "weight_decay"):
+            require(name, getattr(self, name), at_least=0)
+        if self.micro_batch_tokens is not None:
+            require("micro_batch_tokens", self.micro_batch_tokens, at_least=1)
+        for name in ("epochs", "max_iters", "max_steps"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f"--{name} {getattr(self, name)} trains nothing; it must be more than 0")
+
+    def n_samples(self, per_epoch: int) -> int:
+        """Samples that the run sees: the first limit reached ends it.
+
+        Args:
+            per_epoch: samples in the training set.
+        """
+        max_iters = self.max_iters
+        if max_iters is None and self.epochs is None and self.max_steps is None:
+            max_iters = 50_000
+        limits = [
+            self.epochs and max(1, round(self.epochs * per_epoch)),
+            max_iters and max_iters * self.micro_batch_size,
+            self.max_steps and self.max_steps * self.batch_size,
+        ]
+        return min(limit for limit in limits if limit is not None)
+
+
+@dataclass(frozen=True)
+class ValidationArgs:
+    """When the loss on the validation set is measured."""
+
+    eval_interval: int = 100
+    """Optimizer steps between validations; the first and the last step of a run are always followed by one."""
+    eval_iters: int | None = None
+    """The first micro_batch_size times this many samples of the validation set are used; all if not given."""
+
+    def __post_init__(self) -> None:
+        require("eval_interval", self.eval_interval, at_least=1)
+        if self.eval_iters is not None:
+            require("eval_iters", self.eval_iters, at_least=1)
