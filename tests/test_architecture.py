@@ -28,7 +28,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "full": {"model"},
     "quantize": {"fused", "linear", "quantize"},
     "tokenizer": {"tokenizer"},
-    "prompts": set(),
+    "prompts": {"prompts", "tokenizer"},
     "resources": set(),
     "files": {"files"},
     "checkpoint": {"", "adapter", "adapter_v2", "config", "convert", "files", "full", "lora", "model", "quantize"}

@@ -13,8 +13,10 @@ from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.data import store
+from lit_gpt.data.download import locate
 from lit_gpt.data.prepare import prepare, tokenize
-from lit_gpt.data.sources import Row, locate, read_alpaca
+from lit_gpt.data.rows import Row
+from lit_gpt.data.sources import read_alpaca
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import StreamDecoder, Tokenizer
 
@@ -44,23 +46,23 @@ def test_latin_1_is_named_and_a_byte_order_mark_is_not_text(tmp_path):
     with pytest.raises(UserError, match="line 1: byte 0xe9 is not UTF-8"):
         read_alpaca(tmp_path / "a.json")
     (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf" + b'[{"instruction": "a", "output": "b"}]')
-    assert read_alpaca(tmp_path / "b.json") == [Row("a", "", "b")]
+    assert read_alpaca(tmp_path / "b.json") == [Row.single("a", "", "b")]
 
 
 def test_targets_are_the_response_and_one_end_of_sequence(checkpoint):
     tokenizer = Tokenizer(checkpoint)
-    ((ids, labels),), counts = tokenize([Row("the and", "in", "there")], tokenizer, PrepareArgs(), 500)
+    ((ids, labels),), counts = tokenize([Row.single("the and", "in", "there")], tokenizer, PrepareArgs(), 500)
     response = tokenizer.encode("there", eos=True)
     assert not counts and ids[-len(response) :] == response == labels[-len(response) :]
     assert set(labels[: -len(response)]) == {store.IGNORE} and ids.count(tokenizer.eos_id) == 1
     assert tokenizer.decode(ids).endswith("### Input:\nin\n\n### Response:\nthere")
-    ((_, labels),), _ = tokenize([Row("the", "", "there")], tokenizer, PrepareArgs(mask_inputs=False), 500)
+    ((_, labels),), _ = tokenize([Row.single("the", "", "there")], tokenizer, PrepareArgs(mask_inputs=False), 500)
     assert store.IGNORE not in labels
 
 
 def test_what_is_dropped_or_cut_is_counted_and_the_end_of_sequence_stays(checkpoint):
     tokenizer = Tokenizer(checkpoint)
-    rows = [Row("a", "", "b" * 50), Row("a", "", "b"), Row("a", "", " ")]
+    rows = [Row.single("a", "", "b" * 50), Row.single("a", "", "b"), Row.single("a", "", " ")]
     plain = {"prompt_style": "plain"}
     kept, counts = tokenize(rows, tokenizer, PrepareArgs(**plain), 20)
     assert len(kept) == 1 and counts == {"dropped for more than 20 tokens": 1, "dropped for an empty response": 1}
@@ -72,14 +74,14 @@ def test_what_is_dropped_or_cut_is_counted_and_the_end_of_sequence_stays(checkpo
 
 
 def test_rows_that_leave_nothing_write_nothing(checkpoint, tmp_path):
-    rows = [Row("a", "", "") for _ in range(4)]
+    rows = [Row.single("a", "", "") for _ in range(4)]
     with pytest.raises(UserError, match="empty response"):
         prepare(rows, None, tmp_path / "d", checkpoint, tmp_path / "x.json", PrepareArgs())
     assert not (tmp_path / "d").exists()
 
 
 def test_a_prepared_set_is_read_back_and_a_damaged_one_refused(checkpoint, tmp_path):
-    rows = [Row(f"the {i}", "", f"and {i}") for i in range(30)]
+    rows = [Row.single(f"the {i}", "", f"and {i}") for i in range(30)]
     prepare(rows, None, tmp_path, checkpoint, tmp_path / "x.json", PrepareArgs(test_split_fraction=0.2))
     train, val, meta = store.load(tmp_path)
     assert (len(train), len(val)) == (24, 6) and meta["prompt_style"] == "alpaca"
@@ -250,7 +252,7 @@ def web():
 
 def test_a_data_file_is_downloaded_whole_once_or_not_at_all(web, tmp_path):
     path = locate(None, f"{web}/good", "rows.json", tmp_path)
-    assert read_alpaca(path) == [Row("a", "", "b")]
+    assert read_alpaca(path) == [Row.single("a", "", "b")]
     assert locate(None, f"{web}/gone", "rows.json", tmp_path) == path  # it is there: nothing is fetched
     for place, message in (("half", "half"), ("page", "web page"), ("gone", "HTTP 404")):
         with pytest.raises(UserError, match=message):

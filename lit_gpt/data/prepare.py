@@ -10,7 +10,8 @@ import numpy as np
 from lit_gpt.args import PrepareArgs, SourceArgs
 from lit_gpt.convert.lit import read_config, require_checkpoint
 from lit_gpt.data import store
-from lit_gpt.data.sources import Row, locate
+from lit_gpt.data.download import locate
+from lit_gpt.data.rows import Row
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer

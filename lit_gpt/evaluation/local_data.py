@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_gpt.data.sources import read_objects
+from lit_gpt.data.entries import read_objects
 from lit_gpt.errors import UserError
 
 if TYPE_CHECKING:

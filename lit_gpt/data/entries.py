@@ -1,0 +1,249 @@
+"""The entries of a data file one by one, each with its place: JSON lists, JSON lines, CSV; gzipped or not.
+
+No more than a piece of the file is in memory, and no entry may be longer than MAX_ENTRY.
+"""
+
+import codecs
+import csv
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from lit_gpt.errors import UserError
+
+MAX_ENTRY = 32 * 2**20
+"""Bytes of a line, characters of a list's entry."""
+SPACE = re.compile(r"[ \t\n\r]*")
+NOT_TEXT = {b"PAR1": "a Parquet file", b"PK": "a zip archive", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+GZIP, BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
+
+
+def read_objects(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of every entry of a JSON list, or of every line of a JSON-lines file.
+
+    Raises:
+        UserError: naming the place, when it is reached.
+    """
+    with opened(path) as file:
+        start, at = first_character(file, path), file.tell()
+        if start == b"<":
+            raise UserError(f"{path}: expected JSON, found a web page or XML (it begins with '<'); get the file again")
+        file.seek(at)
+        yield from list_entries(Text(path, file)) if start == b"[" else line_entries(path, file)
+
+
+def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, values by column) of every row of a CSV file with a header; separated by comma, semicolon or tab.
+
+    Raises:
+        UserError: naming the line, when it is reached.
+    """
+    with opened(path) as file:
+        lines = (text for _, text in decoded_lines(path, file))
+        first = next(lines, "")
+        if not first.strip():
+            raise UserError(f"{path}: expected a header with the names of the columns, found an empty line")
+        if first.lstrip().startswith("<"):
+            raise UserError(f"{path}: expected CSV, found a web page or XML (it begins with '<'); get the file again")
+        rows = table_rows(path, chain([first], lines), delimiter=max(",;\t", key=first.count))
+        header = unique(next(rows)[1], path)
+        for line, row in rows:
+            if len(row) != len(header):
+                raise UserError(
+                    f"{path}, line {line}: expected {len(header)} columns ({', '.join(header)}), found {len(row)}; "
+                    "a text with a separator or a line break in it stands in double quotes"
+                )
+            yield f"line {line}", dict(zip(header, row, strict=True))
+
+
+def table_rows(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line that it begins on, cells) of each row that is not empty. Raises: UserError."""
+    csv.field_size_limit(MAX_ENTRY)
+    table = csv.reader(lines, delimiter=delimiter, strict=True)
+    line = 1
+    try:
+        for row in table:
+            if row:
+                yield line, row
+            line = table.line_num + 1
+    except csv.Error as e:
+        raise UserError(f"{path}, line {line}: a row begins that is not valid CSV ({e})") from e
+
+
+def unique(header: list[str], path: Path) -> list[str]:
+    """Raises: UserError if a column has no name, or two have the same."""
+    for name in header:
+        if not name.strip() or header.count(name) > 1:
+            raise UserError(f"{path}, line 1: expected a name of its own for each column, found {name!r} in {header}")
+    return header
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a text file after a byte order mark, decompressed if need be.
+
+    Raises:
+        UserError: there is no such file, or it is of a kind that is no text.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    with open(path, "rb") as raw:
+        start = raw.read(4)
+        raw.seek(0)
+        file = gzip.GzipFile(fileobj=raw) if start.startswith(GZIP) else raw
+        try:
+            start = file.read(4)
+            for mark, kind in NOT_TEXT.items():
+                if start.startswith(mark):
+                    raise UserError(f"{path}: expected UTF-8 text, found {kind}; convert the file")
+            file.seek(len(BOM) if start.startswith(BOM) else 0)
+            yield file
+        except (EOFError, gzip.BadGzipFile) as e:
+            raise UserError(f"{path} is damaged or cut: {e}; get the file again") from e
+
+
+def first_character(file: IO[bytes], path: Path) -> bytes:
+    """The first byte that is no whitespace; the file is left at the beginning. Raises: UserError if there is none."""
+    at, c = file.tell(), b" "
+    while c and c.isspace():
+        c = file.read(1)
+    if not c:
+        raise UserError(f"{path} is empty")
+    file.seek(at)
+    return c
+
+
+def decoded_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
+    """(number, text with its line break) of each line. Raises: UserError for one that is too long or not UTF-8."""
+    number = 0
+    while line := file.readline(MAX_ENTRY + 1):
+        number += 1
+        if len(line) > MAX_ENTRY:
+            raise UserError(f"{path}, line {number}: longer than {MAX_ENTRY:,} bytes, expected one row a line")
+        yield number, decoded(line, path, number)
+
+
+def decoded(line: bytes, path: Path, number: int) -> str:
+    """Raises: UserError if the line is not UTF-8, or has a zero byte."""
+    if b"\0" in line:
+        raise UserError(f"{path}, line {number}: byte {line.index(0) + 1} is zero, expected text; get the file again")
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}, line {number}: byte {line[e.start]:#04x} is not UTF-8; convert the file") from e
+
+
+def line_entries(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    """The entries of a JSON-lines file."""
+    for number, line in decoded_lines(path, file):
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", json.loads(line)
+        except json.JSONDecodeError as e:
+            hint = ""
+            if line.strip() == "{":
+                hint = "; expected a list [...], or one object a line, found an object over several lines"
+            elif not line.endswith("\n"):
+                hint = "; it is the last line: is the file cut?"
+            raise UserError(f"{path}, line {number}, column {e.colno}: not valid JSON ({e.msg}){hint}") from e
+        except RecursionError as e:
+            raise UserError(f"{path}, line {number}: lists or objects nested too deep") from e
+
+
+class Text:
+    """The text of a file, of which the part that is being parsed is in memory."""
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self.path, self.file = path, file
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.buffer, self.at, self.line, self.ended = "", 0, 1, False
+
+    def more(self) -> bool:
+        """Read on, twice as far as there is unparsed text; False at the end of the file."""
+        if self.ended:
+            return False
+        rest = self.buffer[self.at :]
+        raw = self.file.read(max(1 << 20, len(rest)))
+        self.ended = not raw
+        try:
+            if b"\0" in raw:
+                raise UserError(f"{self.path}, line {self.line_of(rest, raw, raw.index(0))}: found a zero byte")
+            text = self.decoder.decode(raw, final=self.ended)
+        except UnicodeDecodeError as e:
+            line = self.line_of(rest, raw, max(0, len(raw) - len(e.object) + e.start))
+            byte = e.object[e.start]
+            raise UserError(f"{self.path}, line {line}: byte {byte:#04x} is not UTF-8; convert the file") from e
+        if not self.ended:
+            self.buffer, self.at = rest + text, 0
+        return not self.ended
+
+    def line_of(self, rest: str, raw: bytes, index: int) -> int:
+        return self.line + rest.count("\n") + raw[:index].count(b"\n")
+
+    def move(self, to: int) -> None:
+        self.line += self.buffer.count("\n", self.at, to)
+        self.at = to
+
+    def peek(self) -> str:
+        """The next character that is no whitespace; empty at the end."""
+        while True:
+            self.move(SPACE.match(self.buffer, self.at).end())
+            if self.at < len(self.buffer):
+                return self.buffer[self.at]
+            if not self.more():
+                return ""
+
+    def value(self, place: str) -> Any:
+        """The JSON value that begins here. Raises: UserError."""
+        decode = json.JSONDecoder().raw_decode
+        while True:
+            try:
+                value, end = decode(self.buffer, self.at)
+                if end < len(self.buffer) or not self.more():  # a number may go on
+                    self.move(end)
+                    return value
+            except json.JSONDecodeError as e:
+                unfinished = e.pos > len(self.buffer) - 12 or e.msg.startswith("Unterminated")
+                if not (unfinished and self.more()):
+                    self.fail(place, e)
+            except RecursionError as e:
+                raise UserError(f"{self.path}, {place}: lists or objects nested too deep") from e
+            if len(self.buffer) - self.at > MAX_ENTRY:
+                raise UserError(f"{self.path}, {place} (line {self.line}) is longer than {MAX_ENTRY:,} characters")
+
+    def fail(self, place: str, e: json.JSONDecodeError) -> None:
+        self.move(e.pos)
+        cut = "; the file ends here: is it cut?" if self.ended and e.pos > len(self.buffer) - 12 else ""
+        cut = "; a text begins here that never ends: is the file cut?" if e.msg.startswith("Unterminated") else cut
+        raise UserError(f"{self.path}, {place} (line {self.line}): not valid JSON ({e.msg}){cut}") from e
+
+
+def list_entries(text: Text) -> Iterator[tuple[str, Any]]:
+    """The entries of a JSON list."""
+    text.peek()
+    text.move(text.at + 1)
+    i = 0
+    while text.peek() != "]" or i > 0:
+        i += 1
+        text.peek()
+        line = text.line
+        yield f"entry {i} (line {line})", text.value(f"entry {i}")
+        after = text.peek()
+        if after not in ("]", ","):
+            found = repr(after) if after else "the end of the file: is it cut?"
+            raise UserError(
+                f"{text.path}, line {text.line}: not valid JSON (expected ',' or ']' after entry {i}, found {found})"
+            )
+        text.move(text.at + 1)
+        if after == "]":
+            break
+    else:
+        text.move(text.at + 1)
+    if text.peek():
+        raise UserError(f"{text.path}, line {text.line}: not valid JSON (expected nothing after the list)")
