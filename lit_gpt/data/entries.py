@@ -151,7 +151,7 @@ def line_entries(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
                 hint = "; expected a list [...], or one object a line, found an object over several lines"
             elif not line.endswith("\n"):
                 hint = "; it is the last line: is the file cut?"
-            raise UserError(f"{path}, line {number}, column {e.colno}: not valid JSON ({e.msg}){hint}") from e
+            raise UserError(f"{path}, line {number}: not valid JSON ({e.msg} at column {e.colno}){hint}") from e
         except RecursionError as e:
             raise UserError(f"{path}, line {number}: lists or objects nested too deep") from e
 
