@@ -7,7 +7,7 @@ Defaults are in the signature below; `--print_config > my.yaml` writes them out 
 
 from pathlib import Path
 
-from lit_gpt.args import AdapterArgs, Precision, Quantization, TrainArgs, ValidationArgs
+from lit_gpt.args import AdapterArgs, PlanArgs, Precision, Quantization, TrainArgs, ValidationArgs
 
 
 def main(
@@ -22,6 +22,7 @@ def main(
     adapter: AdapterArgs = AdapterArgs(adapter_prompt_length=10, adapter_start_layer=2),
     train: TrainArgs = TrainArgs(learning_rate=3e-3, weight_decay=0.02, batch_size=64, save_interval=1000),
     validation: ValidationArgs = ValidationArgs(eval_interval=600),
+    plan: PlanArgs = PlanArgs(),
 ) -> None:
     """Finetune with LLaMA-Adapter.
 
@@ -47,6 +48,8 @@ def main(
         out_dir or default_out_dir("adapter", checkpoint_dir),
         train,
         validation,
+        plan,
+        precision=precision,
         prompt_style=prompt_style,
         quantize=quantize,
         overwrite=overwrite,

@@ -7,7 +7,7 @@ Defaults are in the signature below; `--print_config > my.yaml` writes them out 
 
 from pathlib import Path
 
-from lit_gpt.args import FullArgs, Precision, TrainArgs, ValidationArgs
+from lit_gpt.args import FullArgs, PlanArgs, Precision, TrainArgs, ValidationArgs
 
 
 def main(
@@ -22,6 +22,7 @@ def main(
         learning_rate=3e-5, weight_decay=0.02, batch_size=64, micro_batch_size=1, save_interval=1000
     ),
     validation: ValidationArgs = ValidationArgs(eval_interval=600),
+    plan: PlanArgs = PlanArgs(),
 ) -> None:
     """Finetune every weight.
 
@@ -47,6 +48,8 @@ def main(
         out_dir or default_out_dir("full", checkpoint_dir),
         train,
         validation,
+        plan,
+        precision=precision,
         prompt_style=prompt_style,
         overwrite=overwrite,
         seed=seed,

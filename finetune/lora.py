@@ -7,7 +7,7 @@ Defaults are in the signature below; `--print_config > my.yaml` writes them out 
 
 from pathlib import Path
 
-from lit_gpt.args import LoRAArgs, Precision, Quantization, TrainArgs, ValidationArgs
+from lit_gpt.args import LoRAArgs, PlanArgs, Precision, Quantization, TrainArgs, ValidationArgs
 
 
 def main(
@@ -22,6 +22,7 @@ def main(
     lora: LoRAArgs = LoRAArgs(lora_r=8, lora_alpha=16, lora_dropout=0.05, lora_query=True, lora_value=True),
     train: TrainArgs = TrainArgs(learning_rate=3e-4, batch_size=128, micro_batch_size=4, warmup_steps=100),
     validation: ValidationArgs = ValidationArgs(eval_interval=100),
+    plan: PlanArgs = PlanArgs(),
 ) -> None:
     """Finetune with LoRA.
 
@@ -47,6 +48,8 @@ def main(
         out_dir or default_out_dir("lora", checkpoint_dir),
         train,
         validation,
+        plan,
+        precision=precision,
         prompt_style=prompt_style,
         quantize=quantize,
         overwrite=overwrite,

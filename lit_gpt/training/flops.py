@@ -1,4 +1,4 @@
-"""Floating-point operations of a training iteration, by arithmetic and by counting."""
+"""Floating-point operations of training, by arithmetic and by counting."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,38 +7,59 @@ from lit_gpt.model import GPT
 
 
 def estimated_flops(model: GPT, batch_size: int, length: int) -> float:
-    """Operations of forward and backward over (batch_size, length) tokens, all of them targets.
+    """Operations of forward and backward over (batch_size, length) tokens, all of them targets."""
+    n_tokens = batch_size * length
+    return training_flops(model, n_tokens, n_tokens, n_tokens * length)
+
+
+def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float, n_recomputed: int = 0) -> float:
+    """Operations of forward and backward over documents laid end to end.
 
     2 a token for each weight of a matrix product in the forward pass, and as many for the gradient of its input; the
     gradient of the weight, 2 more, only where it is trained (arXiv:2001.08361, table 1). Attention reads the causal
     half: 2 * T * H * D a layer and token for scores and values together, and twice that in the backward pass. That ends
-    at the lowest block where something trains.
+    at the lowest block where something trains. The output projection is computed for targets only.
+
+    Args:
+        squares: the sum of the squared lengths of the documents.
+        n_recomputed: blocks that go through their forward pass twice.
     """
     c = model.config
-    active = c.n_expert_per_token / c.n_expert if c.n_expert else 1.0  # a token goes through some of the experts
     trains = [any(p.requires_grad for p in block.parameters()) for block in model.transformer.h]
     lowest = trains.index(True) if True in trains else c.n_layer
     lowest = 0 if model.transformer.wte.weight.requires_grad else lowest
     below = tuple(f"transformer.h.{i}." for i in range(lowest))
-    forward = frozen = trained = 0.0
+    total = 0.0
+    for name, rows, trained in products(model, n_tokens, n_targets):
+        total += rows * (2 if name.startswith(below) else 6 if trained else 4)
+    per_block = sum(rows for name, rows, _ in products(model, n_tokens, n_targets) if ".h." in name) / c.n_layer
+    attention = 2 * squares * c.n_head * c.head_size
+    passes = lowest + 3 * (c.n_layer - lowest) + n_recomputed
+    return total + 2 * per_block * n_recomputed + passes * attention
+
+
+def forward_flops(model: GPT, n_tokens: float, n_targets: float, squares: float) -> float:
+    """Operations of the forward pass alone; arguments as for `training_flops`."""
+    c = model.config
+    attention = 2 * squares * c.n_head * c.head_size * c.n_layer
+    return sum(2 * rows for _, rows, _ in products(model, n_tokens, n_targets)) + attention
+
+
+def products(model: GPT, n_tokens: float, n_targets: float) -> list[tuple[str, float, bool]]:
+    """Name, weights times rows, and whether it trains, of each matrix that is multiplied with."""
+    c = model.config
+    active = c.n_expert_per_token / c.n_expert if c.n_expert else 1.0  # a token goes through some of the experts
+    found = []
     for name, p in model.named_parameters():
         # a tied head is listed as lm_head, before wte, and so counts as the matrix product that it is
-        if p.dim() != 2 or "wte" in name:
-            continue
-        n = p.numel() * (active if ".experts." in name else 1.0)
-        if name.startswith(below):
-            forward += n
-        elif p.requires_grad:
-            trained += n
-        else:
-            frozen += n
-    attention = 2 * length * c.n_head * c.head_size
-    passes = lowest + 3 * (c.n_layer - lowest)
-    return batch_size * length * (2 * forward + 4 * frozen + 6 * trained + passes * attention)
+        if p.dim() == 2 and "wte" not in name:
+            rows = n_targets if name.startswith("lm_head.") else n_tokens
+            found.append((name, p.numel() * rows * (active if ".experts." in name else 1.0), p.requires_grad))
+    return found
 
 
 def measured_flops(model: GPT, batch_size: int, length: int) -> float:
-    """The same, counted by torch while a copy of the model without memory (on the meta device) does it.
+    """The same as `estimated_flops`, counted by torch while a copy without memory (on the meta device) does it.
 
     Args:
         model: on the meta device.

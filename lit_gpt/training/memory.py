@@ -35,11 +35,27 @@ def kept_by_wrappers(model: GPT) -> float:
     return sum(getattr(m, "kept_values", 0) * (share if ".experts." in name else 1.0) for name, m in layers)
 
 
+def gradient_bytes(model: GPT) -> int:
+    """What the gradients will take."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def state_bytes(model: GPT, optimizer: str) -> int:
+    """What the optimizer's state will take."""
+    per_value = STATE_BYTES[optimizer]
+    trained = (p for p in model.parameters() if p.requires_grad)
+    return sum(p.numel() * (2 * p.element_size() if per_value is None else per_value) for p in trained)
+
+
 def training_bytes(model: GPT, train: TrainArgs) -> int:
     """What gradients and the optimizer's state will take."""
-    state = STATE_BYTES[train.optimizer]
-    trained = (p for p in model.parameters() if p.requires_grad)
-    return sum(p.numel() * (p.element_size() + (2 * p.element_size() if state is None else state)) for p in trained)
+    return gradient_bytes(model) + state_bytes(model, train.optimizer)
+
+
+def block_bytes(model: GPT, n_tokens: int, itemsize: int) -> tuple[int, int]:
+    """What a block keeps of so many tokens, and what it keeps if it computes the rest again: its input."""
+    kept = (kept_values(model.config) + kept_by_wrappers(model)) * itemsize * n_tokens
+    return int(kept), model.config.n_embd * itemsize * n_tokens
 
 
 def blocks_to_recompute(model: GPT, train: TrainArgs, n_tokens: int, device: torch.device) -> int:
@@ -55,14 +71,19 @@ def blocks_to_recompute(model: GPT, train: TrainArgs, n_tokens: int, device: tor
     if device.type != "cuda":
         return 0
     free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) - WORKSPACE
-    free -= training_bytes(model, train)
-    size = torch.finfo(model.transformer.wte.weight.dtype).bits // 8 * n_tokens
-    kept = (kept_values(model.config) + kept_by_wrappers(model)) * size
-    input_ = model.config.n_embd * size
-    missing = n_layer * kept - free
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    itemsize = torch.finfo(model.transformer.wte.weight.dtype).bits // 8
+    return fewest_recomputed(n_layer, *block_bytes(model, n_tokens, itemsize), free - training_bytes(model, train))
+
+
+def fewest_recomputed(n_layer: int, kept: int, input_: int, free: int) -> int:
+    """How many of `n_layer` blocks have to compute twice so that all that is kept goes into `free` bytes.
+
+    Args:
+        kept, input_: of `block_bytes`.
+    """
+    missing = n_layer * kept - (free - WORKSPACE)
     if missing <= 0:
         return 0
-    return min(
-        n_layer, int(-(-missing // max(1, kept - input_))) + 1
-    )  # one is there in full while it is computed again
+    # one is there in full while it is computed again
+    return min(n_layer, int(-(-missing // max(1, kept - input_))) + 1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.args import PlanArgs, TrainArgs, ValidationArgs
 from lit_gpt.checkpoint import (
     METHODS,
     Run,
@@ -26,6 +26,7 @@ from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.loop import fit, micro_batch_tokens
 from lit_gpt.training.monitor import Monitor, plot_losses
+from lit_gpt.training.planning.dry_run import dry_run
 from lit_gpt.training.schedule import warmup_of
 
 
@@ -38,7 +39,9 @@ def finetune(
     out_dir: Path,
     train: TrainArgs,
     validation: ValidationArgs,
+    plan: PlanArgs = PlanArgs(),
     *,
+    precision: str | None = None,
     prompt_style: str | None = None,
     quantize: str | None = None,
     overwrite: bool = False,
@@ -49,6 +52,8 @@ def finetune(
     Args:
         method: key of METHODS.
         method_args: what its `inject` takes.
+        plan: whether to say what the run will take in place of starting it.
+        precision: as asked for; None lets a device that is planned for choose.
         prompt_style: refuse data of another style than this; None takes the data's.
         quantize: how the frozen weights are kept, key of QUANTIZATIONS; None is the precision of `fabric`.
         overwrite: replace the run that `out_dir` holds.
@@ -56,6 +61,9 @@ def finetune(
     Raises:
         UserError: checkpoint, data and folder that do not go together; see what is called here.
     """
+    if plan.dry_run:
+        given = {"precision": precision, "prompt_style": prompt_style, "quantize": quantize, "seed": seed}
+        return dry_run(fabric, method, method_args, checkpoint_dir, data_dir, train, validation, plan, **given)
     train_data, val_data, meta = store.load(data_dir)
     store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), prompt_style)
     set_compile(train.compile)

@@ -1,0 +1,27 @@
+"""Whether to plan a run in place of starting it, and for what device."""
+
+from dataclasses import dataclass
+
+from lit_gpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlanArgs:
+    """Whether to plan a run in place of starting it, and for what device."""
+
+    dry_run: bool = False
+    """Say how much memory and time the run will take, and stop: nothing is written."""
+    device: str | None = None
+    """Plan for this device, such as a100-40gb, rtx4090 or 24gb; the one of this machine if not given."""
+    probe: bool | None = None
+    """Time a few steps on this machine; if not given, when the weights are there and no other --device is named."""
+    fit: bool = False
+    """Choose micro-batch, recomputation, weights in fewer bits and length so that the run fits the device and
+    --max_time, and print the command line."""
+
+    def __post_init__(self) -> None:
+        for name in ("fit", "device", "probe"):
+            if getattr(self, name) and not self.dry_run:
+                raise UserError(f"--{name} is for planning; add --dry_run true")
+        if self.probe and self.device:
+            raise UserError(f"--probe true times this machine, and --device {self.device} is another; leave out one")

@@ -1,0 +1,91 @@
+"""--dry_run: everything about a run but the run. Writes nothing."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from lit_gpt.args import PlanArgs, TrainArgs, ValidationArgs
+from lit_gpt.checkpoint import METHODS, load_base
+from lit_gpt.convert.lit import WEIGHTS
+from lit_gpt.data import store
+from lit_gpt.errors import UserError
+from lit_gpt.fused import set_compile
+from lit_gpt.model import GPT
+from lit_gpt.quantize import require_quantizable
+from lit_gpt.resources import peak_memory_gb, process_seconds
+from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.training.memory import gradient_bytes
+from lit_gpt.training.planning.devices import named, this_machine
+from lit_gpt.training.planning.fit import command_line, fitted, in_time, ways_out
+from lit_gpt.training.planning.job import Job, config_of, default_precision
+from lit_gpt.training.planning.plan import Data, Plan, make_plan
+from lit_gpt.training.planning.probe import probe
+from lit_gpt.training.planning.seconds import times_of
+from lit_gpt.training.planning.show import clock, lines_of
+
+
+def dry_run(
+    fabric: Fabric,
+    method: str,
+    method_args: Any,
+    checkpoint_dir: Path,
+    data_dir: Path,
+    train: TrainArgs,
+    validation: ValidationArgs,
+    args: PlanArgs,
+    *,
+    precision: str | None,
+    prompt_style: str | None,
+    quantize: str | None,
+    seed: int,
+) -> None:
+    """Print what the run of these arguments would take. Arguments as for `finetune`.
+
+    Raises:
+        UserError: data, checkpoint or device that are not there, or do not go together.
+    """
+    device = named(args.device) if args.device else this_machine(fabric.device)
+    there = (checkpoint_dir / WEIGHTS).is_file()
+    config = config_of(checkpoint_dir)
+    train_data, val_data, meta = store.load(data_dir)
+    if there:
+        store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), prompt_style)
+    if args.probe and not there:
+        raise UserError(f"--probe true needs the weights, and {checkpoint_dir} has no {WEIGHTS}; leave it out")
+    precision = default_precision(precision, method, device)
+    if quantize is not None:
+        require_quantizable(quantize, precision, torch.device("cpu"))
+    job = Job(method, method_args, config, train, validation, precision, quantize, device, seed)
+    data = (train_data, val_data)
+    plan = make_plan(job, data)
+    if args.fit:
+        plan = fitted(plan, data)
+    if plan.fits and (there and args.device is None if args.probe is None else args.probe):
+        plan = probed(plan, fabric, checkpoint_dir, data)
+        if args.fit:
+            plan = in_time(plan, data)
+    print(*lines_of(plan), *ways_out(plan, data), sep="\n")
+    if args.fit:
+        print(f"Run it with\n  {command_line(plan, job, sys.argv)}")
+
+
+def probed(plan: Plan, fabric: Fabric, checkpoint_dir: Path, data: Data) -> Plan:
+    """The same plan with times from a few steps on this machine; says what they took."""
+    job = plan.job
+    set_compile(job.train.compile)
+    model, _ = load_base(fabric, checkpoint_dir, job.quantize)
+    METHODS[job.method][0](model, job.method_args)
+    model.n_recomputed = plan.n_recomputed
+    counted, _ = job.model()
+    rates = probe(fabric, model, counted, *data, job.train, job.room, process_seconds(), saved_bytes(counted))
+    print(f"A few steps on this machine took {clock(process_seconds())} and {peak_memory_gb():.2f} GB at most")
+    return replace(plan, rates=rates, times=times_of(counted, plan.work, rates, plan.n_recomputed))
+
+
+def saved_bytes(model: GPT) -> int:
+    """Of a checkpoint: what trains, and the optimizer's state."""
+    return 3 * gradient_bytes(model)

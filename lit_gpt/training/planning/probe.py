@@ -1,0 +1,116 @@
+"""A few steps of a run that is not started: what this machine reaches."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from lightning.fabric import Fabric
+
+from lit_gpt.args import TrainArgs
+from lit_gpt.data.batches import Batch, collate, packs
+from lit_gpt.data.store import Samples
+from lit_gpt.model import GPT
+from lit_gpt.training.flops import forward_flops, training_flops
+from lit_gpt.training.graphs import recorded_hidden
+from lit_gpt.training.loss import loss_sum
+from lit_gpt.training.optimizer import make_optimizer
+from lit_gpt.training.planning.seconds import WRITING, Rates
+
+LEAST_SECONDS, MOST_SECONDS = 6.0, 30.0
+"""Of timed forward and backward passes: the first, and the second if one pass takes that long."""
+LEAST_PASSES = 3
+
+
+def probe(
+    fabric: Fabric,
+    model: GPT,
+    counted: GPT,
+    data: Samples,
+    val_data: Samples,
+    train: TrainArgs,
+    room: int,
+    starting: float,
+    saved_bytes: int,
+) -> Rates:
+    """Train for a few passes at a learning rate of 0, and time them. The model is of no use afterwards.
+
+    Args:
+        counted: the same without memory, for counting operations.
+        room: tokens of a forward pass.
+        starting: seconds from the command to here.
+        saved_bytes: of a save.
+    """
+    optimizer = fabric.setup_optimizers(make_optimizer(model, train))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    with fabric.autocast():
+        hidden_of = recorded_hidden(model, room, data.lengths, train.compile)
+    model.train()
+    before = time.perf_counter()
+    batches = chosen(data, train.batch_size, room, fabric.device)
+
+    def forward_and_backward(batch: Batch) -> None:
+        with fabric.autocast():
+            loss = loss_sum(model, batch, hidden_of)
+        fabric.backward(loss / max(1, batch.n_targets))
+
+    forward_and_backward(batches[0])  # the largest, which warms up
+    step_seconds = min(timed(fabric.device, lambda: take_step(fabric, model, optimizer, train)) for _ in range(2))
+    starting += time.perf_counter() - before if fabric.device.type == "cuda" else 0.0  # compiling is no warm-up's
+    flops = seconds = 0.0
+    for n, batch in enumerate(batches[1:] + batches[:1], 1):
+        seconds += timed(fabric.device, lambda batch=batch: forward_and_backward(batch))
+        flops += training_flops(counted, *size(batch), model.n_recomputed)
+        if seconds > MOST_SECONDS or (seconds > LEAST_SECONDS and n >= LEAST_PASSES):
+            break
+    validation = validation_rate(fabric, model, counted, val_data, room)
+    source = f"from {n} forward and backward passes on this machine, {flops / seconds / 1e12:.3g} TFLOP/s"
+    return Rates(flops / seconds, validation, step_seconds, starting, saved_bytes / WRITING, 0.0, source)
+
+
+def take_step(fabric: Fabric, model: GPT, optimizer: torch.optim.Optimizer, train: TrainArgs) -> None:
+    if train.max_norm > 0:
+        fabric.clip_gradients(model, optimizer, max_norm=train.max_norm, error_if_nonfinite=False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+
+
+def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, room: int) -> float:
+    """Operations a second of forward passes in evaluation."""
+    model.eval()
+    flops = seconds = 0.0
+    with torch.no_grad(), fabric.autocast():
+        for batch in chosen(data, len(data), room, fabric.device)[:4]:
+            seconds += timed(fabric.device, lambda batch=batch: loss_sum(model, batch))
+            flops += forward_flops(counted, *size(batch))
+            if seconds > LEAST_SECONDS:
+                break
+    return flops / seconds
+
+
+def chosen(data: Samples, batch_size: int, room: int, device: torch.device) -> list[Batch]:
+    """Forward passes as the run's, of one or two steps, the largest first."""
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: 2 * batch_size].tolist()
+    groups = packs(data.lengths, rows, room)
+    groups.sort(key=lambda group: -data.lengths[group].sum())
+    first, *others = [collate([data[i] for i in group]).to(device) for group in groups[:64]]
+    return [first, *others]
+
+
+def size(batch: Batch) -> tuple[int, int, float]:
+    """Tokens, targets and sum of the squared lengths."""
+    return batch.n_tokens, batch.n_targets, float(sum(n * n for n in batch.documents.lengths))
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds that `work` takes when called, until the device is done."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,102 @@
+"""How long a run takes: operations, divided by a rate from a probe or from the table of devices."""
+
+from dataclasses import asdict, dataclass
+
+from lit_gpt.linear import LinearLayer
+from lit_gpt.model import GPT
+from lit_gpt.training.flops import forward_flops, training_flops
+from lit_gpt.training.memory import gradient_bytes
+from lit_gpt.training.planning.job import Job
+from lit_gpt.training.planning.work import Work
+
+SHARE, SHARE_LOST = 0.672, 0.121
+"""Of the matrix rate that LoRA's step reaches on bf16 weights where none of the linear layers is wrapped, and what is
+lost of it where all are: 64.8 % with one of five, 55.1 % with five of five on an H100 (benchmarks/results/gpu.txt)."""
+OF_BF16 = {"bnb.nf4": 0.94, "bnb.nf4-dq": 0.92, "bnb.fp4": 0.94, "bnb.fp4-dq": 0.92, "bnb.int8": 0.6}
+OF_BF16 |= {"bnb.int8-training": 0.6, "int8": 0.97, "fp8": 1.25}
+"""Speed by weights in fewer bits, relative to bf16: nf4, int8 and fp8 from the same table; the others are guesses."""
+CALLED, EAGER = 0.96, 0.47
+"""Speed of a step whose kernels are called one by one, and that is not compiled either, relative to a recorded one."""
+HOST = 0.012
+"""Seconds that the host takes for a block of a micro-batch that is recomputed, and so never recorded: 0.38 s for 32."""
+FEW_TOKENS = 160
+"""Tokens of a forward pass that take as long as what does not depend on their number: 8,192 are 2 % faster."""
+COMPILING, READING, WRITING = 30.0, 1.0e9, 0.5e9
+"""Seconds that compiling and recording take on a GPU; bytes a second from and to a disk."""
+STARTING = 12.0
+"""Seconds of imports and of putting a model together."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a machine reaches, in operations a second, and what else takes time."""
+
+    training: float
+    validation: float
+    optimizer_seconds: float
+    """Of a step of the optimizer alone."""
+    starting: float
+    """Seconds from the command to the first forward pass."""
+    saving: float
+    """Seconds of a save."""
+    shortest: float
+    """Seconds of a forward and backward pass of a few tokens."""
+    source: str
+    """Where these come from, for the reader."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds by what they go into."""
+
+    starting: float
+    training: float
+    validating: float
+    saving: float
+
+    @property
+    def total(self) -> float:
+        return sum(asdict(self).values())
+
+
+def rates_of_device(job: Job, model: GPT, chosen: dict[str, LinearLayer], n_again: int) -> Rates | None:
+    """From the table of devices; None if it does not know the device's rate."""
+    if not job.device.rate:
+        return None
+    layers = [name for name, m in model.named_modules() if isinstance(m, LinearLayer) and ".h." in name]
+    wrapped = sum(name.endswith(".linear") for name in layers) / len(layers)
+    share = SHARE - SHARE_LOST * wrapped
+    kind = job.quantize
+    if kind:
+        share *= OF_BF16[kind if job.device.fp8 or kind != "fp8" else "bnb.nf4"]
+    if not job.train.compile:
+        share *= EAGER
+    elif n_again or job.config.mlp == "moe" or job.method == "full":
+        share *= CALLED
+    share *= 0.5 if job.weight_dtype.itemsize == 4 and not job.mixed else 1.0  # TF32 has half the rate
+    share *= (job.room / (job.room + FEW_TOKENS)) / (4096 / (4096 + FEW_TOKENS))
+    rate = job.device.rate * share
+    source = f"{share:.0%} of {job.device.rate / 1e12:.0f} TFLOP/s, from the table of devices"
+    n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    moved = 4 * gradient_bytes(model)  # weights, gradients and two states, at about 1 TB/s
+    return Rates(
+        training=rate,
+        validation=rate,
+        optimizer_seconds=moved / 1e12,
+        starting=STARTING + n_bytes / READING + (COMPILING if job.train.compile else 0.0),
+        saving=3 * gradient_bytes(model) / WRITING,
+        shortest=HOST * n_again,
+        source=source,
+    )
+
+
+def times_of(model: GPT, work: Work, rates: Rates, n_again: int) -> Times:
+    """What the whole run takes at these rates."""
+    training = training_flops(model, work.n_tokens, work.n_targets, work.squares, n_again) / rates.training
+    validation = forward_flops(model, work.n_val_tokens, work.n_val_targets, work.val_squares) / rates.validation
+    return Times(
+        starting=rates.starting,
+        training=max(training, work.n_passes * rates.shortest) + work.n_steps * rates.optimizer_seconds,
+        validating=work.n_validations * validation,
+        saving=work.n_saves * rates.saving,
+    )

@@ -1,0 +1,65 @@
+"""A plan as text."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from lit_gpt.training.planning.plan import Plan
+
+
+def lines_of(plan: Plan, now: datetime | None = None) -> Iterator[str]:
+    """The plan for a reader: memory item by item, work, time.
+
+    Args:
+        now: when the run would start.
+    """
+    yield from memory_lines(plan)
+    yield from work_lines(plan)
+    yield from time_lines(plan, now or datetime.now())
+
+
+def memory_lines(plan: Plan) -> Iterator[str]:
+    job, device = plan.job, plan.job.device
+    yield f"Memory on {device.name}, GB (10^9 bytes)"
+    for name, n_bytes in plan.memory.items():
+        if n_bytes:
+            yield f"  {name:32}{n_bytes / 1e9:9.2f}"
+    yield f"  {'sum':32}{plan.needed / 1e9:9.2f} of {device.n_bytes / 1e9:.2f}: {'fits' if plan.fits else 'TOO MUCH'}"
+    yield f"  the run will report a peak of    {plan.peak / 1e9:9.2f}"
+    kept = f"{plan.n_recomputed} of {job.config.n_layer} blocks compute their forward pass twice"
+    weights = job.quantize or job.precision
+    yield f"  weights in {weights}; up to {plan.work.largest:,} tokens a forward pass; {kept}"
+
+
+def work_lines(plan: Plan) -> Iterator[str]:
+    work = plan.work
+    waste = work.n_padded / work.n_tokens - 1
+    filled = work.n_tokens / (work.n_passes * work.room)
+    yield "Work"
+    yield f"  {work.n_samples:,} samples = {work.epochs:.2f} epochs in {work.n_steps:,} steps"
+    yield f"  {work.n_tokens:,} tokens, of which {work.n_targets:,} are targets, in {work.n_passes:,} forward passes"
+    yield f"  no padding; the passes are {filled:.0%} full; padded by {plan.job.train.micro_batch_size}: {waste:+.0%}"
+    yield f"  {work.n_validations} validations of {work.n_val_tokens:,} tokens, {work.n_saves} saves"
+
+
+def time_lines(plan: Plan, now: datetime) -> Iterator[str]:
+    yield "Time"
+    if plan.times is None or plan.rates is None:
+        yield f"  unknown: the speed of {plan.job.device.name} is; --probe true measures that of this machine"
+        return
+    times = plan.times
+    rate = plan.work.n_tokens / times.training
+    yield f"  {plan.flops / 1e15:.3g} PFLOP; {plan.rates.source}"
+    yield f"  {times.training / plan.work.n_steps:.3g} s a step, {rate:,.0f} tokens a second"
+    parts = [("start", times.starting), ("training", times.training), ("validation", times.validating)]
+    parts.append(("saves", times.saving))
+    yield "  " + ", ".join(f"{name} {clock(seconds)}" for name, seconds in parts)
+    end = now + timedelta(seconds=times.total)
+    days = (end.date() - now.date()).days
+    when = f"{end:%H:%M}" + (f" in {days} day{'s' * (days > 1)}" if days else "")
+    yield f"  {clock(times.total)} in all; started now, it ends at {when}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as H:MM:SS."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,105 @@
+"""How much there is to do: samples, tokens, steps and forward passes of a run, counted on its data."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.data.batches import packs
+from lit_gpt.data.store import IGNORE, Samples
+
+PACKED_STEPS = 100
+"""Optimizer steps whose forward passes are counted one by one; the others are taken to be like them."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of a run, its validations apart."""
+
+    n_rows: int
+    """Samples in the training set."""
+    n_samples: int
+    """That the run sees."""
+    n_steps: int
+    n_tokens: int
+    n_targets: int
+    squares: float
+    """Sum of the squared lengths of the samples."""
+    n_passes: int
+    """Forward passes: micro-batches."""
+    n_padded: int
+    """Tokens of the same run in micro-batches of `micro_batch_size` samples, each padded to its longest."""
+    room: int
+    """Tokens that a forward pass has room for."""
+    largest: int
+    """Tokens of the largest forward pass."""
+    most_targets: int
+    """Targets of a forward pass, the most of them."""
+    n_val_tokens: int
+    """Of one validation."""
+    n_val_targets: int
+    val_squares: float
+    n_validations: int
+    n_saves: int
+
+    @property
+    def epochs(self) -> float:
+        return self.n_samples / self.n_rows
+
+
+def work_of(
+    train_data: Samples, val_data: Samples, train: TrainArgs, validation: ValidationArgs, room: int, seed: int
+) -> Work:
+    """Count it.
+
+    Args:
+        room: tokens of a forward pass.
+    """
+    lengths, targets = train_data.lengths, targets_by_sample(train_data)
+    n_samples = train.n_samples(len(train_data))
+    n_steps = -(-n_samples // train.batch_size)
+    rng = np.random.default_rng(seed)
+    n_passes = -(-n_samples // len(lengths))
+    order = np.concatenate([rng.permutation(len(lengths)) for _ in range(n_passes)])[:n_samples]  # as the loop's
+    size, first = train.micro_batch_size, order[: PACKED_STEPS * train.batch_size]
+    groups = [
+        group
+        for start in range(0, len(first), train.batch_size)
+        for group in packs(lengths, first[start : start + train.batch_size], room)
+    ]
+    padded = np.pad(lengths[order], (0, -n_samples % size)).reshape(-1, size).max(1) * size
+    val_lengths, val_targets = val_data.lengths, targets_by_sample(val_data)
+    n_val = len(val_lengths)
+    if validation.eval_iters is not None:
+        n_val = min(n_val, validation.eval_iters * train.micro_batch_size)
+    return Work(
+        n_rows=len(lengths),
+        n_samples=n_samples,
+        n_steps=n_steps,
+        n_tokens=int(lengths[order].sum()),
+        n_targets=int(targets[order].sum()),
+        squares=float(np.square(lengths[order], dtype=np.float64).sum()),
+        n_passes=round(len(groups) * n_samples / len(first)),
+        n_padded=int(padded.sum()) - int(padded[-1]) // size * (-n_samples % size),
+        room=room,
+        largest=int(max(lengths[g].sum() for g in groups) if n_samples < len(lengths) else largest(lengths, groups)),
+        most_targets=int(max(targets[g].sum() for g in groups)),
+        n_val_tokens=int(val_lengths[:n_val].sum()),
+        n_val_targets=int(val_targets[:n_val].sum()),
+        val_squares=float(np.square(val_lengths[:n_val], dtype=np.float64).sum()),
+        n_validations=1 + len({*range(validation.eval_interval, n_steps + 1, validation.eval_interval), n_steps}),
+        n_saves=len({*range(train.save_interval, n_steps + 1, train.save_interval), n_steps}),
+    )
+
+
+def largest(lengths: np.ndarray, groups: list[list[int]]) -> int:
+    """Tokens of the largest forward pass of a run that sees every sample."""
+    return max(int(lengths.max()), max(int(lengths[g].sum()) for g in groups))
+
+
+def targets_by_sample(samples: Samples) -> np.ndarray:
+    """(n,) positions of each sample that carry loss; a first token never does."""
+    is_target = np.asarray(samples.labels) != IGNORE
+    starts = np.asarray(samples.offsets[:-1])
+    is_target[starts[np.diff(samples.offsets) > 0]] = False
+    return np.diff(np.concatenate([[0], np.cumsum(is_target)])[samples.offsets])
