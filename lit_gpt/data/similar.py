@@ -1,0 +1,133 @@
+"""Which texts are nearly the same: groups by the Jaccard similarity of their character 5-grams, found by MinHash.
+
+Case, Unicode's compatibility forms and runs of spaces do not count. MinHash (Broder 1997) in bands proposes pairs; each
+is then measured exactly, so that a pair below the threshold is never linked. A pair at the threshold is proposed with a
+probability of 99 %, one above it with more. Groups are the connected components.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+GRAM = 5
+N_HASHES = 128
+SLACK = 0.15
+"""How far below the threshold an estimate may lie (4 standard errors of 128 hashes) for its pair to be measured."""
+CHUNK = 1 << 22
+"""Characters whose grams are in memory at a time."""
+
+
+def groups(texts: Sequence[str], threshold: float = 0.8) -> np.ndarray:
+    """(n,) int64: for each text the index of the first one of its group; a text alone has its own index.
+
+    Args:
+        threshold: least share of 5-grams that two near-identical texts have in common, above 0 and at most 1.
+    """
+    plain = [normalize(text) for text in texts]
+    firsts: dict[str, int] = {}
+    first = np.array([firsts.setdefault(text, i) for i, text in enumerate(plain)], dtype=np.int64)
+    unlike = np.array(list(firsts.values()), dtype=np.int64)  # one of each text
+    if threshold >= 1 or len(unlike) < 2:
+        return first
+    parents = link([plain[i] for i in unlike], threshold)
+    group_of = np.arange(len(plain))
+    group_of[unlike] = unlike[parents]
+    return group_of[first]
+
+
+def normalize(text: str) -> str:
+    """The text as it is compared."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def link(texts: Sequence[str], threshold: float) -> np.ndarray:
+    """(n,) int64: for each of different texts the first one of its group."""
+    signatures = sign(texts)
+    parents = np.arange(len(texts))
+    for bucket in buckets(signatures, rows_per_band(threshold)):
+        waiting = bucket
+        while len(waiting) > 1:  # breadth first through the bucket
+            seeds, waiting = waiting[:1], waiting[1:]
+            while len(seeds) and len(waiting):
+                found = like(int(seeds[0]), waiting, texts, signatures, parents, threshold)
+                seeds, waiting = np.concatenate([seeds[1:], waiting[found]]), waiting[~found]
+    return np.array([root(parents, i) for i in range(len(texts))], dtype=np.int64)
+
+
+def like(
+    one: int, others: np.ndarray, texts: Sequence[str], signatures: np.ndarray, parents: np.ndarray, threshold: float
+) -> np.ndarray:
+    """Which of `others` are in the group of `one` now, a mask; links those that are near enough."""
+    found = (signatures[others] == signatures[one]).mean(1) >= threshold - SLACK
+    grams = None
+    for i in found.nonzero()[0]:
+        mine, theirs = root(parents, one), root(parents, int(others[i]))
+        if mine != theirs:
+            grams = grams_of(texts[one]) if grams is None else grams
+            found[i] = jaccard(grams, grams_of(texts[others[i]])) >= threshold
+            if found[i]:
+                parents[max(mine, theirs)] = min(mine, theirs)
+    return found
+
+
+def root(parents: np.ndarray, i: int) -> int:
+    """The first of the group of i; shortens the way there."""
+    while parents[i] != i:
+        parents[i] = parents[parents[i]]
+        i = int(parents[i])
+    return i
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Share of the grams of either that both have."""
+    common = len(np.intersect1d(a, b, assume_unique=True))
+    return common / (len(a) + len(b) - common)
+
+
+def rows_per_band(threshold: float) -> int:
+    """Most rows in a band for which a pair at the threshold shares one with a probability of 99 %."""
+    fit = (r for r in range(N_HASHES, 1, -1) if (1 - threshold**r) ** (N_HASHES // r) <= 0.01)
+    return next(fit, 1)
+
+
+def buckets(signatures: np.ndarray, n_rows: int) -> Iterator[np.ndarray]:
+    """Indices, in order, of texts that agree on all rows of a band, wherever there is more than one."""
+    for start in range(0, N_HASHES - n_rows + 1, n_rows):
+        band = np.ascontiguousarray(signatures[:, start : start + n_rows])
+        keys = band.view(np.dtype((np.void, band.itemsize * n_rows)))[:, 0]
+        _, key_of, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        order = np.argsort(key_of, kind="stable")
+        ends = np.cumsum(counts)
+        for key in (counts > 1).nonzero()[0]:
+            yield order[ends[key] - counts[key] : ends[key]]
+
+
+def sign(texts: Sequence[str]) -> np.ndarray:
+    """(n, N_HASHES) uint32: the MinHash signatures of the texts."""
+    from rensa import RMinHash
+
+    signatures = np.empty((len(texts), N_HASHES), dtype=np.uint32)
+    start = 0
+    while start < len(texts):
+        stop, room = start, CHUNK
+        while stop < len(texts) and (stop == start or len(texts[stop]) <= room):
+            room -= len(texts[stop])
+            stop += 1
+        grams = [grams_of(text) for text in texts[start:stop]]
+        offsets = np.cumsum([0, *map(len, grams)], dtype=np.uint64)
+        digests = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(grams), offsets, N_HASHES, 1)
+        signatures[start:stop] = digests.to_rows()
+        start = stop
+    return signatures
+
+
+def grams_of(text: str) -> np.ndarray:
+    """Hashes of the different runs of GRAM characters, sorted, (g,) uint64; a shorter text is one run."""
+    codes = np.frombuffer(text.ljust(GRAM).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    n = len(codes) - GRAM + 1
+    hashes = np.zeros(n, dtype=np.uint64)
+    for k in range(GRAM):
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[k : k + n]  # an odd multiplier, modulo 2^64
+    hashes = (hashes ^ (hashes >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)  # spread to all bits
+    return np.unique(hashes ^ (hashes >> np.uint64(29)))

@@ -1,0 +1,72 @@
+"""Near-identical texts are found as exact Jaccard similarity defines them."""
+
+import random
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from lit_gpt.data.similar import GRAM, grams_of, groups, jaccard, normalize
+
+WORDS = [f"{a}{b}{c}" for a in ("ba", "ne", "sto", "gri") for b in ("lu", "mo", "ti") for c in ("n", "r", "sk", "ld")]
+
+
+@cache
+def gram_set(text):
+    text = normalize(text)
+    return {text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1))}
+
+
+def exact(a, b):
+    """Jaccard similarity of the sets of 5-grams, by Python's sets."""
+    a, b = gram_set(a), gram_set(b)
+    return len(a & b) / len(a | b)
+
+
+def edited(text, n_edits, rng):
+    words = text.split()
+    for _ in range(n_edits):
+        words[rng.randrange(len(words))] = rng.choice(WORDS)
+    return " ".join(words)
+
+
+def make_texts(seed, n=80):
+    rng = random.Random(seed)
+    originals = [" ".join(rng.choices(WORDS, k=rng.randint(5, 60))) for _ in range(n)]
+    return originals + [edited(t, rng.randint(0, 6), rng) for t in originals for _ in range(2)]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9])
+def test_groups_are_the_components_of_exact_jaccard(threshold):
+    texts = make_texts(seed=int(threshold * 10))
+    found = groups(texts, threshold)
+    similar = [(i, j) for i, j in combinations(range(len(texts)), 2) if exact(texts[i], texts[j]) >= threshold]
+    parent = list(range(len(texts)))
+    for _ in range(4):  # labels sink to the smallest of the component
+        for i, j in (*similar, *reversed(similar)):
+            parent[i] = parent[j] = min(parent[i], parent[j])
+    assert len(similar) > 40 and found.shape == (len(texts),) and found.dtype == np.int64
+    together = {(i, j) for i, j in combinations(range(len(texts)), 2) if found[i] == found[j]}
+    wanted = {(i, j) for i, j in combinations(range(len(texts)), 2) if parent[i] == parent[j]}
+    assert not together - wanted  # never a pair too far apart
+    assert len(wanted - together) <= 0.02 * len(wanted)
+    assert all(found[i] == min(np.flatnonzero(found == found[i])) for i in range(len(texts)))
+
+
+def test_case_spaces_and_forms_do_not_count_and_short_or_empty_texts_do_not_collapse():
+    texts = ["Name a  colour", "name a colour\n", "", "a", "b", "A", " ", "\uff11\uff12", "12", "name a country, please"]
+    assert groups(texts).tolist() == [0, 0, 2, 3, 4, 3, 2, 7, 7, 9]
+    assert groups([]).tolist() == [] and groups(["x"]).tolist() == [0]
+    assert groups(["abcdefgh" * 9, "abcdefgh" * 9 + "x"], threshold=1.0).tolist() == [0, 1]
+
+
+def test_the_measure_is_jaccard():
+    a, b = "the quick brown fox 🦙", "the quick brown dog 🦙"
+    assert jaccard(grams_of(a), grams_of(b)) == exact(a, b)
+    assert groups(["\ud800 broken", "\ud800 broken", "x"]).tolist() == [0, 0, 2]
+
+
+def test_many_copies_of_one_template_are_one_group():
+    texts = [f"{'Read the passage below and answer the question that follows it. ' * 4}{i}" for i in range(3000)]
+    assert set(groups(texts).tolist()) == {0}
