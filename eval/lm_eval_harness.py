@@ -36,7 +36,7 @@ def main(
 
     require_checkpoint(checkpoint_dir)
     run_dir = finetuned_path.parent if finetuned_path and finetuned_path.suffix == ".pth" else finetuned_path
-    style = choose_style(evaluation, run_dir and read_run(run_dir).prompt_style)
+    style = choose_style(evaluation, run_dir and read_run(run_dir).prompt_style, checkpoint_dir)
     tasks = prepare(evaluation)
     fabric = make_fabric(precision, evaluation.seed)
     about = {"checkpoint_dir": checkpoint_dir, "precision": precision}

@@ -37,7 +37,7 @@ def main(
     require_checkpoint(checkpoint_dir)
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
     run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
-    style = choose_style(evaluation, read_run(run_dir).prompt_style)
+    style = choose_style(evaluation, read_run(run_dir).prompt_style, checkpoint_dir)
     tasks = prepare(evaluation)
     fabric = make_fabric(precision, evaluation.seed)
     model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)

@@ -43,7 +43,7 @@ def main(
         run_dir = finetuned_path or default_out_dir("adapter_v2", checkpoint_dir)
         model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
         tokenizer = Tokenizer(checkpoint_dir)
-    text = make_prompt(run.prompt_style, prompt, input)
+    text = make_prompt(run.prompt_style, prompt, input, checkpoint_dir)
     print_completion(fabric, model, tokenizer, text, sampling, echo=False, compile=compile)
     say_memory()
 

@@ -17,7 +17,7 @@ from lit_gpt.convert.lit import open_lit
 from lit_gpt.convert.peft import CONFIG, WEIGHTS, from_peft, to_peft
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, replace_folder, save_state
-from lit_gpt.prompts import make_prompt
+from lit_gpt.prompts import open_style
 
 
 def write_adapter(checkpoint_dir: Path, run_dir: Path, peft_dir: Path, overwrite: bool) -> None:
@@ -67,7 +67,7 @@ def read_adapter(
         require_base(before, peft_dir, checkpoint_dir, base_digest)
     args, trained = from_peft(config, settings, state, before and LoRAArgs(**before.method_args))
     style = prompt_style or (before.prompt_style if before else "alpaca")
-    make_prompt(style, "")
+    open_style(style, checkpoint_dir)
     run = Run(
         method="lora",
         method_args=asdict(args),

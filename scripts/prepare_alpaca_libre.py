@@ -22,10 +22,10 @@ def main(
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
     """
+    from lit_gpt.data import schemas
     from lit_gpt.data.prepare import prepare_source
-    from lit_gpt.data.sources import read_alpaca
 
-    prepare_source(read_alpaca, source, destination_path, checkpoint_dir, prepare)
+    prepare_source(schemas.alpaca_libre, source, destination_path, checkpoint_dir, prepare)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.data import store
 from lit_gpt.data.download import locate
-from lit_gpt.data.prepare import prepare, tokenize
+from lit_gpt.data.prepare import Files, prepare, tokenize
 from lit_gpt.data.rows import Row
 from lit_gpt.data.sources import read_alpaca
 from lit_gpt.errors import UserError
@@ -53,7 +53,7 @@ def test_targets_are_the_response_and_one_end_of_sequence(checkpoint):
     tokenizer = Tokenizer(checkpoint)
     ((ids, labels),), counts = tokenize([Row.single("the and", "in", "there")], tokenizer, PrepareArgs(), 500)
     response = tokenizer.encode("there", eos=True)
-    assert not counts and ids[-len(response) :] == response == labels[-len(response) :]
+    assert counts.kept == 1 and not counts.dropped and ids[-len(response) :] == response == labels[-len(response) :]
     assert set(labels[: -len(response)]) == {store.IGNORE} and ids.count(tokenizer.eos_id) == 1
     assert tokenizer.decode(ids).endswith("### Input:\nin\n\n### Response:\nthere")
     ((_, labels),), _ = tokenize([Row.single("the", "", "there")], tokenizer, PrepareArgs(mask_inputs=False), 500)
@@ -65,24 +65,31 @@ def test_what_is_dropped_or_cut_is_counted_and_the_end_of_sequence_stays(checkpo
     rows = [Row.single("a", "", "b" * 50), Row.single("a", "", "b"), Row.single("a", "", " ")]
     plain = {"prompt_style": "plain"}
     kept, counts = tokenize(rows, tokenizer, PrepareArgs(**plain), 20)
-    assert len(kept) == 1 and counts == {"dropped for more than 20 tokens": 1, "dropped for an empty response": 1}
+    assert len(kept) == counts.kept == 1 and counts.dropped == {"longer than 20 tokens": 1, "empty response": 1}
     kept, counts = tokenize(rows, tokenizer, PrepareArgs(**plain, truncation="cut_end"), 20)
-    assert [len(ids) for ids, _ in kept] == [20, 3] and counts["cut to 20 tokens"] == 1
+    assert [len(ids) for ids, _ in kept] == [20, 3] and counts.cut == {"the end": 1}
     assert kept[0][1][-1] == tokenizer.eos_id
     with pytest.raises(UserError, match="52 tokens"):
         tokenize(rows, tokenizer, PrepareArgs(**plain, truncation="error"), 20)
 
 
+def write_rows(path, rows):
+    """`rows` of one turn as a file of Alpaca's schema."""
+    path.write_text(json.dumps([{"instruction": r.instruction, "output": r.response} for r in rows]))
+    return Files((path,))
+
+
 def test_rows_that_leave_nothing_write_nothing(checkpoint, tmp_path):
-    rows = [Row.single("a", "", "") for _ in range(4)]
+    files = write_rows(tmp_path / "x.json", [Row.single(f"a{i}", "", "") for i in range(4)])
     with pytest.raises(UserError, match="empty response"):
-        prepare(rows, None, tmp_path / "d", checkpoint, tmp_path / "x.json", PrepareArgs())
+        prepare(files, None, tmp_path / "d", checkpoint, PrepareArgs())
     assert not (tmp_path / "d").exists()
 
 
 def test_a_prepared_set_is_read_back_and_a_damaged_one_refused(checkpoint, tmp_path):
-    rows = [Row.single(f"the {i}", "", f"and {i}") for i in range(30)]
-    prepare(rows, None, tmp_path, checkpoint, tmp_path / "x.json", PrepareArgs(test_split_fraction=0.2))
+    rows = [Row.single(str(i) * 9, "", f"and {i}") for i in range(30)]
+    files = write_rows(tmp_path / "x.json", rows)
+    prepare(files, None, tmp_path, checkpoint, PrepareArgs(test_split_fraction=0.2))
     train, val, meta = store.load(tmp_path)
     assert (len(train), len(val)) == (24, 6) and meta["prompt_style"] == "alpaca"
     want = {tuple(tokenize([r], Tokenizer(checkpoint), PrepareArgs(), 500)[0][0][0]) for r in rows}

@@ -27,13 +27,18 @@ class PrepareArgs:
     """How rows become tokens."""
 
     prompt_style: str = "alpaca"
-    """Name of the prompt style: alpaca, chatml or plain."""
+    """Name of the prompt style: alpaca, chatml, plain, llama2, vicuna ... (docs/prepare_data.md), or chat_template for
+    the model's own."""
     mask_inputs: bool = True
     """Train on the responses only."""
+    last_turn_only: bool = False
+    """Train on the last response of a conversation only, not on all of them."""
     max_seq_length: int | None = None
     """Longest sample in tokens; None is the model's own limit."""
-    truncation: Literal["drop", "cut_end", "error"] = "drop"
-    """What happens to longer samples."""
+    truncation: Literal["drop", "cut_prompt", "cut_end", "error"] = "drop"
+    """What happens to longer samples: cut_prompt shortens the texts of the user, cut_end the response."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """What happens to rows that do not fit their schema: error ends with the place of the first, drop counts them."""
     test_split_fraction: float = 0.03865
     """Part of the rows that is held out for validation; unused with --validation_file."""
     seed: int = 42
@@ -42,5 +47,7 @@ class PrepareArgs:
     def __post_init__(self) -> None:
         if not 0 < self.test_split_fraction < 1:
             raise UserError(f"--test_split_fraction {self.test_split_fraction} must be between 0 and 1")
+        if self.last_turn_only and not self.mask_inputs:
+            raise UserError("--last_turn_only true trains on less than --mask_inputs false; pass one of them")
         if self.max_seq_length is not None:
             require("max_seq_length", self.max_seq_length, at_least=2)

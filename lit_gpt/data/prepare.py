@@ -1,140 +1,218 @@
-"""Rows into a prepared data set: check, split, tokenize, store, and say what happened to every row."""
+"""Files into a prepared data set: read all, split, tokenize, store, and say what happened to every row."""
 
-import random
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from lit_gpt.args import PrepareArgs, SourceArgs
 from lit_gpt.convert.lit import read_config, require_checkpoint
 from lit_gpt.data import store
 from lit_gpt.data.download import locate
 from lit_gpt.data.rows import Row
+from lit_gpt.data.schemas import Parse
+from lit_gpt.data.sources import read_entries
+from lit_gpt.data.split import held_out, prompt_of
+from lit_gpt.data.tokens import Counts, Encoder, Pair
 from lit_gpt.errors import UserError
-from lit_gpt.prompts import make_prompt
+from lit_gpt.files import write_text
+from lit_gpt.prompts import CHAT_TEMPLATE
 from lit_gpt.tokenizer import Tokenizer
+
+BATCH = 1000
+"""Rows that are tokenized at once."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where rows are."""
+
+    paths: tuple[Path, ...]
+    parse: Parse | None = None
+    """Their schema; None recognises it, for each file by its first entry."""
+
+
+@dataclass
+class Scan:
+    """What was found in files that were read to their end."""
+
+    n_rows: int
+    left_out: Counter[str]
+    """Entries that gave no row, by reason."""
+    prompts: list[str]
+    """Of each row, if they were wanted."""
 
 
 def prepare_source(
-    read: Callable[[Path], list[Row]], source: SourceArgs, folder: Path, checkpoint_dir: Path, args: PrepareArgs
+    parse: Parse | None, source: SourceArgs, folder: Path, checkpoint_dir: Path, args: PrepareArgs
 ) -> None:
-    """`prepare` what `read` finds in the file of `source`, downloaded if need be. What every prepare script does.
+    """Prepare the file of `source`, downloaded if need be. What most prepare scripts do.
 
     Raises:
-        UserError: as `locate`, `read` and `prepare`.
+        UserError: as `locate` and `prepare`.
     """
     require_checkpoint(checkpoint_dir)  # before a download
     path = locate(source.data_file, source.data_file_url, source.data_file_name, folder)
-    validation_rows = read(source.validation_file) if source.validation_file else None
-    prepare(read(path), validation_rows, folder, checkpoint_dir, path, args)
+    validation = Files((source.validation_file,), parse) if source.validation_file else None
+    prepare(Files((path,), parse), validation, folder, checkpoint_dir, args)
 
 
-def prepare(
-    rows: list[Row],
-    validation_rows: list[Row] | None,
-    folder: Path,
-    checkpoint_dir: Path,
-    source: Path,
-    args: PrepareArgs,
-) -> None:
-    """Tokenize `rows` for the model of `checkpoint_dir` and store them in `folder`; prints what it did.
+def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:
+    """Tokenize the rows of `train` for the model of `checkpoint_dir` and store them in `folder`; prints what it did.
+
+    The files are read twice: to their end before anything is written, and again to be tokenized in batches, so that
+    neither rows nor tokens have to fit in memory. The prompts do where a part is held out.
 
     Args:
-        validation_rows: the held-out rows; None holds a part of `rows` out.
-        source: where the rows came from, for meta.json.
+        validation: the held-out rows; None holds a part of those of `train` out.
 
     Raises:
-        UserError: rows that leave nothing to train or to validate on, an unknown prompt style, no checkpoint.
+        UserError: rows that do not fit their schema or leave nothing to train or to validate on, an unknown prompt
+            style, no checkpoint.
     """
     require_checkpoint(checkpoint_dir)
     tokenizer = Tokenizer(checkpoint_dir)
     block_size = read_config(checkpoint_dir).block_size
     limit = min(args.max_seq_length or block_size, block_size)
-    if validation_rows is None:
-        rows, validation_rows = split(rows, args.test_split_fraction, args.seed)
-    print(f"train has {len(rows):,} rows, val has {len(validation_rows):,}")
-    splits = {}
-    for name, part in (("train", rows), ("val", validation_rows)):
-        samples, counts = tokenize(part, tokenizer, args, limit)
-        splits[name] = store.stack(samples)
-        print(f"{name}: {describe(splits[name], counts)}")
-        if not samples:
-            raise UserError(f"{source}: no row of {name} is left ({', '.join(counts)}); nothing was written")
-    meta = {
-        "source": str(source),
-        "checkpoint_dir": str(checkpoint_dir),
-        "tokenizer": tokenizer.fingerprint(),
-        "prompt_style": args.prompt_style,
-        "mask_inputs": args.mask_inputs,
-        "max_seq_length": limit,
-        "truncation": args.truncation,
-        "seed": args.seed,
-        "samples": {name: len(samples) for name, samples in splits.items()},
-        "tokens": {name: len(samples.ids) for name, samples in splits.items()},
-        "longest": {name: int(samples.lengths.max()) for name, samples in splits.items()},
-    }
-    store.save(folder, splits, meta)
+    encoder = Encoder(tokenizer, args, limit)
+    scan = read_all(train, args, with_prompts=validation is None)
+    if validation is None:
+        out = held_out(scan.prompts, args.test_split_fraction, args.seed)
+        scan.prompts.clear()
+        n_train, n_val, left_out = int((~out).sum()), int(out.sum()), (scan.left_out, Counter())
+        sources = (chosen(rows_of(train, args), ~out), chosen(rows_of(train, args), out))
+    else:
+        second = read_all(validation, args, with_prompts=False)
+        n_train, n_val, left_out = scan.n_rows, second.n_rows, (scan.left_out, second.left_out)
+        sources = (rows_of(train, args), rows_of(validation, args))
+    print(f"train has {n_train:,} rows, val has {n_val:,}")
+    with store.replacing(folder) as temporary:
+        parts = {}
+        for name, rows, n, missing in zip(("train", "val"), sources, (n_train, n_val), left_out, strict=True):
+            counts = Counts(read=missing.total(), dropped=Counter(missing))
+            parts[name] = write_split(temporary, name, rows, n, encoder, counts)
+        meta = describe(train, validation, checkpoint_dir, encoder, parts)
+        write_text(temporary / store.META, json.dumps(meta, indent=2) + "\n")
     print(f"Saved to {folder}")
 
 
-def split(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """(train, val): `fraction` of the rows, at least one, drawn by `seed` are held out. Order is kept.
+def read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:
+    """Read the files to their end. Raises: UserError at the first thing that is wrong, or if there are no rows."""
+    scan = Scan(0, Counter(), [])
+    for row in rows_of(files, args, scan.left_out):
+        scan.n_rows += 1
+        if with_prompts:
+            scan.prompts.append(prompt_of(row))
+    if not scan.n_rows:
+        reason = f" ({said(scan.left_out)})" if scan.left_out else ""
+        raise UserError(f"{', '.join(map(str, files.paths))} has no rows{reason}")
+    return scan
+
+
+def rows_of(files: Files, args: PrepareArgs, left_out: Counter[str] | None = None) -> Iterator[Row]:
+    """The rows of all files; entries that give none are counted in `left_out`.
 
     Raises:
-        UserError: fewer than two rows.
+        UserError: an entry does not fit its schema, with `--bad_rows error`; a file is damaged.
     """
-    if len(rows) < 2:
-        raise UserError("one row cannot be split; pass --validation_file")
-    n_held_out = min(len(rows) - 1, max(1, round(len(rows) * fraction)))
-    held_out = set(random.Random(seed).sample(range(len(rows)), n_held_out))
-    return [r for i, r in enumerate(rows) if i not in held_out], [r for i, r in enumerate(rows) if i in held_out]
+    left_out = Counter() if left_out is None else left_out
+    for path in files.paths:
+        for rows in read_entries(path, files.parse, args.bad_rows == "drop"):
+            yield from rows or []
+            if not rows:
+                left_out["not of the schema" if rows is None else "no conversation in the entry"] += 1
 
 
-def tokenize(
-    rows: Sequence[Row], tokenizer: Tokenizer, args: PrepareArgs, limit: int
-) -> tuple[list[tuple[list[int], list[int]]], Counter[str]]:
-    """(ids, labels) of the rows that are kept, and how many were dropped or cut, by reason.
+def chosen(rows: Iterator[Row], mask: np.ndarray) -> Iterator[Row]:
+    return (row for row, wanted in zip(rows, mask, strict=True) if wanted)
 
-    A sequence is built piece by piece, prompt ids + response ids + end of sequence, so that generation, which sees the
-    prompt alone, meets the very ids of training, and the mask needs no search.
 
-    Args:
-        limit: most tokens of a sample.
+@dataclass
+class Part:
+    """A split as it was written."""
+
+    counts: Counts
+    lengths: np.ndarray
+    n_targets: int
+
+
+def write_split(folder: Path, name: str, rows: Iterator[Row], n_rows: int, encoder: Encoder, counts: Counts) -> Part:
+    """Tokenize rows batch by batch into the arrays of a split; prints what became of them.
 
     Raises:
-        UserError: a longer sample, with `--truncation error`.
+        UserError: no row is left.
     """
-    prompts = tokenizer.encode_batch([make_prompt(args.prompt_style, r.instruction, r.context) for r in rows])
-    responses = tokenizer.encode_batch([r.response for r in rows], bos=False, eos=True)
-    kept: list[tuple[list[int], list[int]]] = []
-    counts: Counter[str] = Counter()
-    for row, prompt, response in zip(rows, prompts, responses, strict=True):
-        excess = len(prompt) + len(response) - limit
-        if not row.response.strip():
-            counts["dropped for an empty response"] += 1
-            continue
-        if excess > 0 and args.truncation == "error":
-            raise UserError(f"a sample has {limit + excess} tokens, more than {limit}: {row.instruction[:60]!r}")
-        if excess > 0 and (args.truncation == "drop" or len(prompt) > limit - 2):
-            counts[f"dropped for more than {limit} tokens"] += 1
-            continue
-        if excess > 0:
-            response = [*response[: -1 - excess], response[-1]]  # the end of sequence stays
-            counts[f"cut to {limit} tokens"] += 1
-        masked = [store.IGNORE] * len(prompt) if args.mask_inputs else prompt
-        kept.append(([*prompt, *response], [*masked, *response]))
-    return kept, counts
+    with store.Writer(folder, name) as writer, tqdm(total=n_rows, desc=name, unit=" rows", disable=None) as bar:
+        while batch := list(islice(rows, BATCH)):
+            writer.add(encoder.encode(batch, counts))
+            bar.update(len(batch))
+    part = Part(counts, writer.lengths, writer.n_targets)
+    print(f"{name}: {summary(part)}")
+    if not counts.kept:
+        raise UserError(f"no row of {name} is left ({said(counts.dropped)}); nothing was written")
+    return part
 
 
-def describe(samples: store.Samples, counts: Counter[str]) -> str:
-    """One line: how many samples and tokens, how long, and what was left out."""
-    left_out = "; ".join(f"{n:,} {what}" for what, n in counts.items()) or "none dropped or cut"
-    if not len(samples):
-        return f"no samples; {left_out}"
-    lengths, n_tokens = samples.lengths, len(samples.ids)
+def describe(
+    train: Files, validation: Files | None, checkpoint_dir: Path, encoder: Encoder, parts: dict[str, Part]
+) -> dict[str, Any]:
+    """What meta.json says."""
+    args = encoder.args
+    meta: dict[str, Any] = {"source": ", ".join(map(str, train.paths))}
+    if validation is not None:
+        meta["validation_source"] = ", ".join(map(str, validation.paths))
+    meta |= {
+        "checkpoint_dir": str(checkpoint_dir),
+        "tokenizer": encoder.tokenizer.fingerprint(),
+        "prompt_style": args.prompt_style,
+        "mask_inputs": args.mask_inputs,
+        "last_turn_only": args.last_turn_only,
+        "max_seq_length": encoder.limit,
+        "truncation": args.truncation,
+        "seed": args.seed,
+        "end_ids": sorted(encoder.end_ids),
+        "samples": {name: len(part.lengths) for name, part in parts.items()},
+        "tokens": {name: int(part.lengths.sum()) for name, part in parts.items()},
+        "targets": {name: part.n_targets for name, part in parts.items()},
+        "longest": {name: int(part.lengths.max()) for name, part in parts.items()},
+        "rows": {name: part.counts.record() for name, part in parts.items()},
+    }
+    if args.prompt_style == CHAT_TEMPLATE:
+        meta["chat_template"] = encoder.style.text
+    return meta
+
+
+def summary(part: Part) -> str:
+    """One line: how many samples and tokens, how long, and what was left out, cut, or tokenized apart."""
+    counts, lengths = part.counts, part.lengths
+    notes = [f"dropped: {said(counts.dropped)}"] if counts.dropped else []
+    notes += [f"cut: {said(counts.cut)}"] if counts.cut else []
+    notes = notes or ["none dropped or cut"]
+    if counts.apart:
+        notes.append(f"in {counts.apart:,} rows the ids differ from those of tokenizing prompt and response as one")
+    if not len(lengths):
+        return f"no samples; {'; '.join(notes)}"
     return (
-        f"{len(samples):,} samples, {n_tokens:,} tokens of which {samples.n_targets:,} are targets, "
-        f"length {np.median(lengths):.0f} in the median and {lengths.max()} at most; {left_out}"
+        f"{len(lengths):,} samples, {lengths.sum():,} tokens of which {part.n_targets:,} are targets, "
+        f"length {np.median(lengths):.0f} in the median and {lengths.max()} at most; {'; '.join(notes)}"
     )
+
+
+def said(counts: Counter[str]) -> str:
+    return ", ".join(f"{n:,} {what}" for what, n in counts.items())
+
+
+def tokenize(rows: Sequence[Row], tokenizer: Tokenizer, args: PrepareArgs, limit: int) -> tuple[list[Pair], Counts]:
+    """(ids, labels) of the rows that are kept, at most `limit` tokens each, and the account of all rows.
+
+    Raises:
+        UserError: as `Encoder` and its `encode`.
+    """
+    counts = Counts()
+    return Encoder(tokenizer, args, limit).encode(rows, counts), counts

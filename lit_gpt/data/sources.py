@@ -25,16 +25,22 @@ def read_rows(path: Path, parse: Parse | None = None, columns: Mapping[str, str]
     found = False
     for rows in read_entries(path, mapped(columns) if columns else parse):
         found = True
-        yield from rows
+        yield from rows or []
     if not found:
         raise UserError(f"{path} has no rows")
 
 
-def read_entries(path: Path, parse: Parse | None) -> Iterator[list[Row]]:
-    """The rows of each entry."""
+def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterator[list[Row] | None]:
+    """The rows of each entry; None for one that does not fit, with `drop`. Raises: UserError as `read_rows`."""
     for place, entry in entries(path):
         parse = parse or recognise(entry, f"{path}, {place}")
-        yield parse(entry, str(path), place)
+        try:
+            rows = parse(entry, str(path), place)
+        except UserError as e:
+            if not drop:
+                raise UserError(f"{e}; mend it, or leave such rows out with --bad_rows drop") from e
+            rows = None
+        yield rows
 
 
 def entries(path: Path) -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,10 @@ For each split (train, val): <split>.ids.npy and <split>.labels.npy, all samples
 """
 
 import json
-from collections.abc import Sequence
+import shutil
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import numpy as np
 
 from lit_gpt.errors import UserError
 from lit_gpt.files import replace_with, write_text
+from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
 
 META = "meta.json"
 IGNORE = -100
@@ -53,6 +57,78 @@ def stack(samples: Sequence[tuple[list[int], list[int]]]) -> Samples:
     ids = np.array([t for ids, _ in samples for t in ids], dtype=np.int32)
     labels = np.array([t for _, labels in samples for t in labels], dtype=np.int32)
     return Samples(ids, labels, offsets)
+
+
+class Writer:
+    """The arrays of one split, written sample by sample, so that no more than a batch of them is in memory."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        self.offsets = array("q", [0])
+        self.n_targets = 0
+        self.files = [open(folder / f"{split}.{part}.npy", "wb") for part in ("ids", "labels")]  # noqa: SIM115
+        for file in self.files:
+            np.lib.format.write_array_header_1_0(file, header(0))
+
+    def add(self, samples: Sequence[tuple[list[int], list[int]]]) -> None:
+        """Append (ids, labels) of each."""
+        for ids, _ in samples:
+            self.offsets.append(self.offsets[-1] + len(ids))
+        for file, part in zip(self.files, (0, 1), strict=True):
+            values = np.fromiter((t for sample in samples for t in sample[part]), dtype=np.int32)
+            self.n_targets += int((values != IGNORE).sum()) if part else 0
+            file.write(values.data)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Say in the files how long they have become."""
+        for file in self.files:
+            end = file.tell()
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(file, header(self.offsets[-1]))  # as long as the first one
+            assert error[0] or file.tell() + 4 * self.offsets[-1] == end
+            file.close()
+        save_array(self.folder / f"{self.split}.offsets.npy", np.array(self.offsets, dtype=np.int64))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample so far, (n,)."""
+        return np.diff(np.array(self.offsets, dtype=np.int64))
+
+
+def header(n: int) -> dict[str, Any]:
+    """What numpy writes before n tokens; it leaves room for n to grow."""
+    return {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (n,)}
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder for the arrays and meta.json of a prepared data set, which then take the place of an old one.
+
+    The other files of `folder` stay. If the block fails, so do the old arrays.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(folder / "new")
+    try:
+        with naming_a_full_disk(folder):
+            temporary.mkdir()
+            yield temporary
+            for path in temporary.iterdir():
+                sync(path)
+        (folder / META).unlink(missing_ok=True)
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == META):
+            path.replace(folder / path.name)
+        sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def save(folder: Path, splits: dict[str, Samples], meta: dict[str, Any]) -> None:

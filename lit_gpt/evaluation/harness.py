@@ -16,7 +16,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.evaluation.scoring import Ids, batches, passes, score
 from lit_gpt.generation.engine import generate_batch
 from lit_gpt.model import GPT
-from lit_gpt.prompts import make_prompt
+from lit_gpt.prompts import Turn, open_style
 from lit_gpt.tokenizer import Tokenizer
 
 try:
@@ -58,6 +58,7 @@ class LitLM(TemplateLM):
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self.prompt_style, self.name, self.autocast = prompt_style, name, autocast
+        self.style = open_style(prompt_style or "plain", tokenizer.path.parent, tokenizer)
         self._device = model.transformer.wte.weight.device
 
     @property
@@ -236,7 +237,8 @@ class LitLM(TemplateLM):
             raise UserError(
                 f"a prompt style holds one instruction, and a task gave {roles}; leave --apply_prompt_style out"
             )
-        return make_prompt(self.prompt_style or "plain", question["content"]) + (rest[0]["content"] if started else "")
+        prompt = self.style.exchanges([Turn("user", question["content"])])[0].prompt
+        return prompt + (rest[0]["content"] if started else "")
 
     @property
     def tokenizer_name(self) -> str:

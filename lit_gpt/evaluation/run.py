@@ -13,15 +13,16 @@ from lit_gpt.evaluation.harness import LitLM
 from lit_gpt.files import write_text
 from lit_gpt.fused import set_compile
 from lit_gpt.model import GPT
-from lit_gpt.prompts import make_prompt
+from lit_gpt.prompts import open_style
 from lit_gpt.tokenizer import Tokenizer
 
 
-def choose_style(args: EvalArgs, trained_with: str | None = None) -> str | None:
+def choose_style(args: EvalArgs, trained_with: str | None = None, checkpoint_dir: Path | None = None) -> str | None:
     """The prompt style to wrap questions in, or None.
 
     Args:
         trained_with: style of the finetuned model; None for a base model.
+        checkpoint_dir: where the chat template is, if it is that style.
 
     Raises:
         UserError: a style is to be applied, and none is known.
@@ -31,7 +32,7 @@ def choose_style(args: EvalArgs, trained_with: str | None = None) -> str | None:
         return None
     if style is None:
         raise UserError("--apply_prompt_style true needs --prompt_style for a base model: it was not trained with any")
-    make_prompt(style, "")
+    open_style(style, checkpoint_dir)
     return style
 
 

@@ -66,7 +66,7 @@ def texts_to_compare(run: Run, checkpoint_dir: Path) -> tuple[list[list[int]], s
         known = False
     if not known:
         prompt = "What food do llamas eat?"
-        ids = Tokenizer(checkpoint_dir).encode(make_prompt(run.prompt_style, prompt))
+        ids = Tokenizer(checkpoint_dir).encode(make_prompt(run.prompt_style, prompt, checkpoint_dir=checkpoint_dir))
         return [ids], f"the prompt {prompt!r}, since the data of the training ({folder}) is not there"
     texts, room = [], COMPARED_TOKENS
     for i in range(len(train)):

@@ -1,6 +1,47 @@
 """Prompt styles by name: how a conversation becomes the text that the model sees."""
 
-from lit_gpt.prompts.styles import PROMPTS, make_prompt
-from lit_gpt.prompts.turns import Turn
+from pathlib import Path
 
-__all__ = ["PROMPTS", "Turn", "make_prompt"]
+from lit_gpt.errors import UserError
+from lit_gpt.prompts.chat_template import ChatTemplate
+from lit_gpt.prompts.styles import STYLES, Style
+from lit_gpt.prompts.turns import Exchange, Turn
+from lit_gpt.tokenizer import Tokenizer
+
+CHAT_TEMPLATE = "chat_template"
+"""The style that is the model's own."""
+
+__all__ = ["CHAT_TEMPLATE", "STYLES", "ChatTemplate", "Exchange", "Style", "Turn", "make_prompt", "open_style"]
+
+
+def open_style(
+    name: str, checkpoint_dir: Path | None = None, tokenizer: Tokenizer | None = None
+) -> Style | ChatTemplate:
+    """The style of that name.
+
+    Args:
+        checkpoint_dir: where the tokenizer and its chat template are; needed for `chat_template` only.
+        tokenizer: that of the folder, if it is open already.
+
+    Raises:
+        UserError: no style of that name, or the folder has no chat template.
+    """
+    if name == CHAT_TEMPLATE:
+        if checkpoint_dir is None:
+            raise UserError(f"the prompt style {CHAT_TEMPLATE} is a checkpoint's own, and none is named here")
+        return ChatTemplate(checkpoint_dir, tokenizer)
+    if name not in STYLES:
+        raise UserError(f"unknown prompt style {name!r}; known are {', '.join((*STYLES, CHAT_TEMPLATE))}")
+    return STYLES[name]
+
+
+def make_prompt(style: str, instruction: str, context: str = "", checkpoint_dir: Path | None = None) -> str:
+    """The prompt for `instruction`, with an optional `context` (Alpaca's `input`).
+
+    Args:
+        checkpoint_dir: as for `open_style`.
+
+    Raises:
+        UserError: as `open_style`.
+    """
+    return open_style(style, checkpoint_dir).exchanges([Turn("user", instruction, context)])[0].prompt

@@ -26,6 +26,7 @@ class HuggingFace:
         known = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
         self.promoted = [n for n in special_names(settings.names) if n not in known and self.token_to_id(n) is not None]
         self.backend.add_special_tokens([Token(n, normalized=False, special=True) for n in self.promoted])
+        self.marks_beginnings = self.encode("\na")[-1:] != self.encode("a")
 
     def encode(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -33,11 +34,31 @@ class HuggingFace:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
+    def continue_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """A tokenizer that marks beginnings sees each text behind an anchor, which is then taken off."""
+        if not self.marks_beginnings:
+            return self.encode_batch(texts)
+        found: list[list[int]] = [[] for _ in texts]
+        left = [i for i, text in enumerate(texts) if text]
+        for anchor in ("\n", ".", "a", "\x02"):  # one that does not melt into the text
+            encodings = self.backend.encode_batch([anchor + texts[i] for i in left], add_special_tokens=False)
+            starts = [sum(end <= 1 for _, end in e.offsets) for e in encodings]
+            whole = [all(start >= 1 for start, _ in e.offsets[n:]) for e, n in zip(encodings, starts, strict=True)]
+            for i, e, n, clean in zip(left, encodings, starts, whole, strict=True):
+                found[i] = e.ids[n:] if clean else []
+            left = [i for i, clean in zip(left, whole, strict=True) if not clean]
+        for i in left:
+            found[i] = self.encode(texts[i])
+        return found
+
     def decode(self, ids: list[int]) -> str:
         return self.backend.decode(ids)
 
     def token_to_id(self, token: str) -> int | None:
         return self.backend.token_to_id(token)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        return self.backend.id_to_token(token_id)
 
     def special_id(self, role: str) -> int | None:
         """bos is what the file's template puts first; it does not say which token ends a text."""
@@ -98,12 +119,23 @@ class SentencePiece:
         rest = [AddedToken(n, i, True) for n, i in tokens.items() if not {n, i} & declared]
         return sorted([*settings.added, *rest], key=lambda t: (-len(t.content), t.id))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, continued: bool = False) -> list[int]:
+        """Ids of a text; `continued` if it stands after another one that is no special token."""
         ids, end = [], 0
         for match in self.pattern.finditer(text):
-            ids += [*self.encode_plain(text[end : match.start()], end == 0), self.tokens[match.lastindex - 1].id]
+            ids += self.encode_part(text[end : match.start()], end == 0, continued)
+            ids.append(self.tokens[match.lastindex - 1].id)
             end = match.end()
-        return ids + self.encode_plain(text[end:], end == 0)
+        return ids + self.encode_part(text[end:], end == 0, continued)
+
+    def encode_part(self, text: str, first: bool, continued: bool) -> list[int]:
+        """Ids of what has no special tokens: the `first` such part of a text, or one that follows such a token."""
+        if not (first and continued):
+            return self.encode_plain(text, first)
+        if not (self.strips and text[:1].isspace()):
+            return self.bare.encode(text)
+        mark = self.bare.encode("a")  # a space at the beginning would be taken off
+        return self.bare.encode("a" + text)[len(mark) :]
 
     def encode_plain(self, text: str, first: bool) -> list[int]:
         """Ids of text without special tokens; `first` if it begins the whole text, else it follows such a token."""
@@ -114,6 +146,10 @@ class SentencePiece:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         plain = self.prefix and not any(map(self.pattern.search, texts))
         return self.backend.encode(list(texts)) if plain else [self.encode(t) for t in texts]
+
+    def continue_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        plain = not self.strips and not any(map(self.pattern.search, texts))
+        return self.bare.encode(list(texts)) if plain else [self.encode(t, continued=True) for t in texts]
 
     def decode(self, ids: list[int]) -> str:
         n_pieces, text = self.backend.vocab_size(), ""
@@ -134,6 +170,10 @@ class SentencePiece:
     def piece_to_id(self, token: str) -> int | None:
         found = self.backend.piece_to_id(token)
         return found if self.backend.id_to_piece(found) == token else None
+
+    def id_to_token(self, token_id: int) -> str | None:
+        added = next((t.content for t in self.tokens if t.id == token_id), None)
+        return added or (self.backend.id_to_piece(token_id) if 0 <= token_id < self.backend.vocab_size() else None)
 
     def special_id(self, role: str) -> int | None:
         found = {"bos": self.backend.bos_id, "eos": self.backend.eos_id}[role]()

@@ -50,6 +50,10 @@ class Tokenizer:
         """`encode` for many texts, on all cores."""
         return [self.frame(ids, bos, eos) for ids in self.backend.encode_batch(texts)]
 
+    def continue_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text as it stands in the middle of another one: without what marks a beginning."""
+        return self.backend.continue_batch(texts)
+
     def frame(self, ids: list[int], bos: bool | None, eos: bool) -> list[int]:
         """`ids` with the special tokens around them. The one place that adds them."""
         if self.use_bos if bos is None else bos:
@@ -69,6 +73,10 @@ class Tokenizer:
         if found is None:
             raise UserError(f"{self.path} has no token {token!r}")
         return found
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token as a text has it written out; None if there is none of that id."""
+        return self.backend.id_to_token(token_id)
 
     @property
     def vocab_size(self) -> int:
