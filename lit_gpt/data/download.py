@@ -42,6 +42,13 @@ def locate(data_file: Path | None, url: str, name: str, folder: Path, access_tok
     return path
 
 
+def fetched(path: str, folder: Path) -> Path:
+    """The file at a path, or at an address that begins with http; downloads go to `folder`. Raises: UserError."""
+    if not path.startswith(("http://", "https://")):
+        return locate(Path(path), "", "", folder)
+    return locate(None, path, path.split("?")[0].rstrip("/").rsplit("/", 1)[-1], folder)
+
+
 def download(url: str, path: Path, access_token: str | None = None) -> None:
     """Save what `url` answers as `path`, whole or not at all. Raises: UserError."""
     import requests
@@ -54,7 +61,7 @@ def download(url: str, path: Path, access_token: str | None = None) -> None:
         with requests.get(url, stream=True, timeout=60, headers=headers) as answer, open(part, "wb") as file:
             answer.raise_for_status()
             if answer.headers.get("Content-Type", "").startswith("text/html"):
-                raise UserError(f"{url} answers with a web page instead of data; pass the file with --data_file")
+                raise UserError(f"{url} answers with a web page instead of data; pass the path of a local copy")
             for chunk in answer.iter_content(1 << 20):
                 file.write(chunk)
             expected = answer.headers.get("Content-Length")
@@ -67,7 +74,7 @@ def download(url: str, path: Path, access_token: str | None = None) -> None:
         reason = type(e).__name__ if status is None else f"HTTP {status}"
         if status in (401, 403):
             reason += ": it asks for an account that may read it; set HF_TOKEN or pass --access_token"
-        raise UserError(f"{url} could not be downloaded ({reason}); pass a local copy with --data_file") from e
+        raise UserError(f"{url} could not be downloaded ({reason}); pass the path of a local copy") from e
     finally:
         part.unlink(missing_ok=True)
 
@@ -78,7 +85,7 @@ def verify(path: Path, url: str) -> None:
     if known is None:
         return
     if (size := path.stat().st_size) != known.n_bytes:
-        raise UserError(f"{url} gave {size:,} bytes, expected {known.n_bytes:,}; pass a local copy with --data_file")
+        raise UserError(f"{url} gave {size:,} bytes, expected {known.n_bytes:,}; pass the path of a local copy")
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
@@ -86,5 +93,5 @@ def verify(path: Path, url: str) -> None:
     if digest.hexdigest() != known.sha256:
         raise UserError(
             f"{url} gave another file than the published one (SHA-256 {digest.hexdigest()[:16]}..., expected "
-            f"{known.sha256[:16]}...); if you want it all the same, pass a local copy with --data_file"
+            f"{known.sha256[:16]}...); if you want it all the same, pass the path of a local copy"
         )

@@ -50,7 +50,12 @@ class Scan:
 
 
 def prepare_source(
-    parse: Parse | None, source: SourceArgs, folder: Path, checkpoint_dir: Path, args: PrepareArgs
+    parse: Parse | None,
+    source: SourceArgs,
+    folder: Path,
+    checkpoint_dir: Path,
+    args: PrepareArgs,
+    access_token: str | None = None,
 ) -> None:
     """Prepare the file of `source`, downloaded if need be. What most prepare scripts do.
 
@@ -58,7 +63,7 @@ def prepare_source(
         UserError: as `locate` and `prepare`.
     """
     require_checkpoint(checkpoint_dir)  # before a download
-    path = locate(source.data_file, source.data_file_url, source.data_file_name, folder)
+    path = locate(source.data_file, source.data_file_url, source.data_file_name, folder, access_token)
     validation = Files((source.validation_file,), parse) if source.validation_file else None
     prepare(Files((path,), parse), validation, folder, checkpoint_dir, args)
 

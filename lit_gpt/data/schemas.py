@@ -1,6 +1,6 @@
 """What the entries of known data sets look like: each `parse` turns one entry into rows, or names what is wrong."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,13 @@ class Keys:
     response: str
     context: str | None = None
     system: str | None = None
+    needs_context: bool = False
+    """The context's key must be there."""
 
     def __call__(self, entry: Any, file: str, place: str) -> list[Row]:
         where = f"{file}, {place}"
         needed = (self.instruction, self.response)
-        require_object(entry, where, needed)
+        require_object(entry, where, (*needed, self.context or "") if self.needs_context else needed)
         instruction, response = (text(entry[key], where, key) for key in needed)
         context = optional(entry, where, self.context)
         turns = (Turn("user", instruction, context), Turn("assistant", response))
@@ -219,6 +221,19 @@ def recognise(entry: Any, where: str) -> Parse:
     raise UserError(f"{where}: expected the keys {known}, found {found_keys(entry)}; name yours with --columns")
 
 
+def table(columns: Sequence[str]) -> Keys:
+    """A schema by the names of its columns: instruction, context and response, or instruction and response.
+
+    Raises:
+        UserError: neither two nor three names.
+    """
+    if len(columns) == 2:
+        return Keys(*columns)
+    if len(columns) != 3:
+        raise UserError(f"--columns names {len(columns)}; pass [instruction, input, output] or [instruction, output]")
+    return Keys(columns[0], columns[2], columns[1], needs_context=True)
+
+
 def mapped(columns: Mapping[str, str]) -> Keys:
     """A schema by names that the user gives: {"instruction": theirs, "response": theirs, "context": theirs ...}.
 
@@ -233,7 +248,7 @@ def mapped(columns: Mapping[str, str]) -> Keys:
             raise UserError(
                 f"--columns: nothing is given for {name!r}, as in {{instruction: question, response: answer}}"
             )
-    return Keys(**columns)
+    return Keys(**columns, needs_context="context" in columns)
 
 
 def require_object(value: Any, where: str, needed: tuple[str, ...]) -> dict[str, Any]:

@@ -6,19 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from lit_gpt.data.rows import Row
+from lit_gpt.data.similar import groups
 from lit_gpt.errors import UserError
-
-try:
-    from lit_gpt.data.similar import groups
-except ImportError:  # comes next
-
-    def groups(texts: Sequence[str]) -> np.ndarray:
-        return np.unique(np.array(texts), return_inverse=True)[1]
 
 
 def prompt_of(row: Row) -> str:
-    """The texts that an answer is given to."""
-    return "\n".join(text for t in row.turns if t.role == "user" for text in (t.text, t.context) if text)
+    """What a conversation begins with: paths of one tree, and turns that follow the same question, stay together."""
+    return "\n".join(filter(None, (row.instruction, row.context)))
 
 
 def held_out(prompts: Sequence[str], fraction: float, seed: int) -> np.ndarray:

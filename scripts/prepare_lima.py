@@ -1,0 +1,44 @@
+"""Prepare LIMA, 1,030 conversations that were chosen by hand, for finetuning.
+
+HF_TOKEN=... python scripts/prepare_lima.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b
+
+The data asks for an account that accepted its terms: https://huggingface.co/datasets/GAIR/lima
+"""
+
+from pathlib import Path
+
+from lit_gpt.args import PrepareArgs, SourceArgs
+
+URL = "https://huggingface.co/datasets/GAIR/lima/resolve/main/train.jsonl"
+
+
+def main(
+    checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
+    destination_path: Path = Path("data/lima"),
+    include_multiturn_conversations: bool = False,
+    access_token: str | None = None,
+    source: SourceArgs = SourceArgs(data_file_url=URL, data_file_name="train.jsonl"),
+    prepare: PrepareArgs = PrepareArgs(test_split_fraction=0.1),
+) -> None:
+    """Prepare a file of LIMA's schema.
+
+    Args:
+        checkpoint_dir: the checkpoint whose tokenizer is used.
+        destination_path: folder for the prepared data.
+        include_multiturn_conversations: whole conversations, where there are several turns, not the first turn only.
+        access_token: of the account; HF_TOKEN if not given.
+    """
+    import os
+
+    from lit_gpt.data import schemas
+    from lit_gpt.data.prepare import prepare_source
+
+    parse = schemas.lima if include_multiturn_conversations else schemas.lima_first
+    token = access_token or os.environ.get("HF_TOKEN")
+    prepare_source(parse, source, destination_path, checkpoint_dir, prepare, token)
+
+
+if __name__ == "__main__":
+    from lit_gpt.cli import run
+
+    run(main)
