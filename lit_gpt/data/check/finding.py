@@ -1,0 +1,30 @@
+"""What the check says about a data set, one line each."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Literal["ok", "warning", "useless"]
+    """useless: training on this data would be in vain."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level:>8}  {self.text}"
+
+
+def counted(n: int, total: int, what: str, example: str = "", hint: str = "") -> Finding:
+    """A warning that `n` of `total` rows are so, or that none is.
+
+    Args:
+        what: as in "12 of 340 rows <what>".
+        example: the place of one of them.
+        hint: what to do about it.
+    """
+    if not n:
+        return Finding("ok", f"no row {what}")
+    place = f", such as {example}" if example else ""
+    return Finding("warning", f"{n:,} of {total:,} rows {what}{place}{'; ' + hint if hint else ''}")

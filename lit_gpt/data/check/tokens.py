@@ -1,0 +1,88 @@
+"""What the token arrays of a split tell: targets, ends of sequence, special tokens that come twice."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lit_gpt.data.check.finding import Finding, counted
+from lit_gpt.data.store import IGNORE, Samples
+from lit_gpt.tokenizer import Tokenizer
+
+
+def check_tokens(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[Finding]:
+    """Findings about the split called `split`.
+
+    Args:
+        end_ids: tokens that end an answer.
+    """
+    return [
+        targets(split, samples),
+        ends(split, samples, end_ids),
+        *framing(split, samples, tokenizer, end_ids),
+    ]
+
+
+def targets(split: str, samples: Samples) -> Finding:
+    """Whether each row has a target that something predicts; the first token of a row has nothing before it."""
+    taught = np.asarray(samples.labels) != IGNORE
+    taught[samples.offsets[:-1][samples.lengths > 0]] = False
+    n_targets = np.add.reduceat(np.append(taught, False), samples.offsets[:-1], dtype=np.int64)
+    without = ((n_targets == 0) | (samples.lengths == 0)).nonzero()[0]
+    if 2 * len(without) > len(samples):
+        return Finding(
+            "useless",
+            f"{split}: {len(without):,} of {len(samples):,} rows have no target, so that most rows teach nothing; "
+            "see how they were masked and cut, and prepare them again",
+        )
+    return counted(len(without), len(samples), f"of {split} is without a target", example(split, without))
+
+
+def ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
+    """Whether each row ends with a supervised end of sequence: a model that never saw one never stops."""
+    last = np.asarray(samples.labels)[samples.offsets[1:] - 1]
+    ended = np.isin(last, end_ids) & (samples.lengths > 0)
+    n, total = int(ended.sum()), len(samples)
+    n_all = int(np.isin(samples.labels, end_ids).sum())
+    if 2 * n < total or n == 0:
+        return Finding(
+            "useless",
+            f"{split}: {n:,} of {total:,} rows end with a supervised end of sequence (token "
+            f"{' or '.join(map(str, end_ids))}); a model trained so would not stop, prepare the data again",
+        )
+    if n < total:
+        where = example(split, (~ended).nonzero()[0])[0]
+        return Finding(
+            "warning", f"{total - n:,} of {total:,} rows of {split} do not end with a target, such as {where}"
+        )
+    more = f" and {n_all - n:,} answers before the last one" if n_all > n else ""
+    return Finding("ok", f"{split}: a supervised end of sequence ends each of {total:,} rows{more}")
+
+
+def framing(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[Finding]:
+    """Whether special tokens come twice in a row, or the first one is missing."""
+    twice = doubled(samples, end_ids)
+    found = [counted(len(twice), len(samples), f"of {split} has an end of sequence twice", example(split, twice))]
+    if tokenizer.bos_id is None:
+        return found
+    twice = doubled(samples, [tokenizer.bos_id])
+    found.append(counted(len(twice), len(samples), f"of {split} has a begin of sequence twice", example(split, twice)))
+    if tokenizer.use_bos:
+        filled = (samples.lengths > 0).nonzero()[0]
+        missing = filled[np.asarray(samples.ids)[samples.offsets[filled]] != tokenizer.bos_id]
+        found.append(
+            counted(len(missing), len(samples), f"of {split} lacks its begin of sequence", example(split, missing))
+        )
+    return found
+
+
+def doubled(samples: Samples, token_ids: Sequence[int]) -> np.ndarray:
+    """The samples in which one of these tokens stands twice, side by side, (n,)."""
+    ids = np.asarray(samples.ids)
+    places = ((ids[1:] == ids[:-1]) & np.isin(ids[1:], token_ids)).nonzero()[0] + 1
+    owners = np.searchsorted(samples.offsets, places, side="right") - 1
+    return np.unique(owners[samples.offsets[owners] != places])  # the first token of a row follows another row's last
+
+
+def example(split: str, rows: np.ndarray) -> str:
+    """The first of these rows by name."""
+    return f"sample {rows[0]} of {split}" if len(rows) else ""
