@@ -16,15 +16,16 @@ class Finding:
         return f"{self.level:>8}  {self.text}"
 
 
-def counted(n: int, total: int, what: str, example: str = "", hint: str = "") -> Finding:
-    """A warning that `n` of `total` rows are so, or that none is.
+def counted(scope: str, n: int, total: int, what: str, example: str = "", hint: str = "") -> Finding:
+    """A warning that `n` of `total` rows are so, or that none are.
 
     Args:
-        what: as in "12 of 340 rows <what>".
+        scope: which rows were counted.
+        what: the verb and what follows, as in "12 of 340 rows <have no target>".
         example: the place of one of them.
-        hint: what to do about it.
+        hint: what else there is to say.
     """
     if not n:
-        return Finding("ok", f"no row {what}")
+        return Finding("ok", f"{scope}: no rows {what}")
     place = f", such as {example}" if example else ""
-    return Finding("warning", f"{n:,} of {total:,} rows {what}{place}{'; ' + hint if hint else ''}")
+    return Finding("warning", f"{scope}: {n:,} of {total:,} rows {what}{place}{'; ' + hint if hint else ''}")

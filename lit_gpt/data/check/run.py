@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lit_gpt.data.check.finding import Finding, counted
 from lit_gpt.data.check.lengths import PICTURE, draw, histogram
 from lit_gpt.data.check.samples import chosen, show
 from lit_gpt.data.check.texts import check_language, check_texts
-from lit_gpt.data.check.tokens import check_tokens
+from lit_gpt.data.check.tokens import check_tokens, per_sample
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -110,14 +111,13 @@ def decoded(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> tuple[lis
 
 
 def empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Finding]:
-    """Rows whose targets are no text, but spaces and ends of sequence."""
+    """Rows whose targets are no text, but spaces and ends of sequence; those of many tokens are not decoded."""
     found = []
     for name, samples in splits.items():
-        taught = np.concatenate([[0], np.cumsum(np.asarray(samples.labels) != store.IGNORE)])[samples.offsets]
-        few = (np.diff(taught) <= 8).nonzero()[0]  # no need to decode longer ones
+        few = (per_sample(np.asarray(samples.labels) != store.IGNORE, samples) <= 8).nonzero()[0]
         blank = [i for i in few if len(ids := targets_of(*samples[i])) and not tokenizer.decode(ids).strip()]
         example = f"sample {blank[0]} of {name}" if blank else ""
-        found.append(counted(len(blank), len(samples), f"of {name} has an empty answer", example))
+        found.append(counted(name, len(blank), len(samples), "have an empty answer", example))
     return found
 
 
@@ -135,6 +135,9 @@ def print_samples(train: store.Samples, tokenizer: Tokenizer, n: int) -> None:
 
 
 def print_findings(findings: list[Finding]) -> None:
-    """Warnings line by line; what is as it should be, in one."""
-    for finding in sorted(findings, key=lambda f: f.level == "ok"):
-        print(finding)
+    """Warnings line by line; what is as it should be, in one paragraph."""
+    for finding in findings:
+        if finding.level != "ok":
+            print(finding)
+    good = Finding("ok", "; ".join(f.text for f in findings if f.level == "ok"))
+    print(textwrap.fill(str(good), 118, subsequent_indent=" " * 10))

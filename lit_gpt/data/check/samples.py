@@ -11,7 +11,8 @@ SEEN, LEARNED = "  | ", "  > "
 GREEN, PLAIN = "\033[32m", "\033[0m"
 MOST_LINES = 8
 """Lines of a piece that are shown."""
-LONGEST_LINE = 112
+LONGEST_LINE = 110
+TAIL = 25
 
 
 def chosen(lengths: np.ndarray, n: int) -> list[int]:
@@ -46,7 +47,9 @@ def clipped(text: str) -> list[str]:
     hidden = len(lines) - MOST_LINES
     if hidden > 1:
         lines = [*lines[: MOST_LINES - 2], f"... ({hidden + 1:,} lines)", lines[-1]]
-    return [line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 4]} ..." for line in lines]
+    return [
+        line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - TAIL]} ... {line[-TAIL:]}" for line in lines
+    ]
 
 
 def readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
@@ -65,4 +68,7 @@ def readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
 
 def special_name(token: int, tokenizer: Tokenizer) -> str | None:
     """The name of a token that `decode` leaves out; None of any other."""
-    return (tokenizer.id_to_token(token) or f"<{token}>") if not tokenizer.decode([token]) else None
+    before = tokenizer.encode("a", bos=False)  # alone, a token for a space has no text, either
+    if tokenizer.decode([*before, token]) != tokenizer.decode(before):
+        return None
+    return tokenizer.id_to_token(token) or f"<{token}>"

@@ -14,12 +14,12 @@ UTF_8_AS_WINDOWS_1252 = "".join(
     sorted({bytes([b]).decode("cp1252", "ignore") or chr(b) for b in range(0x80, 0xC0)})
 )  # how the second and later bytes of a character look, where text in UTF-8 was read as Windows-1252
 FAULTS = {
-    "has a character that could not be decoded (U+FFFD)": re.compile("\ufffd"),
-    "has text in UTF-8 that was read as Latin-1": re.compile(
+    "have a character that could not be decoded (U+FFFD)": re.compile("\ufffd"),
+    "have text in UTF-8 that was read as Latin-1": re.compile(
         f"[ÂÃ][{re.escape(UTF_8_AS_WINDOWS_1252)}]"
         f"|[Ä-Åâ-ï]\u20ac[{re.escape(UTF_8_AS_WINDOWS_1252)}]|ðŸ[{re.escape(UTF_8_AS_WINDOWS_1252)}]"
     ),
-    "has a control character": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]"),
+    "have a control character": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]"),
 }
 COMMON = 0.1
 """A line that this part of the rows has is the prompt style's, and does not make two rows alike."""
@@ -56,17 +56,12 @@ def alike(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: f
     def pair(rows: np.ndarray, of: np.ndarray) -> str:
         return f"{names[rows[0]]} and {names[of[rows[0]]].removesuffix(' of train')}" if len(rows) else ""
 
+    hint = "its loss tells less about new texts"
     n_val = len(texts) - n_train
     return [
-        counted(len(exact), n_train, "of train repeats an earlier one", pair(exact, same)),
-        counted(len(close), n_train, "of train is nearly the same as an earlier one", pair(close, near)),
-        counted(
-            len(leaked),
-            n_val,
-            "of val is nearly the same as one of train",
-            pair(leaked, near),
-            "its loss tells less about new texts",
-        ),
+        counted("train", len(exact), n_train, "repeat an earlier one", pair(exact, same)),
+        counted("train", len(close), n_train, "are nearly the same as an earlier one", pair(close, near)),
+        counted("val", len(leaked), n_val, "are nearly the same as one of train", pair(leaked, near), hint),
     ]
 
 
@@ -96,7 +91,7 @@ def faults(names: Sequence[str], texts: Sequence[str]) -> list[Finding]:
     for what, pattern in FAULTS.items():
         hits = [(name, m) for name, text in zip(names, texts, strict=True) if (m := pattern.search(text))]
         example = f"{hits[0][0]} ({around(hits[0][1])})" if hits else ""
-        found.append(counted(len(hits), len(texts), what, example))
+        found.append(counted("all", len(hits), len(texts), what, example))
     return found
 
 
@@ -129,4 +124,4 @@ def check_language(names: Sequence[str], texts: Sequence[str], language: str) ->
             others[found] += 1
             example = example or f"{name} ({found}: {text.strip()[:40]!r})"
     named = ", ".join(f"{n:,} {code}" for code, n in others.most_common(5))
-    return counted(others.total(), len(texts), f"is in another language than {language}", example, named)
+    return counted("all", others.total(), len(texts), f"are in another language than {language}", example, named)

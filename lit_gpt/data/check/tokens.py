@@ -26,15 +26,14 @@ def targets(split: str, samples: Samples) -> Finding:
     """Whether each row has a target that something predicts; the first token of a row has nothing before it."""
     taught = np.asarray(samples.labels) != IGNORE
     taught[samples.offsets[:-1][samples.lengths > 0]] = False
-    n_targets = np.add.reduceat(np.append(taught, False), samples.offsets[:-1], dtype=np.int64)
-    without = ((n_targets == 0) | (samples.lengths == 0)).nonzero()[0]
+    without = (per_sample(taught, samples) == 0).nonzero()[0]
     if 2 * len(without) > len(samples):
         return Finding(
             "useless",
             f"{split}: {len(without):,} of {len(samples):,} rows have no target, so that most rows teach nothing; "
             "see how they were masked and cut, and prepare them again",
         )
-    return counted(len(without), len(samples), f"of {split} is without a target", example(split, without))
+    return counted(split, len(without), len(samples), "have no target", example(split, without))
 
 
 def ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
@@ -50,29 +49,36 @@ def ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
             f"{' or '.join(map(str, end_ids))}); a model trained so would not stop, prepare the data again",
         )
     if n < total:
-        where = example(split, (~ended).nonzero()[0])[0]
-        return Finding(
-            "warning", f"{total - n:,} of {total:,} rows of {split} do not end with a target, such as {where}"
-        )
+        place = example(split, (~ended).nonzero()[0])
+        return counted(split, total - n, total, "do not end with a supervised end of sequence", place)
     more = f" and {n_all - n:,} answers before the last one" if n_all > n else ""
     return Finding("ok", f"{split}: a supervised end of sequence ends each of {total:,} rows{more}")
 
 
 def framing(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[Finding]:
     """Whether special tokens come twice in a row, or the first one is missing."""
-    twice = doubled(samples, end_ids)
-    found = [counted(len(twice), len(samples), f"of {split} has an end of sequence twice", example(split, twice))]
-    if tokenizer.bos_id is None:
-        return found
-    twice = doubled(samples, [tokenizer.bos_id])
-    found.append(counted(len(twice), len(samples), f"of {split} has a begin of sequence twice", example(split, twice)))
+    found = []
+
+    def count(rows: np.ndarray, what: str) -> None:
+        found.append(counted(split, len(rows), len(samples), what, example(split, rows)))
+
+    count(doubled(samples, end_ids), "have an end of sequence twice in a row")
+    if tokenizer.bos_id is not None and tokenizer.bos_id not in end_ids:
+        count(doubled(samples, [tokenizer.bos_id]), "have a begin of sequence twice in a row")
     if tokenizer.use_bos:
         filled = (samples.lengths > 0).nonzero()[0]
-        missing = filled[np.asarray(samples.ids)[samples.offsets[filled]] != tokenizer.bos_id]
-        found.append(
-            counted(len(missing), len(samples), f"of {split} lacks its begin of sequence", example(split, missing))
-        )
+        firsts = np.asarray(samples.ids)[samples.offsets[filled]]
+        count(filled[firsts != tokenizer.bos_id], "lack their begin of sequence")
     return found
+
+
+def per_sample(marked: np.ndarray, samples: Samples) -> np.ndarray:
+    """How many positions of each sample are marked, (n,) int64, of (T,) bool over all samples."""
+    counts = np.zeros(len(samples), dtype=np.int64)
+    filled = samples.lengths > 0
+    if filled.any():
+        counts[filled] = np.add.reduceat(marked, samples.offsets[:-1][filled], dtype=np.int64)
+    return counts
 
 
 def doubled(samples: Samples, token_ids: Sequence[int]) -> np.ndarray:
