@@ -15,6 +15,8 @@ def main(
     data_dir: Path = Path("data/alpaca"),
     out_dir: Path | None = None,
     overwrite: bool = False,
+    resume: bool | Path = False,
+    allow_changes: bool = False,
     prompt_style: str | None = None,
     precision: Precision | None = None,
     quantize: Quantization | None = None,
@@ -31,6 +33,8 @@ def main(
         data_dir: folder of a prepared data set.
         out_dir: where the run is saved; out/adapter_v2/<name of the checkpoint> if not given.
         overwrite: replace the run that out_dir holds.
+        resume: go on with it from its newest checkpoint, or from the folder of one.
+        allow_changes: resume even with arguments that make it another run.
         prompt_style: refuse data that was prepared in another style.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
@@ -54,6 +58,8 @@ def main(
         quantize=quantize,
         overwrite=overwrite,
         seed=seed,
+        resume=resume,
+        allow_changes=allow_changes,
     )
 
 

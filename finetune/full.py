@@ -15,6 +15,8 @@ def main(
     data_dir: Path = Path("data/alpaca"),
     out_dir: Path | None = None,
     overwrite: bool = False,
+    resume: bool | Path = False,
+    allow_changes: bool = False,
     prompt_style: str | None = None,
     precision: Precision | None = None,
     seed: int = 1337,
@@ -31,6 +33,8 @@ def main(
         data_dir: folder of a prepared data set.
         out_dir: where the run is saved; out/full/<name of the checkpoint> if not given.
         overwrite: replace the run that out_dir holds.
+        resume: go on with it from its newest checkpoint, or from the folder of one.
+        allow_changes: resume even with arguments that make it another run.
         prompt_style: refuse data that was prepared in another style.
         precision: bf16-mixed on a GPU that has it and 32-true on a CPU if not given: weights in 16 bits round the
             small steps of late training away, and take half the memory.
@@ -53,6 +57,8 @@ def main(
         prompt_style=prompt_style,
         overwrite=overwrite,
         seed=seed,
+        resume=resume,
+        allow_changes=allow_changes,
     )
 
 

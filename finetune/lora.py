@@ -15,6 +15,9 @@ def main(
     data_dir: Path = Path("data/alpaca"),
     out_dir: Path | None = None,
     overwrite: bool = False,
+    resume: bool | Path = False,
+    allow_changes: bool = False,
+    merge: bool = False,
     prompt_style: str | None = None,
     precision: Precision | None = None,
     quantize: Quantization | None = None,
@@ -31,6 +34,9 @@ def main(
         data_dir: folder of a prepared data set.
         out_dir: where the run is saved; out/lora/<name of the checkpoint> if not given.
         overwrite: replace the run that out_dir holds.
+        resume: go on with it from its newest checkpoint, or from the folder of one.
+        allow_changes: resume even with arguments that make it another run.
+        merge: write a checkpoint with the merged weights to out_dir/merged in the end.
         prompt_style: refuse data that was prepared in another style.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
@@ -54,6 +60,9 @@ def main(
         quantize=quantize,
         overwrite=overwrite,
         seed=seed,
+        resume=resume,
+        allow_changes=allow_changes,
+        merge=merge,
     )
 
 

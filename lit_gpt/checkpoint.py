@@ -2,11 +2,13 @@
 
 checkpoints/<org>/<name>/  lit_model.pth, lit_config.json, the tokenizer's files     (scripts/convert_hf_checkpoint.py)
 out/<method>/<name>/       what was trained (trained_path), finetuned.json, metrics.csv, loss.png      (finetune/*.py)
+  checkpoints/, best       what a run goes on from, and a link to the best of them         (lit_gpt/training/saves.py)
 """
 
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +31,7 @@ from lit_gpt.quantize import QUANTIZATIONS, quantizable, quantized, require_quan
 from lit_gpt.rope import Rope
 
 RUN = "finetuned.json"
+CHECKPOINTS, BEST = "checkpoints", "best"
 METHODS: dict[str, tuple[Callable[[GPT, Any], None], type]] = {
     "lora": (lora.inject, LoRAArgs),
     "adapter": (adapter.inject, AdapterArgs),
@@ -216,15 +219,24 @@ def trained_path(run_dir: Path, method: str) -> Path:
 
 
 def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
-    """Make the folder of a run, and take another run's weights out of it if `overwrite` is set.
+    """Make the folder of a run, and take another run's weights and checkpoints out of it if `overwrite` is set.
 
     Raises:
-        UserError: the folder has the weights of another run, and `overwrite` is not set.
+        UserError: the folder has those of another run, and `overwrite` is not set.
     """
-    for weights in out_dir.glob("lit_model*_finetuned.pth"):
-        if not overwrite:
-            raise UserError(f"{out_dir} holds another run; pass another --out_dir, or --overwrite true to replace it")
-        weights.unlink()
+    checkpoints, best = out_dir / CHECKPOINTS, out_dir / BEST
+    found = [*out_dir.glob("lit_model*_finetuned.pth"), *checkpoints.glob("step-*")]
+    if found and not overwrite:
+        raise UserError(
+            f"{out_dir} holds another run; pass --resume true to go on with it, another --out_dir, or --overwrite true "
+            "to replace it"
+        )
+    for weights in found:
+        if weights.is_file():
+            weights.unlink()
+    best.unlink(missing_ok=True)
+    if checkpoints.is_dir():
+        shutil.rmtree(checkpoints)
     out_dir.mkdir(parents=True, exist_ok=True)
 
 

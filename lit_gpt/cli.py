@@ -36,6 +36,8 @@ def run(main: Callable[..., None]) -> None:
         where = f": {e.filename}" if e.filename else ""
         fail(f"{e.strerror or e}{where}")
     except RuntimeError as e:
+        if "alloc_cpu" in str(e):
+            fail(f"this machine has too little memory; {for_less_memory(flag_names(main))}")
         if type(e).__name__ != "OutOfMemoryError":  # torch's own; its import would cost `--help` seconds
             raise
         fail(f"the GPU has too little memory ({str(e).split('. ')[0]}); {for_less_memory(flag_names(main))}")

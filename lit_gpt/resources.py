@@ -43,3 +43,8 @@ def never_waiting() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch had no memory left, on a GPU or on the host."""
+    return isinstance(error, torch.OutOfMemoryError) or "alloc_cpu" in str(error)

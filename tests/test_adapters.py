@@ -33,6 +33,8 @@ from lit_gpt.training.loop import fit, validate
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import kept_by_wrappers, kept_values
 from lit_gpt.training.monitor import Monitor
+from lit_gpt.training.saves import Saves
+from lit_gpt.training.session import Session
 
 V = {"adapter": adapter, "adapter_v2": adapter_v2}
 FROM_1 = AdapterArgs(adapter_start_layer=1)
@@ -287,7 +289,7 @@ def trained(model, tmp_path, **settings):
     tmp_path.mkdir(exist_ok=True)
     before = validate(fabric, model, data, args, ValidationArgs())
     monitor = Monitor(tmp_path, args.n_samples(len(data)), args.log_interval)
-    fit(fabric, model, data, make_samples(6, 1), tmp_path / "w.pth", monitor, args, ValidationArgs(), 7)
+    fit(fabric, model, data, make_samples(6, 1), Session(Saves(tmp_path, "full"), monitor), args, ValidationArgs(), 7)
     monitor.close()
     return before, validate(fabric, model, data, args, ValidationArgs())
 

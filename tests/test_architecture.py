@@ -40,8 +40,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "data": {"", "checkpoint", "convert", "files", "packed", "tokenizer", "prompts", "data"},
     "generation": {"config", "fused", "linear", "mlp", "model", "quantize", "rope", "tokenizer", "resources"}
     | {"generation"},
-    "training": {"", "checkpoint", "config", "convert", "data", "files", "fused", "linear", "model", "packed"}
-    | {"quantize", "report", "resources", "tokenizer", "training"},
+    "training": {"", "checkpoint", "config", "convert", "data", "evaluation", "files", "fused", "linear", "merging"}
+    | {"model", "packed", "quantize", "report", "resources", "tokenizer", "training"},
     "report": {"files", "report"},
     "evaluation": {"", "checkpoint", "data", "files", "fused", "generation", "lora", "model", "prompts", "tokenizer"}
     | {"evaluation"},

@@ -4,7 +4,7 @@ import importlib.util
 import json
 import os
 import runpy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from lit_gpt import lora
-from lit_gpt.args import EvalArgs, LoRAArgs
+from lit_gpt.args import EvalArgs, LoRAArgs, ValidationArgs
 from lit_gpt.checkpoint import Run, default_out_dir, load_base, save_run, save_trained, trained_path
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, write_tokenizer
@@ -24,7 +24,8 @@ from lit_gpt.convert.names import from_hf
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM
 from lit_gpt.evaluation.local_data import use_local_data
-from lit_gpt.evaluation.run import choose_style
+from lit_gpt.evaluation.run import choose_style, evaluate
+from lit_gpt.evaluation.score import task_score
 from lit_gpt.evaluation.tasks import leaves, local_files, prepare, resolve
 from lit_gpt.model import GPT
 from lit_gpt.prompts import make_prompt
@@ -431,3 +432,21 @@ def test_questions_of_truthfulqa_score_as_with_transformers_on_a_real_model(tmp_
     arguments = requests("loglikelihood", pairs)
     expected = reference.loglikelihood(arguments, disable_tqdm=True)
     assert_same_answers(lm.loglikelihood(arguments, disable_tqdm=True), expected, atol=2e-3)
+
+
+def test_the_score_that_picks_a_checkpoint_is_that_of_the_harness(checkpoint, tmp_path):
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    model, _ = load_base(fabric, checkpoint)
+    data = write_rows(tmp_path / "rows.jsonl", ROWS)
+    validation = ValidationArgs(best_task="truthfulqa_mc1", best_task_data=data)
+    lora.inject(model, LoRAArgs(lora_r=2))
+    model.train()
+    score = task_score(fabric, model, checkpoint, validation, "alpaca")
+    args = EvalArgs(eval_tasks=("truthfulqa_mc1",), task_data={"truthfulqa_mc1": data})
+    found = evaluate(fabric, model.eval(), Tokenizer(checkpoint), prepare(args), args, None, {})
+    assert score() == found["results"]["truthfulqa_mc1"]["acc,none"]
+    wrong = replace(validation, best_metric="f2")
+    with pytest.raises(UserError, match="--best_metric f2: the task truthfulqa_mc1 has acc"):
+        task_score(fabric, model, checkpoint, wrong, "alpaca")()
+    with pytest.raises(UserError, match="does nothing without --best_task"):
+        ValidationArgs(best_limit=3)

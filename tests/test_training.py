@@ -11,14 +11,16 @@ from lightning.fabric import Fabric
 from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.config import Config
-from lit_gpt.data.batches import steps
+from lit_gpt.data.batches import Order, steps
 from lit_gpt.data.store import IGNORE, stack
 from lit_gpt.model import GPT
 from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.loop import fit, validate
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.monitor import Monitor
+from lit_gpt.training.saves import Saves
 from lit_gpt.training.schedule import learning_rate
+from lit_gpt.training.session import Session
 
 TINY = Config(
     name="tiny", n_layer=2, n_head=4, n_query_groups=2, n_embd=32, vocab_size=64, padding_multiple=8, block_size=64,
@@ -52,8 +54,7 @@ def trained(tmp_path, micro_batch_tokens, **kwargs):
         model,
         data,
         make_samples(6, 1),
-        out / "w.pth",
-        monitor,
+        Session(Saves(out, "full"), monitor),
         args,
         ValidationArgs(),
         7,
@@ -80,7 +81,7 @@ def test_gradients_of_a_step_are_those_of_the_mean_over_its_targets():
     want = model.transformer.h[0].attn.qkv.weight.grad.clone()
     for max_tokens in (1, 60, 1000):
         model.zero_grad()
-        (batches,) = steps(data, 8, 8, max_tokens, seed=3)
+        (batches,) = steps(data, Order(8, 8, 3), 8, max_tokens)
         assert sum(b.n_targets for b in batches) == n_targets
         for b in batches:
             (loss_sum(model, b) / n_targets).backward()
@@ -92,7 +93,8 @@ def test_a_sample_is_seen_once_an_epoch_in_an_order_of_the_seed_alone(max_tokens
     data = stack([([i + 1, i + 1], [i + 1, i + 1]) for i in range(20)])
 
     def seen(size, seed):
-        return [sorted(int(i) for b in step for i in b.ids[::2]) for step in steps(data, 60, 8, size, seed)]
+        order = Order(20, 60, seed)
+        return [sorted(int(i) for b in step for i in b.ids[::2]) for step in steps(data, order, 8, size)]
 
     by_step = seen(max_tokens, 5)
     assert by_step == seen(1, 5) and by_step != seen(1, 6)

@@ -14,12 +14,12 @@ from lit_gpt.data.batches import Batch
 from lit_gpt.data.store import Samples
 from lit_gpt.lora import inject
 from lit_gpt.training.loop import fit, validate
+from lit_gpt.training.saves import Saves
+from lit_gpt.training.session import Session
 
 
 class Recorder:
     """Stands where the loop's monitor stands."""
-
-    loss_is_finite = True
 
     def __init__(self) -> None:
         self.record = Record()
@@ -30,8 +30,16 @@ class Recorder:
     def validated(self, step: int, loss: float) -> None:
         pass
 
-    def report(self) -> None:
-        pass
+    def mark(self) -> dict[str, object]:
+        return {}
+
+    state = mark
+
+    def restore(self, mark: dict[str, object]) -> None:
+        raise AssertionError("a step was taken back, and what was measured is void")
+
+    def say(self, line: str) -> None:
+        print(line)
 
 
 def run(job: Job) -> None:
@@ -50,8 +58,8 @@ def run(job: Job) -> None:
     recorder = Recorder()
     shortest = stacked([min(rows, key=lambda row: len(row[0]))])  # the loop validates; that is not what is timed
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trained.pth"
-        fit(fabric, model, stacked(rows), shortest, path, recorder, train, ValidationArgs(), job.seed)
+        saves = Saves(Path(folder), "lora")
+        fit(fabric, model, stacked(rows), shortest, Session(saves, recorder), train, ValidationArgs(), job.seed)
     recorder.record.tell()
 
 

@@ -1,6 +1,7 @@
 """How training and validation go."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lit_gpt.args.require import require
@@ -48,10 +49,17 @@ class TrainArgs:
     log_interval: int = 1
     """Forward passes between log lines."""
     save_interval: int = 100
-    """Optimizer steps between saves of the trained weights."""
+    """Optimizer steps between checkpoints; the last step of a run is always followed by one."""
+    keep_last: int = 2
+    """Latest checkpoints that are kept, besides the one with the lowest validation loss."""
+    packing: bool = True
+    """Lay samples end to end in a forward pass; false gives each one its own, with the same result."""
+    max_time: str | None = None
+    """HH:MM:SS that the run may take, from the start of the process and over all resumed ones; the learning rate is at
+    its end when the time is."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size", "log_interval", "save_interval"):
+        for name in ("batch_size", "micro_batch_size", "log_interval", "save_interval", "keep_last"):
             require(name, getattr(self, name), at_least=1)
         for name in ("warmup_steps", "max_norm", "learning_rate", "weight_decay"):
             require(name, getattr(self, name), at_least=0)
@@ -60,6 +68,20 @@ class TrainArgs:
         for name in ("epochs", "max_iters", "max_steps"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f"--{name} {getattr(self, name)} trains nothing; it must be more than 0")
+
+        if self.max_time is not None and not self.max_seconds:
+            raise UserError(f"--max_time {self.max_time}: expected HH:MM:SS, more than 00:00:00, such as 24:00:00")
+
+    @property
+    def max_seconds(self) -> float | None:
+        """Of `max_time`; None is no limit, and 0 what is no time."""
+        if self.max_time is None:
+            return None
+        parts = self.max_time.split(":")
+        if len(parts) != 3 or not all(part.isdigit() for part in parts) or max(map(int, parts[1:])) > 59:
+            return 0.0
+        hours, minutes, seconds = map(int, parts)
+        return float(3600 * hours + 60 * minutes + seconds)
 
     def n_samples(self, per_epoch: int) -> int:
         """Samples that the run sees: the first limit reached ends it.
@@ -86,8 +108,28 @@ class ValidationArgs:
     """Optimizer steps between validations; the first and the last step of a run are always followed by one."""
     eval_iters: int | None = None
     """The first micro_batch_size times this many samples of the validation set are used; all if not given."""
+    early_stopping_patience: int | None = None
+    """Validations in a row that bring no better checkpoint and so end the run; none do if not given."""
+    best_task: str | None = None
+    """Name of a task of lm-eval: the best checkpoint is the one with the highest score. Without it, it is the one with
+    the lowest validation loss."""
+    best_metric: str | None = None
+    """Metric of that task; its first one if not given."""
+    best_task_data: Path | None = None
+    """Local data of that task, as for --task_data of the evaluation."""
+    best_task_path: Path | None = None
+    """Your own task: a YAML file of lm-eval, or a folder with such files."""
+    best_apply_prompt_style: bool = False
+    """Wrap its questions in the prompt style of the data."""
+    best_limit: int | None = None
+    """The first so many of its questions are used; all if not given."""
 
     def __post_init__(self) -> None:
+        if self.early_stopping_patience is not None:
+            require("early_stopping_patience", self.early_stopping_patience, at_least=1)
+        for name in ("best_metric", "best_task_data", "best_task_path", "best_limit"):
+            if getattr(self, name) is not None and self.best_task is None:
+                raise UserError(f"--{name} does nothing without --best_task")
         require("eval_interval", self.eval_interval, at_least=1)
         if self.eval_iters is not None:
             require("eval_iters", self.eval_iters, at_least=1)

@@ -47,18 +47,43 @@ class Batch:
         return Batch(ids, self.documents.to(device), predicting, targets)
 
 
-def steps(samples: Samples, n_samples: int, batch_size: int, max_tokens: int, seed: int) -> Iterator[list[Batch]]:
-    """The micro-batches of each optimizer step, until `n_samples` samples were seen.
+class Order:
+    """Which row each sample of a run is, without a list of them: any place of a run is there at once.
 
-    Every pass over the data is a permutation of its own; a step may span two of them. Which samples a step has
-    depends on the seed and `batch_size` alone. The step's loss is a sum over its samples, so that which of them share
-    a micro-batch changes memory and speed and nothing else.
+    Every pass over the rows is a permutation of its own.
+
+    Args:
+        n_rows: of the data set.
+        n_samples: of the run.
     """
-    rng = np.random.default_rng(seed)
-    order = np.concatenate([rng.permutation(len(samples)) for _ in range(-(-n_samples // len(samples)))])[:n_samples]
-    for start in range(0, n_samples, batch_size):
-        chosen = order[start : start + batch_size]
-        yield micro_batches(samples, chosen, max_tokens)
+
+    def __init__(self, n_rows: int, n_samples: int, seed: int) -> None:
+        self.n_rows, self.n_samples, self.seed = n_rows, n_samples, seed
+        self.latest: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def rows(self, start: int, stop: int) -> list[int]:
+        """Of samples start .. stop - 1, as far as the run has them."""
+        return [int(self.permutation(i // self.n_rows)[i % self.n_rows]) for i in range(start, min(stop, len(self)))]
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """(n_rows,) of a pass over the data, counted from 0."""
+        if self.latest[0] != epoch:
+            self.latest = (epoch, np.random.default_rng((self.seed, epoch)).permutation(self.n_rows))
+        return self.latest[1]
+
+
+def steps(samples: Samples, order: Order, batch_size: int, max_tokens: int, first: int = 1) -> Iterator[list[Batch]]:
+    """The micro-batches of each optimizer step, `first` and those after it.
+
+    Which samples a step has depends on `order` and `batch_size` alone; a step may span two passes over the data. The
+    step's loss is a sum over its samples, so that which of them share a micro-batch changes memory and speed and
+    nothing else.
+    """
+    for start in range((first - 1) * batch_size, len(order), batch_size):
+        yield micro_batches(samples, order.rows(start, start + batch_size), max_tokens)
 
 
 def micro_batches(samples: Samples, chosen: Sequence[int] | np.ndarray, max_tokens: int) -> list[Batch]:

@@ -4,6 +4,7 @@ For each split (train, val): <split>.ids.npy and <split>.labels.npy, all samples
 <split>.offsets.npy, where sample i spans offsets[i] .. offsets[i + 1] (int64).
 """
 
+import hashlib
 import json
 import shutil
 from array import array
@@ -44,6 +45,13 @@ class Samples:
     def lengths(self) -> np.ndarray:
         """Tokens of each sample, (n,)."""
         return np.diff(self.offsets)
+
+    def digest(self) -> str:
+        """What tells these samples from others: by their lengths, and by a few thousand of their tokens and labels."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.offsets).tobytes())
+        for tokens in (self.ids, self.labels):
+            digest.update(np.ascontiguousarray(tokens[:: max(1, len(tokens) // 4096)]).tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def n_targets(self) -> int:

@@ -3,7 +3,7 @@
 from lit_gpt.files.shards import save_safetensors_shards
 from lit_gpt.files.states import load_state, open_state, save_state, save_stream
 from lit_gpt.files.tensors import OneFileOpen, Opened, Spec, spec_of
-from lit_gpt.files.whole import replace_folder, replace_with, write_text
+from lit_gpt.files.whole import replace_folder, replace_with, require_room, write_text
 
 __all__ = [
     "OneFileOpen",
@@ -13,6 +13,7 @@ __all__ = [
     "open_state",
     "replace_folder",
     "replace_with",
+    "require_room",
     "save_safetensors_shards",
     "save_state",
     "save_stream",

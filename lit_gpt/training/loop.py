@@ -1,22 +1,28 @@
 """The training loop. It knows nothing of finetuning methods: it trains what requires a gradient and saves that."""
 
-from pathlib import Path
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 
 from lit_gpt.args import TrainArgs, ValidationArgs
-from lit_gpt.checkpoint import save_trained
-from lit_gpt.data.batches import ahead, micro_batches, steps
+from lit_gpt.data.batches import micro_batches
 from lit_gpt.data.store import Samples
-from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
-from lit_gpt.training.graphs import recorded_hidden
+from lit_gpt.training.feed import Feed, micro_batch_tokens
+from lit_gpt.training.gradients import Gradients
 from lit_gpt.training.loss import loss_sum
-from lit_gpt.training.memory import blocks_to_recompute
-from lit_gpt.training.monitor import Monitor
 from lit_gpt.training.optimizer import make_optimizer
+from lit_gpt.training.randomness import undisturbed
+from lit_gpt.training.saves import Progress
 from lit_gpt.training.schedule import learning_rate
+from lit_gpt.training.session import Session
+from lit_gpt.training.state import Keeper
+from lit_gpt.training.step import accumulate, rehearse
+from lit_gpt.training.stopping import stop_signals
 
 
 def fit(
@@ -24,65 +30,80 @@ def fit(
     model: GPT,
     train_data: Samples,
     val_data: Samples,
-    path: Path,
-    monitor: Monitor,
+    session: Session,
     train: TrainArgs,
     validation: ValidationArgs,
     seed: int,
-) -> None:
-    """Train the parameters of `model` that require a gradient, and save them at `path` now and then and at the end.
+) -> Progress:
+    """Train the parameters of `model` that require a gradient, and save them now and then and at the end.
+
+    Ends after the last step, when the time is over, when the validation loss stays, or when a signal comes, always
+    with a checkpoint of the last whole step. A validation is due, or a save, where its interval says so, whatever
+    process gets there: a resumed run does what the uninterrupted one would have done.
 
     Args:
         seed: decides the order of the samples.
 
     Raises:
-        UserError: the loss is no longer a finite number.
+        UserError: gradients that are not finite, many in a row; a disk that is full at the start or at the end.
+        RuntimeError: no memory, with the smallest micro-batches and everything recomputed.
     """
     scaled = getattr(fabric._precision, "scaler", None) is not None  # 16-mixed; a fused step leaves no room to clip
     optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
-    n_samples = train.n_samples(len(train_data))
-    n_steps = -(-n_samples // train.batch_size)
-    max_tokens = micro_batch_tokens(train, fabric.device)
-    model.n_recomputed = blocks_to_recompute(model, train, max_tokens, fabric.device)
-    with fabric.autocast():
-        hidden_of = recorded_hidden(model, max_tokens, train_data.lengths, train.compile)
-    monitor.validated(0, validate(fabric, model, val_data, train, validation))
+    gradients = Gradients(fabric, model, optimizer, train.max_norm)
+    feed = Feed(model, train_data, train, fabric.device, seed, fabric.autocast)
+    monitor, budget = session.monitor, session.budget
+    keeper = Keeper(fabric, model, optimizer, feed, session, train.save_interval)
+    progress = keeper.begin()
+    rehearse(fabric, model, feed, gradients)
+    keeper.restore()
 
-    order = steps(train_data, n_samples, train.batch_size, max_tokens, seed)
-    for step, batches in enumerate(ahead(order, fabric.device), 1):
-        model.train()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, n_steps, train) * group["lr_factor"]
-        n_targets = sum(batch.n_targets for batch in batches)
-        for i, batch in enumerate(batches, 1):
-            with fabric.autocast():
-                loss = loss_sum(model, batch, hidden_of)
-            # divided by the targets of the whole step, so that what shares a forward pass changes nothing
-            fabric.backward(loss / max(1, n_targets))
-            is_step = i == len(batches)
-            if is_step:
-                if train.max_norm > 0:
-                    fabric.clip_gradients(model, optimizer, max_norm=train.max_norm, error_if_nonfinite=False)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=False)  # a recording adds to these very tensors
-            monitor.iterated(step, batch, loss.detach(), optimizer.param_groups[0]["lr"], is_step)
-        validates = step % validation.eval_interval == 0 or step == n_steps
-        saves = step % train.save_interval == 0 or step == n_steps
-        if validates or saves:
-            monitor.report()
-        if not monitor.loss_is_finite:
-            raise UserError(
-                f"the loss of step {step} is not finite; lower --learning_rate. What was saved before is whole"
-            )
-        if validates:
-            monitor.validated(step, validate(fabric, model, val_data, train, validation))
-        if saves:
-            save_trained(model, path)
+    with stop_signals() as stop, keeper.saving_what_fails():
+        while True:
+            step = progress.step
+            ends = step == feed.n_steps or not budget.has_time_for_a_step()
+            if (ends or step % validation.eval_interval == 0) and progress.validated_step != step and not stop.signal:
+                began = time.monotonic()
+                loss = validate(fabric, model, val_data, train, validation, lambda: stop.signal)
+                if loss is not None:
+                    with undisturbed(fabric.device):
+                        score = session.score and session.score()
+                    budget.validation_seconds = time.monotonic() - began
+                    monitor.validated(step, loss)
+                    progress = progress.validated(loss, score)
+            ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or feed.n_steps + 1)
+            progress = keeper.keep(progress, ends or bool(stop.signal))
+            if ends or stop.signal:
+                gradients.settle(monitor.say)
+                return replace(progress, stopped_by=None if ends else stop.signal)
+
+            gradients.require_finite(feed.rows)
+            model.train()
+            budget.begin_step(fabric.device)
+            rate = learning_rate(step + 1, budget.expected_steps(step, feed.n_steps), train)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["lr_factor"]
+            if accumulate(
+                fabric, model, feed, step + 1, gradients, monitor, rate, lambda: stop.signal or budget.is_over
+            ):
+                gradients.step(step + 1, monitor.say)
+                progress = replace(progress, step=step + 1)
 
 
 @torch.no_grad()
-def validate(fabric: Fabric, model: GPT, data: Samples, train: TrainArgs, validation: ValidationArgs) -> float:
-    """Mean loss per target of the validation set, or of its first `eval_iters * micro_batch_size` samples."""
+def validate(
+    fabric: Fabric,
+    model: GPT,
+    data: Samples,
+    train: TrainArgs,
+    validation: ValidationArgs,
+    stopped: Callable[[], Any] = lambda: False,
+) -> float | None:
+    """Mean loss per target of the validation set, or of its first `eval_iters * micro_batch_size` samples.
+
+    Args:
+        stopped: asked after each micro-batch; ends it without a result.
+    """
     model.eval()
     n_samples = len(data)
     if validation.eval_iters is not None:
@@ -92,9 +113,6 @@ def validate(fabric: Fabric, model: GPT, data: Samples, train: TrainArgs, valida
     for batch in batches:
         with fabric.autocast():
             total += loss_sum(model, batch.to(fabric.device))
+        if stopped():
+            return None
     return total.item() / max(1, sum(batch.n_targets for batch in batches))
-
-
-def micro_batch_tokens(train: TrainArgs, device: torch.device) -> int:
-    """Tokens of a forward pass: what was asked for, or what keeps a device of this kind busy."""
-    return train.micro_batch_tokens or (4096 if device.type == "cuda" else 512)

@@ -1,7 +1,6 @@
 """What a run shows while it goes: a progress bar in a terminal, plain lines in a file, and always metrics.csv."""
 
 import csv
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_gpt.data.batches import Batch
+from lit_gpt.files import replace_with
 
 COLUMNS = [
     "iter",
@@ -51,21 +51,56 @@ class Monitor:
         out_dir: where metrics.csv goes.
         n_samples: of the whole run.
         log_interval: micro-batches between lines.
+        goes_on: keep the lines of an earlier process; `restore` says up to where.
     """
 
-    def __init__(self, out_dir: Path, n_samples: int, log_interval: int) -> None:
+    def __init__(self, out_dir: Path, n_samples: int, log_interval: int, goes_on: bool = False) -> None:
         self.log_interval, self.n_samples = log_interval, n_samples
         self.iter = self.samples = 0
-        self.loss_is_finite = True
         self.due: Due | None = None
-        self.file = open(out_dir / "metrics.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed below)
-        self.csv = csv.DictWriter(self.file, COLUMNS)
-        self.csv.writeheader()
+        self.path = out_dir / "metrics.csv"
+        self.open("a" if goes_on and self.path.is_file() else "w")
         self.bar = tqdm(total=n_samples, unit="sample", dynamic_ncols=True) if sys.stderr.isatty() else None
         self.start = time.perf_counter()
         self.since_line = time.perf_counter()
         self.losses: list[Tensor] = []
         self.n_tokens = self.n_targets = self.n_iterations = 0
+
+    def open(self, mode: str) -> None:
+        """Open metrics.csv for more lines; with "w" for the first ones."""
+        self.file = open(self.path, mode, newline="", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        self.csv = csv.DictWriter(self.file, COLUMNS)
+        if mode == "w":
+            self.csv.writeheader()
+
+    def mark(self) -> dict[str, Any]:
+        """Where the monitor is, for `restore`."""
+        names = ("iter", "samples", "n_tokens", "n_targets", "n_iterations")
+        return {name: getattr(self, name) for name in names} | {"losses": list(self.losses)}
+
+    def state(self) -> dict[str, Any]:
+        """The same in plain values, for another process; everything is written before."""
+        self.report()
+        losses = [loss.item() for loss in self.losses]
+        return self.mark() | {"losses": losses, "seconds": time.perf_counter() - self.start}
+
+    def restore(self, mark: dict[str, Any]) -> None:
+        """Go back to where `mark` or `state` was taken: later lines of metrics.csv are taken out."""
+        self.report()
+        for name, value in mark.items():
+            if hasattr(self, name):
+                setattr(self, name, value)
+        self.losses = [torch.as_tensor(loss, dtype=torch.float32) for loss in mark["losses"]]
+        if "seconds" in mark:
+            self.start = time.perf_counter() - mark["seconds"]
+        self.file.close()
+        with open(self.path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["iter"]) <= self.iter]
+        replace_with(self.path, lambda path: write_rows(path, rows))
+        self.open("a")
+        if self.bar is not None:
+            self.bar.n = self.samples
+            self.bar.refresh()
 
     def iterated(self, step: int, batch: Batch, loss: Tensor, learning_rate: float, is_step: bool) -> None:
         """A micro-batch is under way; `loss` is the sum over its targets."""
@@ -101,7 +136,6 @@ class Monitor:
         if due.arrived is not None:
             due.arrived.synchronize()
         mean = due.loss.item() / max(1, due.row["n_targets"])
-        self.loss_is_finite = self.loss_is_finite and math.isfinite(mean)
         seconds = time.perf_counter() - self.since_line
         self.since_line = time.perf_counter()
         iter_time, rate = f"{1e3 * seconds / due.n_iterations:.2f}", f"{due.row['n_tokens'] / seconds:.1f}"
@@ -141,6 +175,14 @@ class Monitor:
             self.bar.close()
         self.file.close()
         return time.perf_counter() - self.start
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """A metrics.csv of these lines."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
 
 
 def plot_losses(metrics: Path, picture: Path) -> None:

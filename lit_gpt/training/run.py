@@ -1,7 +1,10 @@
 """What surrounds the loop in every finetune script: the data, the run's folder, the figures before and after."""
 
 import copy
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +13,35 @@ from lightning.fabric import Fabric
 
 from lit_gpt.args import PlanArgs, TrainArgs, ValidationArgs
 from lit_gpt.checkpoint import (
+    BEST,
     METHODS,
     Run,
     claim_out_dir,
     load_base,
+    read_run,
     save_run,
-    trained_path,
     versions,
 )
 from lit_gpt.data import store
+from lit_gpt.evaluation.score import task_score
 from lit_gpt.fused import set_compile
+from lit_gpt.merging.write import write_merged
 from lit_gpt.model import GPT
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.training.budget import Budget
+from lit_gpt.training.feed import micro_batch_tokens
 from lit_gpt.training.flops import estimated_flops, measured_flops
-from lit_gpt.training.loop import fit, micro_batch_tokens
+from lit_gpt.training.loop import fit
 from lit_gpt.training.monitor import Monitor, plot_losses
 from lit_gpt.training.planning.dry_run import dry_run
+from lit_gpt.training.resume import checkpoint_to_resume, require_same
+from lit_gpt.training.saves import Saves
 from lit_gpt.training.schedule import warmup_of
+from lit_gpt.training.session import Session
+
+MERGED = "merged"
+"""Folder of the merged checkpoint within that of the run."""
 
 
 def finetune(
@@ -46,6 +60,9 @@ def finetune(
     quantize: str | None = None,
     overwrite: bool = False,
     seed: int = 1337,
+    resume: bool | Path = False,
+    allow_changes: bool = False,
+    merge: bool = False,
 ) -> None:
     """Finetune the model of `checkpoint_dir` by `method` on `data_dir`, and leave in `out_dir` what it takes to use it.
 
@@ -57,6 +74,9 @@ def finetune(
         prompt_style: refuse data of another style than this; None takes the data's.
         quantize: how the frozen weights are kept, key of QUANTIZATIONS; None is the precision of `fabric`.
         overwrite: replace the run that `out_dir` holds.
+        resume: go on with it, from its newest whole checkpoint or from the one given.
+        allow_changes: even with arguments that make it another run.
+        merge: write the checkpoint of the merged weights to `out_dir / merged` in the end, within the same time.
 
     Raises:
         UserError: checkpoint, data and folder that do not go together; see what is called here.
@@ -66,34 +86,55 @@ def finetune(
         return dry_run(fabric, method, method_args, checkpoint_dir, data_dir, train, validation, plan, **given)
     train_data, val_data, meta = store.load(data_dir)
     store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), prompt_style)
+    saves = Saves(out_dir, method, train.keep_last)
+    place = checkpoint_to_resume(saves, resume) if resume else None
+    if place is None:
+        claim_out_dir(out_dir, overwrite)
     set_compile(train.compile)
     model, base_digest = load_base(fabric, checkpoint_dir, quantize)
-    claim_out_dir(out_dir, overwrite)
     inject, _ = METHODS[method]
     inject(model, method_args)
+    score = task_score(fabric, model, checkpoint_dir, validation, meta["prompt_style"])
     describe(fabric, model, train_data, meta, method, method_args, train)
 
-    n_samples = train.n_samples(len(train_data))
-    monitor = Monitor(out_dir, n_samples, train.log_interval)
-    path = trained_path(out_dir, method)
+    training = {**asdict(train), **asdict(validation), "seed": seed, "precision": str(fabric._precision.precision)}
+    data = {"folder": str(data_dir), **meta, "digest": train_data.digest()}
     run = Run(
-        method=method,
-        method_args=asdict(method_args),
-        prompt_style=meta["prompt_style"],
-        base=str(checkpoint_dir),
-        base_digest=base_digest,
-        data={"folder": str(data_dir), **meta},
-        training={**asdict(train), **asdict(validation), "seed": seed, "precision": str(fabric._precision.precision)},
-        versions=versions(),
-        quantize=quantize,
-    )
+        method, asdict(method_args), meta["prompt_style"], str(checkpoint_dir), base_digest, data, training, versions(),
+        quantize,
+    )  # fmt: skip
+    if place is not None:
+        require_same(run, read_run(place), allow_changes)
     save_run(run, out_dir)  # before the first weights, so that those of an interrupted run can be used
-    fit(fabric, model, train_data, val_data, path, monitor, train, validation, seed)
+    monitor = Monitor(out_dir, train.n_samples(len(train_data)), train.log_interval, goes_on=place is not None)
+    write = partial(write_merged, checkpoint_dir, run=run, overwrite=True)
+    budget = Budget(train.max_seconds, partial(rehearse_merge, write, out_dir) if merge else None)
+    session = Session(saves, monitor, budget, place, score)
+    progress = fit(fabric, model, train_data, val_data, session, train, validation, seed)
     seconds = monitor.close()
+    if progress.stopped_by:
+        print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")
+        return
     plot_losses(out_dir / "metrics.csv", out_dir / "loss.png")
     print(f"Training time: {seconds:.2f}s")
     print(f"Memory used: {peak_memory_gb():.02f} GB")
-    print(f"Saved the trained weights to {path}, the loss curve to {out_dir / 'loss.png'}")
+    print(f"Saved the trained weights to {saves.weights}, the loss curve to {out_dir / 'loss.png'}")
+    if progress.best_step not in (None, progress.step):
+        print(f"The best checkpoint is that of step {progress.best_step:,}; its weights: {out_dir / BEST}")
+    if merge:
+        write(out_dir, out_dir=out_dir / MERGED)
+        print(f"Saved the merged checkpoint to {out_dir / MERGED}")
+    if train.max_seconds:
+        print(f"Time used: {budget.used:.0f} of {train.max_seconds:.0f} s")
+
+
+def rehearse_merge(write: Callable[..., None], out_dir: Path, place: Path) -> None:
+    """Merge the run in the folder `place`, and throw the result away."""
+    aside = out_dir / f".{MERGED}.rehearsal"
+    try:
+        write(place, out_dir=aside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def describe(

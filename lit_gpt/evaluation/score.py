@@ -1,0 +1,59 @@
+"""The score of a model on one task, taken again and again while it is trained."""
+
+import io
+import math
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from lightning.fabric import Fabric
+
+from lit_gpt.args import EvalArgs, ValidationArgs
+from lit_gpt.errors import UserError
+from lit_gpt.evaluation.run import choose_style, evaluate
+from lit_gpt.evaluation.tasks import prepare
+from lit_gpt.model import GPT
+from lit_gpt.tokenizer import Tokenizer
+
+
+def task_score(
+    fabric: Fabric, model: GPT, checkpoint_dir: Path, validation: ValidationArgs, prompt_style: str
+) -> Callable[[], float] | None:
+    """What returns the score of `model`, as it is then, on the task that `validation` names; None if it names none.
+
+    Args:
+        prompt_style: of the training.
+
+    Raises:
+        UserError: no such task, no data for it; when called: it has no such metric.
+    """
+    if validation.best_task is None:
+        return None
+    name, data = validation.best_task, validation.best_task_data
+    args = EvalArgs(
+        eval_tasks=(name,),
+        task_data=None if data is None else {name: data},
+        task_path=validation.best_task_path,
+        limit=validation.best_limit,
+        batch_size=8,
+        bootstrap_iters=0,
+        apply_prompt_style=validation.best_apply_prompt_style,
+    )
+    tasks, style = prepare(args), choose_style(args, prompt_style)
+    tokenizer = Tokenizer(checkpoint_dir)
+
+    def score() -> float:
+        model.eval()
+        with redirect_stdout(io.StringIO()):  # the table is not what is asked for
+            results = evaluate(fabric, model, tokenizer, tasks, args, style, {})
+        metrics = {
+            key.partition(",")[0]: value
+            for key, value in results["results"][name].items()
+            if "," in key and isinstance(value, int | float) and "_stderr" not in key
+        }
+        wanted = validation.best_metric or next(iter(metrics), None)
+        if wanted not in metrics or not math.isfinite(metrics[wanted]):
+            raise UserError(f"--best_metric {wanted}: the task {name} has {', '.join(metrics) or 'no metric'}")
+        return float(metrics[wanted])
+
+    return score

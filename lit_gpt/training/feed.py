@@ -1,0 +1,114 @@
+"""The micro-batches of each optimizer step, as large as the memory allows."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from lit_gpt.args import TrainArgs
+from lit_gpt.data.batches import Batch, Order, ahead, steps
+from lit_gpt.data.store import Samples
+from lit_gpt.model import GPT
+from lit_gpt.training.graphs import recorded_hidden
+from lit_gpt.training.memory import blocks_to_recompute
+
+
+class Feed:
+    """Samples for the model, and the way through it.
+
+    Args:
+        seed: decides the order of the samples.
+        autocast: makes the context of a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        data: Samples,
+        train: TrainArgs,
+        device: torch.device,
+        seed: int,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> None:
+        self.model, self.data, self.train, self.device, self.autocast = model, data, train, device, autocast
+        self.order = Order(len(data), train.n_samples(len(data)), seed)
+        self.max_tokens = micro_batch_tokens(train, device)
+        self.coming: Iterator[list[Batch]] | None = None
+        self.next_step = 1
+        self.has_shrunk = False
+        """Whether the memory ran out, so that it is less than what the arguments say."""
+        self.hidden_of: Callable[..., Tensor] = model.hidden
+
+    def prepare(self, max_tokens: int | None = None, n_recomputed: int | None = None) -> None:
+        """Decide what is recomputed, and record the step where that is possible.
+
+        Args:
+            max_tokens: tokens of a forward pass; None is what the arguments say.
+            n_recomputed: blocks that compute their forward pass twice; None is what the arguments say.
+        """
+        self.has_shrunk = max_tokens is not None
+        self.max_tokens = max_tokens or micro_batch_tokens(self.train, self.device)
+        if n_recomputed is None:
+            n_recomputed = blocks_to_recompute(self.model, self.train, self.max_tokens, self.device)
+        self.model.n_recomputed = n_recomputed
+        self.coming = None
+        with self.autocast():
+            self.hidden_of = recorded_hidden(self.model, self.max_tokens, self.data.lengths, self.train.compile)
+
+    @property
+    def n_steps(self) -> int:
+        return -(-len(self.order) // self.train.batch_size)
+
+    def rows(self, step: int) -> list[int]:
+        """Which samples of the training set step 1 .. n_steps has."""
+        return self.order.rows((step - 1) * self.train.batch_size, step * self.train.batch_size)
+
+    def batches(self, step: int) -> list[Batch]:
+        """The micro-batches of a step, on the device; those of the next one are made meanwhile."""
+        if self.coming is None or self.next_step != step:
+            made = steps(self.data, self.order, self.train.batch_size, self.max_tokens, first=step)
+            self.coming = ahead(made, self.device)
+        self.next_step = step + 1
+        return next(self.coming)
+
+    def largest(self) -> list[int]:
+        """Samples whose micro-batch is as large as they come: the longest, and as many more as there is room for."""
+        lengths = self.data.lengths
+        chosen, room = [], self.max_tokens
+        for i in (-lengths).argsort(kind="stable"):
+            if not chosen or lengths[i] <= room:
+                chosen.append(int(i))
+                room -= int(lengths[i])
+            if room <= 0:
+                break
+        return chosen
+
+    def shrink(self) -> bool:
+        """After the memory ran out: half the tokens, then all blocks recomputed; says so. False if that was tried."""
+        longest = int(self.data.lengths.max())
+        self.hidden_of = self.model.hidden
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.max_tokens > longest:
+            smaller, recomputed = max(longest, self.max_tokens // 2), self.model.n_recomputed
+        elif self.model.n_recomputed < self.model.config.n_layer:
+            smaller, recomputed = self.max_tokens, self.model.config.n_layer
+        else:
+            return False
+        print(
+            f"Out of memory: going on with micro-batches of {smaller:,} tokens"
+            f"{' and all blocks recomputed' if recomputed == self.model.config.n_layer else ''}; "
+            "the steps and their losses stay the same"
+        )
+        self.prepare(smaller, recomputed)
+        return True
+
+
+def micro_batch_tokens(train: TrainArgs, device: torch.device) -> int:
+    """Tokens of a forward pass: what was asked for, or what keeps a device of this kind busy."""
+    if not train.packing:
+        return 1  # a longer sample goes alone
+    return train.micro_batch_tokens or (4096 if device.type == "cuda" else 512)

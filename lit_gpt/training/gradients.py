@@ -1,0 +1,108 @@
+"""Gradients before the optimizer's step: clipped, and left unused where they are not finite."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.wrappers import _FabricOptimizer
+from torch import Tensor
+
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT
+
+MAX_SKIPPED = 10
+"""Steps in a row without a finite gradient after which a run ends."""
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The gradient norms of a step, on their way to the host."""
+
+    step: int
+    values: Tensor
+    """(n_trained,) one for each parameter."""
+    arrived: "torch.cuda.Event | None"
+
+
+class Gradients:
+    """Takes the optimizer's steps, unless the gradient is not finite.
+
+    Nobody waits for the answer: the optimizer's kernel reads it where it is, and the host one step later.
+    """
+
+    def __init__(self, fabric: Fabric, model: GPT, optimizer: _FabricOptimizer, max_norm: float) -> None:
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names, self.parameters = [list(part) for part in zip(*trained, strict=True)]
+        self.fabric, self.optimizer, self.max_norm = fabric, optimizer, max_norm
+        self.due: Norms | None = None
+        self.n_skipped = self.n_in_a_row = self.last_skipped = 0
+
+    def step(self, step: int, say: Callable[[str], None] = print) -> None:
+        """Clip, step, and set the gradients to zero."""
+        raw = self.optimizer.optimizer
+        scaler = getattr(self.fabric._precision, "scaler", None)
+        if scaler is not None:
+            self.fabric._precision.unscale_gradients(raw)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
+        total = torch.linalg.vector_norm(norms)
+        if self.max_norm > 0:
+            torch._foreach_mul_(gradients, (self.max_norm / (total + 1e-6)).clamp(max=1.0))
+        not_finite = ~torch.isfinite(total)
+        if scaler is None and all(group.get("fused") for group in raw.param_groups):
+            raw.found_inf = not_finite.float()  # the fused kernel leaves everything as it is where this is 1
+            self.optimizer.step()
+        elif scaler is not None or not not_finite.item():
+            self.optimizer.step()  # a scaler looks for itself
+        self.zero()
+        values = norms.to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event() if norms.is_cuda else None
+        if arrived is not None:
+            arrived.record()
+        self.settle(say)
+        self.due = Norms(step, values, arrived)
+
+    def allocate(self) -> None:
+        """Let the optimizer take the memory of its state, if it can do so without a step."""
+        raw = self.optimizer.optimizer
+        if all(group.get("fused") for group in raw.param_groups):
+            raw.found_inf = torch.ones((), device=self.parameters[0].device)
+            self.optimizer.step()
+
+    def zero(self) -> None:
+        """Set the gradients to zero; a recording adds to these very tensors."""
+        self.optimizer.zero_grad(set_to_none=False)
+
+    def settle(self, say: Callable[[str], None] = print) -> None:
+        """Count the step whose norms are due; says which parameter's gradient was not finite."""
+        due, self.due = self.due, None
+        if due is None:
+            return
+        if due.arrived is not None:
+            due.arrived.synchronize()
+        bad = [
+            name for name, norm in zip(self.names, due.values.tolist(), strict=False) if not abs(norm) < float("inf")
+        ]
+        if not bad:
+            self.n_in_a_row = 0
+            return
+        self.n_skipped += 1
+        self.n_in_a_row += 1
+        self.last_skipped = due.step
+        others = f" and {len(bad) - 1} others" if len(bad) > 1 else ""
+        say(f"step {due.step} is skipped: the gradient of {bad[0]}{others} is not finite")
+
+    def require_finite(self, rows: Callable[[int], list[int]]) -> None:
+        """Raises: UserError if many steps in a row were skipped.
+
+        Args:
+            rows: which samples of the training set a step has.
+        """
+        if self.n_in_a_row < MAX_SKIPPED:
+            return
+        raise UserError(
+            f"the gradients of {MAX_SKIPPED} steps in a row are not finite; lower --learning_rate, or look at the "
+            f"samples of step {self.last_skipped}: numbers {', '.join(map(str, rows(self.last_skipped)))} of the "
+            "training set, counted from 0"
+        )

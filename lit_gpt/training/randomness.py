@@ -1,0 +1,41 @@
+"""The states of all random generators, taken and put back."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Of the generators of Python, numpy and torch, and that of `device`: tensors and plain values."""
+    kind, keys, *rest = np.random.get_state()
+    states = {
+        "python": list(random.getstate()[1]),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Put back what `random_states` took."""
+    version, _, gauss = random.getstate()
+    random.setstate((version, tuple(states["python"]), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Within, random numbers can be drawn and generators seeded; afterwards all is as it was."""
+    before = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(before, device)

@@ -1,0 +1,72 @@
+"""Which checkpoint a run goes on from, and whether it would still be the same run."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.checkpoint import Run
+from lit_gpt.errors import UserError
+from lit_gpt.training.saves import RECORD, Saves, read_progress
+
+FREE = ("log_interval", "save_interval", "keep_last", "max_time", "recompute", "compile", "packing")
+FREE += ("micro_batch_tokens", "eval_interval", "early_stopping_patience")
+"""Arguments of the training that leave it the same run."""
+ELSEWHERE = ("folder", "checkpoint_dir", "source")
+"""What meta.json says about places, which may have moved."""
+
+
+def checkpoint_to_resume(saves: Saves, resume: bool | Path) -> Path | None:
+    """The folder of the checkpoint; None if the run has none yet, which is said.
+
+    Args:
+        resume: a checkpoint's folder, or True for the newest whole one.
+
+    Raises:
+        UserError: it is no checkpoint, not one of this run, or damaged.
+    """
+    if resume is True:
+        place = saves.newest()
+        print(f"{saves.out_dir} has no checkpoint yet: starting anew" if place is None else f"Going on from {place}")
+        return place
+    place = Path(resume)
+    if not (place / RECORD).is_file():
+        raise UserError(f"--resume {place} is no checkpoint (no {RECORD}); true takes the newest one of --out_dir")
+    if place.resolve().parent != saves.folder.resolve():
+        raise UserError(f"--resume {place} is not a checkpoint of --out_dir {saves.out_dir}")
+    read_progress(place)
+    print(f"Going on from {place}")
+    return place
+
+
+def require_same(run: Run, earlier: Run, allow_changes: bool) -> None:
+    """See that a run goes on as what it was.
+
+    Args:
+        earlier: as the checkpoint has it.
+        allow_changes: say what is another than before, and go on.
+
+    Raises:
+        UserError: arguments, data or base weights that make it another run.
+    """
+    now, before = facts(run), facts(earlier)
+    changes = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in dict.fromkeys((*before, *now))
+        if before.get(name) != now.get(name)
+    ]
+    if changes and not allow_changes:
+        raise UserError(f"this would be another run: {'; '.join(changes)}; --allow_changes true goes on all the same")
+    for change in changes:
+        print(f"Changed: {change}")
+    for package in run.versions.keys() & earlier.versions.keys():
+        if run.versions[package] != earlier.versions[package]:
+            was, is_ = earlier.versions[package], run.versions[package]
+            print(f"{package} was {was} and is {is_}: results may differ in the last digits")
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What makes a run that run, by the name of the flag or of the file's key."""
+    data = {f"data {name}": value for name, value in run.data.items() if name not in ELSEWHERE}
+    training = {name: value for name, value in run.training.items() if name not in FREE}
+    record = {k: v for k, v in asdict(run).items() if k in ("method", "prompt_style", "base_digest", "quantize")}
+    return record | run.method_args | data | training

@@ -1,0 +1,22 @@
+"""What a run has around its loop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lit_gpt.training.budget import Budget
+from lit_gpt.training.monitor import Monitor
+from lit_gpt.training.saves import Saves
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a run is kept and shown, how long it has, and what makes a checkpoint the best."""
+
+    saves: Saves
+    monitor: Monitor
+    budget: Budget = field(default_factory=Budget)
+    resumed: Path | None = None
+    """The checkpoint to go on from."""
+    score: Callable[[], float] | None = None
+    """What the best checkpoint has most of; None is the one with the lowest validation loss."""

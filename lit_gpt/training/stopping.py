@@ -1,0 +1,39 @@
+"""A run that is asked to stop: by SIGTERM or SIGINT, once politely and twice at once."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stop:
+    """Whether somebody asked, and how."""
+
+    signal: str | None = None
+    """Name of the first signal that came."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Within, a first SIGTERM or SIGINT is noted and nothing else happens; a second one ends the process at once."""
+    stop = Stop()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop.signal is None:
+            stop.signal = signal.Signals(number).name
+            print(f"\n{stop.signal}: stopping after this micro-batch; once more stops at once", flush=True)
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no signals
+        yield stop
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
