@@ -7,23 +7,19 @@ Defaults are in the signature below; `--print_config > my.yaml` writes them out 
 
 from pathlib import Path
 
-from lit_gpt.args import FullArgs, PlanArgs, Precision, TrainArgs, ValidationArgs
+from lit_gpt.args import FullArgs, PlanArgs, Precision, RunArgs, TrainArgs, ValidationArgs
 
 
 def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     data_dir: Path = Path("data/alpaca"),
     out_dir: Path | None = None,
-    overwrite: bool = False,
-    resume: bool | Path = False,
-    allow_changes: bool = False,
-    prompt_style: str | None = None,
     precision: Precision | None = None,
-    seed: int = 1337,
     train: TrainArgs = TrainArgs(
         learning_rate=3e-5, weight_decay=0.02, batch_size=64, micro_batch_size=1, save_interval=1000
     ),
     validation: ValidationArgs = ValidationArgs(eval_interval=600),
+    run: RunArgs = RunArgs(),
     plan: PlanArgs = PlanArgs(),
 ) -> None:
     """Finetune every weight.
@@ -32,19 +28,14 @@ def main(
         checkpoint_dir: folder of a converted checkpoint.
         data_dir: folder of a prepared data set.
         out_dir: where the run is saved; out/full/<name of the checkpoint> if not given.
-        overwrite: replace the run that out_dir holds.
-        resume: go on with it from its newest checkpoint, or from the folder of one.
-        allow_changes: resume even with arguments that make it another run.
-        prompt_style: refuse data that was prepared in another style.
         precision: bf16-mixed on a GPU that has it and 32-true on a CPU if not given: weights in 16 bits round the
             small steps of late training away, and take half the memory.
-        seed: decides the order of the samples.
     """
     from lit_gpt.checkpoint import default_out_dir, make_fabric
     from lit_gpt.training.run import finetune
 
     finetune(
-        make_fabric(precision, seed, mixed=True),
+        make_fabric(precision, run.seed, mixed=True),
         "full",
         FullArgs(),
         checkpoint_dir,
@@ -52,13 +43,9 @@ def main(
         out_dir or default_out_dir("full", checkpoint_dir),
         train,
         validation,
+        run,
         plan,
         precision=precision,
-        prompt_style=prompt_style,
-        overwrite=overwrite,
-        seed=seed,
-        resume=resume,
-        allow_changes=allow_changes,
     )
 
 

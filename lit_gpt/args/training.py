@@ -11,6 +11,22 @@ Optimizer = Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"]
 
 
 @dataclass(frozen=True)
+class RunArgs:
+    """What happens to an earlier run in the same folder, and what must be as before."""
+
+    overwrite: bool = False
+    """Replace the run that out_dir holds."""
+    resume: bool | Path = False
+    """Go on with it from its newest checkpoint that is whole, or from the folder of one."""
+    allow_changes: bool = False
+    """Resume even with arguments that make it another run."""
+    prompt_style: str | None = None
+    """Refuse data that was prepared in another style."""
+    seed: int = 1337
+    """Decides the order of the samples, dropout and the first weights."""
+
+
+@dataclass(frozen=True)
 class TrainArgs:
     """How training goes."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-from lit_gpt.args import PlanArgs, TrainArgs, ValidationArgs
+from lit_gpt.args import PlanArgs, RunArgs, TrainArgs, ValidationArgs
 from lit_gpt.checkpoint import (
     BEST,
     METHODS,
@@ -53,15 +53,11 @@ def finetune(
     out_dir: Path,
     train: TrainArgs,
     validation: ValidationArgs,
+    args: RunArgs,
     plan: PlanArgs = PlanArgs(),
     *,
     precision: str | None = None,
-    prompt_style: str | None = None,
     quantize: str | None = None,
-    overwrite: bool = False,
-    seed: int = 1337,
-    resume: bool | Path = False,
-    allow_changes: bool = False,
     merge: bool = False,
 ) -> None:
     """Finetune the model of `checkpoint_dir` by `method` on `data_dir`, and leave in `out_dir` what it takes to use it.
@@ -71,25 +67,21 @@ def finetune(
         method_args: what its `inject` takes.
         plan: whether to say what the run will take in place of starting it.
         precision: as asked for; None lets a device that is planned for choose.
-        prompt_style: refuse data of another style than this; None takes the data's.
         quantize: how the frozen weights are kept, key of QUANTIZATIONS; None is the precision of `fabric`.
-        overwrite: replace the run that `out_dir` holds.
-        resume: go on with it, from its newest whole checkpoint or from the one given.
-        allow_changes: even with arguments that make it another run.
         merge: write the checkpoint of the merged weights to `out_dir / merged` in the end, within the same time.
 
     Raises:
         UserError: checkpoint, data and folder that do not go together; see what is called here.
     """
     if plan.dry_run:
-        given = {"precision": precision, "prompt_style": prompt_style, "quantize": quantize, "seed": seed}
+        given = {"precision": precision, "prompt_style": args.prompt_style, "quantize": quantize, "seed": args.seed}
         return dry_run(fabric, method, method_args, checkpoint_dir, data_dir, train, validation, plan, **given)
     train_data, val_data, meta = store.load(data_dir)
-    store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), prompt_style)
+    store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), args.prompt_style)
     saves = Saves(out_dir, method, train.keep_last)
-    place = checkpoint_to_resume(saves, resume) if resume else None
+    place = checkpoint_to_resume(saves, args.resume) if args.resume else None
     if place is None:
-        claim_out_dir(out_dir, overwrite)
+        claim_out_dir(out_dir, args.overwrite)
     set_compile(train.compile)
     model, base_digest = load_base(fabric, checkpoint_dir, quantize)
     inject, _ = METHODS[method]
@@ -97,20 +89,20 @@ def finetune(
     score = task_score(fabric, model, checkpoint_dir, validation, meta["prompt_style"])
     describe(fabric, model, train_data, meta, method, method_args, train)
 
-    training = {**asdict(train), **asdict(validation), "seed": seed, "precision": str(fabric._precision.precision)}
+    training = {**asdict(train), **asdict(validation), "seed": args.seed, "precision": str(fabric._precision.precision)}
     data = {"folder": str(data_dir), **meta, "digest": train_data.digest()}
     run = Run(
         method, asdict(method_args), meta["prompt_style"], str(checkpoint_dir), base_digest, data, training, versions(),
         quantize,
     )  # fmt: skip
     if place is not None:
-        require_same(run, read_run(place), allow_changes)
+        require_same(run, read_run(place), args.allow_changes)
     save_run(run, out_dir)  # before the first weights, so that those of an interrupted run can be used
     monitor = Monitor(out_dir, train.n_samples(len(train_data)), train.log_interval, goes_on=place is not None)
     write = partial(write_merged, checkpoint_dir, run=run, overwrite=True)
     budget = Budget(train.max_seconds, partial(rehearse_merge, write, out_dir) if merge else None)
     session = Session(saves, monitor, budget, place, score)
-    progress = fit(fabric, model, train_data, val_data, session, train, validation, seed)
+    progress = fit(fabric, model, train_data, val_data, session, train, validation, args.seed)
     seconds = monitor.close()
     if progress.stopped_by:
         print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")
