@@ -210,16 +210,17 @@ class Text:
                     return value
             except json.JSONDecodeError as e:
                 unfinished = e.pos > len(self.buffer) - 12 or e.msg.startswith("Unterminated")
+                if unfinished and len(self.buffer) - self.at > MAX_ENTRY:
+                    message = f"{place} (line {self.line}) is longer than {MAX_ENTRY:,} characters"
+                    raise UserError(f"{self.path}, {message}") from e
                 if not (unfinished and self.more()):
                     self.fail(place, e)
             except RecursionError as e:
                 raise UserError(f"{self.path}, {place}: lists or objects nested too deep") from e
-            if len(self.buffer) - self.at > MAX_ENTRY:
-                raise UserError(f"{self.path}, {place} (line {self.line}) is longer than {MAX_ENTRY:,} characters")
 
     def fail(self, place: str, e: json.JSONDecodeError) -> None:
         self.move(e.pos)
-        cut = "; the file ends here: is it cut?" if self.ended and e.pos > len(self.buffer) - 12 else ""
+        cut = "; the file ends here: is the file cut?" if self.ended and e.pos > len(self.buffer) - 12 else ""
         cut = "; a text begins here that never ends: is the file cut?" if e.msg.startswith("Unterminated") else cut
         raise UserError(f"{self.path}, {place} (line {self.line}): not valid JSON ({e.msg}){cut}") from e
 

@@ -98,7 +98,7 @@ FUNCTION_CALLING = (
     "You are a helpful, respectful and honest assistant. Always answer as helpfully aspossible. "
     "Your only response should be JSON formatted functions"
 )
-"""The missing space is the model card's."""
+"""The missing space is Lit-GPT's own."""
 
 STYLES: dict[str, Style] = {
     # https://github.com/tatsu-lab/stanford_alpaca#data-release, with a line break before the response
