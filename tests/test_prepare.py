@@ -1,0 +1,241 @@
+"""From a file to supervised tokens: nothing is lost, cut or masked unsaid, and a failure leaves the old data alone."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import assert_one_line_error, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_gpt.args import PrepareArgs
+from lit_gpt.data import store
+from lit_gpt.data.prepare import Files, prepare
+from lit_gpt.data.rows import Row
+from lit_gpt.data.split import held_out
+from lit_gpt.data.store import IGNORE
+from lit_gpt.data.tokens import Counts, Encoder
+from lit_gpt.errors import UserError
+from lit_gpt.prompts import STYLES, Turn
+from lit_gpt.tokenizer import Tokenizer
+
+TEXT = st.text(max_size=30).filter(lambda text: text.isascii() or text.encode("utf-8", "ignore").decode() == text)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint):
+    return Tokenizer(checkpoint)
+
+
+def encode(tokenizer, rows, limit=10**6, **flags):
+    counts = Counts()
+    samples = Encoder(tokenizer, PrepareArgs(**flags), limit).encode(rows, counts)
+    assert (
+        counts.read == len(rows)
+        and counts.kept == len(samples)
+        and sum(counts.dropped.values()) == counts.read - counts.kept
+    )
+    return samples, counts
+
+
+@st.composite
+def rows(draw):
+    n = draw(st.integers(1, 3))
+    turns = [Turn("system", draw(TEXT))] if draw(st.booleans()) else []
+    for _ in range(n):
+        turns += [Turn("user", draw(TEXT), draw(TEXT)), Turn("assistant", draw(TEXT))]
+    return Row(tuple(turns[: len(turns) - draw(st.integers(0, 1))]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(rows(), min_size=1, max_size=4), st.sampled_from(list(STYLES)), st.booleans())
+def test_any_text_survives_and_every_label_is_accounted_for(tokenizer, made, style, last):
+    samples, _ = encode(tokenizer, made, prompt_style=style, last_turn_only=last)
+    used = iter(samples)
+    for row in made:
+        turns = row.turns[:-1] if row.turns[-1].role == "user" else row.turns
+        answers = [t.text for t in turns if t.role == "assistant"]
+        if not answers or not all(a.strip() for a in answers):
+            continue
+        ids, labels = next(used)
+        runs = [r for r in np.split(np.array(ids), np.flatnonzero(np.diff(np.array(labels) == IGNORE)) + 1)]
+        taught = [r.tolist() for r in runs[labels[0] == IGNORE :: 2]]
+        lead = STYLES[style].lead
+        if not any("<s>" in t.text + t.context or "</s>" in t.text + t.context for t in row.turns):
+            expected = [lead + a for a in answers[-1:] if last] or [lead + a for a in answers]
+            assert [tokenizer.decode(r) for r in taught if r] == expected or labels[0] != IGNORE
+            whole = tokenizer.decode(ids)
+            assert all(text in whole for t in turns for text in (t.text, t.context))
+        assert all(label in (IGNORE, i) for i, label in zip(ids, labels, strict=True))
+        assert labels[-1] == tokenizer.eos_id
+        assert labels.count(tokenizer.eos_id) >= (1 if last else len(answers))
+    assert next(used, None) is None
+
+
+LONG = Row(
+    (
+        Turn("user", "why " * 40, "see " * 20),
+        Turn("assistant", "so " * 10),
+        Turn("user", "and"),
+        Turn("assistant", "no"),
+    )
+)
+
+
+@pytest.mark.parametrize("limit", [37, 60, 100, 200])
+def test_the_prompt_is_cut_within_what_the_style_puts_around_it(tokenizer, limit):
+    rows = [LONG, Row.single("hi", "", "x" * 30)]
+    samples, counts = encode(tokenizer, rows, limit, prompt_style="platypus", truncation="cut_prompt")
+    whole, _ = encode(tokenizer, rows, prompt_style="platypus")
+    assert all(len(ids) <= limit for ids, _ in samples) and counts.cut["the prompt"] + counts.dropped.total() > 0
+    if limit == 200:  # as much is left as there is room for
+        ids, labels = samples[0]
+        assert len(ids) > limit - 4 and tokenizer.decode(ids).startswith("### Instruction:\n\nwhy why")
+        assert [i for i in labels if i != IGNORE] == [i for i in whole[0][1] if i != IGNORE]
+        assert counts.cut == {"the prompt": 1}
+
+
+def test_the_end_is_cut_so_that_an_answer_ends_it(tokenizer):
+    (whole,), _ = encode(tokenizer, [LONG], prompt_style="plain")
+    for limit in range(2, len(whole[0])):
+        samples, counts = encode(tokenizer, [LONG], limit, prompt_style="plain", truncation="cut_end")
+        for ids, labels in samples:
+            assert len(ids) <= limit and labels[-1] == ids[-1] == tokenizer.eos_id
+            assert ids[:-1] == whole[0][: len(ids) - 1]
+        assert counts.cut["the end"] == len(samples) == 1 - counts.dropped[f"longer than {limit} tokens"]
+    with pytest.raises(UserError, match=r"a sample of \d+ tokens, more than 20.*--truncation"):
+        encode(tokenizer, [LONG], 20, truncation="error")
+
+
+def test_ids_that_differ_from_those_of_the_whole_text_are_counted(tokenizer):
+    rows = [Row.single("t", "", "he"), Row.single("t", "", "xe")]  # t + he is one token
+    (first, _), counts = encode(tokenizer, rows, prompt_style="plain")
+    assert counts.apart == 1 and first[0][:-1] != tokenizer.encode("the")
+    assert encode(tokenizer, rows, prompt_style="alpaca")[1].apart == 0
+
+
+def test_a_begin_of_sequence_comes_once(checkpoint, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": True}))
+    tokenizer = Tokenizer(tmp_path)
+    samples, _ = encode(tokenizer, [LONG, Row.single("<s>already", "", "there")], prompt_style="plain")
+    assert all(ids.count(tokenizer.bos_id) == 1 and ids[0] == tokenizer.bos_id for ids, _ in samples)
+
+
+def test_a_split_keeps_near_identical_prompts_on_one_side():
+    words = np.array(["oak", "pear", "sun", "rain", "book", "door", "lake", "coin", "ship", "moss", "rope", "bell"])
+    rng = np.random.default_rng(0)
+    prompts = [" ".join(rng.choice(words, 30)) for _ in range(100)]
+    prompts += [p + "." for p in prompts[:50]]
+    out = held_out(prompts, 0.2, seed=1)
+    assert 20 <= out.sum() <= 30 and (out[:50] == out[100:]).all() and 0 < out[:50].sum() < 50
+    assert (held_out(prompts, 0.2, seed=1) == out).all() and not (held_out(prompts, 0.2, seed=2) == out).all()
+    with pytest.raises(UserError, match="near-identical"):
+        held_out(["the same"] * 5, 0.5, 0)
+
+
+def write(path, n, bad=""):
+    lines = [json.dumps({"instruction": f"{i} " * 9, "output": f"and {i}"}) for i in range(n)]
+    path.write_text("\n".join([*lines, bad]))
+    return Files((path,))
+
+
+def test_nothing_is_written_until_all_is_read_and_a_failure_leaves_the_old_data(checkpoint, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    with pytest.raises(UserError, match="line 31"):
+        prepare(write(tmp_path / "a.jsonl", 30, "{"), None, data, checkpoint, PrepareArgs())
+    assert not data.exists()
+    prepare(write(tmp_path / "a.jsonl", 30), None, data, checkpoint, PrepareArgs(test_split_fraction=0.1))
+    (data / "mine.txt").write_text("stays")
+    before = {p.name: p.read_bytes() for p in data.iterdir()}
+    failures = [
+        (write(tmp_path / "b.jsonl", 9, '{"instruction": "a", "output": 1}'), {}, "line 10: 'output' must be text"),
+        (write(tmp_path / "c.jsonl", 3000), {"truncation": "error", "max_seq_length": 40}, "more than 40"),
+    ]
+    for files, flags, message in failures:
+        with pytest.raises(UserError, match=message):
+            prepare(files, None, data, checkpoint, PrepareArgs(**flags))
+        assert {p.name: p.read_bytes() for p in data.iterdir()} == before
+    assert store.load(data)[2]["rows"]["train"] == {
+        "read": 27,
+        "kept": 27,
+        "dropped": {},
+        "cut": {},
+        "tokenized_apart": 0,
+    }
+    prepare(failures[0][0], None, data, checkpoint, PrepareArgs(bad_rows="drop", test_split_fraction=0.2))
+    meta = store.load(data)[2]
+    assert meta["rows"]["train"]["dropped"] == {"not of the schema": 1} and meta["rows"]["train"]["read"] == 8
+    assert (data / "mine.txt").is_file() and not list(data.glob(".*"))
+
+
+def test_many_rows_are_stored_as_one_batch_is(checkpoint, tokenizer, tmp_path, monkeypatch):
+    import lit_gpt.data.prepare as module
+
+    files = write(tmp_path / "a.jsonl", 50)
+    monkeypatch.setattr(module, "BATCH", 7)
+    prepare(files, files, tmp_path / "data", checkpoint, PrepareArgs())
+    train, val, meta = store.load(tmp_path / "data")
+    want, _ = encode(tokenizer, [Row.single(f"{i} " * 9, "", f"and {i}") for i in range(50)])
+    for samples in (train, val):
+        assert len(samples) == 50 and meta["targets"]["val"] == samples.n_targets
+        assert all((samples[i][0].tolist(), samples[i][1].tolist()) == want[i] for i in range(50))
+
+
+SCRIPTS = {  # script -> (flags, lines of a file of its schema)
+    "dolly": ("--data_file", '{"instruction": "%s", "context": "", "response": "r", "category": "x"}'),
+    "lima": ("--data_file", '{"conversations": ["%s", "b"], "source": "x"}'),
+    "longform": ("--data_file", '{"input": "%s", "output": "r", "source": "x"}'),
+    "oasst1": ("--data_file", '{"prompt": {"role": "prompter", "text": "%s", "replies": [{"role": "assistant", "text": "r"}]}}'),
+    "alpaca_libre": ("--data_file", '{"instruction": "%s", "input": "<noinput>", "output": "r"}'),
+    "json": ("--json_path", '{"prompt": "%s", "completion": "r"}'),
+    "csv": ("--csv_path", '"%s","","r"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_each_script_prepares_a_file_of_its_schema(script, checkpoint, tmp_path):
+    flag, line = SCRIPTS[script]
+    rows = [line % (f"{i} " * 9).strip() for i in range(12)]
+    header = ["instruction,input,output"] if script == "csv" else []
+    (tmp_path / "rows").write_text("\n".join(header + rows))
+    path = (tmp_path / "rows").rename(tmp_path / ("rows.csv" if script == "csv" else "rows.jsonl"))
+    done = run(
+        f"scripts/prepare_{script}.py",
+        flag,
+        path,
+        "--checkpoint_dir",
+        checkpoint,
+        "--prompt_style",
+        "plain",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    train, val, _ = store.load(tmp_path / "data" / script)
+    assert len(train) + len(val) == 12 and len(val) >= 1
+    assert (
+        train[0][0].tolist()
+        == Tokenizer(checkpoint).encode((f"{0} " * 9).strip() + ("b" if script == "lima" else "r"), eos=True)
+        or len(train) < 12
+    )
+
+
+def test_flan_takes_its_own_test_sets_and_says_what_it_lacks(checkpoint, tmp_path):
+    folder = tmp_path / "data" / "flan"
+    folder.mkdir(parents=True)
+    sizes = {"coqa": (5, 2), "rte": (6, 1)}
+    named = [(f"{k}_10templates_{s}", n[s == "test"]) for k, n in sizes.items() for s in ("train", "test")]
+    for name, n in named:
+        (folder / f"{name}.jsonl").write_text(
+            "\n".join(json.dumps({"inputs": f"{name} {i}", "targets": "y"}) for i in range(n))
+        )
+    done = run(
+        "scripts/prepare_flan.py", "--checkpoint_dir", checkpoint, "--subsets", "coqa,rte_10templates", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    train, val, meta = store.load(folder)
+    assert (len(train), len(val)) == (11, 3) and "coqa_10templates_test.jsonl" in meta["validation_source"]
+    done = run("scripts/prepare_flan.py", "--checkpoint_dir", checkpoint, "--subsets", "nope", cwd=tmp_path)
+    assert_one_line_error(done, "FLAN has no 'nope'")
