@@ -188,11 +188,14 @@ SCRIPTS = {  # script -> (flags, lines of a file of its schema)
     "dolly": ("--data_file", '{"instruction": "%s", "context": "", "response": "r", "category": "x"}'),
     "lima": ("--data_file", '{"conversations": ["%s", "b"], "source": "x"}'),
     "longform": ("--data_file", '{"input": "%s", "output": "r", "source": "x"}'),
-    "oasst1": ("--data_file", '{"prompt": {"role": "prompter", "text": "%s", "replies": [{"role": "assistant", "text": "r"}]}}'),
+    "oasst1": (
+        "--data_file",
+        '{"prompt": {"role": "prompter", "text": "%s", "replies": [{"role": "assistant", "text": "r"}]}}',
+    ),
     "alpaca_libre": ("--data_file", '{"instruction": "%s", "input": "<noinput>", "output": "r"}'),
     "json": ("--json_path", '{"prompt": "%s", "completion": "r"}'),
     "csv": ("--csv_path", '"%s","","r"'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
