@@ -18,7 +18,7 @@ from lit_gpt.errors import UserError
 
 MAX_ENTRY = 32 * 2**20
 """Bytes of a line, characters of a list's entry."""
-SPACE = re.compile(r"[ \t\n\r]*")
+SPACE, NUMBER = re.compile(r"[ \t\n\r]*"), re.compile(r"[-+.0-9eE]*")
 NOT_TEXT = {b"PAR1": "a Parquet file", b"PK": "a zip archive", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 GZIP, BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 
@@ -205,7 +205,7 @@ class Text:
         while True:
             try:
                 value, end = decode(self.buffer, self.at)
-                if end < len(self.buffer) or not self.more():  # a number may go on
+                if NUMBER.match(self.buffer, self.at).end() < len(self.buffer) or not self.more():  # it may go on
                     self.move(end)
                     return value
             except json.JSONDecodeError as e:
