@@ -1,0 +1,11 @@
+"""gguf, the file format of llama.cpp: read as the Hugging Face checkpoint it was made from, and written.
+
+Needs the package `gguf` (`pip install -e ".[gguf]"`). The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+What the names and values mean follows llama.cpp's own converter: https://github.com/ggml-org/llama.cpp, conversion/.
+"""
+
+from lit_gpt.convert.gguf.reading import open_gguf
+from lit_gpt.convert.gguf.tokens import write_tokenizer
+from lit_gpt.convert.gguf.writing import write_gguf
+
+__all__ = ["open_gguf", "write_gguf", "write_tokenizer"]

@@ -1,0 +1,129 @@
+"""Where the tensors of our architectures are in gguf files."""
+
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lit_gpt.config import Config
+from lit_gpt.families.family import Part, Separate
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One block of a tensor of theirs that stacks all experts of a layer."""
+
+    name: str
+
+
+Place = str | Separate | Part | Expert
+FUSED = "blk.{}.attn_qkv"
+
+PLACES: dict[str, Place] = {  # our module -> theirs; `{}` stands for the layer
+    "transformer.wte": "token_embd",
+    "transformer.h.{}.norm_1": "blk.{}.attn_norm",
+    "transformer.h.{}.attn.qkv": Separate("blk.{}.attn_{qkv}", ("q", "k", "v")),
+    "transformer.h.{}.attn.norm_q": "blk.{}.attn_q_norm",
+    "transformer.h.{}.attn.norm_k": "blk.{}.attn_k_norm",
+    "transformer.h.{}.attn.proj": "blk.{}.attn_output",
+    "transformer.h.{}.post_attention_norm": "blk.{}.post_attention_norm",
+    "transformer.h.{}.norm_2": "blk.{}.ffn_norm",
+    "transformer.h.{}.mlp.fc": "blk.{}.ffn_up",
+    "transformer.h.{}.mlp.fc_1": "blk.{}.ffn_gate",
+    "transformer.h.{}.mlp.fc_2": "blk.{}.ffn_up",
+    "transformer.h.{}.mlp.proj": "blk.{}.ffn_down",
+    "transformer.h.{}.mlp.gate": "blk.{}.ffn_gate_inp",
+    "transformer.h.{}.mlp.experts.{}.fc_1": Expert("blk.{}.ffn_gate_exps"),
+    "transformer.h.{}.mlp.experts.{}.fc_2": Expert("blk.{}.ffn_up_exps"),
+    "transformer.h.{}.mlp.experts.{}.proj": Expert("blk.{}.ffn_down_exps"),
+    "transformer.h.{}.post_mlp_norm": "blk.{}.post_ffw_norm",
+    "transformer.ln_f": "output_norm",
+    "lm_head": "output",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How llama.cpp has one of our architectures."""
+
+    name: str
+    """`general.architecture`."""
+    places: dict[str, Place] = field(default_factory=dict)
+    """In which it differs from `PLACES`."""
+    pairs: bool = False
+    """Queries and keys are rotated in pairs of neighbouring channels, so that the rows of each head are reordered."""
+    biases: tuple[str, ...] = ()
+    """Fields of Config for biases that it may have or lack."""
+    has_window: bool = False
+    scalings: tuple[str, ...] = ("yarn",)
+    """Kinds of rope scaling, besides the linear one, that it computes."""
+
+
+ATTENTION, ALL = ("qkv_bias", "proj_bias"), ("qkv_bias", "proj_bias", "mlp_bias")
+FUSED_QKV: dict[str, Place] = {"transformer.h.{}.attn.qkv": FUSED}
+GATE_UP: dict[str, Place] = {
+    "transformer.h.{}.mlp.fc_1": Part("blk.{}.ffn_up", 0),
+    "transformer.h.{}.mlp.fc_2": Part("blk.{}.ffn_up", 1),
+}
+TWO_NORMS: dict[str, Place] = {  # Falcon 40B's norm of the MLP has the name that 7B's norm of both has
+    "transformer.h.{}.norm_1": "blk.{}.attn_norm_2",
+    "transformer.h.{}.norm_2": "blk.{}.attn_norm",
+}
+LLAMA = Layout("llama", pairs=True, biases=ALL, scalings=("yarn", "llama3", "longrope"))
+FALCON = Layout("falcon", FUSED_QKV)
+LAYOUTS = {  # our architecture -> theirs
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "mixtral": LLAMA,
+    "gpt_neox": Layout("gptneox", FUSED_QKV),
+    "falcon": FALCON,
+    "falcon-40b": Layout("falcon", FUSED_QKV | TWO_NORMS),
+    "falcon-11b": FALCON,
+    "phi": Layout("phi2"),
+    "phi3": Layout("phi3", FUSED_QKV | GATE_UP, has_window=True, scalings=("longrope",)),
+    "gemma": Layout("gemma"),
+    "gemma2": Layout("gemma2", has_window=True),
+    "qwen2": Layout("qwen2"),
+    "qwen3": Layout("qwen3"),
+    "olmo2": Layout("olmo2"),
+    "stablelm": Layout("stablelm", biases=("qkv_bias",)),
+}
+
+
+class Piece(NamedTuple):
+    """A tensor of a file or, if `of` is more than 1, one of so many equal blocks of it."""
+
+    tensor: str
+    index: int = 0
+    of: int = 1
+    is_stacked: bool = False
+    """The blocks lie along a dimension of their own, in front."""
+    heads: int = 0
+    """Heads whose rows are reordered; 0 if none are."""
+
+
+def pieces(name: str, config: Config, is_fused: bool = False) -> list[Piece]:
+    """What makes up one of our tensors, concatenated along its rows.
+
+    Args:
+        is_fused: the file has queries, keys and values in one tensor, whatever the layout says.
+    """
+    module, _, parameter = name.rpartition(".")
+    number = re.compile(r"(?<=\.)\d+(?=\.|$)")
+    numbers = [int(n) for n in number.findall(module)]
+    layout = LAYOUTS[config.architecture]
+    key = number.sub("{}", module)
+    place = {**PLACES, **layout.places, **(FUSED_QKV if is_fused else {})}[key]
+
+    def named(template: str) -> str:
+        return f"{template.format(*numbers)}.{parameter}"
+
+    match place:
+        case Separate():
+            heads = (config.n_head, config.n_query_groups, 0) if layout.pairs else (0, 0, 0)
+            return [Piece(named(s), heads=h) for s, h in zip(place.sources, heads, strict=True)]
+        case Part():
+            return [Piece(named(place.name), place.index, place.of)]
+        case Expert():
+            return [Piece(named(place.name), numbers[1], config.n_expert, is_stacked=True)]
+        case _:
+            return [Piece(named(place))]

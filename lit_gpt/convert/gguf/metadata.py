@@ -1,0 +1,274 @@
+"""Our Config <-> the metadata of a gguf file that say what is computed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gpt.config import Config
+from lit_gpt.convert.gguf.layouts import LAYOUTS, Layout
+from lit_gpt.errors import UserError
+from lit_gpt.families import ARCHITECTURES
+from lit_gpt.rope import frequencies, plain
+
+KEYS = {  # field of Config -> key below the architecture's name
+    "n_layer": "block_count",
+    "block_size": "context_length",
+    "n_embd": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "n_head": "attention.head_count",
+    "n_query_groups": "attention.head_count_kv",
+    "rope_base": "rope.freq_base",
+    "n_expert": "expert_count",
+    "n_expert_per_token": "expert_used_count",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+FLOATS = ("rope.freq_base", "attn_logit_softcapping", "final_logit_softcapping")
+EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+WINDOW, PARALLEL, ROTATED = "attention.sliding_window", "use_parallel_residual", "rope.dimension_count"
+HEAD = ("attention.key_length", "attention.value_length")
+SCALING = "rope.scaling."
+YARN = {
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+"""Keys below `rope.scaling` -> parameters of ours."""
+WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal")
+"""Keys that follow from the tensors' shapes, or that only ever have one value in what we read."""
+FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Parameters of all Llama 3.1 to 3.3, of which a file only has what comes of them."""
+
+
+def to_metadata(config: Config) -> dict[str, Any]:
+    """Keys below the architecture's name, and their values.
+
+    Raises:
+        UserError: llama.cpp does not have the architecture, or would compute something else.
+    """
+    layout = require_layout(config)
+    values: dict[str, Any] = {key: getattr(config, field) for field, key in KEYS.items() if getattr(config, field)}
+    values |= {key: float(values[key]) for key in FLOATS if key in values}
+    values[EPSILON[config.norm]] = config.norm_eps
+    values |= dict.fromkeys(HEAD, config.head_size) | {ROTATED: config.rope_n_elem}
+    values["vocab_size"] = config.padded_vocab_size
+    if layout.name in ("gptneox", "stablelm"):
+        values[PARALLEL] = config.parallel_residual
+    if layout.has_window:
+        values[WINDOW] = config.sliding_window
+    elif config.sliding_window:  # up to this length the window hides nothing
+        values["context_length"] = min(config.block_size, config.sliding_window)
+    return values | scaling_to_metadata(config, layout)
+
+
+def require_layout(config: Config) -> Layout:
+    """Raises: UserError if llama.cpp does not have the architecture, or has it without a trait of this model."""
+    if config.architecture not in LAYOUTS:
+        raise UserError(f"{config.name}: llama.cpp has no {config.architecture or 'unnamed'} architecture")
+    layout = LAYOUTS[config.architecture]
+    traits = ARCHITECTURES[config.architecture].traits
+    for name in ("qkv_bias", "proj_bias", "mlp_bias", "lm_head_bias"):
+        if getattr(config, name) != traits.get(name, False) and name not in layout.biases:
+            raise unlike(config, name)
+    if config.architecture == "gemma2":
+        if config.query_pre_attn_scalar != scalar_of_gemma(config):
+            raise unlike(config, "query_pre_attn_scalar")
+        if config.sliding_window and config.sliding_layers != list(range(0, config.n_layer, 2)):
+            raise unlike(config, "sliding_layers")
+    return layout
+
+
+def scalar_of_gemma(config: Config) -> int:
+    """`query_pre_attn_scalar` that llama.cpp takes for a Gemma 2: by the head, or as 27B has it, by its 46 layers."""
+    return config.n_embd // config.n_head if config.n_layer == 46 else config.head_size
+
+
+def unlike(config: Config, field: str) -> UserError:
+    value = getattr(config, field)
+    return UserError(f"{config.name}: llama.cpp has no {config.architecture} model with {field}={value!r}")
+
+
+def scaling_to_metadata(config: Config, layout: Layout) -> dict[str, Any]:
+    """Keys for the scaling of rotary embeddings. Raises: UserError if llama.cpp has none like it."""
+    if config.rope_condense_ratio != 1:
+        return {f"{SCALING}type": "linear", f"{SCALING}factor": float(config.rope_condense_ratio)}
+    scaling = config.rope_scaling
+    original = (scaling or {}).get("original_max_position_embeddings") or config.block_size
+    if scaling is None:
+        return {f"{SCALING}original_context_length": original} if layout.name == "phi3" else {}
+    more = scaling.keys() - {"type", *YARN.values()}
+    if scaling["type"] not in layout.scalings or (scaling["type"] == "yarn" and more):
+        raise unlike(config, "rope_scaling")
+    if scaling["type"] == "yarn":
+        stated = {**scaling, "original_max_position_embeddings": original}
+        values = {key: stated[ours] for key, ours in YARN.items() if stated.get(ours) is not None}
+        values |= {key: float(value) for key, value in values.items() if key != "original_context_length"}
+        return {SCALING + key: value for key, value in {"type": "yarn", **values}.items()}
+    if FREQUENCIES in rope_tensors(config):
+        return {}
+    kind = {f"{SCALING}type": "longrope"} if layout.name != "phi3" else {}  # it is known by its tensors
+    return {
+        **kind,
+        f"{SCALING}original_context_length": original,
+        f"{SCALING}attn_factor": frequencies(config)[1],
+    }
+
+
+def rope_tensors(config: Config) -> dict[str, Tensor]:
+    """Tensors that say by what to divide the frequencies, (rope_n_elem / 2,) each."""
+    scaling = config.rope_scaling or {}
+    if scaling.get("type") == "llama3":
+        return {FREQUENCIES: plain(config) / frequencies(config)[0]}
+    if scaling.get("type") != "longrope":
+        return {}
+    long, short = (torch.tensor(scaling[k], dtype=torch.float32) for k in ("long_factor", "short_factor"))
+    if scaling.get("attention_factor") == 1 and long.equal(short):
+        return {FREQUENCIES: long}
+    return {LONG: long, SHORT: short}
+
+
+def from_metadata(
+    metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], factors: Mapping[str, list[float]], path: Path
+) -> Config:
+    """The Config that a file states.
+
+    Args:
+        metadata: all keys with their values.
+        shapes: of the tensors by their names in the file.
+        factors: values of the tensors of `rope_tensors`.
+
+    Raises:
+        UserError: an architecture or a key that we do not know, or one that is missing.
+    """
+    kind = str(metadata["general.architecture"])
+    values = {k.removeprefix(f"{kind}."): v for k, v in metadata.items() if k.startswith(f"{kind}.")}
+    architecture = find_architecture(kind, values, shapes, path)
+    traits = ARCHITECTURES[architecture].traits
+    epsilon = EPSILON[traits["norm"]]
+    known = {*KEYS.values(), epsilon, *HEAD, WINDOW, PARALLEL, ROTATED, *WITHOUT_EFFECT}
+    if unknown := [k for k in values if k not in known and not k.startswith(SCALING)]:
+        raise UserError(f"{path}: {kind}.{unknown[0]}={values[unknown[0]]!r} is not a field this toolkit knows")
+    needed = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
+    if missing := [k for k in (*needed, epsilon) if k not in values]:
+        raise UserError(f"{path} has no {kind}.{missing[0]}; get it again")
+    # a float32 such as 1e-5 comes back with the digits of a float64; config.json has the short ones
+    values = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+    fields = {**traits, **{field: values[key] for field, key in KEYS.items() if key in values}}
+    fields |= {"norm_eps": values[epsilon], "padded_vocab_size": shapes["token_embd.weight"][0]}
+    fields |= fields_of_tensors(fields, shapes) | window(architecture, values)
+    if any(values.get(key, fields["head_size"]) != fields["head_size"] for key in HEAD):
+        raise UserError(f"{path}: {HEAD[0]}={values.get(HEAD[0])} is not the size of a head, {fields['head_size']}")
+    if ROTATED in values:
+        fields["rotary_percentage"] = part(values[ROTATED], fields["head_size"])
+    if architecture == "stablelm":
+        fields["parallel_residual"] = fields["shared_attention_norm"] = "blk.0.ffn_norm.weight" not in shapes
+        fields["qk_norm"] = "per_head" if "blk.0.attn_q_norm.weight" in shapes else "none"
+    elif PARALLEL in values:
+        fields["parallel_residual"] = values[PARALLEL]
+    config = Config(
+        name=str(metadata.get("general.name", path.stem)),
+        architecture=architecture,
+        vocab_size=fields["padded_vocab_size"],
+        **fields,
+    )
+    if architecture == "gemma2":
+        config.query_pre_attn_scalar = scalar_of_gemma(config)
+    return replace(config, **scaling_from_metadata(config, values, factors, path))
+
+
+def find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str, Any], path: Path) -> str:
+    """Which of ours it is. Raises: UserError if none."""
+    candidates = [ours for ours, layout in LAYOUTS.items() if layout.name == kind]
+    if not candidates:
+        known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS.values()))
+        raise UserError(f"{path}: gguf files of architecture {kind!r} are not read; known are {known}")
+    if kind == "llama":
+        return "mixtral" if values.get("expert_count") else "llama"
+    if kind == "falcon":
+        if "blk.0.attn_norm_2.weight" in shapes:
+            return "falcon-40b"
+        heads = values.get("attention.head_count")
+        return "falcon" if values.get("attention.head_count_kv", heads) in (1, heads) else "falcon-11b"
+    return candidates[0]
+
+
+def fields_of_tensors(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What follows from which tensors there are, and from their shapes."""
+    n_head = fields["n_head"]
+    groups = fields.get("n_query_groups") or n_head
+    if "blk.0.attn_qkv.weight" in shapes:
+        head_size = shapes["blk.0.attn_qkv.weight"][0] // (n_head + 2 * groups)
+    elif "blk.0.attn_q.weight" in shapes:
+        head_size = shapes["blk.0.attn_q.weight"][0] // n_head
+    else:
+        head_size = 0  # the tensor that is missing will be named
+    return {
+        "head_size": head_size,
+        "qkv_bias": "blk.0.attn_qkv.bias" in shapes or "blk.0.attn_q.bias" in shapes,
+        "proj_bias": "blk.0.attn_output.bias" in shapes,
+        "mlp_bias": "blk.0.ffn_down.bias" in shapes,
+        "lm_head_bias": "output.bias" in shapes,
+        "tie_embeddings": "output.weight" not in shapes,
+    }
+
+
+def window(architecture: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sliding window's fields. The key is not read by llama.cpp for the other architectures."""
+    if architecture == "gemma2":
+        layers = list(range(0, values["block_count"], 2))
+        return {"sliding_window": values.get(WINDOW, 4096), "sliding_layers": layers}
+    return {"sliding_window": values.get(WINDOW, 0) if LAYOUTS[architecture].has_window else 0}
+
+
+def part(n: int, of: int) -> float:
+    """The smallest fraction of `of` that is not rounded down to less than `n`."""
+    fraction = n / of
+    return fraction if int(fraction * of) == n else math.nextafter(fraction, 2.0)
+
+
+def scaling_from_metadata(
+    config: Config, values: Mapping[str, Any], factors: Mapping[str, list[float]], path: Path
+) -> dict[str, Any]:
+    """Inverse of `scaling_to_metadata` and `rope_tensors`.
+
+    Args:
+        config: the model without the scaling.
+
+    Raises:
+        UserError: a kind of scaling that we do not know.
+    """
+    stated = {k.removeprefix(SCALING): v for k, v in values.items() if k.startswith(SCALING)}
+    kind, original = stated.get("type", "none"), stated.get("original_context_length")
+    if FREQUENCIES in factors:
+        return {"rope_scaling": of_factors(config, factors[FREQUENCIES])}
+    if LONG in factors:
+        scaling = {"type": "longrope", "long_factor": factors[LONG], "short_factor": factors[SHORT]}
+        scaling["original_max_position_embeddings"] = original or config.block_size
+        magnitude = stated.get("attn_factor", 1.0)
+        if not math.isclose(frequencies(replace(config, rope_scaling=scaling))[1], magnitude, rel_tol=1e-5):
+            scaling["attention_factor"] = magnitude
+        return {"rope_scaling": scaling}
+    if kind == "none":
+        return {}
+    if kind == "linear":
+        return {"rope_condense_ratio": stated["factor"]}
+    if kind != "yarn" or stated.keys() - {"type", "finetuned", *YARN}:
+        raise UserError(f"{path}: rope scaling {stated} is not supported")
+    return {"rope_scaling": {"type": "yarn", **{ours: stated[k] for k, ours in YARN.items() if k in stated}}}
+
+
+def of_factors(config: Config, factors: list[float]) -> dict[str, Any]:
+    """The scaling that divides the frequencies so: Llama 3's if it is, else one that states each factor."""
+    scaling = {"type": "llama3", "factor": float(f"{max(factors):.4g}"), **LLAMA_3}
+    made = rope_tensors(replace(config, rope_scaling=scaling))[FREQUENCIES]
+    if torch.allclose(made, torch.tensor(factors), rtol=1e-4, atol=0):
+        return scaling
+    same = {"long_factor": factors, "short_factor": factors, "attention_factor": 1.0}
+    return {"type": "longrope", **same, "original_max_position_embeddings": config.block_size}

@@ -1,0 +1,138 @@
+"""A gguf file seen as the Hugging Face checkpoint it was made from: configuration and tensors."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_gpt.config import Config
+from lit_gpt.convert.configs import config_to_hf
+from lit_gpt.convert.gguf.layouts import FUSED, Piece, pieces
+from lit_gpt.convert.gguf.metadata import FREQUENCIES, LONG, SHORT, from_metadata
+from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, decoded, unpaired
+from lit_gpt.convert.names import hf_sources, is_tied, lit_shapes, unpack
+from lit_gpt.errors import UserError
+from lit_gpt.families.family import Part, Separate
+from lit_gpt.files import Spec
+
+AGAIN = "get it again"
+
+
+def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]], dict[str, Spec]]:
+    """config.json's values and, by Hugging Face name, functions that read and dequantize one tensor, and its shape.
+
+    Raises:
+        UserError: damaged file, or an architecture, a field or a type of tensors that we do not read.
+    """
+    file = GgufFile(path)
+    config = file.config
+    sources: dict[str, list[tuple[str, int]]] = {}  # name of theirs -> our tensors that it is made of, its place there
+    for name in lit_shapes(config):
+        if not is_tied(name, config):
+            for i, source in enumerate(hf_sources(name, config)[1]):
+                sources.setdefault(source, []).append((name, i))
+    file.require_all_used([name for parts in sources.values() for name, _ in parts])
+    read_one = {source: partial(file.read_source, parts) for source, parts in sources.items()}
+    specs = {source: Spec(file.shape_of_source(parts), file.dtype) for source, parts in sources.items()}
+    return config_to_hf(config), read_one, specs
+
+
+class GgufFile:
+    """The tensors of a file, by our names. Nothing is mapped: what is read is in memory once, as long as it is used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        reader = read(path)
+        self.tensors = {t.name: t for t in reader.tensors}
+        for tensor in reader.tensors:
+            if tensor.tensor_type.name not in (*DTYPES, *QUANTIZED):
+                kind, known = tensor.tensor_type.name, ", ".join((*DTYPES, *QUANTIZED))
+                raise UserError(f"{path}: {tensor.name!r} is of type {kind}, which is not read; known are {known}")
+        metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer")}
+        shapes = {name: tuple(map(int, reversed(t.shape))) for name, t in self.tensors.items()}
+        factors = {n: self.read_piece(Piece(n)).tolist() for n in (FREQUENCIES, LONG, SHORT) if n in shapes}
+        self.config: Config = from_metadata(metadata, shapes, factors, path)
+        self.shapes = shapes
+        self.is_fused = f"{FUSED}.weight".format(0) in shapes
+        matrices = {t.tensor_type.name for t in reader.tensors if len(t.shape) > 1 and not is_kept(t.name)}
+        self.dtype = DTYPES[matrices.pop()] if len(matrices) == 1 and matrices <= DTYPES.keys() else torch.float32
+
+    def pieces(self, name: str) -> list[Piece]:
+        return pieces(name, self.config, self.is_fused and ".attn.qkv." in name)
+
+    def require_all_used(self, names: list[str]) -> None:
+        """Raises: UserError if a tensor is missing, or has no place in the model."""
+        needed = {piece.tensor for name in names for piece in self.pieces(name)}
+        if missing := sorted(needed - self.tensors.keys()):
+            raise UserError(f"{self.path} has no tensor {missing[0]!r}; {AGAIN}")
+        if unread := sorted(self.tensors.keys() - needed - {FREQUENCIES, LONG, SHORT}):
+            kind = self.config.architecture
+            raise UserError(f"{self.path}: tensor {unread[0]!r} has no place in a {kind} model of this toolkit")
+
+    def read_source(self, parts: list[tuple[str, int]]) -> Tensor:
+        """One tensor of Hugging Face's, from the tensors of ours that it is made of."""
+        name, i = parts[0]
+        rule = hf_sources(name, self.config)[0]
+        found = self.pieces(name)
+        if isinstance(rule, Separate) and len(found) == 3:
+            x = self.read_piece(found[i])
+        elif isinstance(rule, Part):
+            x = torch.cat([self.read_ours(name) for name, _ in parts])
+        else:
+            x = unpack(rule, self.read_ours(name), self.config)[i]
+        if self.config.norm_unit_offset and "norm" in name:
+            x = x - 1  # llama.cpp has what Gemma multiplies by
+        return x.to(self.dtype)
+
+    def read_ours(self, name: str) -> Tensor:
+        parts = [self.read_piece(piece) for piece in self.pieces(name)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def read_piece(self, piece: Piece) -> Tensor:
+        tensor = self.tensors[piece.tensor]
+        n_bytes = int(tensor.n_bytes) // piece.of
+        data = np.fromfile(self.path, np.uint8, n_bytes, offset=int(tensor.data_offset) + piece.index * n_bytes)
+        x = decoded(data, tensor.tensor_type, self.shape_of_piece(piece))
+        return unpaired(x, piece.heads) if piece.heads else x
+
+    def shape_of_piece(self, piece: Piece) -> tuple[int, ...]:
+        first, *rest = map(int, reversed(self.tensors[piece.tensor].shape))
+        return tuple(rest) if piece.is_stacked else (first // piece.of, *rest)
+
+    def shape_of_source(self, parts: list[tuple[str, int]]) -> tuple[int, ...]:
+        """Shape of what `read_source` gives, without reading."""
+        name, i = parts[0]
+        rule = hf_sources(name, self.config)[0]
+        found = [self.shape_of_piece(piece) for piece in self.pieces(name)]
+        if isinstance(rule, Separate) and len(found) == 3:
+            return found[i]
+        rows, *rest = found[0]
+        x = torch.empty((sum(shape[0] for shape in found), *rest), device="meta")
+        if isinstance(rule, Part):
+            return (rows * len(parts), *rest)
+        return tuple(unpack(rule, x, self.config)[i].shape)
+
+
+def is_kept(name: str) -> bool:
+    """Whether a matrix stays in fp32 whatever the type of the file."""
+    return name.endswith(("_norm.weight", "ffn_gate_inp.weight"))
+
+
+def read(path: Path) -> Any:
+    """The file as a `gguf.GGUFReader`. Raises: UserError if it is damaged or the package is missing."""
+    try:
+        from gguf import GGUFReader
+    except ModuleNotFoundError as e:
+        raise UserError(f'{path} needs the package gguf; run: pip install "gguf>=0.10"') from e
+    try:
+        reader = GGUFReader(path)
+        end = max(t.data_offset + t.n_bytes for t in reader.tensors)
+    except (ValueError, IndexError, KeyError, OverflowError) as e:
+        raise UserError(f"{path} is truncated or damaged ({e}); {AGAIN}") from e
+    if end > path.stat().st_size:
+        raise UserError(f"{path} is truncated: {path.stat().st_size:,} bytes instead of {end:,}; {AGAIN}")
+    return reader

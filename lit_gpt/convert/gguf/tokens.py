@@ -1,0 +1,191 @@
+"""The tokenizer of a checkpoint folder <-> that of a gguf file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.config import Config
+from lit_gpt.convert.gguf.reading import read
+from lit_gpt.convert.gguf.sentencepiece import model_proto
+from lit_gpt.convert.gguf.splitting import Splitting, find_splitting, recognize_splitting, steps_of
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.tokenizer.settings import content, read_settings
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Kinds of tokens, for llama.cpp as for SentencePiece."""
+PREFIX = "tokenizer.ggml."
+ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+"""Ours -> llama.cpp's."""
+ADDED_SCORE = -1000.0
+
+
+def tokenizer_metadata(checkpoint_dir: Path, config: Config) -> dict[str, Any]:
+    """The keys that hold the tokenizer of a folder, with a token for each row of the embeddings.
+
+    Raises:
+        UserError: there is none, or one of a kind that llama.cpp is not known to have.
+    """
+    tokenizer = Tokenizer(checkpoint_dir)
+    settings = read_settings(checkpoint_dir)
+    if (path := checkpoint_dir / "tokenizer.model").is_file():
+        values = of_sentencepiece(path, settings.added)
+    else:
+        values = of_huggingface(checkpoint_dir / "tokenizer.json")
+    tokens, kinds = values["tokens"], values["token_type"]
+    for i in range(len(tokens), config.padded_vocab_size):
+        tokens.append(f"[PAD{i}]")
+        kinds.append(UNUSED)
+        values.get("scores", []).append(ADDED_SCORE)
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    for role in ("unk", "pad"):
+        token = content(settings.names.get(f"{role}_token"))
+        ids[role] = tokenizer.backend.token_to_id(token) if token else None
+    values |= {f"{ROLES[role]}_token_id": i for role, i in ids.items() if i is not None}
+    values |= {"add_bos_token": tokenizer.use_bos, "add_eos_token": False}
+    named = {PREFIX + key: value for key, value in values.items()}
+    template = chat_template(checkpoint_dir, settings.config)
+    return named | ({"tokenizer.chat_template": template} if template else {})
+
+
+def chat_template(checkpoint_dir: Path, config: dict[str, Any]) -> str | None:
+    """The one of tokenizer_config.json (of several, the default), or of chat_template.jinja."""
+    stated = config.get("chat_template")
+    if isinstance(stated, list):
+        stated = next((t.get("template") for t in stated if t.get("name") == "default"), None)
+    path = checkpoint_dir / "chat_template.jinja"
+    return stated or (path.read_text(encoding="utf-8") if path.is_file() else None)
+
+
+def of_sentencepiece(path: Path, added: list[Any]) -> dict[str, Any]:
+    """Keys for tokenizer.model and the tokens that were added to it."""
+    from sentencepiece import SentencePieceProcessor
+
+    sp = SentencePieceProcessor(model_file=str(path))
+    asked: tuple[tuple[int, Callable[[int], bool]], ...] = (
+        (UNKNOWN, sp.is_unknown),
+        (CONTROL, sp.is_control),
+        (UNUSED, sp.is_unused),
+        (BYTE, sp.is_byte),
+    )
+    n = max([sp.vocab_size(), *(t.id + 1 for t in added)])
+    tokens, scores, kinds = [f"[PAD{i}]" for i in range(n)], [ADDED_SCORE] * n, [UNUSED] * n
+    for i in range(sp.vocab_size()):
+        tokens[i], scores[i] = sp.id_to_piece(i), sp.get_score(i)
+        kinds[i] = next((kind for kind, holds in asked if holds(i)), NORMAL)
+    for t in added:
+        if not (t.id < sp.vocab_size() and kinds[t.id] != NORMAL and tokens[t.id] == t.content):
+            tokens[t.id], scores[t.id], kinds[t.id] = t.content, ADDED_SCORE, CONTROL if t.special else USER_DEFINED
+    return {
+        "model": "llama",
+        "pre": "default",
+        "tokens": tokens,
+        "scores": scores,
+        "token_type": kinds,
+        "add_space_prefix": sp.encode("a", out_type=str)[0].startswith("\u2581"),
+    }
+
+
+def of_huggingface(path: Path) -> dict[str, Any]:
+    """Keys for tokenizer.json. Raises: UserError if llama.cpp is not known to have its kind."""
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_file(str(path))
+    saved = json.loads(backend.to_str())
+    model = saved["model"]
+    has_bytes = "ByteLevel" in json.dumps(saved["pre_tokenizer"] or {})
+    if model["type"] != "BPE" or not (has_bytes or model.get("byte_fallback")):
+        kind = f"{model['type']} without bytes" if model["type"] == "BPE" else model["type"]
+        raise UserError(f"{path}: llama.cpp has no tokenizer of kind {kind}; use --format hf")
+    special = {t["id"]: t for t in saved["added_tokens"]}
+    vocabulary = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items()}
+    n = max(vocabulary) + 1
+    tokens = [vocabulary.get(i, f"[PAD{i}]") for i in range(n)]
+    kinds = [NORMAL if i in vocabulary else UNUSED for i in range(n)]
+    for i, t in special.items():
+        kinds[i] = CONTROL if t["special"] else USER_DEFINED
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    values: dict[str, Any] = {"tokens": tokens, "token_type": kinds}
+    if has_bytes:
+        splitting = recognize_splitting(backend, str(path))
+        values |= {"model": "gpt2", "pre": splitting.name, "merges": [" ".join(m) for m in merges]}
+        return values
+    return values | scored(values, merges, saved)
+
+
+def scored(values: dict[str, Any], merges: list[list[str]], saved: dict[str, Any]) -> dict[str, Any]:
+    """Keys for a tokenizer.json that was made of a tokenizer.model: its merges are in the order of its scores."""
+    rank: dict[str, int] = {}
+    for i, merge in enumerate(merges):
+        rank.setdefault("".join(merge), i)
+    tokens, kinds = values["tokens"], list(values["token_type"])
+    scores = [float(-rank[t]) if t in rank else -float(len(merges)) for t in tokens]
+    for i, token in enumerate(tokens):
+        if kinds[i] == NORMAL and len(token) == 6 and token.startswith("<0x"):
+            kinds[i], scores[i] = BYTE, 0.0
+        elif token == saved["model"].get("unk_token"):
+            kinds[i], scores[i] = UNKNOWN, 0.0
+        elif kinds[i] != NORMAL:
+            scores[i] = 0.0 if kinds[i] == CONTROL else ADDED_SCORE
+    steps = json.dumps([saved["normalizer"], saved["pre_tokenizer"]])
+    prefixed = '"Prepend"' in steps or '"prepend_scheme": "first"' in steps or '"prepend_scheme": "always"' in steps
+    return {"model": "llama", "pre": "default", "scores": scores, "token_type": kinds, "add_space_prefix": prefixed}
+
+
+def write_tokenizer(path: Path, folder: Path) -> None:
+    """Write the file's tokenizer into `folder`: tokenizer.json or tokenizer.model, and tokenizer_config.json.
+
+    Raises:
+        UserError: a kind of tokenizer that we do not rebuild.
+    """
+    values = {n.removeprefix(PREFIX): f for n, f in read(path).fields.items() if n.startswith("tokenizer.")}
+
+    def value(name: str, default: Any = None) -> Any:
+        return values[name].contents() if name in values else default
+
+    kind, pre = value("model"), value("pre", "default")
+    splitting = find_splitting(pre)
+    if kind not in ("gpt2", "llama") or (kind == "gpt2" and splitting is None):
+        raise UserError(f"{path}: a tokenizer of kind {kind}/{pre} is not rebuilt; put the model's tokenizer beside it")
+    tokens, kinds = value("tokens"), value("token_type")
+    end = max(i + 1 for i, k in enumerate(kinds) if not (k == UNUSED and tokens[i].startswith("[PAD")))
+    tokens, kinds = tokens[:end], kinds[:end]  # the rows after it are there to fill the table
+    ids = {role: value(f"{theirs}_token_id") for role, theirs in ROLES.items()}
+    config: dict[str, Any] = {"add_bos_token": value("add_bos_token", kind == "llama")}
+    config |= {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None and i < end}
+    if "tokenizer.chat_template" in values:
+        config["chat_template"] = value("tokenizer.chat_template")
+    if kind == "llama":
+        scores = value("scores", [0.0] * end)[:end]
+        proto = model_proto(tokens, scores, kinds, ids, value("add_space_prefix", True))
+        (folder / "tokenizer.model").write_bytes(proto)
+        config |= {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": value("add_space_prefix", True)}
+        config["added_tokens_decoder"] = {
+            str(i): {"content": t, "special": k == CONTROL, "normalized": False}
+            for i, (t, k) in enumerate(zip(tokens, kinds, strict=True))
+            if k in (CONTROL, USER_DEFINED)
+        }
+    else:
+        assert splitting is not None
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        byte_level(tokens, kinds, value("merges", []), splitting).save(str(folder / "tokenizer.json"))
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def byte_level(tokens: list[str], kinds: list[int], merges: list[str], splitting: Splitting) -> Any:
+    """A tokenizer of `tokenizers` over bytes."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    vocabulary = {t: i for i, (t, k) in enumerate(zip(tokens, kinds, strict=True)) if k != UNUSED}
+    pairs = [tuple(m.split(" ")) for m in merges]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=splitting.ignore_merges))
+    if splitting.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = steps_of(splitting)
+    tokenizer.decoder = decoders.ByteLevel()
+    for kind, add in ((CONTROL, tokenizer.add_special_tokens), (USER_DEFINED, tokenizer.add_tokens)):
+        named = [t for t, k in zip(tokens, kinds, strict=True) if k == kind]
+        add([AddedToken(t, special=kind == CONTROL, normalized=False) for t in named])
+    return tokenizer

@@ -1,0 +1,175 @@
+"""Write a checkpoint of ours as a gguf file, one tensor at a time."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_gpt.config import Config
+from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, pieces
+from lit_gpt.convert.gguf.metadata import rope_tensors, to_metadata
+from lit_gpt.convert.gguf.reading import is_kept
+from lit_gpt.convert.gguf.tokens import tokenizer_metadata
+from lit_gpt.convert.gguf.values import BLOCK, BYTES, encoded, paired
+from lit_gpt.convert.names import VOCABULARY, fit_rows, is_tied
+from lit_gpt.errors import UserError
+from lit_gpt.files import Spec
+from lit_gpt.files.whole import allocate, require_room
+
+FILE_TYPES = {"F16": 1, "Q8_0": 7, "BF16": 32}
+"""`general.file_type`, by the type of the matrices."""
+
+ALIGNMENT = 32
+"""Bytes; tensors start and end at multiples of it."""
+
+
+class Slot(NamedTuple):
+    """A tensor of the file to be."""
+
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def n_bytes(self) -> int:
+        return int(torch.Size(self.shape).numel() * BYTES[self.kind])
+
+
+def write_gguf(
+    config: Config,
+    specs: Mapping[str, Spec],
+    get: Callable[[str], Tensor],
+    checkpoint_dir: Path,
+    folder: Path,
+    kind: str,
+    rows: int | None = None,
+) -> Path:
+    """Write <name>-<kind>.gguf into `folder`: the tokenizer, and the weights with the matrices in one type.
+
+    Norms and biases are in fp32, and so is what picks the experts; matrices whose rows have no multiple of 32 values
+    are in F16 where the others are in Q8_0. All as llama.cpp's own converter has it.
+
+    Args:
+        specs: of our tensors.
+        get: reads one of them.
+        checkpoint_dir: where the tokenizer is.
+        kind: one of FILE_TYPES.
+        rows: of the vocabulary's tensors; None keeps all.
+
+    Raises:
+        UserError: llama.cpp lacks the architecture, a trait of it or the kind of tokenizer; a value too large for F16.
+    """
+    config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
+    metadata = to_metadata(config)
+    names = [name for name in specs if not is_tied(name, config)]
+    extra = rope_tensors(config)
+    slots = plan(config, names, specs, kind) | {name: Slot(tuple(x.shape), "F32") for name, x in extra.items()}
+    path = folder / f"{config.name}-{kind}.gguf"
+    require_room(sum(slot.n_bytes for slot in slots.values()), path)
+    starts = write_header(path, config, metadata, tokenizer_metadata(checkpoint_dir, config), slots, kind)
+    last = next(reversed(slots))
+    with open(path, "rb+") as file:
+        allocate(file, starts[last] + slots[last].n_bytes + -slots[last].n_bytes % ALIGNMENT)
+        for name in names:
+            parts = split(fit_rows(name, get(name), rows), pieces(name, config), config, name)
+            for piece, x in parts:
+                slot = slots[piece.tensor]
+                data = encoded(x, slot.kind)
+                check_range(x, slot.kind, name)
+                file.seek(starts[piece.tensor] + piece.index * (slot.n_bytes // piece.of))
+                file.write(data.numpy())
+            del parts, x, data  # before the next one is read
+        for name, x in extra.items():
+            file.seek(starts[name])
+            file.write(encoded(x, "F32").numpy())
+    return path
+
+
+def plan(config: Config, names: list[str], specs: Mapping[str, Spec], kind: str) -> dict[str, Slot]:
+    """Shape and type of each tensor of the file."""
+    slots: dict[str, Slot] = {}
+    for name in names:
+        shape = list(specs[name].shape)
+        if name in VOCABULARY:
+            shape[0] = config.padded_vocab_size
+        found = pieces(name, config)
+        sizes = config.qkv_sizes if len(found) == 3 else (shape[0],)
+        for piece, n in zip(found, sizes, strict=True):
+            whole = (piece.of, n, *shape[1:]) if piece.is_stacked else (n * piece.of, *shape[1:])
+            slots[piece.tensor] = Slot(whole, kind_of(piece.tensor, whole, kind))
+    return slots
+
+
+def kind_of(tensor: str, shape: tuple[int, ...], kind: str) -> str:
+    if len(shape) == 1 or is_kept(tensor):
+        return "F32"
+    return "F16" if kind == "Q8_0" and shape[-1] % BLOCK else kind
+
+
+def split(x: Tensor, found: list[Piece], config: Config, name: str) -> list[tuple[Piece, Tensor]]:
+    """Our tensor as the pieces that the file has of it."""
+    if config.norm_unit_offset and "norm" in name:
+        x = x.float() + 1
+    parts = x.split(config.qkv_sizes) if len(found) == 3 else (x,)
+    return [(p, paired(part, p.heads) if p.heads else part) for p, part in zip(found, parts, strict=True)]
+
+
+def check_range(x: Tensor, kind: str, name: str) -> None:
+    """Raises: UserError if a value is too large for F16."""
+    largest = torch.finfo(torch.float16).max
+    if kind == "F16" and x.dtype != torch.float16 and float(x.abs().max()) > largest:
+        raise UserError(f"{name} has values beyond {largest:,.0f}, the largest of F16; pass --gguf_type BF16")
+
+
+def write_header(
+    path: Path,
+    config: Config,
+    metadata: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    slots: Mapping[str, Slot],
+    kind: str,
+) -> dict[str, int]:
+    """Make the file with all but the tensors' values; returns where each of these starts."""
+    try:
+        from gguf import GGMLQuantizationType, GGUFWriter
+    except ModuleNotFoundError as e:
+        raise UserError(f'{path.name} needs the package gguf; run: pip install "gguf>=0.10"') from e
+    import numpy as np
+
+    layout = LAYOUTS[config.architecture]
+    writer = GGUFWriter(path, layout.name)
+    writer.add_type("model")
+    writer.add_name(config.name)
+    writer.add_file_type(FILE_TYPES[kind])
+    writer.add_quantization_version(2)
+    for key, value in [*((f"{layout.name}.{k}", v) for k, v in metadata.items()), *tokenizer.items()]:
+        add(writer, key, value)
+    for name, slot in slots.items():
+        writer.add_tensor_info(name, slot.shape, np.dtype(np.float32), slot.n_bytes, GGMLQuantizationType[slot.kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    starts = {}
+    end = path.stat().st_size
+    for name, slot in slots.items():
+        starts[name] = end + -end % ALIGNMENT
+        end = starts[name] + slot.n_bytes
+    return starts
+
+
+def add(writer: Any, key: str, value: Any) -> None:
+    """One key with its value, in the type that llama.cpp reads it in."""
+    match value:
+        case bool():
+            writer.add_bool(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case float():
+            writer.add_float32(key, value)
+        case str():
+            writer.add_string(key, value)
+        case _:
+            writer.add_array(key, value)
