@@ -1,8 +1,8 @@
-"""Convert a checkpoint of this toolkit to a Hugging Face folder that transformers loads as it is.
+"""Convert a checkpoint of this toolkit for other tools: a Hugging Face folder, gguf, or litgpt's layout.
 
 python scripts/convert_lit_checkpoint.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b --output_dir out/hf
 
-Writes safetensors in shards, config.json and the tokenizer's files, reads them back, and compares the logits.
+Writes the weights, the configuration and the tokenizer, reads them back, and compares the logits.
 """
 
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Literal
 def main(
     checkpoint_dir: Path,
     output_dir: Path,
+    format: Literal["hf", "gguf", "lit"] = "hf",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    gguf_type: Literal["F16", "BF16", "Q8_0"] = "F16",
     max_shard_gb: float = 5.0,
     unpad_vocab: bool = False,
     overwrite: bool = False,
@@ -23,39 +25,42 @@ def main(
     Args:
         checkpoint_dir: a converted or merged checkpoint, of this toolkit or of another Lit-GPT.
         output_dir: the folder to make.
-        dtype: dtype of the weights; as they are if not given.
-        max_shard_gb: size of one file of weights, in 10^9 bytes.
+        format: hf for transformers, gguf for llama.cpp, lit for litgpt.
+        dtype: dtype of the weights of hf and lit; as they are if not given.
+        gguf_type: type of gguf's matrices; Q8_0 has 8 bits and a scale for every 32 values.
+        max_shard_gb: size of one file of hf's weights, in 10^9 bytes.
         unpad_vocab: leave out the rows of the vocabulary's tensors for which the tokenizer has no token.
         overwrite: replace output_dir if it holds something.
         prompt: text on which the logits are compared.
     """
     import torch
 
-    from lit_gpt.convert.configs import config_from_hf
+    from lit_gpt.convert.compare import largest_difference
     from lit_gpt.convert.export import write_hf
+    from lit_gpt.convert.gguf import write_gguf
     from lit_gpt.convert.lit import open_lit
-    from lit_gpt.convert.readers import open_source
-    from lit_gpt.convert.verify import reader, streamed_logits
+    from lit_gpt.convert.litgpt import write_litgpt
     from lit_gpt.convert.vocabulary import check_vocabulary
+    from lit_gpt.errors import UserError
     from lit_gpt.files import replace_folder
     from lit_gpt.tokenizer import Tokenizer
 
+    if dtype and format == "gguf":
+        raise UserError(f"--dtype {dtype} is for hf and lit; pass --gguf_type F16, BF16 or Q8_0")
     config, specs, get = open_lit(checkpoint_dir)
     check_vocabulary(config, checkpoint_dir)
     tokenizer = Tokenizer(checkpoint_dir)
     rows = tokenizer.vocab_size if unpad_vocab else None
-    to, max_bytes = getattr(torch, dtype) if dtype else None, int(max_shard_gb * 1e9)
+    to, max_bytes, source = getattr(torch, dtype) if dtype else None, int(max_shard_gb * 1e9), checkpoint_dir
+    write = {
+        "hf": lambda folder: write_hf(config, specs, get, source, folder, to, rows, max_bytes),
+        "gguf": lambda folder: write_gguf(config, specs, get, source, folder, gguf_type, rows),
+        "lit": lambda folder: write_litgpt(config, specs, get, source, folder, to, rows),
+    }
     print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}")
-    replace_folder(
-        output_dir,
-        lambda folder: write_hf(config, specs, get, checkpoint_dir, folder, to, rows, max_bytes),
-        overwrite,
-    )
-    written = open_source(output_dir)
-    again = config_from_hf(written.hf_config, config.name, str(written.config_file))
+    replace_folder(output_dir, write[format], overwrite)
     ids = tokenizer.encode(prompt)
-    ours, theirs = streamed_logits(config, get, ids), streamed_logits(again, reader(again, written), ids)
-    largest = (ours[:, : theirs.size(1)] - theirs).abs().max()
+    largest = largest_difference(config, get, output_dir, ids)
     print(f"Largest difference of the logits, read back, on {len(ids)} tokens: {largest:.3g}")
 
 

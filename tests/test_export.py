@@ -6,6 +6,13 @@ import pytest
 import torch
 from conftest import SHAPES, assert_one_line_error, run, tiny_hf, write_tokenizer
 
+from lit_gpt.errors import UserError
+
+LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-long": "rope_scaling"} | {
+    "phi3-short": "rope_scaling"
+}
+"""Kind -> the field that litgpt has no such value of."""
+
 
 def loaded(folder):
     """transformers' model of a folder; fails on any missing or unexpected key."""
@@ -73,6 +80,43 @@ def test_another_dtype_is_written_if_asked(tmp_path, capsys):
     assert 0 < float(out.split()[-1]) < 10
     for name, x in theirs.state_dict().items():
         assert torch.equal(again.state_dict()[name], x.bfloat16().float())
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@torch.no_grad()
+def test_litgpt_computes_the_same_from_what_we_write_for_it(kind, tmp_path, capsys):
+    """The reference is litgpt itself where it is installed; our own reading of its layout otherwise."""
+    from importlib.util import find_spec
+
+    if kind in LITGPT_LACKS:
+        with pytest.raises(UserError, match=LITGPT_LACKS[kind]):
+            convert(kind, tmp_path, capsys, format="lit")
+        return
+    theirs, out = convert(kind, tmp_path, capsys, format="lit")
+    assert out.strip().endswith(": 0")
+    assert {p.name for p in (tmp_path / "back").iterdir()} >= {"lit_model.pth", "model_config.yaml", "tokenizer.json"}
+    if find_spec("litgpt") is None:
+        return
+    from litgpt.config import Config
+    from litgpt.model import GPT
+
+    reference = GPT(Config.from_checkpoint(tmp_path / "back")).eval()
+    reference.load_state_dict(torch.load(tmp_path / "back" / "lit_model.pth", weights_only=True))
+    ids = torch.randint(0, 320, (1, 40), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(reference(ids), theirs(ids).logits, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind, least, most", [("F16", 0, 0.05), ("BF16", 1e-4, 0.5), ("Q8_0", 1e-4, 1.0)])
+def test_a_gguf_is_read_back_and_the_cost_of_its_type_is_told(kind, least, most, tmp_path, capsys):
+    _, out = convert("llama", tmp_path, capsys, format="gguf", gguf_type=kind)
+    assert least <= float(out.split()[-1]) < most
+    (path,) = (tmp_path / "back").iterdir()
+    assert path.name == f"there-{kind}.gguf"
+
+
+def test_options_of_another_format_are_refused(tmp_path, capsys):
+    with pytest.raises(UserError, match="--gguf_type"):
+        convert("llama", tmp_path, capsys, format="gguf", dtype="float16")
 
 
 @torch.no_grad()

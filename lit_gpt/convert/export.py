@@ -60,6 +60,11 @@ def write_hf(
     save_safetensors_shards(theirs, converted(), folder, max_shard_bytes)
     hf["torch_dtype"] = str(next(iter(theirs.values())).dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+    copy_tokenizer(checkpoint_dir, folder)
+
+
+def copy_tokenizer(checkpoint_dir: Path, folder: Path) -> None:
+    """Copy the files of the tokenizer and of generation."""
     for pattern in BESIDE:
         for path in checkpoint_dir.glob(pattern):
             shutil.copyfile(path, folder / path.name)

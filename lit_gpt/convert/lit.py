@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_gpt.config import Config
 from lit_gpt.convert.names import pack
 from lit_gpt.errors import UserError
-from lit_gpt.families import MODELS
+from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Interleaved
 from lit_gpt.files import Spec, open_state
 
@@ -164,14 +164,20 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
         fields["qk_norm"] = "full" if theirs.get("norm_qk_type") == "olmo2" else "head"
     fields["pre_norm"] = theirs.get("norm_1", True)
     fields["post_norm"] = bool(theirs.get("post_attention_norm"))
-    fields |= rotary(theirs.get("rope_adjustments") or {})
+    fields |= rotary(theirs.get("rope_adjustments") or {}, path)
     if (windows := theirs.get("sliding_window_indices")) is not None:
         fields["sliding_layers"] = [layer for layer, sliding in enumerate(windows) if sliding]
     return Config(**{**origin(theirs), **fields})
 
 
-def rotary(adjustments: dict[str, Any]) -> dict[str, Any]:
-    """Our fields for litgpt's `rope_adjustments`."""
+def rotary(adjustments: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Our fields for litgpt's `rope_adjustments`.
+
+    Raises:
+        UserError: they are YaRN's, where litgpt takes the ramp between the frequencies the other way.
+    """
+    if "beta_fast" in adjustments or "beta_slow" in adjustments:
+        raise UserError(f"{path}: rope_adjustments={adjustments} is litgpt's YaRN, which is not computed")
     if "low_freq_factor" not in adjustments:
         return {"rope_condense_ratio": adjustments["factor"]} if "factor" in adjustments else {}
     scaling = {k: v for k, v in adjustments.items() if k != "original_max_seq_len"}
@@ -184,4 +190,5 @@ def origin(theirs: dict[str, Any]) -> dict[str, str]:
     for name in (theirs["name"], (theirs.get("hf_config") or {}).get("name")):
         if name in MODELS:
             return {key: MODELS[name][key] for key in ("architecture", "hf_repo")}
-    return {}
+    stated = (theirs.get("hf_config") or {}).get("architecture")
+    return {"architecture": stated} if stated in ARCHITECTURES else {}

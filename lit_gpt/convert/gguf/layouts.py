@@ -89,6 +89,11 @@ LAYOUTS = {  # our architecture -> theirs
 }
 
 
+def is_norm(name: str) -> bool:
+    """Whether a tensor of ours is a norm's."""
+    return "norm" in name or ".ln_f." in name
+
+
 class Piece(NamedTuple):
     """A tensor of a file or, if `of` is more than 1, one of so many equal blocks of it."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
-from lit_gpt.convert.gguf.layouts import FUSED, Piece, pieces
+from lit_gpt.convert.gguf.layouts import FUSED, Piece, is_norm, pieces
 from lit_gpt.convert.gguf.metadata import FREQUENCIES, LONG, SHORT, from_metadata
 from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, decoded, unpaired
 from lit_gpt.convert.names import hf_sources, is_tied, lit_shapes, unpack
@@ -84,7 +84,7 @@ class GgufFile:
             x = torch.cat([self.read_ours(name) for name, _ in parts])
         else:
             x = unpack(rule, self.read_ours(name), self.config)[i]
-        if self.config.norm_unit_offset and "norm" in name:
+        if self.config.norm_unit_offset and is_norm(name):
             x = x - 1  # llama.cpp has what Gemma multiplies by
         return x.to(self.dtype)
 

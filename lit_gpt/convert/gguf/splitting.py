@@ -45,7 +45,9 @@ SPLITTINGS = (
 )
 SAMPLE = (
     "I've been there, we'RE 'sure'; it's DON'T Don'T  OK? 1 23 456 7890 12345678 3.14 v2a 9b\n \n\n\t x\r\n  y   z\n"
-    "foo_bar(baz)[0]={'a': \"b\"};//!?...!!! <|x|> C++ $5+6=^~` \u4f60\u597d\uff0c\u4e16\u754c\u3002 \u65e5\u672c\u8a9e \u041f\u0440\u0438\u0432\u0435\u0442123 किताबें ๑๒๓ ²½ "
+    "foo_bar(baz)[0]={'a': \"b\"};//!?...!!! <|x|> C++ $5+6=^~` "
+    "\u4f60\u597d\uff0c\u4e16\u754c\u3002 \u65e5\u672c\u8a9e \u041f\u0440\u0438\u0432\u0435\u0442123 "
+    "किताबें ๑๒๓ ²½ "
     "naïve cafe\u0301 🦙🦙🏽 a/b\n/c camelCaseWORDSHere ABCdef   \n"
 )
 """A text that any two of SPLITTINGS split differently, unless they are told apart by their other fields."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.config import Config
-from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, pieces
+from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, is_norm, pieces
 from lit_gpt.convert.gguf.metadata import rope_tensors, to_metadata
 from lit_gpt.convert.gguf.reading import is_kept
 from lit_gpt.convert.gguf.tokens import tokenizer_metadata
@@ -110,7 +110,7 @@ def kind_of(tensor: str, shape: tuple[int, ...], kind: str) -> str:
 
 def split(x: Tensor, found: list[Piece], config: Config, name: str) -> list[tuple[Piece, Tensor]]:
     """Our tensor as the pieces that the file has of it."""
-    if config.norm_unit_offset and "norm" in name:
+    if config.norm_unit_offset and is_norm(name):
         x = x.float() + 1
     parts = x.split(config.qkv_sizes) if len(found) == 3 else (x,)
     return [(p, paired(part, p.heads) if p.heads else part) for p, part in zip(found, parts, strict=True)]

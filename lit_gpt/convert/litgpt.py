@@ -1,0 +1,138 @@
+"""Write a checkpoint of ours in the layout of litgpt: lit_model.pth, model_config.yaml and the tokenizer's files.
+
+litgpt 0.5.13 reads it: https://github.com/Lightning-AI/litgpt
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from lit_gpt.config import Config
+from lit_gpt.convert.export import copy_tokenizer
+from lit_gpt.convert.lit import LITGPT_CONFIG, MLPS, RENAMED, SAME, WEIGHTS
+from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, fit_rows, is_tied
+from lit_gpt.errors import UserError
+from lit_gpt.files import Spec, save_stream, write_text
+
+
+def write_litgpt(
+    config: Config,
+    specs: Mapping[str, Spec],
+    get: Callable[[str], Tensor],
+    checkpoint_dir: Path,
+    folder: Path,
+    dtype: torch.dtype | None,
+    rows: int | None,
+) -> None:
+    """Fill `folder`, one tensor at a time.
+
+    Args:
+        specs: of our tensors.
+        get: reads one of them.
+        dtype: of what is written; None keeps it.
+        rows: of the vocabulary's tensors; None keeps all.
+
+    Raises:
+        UserError: litgpt does not compute what the model does.
+    """
+    config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
+    theirs = litgpt_config(config)
+    plan = {}
+    for name, (shape, stored) in specs.items():
+        shape = (config.padded_vocab_size, *shape[1:]) if name in VOCABULARY else shape
+        plan[name] = Spec(shape, dtype or stored)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name in specs:
+            if not is_tied(name, config):
+                yield name, fit_rows(name, get(name), rows).to(plan[name].dtype)
+
+    save_stream(plan, tensors(), folder / WEIGHTS, {HEAD: EMBEDDINGS} if config.tie_embeddings else {})
+    write_text(folder / LITGPT_CONFIG, yaml.safe_dump(theirs))
+    copy_tokenizer(checkpoint_dir, folder)
+
+
+def litgpt_config(config: Config) -> dict[str, Any]:
+    """What model_config.yaml says. The inverse is `lit.translated`.
+
+    Raises:
+        UserError: a trait that litgpt does not have, by its field.
+    """
+    bias = config.mlp_bias
+    if config.proj_bias != bias or config.qk_norm == "per_head":
+        raise unlike(config, "qk_norm" if config.qk_norm == "per_head" else "proj_bias")
+    renamed = {ours: theirs for theirs, ours in RENAMED.items() if theirs != "condense_ratio"}
+    fields = {k: getattr(config, k) for k in SAME} | {theirs: getattr(config, k) for k, theirs in renamed.items()}
+    fields = {k: v for k, v in fields.items() if v or k == "parallel_residual"}  # what is absent is off
+    org, _, name = config.hf_repo.partition("/")
+    return {
+        **fields,
+        "name": litgpt_name(config),
+        "hf_config": {"org": org, "name": name or config.name, "architecture": config.architecture},
+        "norm_class_name": {"layer": "LayerNorm", "rms": "RMSNorm"}[config.norm],
+        **mlp(config),
+        "bias": bias,
+        "attn_bias": config.qkv_bias and not bias,
+        **({"norm_qk": True, "norm_qk_type": "olmo2"} if config.qk_norm == "full" else {}),
+        **({"norm_qk": True} if config.qk_norm == "head" else {}),
+        "norm_1": config.pre_norm,
+        "norm_2": config.pre_norm,
+        "post_attention_norm": config.post_norm,
+        "post_mlp_norm": config.post_norm,
+        **rope(config),
+        **windows(config),
+    }
+
+
+def litgpt_name(config: Config) -> str:
+    """A name by which litgpt picks the right norm: by "Gemma" in it, the one that scales by 1 + weight.
+
+    Raises:
+        UserError: the name speaks of another norm than the model has.
+    """
+    name = config.name
+    if config.norm_unit_offset and "Gemma" not in name:
+        return name.replace("gemma", "Gemma") if "gemma" in name else f"Gemma-{name}"
+    if (config.norm == "rms" and not config.norm_unit_offset and "Gemma" in name) or (
+        config.norm == "layer" and "OLMo" in name
+    ):
+        raise UserError(f"{name}: litgpt takes a model with this name for one with other norms; give it another name")
+    return name
+
+
+def mlp(config: Config) -> dict[str, Any]:
+    """Class of the MLP. Raises: UserError if litgpt has none like it."""
+    stated = {"mlp": config.mlp, "activation": config.activation}
+    if stated == {"mlp": "plain", "activation": "gelu_tanh"}:
+        return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": "tanh"}
+    for name, fields in MLPS.items():
+        if fields == stated:
+            return {"mlp_class_name": name} | ({"gelu_approximate": "tanh"} if name == "GemmaMLP" else {})
+    raise unlike(config, "activation")
+
+
+def rope(config: Config) -> dict[str, Any]:
+    """Its scaling. Raises: UserError if litgpt has none like it; its YaRN takes the ramp of the paper the other way."""
+    scaling = config.rope_scaling
+    if scaling is None:
+        return {}
+    if scaling["type"] != "llama3":
+        raise unlike(config, "rope_scaling")
+    names = ("factor", "low_freq_factor", "high_freq_factor")
+    original = scaling["original_max_position_embeddings"]
+    return {"rope_adjustments": {**{k: scaling[k] for k in names}, "original_max_seq_len": original}}
+
+
+def windows(config: Config) -> dict[str, Any]:
+    if not config.sliding_window:
+        return {}
+    return {"sliding_window_indices": [int(config.is_sliding(i)) for i in range(config.n_layer)]}
+
+
+def unlike(config: Config, field: str) -> UserError:
+    return UserError(f"{config.name}: litgpt has no model with {field}={getattr(config, field)!r}; use --format hf")

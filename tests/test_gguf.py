@@ -1,0 +1,313 @@
+"""gguf, both directions: what transformers and the package gguf make of the same files is the reference."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHAPES, SHARED, tiny_hf, write_tokenizer
+
+from lit_gpt.config import Config
+from lit_gpt.convert.configs import config_from_hf
+from lit_gpt.convert.gguf import open_gguf, write_gguf
+from lit_gpt.convert.gguf import write_tokenizer as write_tokenizer_of
+from lit_gpt.convert.gguf.splitting import SAMPLE, SPLITTINGS, recognize_splitting, steps_of
+from lit_gpt.convert.gguf.tokens import tokenizer_metadata
+from lit_gpt.convert.gguf.values import decoded, encoded
+from lit_gpt.convert.gguf.writing import add
+from lit_gpt.convert.names import from_hf
+from lit_gpt.convert.readers import open_source
+from lit_gpt.errors import UserError
+from lit_gpt.files import spec_of
+from lit_gpt.model import GPT
+from lit_gpt.tokenizer import Tokenizer
+
+gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
+
+IDS = torch.randint(0, 265, (1, 40), generator=torch.Generator().manual_seed(1))
+LLAMA_CPP = {"gemma2": {"query_pre_attn_scalar": 16}}
+"""Kind -> what llama.cpp takes for granted and `SHAPES` has otherwise."""
+OF_TRANSFORMERS: dict[str, dict] = {  # kinds whose gguf transformers reads, with what it takes for granted
+    **{k: {} for k in ("llama", "llama-gqa", "llama-tied", "llama-wide-heads", "mistral-full", "qwen2", "stablelm")},
+    "phi3": {"rope_scaling": None},
+    "qwen3": {"head_dim": 128},
+    "falcon": {"tie_word_embeddings": True},
+    "gemma2": {"head_dim": 256},
+}
+
+
+def checkpoint(kind, folder, **overrides):
+    """A tiny model of transformers in a folder as it comes from the hub; our configuration and tensors of it."""
+    theirs = tiny_hf(kind, **overrides)
+    theirs.save_pretrained(folder)
+    write_tokenizer(folder)
+    source = open_source(folder)
+    config = config_from_hf(source.hf_config, f"tiny-{kind}", "config.json")
+    return theirs, config, from_hf(config, source.names, source.get)
+
+
+def with_padding(folder):
+    """Name a padding token; transformers takes 32000 for a Phi 3 without one."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "</s>"}))
+
+
+def write(config, state, source, folder, kind="F16", rows=None):
+    folder.mkdir(exist_ok=True)
+    return write_gguf(config, {n: spec_of(x) for n, x in state.items()}, state.__getitem__, source, folder, kind, rows)
+
+
+def in_16_bits(state, dtype=torch.float16):
+    return {name: x.to(dtype).float() if x.dim() > 1 else x for name, x in state.items()}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@torch.no_grad()
+def test_every_family_comes_back_as_it_was_written(kind, tmp_path):
+    _theirs, config, state = checkpoint(kind, tmp_path / "there", **LLAMA_CPP.get(kind, {}))
+    state = in_16_bits(state)
+    path = write(config, state, tmp_path / "there", tmp_path / "out")
+    source = open_source(tmp_path / "out")
+    again = config_from_hf(source.hf_config, config.name, str(path))
+    ours = GPT(again).eval()
+    got = from_hf(again, source.names, source.get)
+    assert all(spec_of(source.get(name)) == source.specs[name] for name in source.names)
+    ours.load_state_dict(got)
+    reference = GPT(config).eval()
+    reference.load_state_dict({n: x.half() for n, x in state.items()})
+    n = min(40, config.sliding_window or 40) if again.sliding_window != config.sliding_window else 40
+    torch.testing.assert_close(ours(IDS[:, :n]), reference(IDS[:, :n]), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", list(OF_TRANSFORMERS))
+@torch.no_grad()
+def test_transformers_computes_the_same_from_our_file(kind, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    theirs, config, state = checkpoint(kind, tmp_path / "there", **OF_TRANSFORMERS[kind])
+    with_padding(tmp_path / "there")
+    path = write(config, in_16_bits(state), tmp_path / "there", tmp_path / "out")
+    got = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    state = in_16_bits(theirs.state_dict())
+    theirs.load_state_dict(state)
+    n = 8 if "window" in str(SHAPES[kind][1]) else 40
+    torch.testing.assert_close(got(IDS[:, :n]).logits, theirs(IDS[:, :n]).logits, rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", [k for k in SHAPES if k not in OF_TRANSFORMERS])
+def test_tensors_have_the_names_and_values_that_llama_cpp_gives_them(kind, tmp_path):
+    """By the table of names in the package gguf; the values of what it does not rearrange are those of transformers."""
+    theirs, config, state = checkpoint(kind, tmp_path / "there", **LLAMA_CPP.get(kind, {}))
+    path = write(config, state, tmp_path / "there", tmp_path / "out")
+    reader = gguf.GGUFReader(path)
+    written = {t.name: t for t in reader.tensors}
+    architecture = reader.fields["general.architecture"].contents()
+    (number,) = [i for i, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture]
+    table = gguf.get_tensor_name_map(number, config.n_layer)
+    named = set()
+    for name, x in theirs.state_dict().items():
+        name = re.sub(r"mlp\.experts\.(gate_up_proj|down_proj)", r"mlp.experts.\1.weight", name)
+        module, parameter = name.rpartition(".")[::2]
+        if (
+            "layernorm.norms" in module
+            or ".experts.gate_up_proj" in module
+            or (name == "lm_head.weight" and config.tie_embeddings)
+        ):
+            continue  # stacked by the converter's code rather than by the table
+        found = f"{table.get_name(module)}.{parameter}"
+        assert found in written, f"{name} is to be {found}"
+        named.add(found)
+        x = x.float() + (1 if kind == "gemma" and "norm" in name else 0)
+        if not re.search("attn_(q|k|qkv)", found):
+            got = gguf.dequantize(written[found].data, written[found].tensor_type).reshape(x.shape)
+            torch.testing.assert_close(torch.from_numpy(got), x, rtol=1e-3, atol=1e-4)
+    assert named | set(written) == set(written)
+
+
+@pytest.mark.parametrize("kind, groups", [("neox", 4), ("falcon", 1), ("falcon-40b", 2)])
+def test_stacked_queries_keys_and_values_are_all_q_all_k_all_v(kind, groups, tmp_path):
+    theirs, config, state = checkpoint(kind, tmp_path / "there")
+    reader = gguf.GGUFReader(write(config, in_16_bits(state), tmp_path / "there", tmp_path / "out"))
+    (tensor,) = [t for t in reader.tensors if t.name == "blk.1.attn_qkv.weight"]
+    (x,) = [x for n, x in theirs.state_dict().items() if "1." in n and n.endswith("query_key_value.weight")]
+    blocks = x.view(groups, -1, 8, 32)  # of each group: its queries, its key, its value
+    want = torch.cat([blocks[:, :-2].reshape(-1, 32), blocks[:, -2].reshape(-1, 32), blocks[:, -1].reshape(-1, 32)])
+    assert torch.equal(torch.tensor(tensor.data), want.half())
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"])
+def test_every_type_that_we_read_has_the_values_that_the_reference_gives(kind, tmp_path):
+    _theirs, config, state = checkpoint("llama", tmp_path / "there", hidden_size=256, intermediate_size=256)
+    path = write(config, state, tmp_path / "there", tmp_path / "out")
+    of = gguf.GGMLQuantizationType[kind]
+    written = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(tmp_path / "again.gguf", "llama")
+    for key, field in written.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            types = field.types
+            writer.add_key_value(key, field.contents(), types[0], types[1] if len(types) > 1 else None)
+    generator = np.random.default_rng(0)
+    for t in written.tensors:
+        x = gguf.dequantize(t.data, t.tensor_type)
+        to = of if len(t.shape) == 2 else gguf.GGMLQuantizationType.F32
+        try:
+            data = gguf.quantize(x, to)
+        except NotImplementedError:  # the package reads K types only: any bytes do, with scales that are numbers
+            shape = gguf.quant_shape_to_byte_shape(x.shape, to)
+            data = generator.integers(0, 60, shape, dtype=np.uint8)
+        writer.add_tensor(t.name, data, raw_dtype=to)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (tmp_path / "again.gguf").replace(path)
+    _, tensors, specs = open_gguf(path)
+    reference = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    for name, theirs_name in (
+        ("blk.1.ffn_down.weight", "model.layers.1.mlp.down_proj.weight"),
+        ("token_embd.weight", "model.embed_tokens.weight"),
+    ):
+        want = torch.tensor(gguf.dequantize(reference[name].data, of))
+        got = tensors[theirs_name]()
+        assert spec_of(got) == specs[theirs_name]
+        assert got.dtype == {"F16": torch.float16, "BF16": torch.bfloat16}.get(kind, torch.float32)
+        assert torch.equal(got.float(), want)
+
+
+def test_eight_bits_are_those_of_the_reference():
+    x = torch.randn(7, 96, generator=torch.Generator().manual_seed(1))
+    x[2, :32] = 0
+    x[3, 5] = 300
+    got = encoded(x, "Q8_0").numpy()
+    kind = gguf.GGMLQuantizationType.Q8_0
+    want = gguf.quantize(x.numpy(), kind)
+    assert np.array_equal(got, want.reshape(-1))
+    assert torch.equal(decoded(got, kind, (7, 96)), torch.from_numpy(gguf.dequantize(want, kind)))
+
+
+def test_what_cannot_be_read_or_written_is_named(tmp_path):
+    _theirs, config, state = checkpoint("llama", tmp_path / "there", hidden_size=64, intermediate_size=64)
+    source = tmp_path / "there"
+    big = state | {"transformer.h.0.mlp.fc_1.weight": torch.full((64, 64), 1e5)}
+    with pytest.raises(UserError, match=r"fc_1.weight has values beyond 65,504.*BF16"):
+        write(config, big, source, tmp_path / "out")
+    path = write(config, state, source, tmp_path / "out")
+    whole = path.read_bytes()
+    for old, new, message in (
+        (b"blk.1.ffn_up.weight", b"blk.1.ffn_ub.weight", "no tensor 'blk.1.ffn_up.weight'"),
+        (b"llama.vocab_size", b"llama.logit_size", "llama.logit_size=320 is not a field"),
+    ):
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(UserError, match=message):
+            open_gguf(path)
+    for architecture, changes, message in (
+        ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, "no llama model with rope_scaling"),
+        ("gemma2", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar=7"),
+        ("qwen3", {"qkv_bias": True}, "no qwen3 model with qkv_bias=True"),
+        ("", {}, "llama.cpp has no unnamed architecture"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write(Config(name="x", architecture=architecture, **changes), {}, source, tmp_path / "out")
+
+
+@torch.no_grad()
+def test_rope_scaling_comes_back_as_llama_3_names_it_or_factor_by_factor(tmp_path):
+    real = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    for scaling, kind in ((real, "llama3"), (real | {"original_max_position_embeddings": 64}, "longrope")):
+        shape = {"rope_scaling": {"rope_type": "llama3", **scaling, "rope_theta": 500000.0}}
+        folder = tmp_path / kind
+        theirs, config, state = checkpoint("llama", folder / "there", **shape)
+        write(config, state, folder / "there", folder / "out")
+        hf = open_source(folder / "out").hf_config
+        assert hf["rope_scaling"]["rope_type"] == kind
+        assert kind == "longrope" or config_from_hf(hf, config.name, "x").rope_scaling == config.rope_scaling
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        want = ROPE_INIT_FUNCTIONS["llama3"](theirs.config, "cpu")[0]
+        plain = 500000.0 ** -(torch.arange(0, 8, 2) / 8)
+        (factors,) = [t for t in gguf.GGUFReader(next((folder / "out").iterdir())).tensors if "rope" in t.name]
+        torch.testing.assert_close(torch.tensor(factors.data), plain / want)
+
+
+def test_a_window_that_the_file_cannot_state_shortens_the_context(tmp_path):
+    _theirs, config, state = checkpoint("mistral", tmp_path / "there")
+    write(config, state, tmp_path / "there", tmp_path / "out")
+    assert open_source(tmp_path / "out").hf_config["max_position_embeddings"] == 8
+
+
+def rebuilt(folder, again):
+    """The tokenizer of a folder by way of a gguf file that has nothing but it."""
+    config = Config(name="x", architecture="llama", padded_vocab_size=Tokenizer(folder).vocab_size + 5)
+    writer = gguf.GGUFWriter(again / "x.gguf", "llama")
+    for key, value in tokenizer_metadata(folder, config).items():
+        add(writer, key, value)
+    writer.add_tensor("a", np.zeros(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    write_tokenizer_of(again / "x.gguf", again)
+    return Tokenizer(again)
+
+
+def assert_same_tokenizer(one, other, texts):
+    assert (one.vocab_size, one.bos_id, one.eos_id, one.use_bos) == (
+        other.vocab_size,
+        other.bos_id,
+        other.eos_id,
+        other.use_bos,
+    )
+    for text in texts:
+        assert one.encode(text) == other.encode(text), text
+        assert one.decode(one.encode(text)) == other.decode(other.encode(text)), text
+
+
+TEXTS = [SAMPLE, "the king and the queen", " a  b\n\nc ", "<s>one</s> two", "", "naïve 你好 🦙 \x00\x7f", "12345 it's"]
+
+
+@pytest.mark.parametrize("name", ["falcon", "gpt-2", "smollm2", "mistral-v1"])
+def test_real_tokenizers_split_as_before_after_a_gguf(name, tmp_path):
+    if not (SHARED / "tokenizers" / name).is_dir():
+        pytest.skip(f"the tokenizer {name} is not here")
+    folder = SHARED / "tokenizers" / name
+    more = [text.read_text(encoding="utf-8") for text in folder.glob("*.inp")]
+    assert_same_tokenizer(Tokenizer(folder), rebuilt(folder, tmp_path), [*TEXTS, *more])
+
+
+@pytest.mark.parametrize("splitting", SPLITTINGS, ids=lambda s: s.name)
+def test_a_way_of_splitting_is_recognized_by_what_it_does(splitting, tmp_path):
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import normalizers
+
+    write_tokenizer(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.pre_tokenizer = steps_of(splitting)
+    backend.model.ignore_merges = splitting.ignore_merges
+    if splitting.nfc:
+        backend.normalizer = normalizers.NFC()
+    assert recognize_splitting(backend, "x") is splitting
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "again").mkdir()
+    assert_same_tokenizer(Tokenizer(tmp_path), rebuilt(tmp_path, tmp_path / "again"), TEXTS)
+
+
+def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(tmp_path):
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers
+
+    write_tokenizer(tmp_path)
+    config = Config(name="x", architecture="llama")
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("e", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"not known to be one of llama\.cpp's"):
+        tokenizer_metadata(tmp_path, config)
+    words = Backend(models.WordLevel({"a": 0, "<s>": 1, "</s>": 2}, unk_token="a"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="kind WordLevel"):
+        tokenizer_metadata(tmp_path, config)
