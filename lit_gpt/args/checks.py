@@ -1,6 +1,7 @@
 """How data is checked, augmented and mixed."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
@@ -25,3 +26,29 @@ class CheckArgs:
             raise UserError(f"--epochs {self.epochs} trains nothing; it must be more than 0")
         if not 0 < self.near_duplicate <= 1:
             raise UserError(f"--near_duplicate {self.near_duplicate} must be more than 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class ContaminationArgs:
+    """Which evaluation sets the training text must not contain, and what happens where it does."""
+
+    task_data: dict[str, Path] | Path | None = None
+    """The evaluation sets: a JSON, JSONL or CSV file, a folder with a file for each task, or task -> file or folder, as
+    for eval/lm_eval_harness.py."""
+    n_words: int = 13
+    """So many words in a row that an evaluation text and a training text have in common are an overlap. A shorter text
+    has to be there as a whole."""
+    n_examples: int = 3
+    """Overlaps of each task to print."""
+    drop: bool = False
+    """Write the data set without the rows that overlap to --destination_path."""
+    destination_path: Path | None = None
+    """Folder for the cleaned data set."""
+
+    def __post_init__(self) -> None:
+        if not self.task_data:
+            raise UserError("--task_data is missing: the file or folder of the evaluation sets")
+        require("n_words", self.n_words, at_least=5)
+        require("n_examples", self.n_examples, at_least=0)
+        if self.drop != (self.destination_path is not None):
+            raise UserError("--drop true and --destination_path go together: what is cleaned is written there")
