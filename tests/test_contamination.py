@@ -86,7 +86,7 @@ def prepared(checkpoint, tmp_path):
         rows = [tokenizer.encode(text, eos=True) for text in texts]
         splits = {
             "train": store.stack([(ids, ids) for ids in rows]),
-            "val": store.stack([(ids, ids) for ids in rows[:2]]),
+            "val": store.stack([(ids, ids) for ids in rows[4:7]]),
         }
         meta = {"checkpoint_dir": str(checkpoint), "tokenizer": tokenizer.fingerprint(), "prompt_style": "alpaca"}
         counts = {name: len(s) for name, s in splits.items()}
