@@ -1,14 +1,16 @@
 """From a file to supervised tokens: nothing is lost, cut or masked unsaid, and a failure leaves the old data alone."""
 
 import json
+from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, run
+from conftest import ROOT, assert_one_line_error, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.args import PrepareArgs
+from lit_gpt.cli import parse
 from lit_gpt.data import store
 from lit_gpt.data.prepare import Files, prepare
 from lit_gpt.data.rows import Row
@@ -198,47 +200,48 @@ SCRIPTS = {  # script -> (flags, lines of a file of its schema)
 }
 
 
+def call(script, *argv):
+    """A script's `main` with arguments from a command line, in this process."""
+    spec = spec_from_file_location(f"prepare_{script}", ROOT / "scripts" / f"prepare_{script}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(**parse(module.main, [*map(str, argv), "--prompt_style", "plain", "--check", "false"]))
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_each_script_prepares_a_file_of_its_schema(script, checkpoint, tmp_path):
+def test_each_script_prepares_a_file_of_its_schema(script, checkpoint, tmp_path, monkeypatch):
     flag, line = SCRIPTS[script]
-    rows = [line % (f"{i} " * 9).strip() for i in range(12)]
     header = ["instruction,input,output"] if script == "csv" else []
-    (tmp_path / "rows").write_text("\n".join(header + rows))
-    path = (tmp_path / "rows").rename(tmp_path / ("rows.csv" if script == "csv" else "rows.jsonl"))
-    done = run(
-        f"scripts/prepare_{script}.py",
-        flag,
-        path,
-        "--checkpoint_dir",
-        checkpoint,
-        "--prompt_style",
-        "plain",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+    path = tmp_path / ("rows.csv" if script == "csv" else "rows.jsonl")
+    path.write_text("\n".join(header + [line % (f"{i} " * 9).strip() for i in range(12)]))
+    monkeypatch.chdir(tmp_path)
+    call(script, flag, path, "--checkpoint_dir", checkpoint)
     train, val, _ = store.load(tmp_path / "data" / script)
-    assert len(train) + len(val) == 12 and len(val) >= 1
-    assert (
-        train[0][0].tolist()
-        == Tokenizer(checkpoint).encode((f"{0} " * 9).strip() + ("b" if script == "lima" else "r"), eos=True)
-        or len(train) < 12
-    )
+    answer = "b" if script == "lima" else "r"
+    wanted = {tuple(Tokenizer(checkpoint).encode((f"{i} " * 9).strip() + answer, eos=True)) for i in range(12)}
+    assert {tuple(part[i][0].tolist()) for part in (train, val) for i in range(len(part))} == wanted
 
 
-def test_flan_takes_its_own_test_sets_and_says_what_it_lacks(checkpoint, tmp_path):
+def test_flan_takes_its_own_test_sets_and_says_what_it_lacks(checkpoint, tmp_path, monkeypatch):
     folder = tmp_path / "data" / "flan"
     folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     sizes = {"coqa": (5, 2), "rte": (6, 1)}
-    named = [(f"{k}_10templates_{s}", n[s == "test"]) for k, n in sizes.items() for s in ("train", "test")]
-    for name, n in named:
-        (folder / f"{name}.jsonl").write_text(
-            "\n".join(json.dumps({"inputs": f"{name} {i}", "targets": "y"}) for i in range(n))
-        )
-    done = run(
-        "scripts/prepare_flan.py", "--checkpoint_dir", checkpoint, "--subsets", "coqa,rte_10templates", cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    for name, n in [(f"{k}_10templates_{s}", n[s == "test"]) for k, n in sizes.items() for s in ("train", "test")]:
+        lines = (json.dumps({"inputs": f"{name} {i}", "targets": "y"}) for i in range(n))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    call("flan", "--checkpoint_dir", checkpoint, "--subsets", "coqa,rte_10templates")
     train, val, meta = store.load(folder)
     assert (len(train), len(val)) == (11, 3) and "coqa_10templates_test.jsonl" in meta["validation_source"]
-    done = run("scripts/prepare_flan.py", "--checkpoint_dir", checkpoint, "--subsets", "nope", cwd=tmp_path)
-    assert_one_line_error(done, "FLAN has no 'nope'")
+    with pytest.raises(UserError, match="FLAN has no 'nope'"):
+        call("flan", "--checkpoint_dir", checkpoint, "--subsets", "nope")
+
+
+def test_a_script_checks_what_it_prepared_and_fails_in_one_line(checkpoint, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer\n" + "\n".join(f"{i} {i} {i},yes" for i in range(100, 130)))
+    common = ("scripts/prepare_csv.py", "--csv_path", path, "--checkpoint_dir", checkpoint, "--columns")
+    done = run(*common, "[question, answer]", cwd=tmp_path)
+    assert done.returncode == 0 and "30 rows read" not in done.stdout and "27 rows read, 27 kept" in done.stdout
+    assert "learns to write" in done.stdout and (tmp_path / "data/csv/lengths.png").is_file()
+    assert_one_line_error(run(*common, "[question, reply]", cwd=tmp_path), "line 2", "no key 'reply'", "'answer'")

@@ -43,6 +43,8 @@ class PrepareArgs:
     """Part of the rows that is held out for validation; unused with --validation_file."""
     seed: int = 42
     """Decides which rows are held out."""
+    check: bool = True
+    """Look the data over at the end, as scripts/check_data.py does."""
 
     def __post_init__(self) -> None:
         if not 0 < self.test_split_fraction < 1:

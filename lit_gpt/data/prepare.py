@@ -14,6 +14,7 @@ from tqdm import tqdm
 from lit_gpt.args import PrepareArgs, SourceArgs
 from lit_gpt.convert.lit import read_config, require_checkpoint
 from lit_gpt.data import store
+from lit_gpt.data.check import check
 from lit_gpt.data.download import locate
 from lit_gpt.data.rows import Row
 from lit_gpt.data.schemas import Parse
@@ -79,7 +80,7 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
 
     Raises:
         UserError: rows that do not fit their schema or leave nothing to train or to validate on, an unknown prompt
-            style, no checkpoint.
+            style, no checkpoint; or, once the data is stored, a finding of the check that makes training useless.
     """
     require_checkpoint(checkpoint_dir)
     tokenizer = Tokenizer(checkpoint_dir)
@@ -105,6 +106,8 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
         meta = describe(train, validation, checkpoint_dir, encoder, parts)
         write_text(temporary / store.META, json.dumps(meta, indent=2) + "\n")
     print(f"Saved to {folder}")
+    if args.check:
+        check(folder, checkpoint_dir=checkpoint_dir)
 
 
 def read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:
