@@ -1,27 +1,12 @@
 """What this process has used of the machine, and how it uses the GPU."""
 
-import os
 import resource
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-
-STARTED = time.monotonic()
-"""When this module was imported, for systems that do not tell when the process began."""
-
-
-def process_seconds() -> float:
-    """Since this process began, by a clock that nobody sets."""
-    try:
-        with open("/proc/self/stat", encoding="utf-8") as file:
-            ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22, starttime, proc(5)
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, AttributeError, ValueError, IndexError):
-        return time.monotonic() - STARTED
 
 
 def peak_memory_gb() -> float:

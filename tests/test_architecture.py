@@ -80,4 +80,4 @@ def test_scripts_import_the_library_and_never_each_other_and_stay_short(folder):
     for path in (ROOT / folder).glob("*.py"):
         for module, _ in imports(path):
             assert module.split(".")[0] not in (*SCRIPTS, "sys.path"), f"{path} imports {module}"
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 70, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 75, path

@@ -62,6 +62,8 @@ class TrainArgs:
     """End after micro_batch_size times this many samples; 50000 if neither epochs nor max_steps is given."""
     max_steps: int | None = None
     """End after this many optimizer steps."""
+    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
+    """What gets the figures besides metrics.csv: TensorBoard (in the run's folder) or Weights & Biases."""
     log_interval: int = 1
     """Forward passes between log lines."""
     save_interval: int = 100

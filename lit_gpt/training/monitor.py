@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from lit_gpt.data.batches import Batch
 from lit_gpt.files import replace_with
+from lit_gpt.training.gauges import Gauges, memory_gb
+from lit_gpt.training.loggers import Logger, figures
 
 COLUMNS = [
     "iter",
@@ -26,7 +28,12 @@ COLUMNS = [
     "iter_time_ms",
     "n_tokens",
     "n_targets",
+    "of_peak",
+    "memory_gb",
 ]
+
+BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} {postfix}"
+"""tqdm's own time left knows of samples only; ours counts validations, too."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +59,29 @@ class Monitor:
         n_samples: of the whole run.
         log_interval: micro-batches between lines.
         goes_on: keep the lines of an earlier process; `restore` says up to where.
+        gauges: what the figures are read against; without, they stand for themselves.
+        logger: gets them, too.
     """
 
-    def __init__(self, out_dir: Path, n_samples: int, log_interval: int, goes_on: bool = False) -> None:
+    def __init__(
+        self,
+        out_dir: Path,
+        n_samples: int,
+        log_interval: int,
+        goes_on: bool = False,
+        gauges: Gauges | None = None,
+        logger: Logger | None = None,
+    ) -> None:
         self.log_interval, self.n_samples = log_interval, n_samples
+        self.gauges, self.logger = gauges or Gauges(torch.device("cpu"), n_samples), logger
+        self.reported = 0
         self.iter = self.samples = 0
         self.due: Due | None = None
         self.path = out_dir / "metrics.csv"
         self.open("a" if goes_on and self.path.is_file() else "w")
-        self.bar = tqdm(total=n_samples, unit="sample", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.bar = (
+            tqdm(total=n_samples, unit="sample", dynamic_ncols=True, bar_format=BAR) if sys.stderr.isatty() else None
+        )
         self.start = time.perf_counter()
         self.since_line = time.perf_counter()
         self.losses: list[Tensor] = []
@@ -90,6 +111,7 @@ class Monitor:
         for name, value in mark.items():
             if hasattr(self, name):
                 setattr(self, name, value)
+        self.reported = self.samples
         self.losses = [torch.as_tensor(loss, dtype=torch.float32) for loss in mark["losses"]]
         if "seconds" in mark:
             self.start = time.perf_counter() - mark["seconds"]
@@ -127,6 +149,8 @@ class Monitor:
             arrived.record()
         self.due = Due(row, total, arrived, self.n_iterations, is_step)
         self.losses, self.n_tokens, self.n_targets, self.n_iterations = [], 0, 0, 0
+        if arrived is None:  # a CPU is done with it: later, the line would have the next one's time
+            self.report()
 
     def report(self) -> None:
         """Write the line that is due, if one is; waits until its micro-batches are done."""
@@ -138,29 +162,36 @@ class Monitor:
         mean = due.loss.item() / max(1, due.row["n_targets"])
         seconds = time.perf_counter() - self.since_line
         self.since_line = time.perf_counter()
-        iter_time, rate = f"{1e3 * seconds / due.n_iterations:.2f}", f"{due.row['n_tokens'] / seconds:.1f}"
-        self.write(due.row | {"loss": f"{mean:.6f}", "iter_time_ms": iter_time, "tokens_per_sec": rate})
-        step = due.row["step"]
+        samples, step = due.row["samples"], due.row["step"]
+        self.gauges.iterated(step, samples, due.is_step, samples - self.reported, seconds)
+        self.reported = samples
+        iter_time, rate = f"{1e3 * seconds / due.n_iterations:.2f}", due.row["n_tokens"] / seconds
+        measured = {"loss": f"{mean:.6f}", "iter_time_ms": iter_time, "tokens_per_sec": f"{rate:.1f}"}
+        share = self.gauges.of_peak(rate)
+        measured |= {"of_peak": "" if share is None else f"{share:.4f}"}
+        self.write(due.row | measured | {"memory_gb": f"{memory_gb(self.gauges.device):.3f}"})
+        line = self.gauges.line(samples, rate)
         if self.bar is None:
-            print(
-                f"iter {due.row['iter']} step {step}: loss {mean:.4f}, iter time: {iter_time}ms"
-                f"{' (optimizer.step)' if due.is_step else ''}"
-            )
+            is_step = " (optimizer.step)" if due.is_step else ""
+            print(f"iter {due.row['iter']} step {step}: loss {mean:.4f}, iter time: {iter_time}ms{is_step}, {line}")
         else:
-            self.bar.update(due.row["samples"] - self.bar.n)
-            self.bar.set_postfix_str(f"step {step}, loss {mean:.4f}, {rate} tok/s")
+            self.bar.update(samples - self.bar.n)
+            self.bar.set_postfix_str(f"step {step}, loss {mean:.4f}, {line}")
 
     def validated(self, step: int, loss: float) -> None:
         """A validation is done; `loss` is the mean over its targets."""
         self.report()
         seconds = time.perf_counter() - self.since_line
+        self.gauges.validated(seconds)
         self.write({"iter": self.iter, "step": step, "samples": self.samples, "val_loss": f"{loss:.6f}"})
         self.say(f"iter {self.iter} step {step}: val loss {loss:.4f}, val time: {1e3 * seconds:.2f}ms")
         self.since_line = time.perf_counter()  # the time of a validation is not the next iteration's
 
-    def write(self, row: dict[str, object]) -> None:
+    def write(self, row: dict[str, Any]) -> None:
         self.csv.writerow({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})
         self.file.flush()
+        if self.logger is not None:
+            self.logger.log_metrics(figures(row), int(row["step"]))
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -174,6 +205,8 @@ class Monitor:
         if self.bar is not None:
             self.bar.close()
         self.file.close()
+        if self.logger is not None:
+            self.logger.finalize("success")
         return time.perf_counter() - self.start
 
 

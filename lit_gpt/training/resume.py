@@ -8,7 +8,7 @@ from lit_gpt.checkpoint import Run
 from lit_gpt.errors import UserError
 from lit_gpt.training.saves import RECORD, Saves, read_progress
 
-FREE = ("log_interval", "save_interval", "keep_last", "max_time", "recompute", "compile", "packing")
+FREE = ("logger", "log_interval", "save_interval", "keep_last", "max_time", "recompute", "compile", "packing")
 FREE += ("micro_batch_tokens", "eval_interval", "early_stopping_patience")
 """Arguments of the training that leave it the same run."""
 ELSEWHERE = ("folder", "checkpoint_dir", "source")

@@ -27,14 +27,17 @@ from lit_gpt.evaluation.score import task_score
 from lit_gpt.fused import set_compile
 from lit_gpt.merging.write import write_merged
 from lit_gpt.model import GPT
+from lit_gpt.report.page import write_report
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.budget import Budget
 from lit_gpt.training.feed import micro_batch_tokens
 from lit_gpt.training.flops import estimated_flops, measured_flops
+from lit_gpt.training.loggers import make_logger, require_logger
 from lit_gpt.training.loop import fit
 from lit_gpt.training.monitor import Monitor, plot_losses
 from lit_gpt.training.planning.dry_run import dry_run
+from lit_gpt.training.planning.outcome import gauges_of, plan_of_run, settle
 from lit_gpt.training.resume import checkpoint_to_resume, require_same
 from lit_gpt.training.saves import Saves
 from lit_gpt.training.schedule import warmup_of
@@ -82,6 +85,11 @@ def finetune(
     place = checkpoint_to_resume(saves, args.resume) if args.resume else None
     if place is None:
         claim_out_dir(out_dir, args.overwrite)
+    require_logger(train.logger)
+    planned = plan_of_run(
+        fabric, method, method_args, checkpoint_dir, (train_data, val_data), train, validation,
+        quantize=quantize, seed=args.seed,
+    )  # fmt: skip
     set_compile(train.compile)
     model, base_digest = load_base(fabric, checkpoint_dir, quantize)
     inject, _ = METHODS[method]
@@ -98,9 +106,11 @@ def finetune(
     if place is not None:
         require_same(run, read_run(place), args.allow_changes)
     save_run(run, out_dir)  # before the first weights, so that those of an interrupted run can be used
-    monitor = Monitor(out_dir, train.n_samples(len(train_data)), train.log_interval, goes_on=place is not None)
     write = partial(write_merged, checkpoint_dir, run=run, overwrite=True)
     budget = Budget(train.max_seconds, partial(rehearse_merge, write, out_dir) if merge else None)
+    gauges = gauges_of(fabric, planned, model, (lambda: budget.left) if train.max_seconds else None)
+    shown = {"gauges": gauges, "logger": make_logger(train.logger, out_dir, training)}
+    monitor = Monitor(out_dir, planned.work.n_samples, train.log_interval, goes_on=place is not None, **shown)
     session = Session(saves, monitor, budget, place, score)
     progress = fit(fabric, model, train_data, val_data, session, train, validation, args.seed)
     seconds = monitor.close()
@@ -110,7 +120,9 @@ def finetune(
     plot_losses(out_dir / "metrics.csv", out_dir / "loss.png")
     print(f"Training time: {seconds:.2f}s")
     print(f"Memory used: {peak_memory_gb():.02f} GB")
-    print(f"Saved the trained weights to {saves.weights}, the loss curve to {out_dir / 'loss.png'}")
+    settle(planned, gauges, out_dir, whole=place is None and progress.step == planned.work.n_steps)
+    pictures = f"the loss curve to {out_dir / 'loss.png'}, a report to {write_report(out_dir)}"
+    print(f"Saved the trained weights to {saves.weights}, {pictures}")
     if progress.best_step not in (None, progress.step):
         print(f"The best checkpoint is that of step {progress.best_step:,}; its weights: {out_dir / BEST}")
     if merge:

@@ -16,8 +16,10 @@ from lit_gpt.errors import UserError
 from lit_gpt.fused import set_compile
 from lit_gpt.model import GPT
 from lit_gpt.quantize import require_quantizable
-from lit_gpt.resources import peak_memory_gb, process_seconds
+from lit_gpt.resources import peak_memory_gb
 from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.training.budget import process_seconds
+from lit_gpt.training.gauges import clock
 from lit_gpt.training.memory import gradient_bytes
 from lit_gpt.training.planning.devices import named, this_machine
 from lit_gpt.training.planning.fit import command_line, fitted, in_time, ways_out
@@ -25,7 +27,7 @@ from lit_gpt.training.planning.job import Job, config_of, default_precision
 from lit_gpt.training.planning.plan import Data, Plan, make_plan
 from lit_gpt.training.planning.probe import probe
 from lit_gpt.training.planning.seconds import times_of
-from lit_gpt.training.planning.show import clock, lines_of
+from lit_gpt.training.planning.show import lines_of
 
 
 def dry_run(

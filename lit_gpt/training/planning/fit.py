@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from lit_gpt.errors import UserError
+from lit_gpt.training.gauges import clock
 from lit_gpt.training.planning.job import Job
 from lit_gpt.training.planning.plan import Data, Plan, make_plan
 from lit_gpt.training.planning.seconds import OF_BF16, Rates
-from lit_gpt.training.planning.show import clock
 
 FEWEST_TOKENS = 256
 """Of a forward pass; below, time is lost and no memory won."""
@@ -98,7 +98,7 @@ def in_time(plan: Plan, data: Data) -> Plan:
     Raises:
         UserError: not even a hundredth of an epoch does.
     """
-    train, limit = plan.job.train, max_seconds(plan.job)
+    train, limit = plan.job.train, plan.job.train.max_seconds
     if limit is None or plan.times is None:
         return plan
     asked = any(getattr(train, name) is not None for name in LENGTHS)
@@ -122,17 +122,12 @@ def in_time(plan: Plan, data: Data) -> Plan:
     return plan
 
 
-def max_seconds(job: Job) -> float | None:
-    """What --max_time says; None is no limit."""
-    return getattr(job.train, "max_seconds", None)
-
-
 def ways_out(plan: Plan, data: Data) -> Iterator[str]:
     """What would make the plan fit, one change at a time, where it does not."""
     if not plan.fits:
         yield "To make it fit (--fit true chooses)"
         yield from (f"  {flags_of(plan.job, p.job)}: {p.needed / 1e9:.2f} GB{verdict(p)}" for p in smaller(plan, data))
-    limit = max_seconds(plan.job)
+    limit = plan.job.train.max_seconds
     if limit and plan.times and plan.times.total > limit:
         yield f"It takes longer than --max_time {clock(limit)}, which will end it early"
         with_fewer = in_time(plan, data)

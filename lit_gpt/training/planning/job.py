@@ -54,7 +54,9 @@ class Job:
 
     @property
     def room(self) -> int:
-        """Tokens of a forward pass."""
+        """Tokens of a forward pass, as `micro_batch_tokens` has it."""
+        if not self.train.packing:
+            return 1
         return self.train.micro_batch_tokens or (4096 if self.device.kind == "cuda" else 512)
 
     def model(self) -> tuple[GPT, dict[str, LinearLayer]]:

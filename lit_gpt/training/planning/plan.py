@@ -71,7 +71,7 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
     model, chosen = job.model()
     work = work_of(*data, job.train, job.validation, job.room, job.seed)
     n_again = n_recomputed(job, model, chosen, work)
-    rates = rates or rates_of_device(job, model, chosen, n_again)
+    rates = rates or rates_of_device(job, model, work, n_again)
     return Plan(
         job=job,
         work=work,

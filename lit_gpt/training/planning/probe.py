@@ -11,6 +11,7 @@ from lit_gpt.data.batches import Batch, collate, packs
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
 from lit_gpt.training.flops import forward_flops, training_flops
+from lit_gpt.training.gauges import wait
 from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.optimizer import make_optimizer
@@ -109,8 +110,3 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
     work()
     wait(device)
     return time.perf_counter() - start
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -59,7 +59,7 @@ class Times:
         return sum(asdict(self).values())
 
 
-def rates_of_device(job: Job, model: GPT, chosen: dict[str, LinearLayer], n_again: int) -> Rates | None:
+def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | None:
     """From the table of devices; None if it does not know the device's rate."""
     if not job.device.rate:
         return None
@@ -74,7 +74,8 @@ def rates_of_device(job: Job, model: GPT, chosen: dict[str, LinearLayer], n_agai
     elif n_again or job.config.mlp == "moe" or job.method == "full":
         share *= CALLED
     share *= 0.5 if job.weight_dtype.itemsize == 4 and not job.mixed else 1.0  # TF32 has half the rate
-    share *= (job.room / (job.room + FEW_TOKENS)) / (4096 / (4096 + FEW_TOKENS))
+    tokens = work.n_tokens / work.n_passes
+    share *= (tokens / (tokens + FEW_TOKENS)) / (4096 / (4096 + FEW_TOKENS))
     rate = job.device.rate * share
     source = f"{share:.0%} of {job.device.rate / 1e12:.0f} TFLOP/s, from the table of devices"
     n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+from lit_gpt.training.gauges import clock
 from lit_gpt.training.planning.plan import Plan
 
 
@@ -33,11 +34,11 @@ def memory_lines(plan: Plan) -> Iterator[str]:
 def work_lines(plan: Plan) -> Iterator[str]:
     work = plan.work
     waste = work.n_padded / work.n_tokens - 1
-    filled = work.n_tokens / (work.n_passes * work.room)
+    filled = f"the passes are {work.n_tokens / (work.n_passes * work.room):.0%} full; " if work.room > 1 else ""
     yield "Work"
     yield f"  {work.n_samples:,} samples = {work.epochs:.2f} epochs in {work.n_steps:,} steps"
     yield f"  {work.n_tokens:,} tokens, of which {work.n_targets:,} are targets, in {work.n_passes:,} forward passes"
-    yield f"  no padding; the passes are {filled:.0%} full; padded by {plan.job.train.micro_batch_size}: {waste:+.0%}"
+    yield f"  no padding; {filled}padded by {plan.job.train.micro_batch_size}: {waste:+.0%}"
     yield f"  {work.n_validations} validations of {work.n_val_tokens:,} tokens, {work.n_saves} saves"
 
 
@@ -57,9 +58,3 @@ def time_lines(plan: Plan, now: datetime) -> Iterator[str]:
     days = (end.date() - now.date()).days
     when = f"{end:%H:%M}" + (f" in {days} day{'s' * (days > 1)}" if days else "")
     yield f"  {clock(times.total)} in all; started now, it ends at {when}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as H:MM:SS."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

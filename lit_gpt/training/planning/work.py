@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lit_gpt.args import TrainArgs, ValidationArgs
-from lit_gpt.data.batches import packs
+from lit_gpt.data.batches import Order, packs
 from lit_gpt.data.store import IGNORE, Samples
 
 PACKED_STEPS = 100
@@ -58,9 +58,8 @@ def work_of(
     lengths, targets = train_data.lengths, targets_by_sample(train_data)
     n_samples = train.n_samples(len(train_data))
     n_steps = -(-n_samples // train.batch_size)
-    rng = np.random.default_rng(seed)
-    n_passes = -(-n_samples // len(lengths))
-    order = np.concatenate([rng.permutation(len(lengths)) for _ in range(n_passes)])[:n_samples]  # as the loop's
+    of_run = Order(len(lengths), n_samples, seed)
+    order = np.concatenate([of_run.permutation(e) for e in range(-(-n_samples // len(lengths)))])[:n_samples]
     size, first = train.micro_batch_size, order[: PACKED_STEPS * train.batch_size]
     groups = [
         group

@@ -1,0 +1,127 @@
+"""Curves as SVG that needs nothing else: lines, axes, and the values under the pointer."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 640, 260
+LEFT, RIGHT, TOP, BOTTOM = 64, 28, 12, 40
+MOST_POINTS = 600
+"""Of a line; more are averaged in groups."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    dots: bool = False
+    """Mark each point: for few of them."""
+
+
+def chart(title: str, lines: Sequence[Line], unit: str, from_zero: bool = True, digits: int = 3) -> str:
+    """An HTML figure. A script on the page shows the values at the pointer; without it, the curve is there, too.
+
+    Args:
+        unit: of the vertical axis.
+        from_zero: whether that begins at 0.
+    """
+    lines = [Line(line.name, thinned(finite(line.points)), line.dots) for line in lines]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return ""
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points]
+    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(0.0 if from_zero else min(ys), max(ys))
+    x_span = (min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
+    y_span = (min(y_ticks[0], 0.0 if from_zero else min(ys)), max(y_ticks[-1], max(ys)))
+    place = Place(x_span, y_span)
+    body = [grid(place, [t for t in x_ticks if x_span[0] <= t <= x_span[1]], y_ticks)]
+    body += [drawn(line, place, number) for number, line in enumerate(lines, 1)]
+    data = {"lines": [[[round(place.x(x), 1), round(place.y(y), 1), x, y] for x, y in line.points] for line in lines]}
+    data |= {"names": [line.name for line in lines], "digits": digits}
+    legend = "".join(
+        f'<span><i class="c{number}"></i>{escape(line.name)}</span>' for number, line in enumerate(lines, 1)
+    )
+    return (
+        f'<figure data-curve="{escape(json.dumps(data, separators=(",", ":")))}">'
+        f"<figcaption><b>{escape(title)}</b> <small>{escape(unit)}</small>"
+        f'<span class="legend">{legend}</span></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}'
+        f'<line class="at" y1="{TOP}" y2="{HEIGHT - BOTTOM}" visibility="hidden"/></svg>'
+        "<output></output></figure>"
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where values are on the picture."""
+
+    x_span: tuple[float, float]
+    y_span: tuple[float, float]
+
+    def x(self, value: float) -> float:
+        low, high = self.x_span
+        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_span
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / ((high - low) or 1)
+
+
+def drawn(line: Line, place: Place, number: int) -> str:
+    points = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in line.points)
+    path = f'<polyline class="l{number}" points="{points}"/>'
+    if line.dots or len(line.points) == 1:
+        path += "".join(
+            f'<circle class="d{number}" cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="3.5"/>' for x, y in line.points
+        )
+    return path
+
+
+def grid(place: Place, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
+    parts = []
+    for t in y_ticks:
+        y = place.y(t)
+        parts.append(f'<line class="g" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{shown(t)}</text>')
+    for t in x_ticks:
+        x = place.x(t)
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{shown(t)}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    return "".join(parts) + f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">optimizer step</text>'
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers that span from `low` to `high`."""
+    if not high > low:
+        high = low + (abs(low) or 1.0)
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def shown(value: float) -> str:
+    """A tick's label."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value / 1e3:,.10g}k" if abs(value) >= 1e4 else f"{value:,.10g}"
+
+
+def finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most MOST_POINTS points, means of as many groups."""
+    size = -(-len(points) // MOST_POINTS)
+    if size <= 1:
+        return list(points)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]

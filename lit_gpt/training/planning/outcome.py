@@ -1,0 +1,90 @@
+"""A run beside its plan: what was expected, what it took, and by how much they differ."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.files import write_text
+from lit_gpt.model import GPT
+from lit_gpt.training.budget import process_seconds
+from lit_gpt.training.gauges import Gauges, clock, matrix_rate, memory_gb
+from lit_gpt.training.planning.devices import this_machine
+from lit_gpt.training.planning.job import Job, config_of
+from lit_gpt.training.planning.plan import Data, Plan, make_plan
+
+PLAN = "plan.json"
+
+
+def plan_of_run(
+    fabric: Fabric,
+    method: str,
+    method_args: Any,
+    checkpoint_dir: Path,
+    data: Data,
+    train: TrainArgs,
+    validation: ValidationArgs,
+    *,
+    quantize: str | None,
+    seed: int,
+) -> Plan:
+    """The plan of a run that is about to start on the device of `fabric`; to be made before the model is there.
+
+    Arguments as for `finetune`. Says in a line or two what it will take.
+    """
+    device, precision = this_machine(fabric.device), str(fabric._precision.precision)
+    config = config_of(checkpoint_dir)
+    plan = make_plan(Job(method, method_args, config, train, validation, precision, quantize, device, seed), data)
+    time = f", {clock(plan.seconds)}" if plan.seconds else ""
+    print(f"Plan: {plan.peak / 1e9:.2f} GB at most, {plan.work.n_tokens:,} tokens{time}; --dry_run true says more")
+    if not plan.fits:
+        print(
+            f"That is more than the {device.n_bytes / 1e9:.2f} GB of {device.name}; --dry_run true says what would fit"
+        )
+    return plan
+
+
+def gauges_of(fabric: Fabric, plan: Plan, model: GPT, time_left: Callable[[], float] | None = None) -> Gauges:
+    """What the monitor reads this run's figures against; measures a matrix product.
+
+    Args:
+        time_left: seconds to the deadline; None if there is none.
+    """
+    dtype = model.transformer.wte.weight.dtype
+    if plan.job.mixed:
+        dtype = torch.bfloat16 if "bf16" in plan.job.precision else torch.float16
+    return Gauges(
+        fabric.device,
+        plan.work.n_samples,
+        plan.flops / plan.work.n_tokens,
+        matrix_rate(fabric.device, dtype),
+        plan.work.n_validations,
+        time_left,
+    )
+
+
+def settle(plan: Plan, gauges: Gauges, out_dir: Path, whole: bool = True) -> None:
+    """Print what the run took beside what was expected, and keep both in plan.json.
+
+    Args:
+        whole: this process did all of the run, so that its time is the run's.
+    """
+    peak, seconds = memory_gb(gauges.device), process_seconds()
+    rows = [("peak memory, GB", plan.peak / 1e9, peak, "from the shapes")]
+    if whole:
+        if plan.seconds:
+            rows.append(("time", plan.seconds, seconds, "from the table of devices"))
+        if gauges.forecast:
+            rows.append(("time", gauges.forecast.seconds, seconds, f"from the first {gauges.forecast.step} steps"))
+    outcome = [
+        {"what": what, "planned": planned, "actual": actual, "error": planned / actual - 1, "source": source}
+        for what, planned, actual, source in rows
+    ]
+    write_text(out_dir / PLAN, json.dumps(plan.record() | {"outcome": outcome}, indent=2) + "\n")
+    for row in outcome:
+        values = [clock(row[k]) if "time" in row["what"] else f"{row[k]:.2f}" for k in ("planned", "actual")]
+        print(f"Plan: {row['what']} {values[0]} {row['source']}, took {values[1]} ({row['error']:+.1%})")
