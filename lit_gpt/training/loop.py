@@ -69,7 +69,7 @@ def fit(
                     with undisturbed(fabric.device):
                         score = session.score and session.score()
                     budget.validation_seconds = time.monotonic() - began
-                    monitor.validated(step, loss)
+                    monitor.validated(step, loss, budget.validation_seconds)
                     progress = progress.validated(loss, score)
             ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or feed.n_steps + 1)
             progress = keeper.keep(progress, ends or bool(stop.signal))

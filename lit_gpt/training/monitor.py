@@ -178,10 +178,9 @@ class Monitor:
             self.bar.update(samples - self.bar.n)
             self.bar.set_postfix_str(f"step {step}, loss {mean:.4f}, {line}")
 
-    def validated(self, step: int, loss: float) -> None:
-        """A validation is done; `loss` is the mean over its targets."""
+    def validated(self, step: int, loss: float, seconds: float) -> None:
+        """A validation is done, in so many seconds; `loss` is the mean over its targets."""
         self.report()
-        seconds = time.perf_counter() - self.since_line
         self.gauges.validated(seconds)
         self.write({"iter": self.iter, "step": step, "samples": self.samples, "val_loss": f"{loss:.6f}"})
         self.say(f"iter {self.iter} step {step}: val loss {loss:.4f}, val time: {1e3 * seconds:.2f}ms")
