@@ -14,6 +14,7 @@ from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.linear import Linear
 from lit_gpt.mlp import MLPS
+from lit_gpt.neftune import noisy
 from lit_gpt.norms import make_norm, make_qk_norm
 from lit_gpt.packed import Documents, Heads, PackedAttention
 from lit_gpt.rope import Rope, apply_rope
@@ -41,6 +42,8 @@ class GPT(nn.Module):
         self.rope = Rope(config)
         self.n_recomputed = 0
         """The first so many blocks keep their input only, and compute the rest again in the backward pass."""
+        self.neftune_alpha = 0.0
+        """Noise on the embeddings of packed documents while training."""
 
     def forward(self, idx: Tensor, input_pos: Tensor | None = None, cache: "KVCache | None" = None) -> Tensor:
         """Next-token logits, (B, T, V).
@@ -92,6 +95,8 @@ class GPT(nn.Module):
             raise UserError(f"a sequence of {longest} tokens is longer than the model's {self.config.block_size}")
         cos, sin = self.rope.packed(documents.positions, documents.lengths)  # (T, rope_n_elem)
         x = self.embed(idx)
+        if self.training and self.neftune_alpha:
+            x = noisy(x, documents, self.neftune_alpha)
         for i, block in enumerate(self.transformer.h):
             if i < self.n_recomputed and torch.is_grad_enabled():
                 x = checkpoint(block, x, cos, sin, documents=documents, use_reentrant=False)

@@ -13,7 +13,11 @@ from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.config import Config
 from lit_gpt.data.batches import Order, steps
 from lit_gpt.data.store import IGNORE, stack
+from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
+from lit_gpt.neftune import noisy
+from lit_gpt.packed import Documents
+from lit_gpt.training.average import save_average
 from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.loop import fit, validate
 from lit_gpt.training.loss import loss_sum
@@ -154,3 +158,33 @@ def test_the_estimate_of_operations_is_near_the_count(traits):
         model = GPT(replace(TINY, n_embd=256, head_size=64, intermediate_size=512, block_size=512, **traits))
         lora.inject(model, LoRAArgs())
     assert measured_flops(model, 4, 64) == pytest.approx(estimated_flops(model, 4, 64), rel=0.1)
+
+
+def test_noise_on_embeddings_is_bounded_by_the_length_of_its_document_and_gone_in_evaluation():
+    """As transformers' `neftune_noise_alpha` draws it for each row of a batch, here for each document of a pack."""
+    torch.manual_seed(0)
+    documents, x = Documents.of((4, 1, 400)), torch.zeros(1, 405, 256)
+    noise = noisy(x, documents, 5.0)[0]
+    for start, n in ((0, 4), (4, 1), (5, 400)):
+        bound, part = 5.0 / math.sqrt(n * 256), noise[start : start + n]
+        assert 0.97 * bound < part.abs().max() <= bound and part.std() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    model, (batches,) = GPT(TINY), steps(make_samples(8), Order(8, 8, 3), 8, 1000)
+    plain = loss_sum(model.train(), batches[0])
+    model.neftune_alpha = 50.0
+    assert abs(loss_sum(model, batches[0]) - plain) > 1e-3 and loss_sum(model.eval(), batches[0]) == plain
+
+
+def test_the_mean_of_the_last_checkpoints_is_a_run_of_its_own(tmp_path, capsys):
+    trained(tmp_path, 100, epochs=3, save_interval=3)
+    saves = Saves(tmp_path / "100-0", "full")
+    folder, taken = save_average(saves, 2)
+    assert taken == saves.steps()[-2:] == [6, 8]
+    mean = torch.load(folder / saves.weights.name, weights_only=True)
+    a, b = (torch.load(saves.place(step) / saves.weights.name, weights_only=True) for step in taken)
+    assert mean.keys() == a.keys() and not all(torch.equal(a[n], b[n]) for n in a)
+    for name in mean:
+        torch.testing.assert_close(mean[name], (a[name] + b[name]) / 2)
+    with pytest.raises(UserError, match="--average_last 9: the run has"):
+        save_average(saves, 9)
+    with pytest.raises(UserError, match="--average_last 3 needs --keep_last 3"):
+        TrainArgs(average_last=3)

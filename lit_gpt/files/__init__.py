@@ -3,7 +3,7 @@
 from lit_gpt.files.shards import save_safetensors_shards
 from lit_gpt.files.states import load_state, open_state, save_state, save_stream
 from lit_gpt.files.tensors import OneFileOpen, Opened, Spec, spec_of
-from lit_gpt.files.whole import replace_folder, replace_with, require_room, write_text
+from lit_gpt.files.whole import replace_folder, replace_with, require_room, temporary_beside, write_text
 
 __all__ = [
     "OneFileOpen",
@@ -18,5 +18,6 @@ __all__ = [
     "save_state",
     "save_stream",
     "spec_of",
+    "temporary_beside",
     "write_text",
 ]

@@ -32,6 +32,7 @@ class Feed:
         seed: int,
         autocast: Callable[[], AbstractContextManager],
     ) -> None:
+        model.neftune_alpha = train.neftune_alpha
         self.model, self.data, self.train, self.device, self.autocast = model, data, train, device, autocast
         self.order = Order(len(data), train.n_samples(len(data)), seed)
         self.max_tokens = micro_batch_tokens(train, device)

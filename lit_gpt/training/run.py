@@ -24,17 +24,19 @@ from lit_gpt.checkpoint import (
 )
 from lit_gpt.data import store
 from lit_gpt.evaluation.score import task_score
+from lit_gpt.files import load_state, temporary_beside
 from lit_gpt.fused import set_compile
 from lit_gpt.merging.write import write_merged
 from lit_gpt.model import GPT
 from lit_gpt.report.page import write_report
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.training.average import save_average
 from lit_gpt.training.budget import Budget
 from lit_gpt.training.feed import micro_batch_tokens
 from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.loggers import make_logger, require_logger
-from lit_gpt.training.loop import fit
+from lit_gpt.training.loop import fit, validate
 from lit_gpt.training.monitor import Monitor, plot_losses
 from lit_gpt.training.planning.dry_run import dry_run
 from lit_gpt.training.planning.outcome import gauges_of, plan_of_run, settle
@@ -117,6 +119,8 @@ def finetune(
     if progress.stopped_by:
         print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")
         return
+    if train.average_last:
+        print_average(fabric, model, val_data, saves, train, validation)
     plot_losses(out_dir / "metrics.csv", out_dir / "loss.png")
     print(f"Training time: {seconds:.2f}s")
     print(f"Memory used: {peak_memory_gb():.02f} GB")
@@ -132,9 +136,20 @@ def finetune(
         print(f"Time used: {budget.used:.0f} of {train.max_seconds:.0f} s")
 
 
+def print_average(
+    fabric: Fabric, model: GPT, val_data: store.Samples, saves: Saves, train: TrainArgs, validation: ValidationArgs
+) -> None:
+    """Save the mean of the last checkpoints, and say what its validation loss is. The model has these weights then."""
+    folder, steps = save_average(saves, train.average_last)
+    model.load_state_dict(load_state(folder / saves.weights.name, "the finetune script"), strict=False)
+    loss = validate(fabric, model, val_data, train, validation)
+    print(f"Mean of the checkpoints of steps {', '.join(map(str, steps))}: val loss {loss:.4f}; its weights: {folder}")
+
+
 def rehearse_merge(write: Callable[..., None], out_dir: Path, place: Path) -> None:
     """Merge the run in the folder `place`, and throw the result away."""
     aside = out_dir / f".{MERGED}.rehearsal"
+    temporary_beside(aside)  # removes what a killed process left
     try:
         write(place, out_dir=aside)
     finally:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_gpt.checkpoint import BEST, CHECKPOINTS, RUN, save_trained, trained_path
 from lit_gpt.errors import UserError
-from lit_gpt.files import load_state, replace_folder, replace_with, require_room, save_state
+from lit_gpt.files import load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
 from lit_gpt.model import GPT
 
 STATE, RECORD = "state.pth", "state.json"
@@ -117,6 +117,11 @@ class Saves:
         self.prune(progress)
         return place
 
+    def clear(self) -> None:
+        """Remove what killed processes left of checkpoints that they were writing or removing."""
+        for path in self.folder.glob(".step-*.tmp"):
+            temporary_beside(self.folder / path.name[1:].partition(".")[0])
+
     def require_room(self, n_bytes: int) -> None:
         """Raises: UserError unless the disk has room for the checkpoints that are kept, and one that is written.
 
@@ -124,6 +129,7 @@ class Saves:
             n_bytes: of a checkpoint.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.clear()
         n_missing = max(1, self.keep_last + 2 - len(self.steps()))
         require_room(n_missing * n_bytes, self.folder)
 
