@@ -58,7 +58,7 @@ def weights(place, out):
 def losses(place, out):
     """Without the columns that time."""
     lines = [line.split(",") for line in (place / out / "metrics.csv").read_text().splitlines()]
-    timed = [lines[0].index(name) for name in ("seconds", "tokens_per_sec", "iter_time_ms")]
+    timed = [lines[0].index(name) for name in ("seconds", "tokens_per_sec", "iter_time_ms", "of_peak", "memory_gb")]
     return [[x for i, x in enumerate(line) if i not in timed] for line in lines]
 
 
