@@ -1,8 +1,9 @@
 """Files into a prepared data set: read all, split, tokenize, store, and say what happened to every row."""
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -157,14 +158,36 @@ def write_split(folder: Path, name: str, rows: Iterator[Row], n_rows: int, encod
         UserError: no row is left.
     """
     with store.Writer(folder, name) as writer, tqdm(total=n_rows, desc=name, unit=" rows", disable=None) as bar:
-        while batch := list(islice(rows, BATCH)):
-            writer.add(encoder.encode(batch, counts))
-            bar.update(len(batch))
+        for samples, found in encoded(rows, encoder):
+            writer.add(samples)
+            counts.add(found)
+            bar.update(found.read)
     part = Part(counts, writer.lengths, writer.n_targets)
     print(f"{name}: {summary(part)}")
     if not counts.kept:
         raise UserError(f"no row of {name} is left ({said(counts.dropped)}); nothing was written")
     return part
+
+
+def encoded(rows: Iterator[Row], encoder: Encoder) -> Iterator[tuple[list[Pair], Counts]]:
+    """Samples and account of each batch of rows, in their order.
+
+    The tokenizers' libraries use all cores within a batch; two batches at a time let Python's part of one go on
+    meanwhile.
+    """
+
+    def encode(batch: list[Row]) -> tuple[list[Pair], Counts]:
+        counts = Counts()
+        return encoder.encode(batch, counts), counts
+
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        coming = deque()
+        while batch := list(islice(rows, BATCH)):
+            coming.append(threads.submit(encode, batch))
+            if len(coming) > 2:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def describe(

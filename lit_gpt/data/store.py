@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Writer:
         for ids, _ in samples:
             self.offsets.append(self.offsets[-1] + len(ids))
         for file, part in zip(self.files, (0, 1), strict=True):
-            values = np.fromiter((t for sample in samples for t in sample[part]), dtype=np.int32)
+            values = np.array(list(chain.from_iterable(sample[part] for sample in samples)), dtype=np.int32)
             self.n_targets += int((values != IGNORE).sum()) if part else 0
             file.write(values.data)
 

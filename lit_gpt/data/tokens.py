@@ -16,10 +16,12 @@ from lit_gpt.tokenizer import Tokenizer
 
 Pair = tuple[list[int], list[int]]
 """Ids of a prompt, ids of its answer with the token that ends it."""
-HEAD = re.compile(r".{16}\S{0,48}|.*", re.DOTALL)
-"""Of an answer, as much as may melt with the end of its prompt."""
-TAIL = 32
+HEAD = re.compile(r"\s{0,16}\S{0,24}\s?")
+"""Of an answer, as much as may melt with the end of its prompt: its first word, and the spaces around it."""
+TAIL = 24
 """Characters of a prompt, likewise."""
+MOST_SEAMS = 100_000
+"""Ends of prompts with beginnings of answers that are remembered."""
 
 
 @dataclass
@@ -32,6 +34,12 @@ class Counts:
     cut: Counter[str] = field(default_factory=Counter)
     apart: int = 0
     """Kept rows whose ids are not those of tokenizing their text as a whole: two texts melt where they meet."""
+
+    def add(self, other: "Counts") -> None:
+        """Take in what became of other rows."""
+        self.read, self.kept, self.apart = self.read + other.read, self.kept + other.kept, self.apart + other.apart
+        self.dropped.update(other.dropped)
+        self.cut.update(other.cut)
 
     def record(self) -> dict[str, Any]:
         """As meta.json has it."""
@@ -61,8 +69,8 @@ class Encoder:
         self.tokenizer, self.args, self.limit = tokenizer, args, limit
         self.style = open_style(args.prompt_style, tokenizer.path.parent, tokenizer)
         self.eos = tokenizer.id_to_token(tokenizer.eos_id)
-        self.tails: dict[str, list[int]] = {}
         self.end_ids: set[int] = set()
+        self.apart: dict[tuple[str, str], bool] = {}
 
     def encode(self, rows: Sequence[Row], counts: Counts) -> list[Pair]:
         """(ids, labels) of the rows that are kept, in their order; `counts` goes on.
@@ -177,18 +185,18 @@ class Encoder:
     def count_apart(self, rows: Sequence[Sequence[Exchange]]) -> int:
         """Rows in which the end of a prompt and the beginning of its answer melt when they are tokenized as one."""
         seams = [[(e.prompt[-TAIL:], HEAD.match(e.answer or "")[0]) for e in exchanges] for exchanges in rows]
-        distinct = list(dict.fromkeys(seam for row in seams for seam in row))
-        new = [tail for tail in dict.fromkeys(tail for tail, _ in distinct) if tail not in self.tails]
-        if len(self.tails) > 10_000:
-            self.tails.clear()
-            new = list(dict.fromkeys(tail for tail, _ in distinct))
-        self.tails |= zip(new, self.tokenizer.encode_batch(new, bos=False), strict=True)
-        heads = self.tokenizer.continue_batch([head for _, head in distinct])
-        whole = self.tokenizer.encode_batch([tail + head for tail, head in distinct], bos=False)
-        apart = {
-            seam for seam, head, ids in zip(distinct, heads, whole, strict=True) if self.tails[seam[0]] + head != ids
-        }
-        return sum(any(seam in apart for seam in row) for row in seams)
+        if len(self.apart) > MOST_SEAMS:
+            self.apart = {}
+        known = self.apart
+        new = [seam for seam in dict.fromkeys(seam for row in seams for seam in row) if seam not in known]
+        tails, heads = ([seam[side] for seam in new] for side in (0, 1))
+        unique = list(dict.fromkeys(tails))
+        ends = dict(zip(unique, self.tokenizer.encode_batch(unique, bos=False), strict=True))
+        starts = self.tokenizer.continue_batch(heads)
+        whole = self.tokenizer.encode_batch([tail + head for tail, head in new], bos=False)
+        for seam, start, ids in zip(new, starts, whole, strict=True):
+            known[seam] = ends[seam[0]] + start != ids
+        return sum(any(known[seam] for seam in row) for row in seams)
 
 
 def used(row: Row, counts: Counts) -> tuple[Turn, ...] | None:
