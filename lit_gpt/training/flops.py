@@ -4,6 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_gpt.model import GPT
+from lit_gpt.training.memory import lowest_trained
 
 
 def estimated_flops(model: GPT, batch_size: int, length: int) -> float:
@@ -25,9 +26,7 @@ def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float
         n_recomputed: blocks that go through their forward pass twice.
     """
     c = model.config
-    trains = [any(p.requires_grad for p in block.parameters()) for block in model.transformer.h]
-    lowest = trains.index(True) if True in trains else c.n_layer
-    lowest = 0 if model.transformer.wte.weight.requires_grad else lowest
+    lowest = lowest_trained(model)
     below = tuple(f"transformer.h.{i}." for i in range(lowest))
     total = 0.0
     for name, rows, trained in products(model, n_tokens, n_targets):

@@ -35,6 +35,14 @@ def kept_by_wrappers(model: GPT) -> float:
     return sum(getattr(m, "kept_values", 0) * (share if ".experts." in name else 1.0) for name, m in layers)
 
 
+def lowest_trained(model: GPT) -> int:
+    """The first block that the backward pass reaches: those below keep nothing."""
+    if model.transformer.wte.weight.requires_grad:
+        return 0
+    trains = [any(p.requires_grad for p in block.parameters()) for block in model.transformer.h]
+    return trains.index(True) if True in trains else model.config.n_layer
+
+
 def gradient_bytes(model: GPT) -> int:
     """What the gradients will take."""
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -73,7 +81,10 @@ def blocks_to_recompute(model: GPT, train: TrainArgs, n_tokens: int, device: tor
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     itemsize = torch.finfo(model.transformer.wte.weight.dtype).bits // 8
-    return fewest_recomputed(n_layer, *block_bytes(model, n_tokens, itemsize), free - training_bytes(model, train))
+    kept = block_bytes(model, n_tokens, itemsize)
+    lowest = lowest_trained(model)
+    n = fewest_recomputed(n_layer - lowest, *kept, free - training_bytes(model, train))
+    return lowest + n if n else 0  # those below keep nothing as it is, and come first
 
 
 def fewest_recomputed(n_layer: int, kept: int, input_: int, free: int) -> int:

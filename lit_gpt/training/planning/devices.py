@@ -51,7 +51,7 @@ DEVICES = {
         Device("l4", 22.03, 121, fp8=True),
         Device("a10g", 22.06, 70),
         Device("a6000", 47.43, 155),
-        Device("rtx6000-ada", 47.37, 364, fp8=True),
+        Device("rtx6000ada", 47.37, 364, fp8=True),
         Device("rtx5090", 31.34, 210, fp8=True),
         Device("rtx4090", 23.64, 165, fp8=True),
         Device("rtx4080", 15.59, 97, fp8=True),
@@ -73,7 +73,7 @@ def named(name: str) -> Device:
     Raises:
         UserError: no such device.
     """
-    key = name.lower().replace("_", "-").replace(" ", "-")
+    key = name.lower().replace("_", "-").replace(" ", "-").replace("rtx-", "rtx")
     key = SIMILAR.get(key, key)
     if key in DEVICES:
         return DEVICES[key]

@@ -14,7 +14,7 @@ import torch
 from lit_gpt.linear import LinearLayer
 from lit_gpt.model import GPT
 from lit_gpt.training.loss import LOGITS
-from lit_gpt.training.memory import block_bytes, fewest_recomputed, gradient_bytes, state_bytes
+from lit_gpt.training.memory import block_bytes, fewest_recomputed, gradient_bytes, lowest_trained, state_bytes
 from lit_gpt.training.planning.devices import CONTEXT
 from lit_gpt.training.planning.job import Job
 from lit_gpt.training.planning.work import Work
@@ -64,8 +64,10 @@ def n_recomputed(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
         return 0
     taken = CONTEXT + base_bytes(model, chosen, job.quantize) + 2 * gradient_bytes(model)
     taken += state_bytes(model, job.train.optimizer)
-    itemsize = job.weight_dtype.itemsize
-    return fewest_recomputed(c.n_layer, *block_bytes(model, work.room, itemsize), job.device.n_bytes - int(taken))
+    kept = block_bytes(model, work.room, job.weight_dtype.itemsize)
+    lowest = lowest_trained(model)
+    n = fewest_recomputed(c.n_layer - lowest, *kept, job.device.n_bytes - int(taken))
+    return lowest + n if n else 0
 
 
 def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Work, n_again: int) -> dict[str, int]:
@@ -79,7 +81,10 @@ def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
     tokens = work.largest
     kept, input_ = block_bytes(model, tokens, itemsize)
     kept += (4 - itemsize) * 2 * c.n_embd * tokens if job.mixed else 0  # residuals stay in fp32
-    activations = (c.n_layer - n_again) * kept + n_again * input_ + (kept if n_again else 0)
+    lowest = lowest_trained(model)
+    again = max(0, n_again - lowest)
+    activations = (c.n_layer - max(lowest, n_again)) * kept + again * input_ + (kept if again else 0)
+    activations += input_  # what the last norm reads
     head = sum(p.numel() * 4 for p in model.lm_head.parameters() if p.requires_grad)
     rows = min(work.most_targets, max(16, LOGITS // c.padded_vocab_size))
     logits = rows * c.padded_vocab_size * (8 if itemsize == 4 else 12) + 2 * head
