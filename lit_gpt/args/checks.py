@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
@@ -52,3 +53,68 @@ class ContaminationArgs:
         require("n_examples", self.n_examples, at_least=0)
         if self.drop != (self.destination_path is not None):
             raise UserError("--drop true and --destination_path go together: what is cleaned is written there")
+
+
+Perturbation = Literal["lowercase", "typos", "contractions", "expansions", "misspellings", "spaces", "mild_mix"]
+
+
+@dataclass(frozen=True)
+class AugmentArgs:
+    """What is made of the training rows of raw sources; validation rows stay as they are."""
+
+    shuffle_options: float = 0
+    """Part of the multiple-choice rows whose options A, B, C ... come in another order; the answer's letter follows."""
+    perturb: float = 0
+    """Part of the rows whose prompts are written as careless people write them."""
+    perturbations: tuple[Perturbation, ...] = ("mild_mix",)
+    """One of these is drawn for each such row; mild_mix is lowercase, contractions, misspellings and spaces at once."""
+    augmented: Literal["add", "replace"] = "add"
+    """Whether what is made comes beside its row, or in its place."""
+
+    def __post_init__(self) -> None:
+        for name in ("shuffle_options", "perturb"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name} {getattr(self, name)} must be between 0 and 1")
+        if not self.perturbations:
+            raise UserError('--perturbations names none; e.g. --perturbations "[mild_mix]"')
+
+    @property
+    def any(self) -> bool:
+        return self.shuffle_options > 0 or self.perturb > 0
+
+
+@dataclass(frozen=True)
+class MixArgs:
+    """How much of each source goes into a mixture."""
+
+    sources: dict[str, Path] | None = None
+    """name -> prepared folder, or file of rows (JSON, JSONL, CSV)."""
+    weights: dict[str, float] | None = None
+    """name -> share of the mixture; those of all sources are divided by their sum."""
+    sizes: dict[str, int] | None = None
+    """name -> training rows; more than the source has draws rows again. All of a source that is not named."""
+    caps: dict[str, int] | None = None
+    """name -> most training rows."""
+    size: int | None = None
+    """Training rows of the mixture, with --weights; as many as no source has to repeat for, if not given."""
+    mix_seed: int = 42
+    """Decides which rows are drawn and what augmentation makes of them."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError('--sources is missing; e.g. --sources "{alpaca: data/alpaca, mine: my.jsonl}"')
+        for name in ("weights", "sizes", "caps"):
+            for source, value in (getattr(self, name) or {}).items():
+                if source not in self.sources:
+                    raise UserError(f"--{name} names {source!r}; --sources are {', '.join(self.sources)}")
+                if value <= 0:
+                    raise UserError(f"--{name}: {source} {value} must be more than 0")
+        if self.weights and self.sizes:
+            raise UserError("--weights and --sizes contradict each other; pass one of them")
+        if self.weights and self.weights.keys() != self.sources.keys():
+            missing = ", ".join(self.sources.keys() - self.weights.keys())
+            raise UserError(f"--weights has none for {missing}; name every source")
+        if self.size is not None:
+            require("size", self.size, at_least=1)
+            if not self.weights:
+                raise UserError("--size goes with --weights; --sizes says how many rows of each source")
