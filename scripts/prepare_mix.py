@@ -22,7 +22,7 @@ def main(
 
     Args:
         destination_path: folder for the mixture.
-        checkpoint_dir: the checkpoint whose tokenizer raw sources are prepared with; that of prepared ones if not given.
+        checkpoint_dir: the checkpoint whose tokenizer raw sources take; that of the prepared ones if not given.
     """
     from lit_gpt.data.mix import mix as mix_sources
 

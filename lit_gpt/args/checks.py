@@ -97,8 +97,6 @@ class MixArgs:
     """name -> most training rows."""
     size: int | None = None
     """Training rows of the mixture, with --weights; as many as no source has to repeat for, if not given."""
-    mix_seed: int = 42
-    """Decides which rows are drawn and what augmentation makes of them."""
 
     def __post_init__(self) -> None:
         if not self.sources:

@@ -56,12 +56,12 @@ def mix(folder: Path, args: MixArgs, augment: AugmentArgs, prepare: PrepareArgs,
         require_same(sources)
         available = {name: len(source.train) for name, source in sources.items()}
         amounts = shares(available, args)
-        rows = {name: draw(available[name], n, f"{args.mix_seed}:{name}") for name, n in amounts.items()}
+        rows = {name: draw(available[name], n, f"{prepare.seed}:{name}") for name, n in amounts.items()}
         splits = {
             "train": [(sources[name].train, picked) for name, picked in rows.items()],
             "val": [(source.val, np.arange(len(source.val))) for source in sources.values()],
         }
-        select.write(folder, splits, recipe(sources, amounts, args, augment))
+        select.write(folder, splits, recipe(sources, amounts, args, augment, prepare.seed))
         for name, n in amounts.items():
             again = f", {n / available[name]:.1f} times each" if n > available[name] else ""
             made = f" ({', '.join(f'{k:,} made with {kind}' for kind, k in sources[name].made.items())})"
@@ -126,13 +126,12 @@ def open_sources(
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(stack.enter_context(TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.")))
         for name, path in raw.items():
-            seed = f"{args.mix_seed}:{name}"
-            opened[name] = tokenized(name, path, work / str(len(opened)), place, augment, prepare, seed)
+            opened[name] = tokenized(name, path, work / str(len(opened)), place, augment, prepare)
     return {name: opened[name] for name in args.sources}
 
 
 def tokenized(
-    name: str, path: Path, folder: Path, checkpoint_dir: Path, augment: AugmentArgs, args: PrepareArgs, seed: str
+    name: str, path: Path, folder: Path, checkpoint_dir: Path, augment: AugmentArgs, args: PrepareArgs
 ) -> Source:
     """A file of rows as tokens: split, the training part augmented. Raises: UserError."""
     tokenizer = Tokenizer(checkpoint_dir)
@@ -143,7 +142,8 @@ def tokenized(
     rows = list(rows_of(files, args, left_out))
     out = held_out([prompt_of(row) for row in rows], args.test_split_fraction, args.seed)
     made: Counter[str] = Counter()
-    train = list(augmented((r for r, held in zip(rows, out, strict=True) if not held), augment, seed, made))
+    kept = (row for row, held in zip(rows, out, strict=True) if not held)
+    train = list(augmented(kept, augment, f"{args.seed}:{name}", made))
     val = [r for r, held in zip(rows, out, strict=True) if held]
     print(f"{name}: {len(rows):,} rows of {path}")
     folder.mkdir()
@@ -174,7 +174,7 @@ def require_same(sources: Mapping[str, Source]) -> None:
 
 
 def recipe(
-    sources: Mapping[str, Source], amounts: Mapping[str, int], args: MixArgs, augment: AugmentArgs
+    sources: Mapping[str, Source], amounts: Mapping[str, int], args: MixArgs, augment: AugmentArgs, seed: int
 ) -> dict[str, Any]:
     """What meta.json says of the mixture."""
     first = next(iter(sources.values())).meta
@@ -196,12 +196,11 @@ def recipe(
         **{key: first[key] for key in ("checkpoint_dir", *SAME) if key in first},
         "max_seq_length": max(source.meta["max_seq_length"] for source in sources.values()),
         "end_ids": sorted({i for source in sources.values() for i in source.meta.get("end_ids", [])}),
-        "seed": args.mix_seed,
+        "seed": seed,
         "rows": account(sources, amounts),
         "mix": {
             "sources": entries,
             **asked,
-            "seed": args.mix_seed,
             "augment": asdict(augment) if augment.any else None,
         },
     }
@@ -209,9 +208,8 @@ def recipe(
 
 def account(sources: Mapping[str, Source], amounts: Mapping[str, int]) -> dict[str, Any]:
     """The rows of both splits: read and repeated ones are kept or not drawn."""
-    not_drawn = {
-        f"of {n} not drawn": len(s.train) - amounts[n] for n, s in sources.items() if amounts[n] < len(s.train)
-    }
+    missing = {name: len(source.train) - amounts[name] for name, source in sources.items()}
+    not_drawn = {f"of {name} not drawn": n for name, n in missing.items() if n > 0}
     n_train, n_val = (sum(len(getattr(s, split)) for s in sources.values()) for split in ("train", "val"))
     kept = sum(amounts.values())
     repeated = kept + sum(not_drawn.values()) - n_train
