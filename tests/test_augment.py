@@ -59,6 +59,8 @@ def test_an_answer_by_its_text_stays_and_only_the_last_question_moves():
         (QUESTION.replace("white snow", "A and B"), "D"),
         (QUESTION, "A door is never cold"),
         (QUESTION, "D, for B is warm"),
+        (QUESTION, "D. white snow. It is not B, which is warm."),
+        (QUESTION, "The answer is D. Option A is clay."),
         (QUESTION, "E"),
         (QUESTION, "Snow"),
         (QUESTION, ""),

@@ -69,9 +69,9 @@ def test_amounts_follow_weights_sizes_and_caps():
 
 
 def test_rows_are_drawn_without_repeating_any_before_all_were_taken():
-    for n in (0, 3, 10, 23):
-        rows = draw(10, n, "1:x")
-        counts = np.bincount(rows, minlength=10)
+    for n in (0, 30, 60, 100, 230):
+        rows = draw(100, n, "1:x")
+        counts = np.bincount(rows, minlength=100)
         assert len(rows) == n and counts.max() - counts.min() <= 1 and rows.tolist() == sorted(rows)
     assert draw(100, 30, "1:x").tolist() == draw(100, 30, "1:x").tolist() != draw(100, 30, "2:x").tolist()
 
