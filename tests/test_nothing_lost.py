@@ -202,6 +202,15 @@ def test_the_schedule_ends_where_the_time_does(monkeypatch):
             assert rates == [learning_rate(s, n_steps, args) for s in range(1, n_steps + 1)]
 
 
+def test_time_that_a_validation_took_is_kept_for_the_last_one_and_not_spent_twice(monkeypatch):
+    clock, budget = Clock(monkeypatch), Budget(100.0)
+    budget.take_up(0.0, 30.0, 2.0, 8.0)  # 1.2 * 40 and 5 seconds are kept
+    for now, step, validation in ((40.0, True, True), (48.0, False, True), (80.0, False, True), (84.0, False, False)):
+        clock.now = now
+        assert (budget.has_time_for_a_step(), budget.has_time_to_validate()) == (step, validation), now
+    assert Budget().has_time_to_validate() and Budget().has_time_for_a_step()
+
+
 def test_time_used_before_a_resume_counts(tmp_path):
     _, progress = trained(tmp_path / "out", epochs=2)
     assert progress.seconds > 0

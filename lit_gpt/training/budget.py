@@ -102,6 +102,10 @@ class Budget:
         self.n_begun += 1
         self.began = now
 
+    def has_time_to_validate(self) -> bool:
+        """Whether the whole of the limit leaves time for the last validation, and for what comes after it."""
+        return self.left + 1.2 * self.validation_seconds > 0
+
     def has_time_for_a_step(self) -> bool:
         return self.left > (self.step_seconds or 0.0)
 

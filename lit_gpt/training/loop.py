@@ -62,7 +62,8 @@ def fit(
         while True:
             step = progress.step
             ends = step == feed.n_steps or not budget.has_time_for_a_step()
-            if (ends or step % validation.eval_interval == 0) and progress.validated_step != step and not stop.signal:
+            due = (ends or step % validation.eval_interval == 0) and (step == 0 or budget.has_time_to_validate())
+            if due and progress.validated_step != step and not stop.signal:
                 began = time.monotonic()
                 loss = validate(fabric, model, val_data, train, validation, lambda: stop.signal)
                 if loss is not None:

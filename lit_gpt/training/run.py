@@ -41,7 +41,7 @@ from lit_gpt.training.monitor import Monitor, plot_losses
 from lit_gpt.training.planning.dry_run import dry_run
 from lit_gpt.training.planning.outcome import gauges_of, plan_of_run, settle
 from lit_gpt.training.resume import checkpoint_to_resume, require_same
-from lit_gpt.training.saves import Saves
+from lit_gpt.training.saves import Progress, Saves
 from lit_gpt.training.schedule import warmup_of
 from lit_gpt.training.session import Session
 
@@ -85,8 +85,8 @@ def finetune(
     store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), args.prompt_style)
     saves = Saves(out_dir, method, train.keep_last)
     place = checkpoint_to_resume(saves, args.resume) if args.resume else None
-    if place is None:
-        claim_out_dir(out_dir, args.overwrite)
+    if place is None and not args.overwrite:
+        claim_out_dir(out_dir, overwrite=False)
     require_logger(train.logger)
     planned = plan_of_run(
         fabric, method, method_args, checkpoint_dir, (train_data, val_data), train, validation,
@@ -107,6 +107,8 @@ def finetune(
     )  # fmt: skip
     if place is not None:
         require_same(run, read_run(place), args.allow_changes)
+    elif args.overwrite:  # now that the new run can start
+        claim_out_dir(out_dir, overwrite=True)
     save_run(run, out_dir)  # before the first weights, so that those of an interrupted run can be used
     write = partial(write_merged, checkpoint_dir, run=run, overwrite=True)
     budget = Budget(train.max_seconds, partial(rehearse_merge, write, out_dir) if merge else None)
@@ -115,25 +117,30 @@ def finetune(
     monitor = Monitor(out_dir, planned.work.n_samples, train.log_interval, goes_on=place is not None, **shown)
     session = Session(saves, monitor, budget, place, score)
     progress = fit(fabric, model, train_data, val_data, session, train, validation, args.seed)
-    seconds = monitor.close()
+    monitor.close()
     if progress.stopped_by:
         print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")
         return
     if train.average_last:
         print_average(fabric, model, val_data, saves, train, validation)
-    plot_losses(out_dir / "metrics.csv", out_dir / "loss.png")
-    print(f"Training time: {seconds:.2f}s")
-    print(f"Memory used: {peak_memory_gb():.02f} GB")
+    conclude(out_dir, saves, progress)
     settle(planned, gauges, out_dir, whole=place is None and progress.step == planned.work.n_steps)
-    pictures = f"the loss curve to {out_dir / 'loss.png'}, a report to {write_report(out_dir)}"
-    print(f"Saved the trained weights to {saves.weights}, {pictures}")
-    if progress.best_step not in (None, progress.step):
-        print(f"The best checkpoint is that of step {progress.best_step:,}; its weights: {out_dir / BEST}")
+    print(f"Saved a report to {write_report(out_dir)}")
     if merge:
         write(out_dir, out_dir=out_dir / MERGED)
         print(f"Saved the merged checkpoint to {out_dir / MERGED}")
     if train.max_seconds:
         print(f"Time used: {budget.used:.0f} of {train.max_seconds:.0f} s")
+
+
+def conclude(out_dir: Path, saves: Saves, progress: Progress) -> None:
+    """Draw the curve, and print what the training took and where its result is."""
+    plot_losses(out_dir / "metrics.csv", out_dir / "loss.png")
+    print(f"Training time: {progress.monitor['seconds']:.2f}s")
+    print(f"Memory used: {peak_memory_gb():.02f} GB")
+    print(f"Saved the trained weights to {saves.weights}, the loss curve to {out_dir / 'loss.png'}")
+    if progress.best_step not in (None, progress.step):
+        print(f"The best checkpoint is that of step {progress.best_step:,}; its weights: {out_dir / BEST}")
 
 
 def print_average(
