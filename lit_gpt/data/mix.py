@@ -188,6 +188,7 @@ def recipe(
             "train": amounts[name],
             "val": [start, stop],
             "made": dict(source.made),
+            "rows": source.meta.get("rows"),
         }
         start = stop
     asked = {key: getattr(args, key) for key in ("weights", "sizes", "caps", "size")}
