@@ -239,9 +239,13 @@ def test_flan_takes_its_own_test_sets_and_says_what_it_lacks(checkpoint, tmp_pat
 
 def test_a_script_checks_what_it_prepared_and_fails_in_one_line(checkpoint, tmp_path):
     path = tmp_path / "rows.csv"
-    path.write_text("question,answer\n" + "\n".join(f"{i} {i} {i},yes" for i in range(100, 130)))
+    path.write_text("question,about,answer\n" + "\n".join(f"{i} {i} {i},x,yes" for i in range(100, 130)))
     common = ("scripts/prepare_csv.py", "--csv_path", path, "--checkpoint_dir", checkpoint, "--columns")
     done = run(*common, "[question, answer]", cwd=tmp_path)
     assert done.returncode == 0 and "30 rows read" not in done.stdout and "27 rows read, 27 kept" in done.stdout
-    assert "learns to write" in done.stdout and (tmp_path / "data/csv/lengths.png").is_file()
+    assert (
+        "not used: about" in done.stdout
+        and "learns to write" in done.stdout
+        and (tmp_path / "data/csv/lengths.png").is_file()
+    )
     assert_one_line_error(run(*common, "[question, reply]", cwd=tmp_path), "line 2", "no key 'reply'", "'answer'")

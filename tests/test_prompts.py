@@ -211,6 +211,14 @@ def test_a_chat_template_that_cannot_serve_is_named(tmp_path, template, message)
     assert "\n" not in str(e.value)
 
 
+def test_an_answer_that_holds_the_token_that_ends_it_is_whole(tmp_path):
+    folder_with("tiny", TEMPLATES["zephyr"], tmp_path)
+    turns = [Turn("user", "a"), Turn("assistant", "say </s> to end"), Turn("user", "c"), Turn("assistant", "d")]
+    first, second = open_style("chat_template", tmp_path).exchanges(turns)
+    assert (first.answer, first.end, second.answer) == ("say </s> to end", "</s>", "d")
+    assert second.prompt == "\n<|user|>\nc</s>\n<|assistant|>\n"
+
+
 def test_a_template_in_the_tokenizers_settings_is_found_and_unknown_styles_are_named(tmp_path):
     write_tokenizer(tmp_path)
     path = tmp_path / "tokenizer_config.json"

@@ -18,8 +18,8 @@ from lit_gpt.data import store
 from lit_gpt.data.check import check
 from lit_gpt.data.download import locate
 from lit_gpt.data.rows import Row
-from lit_gpt.data.schemas import Parse
-from lit_gpt.data.sources import read_entries
+from lit_gpt.data.schemas import Keys, Parse, recognise
+from lit_gpt.data.sources import entries, read_entries
 from lit_gpt.data.split import held_out, prompt_of
 from lit_gpt.data.tokens import Counts, Encoder, Pair
 from lit_gpt.errors import UserError
@@ -88,6 +88,7 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
     block_size = read_config(checkpoint_dir).block_size
     limit = min(args.max_seq_length or block_size, block_size)
     encoder = Encoder(tokenizer, args, limit)
+    print_unused(train)
     scan = read_all(train, args, with_prompts=validation is None)
     if validation is None:
         out = held_out(scan.prompts, args.test_split_fraction, args.seed)
@@ -109,6 +110,19 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
     print(f"Saved to {folder}")
     if args.check:
         check(folder, checkpoint_dir=checkpoint_dir)
+
+
+def print_unused(files: Files) -> None:
+    """Say which keys of single-turn entries nobody reads: a context under another name would go unnoticed."""
+    told = set()
+    for path in files.paths:
+        for place, entry in islice(entries(path), 1):
+            parse = files.parse or recognise(entry, f"{path}, {place}")
+            if isinstance(parse, Keys) and isinstance(entry, dict):
+                unused = ", ".join(key for key in entry if key not in parse.names)
+                if unused and unused not in told:
+                    print(f"{path.name}: not used: {unused}")
+                told.add(unused)
 
 
 def read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:

@@ -37,6 +37,10 @@ class Keys:
     needs_context: bool = False
     """The context's key must be there."""
 
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        return self.instruction, self.response, self.context, self.system
+
     def __call__(self, entry: Any, file: str, place: str) -> list[Row]:
         where = f"{file}, {place}"
         needed = (self.instruction, self.response)
