@@ -32,7 +32,7 @@ COLUMNS = [
     "memory_gb",
 ]
 
-BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} {postfix}"
+BAR = "{percentage:3.0f}% {bar:16} {n_fmt}/{total_fmt}{postfix}"
 """tqdm's own time left knows of samples only; ours counts validations, too."""
 
 

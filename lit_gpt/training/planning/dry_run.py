@@ -61,6 +61,10 @@ def dry_run(
     precision = default_precision(precision, method, device)
     if quantize is not None:
         require_quantizable(quantize, precision, torch.device("cpu"))
+    if quantize == "fp8" and device.kind == "cuda" and not device.fp8:
+        raise UserError(
+            f"--quantize fp8 needs compute capability 8.9, and {device.name} has less; pass --quantize int8"
+        )
     job = Job(method, method_args, config, train, validation, precision, quantize, device, seed)
     data = (train_data, val_data)
     plan = make_plan(job, data)
@@ -70,7 +74,9 @@ def dry_run(
         plan = probed(plan, fabric, checkpoint_dir, data)
         if args.fit:
             plan = in_time(plan, data)
-    print(*lines_of(plan), *ways_out(plan, data), sep="\n")
+    print(*lines_of(plan), sep="\n")
+    for way in ways_out(plan, data):
+        print(way)
     if args.fit:
         print(f"Run it with\n  {command_line(plan, job, sys.argv)}")
 
