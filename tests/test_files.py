@@ -10,8 +10,10 @@ import subprocess
 import sys
 import weakref
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_hf
@@ -33,6 +35,7 @@ from lit_gpt.files import (
     write_text,
 )
 from lit_gpt.files import tensors as tensors_module
+from lit_gpt.files.pickles import load_pickle, load_weights
 
 STATE = {
     "a": torch.randn(7, 5),
@@ -568,12 +571,50 @@ class Evil:
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(old, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = make_source(tmp_path, "bin")
-    for evil in ({"x": Evil()}, {"x": A, "f": print}):
-        paths[0].write_bytes(saved(evil, _use_new_zipfile_serialization=not old))
+    for evil, protocol in (({"x": Evil()}, 2), ({"x": A, "f": print}, 2), ({"x": A, "e": Evil()}, 2 if old else 5)):
+        paths[0].write_bytes(saved(evil, _use_new_zipfile_serialization=not old, pickle_protocol=protocol))
         assert_refused(tmp_path, f"{paths[0]} is not a plain file of tensors (it names ", "it could run code")
     paths[0].write_bytes(pickle.dumps(Evil(), protocol=2))
     assert_refused(tmp_path, "it could run code")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_torch_refuses_though_it_runs_nothing_is_read(protocol, tmp_path):
+    tied = torch.randn(4, 6).bfloat16()
+    state = {
+        "tied": tied,
+        "view": tied[1:3].t(),
+        "same": tied,
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+        "empty": torch.ones(0, 3),
+        "scalar": torch.tensor(7),
+        "float8": torch.ones(4).to(torch.float8_e4m3fn),
+    }
+    beside = {"path": Path("a/b"), "args": Namespace(lr=1e-4), "rate": np.float64(0.1), "sizes": {3, 4}, "iter": 5}
+    path = tmp_path / "x.pth"
+    torch.save({"model": state, **beside}, path, pickle_protocol=protocol)
+    got = load_pickle(path)
+    assert got["iter"] == 5
+    for back in (got["model"], load_weights(path)["model"]):
+        assert back.keys() == state.keys()
+        assert all(torch.equal(back[n].float(), x.float()) and back[n].dtype == x.dtype for n, x in state.items())
+        assert back["tied"].data_ptr() == back["same"].data_ptr()
+    assert got["model"]["view"].stride() == state["view"].stride()
+
+
+def test_a_tensor_that_reaches_beyond_its_record_is_refused(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.ones(4, 4)}, path, pickle_protocol=5)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    assert records["x/data.pkl"].count(b"K\x04K\x04\x86") == 1
+    records["x/data.pkl"] = records["x/data.pkl"].replace(b"K\x04K\x04\x86", b"K\x04K\x08\x86")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="is not within its 16 values"):
+        load_pickle(path)
 
 
 def test_tensors_that_we_do_not_read_are_named_by_their_dtype(tmp_path):

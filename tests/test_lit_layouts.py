@@ -122,6 +122,36 @@ def test_every_script_takes_such_a_folder_and_it_can_be_written_for_others(tmp_p
     assert process.stdout.strip().endswith(": 0")
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+@torch.no_grad()
+def test_checkpoints_of_2023_in_the_protocol_of_2023_are_read(wrapped, tmp_path):
+    theirs = write(tmp_path / "there", "2023")
+    state = renamed(theirs, interleaved)
+    torch.save({"model": state} if wrapped else state, tmp_path / "there" / "lit_model.pth", pickle_protocol=5)
+    ours, _ = load_base(make_fabric("32-true"), tmp_path / "there")
+    ids = torch.randint(0, 320, (1, 40), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-5, atol=1e-4)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_by_name(tmp_path):
+    write(tmp_path / "there", "2023")
+    torch.save({"model": {}, "hook": print}, tmp_path / "there" / "lit_model.pth", pickle_protocol=5)
+    with pytest.raises(UserError, match=r"lit_model.pth names builtins.print and is not loaded"):
+        load_base(make_fabric("32-true"), tmp_path / "there")
+
+
+def test_what_litgpt_writes_step_by_step_in_2023_is_read(tmp_path):
+    utils = pytest.importorskip("litgpt.utils", reason="litgpt is not installed")
+    from lit_gpt.files.pickles import load_weights
+
+    state = {"a": torch.randn(3, 4), "b": torch.randn(5).bfloat16()}
+    with utils.incremental_save(tmp_path / "x.pth") as saver:
+        saver.protocol_version = 5  # as lit-gpt had it
+        saver.save({name: saver.store_early(x) for name, x in state.items()})
+    got = load_weights(tmp_path / "x.pth")
+    assert all(torch.equal(got[name], x) for name, x in state.items())
+
+
 def test_litgpt_itself_agrees_on_what_its_file_means(tmp_path):
     litgpt = pytest.importorskip("litgpt.model", reason="litgpt is not installed")
     from litgpt.config import Config

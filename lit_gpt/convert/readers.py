@@ -1,7 +1,6 @@
 """Tensors of somebody's checkpoint folder, read lazily: safetensors, `.bin` or gguf, in one file or in shards."""
 
 import json
-import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from lit_gpt.convert.configs import read_json
 from lit_gpt.convert.gguf import open_gguf
 from lit_gpt.errors import UserError
 from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
+from lit_gpt.files.pickles import RefusedError, load_weights
 from lit_gpt.files.tensors import DTYPES, first_line
 
 FROM_SAFETENSORS = {name: dtype for dtype, (name, _) in DTYPES.items()}
@@ -194,11 +194,10 @@ def load(path: Path, mmap: bool) -> Any:
         UserError: the file is damaged, or it is a pickle that would run code when loaded.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as e:
-        named = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(e))
+        return load_weights(path, mmap)
+    except RefusedError as e:
         raise UserError(
-            f"{path} is not a plain file of tensors{f' (it names {named[1]})' if named else ''} and is not loaded: "
+            f"{path} is not a plain file of tensors{f' (it names {e})' if str(e) else ''} and is not loaded: "
             "it could run code; get the model as safetensors"
         ) from e
     except (OSError, MemoryError):

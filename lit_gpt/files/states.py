@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
+from lit_gpt.files.pickles import RefusedError, load_weights
 from lit_gpt.files.tensors import DTYPES, OneFileOpen, Opened, Spec, checked, first_line, raw, spec_of
 from lit_gpt.files.whole import allocate, replace_with, require_room
 
@@ -46,9 +47,15 @@ def load_state(path: Path, remedy: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"there is no {path}; make it with {remedy}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as e:
+        state = load_weights(path)
+    except RefusedError as e:
+        raise UserError(f"{path} names {e} and is not loaded: it could run code; make it again with {remedy}") from e
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:  # a damaged pickle may raise anything
         raise UserError(f"{path} is truncated or damaged ({first_line(e)}); make it again with {remedy}") from e
+    is_wrapped = isinstance(state, dict) and isinstance(state.get("model"), dict)  # Lit-GPT 2023 after full finetuning
+    return state["model"] if is_wrapped else state
 
 
 def open_state(path: Path, remedy: str) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:

@@ -1,0 +1,157 @@
+"""Tensors out of torch's files that `torch.load(weights_only=True)` refuses though they would run nothing.
+
+Lit-GPT 2023 wrote its checkpoints with protocol 5 of pickle, and training scripts put paths and namespaces beside the
+weights. Nothing that a file names is imported here: tensors are made by our own code, and what is harmless becomes a
+`Placeholder`. Everything else is refused.
+"""
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gpt.files.tensors import DTYPES
+
+STORAGES = {storage.__name__: dtype for dtype, (_, storage) in DTYPES.items()} | {"UntypedStorage": torch.uint8}
+PLACEHOLDERS = {
+    "argparse": ("Namespace",),
+    "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
+    "pathlib._local": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
+    "numpy": ("dtype", "ndarray"),
+    "numpy.core.multiarray": ("scalar", "_reconstruct"),
+    "numpy._core.multiarray": ("scalar", "_reconstruct"),
+    "_codecs": ("encode",),
+    "torch": ("device", "Tensor"),
+    "torch.nn.parameter": ("Parameter",),
+}
+"""What may stand beside the weights."""
+
+
+class RefusedError(Exception):
+    """The file names something that loading it would import and call; says what."""
+
+
+class Placeholder:
+    """Stands for an object that is not needed; takes whatever it is made of, and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def load_weights(path: Path, mmap: bool = True) -> Any:
+    """What torch saved there, on the CPU.
+
+    Args:
+        mmap: tensors stay in the file until they are used; only for files in torch's zip format.
+
+    Raises:
+        RefusedError: it could run code.
+        Exception: of any kind, if the file is damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as e:
+        if zipfile.is_zipfile(path):
+            return load_pickle(path)
+        named = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(e))
+        raise RefusedError(named[1] if named else "") from e
+
+
+def load_pickle(path: Path) -> Any:
+    """What torch saved there in its zip format, tensors memory-mapped.
+
+    Raises:
+        RefusedError: it could run code.
+        Exception: of any kind, if the file is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = [e for e in archive.infolist() if e.filename.endswith("/data.pkl") or e.filename == "data.pkl"]
+        prefix = entry.filename.removesuffix("data.pkl")
+        with archive.open(entry) as file:
+            return Reader(file, path, archive, prefix).load()
+
+
+class Reader(pickle.Unpickler):
+    """Unpickles without importing anything."""
+
+    def __init__(self, file: Any, path: Path, archive: zipfile.ZipFile, prefix: str) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.archive, self.prefix = archive, prefix
+        self.bytes = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = "builtins" if module == "__builtin__" else module  # its name in Python 2, and up to protocol 2
+        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
+            return dtype
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return STORAGES[name]
+        if (module, name) in MADE:
+            return MADE[module, name]
+        if name in PLACEHOLDERS.get(module, ()):
+            return Placeholder
+        raise RefusedError(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        """The values of a record, (n,)."""
+        kind, dtype, key, _, n = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise RefusedError(str(kind))
+        entry = self.archive.getinfo(f"{self.prefix}data/{key}")
+        start = content_start(self.archive, entry)
+        if entry.compress_type != zipfile.ZIP_STORED or n * dtype.itemsize > entry.file_size:
+            raise ValueError(f"data/{key} has {entry.file_size} bytes")
+        values = self.bytes[start : start + n * dtype.itemsize]
+        return (values if start % dtype.itemsize == 0 else values.clone()).view(dtype)
+
+
+def content_start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of a file of the archive begin; its own header says how long it is."""
+    assert archive.fp is not None
+    place = archive.fp.tell()
+    archive.fp.seek(entry.header_offset + 26)
+    sizes = archive.fp.read(4)
+    archive.fp.seek(place)
+    return entry.header_offset + 30 + int.from_bytes(sizes[:2], "little") + int.from_bytes(sizes[2:], "little")
+
+
+def tensor(values: Tensor, offset: int, shape: Sequence[int], strides: Sequence[int], *more: Any) -> Tensor:
+    """What torch's `_rebuild_tensor`, `_rebuild_tensor_v2` and `_rebuild_tensor_v3` make of a storage."""
+    dtypes = [m for m in more if isinstance(m, torch.dtype)]
+    values = values.view(dtypes[0]) if dtypes else values
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if min([offset, *shape, *strides]) < 0 or (0 not in shape and last >= values.numel()):
+        raise ValueError(f"a tensor of shape {tuple(shape)} is not within its {values.numel()} values")
+    return values.as_strided(tuple(shape), tuple(strides), values.storage_offset() + offset)
+
+
+def with_attributes(make: Any, kind: Any, args: tuple[Any, ...], state: Any) -> Tensor:
+    """A tensor that had attributes in Python, without them."""
+    return make(*args)
+
+
+def parameter(x: Tensor, *more: Any) -> Tensor:
+    return x
+
+
+MADE = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): defaultdict,
+    ("builtins", "set"): set,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor"): tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): tensor,
+    ("torch._utils", "_rebuild_parameter"): parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): with_attributes,
+}
+"""What stands for the functions and classes that a file of tensors needs."""
