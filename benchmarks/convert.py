@@ -1,4 +1,4 @@
-"""Peak memory and seconds of converting TinyLlama's shape (2.2 GB of random bf16 in shards of 400 MB), both directions.
+"""Peak memory and seconds of converting TinyLlama's shape (2.2 GB of random bf16 in shards of 400 MB), each format.
 
 python benchmarks/convert.py --folder /tmp/convert
 
@@ -32,6 +32,13 @@ from pathlib import Path
 from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint
 convert_hf_checkpoint(Path(sys.argv[1]))
 """
+WRITTEN = {
+    "to Hugging Face": ["--max_shard_gb", "0.4"],
+    "to litgpt": ["--format", "lit"],
+    "to gguf, BF16": ["--format", "gguf", "--gguf_type", "BF16"],
+    "to gguf, Q8_0": ["--format", "gguf", "--gguf_type", "Q8_0"],
+}
+"""What is written, and the options for it."""
 
 
 def main() -> None:
@@ -44,14 +51,17 @@ def main() -> None:
     print(f"{n_bytes / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} shards\n")
     print(f"{'':34}{'seconds':>9}{'peak GB':>9}")
 
-    copies = f"cat {source}/*.safetensors > {folder}/1 && cat {source}/*.safetensors > {folder}/2 && sync"
-    measure("copying the files twice", ["sh", "-c", copies])
-    for path in (folder / "1", folder / "2"):
-        path.unlink()
-    script = [sys.executable, ROOT / "scripts/convert_hf_checkpoint.py", "--checkpoint_dir", source]
-    measure("ours, from Hugging Face", script)
+    copy_twice(source, folder)
+    script_from = [sys.executable, ROOT / "scripts/convert_hf_checkpoint.py"]
+    measure("ours, from Hugging Face", [*script_from, "--checkpoint_dir", source])
     script = [sys.executable, ROOT / "scripts/convert_lit_checkpoint.py", "--checkpoint_dir", source]
-    measure("ours, to Hugging Face, compared", [*script, "--output_dir", folder / "back", "--max_shard_gb", "0.4"])
+    back = folder / "back"
+    for name, options in WRITTEN.items():
+        measure(f"ours, {name}, compared", [*script, "--output_dir", back, "--overwrite", "true", *options])
+    (back / "tokenizer.json").unlink(missing_ok=True)
+    measure("ours, from the last gguf", [*script_from, "--checkpoint_dir", back, "--dtype", "bfloat16"])
+    copy_twice(source, folder)
+    shutil.rmtree(back)
     (source / "lit_model.pth").unlink()
     try:
         measure(f"litgpt {version('litgpt')}, from Hugging Face", [sys.executable, "-c", LITGPT, source])
@@ -60,9 +70,17 @@ def main() -> None:
     shutil.rmtree(folder)
 
 
+def copy_twice(source: Path, folder: Path) -> None:
+    """The time that a conversion may take."""
+    copies = f"cat {source}/*.safetensors > {folder}/1 && cat {source}/*.safetensors > {folder}/2 && sync"
+    measure("copying the files twice", ["sh", "-c", copies])
+    for path in (folder / "1", folder / "2"):
+        path.unlink()
+
+
 def make_checkpoint(folder: Path) -> int:
     """Random weights as a download would leave them; returns their bytes."""
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder.mkdir(parents=True)
     config = Config.from_name(MODEL)
@@ -73,8 +91,11 @@ def make_checkpoint(folder: Path) -> int:
     import json
 
     (folder / "config.json").write_text(json.dumps(config_to_hf(config)))
-    vocabulary = {f"t{i}": i for i in range(31998)} | {"<s>": 31998, "</s>": 31999}
-    Tokenizer(models.WordLevel(vocabulary, unk_token="t0")).save(str(folder / "tokenizer.json"))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokens = [*alphabet, *(f"t{i}" for i in range(31998 - len(alphabet))), "<s>", "</s>"]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "<s>"}')
     return sum(spec.n_bytes for spec in specs.values())
 

@@ -1,5 +1,6 @@
 """Tensors as gguf files have them, and back."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from torch import Tensor
 
 BLOCK = 32
 """Values of a row that share a scale in Q8_0."""
+STEP = 2**17
+"""Values that are converted at a time: few enough to stay in a core's cache through all steps."""
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": (BLOCK + 2) / BLOCK}
 """Bytes of a value, in the types that we write."""
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -15,18 +18,31 @@ QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")
 """Types that we read, besides those of `DTYPES`."""
 
 
-def encoded(x: Tensor, kind: str) -> Tensor:
-    """The bytes of `x` as a type of `BYTES`; values beyond the range of F16 become infinite."""
-    if kind != "Q8_0":
-        return x.to(DTYPES[kind]).contiguous().view(-1).view(torch.uint8)
-    blocks = x.float().reshape(-1, BLOCK)
+def encoded(x: Tensor, kind: str) -> Iterator[Tensor]:
+    """The bytes of `x` as a type of `BYTES`, a few of its values at a time.
+
+    Raises:
+        OverflowError: a value is too large for F16.
+    """
+    for part in x.contiguous().view(-1).split(STEP):
+        if kind == "Q8_0":
+            yield eight_bits(part.float().view(-1, BLOCK)).view(-1)
+            continue
+        converted = part.to(DTYPES[kind])
+        if kind == "F16" and converted.isinf().any():
+            raise OverflowError
+        yield converted.view(torch.uint8)
+
+
+def eight_bits(blocks: Tensor) -> Tensor:
+    """Of each row of 32 values a scale in fp16 and 32 integers: (n, 32) -> (n, 34) bytes."""
     scales = blocks.abs().amax(dim=1, keepdim=True) / 127
-    inverse = torch.where(scales == 0, 0.0, 1 / scales)
-    scaled = blocks * inverse
+    scaled = blocks * torch.where(scales == 0, 0.0, 1 / scales)
     size = scaled.abs()
     whole = size.floor()
-    rounded = (whole + (size - whole >= 0.5)) * scaled.sign()  # halves away from zero, as llama.cpp rounds
-    return torch.cat((scales.half().view(torch.uint8), rounded.to(torch.int8).view(torch.uint8)), dim=1).view(-1)
+    whole += size - whole >= 0.5  # halves away from zero, as llama.cpp rounds
+    rounded = whole.copysign(scaled).to(torch.int8)
+    return torch.cat((scales.half().view(torch.uint8), rounded.view(torch.uint8)), dim=1)
 
 
 def decoded(data: np.ndarray, kind: Any, shape: tuple[int, ...]) -> Tensor:
@@ -35,8 +51,13 @@ def decoded(data: np.ndarray, kind: Any, shape: tuple[int, ...]) -> Tensor:
     Args:
         kind: a `gguf.GGMLQuantizationType`.
     """
+    x = torch.from_numpy(data)
     if kind.name in DTYPES:
-        return torch.from_numpy(data).view(DTYPES[kind.name]).view(shape)
+        return x.view(DTYPES[kind.name]).view(shape)
+    if kind.name == "Q8_0":
+        blocks = x.view(-1, BLOCK + 2)
+        scales = blocks[:, :2].contiguous().view(torch.float16).float()
+        return (blocks[:, 2:].contiguous().view(torch.int8) * scales).view(shape)
     from gguf import dequantize
 
     rows = int(np.prod(shape[:-1]))

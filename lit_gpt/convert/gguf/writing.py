@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,14 +76,12 @@ def write_gguf(
             parts = split(fit_rows(name, get(name), rows), pieces(name, config), config, name)
             for piece, x in parts:
                 slot = slots[piece.tensor]
-                data = encoded(x, slot.kind)
-                check_range(x, slot.kind, name)
                 file.seek(starts[piece.tensor] + piece.index * (slot.n_bytes // piece.of))
-                file.write(data.numpy())
-            del parts, x, data  # before the next one is read
+                write_values(file, x, slot.kind, name)
+            del parts, x  # before the next one is read
         for name, x in extra.items():
             file.seek(starts[name])
-            file.write(encoded(x, "F32").numpy())
+            write_values(file, x, "F32", name)
     return path
 
 
@@ -116,11 +114,15 @@ def split(x: Tensor, found: list[Piece], config: Config, name: str) -> list[tupl
     return [(p, paired(part, p.heads) if p.heads else part) for p, part in zip(found, parts, strict=True)]
 
 
-def check_range(x: Tensor, kind: str, name: str) -> None:
+def write_values(file: IO[bytes], x: Tensor, kind: str, name: str) -> None:
     """Raises: UserError if a value is too large for F16."""
-    largest = torch.finfo(torch.float16).max
-    if kind == "F16" and x.dtype != torch.float16 and float(x.abs().max()) > largest:
-        raise UserError(f"{name} has values beyond {largest:,.0f}, the largest of F16; pass --gguf_type BF16")
+    try:
+        for data in encoded(x, kind):
+            file.write(data.numpy())
+    except OverflowError as e:
+        raise UserError(
+            f"{name} has values beyond {torch.finfo(torch.float16).max:,.0f}, the largest of F16; pass --gguf_type BF16"
+        ) from e
 
 
 def write_header(
