@@ -55,9 +55,12 @@ def decoded(data: np.ndarray, kind: Any, shape: tuple[int, ...]) -> Tensor:
     if kind.name in DTYPES:
         return x.view(DTYPES[kind.name]).view(shape)
     if kind.name == "Q8_0":
-        blocks = x.view(-1, BLOCK + 2)
-        scales = blocks[:, :2].contiguous().view(torch.float16).float()
-        return (blocks[:, 2:].contiguous().view(torch.int8) * scales).view(shape)
+        values = torch.empty(shape)
+        rows = STEP // BLOCK
+        for blocks, into in zip(x.view(-1, BLOCK + 2).split(rows), values.view(-1, BLOCK).split(rows), strict=True):
+            scales = blocks[:, :2].contiguous().view(torch.float16).float()
+            torch.mul(blocks[:, 2:].view(torch.int8), scales, out=into)
+        return values
     from gguf import dequantize
 
     rows = int(np.prod(shape[:-1]))
