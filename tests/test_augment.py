@@ -6,6 +6,8 @@ from collections import Counter
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_gpt.args.checks import AugmentArgs
 from lit_gpt.data.augment import PERTURBATIONS, augmented, perturb_prompt, shuffle_options
@@ -58,6 +60,7 @@ def test_an_answer_by_its_text_stays_and_only_the_last_question_moves():
         (QUESTION.replace("white snow", "all of the above"), "D"),
         (QUESTION.replace("white snow", "A and B"), "D"),
         (QUESTION, "A door is never cold"),
+        (QUESTION.replace("red clay", "white snow"), "D"),
         (QUESTION, "D, for B is warm"),
         (QUESTION, "D. white snow. It is not B, which is warm."),
         (QUESTION, "The answer is D. Option A is clay."),
@@ -115,6 +118,16 @@ def test_a_perturbation_depends_on_the_seed_alone_and_leaves_options(name):
         assert perturb_prompt(text, Random(5), name) == perturb_prompt(text, Random(5), name)
         assert perturb_prompt(text, Random(5), name).count("\n") == text.count("\n")
     assert perturb_prompt(QUESTION, Random(5), name).split("\n")[1:5] == QUESTION.split("\n")[1:5]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(), st.sampled_from(["", "Q?\n", QUESTION, "A. x\nB. y"]), st.text(max_size=12), st.integers(0, 99))
+def test_any_text_survives(text, question, response, seed):
+    prompt = question + text
+    for name in PERTURBATIONS:
+        assert perturb_prompt(prompt, Random(seed), name).count("\n") == prompt.count("\n")
+    if made := shuffle_options(prompt, response, Random(seed)):
+        assert Counter(made[0]) == Counter(prompt) and made[0] != prompt and len(made[1]) == len(response)
 
 
 def rows(n=200):

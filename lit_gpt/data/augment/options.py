@@ -27,7 +27,7 @@ def shuffle_options(prompt: str, response: str, rng: Random) -> tuple[str, str] 
         return None
     parts = [OPTION.fullmatch(lines[i]).groups() for i in block]
     options = [p[3].strip() for p in parts]
-    if any(TIED.search(option) for option in options):
+    if len(set(options)) < len(options) or any(TIED.search(option) for option in options):
         return None
     order = shuffled(len(options), rng)
     renamed = rename(response, [p[1] for p in parts], options, order)
