@@ -16,7 +16,7 @@ from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, PlanArgs, TrainArgs, V
 from lit_gpt.checkpoint import METHODS
 from lit_gpt.config import Config
 from lit_gpt.data import store
-from lit_gpt.data.batches import Order, steps
+from lit_gpt.data.batches import Order, collate, fullest, steps
 from lit_gpt.data.store import IGNORE, Samples, stack
 from lit_gpt.errors import UserError
 from lit_gpt.linear import Linear
@@ -123,6 +123,7 @@ def test_the_activations_are_what_hooks_on_saved_tensors_count(method, recompute
     real = trained(job)
     real.n_recomputed = n
     batches = [b for step in steps(DATA[0], Order(60, 60, 0), 8, 400) for b in step]
+    batches.append(collate([DATA[0][i] for i in fullest(DATA[0].lengths, 400)]))  # which a run tries first
     largest = max(batches, key=lambda b: b.n_tokens)
     assert largest.n_tokens == work.largest
     measured = 4 * kept_by(real, largest)
@@ -150,8 +151,8 @@ def test_the_work_is_what_the_loop_will_do():
     assert (work.n_samples, work.n_steps, work.n_passes) == (90, 13, len(done))
     assert (work.n_tokens, work.n_targets) == (sum(b.n_tokens for b in done), sum(b.n_targets for b in done))
     assert work.squares == sum(n * n for b in done for n in b.documents.lengths)
-    assert work.largest == max(b.n_tokens for b in done)
-    assert work.n_val_tokens == len(DATA[1].ids) and work.n_validations == 5 and work.n_saves == 5
+    assert work.largest >= max(b.n_tokens for b in done) and work.largest <= 150
+    assert work.n_val_tokens == len(DATA[1].ids) and work.n_validations == 5 and work.n_saves == 8
     assert work.n_padded > work.n_tokens
 
 

@@ -108,6 +108,19 @@ def packs(lengths: np.ndarray, chosen: Sequence[int] | np.ndarray, max_tokens: i
     return groups
 
 
+def fullest(lengths: np.ndarray, max_tokens: int) -> list[int]:
+    """Samples whose micro-batch is as large as they come: the longest, and as many more as there is room for."""
+    chosen: list[int] = []
+    room = max_tokens
+    for i in (-lengths).argsort(kind="stable"):
+        if not chosen or lengths[i] <= room:
+            chosen.append(int(i))
+            room -= int(lengths[i])
+        if room <= 0:
+            break
+    return chosen
+
+
 def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
     """Lay (ids, labels) of each sample end to end."""
     ids = torch.from_numpy(np.concatenate([ids for ids, _ in samples]).astype(np.int64))

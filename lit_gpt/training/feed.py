@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.args import TrainArgs
-from lit_gpt.data.batches import Batch, Order, ahead, steps
+from lit_gpt.data.batches import Batch, Order, ahead, fullest, steps
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
 from lit_gpt.training.graphs import recorded_hidden
@@ -76,15 +76,7 @@ class Feed:
 
     def largest(self) -> list[int]:
         """Samples whose micro-batch is as large as they come: the longest, and as many more as there is room for."""
-        lengths = self.data.lengths
-        chosen, room = [], self.max_tokens
-        for i in (-lengths).argsort(kind="stable"):
-            if not chosen or lengths[i] <= room:
-                chosen.append(int(i))
-                room -= int(lengths[i])
-            if room <= 0:
-                break
-        return chosen
+        return fullest(self.data.lengths, self.max_tokens)
 
     def shrink(self) -> bool:
         """After the memory ran out: half the tokens, then all blocks recomputed; says so. False if that was tried."""

@@ -21,10 +21,10 @@ HOST = 0.012
 """Seconds that the host takes for a block of a micro-batch that is recomputed, and so never recorded: 0.38 s for 32."""
 FEW_TOKENS = 160
 """Tokens of a forward pass that take as long as what does not depend on their number: 8,192 are 2 % faster."""
-COMPILING, READING, WRITING = 30.0, 1.0e9, 0.5e9
-"""Seconds that compiling and recording take on a GPU; bytes a second from and to a disk."""
-STARTING = 12.0
-"""Seconds of imports and of putting a model together."""
+COMPILING, READING, WRITING = 30.0, 1.0e9, 0.3e9
+"""Seconds that compiling and recording take on a GPU; bytes a second from and to a disk, checksums included."""
+STARTING, ENDING = 12.0, 4.0
+"""Seconds of imports and of putting a model together; of pictures and the report."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Times:
     training: float
     validating: float
     saving: float
+    ending: float = ENDING
 
     @property
     def total(self) -> float:
@@ -95,8 +96,10 @@ def times_of(model: GPT, work: Work, rates: Rates, n_again: int) -> Times:
     """What the whole run takes at these rates."""
     training = training_flops(model, work.n_tokens, work.n_targets, work.squares, n_again) / rates.training
     validation = forward_flops(model, work.n_val_tokens, work.n_val_targets, work.val_squares) / rates.validation
+    mean_length = work.squares / work.n_tokens
+    tried = training_flops(model, work.largest, work.most_targets, work.largest * mean_length, n_again)
     return Times(
-        starting=rates.starting,
+        starting=rates.starting + tried / rates.training,
         training=max(training, work.n_passes * rates.shortest) + work.n_steps * rates.optimizer_seconds,
         validating=work.n_validations * validation,
         saving=work.n_saves * rates.saving,

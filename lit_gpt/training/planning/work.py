@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lit_gpt.args import TrainArgs, ValidationArgs
-from lit_gpt.data.batches import Order, packs
+from lit_gpt.data.batches import Order, fullest, packs
 from lit_gpt.data.store import IGNORE, Samples
 
 PACKED_STEPS = 100
@@ -32,7 +32,7 @@ class Work:
     room: int
     """Tokens that a forward pass has room for."""
     largest: int
-    """Tokens of the largest forward pass."""
+    """Tokens of the largest forward pass, which a run tries before the first step."""
     most_targets: int
     """Targets of a forward pass, the most of them."""
     n_val_tokens: int
@@ -41,6 +41,7 @@ class Work:
     val_squares: float
     n_validations: int
     n_saves: int
+    """At most: at each validation, if every one is the best so far, and at the interval."""
 
     @property
     def epochs(self) -> float:
@@ -67,6 +68,7 @@ def work_of(
         for group in packs(lengths, first[start : start + train.batch_size], room)
     ]
     padded = np.pad(lengths[order], (0, -n_samples % size)).reshape(-1, size).max(1) * size
+    first_tried = fullest(lengths, room)
     val_lengths, val_targets = val_data.lengths, targets_by_sample(val_data)
     n_val = len(val_lengths)
     if validation.eval_iters is not None:
@@ -81,19 +83,19 @@ def work_of(
         n_passes=round(len(groups) * n_samples / len(first)),
         n_padded=int(padded.sum()) - int(padded[-1]) // size * (-n_samples % size),
         room=room,
-        largest=int(max(lengths[g].sum() for g in groups) if n_samples < len(lengths) else largest(lengths, groups)),
-        most_targets=int(max(targets[g].sum() for g in groups)),
+        largest=int(max(lengths[g].sum() for g in [*groups, first_tried])),
+        most_targets=int(max(targets[g].sum() for g in [*groups, first_tried])),
         n_val_tokens=int(val_lengths[:n_val].sum()),
         n_val_targets=int(val_targets[:n_val].sum()),
         val_squares=float(np.square(val_lengths[:n_val], dtype=np.float64).sum()),
-        n_validations=1 + len({*range(validation.eval_interval, n_steps + 1, validation.eval_interval), n_steps}),
-        n_saves=len({*range(train.save_interval, n_steps + 1, train.save_interval), n_steps}),
+        n_validations=len({n_steps, *every(validation.eval_interval, n_steps)}),
+        n_saves=len({n_steps, *every(train.save_interval, n_steps), *every(validation.eval_interval, n_steps)}),
     )
 
 
-def largest(lengths: np.ndarray, groups: list[list[int]]) -> int:
-    """Tokens of the largest forward pass of a run that sees every sample."""
-    return max(int(lengths.max()), max(int(lengths[g].sum()) for g in groups))
+def every(interval: int, n_steps: int) -> range:
+    """The steps at which something is due, the start included."""
+    return range(0, n_steps + 1, interval)
 
 
 def targets_by_sample(samples: Samples) -> np.ndarray:
