@@ -67,7 +67,7 @@ def test_what_is_dropped_or_cut_is_counted_and_the_end_of_sequence_stays(checkpo
     kept, counts = tokenize(rows, tokenizer, PrepareArgs(**plain), 20)
     assert len(kept) == counts.kept == 1 and counts.dropped == {"longer than 20 tokens": 1, "empty response": 1}
     kept, counts = tokenize(rows, tokenizer, PrepareArgs(**plain, truncation="cut_end"), 20)
-    assert [len(ids) for ids, _ in kept] == [20, 3] and counts.cut == {"the end": 1}
+    assert [len(ids) for ids, _ in kept] == [20, 3] and counts.cut == {"at the end": 1}
     assert kept[0][1][-1] == tokenizer.eos_id
     with pytest.raises(UserError, match="52 tokens"):
         tokenize(rows, tokenizer, PrepareArgs(**plain, truncation="error"), 20)

@@ -89,12 +89,12 @@ def test_the_prompt_is_cut_within_what_the_style_puts_around_it(tokenizer, limit
     rows = [LONG, Row.single("hi", "", "x" * 30)]
     samples, counts = encode(tokenizer, rows, limit, prompt_style="platypus", truncation="cut_prompt")
     whole, _ = encode(tokenizer, rows, prompt_style="platypus")
-    assert all(len(ids) <= limit for ids, _ in samples) and counts.cut["the prompt"] + counts.dropped.total() > 0
+    assert all(len(ids) <= limit for ids, _ in samples) and counts.cut["in the prompt"] + counts.dropped.total() > 0
     if limit == 200:  # as much is left as there is room for
         ids, labels = samples[0]
         assert len(ids) > limit - 4 and tokenizer.decode(ids).startswith("### Instruction:\n\nwhy why")
         assert [i for i in labels if i != IGNORE] == [i for i in whole[0][1] if i != IGNORE]
-        assert counts.cut == {"the prompt": 1}
+        assert counts.cut == {"in the prompt": 1}
 
 
 def test_the_end_is_cut_so_that_an_answer_ends_it(tokenizer):
@@ -104,7 +104,7 @@ def test_the_end_is_cut_so_that_an_answer_ends_it(tokenizer):
         for ids, labels in samples:
             assert len(ids) <= limit and labels[-1] == ids[-1] == tokenizer.eos_id
             assert ids[:-1] == whole[0][: len(ids) - 1]
-        assert counts.cut["the end"] == len(samples) == 1 - counts.dropped[f"longer than {limit} tokens"]
+        assert counts.cut["at the end"] == len(samples) == 1 - counts.dropped[f"longer than {limit} tokens"]
     with pytest.raises(UserError, match=r"a sample of \d+ tokens, more than 20.*--truncation"):
         encode(tokenizer, [LONG], 20, truncation="error")
 

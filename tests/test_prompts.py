@@ -176,7 +176,7 @@ def test_the_last_turn_only_and_prompts_too(checkpoint):
         ((ids, labels),) = Encoder(tokenizer, PrepareArgs(prompt_style="plain", **flags), 50).encode(
             [Row(turns)], counts
         )
-        assert counts.cut == {"a last question without an answer": 1}
+        assert counts.cut == {"after the last answer": 1}
         return ids, tokenizer.decode([i for i in labels if i != IGNORE]), labels
 
     end = tokenizer.eos_id

@@ -144,9 +144,9 @@ class Encoder:
             )
         cut, what = None, ""
         if self.args.truncation == "cut_end":
-            cut, what = cut_end(pairs, self.limit), "the end"
+            cut, what = cut_end(pairs, self.limit), "at the end"
         elif self.args.truncation == "cut_prompt":
-            cut, what = self.cut_prompt(turns, pairs), "the prompt"
+            cut, what = self.cut_prompt(turns, pairs), "in the prompt"
         (counts.dropped if cut is None else counts.cut)[what if cut else f"longer than {self.limit} tokens"] += 1
         return cut
 
@@ -211,7 +211,7 @@ def used(row: Row, counts: Counts) -> tuple[Turn, ...] | None:
         counts.dropped["empty response"] += 1
         return None
     if len(turns) < len(row.turns):
-        counts.cut["a last question without an answer"] += 1
+        counts.cut["after the last answer"] += 1
     return turns
 
 
