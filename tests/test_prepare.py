@@ -1,11 +1,12 @@
 """From a file to supervised tokens: nothing is lost, cut or masked unsaid, and a failure leaves the old data alone."""
 
 import json
+import random
 from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_line_error, run
+from conftest import ROOT, SHARED, assert_one_line_error, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,6 +115,44 @@ def test_ids_that_differ_from_those_of_the_whole_text_are_counted(tokenizer):
     (first, _), counts = encode(tokenizer, rows, prompt_style="plain")
     assert counts.apart == 1 and first[0][:-1] != tokenizer.encode("the")
     assert encode(tokenizer, rows, prompt_style="alpaca")[1].apart == 0
+
+
+PIECES = [
+    "the",
+    "The ",
+    " a",
+    "\n",
+    "\n\n",
+    "   ",
+    "\t",
+    ".",
+    "'s",
+    "'",
+    "12",
+    "é",
+    "你好",
+    "🦙",
+    "ing",
+    "_",
+    "(",
+    "\r\n",
+    "t",
+]
+
+
+@pytest.mark.parametrize("name", ["tiny", "smollm2", "gpt-2", "gpt-neox-20b", "falcon", "mistral-v1"])
+def test_the_count_of_rows_that_differ_is_exact(checkpoint, name):
+    folder = checkpoint if name == "tiny" else SHARED / "tokenizers" / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    tokenizer, rng = Tokenizer(folder), random.Random(0)
+    n_apart = 0
+    for _ in range(500):
+        prompt, answer = ("".join(rng.choices(PIECES, k=rng.randint(1, 8))) for _ in range(2))
+        ((ids, _),), counts = encode(tokenizer, [Row.single(prompt, "", answer + "x")], prompt_style="plain")
+        assert counts.apart == (ids[:-1] != tokenizer.encode(prompt + answer + "x")), (prompt, answer)
+        n_apart += counts.apart
+    assert 0 < n_apart < 250
 
 
 def test_a_begin_of_sequence_comes_once(checkpoint, tmp_path):
