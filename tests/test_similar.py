@@ -70,3 +70,14 @@ def test_the_measure_is_jaccard():
 def test_many_copies_of_one_template_are_one_group():
     texts = [f"{'Read the passage below and answer the question that follows it. ' * 4}{i}" for i in range(3000)]
     assert set(groups(texts).tolist()) == {0}
+
+
+def test_texts_of_one_template_are_told_apart_and_their_doubles_found(monkeypatch):
+    monkeypatch.setattr("lit_gpt.data.similar.MOST", 50)
+    rng = random.Random(5)
+    template = "Classify the sentiment of this review of a film as positive or as negative, and give reasons: "
+    texts = [template + " ".join(rng.choices(WORDS, k=14)) for _ in range(2000)]
+    doubles = [t.rsplit(" ", 1)[0] + " instead" for t in texts[:200]]
+    found = groups(texts + doubles)
+    assert sum(found[2000 + i] == found[i] for i in range(200)) >= 190
+    assert len(set(found[:2000].tolist())) > 1990

@@ -2,7 +2,8 @@
 
 Case, Unicode's compatibility forms and runs of spaces do not count. MinHash (Broder 1997) in bands proposes pairs; each
 is then measured exactly, so that a pair below the threshold is never linked. A pair at the threshold is proposed with a
-probability of 99 %, one above it with more. Groups are the connected components.
+probability of 99 %, one above it with more; with less, where thousands of texts share most of their length. Groups are
+the connected components.
 """
 
 import unicodedata
@@ -14,6 +15,8 @@ GRAM = 5
 N_HASHES = 128
 SLACK = 0.15
 """How far below the threshold an estimate may lie (4 standard errors of 128 hashes) for its pair to be measured."""
+MOST = 2000
+"""Texts that are compared with each other at most."""
 CHUNK = 1 << 22
 """Characters whose grams are in memory at a time."""
 
@@ -45,21 +48,23 @@ def link(texts: Sequence[str], threshold: float) -> np.ndarray:
     """(n,) int64: for each of different texts the first one of its group."""
     signatures = sign(texts)
     parents = np.arange(len(texts))
+    last_bytes = signatures.astype(np.uint8)  # as good for an estimate, and faster to compare
     for bucket in buckets(signatures, rows_per_band(threshold)):
         waiting = bucket
         while len(waiting) > 1:  # breadth first through the bucket
             seeds, waiting = waiting[:1], waiting[1:]
             while len(seeds) and len(waiting):
-                found = like(int(seeds[0]), waiting, texts, signatures, parents, threshold)
+                found = like(int(seeds[0]), waiting, texts, last_bytes, parents, threshold)
                 seeds, waiting = np.concatenate([seeds[1:], waiting[found]]), waiting[~found]
     return np.array([root(parents, i) for i in range(len(texts))], dtype=np.int64)
 
 
 def like(
-    one: int, others: np.ndarray, texts: Sequence[str], signatures: np.ndarray, parents: np.ndarray, threshold: float
+    one: int, others: np.ndarray, texts: Sequence[str], last_bytes: np.ndarray, parents: np.ndarray, threshold: float
 ) -> np.ndarray:
     """Which of `others` are in the group of `one` now, a mask; links those that are near enough."""
-    found = (signatures[others] == signatures[one]).mean(1) >= threshold - SLACK
+    agreeing = np.count_nonzero(last_bytes[others] == last_bytes[one], axis=1)
+    found = agreeing >= (threshold - SLACK) * N_HASHES
     grams = None
     for i in found.nonzero()[0]:
         mine, theirs = root(parents, one), root(parents, int(others[i]))
@@ -93,14 +98,32 @@ def rows_per_band(threshold: float) -> int:
 
 def buckets(signatures: np.ndarray, n_rows: int) -> Iterator[np.ndarray]:
     """Indices, in order, of texts that agree on all rows of a band, wherever there is more than one."""
+    everybody = np.arange(len(signatures))
     for start in range(0, N_HASHES - n_rows + 1, n_rows):
-        band = np.ascontiguousarray(signatures[:, start : start + n_rows])
-        keys = band.view(np.dtype((np.void, band.itemsize * n_rows)))[:, 0]
-        _, key_of, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        order = np.argsort(key_of, kind="stable")
-        ends = np.cumsum(counts)
-        for key in (counts > 1).nonzero()[0]:
-            yield order[ends[key] - counts[key] : ends[key]]
+        yield from agreeing(signatures, everybody, start, n_rows)
+
+
+def agreeing(
+    signatures: np.ndarray, members: np.ndarray, start: int, n_rows: int, more: int = 4
+) -> Iterator[np.ndarray]:
+    """The members that agree on `n_rows` hashes from `start` on, wherever there is more than one.
+
+    Args:
+        more: times that more than MOST of them are divided by the hashes that come next. So many agree where texts
+            share a long phrase and little else.
+    """
+    columns = np.arange(start, start + n_rows) % N_HASHES
+    band = np.ascontiguousarray(signatures[np.ix_(members, columns)])
+    keys = band.view(np.dtype((np.void, band.itemsize * n_rows)))[:, 0]
+    _, key_of, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    order = np.argsort(key_of, kind="stable")
+    ends = np.cumsum(counts)
+    for key in (counts > 1).nonzero()[0]:
+        found = members[order[ends[key] - counts[key] : ends[key]]]
+        if len(found) > MOST and more:
+            yield from agreeing(signatures, found, start + n_rows, 2, more - 1)
+        else:
+            yield found
 
 
 def sign(texts: Sequence[str]) -> np.ndarray:
