@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from lit_gpt.data.similar import GRAM, grams_of, groups, jaccard, normalize
+from lit_gpt.data.similar import GRAM, buckets, grams_of, groups, jaccard, normalize
 
 WORDS = [f"{a}{b}{c}" for a in ("ba", "ne", "sto", "gri") for b in ("lu", "mo", "ti") for c in ("n", "r", "sk", "ld")]
 
@@ -81,3 +81,11 @@ def test_texts_of_one_template_are_told_apart_and_their_doubles_found(monkeypatc
     found = groups(texts + doubles)
     assert sum(found[2000 + i] == found[i] for i in range(200)) >= 190
     assert len(set(found[:2000].tolist())) > 1990
+
+
+def test_equal_signatures_share_a_bucket_however_many_agree(monkeypatch):
+    monkeypatch.setattr("lit_gpt.data.similar.MOST", 10)
+    half = np.random.default_rng(0).integers(0, 2, (600, 128), dtype=np.uint32)
+    found = [set(bucket.tolist()) for bucket in buckets(np.concatenate([half, half]), n_rows=6)]
+    assert all(any({i, i + 600} <= bucket for bucket in found) for i in range(0, 600, 7))
+    assert np.mean([len(bucket) for bucket in found]) < 10
