@@ -24,7 +24,7 @@ from lit_gpt.data.split import held_out, prompt_of
 from lit_gpt.data.tokens import Counts, Encoder, Pair
 from lit_gpt.errors import UserError
 from lit_gpt.files import write_text
-from lit_gpt.prompts import CHAT_TEMPLATE
+from lit_gpt.prompts import CHAT_TEMPLATE, open_style
 from lit_gpt.tokenizer import Tokenizer
 
 BATCH = 1000
@@ -65,6 +65,7 @@ def prepare_source(
         UserError: as `locate` and `prepare`.
     """
     require_checkpoint(checkpoint_dir)  # before a download
+    open_style(args.prompt_style, checkpoint_dir)
     path = locate(source.data_file, source.data_file_url, source.data_file_name, folder, access_token)
     validation = Files((source.validation_file,), parse) if source.validation_file else None
     prepare(Files((path,), parse), validation, folder, checkpoint_dir, args)
@@ -114,15 +115,16 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
 
 def print_unused(files: Files) -> None:
     """Say which keys of single-turn entries nobody reads: a context under another name would go unnoticed."""
-    told = set()
+    told = {""}
     for path in files.paths:
-        for place, entry in islice(entries(path), 1):
-            parse = files.parse or recognise(entry, f"{path}, {place}")
-            if isinstance(parse, Keys) and isinstance(entry, dict):
-                unused = ", ".join(key for key in entry if key not in parse.names)
-                if unused and unused not in told:
-                    print(f"{path.name}: not used: {unused}")
-                told.add(unused)
+        place, entry = next(entries(path), ("", None))
+        parse = files.parse or (recognise(entry, f"{path}, {place}") if place else None)
+        if not (isinstance(parse, Keys) and isinstance(entry, dict)):
+            continue
+        unused = ", ".join(key for key in entry if key not in parse.names)
+        if unused not in told:
+            print(f"{path.name}: not used: {unused}")
+        told.add(unused)
 
 
 def read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:
