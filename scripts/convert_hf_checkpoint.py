@@ -38,7 +38,8 @@ def main(
     name = model_name or checkpoint_dir.resolve().name
     config = config_from_hf(source.hf_config, name, str(source.config_file))
     rows, config = config.padded_vocab_size, pad_vocabulary(config, pad_vocab_multiple)
-    if source.files[0].suffix == ".gguf" and not (checkpoint_dir / "tokenizer.json").is_file():
+    has_tokenizer = any((checkpoint_dir / f"tokenizer.{suffix}").is_file() for suffix in ("json", "model"))
+    if source.files[0].suffix == ".gguf" and not has_tokenizer:
         write_tokenizer(source.files[0], checkpoint_dir)
     check_vocabulary(replace(config, padded_vocab_size=rows), checkpoint_dir)
     print(f"Model config {config}")

@@ -311,3 +311,45 @@ def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(tmp_path):
     words.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="kind WordLevel"):
         tokenizer_metadata(tmp_path, config)
+
+
+def test_a_tokenizer_json_that_was_made_of_a_tokenizer_model_keeps_its_order_of_merges(tmp_path):
+    """Our tokenizer_config.json says the same of both; transformers makes the one file of the other."""
+    from transformers import AutoTokenizer
+
+    folder = SHARED / "tokenizers" / "mistral-v1"
+    if not folder.is_dir():
+        pytest.skip("the tokenizer mistral-v1 is not here")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").unlink(missing_ok=True)
+    assert '"byte_fallback": true' in (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "again").mkdir()
+    one, other = Tokenizer(folder), rebuilt(tmp_path, tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.model").is_file()
+    for text in (
+        "the king and the queen",
+        "Unbelievably naïve: 你好, 🦙 12345!",
+        "def f(x):\n\treturn x**2",
+        SAMPLE.split("\n")[0],
+    ):
+        text = " ".join(text.split(" "))
+        assert one.encode(text) == other.encode(text), text
+
+
+def test_a_tokenizer_model_beside_a_gguf_is_left_alone(tmp_path):
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from conftest import ROOT
+
+    spec = spec_from_file_location("convert_hf_checkpoint", ROOT / "scripts" / "convert_hf_checkpoint.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    _, config, state = checkpoint("llama", tmp_path / "there")
+    write(config, state, tmp_path / "there", tmp_path / "out")
+    module.main(tmp_path / "out")
+    assert_same_tokenizer(Tokenizer(tmp_path / "there"), Tokenizer(tmp_path / "out"), TEXTS)
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    (tmp_path / "out" / "tokenizer.model").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"tokenizer\.model"):
+        module.main(tmp_path / "out")
+    assert not (tmp_path / "out" / "tokenizer.json").exists()

@@ -10,6 +10,7 @@ from lit_gpt.convert.gguf.reading import read
 from lit_gpt.convert.gguf.sentencepiece import model_proto
 from lit_gpt.convert.gguf.splitting import Splitting, find_splitting, recognize_splitting, steps_of
 from lit_gpt.errors import UserError
+from lit_gpt.files import replace_with, write_text
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_settings
 
@@ -159,7 +160,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     if kind == "llama":
         scores = value("scores", [0.0] * end)[:end]
         proto = model_proto(tokens, scores, kinds, ids, value("add_space_prefix", True))
-        (folder / "tokenizer.model").write_bytes(proto)
+        replace_with(folder / "tokenizer.model", lambda temporary: temporary.write_bytes(proto))
         config |= {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": value("add_space_prefix", True)}
         config["added_tokens_decoder"] = {
             str(i): {"content": t, "special": k == CONTROL, "normalized": False}
@@ -169,9 +170,8 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     else:
         assert splitting is not None
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        byte_level(tokens, kinds, value("merges", []), splitting).save(str(folder / "tokenizer.json"))
-    text = json.dumps(config, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        write_text(folder / "tokenizer.json", byte_level(tokens, kinds, value("merges", []), splitting).to_str())
+    write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
 
 def byte_level(tokens: list[str], kinds: list[int], merges: list[str], splitting: Splitting) -> Any:
