@@ -9,8 +9,8 @@ from torch import Tensor
 
 BLOCK = 32
 """Values of a row that share a scale in Q8_0."""
-STEP = 2**17
-"""Values that are converted at a time: few enough to stay in a core's cache through all steps."""
+STEP = 2**21
+"""Values that are converted at a time; each takes several copies."""
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": (BLOCK + 2) / BLOCK}
 """Bytes of a value, in the types that we write."""
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
