@@ -181,6 +181,8 @@ def test_eight_bits_are_those_of_the_reference():
     x = torch.randn(7, 96, generator=torch.Generator().manual_seed(1))
     x[2, :32] = 0
     x[3, 5] = 300
+    near = torch.arange(31) + 0.5  # halves, and their neighbours, at a scale of 1
+    x[4] = torch.cat([torch.cat((v, torch.tensor([127.0]))) for v in (near, near.nextafter(torch.zeros(31)), -near)])
     got = torch.cat(list(encoded(x, "Q8_0"))).numpy()
     kind = gguf.GGMLQuantizationType.Q8_0
     want = gguf.quantize(x.numpy(), kind)

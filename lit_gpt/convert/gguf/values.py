@@ -11,6 +11,9 @@ BLOCK = 32
 """Values of a row that share a scale in Q8_0."""
 STEP = 2**21
 """Values that are converted at a time; each takes several copies."""
+BELOW_HALF = 0.5 - 2**-25
+"""The largest fp32 below a half: what is added before rounding down, so that halves go away from zero as llama.cpp's
+do, and the largest number below a half does not become 1."""
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": (BLOCK + 2) / BLOCK}
 """Bytes of a value, in the types that we write."""
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -36,12 +39,10 @@ def encoded(x: Tensor, kind: str) -> Iterator[Tensor]:
 
 def eight_bits(blocks: Tensor) -> Tensor:
     """Of each row of 32 values a scale in fp16 and 32 integers: (n, 32) -> (n, 34) bytes."""
-    scales = blocks.abs().amax(dim=1, keepdim=True) / 127
-    scaled = blocks * torch.where(scales == 0, 0.0, 1 / scales)
-    size = scaled.abs()
-    whole = size.floor()
-    whole += size - whole >= 0.5  # halves away from zero, as llama.cpp rounds
-    rounded = whole.copysign(scaled).to(torch.int8)
+    sizes = blocks.abs()
+    scales = sizes.amax(dim=1, keepdim=True) / 127
+    sizes *= torch.where(scales == 0, 0.0, 1 / scales)
+    rounded = sizes.add_(BELOW_HALF).floor_().copysign_(blocks).to(torch.int8)
     return torch.cat((scales.half().view(torch.uint8), rounded.view(torch.uint8)), dim=1)
 
 
