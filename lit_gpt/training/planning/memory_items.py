@@ -21,7 +21,7 @@ from lit_gpt.training.planning.work import Work
 
 NF4_BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one, in bitsandbytes."""
-HELD_BACK = {"cuda": (0.6e9, 0.11), "cpu": (0.1e9, 0.7)}
+HELD_BACK = {"cuda": (0.6e9, 0.11), "cpu": (0.05e9, 0.7)}
 """Memory that is free and not given back: bytes, and a part of what many tensors of a pass leave behind."""
 MARGIN = 0.03
 """Of the device, left free."""
