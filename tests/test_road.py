@@ -51,10 +51,10 @@ def test_finetune_then_generate_from_what_was_trained(place):
     assert saved and all(".lora_" in name and x.dtype == torch.float32 for name, x in saved.items())
     assert json.loads((out / "finetuned.json").read_text())["prompt_style"] == "plain"
     assert (out / "loss.png").stat().st_size > 5000
-    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    before = {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
     again = run("finetune/lora.py", *base, "--data_dir", "data/rows", *TRAIN, cwd=place)
     assert_one_line_error(again, "out/lora/tiny", "--overwrite true")
-    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert {f: f.read_bytes() for f in out.rglob("*") if f.is_file()} == before
 
     ask = ("--prompt", "say ab 2 times", "--temperature", 0, "--max_new_tokens", 12)
     p = run("generate/lora.py", *base, *ask, cwd=place)
