@@ -302,7 +302,7 @@ def test_the_loop_moves_all_that_trains_and_no_bit_of_the_base(method, tmp_path)
     assert after < before
     for name, p in model.named_parameters():
         assert torch.equal(p, start[name]) == (not V[method].trainable(name)), name
-    saved = torch.load(tmp_path / "w.pth", weights_only=True)
+    saved = torch.load(tmp_path / "lit_model_finetuned.pth", weights_only=True)
     assert saved.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
     assert all(torch.equal(x, model.get_parameter(n)) for n, x in saved.items())
 
