@@ -95,6 +95,7 @@ def test_loading_takes_no_more_than_the_model_and_one_layer(kind, tmp_path):
 
 def trained_run(folder, base, kind):
     """A run on a quantized base, with random updates."""
+    torch.manual_seed(0)
     fabric = make_fabric("32-true")
     model, digest = load_base(fabric, base, kind)
     args = LoRAArgs(lora_mlp=True, lora_projection=True)
