@@ -45,7 +45,7 @@ from lit_gpt.training.saves import Progress, Saves
 from lit_gpt.training.schedule import warmup_of
 from lit_gpt.training.session import Session
 
-MERGED = "merged"
+MERGED_FOLDER = "merged"
 """Folder of the merged checkpoint within that of the run."""
 
 
@@ -127,8 +127,8 @@ def finetune(
     settle(planned, gauges, out_dir, whole=place is None and progress.step == planned.work.n_steps)
     print(f"Saved a report to {write_report(out_dir)}")
     if merge:
-        write(out_dir, out_dir=out_dir / MERGED)
-        print(f"Saved the merged checkpoint to {out_dir / MERGED}")
+        write(out_dir, out_dir=out_dir / MERGED_FOLDER)
+        print(f"Saved the merged checkpoint to {out_dir / MERGED_FOLDER}")
     if train.max_seconds:
         print(f"Time used: {budget.used:.0f} of {train.max_seconds:.0f} s")
 
@@ -155,7 +155,7 @@ def print_average(
 
 def rehearse_merge(write: Callable[..., None], out_dir: Path, place: Path) -> None:
     """Merge the run in the folder `place`, and throw the result away."""
-    aside = out_dir / f".{MERGED}.rehearsal"
+    aside = out_dir / f".{MERGED_FOLDER}.rehearsal"
     temporary_beside(aside)  # removes what a killed process left
     try:
         write(place, out_dir=aside)
