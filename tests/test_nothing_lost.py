@@ -1,5 +1,6 @@
 """What goes wrong in the middle of a run: memory, disk, numbers, the clock. The run goes on, or ends saved."""
 
+import csv
 import itertools
 import os
 import resource
@@ -84,6 +85,26 @@ def test_when_memory_runs_out_the_steps_stay_the_same(tmp_path, capsys):
     assert progress.n_recomputed == TINY.n_layer and "all blocks recomputed" in capsys.readouterr().out
 
 
+def test_what_a_step_had_done_when_the_memory_ran_out_does_not_count_twice(tmp_path):
+    """Neither its gradients nor its lines in metrics.csv."""
+    plain, _ = trained(tmp_path / "plain", model_with_lora(0), packing=False)
+    model, passes = model_with_lora(0), itertools.count()
+
+    def once(module, inputs):
+        if model.training and next(passes) == 3:  # after the rehearsal's one and two of the first step
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.transformer.wte.register_forward_pre_hook(once)
+    got, _ = trained(tmp_path / "cut", model, packing=False)
+    for name in plain:
+        torch.testing.assert_close(got[name], plain[name], rtol=1e-3, atol=1e-5)
+    columns = []
+    for folder in ("plain", "cut"):
+        with open(tmp_path / folder / "metrics.csv", newline="") as file:
+            columns.append([(r["iter"], r["step"], r["samples"], r["n_tokens"]) for r in csv.DictReader(file)])
+    assert columns[0] == columns[1] and len(columns[0]) > 48
+
+
 def test_with_no_memory_at_all_it_ends_before_the_first_step(tmp_path):
     model = model_with_lora()
     Hungry(model, 1, ever=False)
@@ -136,6 +157,12 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_named(tmp_path, capsys)
     assert progress.step == 12 and all(torch.isfinite(p).all() for p in got.values())
     never, _ = trained(tmp_path / "never")
     assert any(not torch.equal(got[name], never[name]) for name in never)
+
+
+def test_many_that_are_not_in_a_row_do_not_end_the_run(tmp_path, capsys):
+    model = spoil(model_with_lora(), range(2, 10**6, 2))
+    _, progress = trained(tmp_path / "out", model, micro_batch_tokens=1000, epochs=8, save_interval=1000)
+    assert progress.step == 48 and capsys.readouterr().out.count("is skipped") > 10
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])

@@ -123,7 +123,9 @@ def test_the_activations_are_what_hooks_on_saved_tensors_count(method, recompute
     real = trained(job)
     real.n_recomputed = n
     batches = [b for step in steps(DATA[0], Order(60, 60, 0), 8, 400) for b in step]
-    batches.append(collate([DATA[0][i] for i in fullest(DATA[0].lengths, 400)]))  # which a run tries first
+    batches.append(
+        collate([DATA[0][i] for i in fullest(DATA[0].lengths, 400, job.train.batch_size)])
+    )  # which a run tries first
     largest = max(batches, key=lambda b: b.n_tokens)
     assert largest.n_tokens == work.largest
     measured = 4 * kept_by(real, largest)

@@ -108,15 +108,15 @@ def packs(lengths: np.ndarray, chosen: Sequence[int] | np.ndarray, max_tokens: i
     return groups
 
 
-def fullest(lengths: np.ndarray, max_tokens: int) -> list[int]:
-    """Samples whose micro-batch is as large as they come: the longest, and as many more as there is room for."""
+def fullest(lengths: np.ndarray, max_tokens: int, batch_size: int) -> list[int]:
+    """Samples whose micro-batch is as large as they come: the longest, and as many more as a step has and fit in."""
     chosen: list[int] = []
     room = max_tokens
     for i in (-lengths).argsort(kind="stable"):
         if not chosen or lengths[i] <= room:
             chosen.append(int(i))
             room -= int(lengths[i])
-        if room <= 0:
+        if room <= 0 or len(chosen) == batch_size:
             break
     return chosen
 

@@ -76,7 +76,7 @@ class Feed:
 
     def largest(self) -> list[int]:
         """Samples whose micro-batch is as large as they come: the longest, and as many more as there is room for."""
-        return fullest(self.data.lengths, self.max_tokens)
+        return fullest(self.data.lengths, self.max_tokens, self.train.batch_size)
 
     def shrink(self) -> bool:
         """After the memory ran out: half the tokens, then all blocks recomputed; says so. False if that was tried."""

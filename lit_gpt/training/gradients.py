@@ -20,8 +20,10 @@ class Norms:
     """The gradient norms of a step, on their way to the host."""
 
     step: int
+    names: tuple[str, ...]
+    """Parameters with a gradient."""
     values: Tensor
-    """(n_trained,) one for each parameter."""
+    """(n,) of each of them."""
     arrived: "torch.cuda.Event | None"
 
 
@@ -44,7 +46,10 @@ class Gradients:
         scaler = getattr(self.fabric._precision, "scaler", None)
         if scaler is not None:
             self.fabric._precision.unscale_gradients(raw)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        names, gradients = zip(
+            *[(name, p.grad) for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None],
+            strict=True,
+        )
         norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
         total = torch.linalg.vector_norm(norms)
         if self.max_norm > 0:
@@ -61,7 +66,7 @@ class Gradients:
         if arrived is not None:
             arrived.record()
         self.settle(say)
-        self.due = Norms(step, values, arrived)
+        self.due = Norms(step, names, values, arrived)
 
     def allocate(self) -> None:
         """Let the optimizer take the memory of its state, if it can do so without a step."""
@@ -81,9 +86,7 @@ class Gradients:
             return
         if due.arrived is not None:
             due.arrived.synchronize()
-        bad = [
-            name for name, norm in zip(self.names, due.values.tolist(), strict=False) if not abs(norm) < float("inf")
-        ]
+        bad = [name for name, norm in zip(due.names, due.values.tolist(), strict=True) if not abs(norm) < float("inf")]
         if not bad:
             self.n_in_a_row = 0
             return

@@ -68,7 +68,7 @@ def work_of(
         for group in packs(lengths, first[start : start + train.batch_size], room)
     ]
     padded = np.pad(lengths[order], (0, -n_samples % size)).reshape(-1, size).max(1) * size
-    first_tried = fullest(lengths, room)
+    first_tried = fullest(lengths, room, train.batch_size)
     val_lengths, val_targets = val_data.lengths, targets_by_sample(val_data)
     n_val = len(val_lengths)
     if validation.eval_iters is not None:
