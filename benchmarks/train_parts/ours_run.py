@@ -27,7 +27,7 @@ class Recorder:
     def iterated(self, step: int, batch: Batch, loss: torch.Tensor, learning_rate: float, is_step: bool) -> None:
         self.record.add(batch.n_tokens, batch.n_samples, batch.n_targets, loss.item())
 
-    def validated(self, step: int, loss: float) -> None:
+    def validated(self, step: int, loss: float, seconds: float) -> None:
         pass
 
     def mark(self) -> dict[str, object]:
