@@ -32,10 +32,10 @@ def main(
         quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
     """
     from lit_gpt.checkpoint import default_out_dir, make_fabric
+    from lit_gpt.training.finetuning import Finetuning
     from lit_gpt.training.run import finetune
 
-    finetune(
-        make_fabric(precision, run.seed),
+    asked = Finetuning(
         "adapter_v2",
         adapter,
         checkpoint_dir,
@@ -48,6 +48,7 @@ def main(
         precision=precision,
         quantize=quantize,
     )
+    finetune(make_fabric(precision, run.seed), asked)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ def main(
             small steps of late training away, and take half the memory.
     """
     from lit_gpt.checkpoint import default_out_dir, make_fabric
+    from lit_gpt.training.finetuning import Finetuning
     from lit_gpt.training.run import finetune
 
-    finetune(
-        make_fabric(precision, run.seed, mixed=True),
+    asked = Finetuning(
         "full",
         FullArgs(),
         checkpoint_dir,
@@ -47,6 +47,7 @@ def main(
         plan,
         precision=precision,
     )
+    finetune(make_fabric(precision, run.seed, mixed=True), asked)
 
 
 if __name__ == "__main__":

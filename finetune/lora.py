@@ -34,10 +34,10 @@ def main(
         quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
     """
     from lit_gpt.checkpoint import default_out_dir, make_fabric
+    from lit_gpt.training.finetuning import Finetuning
     from lit_gpt.training.run import finetune
 
-    finetune(
-        make_fabric(precision, run.seed),
+    asked = Finetuning(
         "lora",
         lora,
         checkpoint_dir,
@@ -51,6 +51,7 @@ def main(
         quantize=quantize,
         merge=merge,
     )
+    finetune(make_fabric(precision, run.seed), asked)
 
 
 if __name__ == "__main__":

@@ -29,12 +29,13 @@ from lit_gpt.linear import Linear
 from lit_gpt.model import GPT
 from lit_gpt.quantize import quantizable, quantized
 from lit_gpt.training.flops import estimated_flops, measured_flops
-from lit_gpt.training.loop import fit, validate
+from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import kept_by_wrappers, kept_values
 from lit_gpt.training.monitor import Monitor
 from lit_gpt.training.saves import Saves
 from lit_gpt.training.session import Session
+from lit_gpt.training.validation import validate
 
 V = {"adapter": adapter, "adapter_v2": adapter_v2}
 FROM_1 = AdapterArgs(adapter_start_layer=1)

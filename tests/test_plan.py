@@ -23,6 +23,7 @@ from lit_gpt.linear import Linear
 from lit_gpt.model import GPT
 from lit_gpt.quantize import QUANTIZATIONS, quantized
 from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.flops import training_flops
 from lit_gpt.training.gauges import Gauges
 from lit_gpt.training.loggers import figures, make_logger, require_logger
@@ -282,8 +283,7 @@ def test_a_dry_run_with_a_probe_says_all_and_writes_nothing(prepared, tmp_path, 
     before = listing(tmp_path), listing(checkpoint)
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
     train = TrainArgs(batch_size=4, epochs=1, micro_batch_tokens=200)
-    args = fabric, "lora", LoRAArgs(lora_r=2), checkpoint, data, train, ValidationArgs(), PlanArgs(dry_run=True)
-    dry_run(*args, precision=None, prompt_style=None, quantize=None, seed=1)
+    dry_run(fabric, Finetuning("lora", LoRAArgs(lora_r=2), checkpoint, data, tmp_path / "out", train, ValidationArgs()))
     text = capsys.readouterr().out
     for part in (
         "frozen weights",
@@ -320,7 +320,7 @@ def test_the_error_of_the_plan_is_printed_and_kept(tmp_path, capsys):
     settle(plan, Gauges(torch.device("cpu"), 60), tmp_path)
     kept = json.loads((tmp_path / "plan.json").read_text())
     memory, time = kept["outcome"]
-    assert memory["planned"] == plan.peak / 1e9 and time["planned"] == plan.seconds
+    assert memory["planned"] == plan.peak / 1e9 and time["planned"] == plan.times.trained
     assert memory["error"] == pytest.approx(memory["planned"] / memory["actual"] - 1)
     assert sum(kept["memory"].values()) == plan.needed
     assert capsys.readouterr().out.count("Plan: ") == 2

@@ -19,12 +19,13 @@ from lit_gpt.neftune import noisy
 from lit_gpt.packed import Documents
 from lit_gpt.training.average import save_average
 from lit_gpt.training.flops import estimated_flops, measured_flops
-from lit_gpt.training.loop import fit, validate
+from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.monitor import Monitor
 from lit_gpt.training.saves import Saves
 from lit_gpt.training.schedule import learning_rate
 from lit_gpt.training.session import Session
+from lit_gpt.training.validation import validate
 
 TINY = Config(
     name="tiny", n_layer=2, n_head=4, n_query_groups=2, n_embd=32, vocab_size=64, padding_multiple=8, block_size=64,

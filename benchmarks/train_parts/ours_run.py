@@ -13,9 +13,10 @@ from lit_gpt.checkpoint import load_base, make_fabric
 from lit_gpt.data.batches import Batch
 from lit_gpt.data.store import Samples
 from lit_gpt.lora import inject
-from lit_gpt.training.loop import fit, validate
+from lit_gpt.training.loop import fit
 from lit_gpt.training.saves import Saves
 from lit_gpt.training.session import Session
+from lit_gpt.training.validation import validate
 
 
 class Recorder:

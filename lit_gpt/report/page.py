@@ -14,9 +14,13 @@ from lit_gpt.report.curves import Line, chart
 REPORT = "report.html"
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write the page of the run in this folder from the files that it left there; returns its path."""
-    path = run_dir / REPORT
+def write_report(run_dir: Path, path: Path | None = None) -> Path:
+    """Write the page of the run in this folder from the files that it left there; returns its path.
+
+    Args:
+        path: where to; into the folder if not given.
+    """
+    path = path or run_dir / REPORT
     write_text(path, page(run_dir))
     return path
 

@@ -25,12 +25,18 @@ def save_average(saves: Saves, n: int) -> tuple[Path, list[int]]:
         raise UserError(f"--average_last {n}: the run has {len(steps)} checkpoints; lower --save_interval")
     for step in steps:
         read_progress(saves.place(step))
-    states = [load_state(saves.place(step) / saves.weights.name, "the finetune script") for step in steps]
+    folder = saves.out_dir / AVERAGED
+    write_mean([saves.place(step) for step in steps], saves, folder)
+    return folder, steps
+
+
+def write_mean(places: list[Path], saves: Saves, folder: Path) -> None:
+    """Fill `folder` with the mean of the trained weights of the checkpoints in `places`, as a run."""
+    states = [load_state(place / saves.weights.name, "the finetune script") for place in places]
     mean = {
         name: (torch.stack([state[name].double() for state in states]).mean(0)).to(states[-1][name].dtype)
         for name in states[-1]
     }
-    folder = saves.out_dir / AVERAGED
 
     def fill(place: Path) -> None:
         save_state(mean, place / saves.weights.name)
@@ -38,4 +44,3 @@ def save_average(saves: Saves, n: int) -> tuple[Path, list[int]]:
             shutil.copyfile(saves.out_dir / RUN, place / RUN)
 
     replace_folder(folder, fill, overwrite=True)
-    return folder, steps

@@ -31,14 +31,22 @@ class Budget:
         max_seconds: what it may take; None is no limit.
         finish: does with the checkpoint in a folder what is done with the last one after the training, but leaves
             nothing; it is called once, early, to know how long that takes.
+        validates_again: the loss is measured once more after that.
     """
 
-    def __init__(self, max_seconds: float | None = None, finish: Callable[[Path], None] | None = None) -> None:
-        self.max_seconds, self.finish = max_seconds, finish
+    def __init__(
+        self,
+        max_seconds: float | None = None,
+        finish: Callable[[Path], None] | None = None,
+        validates_again: bool = False,
+    ) -> None:
+        self.max_seconds, self.finish, self.validates_again = max_seconds, finish, validates_again
         self.finish_seconds = 0.0
         self.used_before = 0.0
         self.validation_seconds = self.save_seconds = 0.0
         """How long the last ones took: what is kept for those at the end."""
+        self.loss_seconds = 0.0
+        """Of the last validation, without the score of a task."""
         self.durations: deque[float] = deque(maxlen=101)
         self.began = 0.0
         self.n_begun = 0
@@ -59,7 +67,7 @@ class Budget:
         if self.finish is not None and self.max_seconds is not None:
             began = time.monotonic()
             self.finish(place)
-            self.finish_seconds = time.monotonic() - began
+            self.finish_seconds = time.monotonic() - began + self.validates_again * self.loss_seconds
 
     @property
     def reserve(self) -> float:

@@ -1,28 +1,22 @@
 """The training loop. It knows nothing of finetuning methods: it trains what requires a gradient and saves that."""
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 
 from lit_gpt.args import TrainArgs, ValidationArgs
-from lit_gpt.data.batches import micro_batches
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
-from lit_gpt.training.feed import Feed, micro_batch_tokens
+from lit_gpt.training.feed import Feed
 from lit_gpt.training.gradients import Gradients
-from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.optimizer import make_optimizer
-from lit_gpt.training.randomness import undisturbed
 from lit_gpt.training.saves import Progress
 from lit_gpt.training.schedule import learning_rate
 from lit_gpt.training.session import Session
 from lit_gpt.training.state import Keeper
 from lit_gpt.training.step import accumulate, rehearse
 from lit_gpt.training.stopping import stop_signals
+from lit_gpt.training.validation import validated
 
 
 def fit(
@@ -64,14 +58,7 @@ def fit(
             ends = step == feed.n_steps or not budget.has_time_for_a_step()
             due = (ends or step % validation.eval_interval == 0) and (step == 0 or budget.has_time_to_validate())
             if due and progress.validated_step != step and not stop.signal:
-                began = time.monotonic()
-                loss = validate(fabric, model, val_data, train, validation, lambda: stop.signal)
-                if loss is not None:
-                    with undisturbed(fabric.device):
-                        score = session.score and session.score()
-                    budget.validation_seconds = time.monotonic() - began
-                    monitor.validated(step, loss, budget.validation_seconds)
-                    progress = progress.validated(loss, score)
+                progress = validated(fabric, model, val_data, session, train, validation, progress, lambda: stop.signal)
             ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or feed.n_steps + 1)
             progress = keeper.keep(progress, ends or bool(stop.signal))
             if ends or stop.signal:
@@ -89,31 +76,3 @@ def fit(
             ):
                 gradients.step(step + 1, monitor.say)
                 progress = replace(progress, step=step + 1)
-
-
-@torch.no_grad()
-def validate(
-    fabric: Fabric,
-    model: GPT,
-    data: Samples,
-    train: TrainArgs,
-    validation: ValidationArgs,
-    stopped: Callable[[], Any] = lambda: False,
-) -> float | None:
-    """Mean loss per target of the validation set, or of its first `eval_iters * micro_batch_size` samples.
-
-    Args:
-        stopped: asked after each micro-batch; ends it without a result.
-    """
-    model.eval()
-    n_samples = len(data)
-    if validation.eval_iters is not None:
-        n_samples = min(n_samples, validation.eval_iters * train.micro_batch_size)
-    batches = micro_batches(data, range(n_samples), micro_batch_tokens(train, fabric.device))
-    total = torch.zeros((), device=fabric.device, dtype=torch.float32)
-    for batch in batches:
-        with fabric.autocast():
-            total += loss_sum(model, batch.to(fabric.device))
-        if stopped():
-            return None
-    return total.item() / max(1, sum(batch.n_targets for batch in batches))

@@ -32,6 +32,8 @@ COLUMNS = [
     "memory_gb",
 ]
 
+METRICS, CURVE = "metrics.csv", "loss.png"
+"""Files of a run's folder."""
 BAR = "{percentage:3.0f}% {bar:16} {n_fmt}/{total_fmt}{postfix}"
 """tqdm's own time left knows of samples only; ours counts validations, too."""
 
@@ -77,7 +79,7 @@ class Monitor:
         self.reported = 0
         self.iter = self.samples = 0
         self.due: Due | None = None
-        self.path = out_dir / "metrics.csv"
+        self.path = out_dir / METRICS
         self.open("a" if goes_on and self.path.is_file() else "w")
         self.bar = (
             tqdm(total=n_samples, unit="sample", dynamic_ncols=True, bar_format=BAR) if sys.stderr.isatty() else None
@@ -217,8 +219,8 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
         table.writerows(rows)
 
 
-def plot_losses(metrics: Path, picture: Path) -> None:
-    """Draw training and validation loss of a metrics.csv over the optimizer steps."""
+def plot_losses(metrics: Path, picture: Path) -> Path:
+    """Draw training and validation loss of a metrics.csv over the optimizer steps; returns the path of the picture."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -240,5 +242,6 @@ def plot_losses(metrics: Path, picture: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(picture, dpi=120)
+    replace_with(picture, lambda path: figure.savefig(path, dpi=120, format=picture.suffix[1:]))
     plt.close(figure)
+    return picture

@@ -118,20 +118,23 @@ class Saves:
         return place
 
     def clear(self) -> None:
-        """Remove what killed processes left of checkpoints that they were writing or removing."""
-        for path in self.folder.glob(".step-*.tmp"):
-            temporary_beside(self.folder / path.name[1:].partition(".")[0])
+        """Remove what killed processes left of checkpoints and files that they were writing or removing."""
+        for folder in (self.folder, self.out_dir):
+            for path in folder.glob(".*.tmp"):
+                target = path.name[1:].removesuffix(".tmp").removesuffix(".old").rpartition(".")[0]
+                temporary_beside(folder / target)
 
-    def require_room(self, n_bytes: int) -> None:
+    def require_room(self, n_bytes: int, later_bytes: int = 0) -> None:
         """Raises: UserError unless the disk has room for the checkpoints that are kept, and one that is written.
 
         Args:
             n_bytes: of a checkpoint.
+            later_bytes: of what is written after the training.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.clear()
         n_missing = max(1, self.keep_last + 2 - len(self.steps()))
-        require_room(n_missing * n_bytes, self.folder)
+        require_room(n_missing * n_bytes + later_bytes, self.folder)
 
     def point_to(self, progress: Progress) -> None:
         """Let the run's weights be those of this checkpoint, and the link `best` lead to the best one."""

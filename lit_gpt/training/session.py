@@ -20,3 +20,5 @@ class Session:
     """The checkpoint to go on from."""
     score: Callable[[], float] | None = None
     """What the best checkpoint has most of; None is the one with the lowest validation loss."""
+    later_bytes: int = 0
+    """Of what is written after the training."""

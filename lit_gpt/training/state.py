@@ -38,7 +38,7 @@ class Keeper:
     ) -> None:
         self.fabric, self.model, self.optimizer = fabric, model, optimizer.optimizer
         self.feed, self.saves, self.monitor, self.budget = feed, session.saves, session.monitor, session.budget
-        self.place, self.save_interval = session.resumed, save_interval
+        self.place, self.later_bytes, self.save_interval = session.resumed, session.later_bytes, save_interval
         self.progress = Progress()
         self.saved: Progress | None = None
         """The last one that was saved."""
@@ -58,7 +58,7 @@ class Keeper:
             self.saves.forget_after(self.progress.step)
             self.saves.point_to(self.progress)
         trained = sum(x.numel() * x.element_size() for x in trained_parameters(self.model).values())
-        self.saves.require_room(3 * trained)  # with the optimizer's state
+        self.saves.require_room(3 * trained, self.later_bytes)  # with the optimizer's state
         shrunk = self.progress.micro_batch_tokens
         self.feed.prepare(shrunk, self.progress.n_recomputed if shrunk else None)
         return self.progress
@@ -82,6 +82,8 @@ class Keeper:
         self.fabric._precision.load_state_dict(state["precision"])
         set_random_states(state["random"], self.fabric.device)
         self.monitor.restore(self.progress.monitor)
+        if not self.budget.finish_seconds:  # it had no deadline before
+            self.budget.rehearse_finish(self.place)
 
     def keep(self, progress: Progress, ends: bool) -> Progress:
         """Save the run if that is due: at the interval, at its end, when it is the best so far.

@@ -3,12 +3,10 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 
-from lit_gpt.args import PlanArgs, TrainArgs, ValidationArgs
 from lit_gpt.checkpoint import METHODS, load_base
 from lit_gpt.convert.lit import WEIGHTS
 from lit_gpt.data import store
@@ -19,54 +17,36 @@ from lit_gpt.quantize import require_quantizable
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.budget import process_seconds
+from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.gauges import clock
 from lit_gpt.training.memory import gradient_bytes
-from lit_gpt.training.planning.devices import named, this_machine
+from lit_gpt.training.planning.devices import Device, named, this_machine
 from lit_gpt.training.planning.fit import command_line, fitted, in_time, ways_out
-from lit_gpt.training.planning.job import Job, config_of, default_precision
+from lit_gpt.training.planning.job import config_of, default_precision, job_of
 from lit_gpt.training.planning.plan import Data, Plan, make_plan
 from lit_gpt.training.planning.probe import probe
 from lit_gpt.training.planning.seconds import times_of
 from lit_gpt.training.planning.show import lines_of
 
 
-def dry_run(
-    fabric: Fabric,
-    method: str,
-    method_args: Any,
-    checkpoint_dir: Path,
-    data_dir: Path,
-    train: TrainArgs,
-    validation: ValidationArgs,
-    args: PlanArgs,
-    *,
-    precision: str | None,
-    prompt_style: str | None,
-    quantize: str | None,
-    seed: int,
-) -> None:
-    """Print what the run of these arguments would take. Arguments as for `finetune`.
+def dry_run(fabric: Fabric, asked: Finetuning) -> None:
+    """Print what the run would take.
 
     Raises:
         UserError: data, checkpoint or device that are not there, or do not go together.
     """
+    args, checkpoint_dir = asked.plan, asked.checkpoint_dir
     device = named(args.device) if args.device else this_machine(fabric.device)
     there = (checkpoint_dir / WEIGHTS).is_file()
     config = config_of(checkpoint_dir)
-    train_data, val_data, meta = store.load(data_dir)
+    train_data, val_data, meta = store.load(asked.data_dir)
     if there:
-        store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), prompt_style)
+        store.check_fit(meta, asked.data_dir, Tokenizer(checkpoint_dir).fingerprint(), asked.run.prompt_style)
     if args.probe and not there:
         raise UserError(f"--probe true needs the weights, and {checkpoint_dir} has no {WEIGHTS}; leave it out")
-    precision = default_precision(precision, method, device)
-    if quantize is not None:
-        require_quantizable(quantize, precision, torch.device("cpu"))
-    if quantize == "fp8" and device.kind == "cuda" and not device.fp8:
-        raise UserError(
-            f"--quantize fp8 needs compute capability 8.9, and {device.name} has less; pass --quantize int8"
-        )
-    job = Job(method, method_args, config, train, validation, precision, quantize, device, seed)
-    data = (train_data, val_data)
+    precision = default_precision(asked.precision, asked.method, device)
+    require_possible(asked.quantize, precision, device)
+    job, data = job_of(asked, config, precision, device), (train_data, val_data)
     plan = make_plan(job, data)
     if args.fit:
         plan = fitted(plan, data)
@@ -81,6 +61,16 @@ def dry_run(
         print(f"Run it with\n  {command_line(plan, job, sys.argv)}")
 
 
+def require_possible(quantize: str | None, precision: str, device: Device) -> None:
+    """Raises: UserError if the weights cannot be kept so in this precision, or on this device."""
+    if quantize is not None:
+        require_quantizable(quantize, precision, torch.device("cpu"))
+    if quantize == "fp8" and device.kind == "cuda" and not device.fp8:
+        raise UserError(
+            f"--quantize fp8 needs compute capability 8.9, and {device.name} has less; pass --quantize int8"
+        )
+
+
 def probed(plan: Plan, fabric: Fabric, checkpoint_dir: Path, data: Data) -> Plan:
     """The same plan with times from a few steps on this machine; says what they took."""
     job = plan.job
@@ -91,7 +81,7 @@ def probed(plan: Plan, fabric: Fabric, checkpoint_dir: Path, data: Data) -> Plan
     counted, _ = job.model()
     rates = probe(fabric, model, counted, *data, job.train, job.room, process_seconds(), saved_bytes(counted))
     print(f"A few steps on this machine took {clock(process_seconds())} and {peak_memory_gb():.2f} GB at most")
-    return replace(plan, rates=rates, times=times_of(counted, plan.work, rates, plan.n_recomputed))
+    return replace(plan, rates=rates, times=times_of(job, counted, plan.work, rates, plan.n_recomputed))
 
 
 def saved_bytes(model: GPT) -> int:

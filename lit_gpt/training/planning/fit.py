@@ -106,7 +106,8 @@ def in_time(plan: Plan, data: Data) -> Plan:
     if asked and plan.times.total <= limit * OF_THE_TIME:
         return plan
     for _ in range(4):
-        fixed = plan.times.starting + plan.times.validating / plan.work.n_validations
+        times = plan.times
+        fixed = times.starting + times.validating / plan.work.n_validations + times.merging + times.ending
         per_epoch = (plan.times.total - fixed) / plan.work.epochs
         possible = (limit * OF_THE_TIME - fixed) / per_epoch
         epochs = min(epochs, int(100 * possible) / 100)

@@ -16,6 +16,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.linear import LinearLayer
 from lit_gpt.model import GPT
 from lit_gpt.quantize import quantizable
+from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.planning.devices import Device
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -38,6 +39,8 @@ class Job:
     """Key of QUANTIZATIONS; None is the precision."""
     device: Device
     seed: int = 1337
+    merge: bool = False
+    """Whether the merged weights are written in the end."""
 
     @property
     def mixed(self) -> bool:
@@ -71,6 +74,22 @@ class Job:
         finally:
             torch.set_default_dtype(before)
         return model, chosen
+
+
+def job_of(asked: Finetuning, config: Config, precision: str, device: Device) -> Job:
+    """What is asked for, with this model on this device."""
+    return Job(
+        asked.method,
+        asked.method_args,
+        config,
+        asked.train,
+        asked.validation,
+        precision,
+        asked.quantize,
+        device,
+        asked.run.seed,
+        asked.merge,
+    )
 
 
 def default_precision(asked: str | None, method: str, device: Device) -> str:

@@ -3,42 +3,29 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 
-from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.files import write_text
 from lit_gpt.model import GPT
 from lit_gpt.training.budget import process_seconds
+from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.gauges import Gauges, clock, matrix_rate, memory_gb
 from lit_gpt.training.planning.devices import this_machine
-from lit_gpt.training.planning.job import Job, config_of
+from lit_gpt.training.planning.job import config_of, job_of
 from lit_gpt.training.planning.plan import Data, Plan, make_plan
 
 PLAN = "plan.json"
 
 
-def plan_of_run(
-    fabric: Fabric,
-    method: str,
-    method_args: Any,
-    checkpoint_dir: Path,
-    data: Data,
-    train: TrainArgs,
-    validation: ValidationArgs,
-    *,
-    quantize: str | None,
-    seed: int,
-) -> Plan:
+def plan_of_run(fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
     """The plan of a run that is about to start on the device of `fabric`; to be made before the model is there.
 
-    Arguments as for `finetune`. Says in a line or two what it will take.
+    Says in a line or two what it will take.
     """
     device, precision = this_machine(fabric.device), str(fabric._precision.precision)
-    config = config_of(checkpoint_dir)
-    plan = make_plan(Job(method, method_args, config, train, validation, precision, quantize, device, seed), data)
+    plan = make_plan(job_of(asked, config_of(asked.checkpoint_dir), precision, device), data)
     time = f", {clock(plan.seconds)}" if plan.seconds else ""
     print(f"Plan: {plan.peak / 1e9:.2f} GB at most, {plan.work.n_tokens:,} tokens{time}; --dry_run true says more")
     if not plan.fits:
@@ -68,7 +55,7 @@ def gauges_of(fabric: Fabric, plan: Plan, model: GPT, time_left: Callable[[], fl
 
 
 def settle(plan: Plan, gauges: Gauges, out_dir: Path, whole: bool = True) -> None:
-    """Print what the run took beside what was expected, and keep both in plan.json.
+    """Print what the training took beside what was expected, and keep both in plan.json.
 
     Args:
         whole: this process did all of the run, so that its time is the run's.
@@ -76,10 +63,10 @@ def settle(plan: Plan, gauges: Gauges, out_dir: Path, whole: bool = True) -> Non
     peak, seconds = memory_gb(gauges.device), process_seconds()
     rows = [("peak memory, GB", plan.peak / 1e9, peak, "from the shapes")]
     if whole:
-        if plan.seconds:
-            rows.append(("time", plan.seconds, seconds, "from the table of devices"))
+        if plan.times:
+            rows.append(("time until trained", plan.times.trained, seconds, "from the table of devices"))
         if gauges.forecast:
-            rows.append(("time", gauges.forecast.seconds, seconds, f"from the first {gauges.forecast.step} steps"))
+            rows.append(("time until trained", gauges.forecast.seconds, seconds, f"from the first {gauges.forecast.step} steps"))
     outcome = [
         {"what": what, "planned": planned, "actual": actual, "error": planned / actual - 1, "source": source}
         for what, planned, actual, source in rows

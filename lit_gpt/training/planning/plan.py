@@ -79,5 +79,5 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
         n_recomputed=n_again,
         flops=training_flops(model, work.n_tokens, work.n_targets, work.squares, n_again),
         rates=rates,
-        times=rates and times_of(model, work, rates, n_again),
+        times=rates and times_of(job, model, work, rates, n_again),
     )

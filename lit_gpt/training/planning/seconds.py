@@ -23,8 +23,8 @@ FEW_TOKENS = 160
 """Tokens of a forward pass that take as long as what does not depend on their number: 8,192 are 2 % faster."""
 COMPILING, READING, WRITING = 30.0, 1.0e9, 0.3e9
 """Seconds that compiling and recording take on a GPU; bytes a second from and to a disk, checksums included."""
-STARTING, ENDING = 12.0, 4.0
-"""Seconds of imports and of putting a model together; of pictures and the report."""
+STARTING, ENDING = 12.0, 1.5
+"""Seconds of imports and of putting a model together; of the curve, the report, and of what Python does at its exit."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,13 @@ class Times:
     training: float
     validating: float
     saving: float
+    merging: float = 0.0
     ending: float = ENDING
+
+    @property
+    def trained(self) -> float:
+        """Until the training is over."""
+        return self.total - self.merging - self.ending
 
     @property
     def total(self) -> float:
@@ -92,8 +98,9 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
     )
 
 
-def times_of(model: GPT, work: Work, rates: Rates, n_again: int) -> Times:
+def times_of(job: Job, model: GPT, work: Work, rates: Rates, n_again: int) -> Times:
     """What the whole run takes at these rates."""
+    merged = 2 * sum(p.numel() for p in model.parameters() if not p.requires_grad) if job.merge else 0  # in 16 bits
     training = training_flops(model, work.n_tokens, work.n_targets, work.squares, n_again) / rates.training
     validation = forward_flops(model, work.n_val_tokens, work.n_val_targets, work.val_squares) / rates.validation
     mean_length = work.squares / work.n_tokens
@@ -103,4 +110,5 @@ def times_of(model: GPT, work: Work, rates: Rates, n_again: int) -> Times:
         training=max(training, work.n_passes * rates.shortest) + work.n_steps * rates.optimizer_seconds,
         validating=work.n_validations * validation,
         saving=work.n_saves * rates.saving,
+        merging=merged / READING + merged / WRITING,
     )

@@ -52,8 +52,7 @@ def time_lines(plan: Plan, now: datetime) -> Iterator[str]:
     yield f"  {plan.flops / 1e15:.3g} PFLOP; {plan.rates.source}"
     yield f"  {times.training / plan.work.n_steps:.3g} s a step, {rate:,.0f} tokens a second"
     parts = [("start", times.starting), ("training", times.training), ("validation", times.validating)]
-    parts.append(("saves", times.saving))
-    parts.append(("end", times.ending))
+    parts += [("saves", times.saving), ("merge", times.merging), ("end", times.ending)]
     yield "  " + ", ".join(f"{name} {clock(seconds)}" for name, seconds in parts)
     end = now + timedelta(seconds=times.total)
     days = (end.date() - now.date()).days

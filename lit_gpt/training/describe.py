@@ -1,0 +1,45 @@
+"""What is about to happen, for the reader: parameters, operations, length of the run."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+
+from lit_gpt.checkpoint import METHODS
+from lit_gpt.data.store import Samples
+from lit_gpt.model import GPT
+from lit_gpt.training.feed import micro_batch_tokens
+from lit_gpt.training.finetuning import Finetuning
+from lit_gpt.training.flops import estimated_flops, measured_flops
+from lit_gpt.training.schedule import warmup_of
+
+
+def description(model: GPT, data: Samples, asked: Finetuning, device: torch.device) -> Iterator[str]:
+    """It, line by line.
+
+    Args:
+        data: to train on.
+        device: of the run.
+    """
+    with torch.device("meta"):
+        counted = GPT(copy.deepcopy(model.config))  # quantized weights would count as what they are packed in
+        METHODS[asked.method][0](counted, asked.method_args)
+    trained, frozen = (
+        sum(p.numel() for p in counted.parameters() if p.requires_grad is wanted) for wanted in (True, False)
+    )
+    yield f"Number of trainable parameters: {trained:,}"
+    yield f"Number of non trainable parameters: {frozen:,}"
+    train = asked.train
+    n_samples = train.n_samples(len(data))
+    n_steps = -(-n_samples // train.batch_size)
+    yield (
+        f"Training {n_samples:,} samples = {n_samples / len(data):.2f} epochs in {n_steps:,} steps "
+        f"of {train.batch_size}; {warmup_of(train, n_steps)} steps of warm-up"
+    )
+    longest = data.lengths.max()
+    yield f"The longest training sample has {longest} tokens, the model has room for {model.config.block_size}"
+    length = round(float(data.lengths.mean()))
+    n = max(1, micro_batch_tokens(train, device) // length)
+    size = f"(one forward and backward pass of {n} x {length} tokens, the mean length)"
+    yield f"Estimated TFLOPs: {estimated_flops(counted, n, length) / 1e12:.2f} {size}"
+    yield f"Measured TFLOPs: {measured_flops(counted, n, length) / 1e12:.2f} {size}"

@@ -1,0 +1,69 @@
+"""The loss on the validation set, and what makes a checkpoint the best."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.data.batches import micro_batches
+from lit_gpt.data.store import Samples
+from lit_gpt.model import GPT
+from lit_gpt.training.feed import micro_batch_tokens
+from lit_gpt.training.loss import loss_sum
+from lit_gpt.training.randomness import undisturbed
+from lit_gpt.training.saves import Progress
+from lit_gpt.training.session import Session
+
+
+def validated(
+    fabric: Fabric,
+    model: GPT,
+    data: Samples,
+    session: Session,
+    train: TrainArgs,
+    validation: ValidationArgs,
+    progress: Progress,
+    stopped: Callable[[], Any],
+) -> Progress:
+    """Where the run is after a validation, and the score that decides what is best; `progress` if it was stopped."""
+    began = time.monotonic()
+    loss = validate(fabric, model, data, train, validation, stopped)
+    if loss is None:
+        return progress
+    session.budget.loss_seconds = time.monotonic() - began
+    with undisturbed(fabric.device):
+        score = session.score and session.score()
+    session.budget.validation_seconds = time.monotonic() - began
+    session.monitor.validated(progress.step, loss, session.budget.validation_seconds)
+    return progress.validated(loss, score)
+
+
+@torch.no_grad()
+def validate(
+    fabric: Fabric,
+    model: GPT,
+    data: Samples,
+    train: TrainArgs,
+    validation: ValidationArgs,
+    stopped: Callable[[], Any] = lambda: False,
+) -> float | None:
+    """Mean loss per target of the validation set, or of its first `eval_iters * micro_batch_size` samples.
+
+    Args:
+        stopped: asked after each micro-batch; ends it without a result.
+    """
+    model.eval()
+    n_samples = len(data)
+    if validation.eval_iters is not None:
+        n_samples = min(n_samples, validation.eval_iters * train.micro_batch_size)
+    batches = micro_batches(data, range(n_samples), micro_batch_tokens(train, fabric.device))
+    total = torch.zeros((), device=fabric.device, dtype=torch.float32)
+    for batch in batches:
+        with fabric.autocast():
+            total += loss_sum(model, batch.to(fabric.device))
+        if stopped():
+            return None
+    return total.item() / max(1, sum(batch.n_targets for batch in batches))
