@@ -105,6 +105,45 @@ def test_what_a_step_had_done_when_the_memory_ran_out_does_not_count_twice(tmp_p
     assert columns[0] == columns[1] and len(columns[0]) > 48
 
 
+class Killed(BaseException):
+    """What nothing catches."""
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_killed_after_the_memory_ran_out_a_run_goes_on_with_what_it_had_room_for(tmp_path, capsys, recomputed):
+    """In the middle of the run the memory gets scarce; the process that goes on has all of it again."""
+    room = 1 if recomputed else 40  # not even the longest sample fits, unless all is recomputed
+
+    def scarce(killed_at=None):
+        model, passes = model_with_lora(), itertools.count()
+
+        def hook(module, inputs):
+            n = next(passes) if model.training else -1
+            if n == killed_at:
+                raise Killed
+            if n >= 8 and inputs[0].numel() > room and not model.n_recomputed:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        model.transformer.wte.register_forward_pre_hook(hook)
+        return model
+
+    args = {"save_interval": 1, "micro_batch_tokens": 200}
+    whole, _ = trained(tmp_path / "whole", scarce(), **args)
+    with pytest.raises(Killed):
+        trained(tmp_path / "out", scarce(killed_at=18), **args)
+    saves = Saves(tmp_path / "out", "lora")
+    before = read_progress(saves.newest())
+    assert 0 < before.step < 11 and before.micro_batch_tokens and before.micro_batch_tokens <= 50
+    assert before.n_recomputed == (TINY.n_layer if recomputed else 0)
+    capsys.readouterr()
+    model, seen = model_with_lora(), []
+    model.transformer.wte.register_forward_pre_hook(lambda _, x: seen.append(x[0].numel()) if model.training else None)
+    got, progress = trained(tmp_path / "out", model, resumed=saves.newest(), **args)
+    assert max(seen[1:]) <= before.micro_batch_tokens and "Out of memory" not in capsys.readouterr().out
+    assert (progress.micro_batch_tokens, model.n_recomputed) == (before.micro_batch_tokens, before.n_recomputed)
+    assert_equal(whole, got)
+
+
 def test_with_no_memory_at_all_it_ends_before_the_first_step(tmp_path):
     model = model_with_lora()
     Hungry(model, 1, ever=False)
@@ -236,6 +275,38 @@ def test_time_that_a_validation_took_is_kept_for_the_last_one_and_not_spent_twic
         clock.now = now
         assert (budget.has_time_for_a_step(), budget.has_time_to_validate()) == (step, validation), now
     assert Budget().has_time_to_validate() and Budget().has_time_for_a_step()
+
+
+def test_what_comes_after_the_training_is_kept_in_reserve(tmp_path, monkeypatch):
+    """Once more the loss, for the mean of the checkpoints, without the score of a task that a validation has, too."""
+    clock = Clock(monkeypatch)
+
+    def finish(place):
+        clock.now += 8.0
+
+    for again, kept in ((False, 8.0), (True, 38.0)):
+        budget = Budget(1000.0, finish, again)
+        budget.loss_seconds, budget.validation_seconds = 30.0, 100.0
+        assert budget.rehearse_finish(tmp_path) == 8.0
+        assert budget.finish_seconds == kept and budget.reserve == pytest.approx(1.2 * (100 + kept) + 5)
+        assert budget.deadline_in() - budget.left == pytest.approx(budget.reserve)
+    assert Budget(None, finish).rehearse_finish(tmp_path) == 0.0  # without a limit nobody asks
+
+
+def test_what_a_killed_process_used_since_its_last_checkpoint_counts(tmp_path, monkeypatch):
+    clock, ledger = Clock(monkeypatch), tmp_path / "seconds_used.txt"
+    budget = Budget(1000.0, ledger=ledger)
+    for clock.now in (10.0, 12.0, 300.0):
+        budget.begin_step(torch.device("cpu"))
+    clock.now = 20.0  # another process
+    again = Budget(1000.0, ledger=ledger)
+    again.take_up(150.0, 0.0, 0.0, 0.0)
+    assert again.used == 320.0
+    ledger.write_text("")  # by a full disk
+    again.take_up(150.0, 0.0, 0.0, 0.0)
+    assert again.used == 170.0
+    Budget(None, ledger=tmp_path / "none").note()
+    assert not (tmp_path / "none").exists()
 
 
 def test_time_used_before_a_resume_counts(tmp_path):

@@ -330,7 +330,7 @@ def test_gauges_tell_the_end_and_the_share_of_the_peak(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("lit_gpt.training.gauges.process_seconds", lambda: now[0])
     gauges = Gauges(torch.device("cpu"), 100, 2e6, 1e9, n_validations=3, time_left=lambda: 3600.0)
-    gauges.validated(6.0)
+    gauges.validations.add(6.0)
     now[0] += 6
     for step in range(1, 5):
         now[0] += 2 if step > 1 else 9  # the first one warms up

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lit_gpt.report.curves import MOST_POINTS, Line, chart, thinned, ticks
+from lit_gpt.report.curves import MOST_POINTS, Line, chart, shown, thinned, ticks
 from lit_gpt.report.page import write_report
 from lit_gpt.training.monitor import COLUMNS
 
@@ -101,6 +101,14 @@ def test_a_run_without_a_plan_or_a_line_has_a_page(run_dir):
 def test_ticks_are_round_and_span_the_values(span):
     found = ticks(*span)
     assert 2 <= len(found) <= 8 and found[0] <= span[0] and found[-1] >= span[1]
+
+
+@pytest.mark.parametrize("high", [3e-4, 2e-4, 8e-5, 1.25e-5, 7e-3, 1.0, 250.0, 12_500.0])
+def test_the_label_of_a_tick_is_its_value(high):
+    found = ticks(0.0, high)
+    labels = [shown(t) for t in found]
+    assert [float(label.replace("k", "e3").replace(",", "")) for label in labels] == pytest.approx(found)
+    assert all(len(label) <= 7 for label in labels)
 
 
 def test_curves_of_any_length_and_value_are_drawn():

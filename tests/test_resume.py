@@ -1,17 +1,24 @@
 """A run that is killed, stopped or damaged goes on to be the run it would have been, bit for bit."""
 
+import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, run, tiny_hf, write_tokenizer
+
+from lit_gpt.training.budget import NOTED
+from lit_gpt.training.run import LEDGER
+from lit_gpt.training.saves import Saves, read_progress
 
 ROWS = [{"instruction": f"say {w} {n} times", "input": "", "output": " ".join([w] * n)}
         for w in ("ab", "cd", "the", "king") for n in range(1, 9)]  # fmt: skip
@@ -193,12 +200,170 @@ def test_what_would_be_another_run_is_refused_by_name(place, whole):
     assert p.returncode == 0 and "Changed: epochs was 3.0 and is 4.0" in p.stdout, p.stderr
     p = run(*command("lora", "changed", "--resume", "nowhere"), cwd=place)
     assert_one_line_error(p, "--resume nowhere is no checkpoint")
-    shutil.move(place / "data", place / "moved")
+
+
+def harm_data(data, how):
+    """What happens to a data set between stop and resume, and what the run is to say of it."""
+    ids = data / "train.ids.npy"
+    if how == "gone":
+        shutil.rmtree(data)
+        return "is not a prepared data set"
+    if how == "one file gone":
+        ids.unlink()
+        return "train.ids.npy"
+    if how == "truncated":
+        ids.write_bytes(ids.read_bytes()[:-7])
+        return "train.ids.npy"
+    values = np.load(ids)
+    values[-2] ^= 1
+    np.save(ids, values)
+    return "data digest was"
+
+
+@pytest.mark.parametrize("how", ["gone", "one file gone", "truncated", "changed"])
+def test_data_that_is_gone_or_another_is_one_line_and_harms_nothing(place, whole, how):
+    reference, _ = whole("lora")
+    out = f"data-{how}"
+    shutil.copytree(place / reference, place / out, symlinks=True)
+    saves = Saves(place / out, "lora")
+    shutil.rmtree(saves.place(saves.steps()[-1]))  # so that there is something left to do
+    shutil.copytree(place / "data", place / "kept")
     try:
-        p = run(*command("lora", "changed", "--resume", "true"), cwd=place)
-        assert_one_line_error(p, "data is not a prepared data set")
+        said = harm_data(place / "data", how)
+        assert_one_line_error(run(*command("lora", out, "--resume", "true"), cwd=place), said)
     finally:
-        shutil.move(place / "moved", place / "data")
+        shutil.rmtree(place / "data", ignore_errors=True)
+        shutil.move(place / "kept", place / "data")
+    p = run(*command("lora", out, "--resume", "true"), cwd=place)
+    assert p.returncode == 0, p.stderr
+    assert_same(place, reference, out)
+
+
+FULL_DISK = """
+import os, subprocess, sys
+out, filler = sys.argv[1], os.path.join(sys.argv[1], "filler")
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", out], check=True)
+
+def fill():
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+
+fill()
+early = subprocess.run(sys.argv[2:], capture_output=True, text=True)
+print("EARLY", early.returncode, early.stderr)
+os.unlink(filler)
+process = subprocess.Popen(sys.argv[2:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+for line in process.stdout:
+    print(line, end="")
+    if line.startswith("iter 5 ") and "val loss" not in line:
+        fill()
+    elif "is not saved" in line and os.path.exists(filler):
+        os.unlink(filler)
+sys.exit(process.wait() or subprocess.run(["cp", "-a", out + "/.", out + "-kept"]).returncode)
+"""
+
+
+def can_mount():
+    """Whether a process of its own may mount a small disk."""
+    try:
+        command = ["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/mnt"]
+        return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not can_mount(), reason="no small disk can be mounted here")
+def test_a_small_disk_that_is_full_is_an_error_at_the_start_and_none_for_a_while(place, whole):
+    """A tmpfs of 3 MB: full before the first step, then empty, and full again from the fifth micro-batch on until a
+    checkpoint could not be written."""
+    reference, _ = whole("lora")
+    (place / "small").mkdir()
+    script, *rest = map(str, command("lora", "small"))
+    words = [sys.executable, "-c", FULL_DISK, "small", sys.executable, str(ROOT / script), *rest]
+    p = subprocess.run(["unshare", "-rm", *words], cwd=place, capture_output=True, text=True, timeout=300)
+    assert p.returncode == 0, p.stdout + p.stderr
+    early = p.stdout[p.stdout.index("EARLY 1 ") :].splitlines()[0]
+    assert "error: " in early and ("bytes free" in early or "could not be written" in early or "No space" in early)
+    assert "is not saved" in p.stdout and "The run goes on and tries again" in p.stdout
+    assert not leftovers(place / "small-kept")
+    assert_same(place, reference, "small-kept")
+
+
+BACK = """
+import time
+real, calls = time.time, [0]
+def going_back():
+    calls[0] += 1
+    return real() - 86400 - 60 * calls[0]
+time.time = going_back
+"""
+
+
+def test_a_clock_that_is_set_back_changes_nothing(place, whole):
+    """By a day, and by a minute more at every look; the older of the checkpoints has the later time."""
+    reference, _ = whole("lora")
+    shutil.copytree(place / reference, place / "back", symlinks=True)
+    saves = Saves(place / "back", "lora")
+    newest = saves.place(saves.steps()[-1])
+    shutil.rmtree(newest)
+    for n, step in enumerate(saves.steps()):
+        for path in (*saves.place(step).iterdir(), saves.place(step)):
+            os.utime(path, (2e9 - 1e6 * n,) * 2)
+    (place / "clock").mkdir()
+    (place / "clock" / "sitecustomize.py").write_text(BACK)
+    paths = os.pathsep.join([str(place / "clock"), *os.environ.get("PYTHONPATH", "").split(os.pathsep), str(ROOT)])
+    flags = ("--resume", "true", "--max_time", "01:00:00")
+    p = run(*command("lora", "back", *flags), cwd=place, env={"PYTHONPATH": paths})
+    assert p.returncode == 0, p.stderr
+    assert f"Going on from back/checkpoints/step-{saves.steps()[-2]:06d}" in p.stdout
+    used = int(re.search(r"Time used: (\d+) of 3600 s", p.stdout)[1])
+    assert 0 < used < 300
+    assert_same(place, reference, "back")
+
+
+def test_killed_and_resumed_a_run_ends_in_time_with_its_learning_rate_at_the_end(place):
+    """With a deadline the schedule follows the clock, so that what counts is that it ends as it should."""
+    out, limit = place / "deadline", 45
+    flags = ("--epochs", 100_000, "--max_time", f"00:00:{limit}", "--resume", "true", "--merge", "true")
+    flags += ("--average_last", 2, "--keep_last", 2)
+    saves, spent = Saves(out, "lora"), []
+    for n_steps in (3, 25):
+        process = start(place, "lora", out.name, *flags)
+        for line in process.stdout:
+            if (step := re.match(r"iter \d+ step (\d+):", line)) and int(step[1]) >= n_steps:
+                break
+        time.sleep(random.Random(n_steps).uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        spent.append(float((out / LEDGER).read_text()))
+        assert read_progress(saves.newest()).seconds <= spent[-1] + NOTED  # what was saved is whole
+    assert spent[1] > spent[0] + 1  # starting again took time, too
+    (out / ".rehearsal.999999999.tmp").mkdir()  # as a process leaves it that is killed while it measures the end
+    began = time.monotonic()
+    p = run(*command("lora", out.name, *flags), cwd=place)
+    assert p.returncode == 0, p.stderr
+    used = int(re.search(rf"Time used: (\d+) of {limit} s", p.stdout)[1])
+    assert spent[1] < used <= limit and used - spent[1] == pytest.approx(time.monotonic() - began, abs=5)
+    with open(out / "metrics.csv", newline="") as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file) if row["learning_rate"]]
+    assert max(rates) > 0.009 and rates[-1] < 0.001
+    assert (out / "merged" / "lit_model.pth").is_file() and "Mean of the checkpoints of steps" in p.stdout
+    assert read_progress(saves.newest()).finish_seconds > 0
+    assert not list(out.rglob(".*.tmp"))
+    # each part by itself, after the time is over
+    p = run("eval/validate.py", "--checkpoint_dir", "checkpoint", "--finetuned_path", out, cwd=place)
+    assert p.returncode == 0, p.stderr
+    with open(out / "metrics.csv", newline="") as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]]
+    assert float(re.search(r"val loss ([\d.]+)", p.stdout)[1]) == pytest.approx(losses[-1], abs=1e-4)
+    for name in ("loss.png", "report.html"):
+        (out / name).unlink()
+    p = run("scripts/write_report.py", "--finetuned_path", out, cwd=place)
+    assert p.returncode == 0 and (out / "loss.png").is_file() and (out / "report.html").is_file(), p.stderr
 
 
 def test_the_last_checkpoints_and_the_best_stay_and_each_can_be_used(place, whole):

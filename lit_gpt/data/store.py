@@ -156,6 +156,16 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
+def load_array(path: Path) -> np.ndarray:
+    """The array of a file, which stays on the disk until it is read. Raises: UserError if it is gone or damaged."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError as e:
+        raise UserError(f"{path} is gone; prepare it again") from e
+    except (ValueError, EOFError) as e:
+        raise UserError(f"{path} is damaged ({str(e).splitlines()[0]}); prepare it again") from e
+
+
 def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
     """(train, val, meta) of a prepared data set.
 
@@ -169,12 +179,12 @@ def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
         )
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        splits = [
-            Samples(*(np.load(folder / f"{s}.{part}.npy", mmap_mode="r") for part in ("ids", "labels", "offsets")))
-            for s in ("train", "val")
-        ]
-    except (ValueError, FileNotFoundError) as e:
-        raise UserError(f"{folder} is damaged ({str(e).splitlines()[0]}); prepare it again") from e
+    except ValueError as e:
+        raise UserError(f"{folder / META} is damaged ({e}); prepare it again") from e
+    splits = [
+        Samples(*(load_array(folder / f"{s}.{part}.npy") for part in ("ids", "labels", "offsets")))
+        for s in ("train", "val")
+    ]
     for split, samples in zip(("train", "val"), splits, strict=True):
         if not len(samples.ids) == len(samples.labels) == samples.offsets[-1] or len(samples) != meta["samples"][split]:
             raise UserError(f"{folder}: the arrays of {split} do not belong together; prepare it again")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 64, 28, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 76, 28, 12, 40
 MOST_POINTS = 600
 """Of a line; more are averaged in groups."""
 
@@ -110,7 +110,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 def shown(value: float) -> str:
     """A tick's label."""
     if value and abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
+        return f"{value:.2e}".replace(".00e", "e").replace("0e", "e").replace("e-0", "e-")
     return f"{value / 1e3:,.10g}k" if abs(value) >= 1e4 else f"{value:,.10g}"
 
 

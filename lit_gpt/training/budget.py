@@ -6,10 +6,13 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+NOTED = 5.0
+"""Seconds between entries of the ledger."""
 STARTED = time.monotonic()
 """When this module was imported, for systems that do not tell when the process began."""
 
@@ -32,6 +35,7 @@ class Budget:
         finish: does with the checkpoint in a folder what is done with the last one after the training, but leaves
             nothing; it is called once, early, to know how long that takes.
         validates_again: the loss is measured once more after that.
+        ledger: file that keeps the time used, so that what a killed process used since its last checkpoint counts.
     """
 
     def __init__(
@@ -39,8 +43,10 @@ class Budget:
         max_seconds: float | None = None,
         finish: Callable[[Path], None] | None = None,
         validates_again: bool = False,
+        ledger: Path | None = None,
     ) -> None:
         self.max_seconds, self.finish, self.validates_again = max_seconds, finish, validates_again
+        self.ledger, self.noted = ledger, -math.inf
         self.finish_seconds = 0.0
         self.used_before = 0.0
         self.validation_seconds = self.save_seconds = 0.0
@@ -58,16 +64,32 @@ class Budget:
         return {"seconds": self.used} | {name: getattr(self, name) for name in names}
 
     def take_up(self, seconds: float, validation_seconds: float, save_seconds: float, finish_seconds: float) -> None:
-        """Go on with a run that has used some time already."""
-        self.used_before, self.finish_seconds = seconds, finish_seconds
+        """Go on with a run that has used some time already: what its checkpoint says, or the ledger if that is more."""
+        self.used_before, self.finish_seconds = max(seconds, self.entry()), finish_seconds
         self.validation_seconds, self.save_seconds = validation_seconds, save_seconds
 
-    def rehearse_finish(self, place: Path) -> None:
-        """Measure how long what comes after the training takes, with the checkpoint in `place`."""
-        if self.finish is not None and self.max_seconds is not None:
-            began = time.monotonic()
-            self.finish(place)
-            self.finish_seconds = time.monotonic() - began + self.validates_again * self.loss_seconds
+    def entry(self) -> float:
+        """Seconds that the ledger says; 0 if it cannot be read."""
+        try:
+            return float(self.ledger.read_text(encoding="utf-8")) if self.ledger else 0.0
+        except (OSError, ValueError):
+            return 0.0
+
+    def note(self) -> None:
+        """Write the time used to the ledger; a full disk is no reason to stop."""
+        if self.ledger is not None and self.max_seconds is not None:
+            with suppress(OSError):
+                self.ledger.write_text(f"{self.used:.1f}\n", encoding="utf-8")
+
+    def rehearse_finish(self, place: Path) -> float:
+        """Measure how long what comes after the training takes, with the checkpoint in `place`; seconds it took now."""
+        if self.finish is None or self.max_seconds is None:
+            return 0.0
+        began = time.monotonic()
+        self.finish(place)
+        seconds = time.monotonic() - began
+        self.finish_seconds = seconds + self.validates_again * (self.loss_seconds or self.validation_seconds)
+        return seconds
 
     @property
     def reserve(self) -> float:
@@ -79,10 +101,14 @@ class Budget:
         """Seconds so far."""
         return self.used_before + process_seconds()
 
+    def deadline_in(self) -> float:
+        """Seconds until the limit is reached."""
+        return math.inf if self.max_seconds is None else self.max_seconds - self.used
+
     @property
     def left(self) -> float:
         """Seconds left for steps."""
-        return math.inf if self.max_seconds is None else self.max_seconds - self.reserve - self.used
+        return self.deadline_in() - self.reserve
 
     @property
     def is_over(self) -> bool:
@@ -105,6 +131,9 @@ class Budget:
             if event is not None:
                 event.synchronize()
         now = time.monotonic()
+        if now - self.noted > NOTED:
+            self.note()
+            self.noted = now
         if self.n_begun >= 2:
             self.durations.append(now - self.began)
         self.n_begun += 1

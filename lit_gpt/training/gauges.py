@@ -23,6 +23,27 @@ class Forecast:
     """From the start of the process to its end."""
 
 
+@dataclass
+class Pauses:
+    """What interrupts the training now and then, such as validations."""
+
+    n: int
+    """Of the whole run."""
+    n_done: int = 0
+    seconds: float = 0.0
+    """Of all that are done."""
+
+    def add(self, seconds: float) -> None:
+        """One more took this long."""
+        self.n_done += 1
+        self.seconds += seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds of those to come."""
+        return self.seconds / max(1, self.n_done) * max(0, self.n - self.n_done)
+
+
 class Gauges:
     """Reads what a run does against what the machine can do and what there is to do.
 
@@ -31,7 +52,7 @@ class Gauges:
         n_samples: of the whole run.
         flops_per_token: operations of training, a token.
         peak: operations a second that a large matrix product reaches here; 0 if unknown.
-        n_validations: of the whole run.
+        n_validations, n_saves: of the whole run.
         time_left: seconds to the deadline; None if there is none.
     """
 
@@ -43,11 +64,11 @@ class Gauges:
         peak: float = 0.0,
         n_validations: int = 0,
         time_left: Callable[[], float] | None = None,
+        n_saves: int = 0,
     ) -> None:
         self.device, self.n_samples, self.time_left = device, n_samples, time_left
-        self.flops_per_token, self.peak, self.n_validations = flops_per_token, peak, n_validations
-        self.n_validated = 0
-        self.validating = 0.0
+        self.flops_per_token, self.peak = flops_per_token, peak
+        self.validations, self.saves = Pauses(n_validations), Pauses(n_saves)
         self.begun: tuple[int, float] | None = None
         self.per_sample: float | None = None
         self.forecast: Forecast | None = None
@@ -65,22 +86,17 @@ class Gauges:
         if not is_step:
             return
         if self.begun is None:
-            self.begun = (samples, process_seconds() - self.validating)
+            self.begun = (samples, process_seconds() - self.pausing)
         elif self.forecast is None and step >= FIRST_STEPS:
             first, since = self.begun
-            pace = (process_seconds() - self.validating - since) / max(1, samples - first)
-            left = (self.n_samples - samples) * pace + self.validations_left()
+            pace = (process_seconds() - self.pausing - since) / max(1, samples - first)
+            left = (self.n_samples - samples) * pace + self.validations.left + self.saves.left
             self.forecast = Forecast(step, process_seconds() + left)
 
-    def validated(self, seconds: float) -> None:
-        """A validation took this long."""
-        self.n_validated += 1
-        self.validating += seconds
-
-    def validations_left(self) -> float:
-        """Seconds of those to come."""
-        each = self.validating / max(1, self.n_validated)
-        return each * max(0, self.n_validations - self.n_validated)
+    @property
+    def pausing(self) -> float:
+        """Seconds that did not go into training steps so far."""
+        return self.validations.seconds + self.saves.seconds
 
     def of_peak(self, tokens_per_sec: float) -> float | None:
         """Part of the peak that training at this speed is; None if the peak is unknown."""
@@ -92,7 +108,7 @@ class Gauges:
         """To the end of the run; None before its first line."""
         if self.per_sample is None:
             return None
-        return (self.n_samples - samples) * self.per_sample + self.validations_left()
+        return (self.n_samples - samples) * self.per_sample + self.validations.left + self.saves.left
 
     def line(self, samples: int, tokens_per_sec: float) -> str:
         """All of it, for a reader."""

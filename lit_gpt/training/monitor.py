@@ -181,12 +181,20 @@ class Monitor:
             self.bar.set_postfix_str(f"step {step}, loss {mean:.4f}, {line}")
 
     def validated(self, step: int, loss: float, seconds: float) -> None:
-        """A validation is done, in so many seconds; `loss` is the mean over its targets."""
-        self.report()
-        self.gauges.validated(seconds)
+        """A validation is done, in so many seconds; `loss` is the mean over its targets. To be reported before it."""
+        self.paused(seconds)
+        self.gauges.validations.add(seconds)
         self.write({"iter": self.iter, "step": step, "samples": self.samples, "val_loss": f"{loss:.6f}"})
         self.say(f"iter {self.iter} step {step}: val loss {loss:.4f}, val time: {1e3 * seconds:.2f}ms")
-        self.since_line = time.perf_counter()  # the time of a validation is not the next iteration's
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint is written, in so many seconds. To be reported before it."""
+        self.paused(seconds)
+        self.gauges.saves.add(seconds)
+
+    def paused(self, seconds: float) -> None:
+        """This time is not the next iteration's."""
+        self.since_line += seconds
 
     def write(self, row: dict[str, Any]) -> None:
         self.csv.writerow({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})

@@ -16,6 +16,9 @@ from lit_gpt.training.saves import Saves
 from lit_gpt.training.session import Session
 from lit_gpt.training.start import enter, find_place, load_data, load_model
 
+LEDGER = "seconds_used.txt"
+"""File of a run's folder with the time that a run with a deadline has used."""
+
 
 def finetune(fabric: Fabric, asked: Finetuning) -> None:
     """Finetune a model, and leave what it takes to use the result; or say what that would take.
@@ -38,8 +41,8 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
     run = enter(fabric, asked, (train_data.digest(), meta), base_digest, place)
 
     ending = Ending(fabric, model, val_data, asked, saves, run)
-    budget = Budget(train.max_seconds, ending.rehearse, validates_again=train.average_last > 0)
-    gauges = gauges_of(fabric, planned, model, (lambda: budget.left) if train.max_seconds else None)
+    budget = Budget(train.max_seconds, ending.rehearse, train.average_last > 0, ledger=out_dir / LEDGER)
+    gauges = gauges_of(fabric, planned, model, budget)
     shown = {"gauges": gauges, "logger": make_logger(train.logger, out_dir, run.training)}
     monitor = Monitor(out_dir, planned.work.n_samples, train.log_interval, goes_on=place is not None, **shown)
     session = Session(saves, monitor, budget, place, score, later_bytes=ending.n_bytes)

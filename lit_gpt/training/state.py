@@ -57,6 +57,7 @@ class Keeper:
             self.budget.take_up(**{name: getattr(self.progress, name) for name in self.budget.state()})
             self.saves.forget_after(self.progress.step)
             self.saves.point_to(self.progress)
+        self.budget.note()
         trained = sum(x.numel() * x.element_size() for x in trained_parameters(self.model).values())
         self.saves.require_room(3 * trained, self.later_bytes)  # with the optimizer's state
         shrunk = self.progress.micro_batch_tokens
@@ -113,6 +114,7 @@ class Keeper:
 
     def save(self) -> None:
         """Write a checkpoint of the run as it is. Raises: UserError if the disk is full."""
+        self.monitor.report()
         began = time.monotonic()
         shrunk = self.feed.max_tokens if self.feed.has_shrunk else None
         self.progress = replace(
@@ -125,9 +127,11 @@ class Keeper:
         place = self.saves.write(self.model, self.state(), self.progress)
         if self.saved is None:
             read_progress(place)  # what is written can be read, before the first hour is spent
-            self.budget.rehearse_finish(place)
-        self.saved, self.owes = self.progress, False
+        first, self.saved, self.owes = self.saved is None, self.progress, False
         self.budget.save_seconds = time.monotonic() - began
+        self.monitor.saved(self.budget.save_seconds)
+        if first:
+            self.monitor.paused(self.budget.rehearse_finish(place))
 
     def state(self) -> dict[str, Any]:
         """What goes into state.pth."""

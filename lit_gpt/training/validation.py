@@ -29,6 +29,7 @@ def validated(
     stopped: Callable[[], Any],
 ) -> Progress:
     """Where the run is after a validation, and the score that decides what is best; `progress` if it was stopped."""
+    session.monitor.report()
     began = time.monotonic()
     loss = validate(fabric, model, data, train, validation, stopped)
     if loss is None:

@@ -1,7 +1,6 @@
 """A run beside its plan: what was expected, what it took, and by how much they differ."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from lightning.fabric import Fabric
 
 from lit_gpt.files import write_text
 from lit_gpt.model import GPT
-from lit_gpt.training.budget import process_seconds
+from lit_gpt.training.budget import Budget, process_seconds
 from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.gauges import Gauges, clock, matrix_rate, memory_gb
 from lit_gpt.training.planning.devices import this_machine
@@ -35,12 +34,8 @@ def plan_of_run(fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
     return plan
 
 
-def gauges_of(fabric: Fabric, plan: Plan, model: GPT, time_left: Callable[[], float] | None = None) -> Gauges:
-    """What the monitor reads this run's figures against; measures a matrix product.
-
-    Args:
-        time_left: seconds to the deadline; None if there is none.
-    """
+def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
+    """What the monitor reads this run's figures against; measures a matrix product."""
     dtype = model.transformer.wte.weight.dtype
     if plan.job.mixed:
         dtype = torch.bfloat16 if "bf16" in plan.job.precision else torch.float16
@@ -50,7 +45,8 @@ def gauges_of(fabric: Fabric, plan: Plan, model: GPT, time_left: Callable[[], fl
         plan.flops / plan.work.n_tokens,
         matrix_rate(fabric.device, dtype),
         plan.work.n_validations,
-        time_left,
+        budget.deadline_in if budget.max_seconds else None,
+        plan.work.n_saves,
     )
 
 
@@ -66,7 +62,9 @@ def settle(plan: Plan, gauges: Gauges, out_dir: Path, whole: bool = True) -> Non
         if plan.times:
             rows.append(("time until trained", plan.times.trained, seconds, "from the table of devices"))
         if gauges.forecast:
-            rows.append(("time until trained", gauges.forecast.seconds, seconds, f"from the first {gauges.forecast.step} steps"))
+            rows.append(
+                ("time until trained", gauges.forecast.seconds, seconds, f"from the first {gauges.forecast.step} steps")
+            )
     outcome = [
         {"what": what, "planned": planned, "actual": actual, "error": planned / actual - 1, "source": source}
         for what, planned, actual, source in rows

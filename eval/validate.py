@@ -1,0 +1,63 @@
+"""Mean loss per target token of a pretrained model, or of a run of any finetuning method, on a validation set.
+
+python eval/validate.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b \
+    --finetuned_path out/lora/open_llama_7b
+
+It is the loss that the run itself measures; without --data_dir on the data that it was trained with.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from lit_gpt.args import Precision, Quantization, TrainArgs, ValidationArgs
+
+
+def main(
+    checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
+    finetuned_path: Path | None = None,
+    data_dir: Path | None = None,
+    precision: Precision | None = None,
+    quantize: Quantization | Literal["none"] | None = None,
+    micro_batch_tokens: int | None = None,
+) -> None:
+    """Measure the loss.
+
+    Args:
+        checkpoint_dir: folder of a converted checkpoint.
+        finetuned_path: a run's folder, one of its checkpoints, or the weights in it; the pretrained model if not given.
+        data_dir: folder of a prepared data set; the run's own if not given.
+        precision: that of the training if not given; for a pretrained model bf16-true on a GPU that has it and 32-true
+            on a CPU.
+        quantize: keep the weights of the blocks in 4 or 8 bits, or in the precision (none); if not given, as a run was
+            trained, and a pretrained model in the precision.
+        micro_batch_tokens: tokens per forward pass; 4096 on a GPU and 512 on a CPU if not given.
+    """
+    from lit_gpt.checkpoint import load_base, load_finetuned, make_fabric, read_run
+    from lit_gpt.convert.lit import require_checkpoint
+    from lit_gpt.data import store
+    from lit_gpt.errors import UserError
+    from lit_gpt.tokenizer import Tokenizer
+    from lit_gpt.training.validation import validate
+
+    require_checkpoint(checkpoint_dir)
+    run_dir = finetuned_path.parent if finetuned_path and finetuned_path.suffix == ".pth" else finetuned_path
+    record = run_dir and read_run(run_dir)
+    if data_dir is None and record is None:
+        raise UserError("--data_dir is missing; a pretrained model has no data of its own")
+    data_dir = data_dir or Path(record.data["folder"])
+    _, data, meta = store.load(data_dir)
+    store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), record and record.prompt_style)
+    fabric = make_fabric(precision or (record and record.training["precision"]))
+    if run_dir is None:
+        model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
+    else:
+        model, _ = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
+    train = TrainArgs(micro_batch_tokens=micro_batch_tokens)
+    loss = validate(fabric, model, data, train, ValidationArgs())
+    print(f"val loss {loss:.4f} on the {len(data):,} samples of {data_dir}")
+
+
+if __name__ == "__main__":
+    from lit_gpt.cli import run
+
+    run(main)
