@@ -31,6 +31,14 @@ class Recorder:
     def validated(self, step: int, loss: float, seconds: float) -> None:
         pass
 
+    def saved(self, seconds: float) -> None:
+        pass
+
+    paused = saved
+
+    def report(self) -> None:
+        pass
+
     def mark(self) -> dict[str, object]:
         return {}
 
