@@ -205,6 +205,7 @@ def test_nothing_is_written_until_all_is_read_and_a_failure_leaves_the_old_data(
         "dropped": {},
         "cut": {},
         "tokenized_apart": 0,
+        "last_answer_only": 0,
     }
     prepare(failures[0][0], None, data, checkpoint, PrepareArgs(bad_rows="drop", test_split_fraction=0.2))
     meta = store.load(data)[2]
@@ -287,4 +288,6 @@ def test_a_script_checks_what_it_prepared_and_fails_in_one_line(checkpoint, tmp_
         and "learns to write" in done.stdout
         and (tmp_path / "data/csv/lengths.png").is_file()
     )
-    assert_one_line_error(run(*common, "[question, reply]", cwd=tmp_path), "line 2", "no key 'reply'", "'answer'")
+    assert_one_line_error(
+        run(*common, "[question, reply]", cwd=tmp_path), "rows.csv: no column 'reply'; found", "'answer'", "--columns"
+    )

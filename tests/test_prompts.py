@@ -198,7 +198,8 @@ def test_the_last_turn_only_and_prompts_too(checkpoint):
         ("{{ raise_exception('only one\nturn') }}", "refuses a conversation: only one turn"),
         ("{{ ''.__class__.__mro__ }}", "refuses a conversation"),
         ("{{ 1 // 0 }}", "refuses a conversation"),
-        ("{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}", "shows earlier turns differently"),
+        ("{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}", "does not show the answer"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think>' if add_generation_prompt }}", "<think>"),
     ],
 )
 def test_a_chat_template_that_cannot_serve_is_named(tmp_path, template, message):
@@ -209,6 +210,41 @@ def test_a_chat_template_that_cannot_serve_is_named(tmp_path, template, message)
         turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
         open_style("chat_template", tmp_path).exchanges(turns)
     assert "\n" not in str(e.value)
+
+
+FORGETS = (  # as Qwen 3: what was thought is shown of the last answer only, and an empty thought if there was none
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% set said = m.content.split('</think>\n')[-1] %}"
+    "{% if m.role == 'assistant' and loop.last %}{{ '<think>' }}"
+    "{{ m.content.split('</think>')[0].split('<think>')[-1] if '</think>' in m.content }}{{ '</think>\n' }}{% endif %}"
+    "{{ said + eos_token + '\n' }}{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+)
+
+
+@pytest.mark.parametrize("thought", ["", "<think>hm</think>\n"])
+def test_where_a_template_shows_an_answer_otherwise_later_the_last_one_is_taught_after_what_generation_sees(
+    tmp_path, thought
+):
+    from transformers import AutoTokenizer
+
+    folder_with("tiny", FORGETS, tmp_path)
+    turns = [Turn(role, text) for role, text in zip(("user", "assistant") * 3, "abcdef", strict=True)]
+    turns = [Turn(t.role, thought + t.text) if t.role == "assistant" else t for t in turns]
+    reference, tokenizer = AutoTokenizer.from_pretrained(tmp_path), Tokenizer(tmp_path)
+    messages = [{"role": t.role, "content": t.text} for t in turns]
+    seen = reference.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
+    assert seen.count("<think>") == 0 and "b</s>" in seen and "d</s>" in seen
+    wanted = (thought or "<think></think>\n") + "f"
+    for flags, n_counted in (({}, 1), ({"last_turn_only": True}, 0)):
+        counts = Counts()
+        encoder = Encoder(tokenizer, PrepareArgs(prompt_style="chat_template", **flags), 10**6)
+        ((ids, labels),) = encoder.encode([Row(tuple(turns))], counts)
+        assert ids[: labels.count(IGNORE)] == tokenizer.encode(seen)
+        assert ids == tokenizer.encode(seen + wanted, eos=True) and counts.last_only == n_counted
+        ((_, labels),) = encoder.encode([Row(tuple(turns[:2]))], counts)
+        assert tokenizer.decode([i for i in labels if i != IGNORE]) == (thought or "<think></think>\n") + "b"
+        assert counts.last_only == n_counted and counts.record()["last_answer_only"] == n_counted
+    asked = open_style("chat_template", tmp_path).exchanges(turns[:-1])
+    assert [(e.prompt, e.answer) for e in asked] == [(seen, None)]
 
 
 def test_an_answer_that_holds_the_token_that_ends_it_is_whole(tmp_path):

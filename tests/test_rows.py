@@ -96,8 +96,9 @@ def test_schemas_that_a_script_names():
     assert paths == [["q", "second"], ["q", "first", "q2", "a2"], ["q", "asked"]]
     assert schemas.Trees("best", "de")(TREE, "f", "p") == []
     assert len(SUBSETS) == 66 and subset_files("coqa", "test")[0][1] == "coqa_10templates_test.jsonl"
-    with pytest.raises(UserError, match="no 'coqaa'"):
-        subset_files("coqa, coqaa", "train")
+    for subsets, message in (("coqa, coqaa", "no 'coqaa'"), (" ,", "names none")):
+        with pytest.raises(UserError, match=message):
+            subset_files(subsets, "train")
 
 
 def test_keys_of_the_users_own(tmp_path):
@@ -124,6 +125,8 @@ def turns(*roles):
 
 
 GOOD = '{"instruction": "a", "output": "b"}'
+FLIPPED = bytearray(gzip.compress(GOOD.encode()))
+FLIPPED[12] ^= 255
 BAD = [  # name, bytes, what the message says
     ("x.jsonl", f"{GOOD}\n" + GOOD[:-4], ["line 2", "column", "is the file cut?"]),
     ("x.json", f"[{GOOD},\n{GOOD[:-9]}", ["entry 2", "line 2", "is the file cut?"]),
@@ -144,7 +147,10 @@ BAD = [  # name, bytes, what the message says
     ("x.json", "<!DOCTYPE html><html>", ["a web page"]),
     ("x.json", b"\x1f\x8b\x08\x00\x00", ["damaged or cut"]),
     ("x.json", gzip.compress(GOOD.encode())[:-9], ["damaged or cut"]),
+    ("x.json", FLIPPED, ["damaged or cut"]),
     ("x.jsonl", "[" * 100_000, ["nested too deep"]),
+    ("x.jsonl", GOOD.replace('"a"', "9" * 5000), ["line 1", "a number of too many digits"]),
+    ("x.json", f"[{GOOD.replace(chr(34) + 'a' + chr(34), '9' * 5000)}]", ["entry 1", "a number of too many digits"]),
     ("x.jsonl", GOOD.replace('"a"', r'"\ud83d"'), ["half a character", r"\ud83d"]),
     ("x.jsonl", turns("user", "user", "assistant"), ["line 1", "turn 2", "expected assistant, found user"]),
     ("x.jsonl", turns("assistant", "user"), ["turn 1", "expected user, found assistant"]),
@@ -160,6 +166,7 @@ BAD = [  # name, bytes, what the message says
     ("x.csv", 'instruction,output\na,"b\nc,d\n', ["line 2", "not valid CSV"]),
     ("x.csv", "instruction,instruction\na,b\n", ["a name of its own"]),
     ("x.csv", "instruction,output\n", ["has no rows"]),
+    ("x.csv", "instruction,input,answer\na,b,c\n", ["expected the keys", "--columns"]),
     ("x.csv", "instruction,output\na,\0\n", ["line 2", "zero"]),
     ("x.csv", "<html>", ["a web page"]),
     ("x.csv", "\nx", ["a header"]),
@@ -179,6 +186,9 @@ def test_bad_input_is_named_in_one_line_with_place_found_and_expected(tmp_path, 
 
 
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    (tmp_path / "x.json").write_text(f'[{{"instruction": "{"a" * (1 << 20)}\0"')
+    with pytest.raises(UserError, match="line 1: found a zero byte"):
+        list(read_rows(tmp_path / "x.json"))
     monkeypatch.setattr(entries, "MAX_ENTRY", 10**6)
     long = json.dumps({"instruction": "a" * 10**7, "output": "b"})
     for text, message in ((f"{GOOD}\n{long}", "line 2"), (f"[{GOOD}, {long}]", "entry 2"), (f"[{long}", "entry 1")):

@@ -8,6 +8,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -103,7 +104,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
                     raise UserError(f"{path}: expected UTF-8 text, found {kind}; convert the file")
             file.seek(len(BOM) if start.startswith(BOM) else 0)
             yield file
-        except (EOFError, gzip.BadGzipFile) as e:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
             raise UserError(f"{path} is damaged or cut: {e}; get the file again") from e
 
 
@@ -154,6 +155,8 @@ def line_entries(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
             raise UserError(f"{path}, line {number}: not valid JSON ({e.msg} at column {e.colno}){hint}") from e
         except RecursionError as e:
             raise UserError(f"{path}, line {number}: lists or objects nested too deep") from e
+        except ValueError as e:
+            raise UserError(f"{path}, line {number}: a number of too many digits, expected text") from e
 
 
 class Text:
@@ -217,6 +220,10 @@ class Text:
                     self.fail(place, e)
             except RecursionError as e:
                 raise UserError(f"{self.path}, {place}: lists or objects nested too deep") from e
+            except UserError:  # of `more`
+                raise
+            except ValueError as e:
+                raise UserError(f"{self.path}, {place}: a number of too many digits, expected text") from e
 
     def fail(self, place: str, e: json.JSONDecodeError) -> None:
         self.move(e.pos)

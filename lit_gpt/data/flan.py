@@ -23,11 +23,13 @@ def subset_files(subsets: str | None, split: str) -> list[tuple[str, str]]:
         subsets: names separated by commas, with or without `_10templates`; None takes all 66.
 
     Raises:
-        UserError: no subset of that name.
+        UserError: no subset of that name, or none at all.
     """
     names = SUBSETS
     if subsets is not None:
         names = tuple(n.strip().removesuffix(SUFFIX) + SUFFIX for n in subsets.split(",") if n.strip())
+    if not names:
+        raise UserError("--subsets names none; e.g. --subsets coqa,samsum")
     for name in names:
         if name not in SUBSETS:
             raise UserError(f"--subsets: FLAN has no {name.removesuffix(SUFFIX)!r}; it has {', '.join(NAMES.split())}")

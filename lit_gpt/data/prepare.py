@@ -85,12 +85,13 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
             style, no checkpoint; or, once the data is stored, a finding of the check that makes training useless.
     """
     require_checkpoint(checkpoint_dir)
+    store.require_room(folder)
     tokenizer = Tokenizer(checkpoint_dir)
     block_size = read_config(checkpoint_dir).block_size
     limit = min(args.max_seq_length or block_size, block_size)
     encoder = Encoder(tokenizer, args, limit)
-    print_unused(train)
     scan = read_all(train, args, with_prompts=validation is None)
+    print_unused(train)
     if validation is None:
         out = held_out(scan.prompts, args.test_split_fraction, args.seed)
         scan.prompts.clear()
@@ -243,6 +244,10 @@ def summary(part: Part) -> str:
     notes = notes or ["none dropped or cut"]
     if counts.apart:
         notes.append(f"in {counts.apart:,} rows the ids differ from those of tokenizing prompt and response as one")
+    if counts.last_only:
+        notes.append(
+            f"in {counts.last_only:,} rows only the last answer carries loss: the template shows earlier ones otherwise"
+        )
     if not len(lengths):
         return f"no samples; {'; '.join(notes)}"
     return (

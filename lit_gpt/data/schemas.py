@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lit_gpt.data.rows import Row, conversation
@@ -41,11 +42,24 @@ class Keys:
     def names(self) -> tuple[str | None, ...]:
         return self.instruction, self.response, self.context, self.system
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Keys that each entry must have."""
+        context = (self.context,) if self.needs_context and self.context else ()
+        return self.instruction, self.response, *context
+
+    def require_columns(self, entry: Mapping[str, Any], file: Path) -> None:
+        """Raises: UserError if the header of a table, the keys of any of its rows, lacks a key."""
+        if missing := [key for key in self.needed if key not in entry]:
+            raise UserError(
+                f"{file}: no column {' and no column '.join(map(repr, missing))}; found {found_keys(entry)}; "
+                "name yours with --columns of prepare_csv.py"
+            )
+
     def __call__(self, entry: Any, file: str, place: str) -> list[Row]:
         where = f"{file}, {place}"
-        needed = (self.instruction, self.response)
-        require_object(entry, where, (*needed, self.context or "") if self.needs_context else needed)
-        instruction, response = (text(entry[key], where, key) for key in needed)
+        require_object(entry, where, self.needed)
+        instruction, response = (text(entry[key], where, key) for key in (self.instruction, self.response))
         context = optional(entry, where, self.context)
         turns = (Turn("user", instruction, context), Turn("assistant", response))
         if system := optional(entry, where, self.system):
@@ -289,7 +303,7 @@ def text(value: Any, where: str, key: str) -> str:
     return value
 
 
-def found_keys(entry: dict[str, Any]) -> str:
+def found_keys(entry: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, list(entry)[:12])) or "none"
 
 

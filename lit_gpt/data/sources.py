@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_gpt.data.entries import read_objects, read_table
 from lit_gpt.data.rows import Row
-from lit_gpt.data.schemas import Parse, alpaca, mapped, recognise
+from lit_gpt.data.schemas import Keys, Parse, alpaca, mapped, recognise
 from lit_gpt.errors import UserError
 
 TABLES = (".csv", ".tsv")
@@ -32,8 +32,10 @@ def read_rows(path: Path, parse: Parse | None = None, columns: Mapping[str, str]
 
 def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterator[list[Row] | None]:
     """The rows of each entry; None for one that does not fit, with `drop`. Raises: UserError as `read_rows`."""
-    for place, entry in entries(path):
+    for n, (place, entry) in enumerate(entries(path)):
         parse = parse or recognise(entry, f"{path}, {place}")
+        if n == 0 and isinstance(parse, Keys) and is_table(path):
+            parse.require_columns(entry, path)
         try:
             rows = parse(entry, str(path), place)
         except UserError as e:
@@ -45,8 +47,12 @@ def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterato
 
 def entries(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, value) of each entry of the file."""
-    name = path.name.removesuffix(".gz")
-    return read_table(path) if name.endswith(TABLES) else read_objects(path)
+    return read_table(path) if is_table(path) else read_objects(path)
+
+
+def is_table(path: Path) -> bool:
+    """Whether the file's name says that it is CSV."""
+    return path.name.removesuffix(".gz").endswith(TABLES)
 
 
 def read_alpaca(path: Path) -> list[Row]:

@@ -112,6 +112,12 @@ def header(n: int) -> dict[str, Any]:
     return {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (n,)}
 
 
+def require_room(folder: Path) -> None:
+    """Raises: UserError if a file is where the folder, or one that it is in, would be."""
+    if (first := next(p for p in (folder, *folder.parents) if p.exists())) and not first.is_dir():
+        raise UserError(f"--destination_path {folder}: {first} is a file; pass another folder")
+
+
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A temporary folder for the arrays and meta.json of a prepared data set, which then take the place of an old one.
@@ -119,8 +125,9 @@ def replacing(folder: Path) -> Iterator[Path]:
     The other files of `folder` stay. If the block fails, so do the old arrays.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or there is a file in the folder's place.
     """
+    require_room(folder)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(folder / "new")

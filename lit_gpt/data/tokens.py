@@ -34,10 +34,13 @@ class Counts:
     cut: Counter[str] = field(default_factory=Counter)
     apart: int = 0
     """Kept rows whose ids are not those of tokenizing their text as a whole: two texts melt where they meet."""
+    last_only: int = 0
+    """Kept rows of whose answers the last alone carries loss, since the chat template shows the others otherwise."""
 
     def add(self, other: "Counts") -> None:
         """Take in what became of other rows."""
-        self.read, self.kept, self.apart = self.read + other.read, self.kept + other.kept, self.apart + other.apart
+        for name in ("read", "kept", "apart", "last_only"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.dropped.update(other.dropped)
         self.cut.update(other.cut)
 
@@ -49,6 +52,7 @@ class Counts:
             "dropped": dict(self.dropped),
             "cut": dict(self.cut),
             "tokenized_apart": self.apart,
+            "last_answer_only": self.last_only,
         }
 
 
@@ -91,6 +95,8 @@ class Encoder:
             if fitting is not None:
                 kept.append(self.labelled(fitting))
                 uncut.append(exchanges)
+                n_answers = sum(t.role == "assistant" for t in turns)
+                counts.last_only += n_answers > len(exchanges) and not self.args.last_turn_only
         counts.kept += len(kept)
         counts.apart += self.count_apart(uncut)
         return kept

@@ -54,28 +54,42 @@ class ChatTemplate:
     def exchanges(self, turns: Sequence[Turn]) -> list[Exchange]:
         """Prompt and answer in turns; the last answer may be missing.
 
-        An answer is what the template adds to the text that asks for it, up to the token that ends it.
+        An answer is what the template adds to the text that asks for it, up to the token that ends it. Where it shows
+        an answer otherwise once more turns follow, as Qwen 3 leaves out what was thought, the last answer is the only
+        one, and its prompt has the others as generation will see them.
 
         Raises:
-            UserError: the template refuses the conversation, or shows an earlier turn differently once more follow.
+            UserError: the template refuses the conversation, or does not go on from the text that asks for an answer.
         """
         asks = turns[-1].role != "assistant"
         whole = self.render(turns, asks)
+        answers = [self.answer_in(whole, turns, i) for i, t in enumerate(turns) if t.role == "assistant"]
+        if not asks and answers[-1] is None:
+            end = self.render(turns[:-1], ask=True)[-20:]
+            raise UserError(
+                f"the chat template of {self.folder} ends with {end!r} where it asks for an answer, and does not show "
+                "the answer after that; take another --prompt_style"
+            )
+        if None in answers:
+            answers = [] if asks else answers[-1:]
         found, done = [], 0
-        for i in (i for i, t in enumerate(turns) if t.role == "assistant"):
-            asked = self.render(turns[:i], ask=True)
-            answered = whole if i == len(turns) - 1 else self.render(turns[: i + 1], ask=False)
-            if not (answered.startswith(asked) and whole.startswith(asked)) or len(asked) < done:
-                raise UserError(
-                    f"the chat template of {self.folder} shows earlier turns differently once more follow, so that "
-                    "what is an answer cannot be told; prepare single turns, or take another --prompt_style"
-                )
-            answer, end = self.cut(answered[len(asked) :], turns[i].text.strip())
-            found.append(Exchange(whole[done : len(asked)], answer, end))
-            done = len(asked) + len(answer) + len(end or "")
-        if asks:
-            found.append(Exchange(whole[done:]))
-        return found
+        for start, answer, end in answers:
+            found.append(Exchange(whole[done:start], answer, end))
+            done = start + len(answer) + len(end or "")
+        return [*found, Exchange(whole[done:])] if asks else found
+
+    def answer_in(self, whole: str, turns: Sequence[Turn], i: int) -> tuple[int, str, str | None] | None:
+        """Where in `whole` the answer of turn i begins, the answer, and the token that ends it; None if what the model
+        would have written there is not in `whole`.
+
+        Raises:
+            UserError: the template refuses the conversation up to there.
+        """
+        asked = self.render(turns[:i], ask=True)
+        answered = whole if i == len(turns) - 1 else self.render(turns[: i + 1], ask=False)
+        answer, end = self.cut(answered[len(asked) :], turns[i].text.strip())
+        there = answered.startswith(asked) and whole.startswith(asked + answer + (end or ""))
+        return (len(asked), answer, end) if there else None
 
     def cut(self, tail: str, said: str) -> tuple[str, str | None]:
         """(answer, token that ends it) of what a template puts after the text that asks for it."""
