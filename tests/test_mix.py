@@ -1,15 +1,20 @@
 """A mixture has what was asked for of each source, keeps validation apart, and says how it was made."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, run
+from conftest import ROOT, assert_one_line_error, run
 
 from lit_gpt.args import PrepareArgs
-from lit_gpt.args.checks import AugmentArgs, MixArgs
+from lit_gpt.args.checks import AugmentArgs, ContaminationArgs, MixArgs
 from lit_gpt.data import store
-from lit_gpt.data.mix import draw, mix, shares
+from lit_gpt.data.contamination import check_contamination
+from lit_gpt.data.mix import leaks, mix
+from lit_gpt.data.mix.amounts import draw, shares
 from lit_gpt.data.prepare import Files, prepare
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
@@ -105,6 +110,99 @@ def test_prepared_and_raw_sources_join_and_validation_stays_apart(sources, check
         "read": 84, "kept": 89, "dropped": {"of one not drawn": 25}, "cut": {}, "repeated": 30
     }  # fmt: skip
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_what_one_source_validates_on_no_other_trains_on(sources, checkpoint, tmp_path):
+    """Rows that are there again, word for word or nearly, are left out; a source's own parts stay as they were."""
+    held = json.loads((tmp_path / "one.json").read_text())
+    val = texts(store.load(sources["one"])[1], Tokenizer(checkpoint))
+    again = [row for row in held if any(row["instruction"] in text for text in val)]
+    assert len(again) == 10
+    nearly = [{**row, "output": row["output"] + " x"} for row in again[:5]] + again[5:]
+    more = json.loads(sources["raw"].read_text())
+    everything = PrepareArgs(check=False, test_split_fraction=0.01)
+    for i, rows in enumerate((nearly, [*more, *nearly])):
+        (tmp_path / f"again{i}.json").write_text(json.dumps(rows))
+        prepare(
+            Files((tmp_path / f"again{i}.json",)), Files((sources["other"],)), tmp_path / f"again{i}", checkpoint,
+            everything,
+        )  # fmt: skip
+    mix(tmp_path / "m", MixArgs({"one": sources["one"], "b": tmp_path / "again1"}), AugmentArgs(), QUIET, None)
+    train, _, meta = store.load(tmp_path / "m")
+    tokenizer = Tokenizer(checkpoint)
+    assert len(of(train, tokenizer, "raw")) == 30 and len(of(train, tokenizer, "one")) == 40 and len(train) == 70
+    assert meta["mix"]["sources"]["b"]["available"] == 30
+    assert meta["rows"]["train"] == {
+        "read": 80, "kept": 70, "dropped": {"of b in another validation set": 10}, "cut": {}, "repeated": 0
+    }  # fmt: skip
+    args = MixArgs({"one": sources["one"], "b": tmp_path / "again1"}, weights={"one": 1, "b": 1})
+    mix(tmp_path / "m", args, AugmentArgs(), QUIET, None)
+    assert store.load(tmp_path / "m")[2]["mix"]["sources"]["b"]["train"] == 30
+    with pytest.raises(UserError, match="another source has all training rows of b for validation"):
+        mix(tmp_path / "n", MixArgs({"one": sources["one"], "b": tmp_path / "again0"}), AugmentArgs(), QUIET, None)
+    assert not (tmp_path / "n").exists()
+
+
+def test_leaks_are_found_in_every_chunk(sources, checkpoint, monkeypatch):
+    monkeypatch.setattr(leaks, "CHUNK", 7)
+    tokenizer = Tokenizer(checkpoint)
+    train = store.load(sources["one"])[0]
+    wanted = [texts(train, tokenizer)[i] for i in (0, 13, 39)]
+    assert leaks.like(train, wanted, tokenizer).nonzero()[0].tolist() == [0, 13, 39]
+    assert not leaks.like(train, [], tokenizer).any()
+
+
+def test_what_a_killed_mixture_left_is_removed_by_the_next_one(sources, checkpoint, tmp_path):
+    folder = tmp_path / "mixes"
+    code = (
+        "import os, signal, lit_gpt.data.mix.sources as s\n"
+        "s.write_split = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from pathlib import Path\nfrom lit_gpt.data.mix import mix\n"
+        "from lit_gpt.args import PrepareArgs\nfrom lit_gpt.args.checks import AugmentArgs, MixArgs\n"
+        f"mix(Path('{folder}/m'), MixArgs({{'raw': Path('{sources['raw']}')}}), AugmentArgs(), PrepareArgs(), "
+        f"Path('{checkpoint}'))"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT)
+    assert killed.returncode == -9 and len(list(folder.iterdir())) == 1, killed.stderr
+    mix(folder / "m", MixArgs({"raw": sources["raw"]}), AugmentArgs(), QUIET, checkpoint)
+    assert [p.name for p in folder.iterdir()] == ["m"]
+
+
+def test_a_mixed_and_cleaned_set_trains_and_one_of_another_chat_template_does_not(sources, checkpoint, tmp_path):
+    place = tmp_path / "tiny"
+    shutil.copytree(checkpoint, place)
+    (place / "chat_template.jinja").write_text("{{ messages[0].content }}:{% if messages[1] %}{{ messages[1].content }}"
+                                               "{{ eos_token }}{% endif %}")  # fmt: skip
+    chat = PrepareArgs("chat_template", check=False)
+    mix(tmp_path / "m", MixArgs({n: sources[n] for n in ("raw", "other")}), AugmentArgs(perturb=0.5), chat, place)
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"question": json.loads(sources["raw"].read_text())[3]["output"]}))
+    args = ContaminationArgs(tmp_path / "eval.jsonl", n_words=8, drop=True, destination_path=tmp_path / "clean")
+    check_contamination(tmp_path / "m", args)
+    mixed, cleaned = (store.load(tmp_path / name) for name in ("m", "clean"))
+    assert 0 < len(mixed[0]) - len(cleaned[0]) + len(mixed[1]) - len(cleaned[1]) <= 2 and cleaned[2]["mix"]
+    train = [
+        "--batch_size",
+        4,
+        "--micro_batch_size",
+        4,
+        "--max_steps",
+        2,
+        "--lora_r",
+        2,
+        "--log_interval",
+        1,
+        "--out_dir",
+        tmp_path / "out",
+    ]
+    command = ["finetune/lora.py", "--checkpoint_dir", place, "--data_dir", tmp_path / "clean", *train]
+    done = run(*command, cwd=tmp_path)
+    assert done.returncode == 0 and " step 2: loss" in done.stdout, done.stdout
+    assert json.loads((tmp_path / "out/finetuned.json").read_text())["prompt_style"] == "chat_template"
+    (place / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    done = run(*command, "--overwrite", "true", cwd=tmp_path)
+    assert_one_line_error(done, "another chat template than", str(place), "prepare it again")
+    done = run("scripts/check_data.py", "--data_dir", tmp_path / "clean", cwd=tmp_path)
+    assert_one_line_error(done, "another chat template than")
 
 
 def test_the_same_seed_gives_the_same_files_and_another_one_other_rows(sources, checkpoint, tmp_path):

@@ -196,25 +196,3 @@ def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
         if not len(samples.ids) == len(samples.labels) == samples.offsets[-1] or len(samples) != meta["samples"][split]:
             raise UserError(f"{folder}: the arrays of {split} do not belong together; prepare it again")
     return splits[0], splits[1], meta
-
-
-def check_fit(meta: dict[str, Any], folder: Path, fingerprint: str, prompt_style: str | None) -> None:
-    """See that a prepared data set suits a run.
-
-    Args:
-        fingerprint: of the tokenizer of the checkpoint to be trained.
-        prompt_style: the one that the run says; None takes the data's.
-
-    Raises:
-        UserError: another tokenizer or another prompt style.
-    """
-    if meta["tokenizer"] != fingerprint:
-        raise UserError(
-            f"{folder} was prepared with the tokenizer of {meta['checkpoint_dir']}, which is another one than the "
-            "checkpoint's; prepare it again with this --checkpoint_dir"
-        )
-    if prompt_style is not None and prompt_style != meta["prompt_style"]:
-        raise UserError(
-            f"{folder} was prepared with the prompt style {meta['prompt_style']!r}, not {prompt_style!r}; "
-            f"prepare it again with --prompt_style {prompt_style}, or leave the flag out"
-        )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lit_gpt.errors import UserError
-from lit_gpt.prompts.chat_template import ChatTemplate
+from lit_gpt.prompts.chat_template import ChatTemplate, read_template
 from lit_gpt.prompts.styles import STYLES, Style
 from lit_gpt.prompts.turns import Exchange, Turn
 from lit_gpt.tokenizer import Tokenizer
@@ -11,7 +11,8 @@ from lit_gpt.tokenizer import Tokenizer
 CHAT_TEMPLATE = "chat_template"
 """The style that is the model's own."""
 
-__all__ = ["CHAT_TEMPLATE", "STYLES", "ChatTemplate", "Exchange", "Style", "Turn", "make_prompt", "open_style"]
+__all__ = ["CHAT_TEMPLATE", "STYLES", "ChatTemplate", "Exchange", "Style", "Turn"]
+__all__ += ["make_prompt", "open_style", "read_template"]
 
 
 def open_style(

@@ -7,6 +7,7 @@ from lightning.fabric import Fabric
 
 from lit_gpt.checkpoint import METHODS, Run, claim_out_dir, load_base, read_run, save_run, versions
 from lit_gpt.data import store
+from lit_gpt.data.fit import check_fit
 from lit_gpt.fused import set_compile
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ def load_data(asked: Finetuning) -> tuple[store.Samples, store.Samples, dict]:
         UserError: no data, or data of another tokenizer or prompt style than the model's or the one asked for.
     """
     train_data, val_data, meta = store.load(asked.data_dir)
-    store.check_fit(meta, asked.data_dir, Tokenizer(asked.checkpoint_dir).fingerprint(), asked.run.prompt_style)
+    check_fit(meta, asked.data_dir, Tokenizer(asked.checkpoint_dir), asked.run.prompt_style)
     return train_data, val_data, meta
 
 

@@ -15,6 +15,7 @@ from lit_gpt.data.check.lengths import PICTURE, draw, histogram
 from lit_gpt.data.check.samples import chosen, show
 from lit_gpt.data.check.texts import check_language, check_texts
 from lit_gpt.data.check.tokens import check_tokens, per_sample
+from lit_gpt.data.fit import check_fit, check_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -29,11 +30,12 @@ def check(folder: Path, args: CheckArgs = CheckArgs(), checkpoint_dir: Path | No
         checkpoint_dir: whose tokenizer decodes it; None is the one that meta.json names.
 
     Raises:
-        UserError: not prepared or damaged, or training on it would be in vain: another tokenizer, no target in most
-            rows, no end of sequence that is supervised.
+        UserError: not prepared or damaged, or training on it would be in vain: another tokenizer or chat template, no
+            target in most rows, no end of sequence that is supervised.
     """
     train, val, meta = store.load(folder)
     tokenizer = tokenizer_of(folder, meta, checkpoint_dir)
+    check_fit(meta, folder, tokenizer)
     splits = {"train": train, "val": val}
     print(f"{folder}: {' and '.join(f'{len(s):,} rows of {name}' for name, s in splits.items())}")
     print_rows(meta)
@@ -57,7 +59,7 @@ def tokenizer_of(folder: Path, meta: dict[str, Any], checkpoint_dir: Path | None
     if not place.is_dir():
         raise UserError(f"{folder} was prepared for {place}, which is not here; pass --checkpoint_dir")
     tokenizer = Tokenizer(place)
-    store.check_fit(meta, folder, tokenizer.fingerprint(), None)
+    check_tokenizer(meta, folder, tokenizer)
     return tokenizer
 
 

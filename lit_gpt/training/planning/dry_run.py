@@ -10,6 +10,7 @@ from lightning.fabric import Fabric
 from lit_gpt.checkpoint import METHODS, load_base
 from lit_gpt.convert.lit import WEIGHTS
 from lit_gpt.data import store
+from lit_gpt.data.fit import check_fit
 from lit_gpt.errors import UserError
 from lit_gpt.fused import set_compile
 from lit_gpt.model import GPT
@@ -41,7 +42,7 @@ def dry_run(fabric: Fabric, asked: Finetuning) -> None:
     config = config_of(checkpoint_dir)
     train_data, val_data, meta = store.load(asked.data_dir)
     if there:
-        store.check_fit(meta, asked.data_dir, Tokenizer(checkpoint_dir).fingerprint(), asked.run.prompt_style)
+        check_fit(meta, asked.data_dir, Tokenizer(checkpoint_dir), asked.run.prompt_style)
     if args.probe and not there:
         raise UserError(f"--probe true needs the weights, and {checkpoint_dir} has no {WEIGHTS}; leave it out")
     precision = default_precision(asked.precision, asked.method, device)

@@ -1,0 +1,41 @@
+"""Whether a prepared data set suits the checkpoint that is to be trained on it."""
+
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import UserError
+from lit_gpt.prompts import CHAT_TEMPLATE, read_template
+from lit_gpt.tokenizer import Tokenizer
+
+
+def check_fit(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer, prompt_style: str | None = None) -> None:
+    """See that a prepared data set suits a run.
+
+    Args:
+        tokenizer: of the checkpoint to be trained.
+        prompt_style: the one that the run says; None takes the data's.
+
+    Raises:
+        UserError: another tokenizer, prompt style or chat template.
+    """
+    check_tokenizer(meta, folder, tokenizer)
+    if prompt_style is not None and prompt_style != meta["prompt_style"]:
+        raise UserError(
+            f"{folder} was prepared with the prompt style {meta['prompt_style']!r}, not {prompt_style!r}; "
+            f"prepare it again with --prompt_style {prompt_style}, or leave the flag out"
+        )
+    template = meta.get(CHAT_TEMPLATE)
+    if template is not None and template != read_template(tokenizer.path.parent):
+        raise UserError(
+            f"{folder} was prepared with another chat template than {tokenizer.path.parent} has now; prepare it again, "
+            f"or put the one of its meta.json back"
+        )
+
+
+def check_tokenizer(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer) -> None:
+    """Raises: UserError if the data set's tokens are those of another tokenizer."""
+    if meta["tokenizer"] != tokenizer.fingerprint():
+        raise UserError(
+            f"{folder} was prepared with the tokenizer of {meta['checkpoint_dir']}, which is another one than the "
+            "checkpoint's; prepare it again with this --checkpoint_dir"
+        )
