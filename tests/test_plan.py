@@ -298,6 +298,13 @@ def test_a_dry_run_with_a_probe_says_all_and_writes_nothing(prepared, tmp_path, 
     assert (listing(tmp_path), listing(checkpoint)) == before
 
 
+def test_the_memory_of_a_plan_is_the_same_when_the_process_holds_a_model():
+    """As it does when --fit plans again after a probe."""
+    before = make_plan(job_of(), DATA).memory
+    held = torch.ones(50_000_000)
+    assert make_plan(job_of(), DATA).memory == before and held[-1] == 1
+
+
 def test_plan_takes_the_flags_of_the_finetune_scripts_and_needs_no_weights(prepared, tmp_path):
     _, data = prepared
     where = ("--checkpoint_dir", "checkpoints/meta-llama/Llama-2-7b-hf", "--data_dir", data)
@@ -340,6 +347,7 @@ def test_gauges_tell_the_end_and_the_share_of_the_peak(monkeypatch):
     assert gauges.of_peak(100) == pytest.approx(0.2) and Gauges(torch.device("cpu"), 1).of_peak(5) is None
     line = gauges.line(40, 100.0)
     assert line.startswith("100 tok/s, 20% of peak, ") and "0:00:24 left, deadline in 1:00:00" in line
+    assert gauges.line(40, 100.0, short=True).startswith("0:00:24 left, deadline in 1:00:00, 100 tok/s, ")
 
 
 def test_loggers_are_fabrics_and_a_missing_one_is_one_line(tmp_path, monkeypatch):

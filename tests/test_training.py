@@ -1,6 +1,14 @@
 """The loop's result depends on the data, the seed and the settings, and on nothing else."""
 
+import csv
+import fcntl
 import math
+import os
+import pty
+import shutil
+import struct
+import sys
+import termios
 
 import numpy as np
 import pytest
@@ -17,8 +25,10 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 from lit_gpt.neftune import noisy
 from lit_gpt.packed import Documents
-from lit_gpt.training.average import save_average
+from lit_gpt.training import monitor as monitor_module
+from lit_gpt.training.average import require_checkpoints, save_average
 from lit_gpt.training.flops import estimated_flops, measured_flops
+from lit_gpt.training.gauges import Gauges
 from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.monitor import Monitor
@@ -131,6 +141,58 @@ def test_metrics_have_loss_rate_and_real_tokens_per_second(tmp_path, capsys):
     assert "(optimizer.step)" in lines and "iter 1 step 1: loss" in lines
 
 
+def test_the_time_of_an_iteration_is_its_own(tmp_path, monkeypatch):
+    """Neither that of validations and saves, nor what was before the first one."""
+    now = [0.0]
+    monkeypatch.setattr(monitor_module.time, "perf_counter", lambda: now[0])
+    batches = next(steps(make_samples(12), Order(12, 12, 3), 12, 40))
+    monitor = Monitor(tmp_path, 12, 1)
+    now[0] = 50.0
+    monitor.begin()
+    for report, seconds in ((lambda s: monitor.validated(0, 1.0, s), 10), (monitor.saved, 4), (monitor.paused, 3)):
+        now[0] += seconds
+        report(seconds)
+    for batch, seconds in zip(batches, (2.0, 1.5), strict=False):
+        now[0] += seconds
+        monitor.iterated(1, batch, torch.tensor(7.0), 0.01, False)
+        now[0] += 5
+        monitor.saved(5)
+    monitor.close()
+    with open(monitor.path, newline="") as file:
+        times = [float(row["iter_time_ms"]) for row in csv.DictReader(file) if row["iter_time_ms"]]
+    assert times == [2000.0, 1500.0]
+    assert monitor.gauges.saves.seconds == 14 and monitor.gauges.validations.seconds == 10
+
+
+@pytest.mark.parametrize("columns", [0, 80])
+def test_a_terminal_gets_a_bar_with_what_matters_and_one_without_width_plain_lines(
+    tmp_path, monkeypatch, capsys, columns
+):
+    batches = next(steps(make_samples(12), Order(12, 12, 3), 12, 40))
+    gauges = Gauges(torch.device("cpu"), 12, 2e6, 1e9, time_left=lambda: 40.0)
+    reader, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(side, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monitor = Monitor(tmp_path, 12, 1, gauges=gauges)
+        for i, batch in enumerate(batches, 1):
+            monitor.iterated(1, batch, torch.tensor(7.0), 0.01, i == len(batches))
+        monitor.close()
+        monkeypatch.undo()
+        terminal.flush()
+        seen = os.read(reader, 4096).decode() if columns else ""
+    os.close(reader)
+    printed = capsys.readouterr().out
+    if not columns:
+        assert printed.count("\n") == len(batches) and "deadline in 0:00:40" in printed
+        return
+    assert printed == "" and len(batches) > 2
+    (last,) = [part for part in seen.replace("\n", "\r").split("\r") if "100%" in part][-1:]
+    assert len(last) <= 80
+    for part in ("12/12", "step 1, loss ", "0:00:00 left", "deadline in 0:00:40"):
+        assert part in last, last
+
+
 def test_validation_is_the_mean_over_all_targets_and_leaves_dropout_off(tmp_path):
     torch.manual_seed(0)
     model, data = GPT(TINY), make_samples(7)
@@ -187,5 +249,13 @@ def test_the_mean_of_the_last_checkpoints_is_a_run_of_its_own(tmp_path, capsys):
         torch.testing.assert_close(mean[name], (a[name] + b[name]) / 2)
     with pytest.raises(UserError, match="--average_last 9: the run has"):
         save_average(saves, 9)
+    shutil.copytree(saves.place(6), saves.place(0))
+    with pytest.raises(UserError, match="--average_last 3: the run has 2 checkpoints after"):
+        save_average(saves, 3)  # what has learned nothing is none of them
     with pytest.raises(UserError, match="--average_last 3 needs --keep_last 3"):
         TrainArgs(average_last=3)
+    train = TrainArgs(average_last=3, keep_last=3, save_interval=4)
+    for n_steps in (9, 12):
+        require_checkpoints(train, n_steps)
+    with pytest.raises(UserError, match="--average_last 3: 7 steps with --save_interval 4 are sure to leave 2"):
+        require_checkpoints(train, 7)

@@ -12,6 +12,7 @@ from lightning.fabric import Fabric
 from lit_gpt.checkpoint import BEST, Run, trained_parameters
 from lit_gpt.convert.lit import WEIGHTS
 from lit_gpt.data.store import Samples
+from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, temporary_beside
 from lit_gpt.merging.write import write_merged
 from lit_gpt.model import GPT
@@ -70,7 +71,7 @@ class Ending:
             whole: this process did all of the run.
 
         Raises:
-            UserError: fewer checkpoints than the mean is to be of; what cannot be merged.
+            UserError: what cannot be merged.
         """
         out_dir, weights = self.asked.out_dir, self.saves.weights
         curve = plot_losses(self.asked.out_dir / METRICS, out_dir / CURVE)
@@ -93,7 +94,11 @@ class Ending:
 
     def average(self) -> None:
         """Save the mean of the last checkpoints and say its validation loss; the model has these weights then."""
-        folder, steps = save_average(self.saves, self.asked.train.average_last)
+        try:
+            folder, steps = save_average(self.saves, self.asked.train.average_last)
+        except UserError as e:  # a run that its deadline ended early has all else that was asked for
+            print(f"There is no mean: {e}")
+            return
         self.model.load_state_dict(load_state(folder / self.saves.weights.name, "the finetune script"), strict=False)
         loss = validate(self.fabric, self.model, self.val_data, self.asked.train, self.asked.validation)
         print(

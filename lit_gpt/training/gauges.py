@@ -110,19 +110,23 @@ class Gauges:
             return None
         return (self.n_samples - samples) * self.per_sample + self.validations.left + self.saves.left
 
-    def line(self, samples: int, tokens_per_sec: float) -> str:
-        """All of it, for a reader."""
-        parts = [f"{tokens_per_sec:,.0f} tok/s"]
+    def line(self, samples: int, tokens_per_sec: float, short: bool = False) -> str:
+        """All of it, for a reader.
+
+        Args:
+            short: the line may be cut off, and so begins with the time.
+        """
+        speed = [f"{tokens_per_sec:,.0f} tok/s"]
         share = self.of_peak(tokens_per_sec)
         if share is not None:
-            parts.append(f"{share:.0%} of peak")
-        parts.append(f"{memory_gb(self.device):.1f} GB")
-        left = self.seconds_left(samples)
+            speed.append(f"{share:.0%} of peak")
+        speed.append(f"{memory_gb(self.device):.1f} GB")
+        left, times = self.seconds_left(samples), []
         if left is not None:
-            parts.append(f"{clock(left)} left")
+            times.append(f"{clock(left)} left")
         if self.time_left is not None:
-            parts.append(f"deadline in {clock(self.time_left())}")
-        return ", ".join(parts)
+            times.append(f"deadline in {clock(self.time_left())}")
+        return ", ".join(times + speed if short else speed + times)
 
 
 def memory_gb(device: torch.device) -> float:

@@ -1,11 +1,12 @@
 """What a run shows while it goes: a progress bar in a terminal, plain lines in a file, and always metrics.csv."""
 
 import csv
+import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ COLUMNS = [
 
 METRICS, CURVE = "metrics.csv", "loss.png"
 """Files of a run's folder."""
-BAR = "{percentage:3.0f}% {bar:16} {n_fmt}/{total_fmt}{postfix}"
+BAR = "{percentage:3.0f}% {bar:8} {n_fmt}/{total_fmt}{postfix}"
 """tqdm's own time left knows of samples only; ours counts validations, too."""
 
 
@@ -81,9 +82,7 @@ class Monitor:
         self.due: Due | None = None
         self.path = out_dir / METRICS
         self.open("a" if goes_on and self.path.is_file() else "w")
-        self.bar = (
-            tqdm(total=n_samples, unit="sample", dynamic_ncols=True, bar_format=BAR) if sys.stderr.isatty() else None
-        )
+        self.bar = tqdm(total=n_samples, dynamic_ncols=True, bar_format=BAR) if has_columns(sys.stderr) else None
         self.start = time.perf_counter()
         self.since_line = time.perf_counter()
         self.losses: list[Tensor] = []
@@ -172,7 +171,7 @@ class Monitor:
         share = self.gauges.of_peak(rate)
         measured |= {"of_peak": "" if share is None else f"{share:.4f}"}
         self.write(due.row | measured | {"memory_gb": f"{memory_gb(self.gauges.device):.3f}"})
-        line = self.gauges.line(samples, rate)
+        line = self.gauges.line(samples, rate, short=self.bar is not None)
         if self.bar is None:
             is_step = " (optimizer.step)" if due.is_step else ""
             print(f"iter {due.row['iter']} step {step}: loss {mean:.4f}, iter time: {iter_time}ms{is_step}, {line}")
@@ -196,6 +195,10 @@ class Monitor:
         """This time is not the next iteration's."""
         self.since_line += seconds
 
+    def begin(self) -> None:
+        """The first iteration is next; what was before is not its time."""
+        self.since_line = time.perf_counter()
+
     def write(self, row: dict[str, Any]) -> None:
         self.csv.writerow({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})
         self.file.flush()
@@ -217,6 +220,14 @@ class Monitor:
         if self.logger is not None:
             self.logger.finalize("success")
         return time.perf_counter() - self.start
+
+
+def has_columns(stream: TextIO) -> bool:
+    """Whether this is a terminal that a bar can be drawn in; one in a container may have no width."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:
+        return False
 
 
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:

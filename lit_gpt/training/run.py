@@ -3,6 +3,7 @@
 from lightning.fabric import Fabric
 
 from lit_gpt.evaluation.score import task_score
+from lit_gpt.training.average import require_checkpoints
 from lit_gpt.training.budget import Budget
 from lit_gpt.training.describe import description
 from lit_gpt.training.ending import Ending
@@ -34,6 +35,7 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
     place = find_place(asked, saves)
     require_logger(train.logger)
     planned = plan_of_run(fabric, asked, (train_data, val_data))  # before the model is there
+    require_checkpoints(train, planned.work.n_steps)
 
     model, base_digest = load_model(fabric, asked)
     score = task_score(fabric, model, asked.checkpoint_dir, validation, meta["prompt_style"])

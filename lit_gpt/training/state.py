@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -70,10 +71,14 @@ class Keeper:
         Raises:
             UserError: it is of another model.
         """
-        if self.place is None:
-            return
-        weights, state = read_state(self.place, self.saves.weights.name)
-        check_fit(weights, trained_parameters(self.model), self.place)
+        if self.place is not None:
+            self.put_back(self.place)
+        self.monitor.begin()
+
+    def put_back(self, place: Path) -> None:
+        """What the checkpoint in `place` has. Raises: UserError, as `restore`."""
+        weights, state = read_state(place, self.saves.weights.name)
+        check_fit(weights, trained_parameters(self.model), place)
         self.model.load_state_dict(weights, strict=False)
         chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         saved = state["optimizer"]
@@ -84,7 +89,7 @@ class Keeper:
         set_random_states(state["random"], self.fabric.device)
         self.monitor.restore(self.progress.monitor)
         if not self.budget.finish_seconds:  # it had no deadline before
-            self.budget.rehearse_finish(self.place)
+            self.budget.rehearse_finish(place)
 
     def keep(self, progress: Progress, ends: bool) -> Progress:
         """Save the run if that is due: at the interval, at its end, when it is the best so far.

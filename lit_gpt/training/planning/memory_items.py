@@ -8,6 +8,7 @@ what torch's allocator reserved on an H100 (benchmarks/results/gpu.txt), on a CP
 
 import os
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 
@@ -124,8 +125,10 @@ def peak_of(items: dict[str, int], kind: str) -> int:
     return sum(n for name, n in items.items() if name not in apart)
 
 
+@cache
 def resident_bytes() -> int:
-    """Memory of this process now, where the system tells; else what Python, torch and we take on Linux."""
+    """Memory of this process when a plan is first made, and so before there is a model, where the system tells; else
+    what Python, torch and we take on Linux."""
     try:
         with open("/proc/self/statm", encoding="utf-8") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
