@@ -114,7 +114,7 @@ def yarn(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
 def longrope(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
     """LongRoPE, https://arxiv.org/abs/2402.13753: a factor for each pair of channels; here the short sequences'."""
     original = scaling["original_max_position_embeddings"]
-    factor = config.block_size / original
+    factor = scaling.get("factor") or config.block_size / original
     magnitude = scaling.get("attention_factor")
     if magnitude is None:
         magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

@@ -38,6 +38,7 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama-linear": ("LlamaConfig", {"rope_scaling": {"type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
     "llama-3": ("LlamaConfig", {"num_key_value_heads": 2, "rope_scaling": LLAMA3, "rope_theta": 500000.0}),
+    "llama-long": ("LlamaConfig", {"rope_scaling": {**LONG, "original_max_position_embeddings": 30, "factor": 4.0}}),
     "llama-biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
     "llama-wide-heads": ("LlamaConfig", {"head_dim": 16}),
     "neox": ("GPTNeoXConfig", {}),

@@ -9,7 +9,8 @@ from conftest import SHAPES, assert_one_line_error, run, tiny_hf, write_tokenize
 from lit_gpt.errors import UserError
 
 LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-long": "rope_scaling"} | {
-    "phi3-short": "rope_scaling"
+    "phi3-short": "rope_scaling",
+    "llama-long": "rope_scaling",
 }
 """Kind -> the field that litgpt has no such value of."""
 
@@ -158,6 +159,10 @@ def test_a_padded_vocabulary_changes_no_logit(tmp_path):
         (lambda state: state.pop("model.norm.weight"), "no tensor 'model.norm.weight'"),
         (lambda state: state.update({"model.extra.weight": torch.ones(1)}), "model.extra.weight"),
         (lambda state: state.update({"model.norm.weight": torch.ones(7)}), "model.norm.weight [7]"),
+        (
+            lambda state: state.update({"lm_head.weight": torch.ones(320, 32, dtype=torch.int8)}),
+            "lm_head.weight holds int8",
+        ),
     ],
 )
 def test_a_spoilt_tensor_is_named_and_nothing_is_written(spoil, message, tmp_path):
@@ -174,6 +179,33 @@ def test_a_spoilt_tensor_is_named_and_nothing_is_written(spoil, message, tmp_pat
     process = run("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", tmp_path, cwd=tmp_path)
     assert_one_line_error(process, message)
     assert not any(p.name.startswith((".lit", "lit")) for p in tmp_path.iterdir())
+
+
+def test_tensors_of_one_module_in_two_dtypes_are_kept_in_the_wider(checkpoint, tmp_path):
+    from lit_gpt.config import Config
+    from lit_gpt.convert.names import plan_from_hf, stream_from_hf, to_hf
+    from lit_gpt.files import load_state, spec_of
+
+    config = Config.from_json(checkpoint / "lit_config.json")
+    theirs = to_hf(config, load_state(checkpoint / "lit_model.pth", ""))
+    theirs["model.layers.0.self_attn.q_proj.weight"] = theirs["model.layers.0.self_attn.q_proj.weight"].half()
+    plan = plan_from_hf(config, {name: spec_of(x) for name, x in theirs.items()})
+    assert {name: spec_of(x) for name, x in stream_from_hf(config, theirs, theirs.__getitem__)} == plan
+
+
+def test_a_head_of_its_own_where_the_configuration_has_none_is_refused(downloaded):
+    from lit_gpt.convert.configs import config_from_hf
+    from lit_gpt.convert.names import from_hf
+    from lit_gpt.convert.readers import open_source
+
+    source = open_source(downloaded["llama-tied"])
+    config = config_from_hf(source.hf_config, "tied", "config.json")
+    state = {name: source.get(name) for name in source.names}
+    state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    assert from_hf(config, state, state.__getitem__)["lm_head.weight"] is not None
+    state["lm_head.weight"][7, 3] += 1
+    with pytest.raises(UserError, match=r"lm_head\.weight is not the embeddings.*tie_word_embeddings"):
+        from_hf(config, state, state.__getitem__)
 
 
 def test_an_existing_folder_is_not_replaced_unasked(checkpoint, tmp_path):

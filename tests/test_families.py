@@ -10,6 +10,7 @@ from conftest import ROOT
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf, config_to_hf
 from lit_gpt.convert.names import from_hf, to_hf
+from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
 from lit_gpt.families.overview import overview
 from lit_gpt.model import GPT
@@ -116,6 +117,29 @@ def test_config_json_of_the_hub_says_what_we_list(name):
     listed = Config.from_name(name)
     found = config_from_hf(HUB[name], name, "config.json")
     assert found == replace(listed, padding_multiple=found.padding_multiple)  # of which config.json knows nothing
+
+
+@pytest.mark.parametrize(
+    "key, value, says",
+    [
+        ("num_hidden_layers", "32", "num_hidden_layers='32' is not a whole number"),
+        ("num_hidden_layers", 2.0, "num_hidden_layers=2.0 is not a whole number"),
+        ("hidden_size", -4096, "hidden_size=-4096 is not the size"),
+        ("num_attention_heads", 0, "num_attention_heads=0 is not the size"),
+        ("num_attention_heads", True, "num_attention_heads=True is not a whole number"),
+        ("rms_norm_eps", "1e-6", "rms_norm_eps='1e-6' is not a number"),
+        ("tie_word_embeddings", "false", "tie_word_embeddings='false' is not true or false"),
+        ("max_window_layers", "28", "max_window_layers='28' is not a whole number"),
+        ("rope_theta", "1e6", "rope_theta='1e6' is not a number"),
+        ("rope_scaling", "linear", "rope_scaling='linear' is not an object"),
+        ("rope_parameters", [1], "is not an object"),
+        ("rope_scaling", {"type": "linear"}, "'linear' lacks 'factor'"),
+        ("rope_scaling", {"type": "dynamic", "factor": 2.0}, "'dynamic' is not supported"),
+    ],
+)
+def test_a_value_that_makes_no_model_is_named(key, value, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        config_from_hf(HUB["Qwen2.5-0.5B"] | {key: value}, "other", "config.json")
 
 
 def test_windows_from_a_layer_on_count_where_they_are_switched_on():

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.config import Config
+from lit_gpt.config import HINTS, Config
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
@@ -78,7 +78,9 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
     """
     architecture = find_architecture(hf, where)
     fields = dict(architecture.traits)
+    check_types(architecture, hf, where)
     hf = architecture.adapt(hf)
+    check_types(architecture, hf, where)
     for key, value in hf.items():
         if key in architecture.config_keys:
             if value is not None:  # null stands for the default, e.g. head_dim
@@ -128,6 +130,27 @@ def config_to_hf(config: Config) -> dict[str, Any]:
     return {k: v for k, v in hf.items() if v is not None or k == "sliding_window"}
 
 
+TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+}
+"""Type of a field of ours -> those that JSON may have for it, and their name."""
+
+
+def check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> None:
+    """Raises: UserError if a value is of another type than our field for it, or is no size that a model can have."""
+    for key in hf.keys() & (architecture.config_keys.keys() | NUMBERS.keys()):
+        value, kind = hf[key], NUMBERS.get(key) or HINTS[fields_of(architecture, key)[0]]
+        if value is None or kind not in TYPES:
+            continue
+        types, wanted = TYPES[kind]
+        if not isinstance(value, types) or isinstance(value, bool) != (kind is bool):
+            raise UserError(f"{where}: {key}={value!r} is not {wanted}")
+        if value < 0 or (value == 0 and key in architecture.config_keys and fields_of(architecture, key)[0] in STATED):
+            raise UserError(f"{where}: {key}={value!r} is not the size of a model")
+
+
 def fields_of(architecture: Architecture, key: str) -> tuple[str, ...]:
     """Our fields that a key of theirs sets."""
     fields = architecture.config_keys[key]
@@ -156,6 +179,8 @@ ROPE = (
     "rope_parameters",
 )
 """Keys of config.json that `rope_fields` reads."""
+NUMBERS = {"max_sequence_length": int, "max_window_layers": int} | dict.fromkeys(ROPE[:4], float)
+"""Keys that are not in an architecture's table, and the type of their values."""
 
 
 def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
@@ -167,7 +192,10 @@ def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     """
     rope: dict[str, Any] = {}
     kinds = []
-    for stated in (hf.get("rope_scaling") or {}, hf.get("rope_parameters") or {}):
+    for key in ("rope_scaling", "rope_parameters"):
+        stated = hf.get(key) or {}
+        if not isinstance(stated, dict):
+            raise UserError(f"{where}: {key}={stated!r} is not an object with the kind of scaling and its parameters")
         rope |= {key: value for key, value in stated.items() if key not in ("rope_type", "type")}
         kinds.append(stated.get("rope_type", stated.get("type")))
     kind = next((k for k in kinds if k not in (None, "default")), "default")
@@ -181,11 +209,12 @@ def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
             fields[ours] = values[0]
     if kind == "su" or (kind == "yarn" and "long_factor" in rope):
         kind = "longrope"  # what Phi 3 called it at first
+    needed = {**REQUIRED, "linear": ("factor",)}.get(kind, ())
+    if missing := [key for key in needed if rope.get(key) is None]:
+        raise UserError(f"{where}: rope scaling of type {kind!r} lacks {missing[0]!r}")
     if kind == "linear":
         fields["rope_condense_ratio"] = rope["factor"]
     elif kind in REQUIRED:
-        if missing := [key for key in REQUIRED[kind] if rope.get(key) is None]:
-            raise UserError(f"{where}: rope scaling of type {kind!r} lacks {missing[0]!r}")
         fields["rope_scaling"] = {"type": kind, **rope}
     elif kind != "default":
         raise UserError(f"{where}: rope scaling of type {kind!r} is not supported")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -55,10 +56,17 @@ def stream_from_hf(
         if x is None or list(x.shape) != shape:
             theirs = " + ".join(f"{s} {list(p.shape)}" for s, p in zip(sources, parts, strict=True))
             raise UserError(f"{config.name}: the shape of {theirs} is not that of {name} {shape} in its configuration")
+        if not x.is_floating_point():
+            raise UserError(
+                f"{config.name}: {' + '.join(sources)} holds {str(x.dtype).removeprefix('torch.')}, as quantized "
+                "weights do; get the model in 16 or 32 bits"
+            )
         if not torch.stack(torch.aminmax(x)).isfinite().all():  # many times faster than asking each value
             raise UserError(
                 f"{config.name}: {' + '.join(sources)} holds NaN or infinite values; the file is damaged, get it again"
             )
+        if name == EMBEDDINGS and config.tie_embeddings:
+            check_tied(config, names, get, x)
         yield name, fit_rows(name, x if dtype is None else x.to(dtype), config.padded_vocab_size)
 
 
@@ -110,11 +118,22 @@ def plan_from_hf(config: Config, theirs: Mapping[str, Spec], dtype: torch.dtype 
     dtypes = {canonical(n, architecture): spec.dtype for n, spec in theirs.items()}
     plan = {}
     for name, shape in lit_shapes(config).items():
-        source = hf_sources(EMBEDDINGS if is_tied(name, config) else name, config)[1][0]
-        if source not in dtypes:
-            raise UserError(f"{config.name}: the checkpoint has no tensor {source!r} (for {name})")
-        plan[name] = Spec(tuple(shape), dtype or dtypes[source])
+        sources = hf_sources(EMBEDDINGS if is_tied(name, config) else name, config)[1]
+        if missing := [source for source in sources if source not in dtypes]:
+            raise UserError(f"{config.name}: the checkpoint has no tensor {missing[0]!r} (for {name})")
+        together = reduce(torch.promote_types, [dtypes[source] for source in sources])
+        plan[name] = Spec(tuple(shape), dtype or together)
     return plan
+
+
+def check_tied(config: Config, names: Mapping[str, str], get: Callable[[str], Tensor], embeddings: Tensor) -> None:
+    """Raises: UserError if the checkpoint has a head, and that is not the embeddings as its config.json says."""
+    (source,) = hf_sources(HEAD, config)[1]
+    if source in names and not torch.equal(get(names[source]), embeddings):
+        raise UserError(
+            f"{config.name}: {source} is not the embeddings, with which config.json ties it (tie_word_embeddings); "
+            "say false there if the model has a head of its own"
+        )
 
 
 def check_names(config: Config, found: Iterable[str], wanted: dict[str, tuple[Rule, list[str]]]) -> None:

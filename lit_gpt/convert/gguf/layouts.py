@@ -54,6 +54,9 @@ class Layout:
     biases: tuple[str, ...] = ()
     """Fields of Config for biases that it may have or lack."""
     has_window: bool = False
+    """The file states the sliding window."""
+    hides: bool = False
+    """llama.cpp computes with it."""
     scalings: tuple[str, ...] = ("yarn",)
     """Kinds of rope scaling, besides the linear one, that it computes."""
 
@@ -81,7 +84,7 @@ LAYOUTS = {  # our architecture -> theirs
     "phi": Layout("phi2"),
     "phi3": Layout("phi3", FUSED_QKV | GATE_UP, has_window=True, scalings=("longrope",)),
     "gemma": Layout("gemma"),
-    "gemma2": Layout("gemma2", has_window=True),
+    "gemma2": Layout("gemma2", has_window=True, hides=True),
     "qwen2": Layout("qwen2"),
     "qwen3": Layout("qwen3"),
     "olmo2": Layout("olmo2"),

@@ -63,7 +63,7 @@ def to_metadata(config: Config) -> dict[str, Any]:
         values[PARALLEL] = config.parallel_residual
     if layout.has_window:
         values[WINDOW] = config.sliding_window
-    elif config.sliding_window:  # up to this length the window hides nothing
+    if config.sliding_window and not layout.hides:  # up to this length the window hides nothing
         values["context_length"] = min(config.block_size, config.sliding_window)
     return values | scaling_to_metadata(config, layout)
 
@@ -220,7 +220,7 @@ def fields_of_tensors(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int,
 
 
 def window(architecture: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The sliding window's fields. The key is not read by llama.cpp for the other architectures."""
+    """The sliding window's fields. The key is not read by llama.cpp for the architectures without one."""
     if architecture == "gemma2":
         layers = list(range(0, values["block_count"], 2))
         return {"sliding_window": values.get(WINDOW, 4096), "sliding_layers": layers}

@@ -130,9 +130,11 @@ def read(path: Path) -> Any:
         raise UserError(f'{path} needs the package gguf; run: pip install "gguf>=0.10"') from e
     try:
         reader = GGUFReader(path)
-        end = max(t.data_offset + t.n_bytes for t in reader.tensors)
+        end = max((t.data_offset + t.n_bytes for t in reader.tensors), default=0)
     except (ValueError, IndexError, KeyError, OverflowError) as e:
         raise UserError(f"{path} is truncated or damaged ({e}); {AGAIN}") from e
+    if not end:
+        raise UserError(f"{path} holds no tensors; {AGAIN}")
     if end > path.stat().st_size:
         raise UserError(f"{path} is truncated: {path.stat().st_size:,} bytes instead of {end:,}; {AGAIN}")
     return reader

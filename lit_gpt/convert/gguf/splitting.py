@@ -34,7 +34,7 @@ class Splitting(NamedTuple):
 
 
 SPLITTINGS = (
-    Splitting("gpt-2", ("gpt-2",), others=("olmo", "mpt", "phi-2", "gpt2")),
+    Splitting("gpt-2", ("gpt-2",), others=("olmo", "mpt", "phi-2")),
     Splitting("smollm", (r"\p{N}", "gpt-2"), others=("starcoder", "refact", "command-r")),
     Splitting("falcon", ("punctuation", "gpt-2", "digits", "[0-9][0-9][0-9]")),
     Splitting("llama-bpe", (GPT_4, "bytes"), ignore_merges=True, others=("llama3", "llama-v3", "falcon3")),

