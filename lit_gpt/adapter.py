@@ -105,18 +105,18 @@ class PromptedAttention(Function):
     ) -> Tensor:  # fmt: skip
         """(T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
-        y, *rest = attended(qkv, documents, heads)
+        y, *kept = attended(qkv, documents, heads)
         q = split(qkv, heads)[0]
         p, _ = shares(q, prompt_k, heads)
         read = from_groups(p @ prompt_v.transpose(0, 1), q)  # (T, H, D)
         ctx.documents, ctx.heads = documents, heads
-        ctx.save_for_backward(qkv, cos, sin, prompt_k, prompt_v, gate, y, *rest)
+        ctx.save_for_backward(qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept)
         return (y + (read * gate[:, None]).to(y.dtype)).flatten(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, cos, sin, k, v, gate, y, *rest = ctx.saved_tensors
+        qkv, cos, sin, k, v, gate, y, *kept = ctx.saved_tensors
         heads = ctx.heads
         dy = dy.view_as(y)
         q = split(qkv, heads)[0]
@@ -130,7 +130,7 @@ class PromptedAttention(Function):
         ds = (ds if slope is None else ds * slope).to(q.dtype)
         d_qkv = None
         if ctx.needs_input_grad[0]:  # not in the first layer with a prompt: nothing below it trains
-            dq, dk, dv = attended_backward(dy, qkv, y, *rest, ctx.documents, heads)
+            dq, dk, dv = attended_backward(dy, qkv, y, *kept, documents=ctx.documents, heads=heads)
             d_qkv = rotated_back(dq + from_groups(ds @ k.transpose(0, 1), q), dk, dv, cos, sin)
         d_prompt = (x.transpose(0, 1) for x in (ds.mT @ to_groups(q, k), d_values))
         return d_qkv, None, None, *d_prompt, d_gate.to(gate.dtype), None, None

@@ -3,6 +3,8 @@
 The mask is a function of the seed and of the element's place: the backward pass makes it again.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,20 +18,25 @@ def dropped(x: Tensor, seed: Tensor, p: float) -> Tensor:
     Args:
         seed: (1,) int64 on x's device.
     """
-    return dropped_on_cpu(x, seed, p) if x.device.type == "cpu" else hashed(x, seed, p)
+    if x.device.type != "cpu":
+        return hashed(x, seed, p)
+    return torch.where(kept_on_cpu(x.shape, int(seed), p), x, 0).mul_(1 / (1 - p))  # three times as fast as a product
 
 
 def add_dropped(y: Tensor, x: Tensor, seed: Tensor, p: float) -> Tensor:
     """y + dropped(x, seed, p)."""
-    return y.add_(dropped_on_cpu(x, seed, p)) if x.device.type == "cpu" else add_hashed(y, x, seed, p)
+    if x.device.type != "cpu":
+        return add_hashed(y, x, seed, p)
+    return y.add_(torch.where(kept_on_cpu(x.shape, int(seed), p), x, 0), alpha=1 / (1 - p))
 
 
-def dropped_on_cpu(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    """16 random bits an element, four elements from one number, by a fast generator: that is what costs here."""
-    generator = np.random.Generator(np.random.SFC64(int(seed)))
-    words = generator.integers(0, 2**64 - 1, -(-x.numel() // 4), dtype=np.uint64, endpoint=True)
-    bits = torch.from_numpy(words.view(np.int16)[: x.numel()]).view_as(x)
-    return torch.where(bits >= round(p * 2**16) - 2**15, x, 0).mul_(1 / (1 - p))  # three times as fast as a product
+@lru_cache(maxsize=1)  # a backward pass asks twice
+def kept_on_cpu(shape: torch.Size, seed: int, p: float) -> Tensor:
+    """The mask: 16 random bits an element, four elements from one number, by a fast generator. That is what costs."""
+    generator = np.random.Generator(np.random.SFC64(seed))
+    words = generator.integers(0, 2**64 - 1, -(-shape.numel() // 4), dtype=np.uint64, endpoint=True)
+    bits = torch.from_numpy(words.view(np.int16)[: shape.numel()]).view(shape)
+    return bits >= round(p * 2**16) - 2**15
 
 
 @fused

@@ -87,10 +87,8 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
 @fused
 def silu_product_backward(dy: Tensor, gate: Tensor, up: Tensor) -> None:
     """Turns gate and up into their gradients."""
-    g, u, d = gate.float(), up.float(), dy.float()
-    s = torch.sigmoid(g)
-    d_up = d * g * s  # before gate is overwritten, which in fp32 is g itself
-    gate.copy_(d * u * s * (1 + g * (1 - s)))
+    d_up = dy * torch.nn.functional.silu(gate)
+    gate.copy_(torch.ops.aten.silu_backward(dy * up, gate))
     up.copy_(d_up)
 
 

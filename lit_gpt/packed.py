@@ -67,30 +67,40 @@ class PackedAttention(Function):
     def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
         """(T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
-        y, *rest = attended(qkv, documents, heads)
+        y, *kept = attended(qkv, documents, heads)
         ctx.documents, ctx.heads = documents, heads
-        ctx.save_for_backward(qkv, cos, sin, y, *rest)
+        ctx.save_for_backward(qkv, cos, sin, y, *kept)
         return y.flatten(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, cos, sin, y, *rest = ctx.saved_tensors
-        d_qkv = attended_backward(dy.view_as(y), qkv, y, *rest, ctx.documents, ctx.heads)
+        qkv, cos, sin, y, *kept = ctx.saved_tensors
+        d_qkv = attended_backward(dy.view_as(y), qkv, y, *kept, documents=ctx.documents, heads=ctx.heads)
         # a rotation's transpose is the rotation by the opposite angle
         return rotated_back(*d_qkv, cos, sin), None, None, None, None
 
 
 def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
     """The result (T, H, D) for rotated qkv (T, sum(sizes)), and what `attended_backward` needs besides."""
-    return (flash if flash_can(qkv, heads) else by_document)(*split(qkv, heads), documents, heads)
+    q, k, v = split(qkv, heads)
+    if flash_can(qkv, heads):
+        return flash(q, k, v, documents, heads)
+    if qkv.device.type == "cpu":
+        return by_document(q, k, v, documents, heads)
+    return (padded.attend(q, k, v, documents.lengths, heads.scale, heads.softcap, heads.window),)
 
 
-def attended_backward(dy: Tensor, qkv: Tensor, y: Tensor, *rest: object) -> tuple[Tensor, ...]:
-    """Gradients of rotated q (T, H, D), k and v (T, G, D). `rest` is that of `attended`, documents and heads."""
-    heads = rest[-1]
-    gradient = flash_backward if flash_can(qkv, heads) else by_document_backward
-    return gradient(dy, *split(qkv, heads), y, *rest)
+def attended_backward(
+    dy: Tensor, qkv: Tensor, y: Tensor, *kept: Tensor, documents: Documents, heads: Heads
+) -> tuple[Tensor, ...]:
+    """Gradients of rotated q (T, H, D), k and v (T, G, D). `kept` is what `attended` returned after its result."""
+    q, k, v = split(qkv, heads)
+    if flash_can(qkv, heads):
+        return flash_backward(dy, q, k, v, y, *kept, documents, heads)
+    if qkv.device.type == "cpu":
+        return by_document_backward(dy, q, k, v, y, kept, documents, heads)
+    return padded.attend_backward(dy, q, k, v, y, documents.lengths, heads.scale, heads.softcap, heads.window)
 
 
 def split(qkv: Tensor, heads: Heads) -> tuple[Tensor, ...]:
@@ -149,46 +159,52 @@ def flash_backward(
 
 
 def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
-    """The result (T, H, D), and the logsumexp of each document where a CPU's fused attention does them."""
-    if not cpu_flash_can(q, documents, heads):
-        return (padded.attend(q, k, v, documents.lengths, heads.scale, heads.softcap, heads.window),)
+    """The result (T, H, D), and the logsumexp of each document that a CPU's fused attention did."""
     y, kept = torch.empty(q.shape, dtype=q.dtype), []
-    for span in spans(documents):
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-            *(x[span].transpose(0, 1)[None] for x in (q, *repeated(k, v, q))), 0.0, True, scale=heads.scale
-        )
-        y[span] = out[0].transpose(0, 1)
-        kept.append(lse)
+    for span, n in spans(documents):
+        here = q[span], k[span], v[span]
+        if cpu_flash_can(q.dtype, n, heads):
+            y[span], lse = cpu_flash(*here, heads)
+            kept.append(lse)
+        else:
+            y[span] = padded.attend(*here, (n,), heads.scale, heads.softcap, heads.window)
     return y, *kept
 
 
-def by_document_backward(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, *rest: object) -> tuple[Tensor, ...]:
-    """Gradients of q (T, H, D), k and v (T, G, D). `rest` is what `by_document` kept, documents and heads."""
-    *kept, documents, heads = rest
-    if not kept:
-        return padded.attend_backward(dy, q, k, v, y, documents.lengths, heads.scale, heads.softcap, heads.window)
+def by_document_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, kept: tuple[Tensor, ...], documents: Documents, heads: Heads
+) -> tuple[Tensor, ...]:
+    """Gradients of q (T, H, D), k and v (T, G, D). `kept` is what `by_document` returned after its result."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-    for span, lse in zip(spans(documents), kept, strict=True):
+    lse = iter(kept)
+    for span, n in spans(documents):
         here = dy[span], q[span], k[span], v[span], y[span]
-        dq[span], dk[span], dv[span] = cpu_flash_backward(*here, lse, heads)
+        if cpu_flash_can(q.dtype, n, heads):
+            dq[span], dk[span], dv[span] = cpu_flash_backward(*here, next(lse), heads)
+        else:
+            settings = (n,), heads.scale, heads.softcap, heads.window
+            dq[span], dk[span], dv[span] = padded.attend_backward(*here, *settings)
     return dq, dk, dv
 
 
-def spans(documents: Documents) -> Iterator[slice]:
+def spans(documents: Documents) -> Iterator[tuple[slice, int]]:
+    """The tokens of each document, and how many they are."""
     start = 0
     for n in documents.lengths:
-        yield slice(start, start + n)
+        yield slice(start, start + n), n
         start += n
 
 
-def cpu_flash_can(q: Tensor, documents: Documents, heads: Heads) -> bool:
-    """Whether a CPU's fused attention does these documents, and pays.
+def cpu_flash_can(dtype: torch.dtype, n: int, heads: Heads) -> bool:
+    """Whether a CPU's fused attention does a document of n tokens, and pays: in 16 bits not for short ones."""
+    return not heads.softcap and (not heads.window or n <= heads.window) and (dtype == torch.float32 or n > 256)
 
-    In 16 bits plain products take a third of its time up to some 200 tokens, and as long at 500.
-    """
-    longest = max(documents.lengths)
-    possible = q.device.type == "cpu" and not heads.softcap and (not heads.window or longest <= heads.window)
-    return possible and (q.dtype == torch.float32 or longest > 512)
+
+def cpu_flash(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
+    """Of one document, the result (L, H, D) and its logsumexp."""
+    args = (x.transpose(0, 1)[None] for x in (q, *repeated(k, v, q)))
+    out, lse = aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, True, scale=heads.scale)
+    return out[0].transpose(0, 1), lse
 
 
 def cpu_flash_backward(

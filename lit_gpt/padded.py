@@ -1,11 +1,12 @@
-"""Attention within documents side by side, padded to the longest of a few: for a GPU where its flash kernels cannot.
+"""Attention by plain products within documents side by side, padded to the longest of a few.
 
-They know no soft cap and no fp32. One document at a time would be thousands of small kernels; all of them in one
-batch, mostly padding.
+For a GPU where its flash kernels cannot: they know no soft cap and no fp32. One document at a time would be thousands
+of small kernels there; all of them in one batch, mostly padding. A CPU gives one document at a time, unpadded.
 
 Shapes: n documents of a group, L tokens of its longest, T tokens of all; H, G, D and R as in `lit_gpt/packed.py`.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,14 +16,36 @@ SCORES = 2**22
 """Scores of one head that exist at a time, about."""
 
 
-@lru_cache(maxsize=8)
-def groups(lengths: tuple[int, ...], device: torch.device) -> list[tuple[slice, Tensor, Tensor]]:
-    """Documents that follow each other, in groups of like length.
+@dataclass(frozen=True)
+class Group:
+    """Documents that follow each other, n of them, L tokens the longest."""
 
-    Returns:
-        For each group the tokens it spans; for each place in it, (n, L), the token that goes there, the document's last
-        one where it has ended; and for each token its place, (tokens,), in n * L.
-    """
+    span: slice
+    """The tokens it has."""
+    token: Tensor | None
+    """(n, L): the token that goes to each place, a document's last one where it has ended. None: one document."""
+    place: Tensor | None
+    """(tokens,): the place of each of them in n * L."""
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(T, heads, D) -> (n, L, heads, D)."""
+        return x[self.span].unsqueeze(0) if self.token is None else x[self.token]
+
+    def padded_by_zeros(self, x: Tensor) -> Tensor:
+        """(T, heads, D) -> (n, L, heads, D)."""
+        if self.token is None:
+            return x[self.span].unsqueeze(0)
+        places = x.new_zeros(self.token.numel(), *x.shape[1:])
+        return places.index_copy_(0, self.place, x[self.span]).unflatten(0, self.token.shape)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(n, L, heads, D) -> (tokens, heads, D)."""
+        return x.squeeze(0) if self.place is None else x.flatten(0, 1)[self.place]
+
+
+@lru_cache(maxsize=64)
+def groups(lengths: tuple[int, ...], device: torch.device) -> list[Group]:
+    """Documents in groups of like length."""
     found, begin, start = [], 0, 0
     while begin < len(lengths):
         end, longest, shortest = begin, 0, lengths[begin]
@@ -35,9 +58,9 @@ def groups(lengths: tuple[int, ...], device: torch.device) -> list[tuple[slice, 
         offsets = start + n.cumsum(0) - n
         token = offsets[:, None] + torch.minimum(torch.arange(longest), n[:, None] - 1)
         place = (torch.arange(longest) < n[:, None]).flatten().nonzero()[:, 0]
-        stop = start + int(n.sum())
-        found.append((slice(start, stop), token.to(device), place.to(device)))
-        begin, start = end, stop
+        span = slice(start, start := start + int(n.sum()))
+        found.append(Group(span, *((None, None) if len(n) == 1 else (token.to(device), place.to(device)))))
+        begin = end
     return found
 
 
@@ -46,10 +69,11 @@ def attend(
 ) -> Tensor:
     """The result (T, H, D) for q (T, H, D), k and v (T, G, D); the last three arguments as in `Heads`."""
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    for span, token, place in groups(lengths, q.device):
-        p, _ = probabilities(q[token], k[token], scale, softcap, window)
-        out = p @ v[token].transpose(1, 2)  # (n, G, R * L, D)
-        y[span] = from_groups(out, token.size(1)).flatten(0, 1)[place]
+    for group in groups(lengths, q.device):
+        queries, keys, values = (group.padded(x) for x in (q, k, v))
+        p, _ = probabilities(queries, keys, scale, softcap, window)
+        out = p @ values.transpose(1, 2)  # (n, G, R * L, D)
+        y[group.span] = group.cut(from_groups(out, keys.size(1)))
     return y
 
 
@@ -59,22 +83,21 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q (T, H, D), k and v (T, G, D), the probabilities computed anew."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    for span, token, place in groups(lengths, q.device):
-        n, longest = token.shape
-        d = dy.new_zeros(n * longest, *dy.shape[1:]).index_copy_(0, place, dy[span]).unflatten(0, (n, longest))
-        queries, keys, values = q[token], k[token], v[token]
+    for group in groups(lengths, q.device):
+        d, queries, keys, values, out = group.padded_by_zeros(dy), *(group.padded(x) for x in (q, k, v, y))
+        longest = keys.size(1)
         p, slope = probabilities(queries, keys, scale, softcap, window)
         d_grouped, grouped = to_groups(d, keys), to_groups(queries, keys)
-        along = (d_grouped.float() * to_groups(y[token], keys).float()).sum(-1, keepdim=True)
-        ds = ((d_grouped @ values.permute(0, 2, 3, 1)).float() - along) * p * scale
-        ds = (ds if slope is None else ds * slope).to(q.dtype)
+        along = to_groups((d.float() * out).sum(-1, keepdim=True), keys)
+        ds = (d_grouped @ values.permute(0, 2, 3, 1) - along).mul_(p).mul_(scale)
+        ds = (ds if slope is None else ds.mul_(slope)).to(q.dtype)
         gradients = (
             from_groups(ds @ keys.transpose(1, 2), longest),
             (ds.mT @ grouped).transpose(1, 2),
             (p.mT @ d_grouped).transpose(1, 2),
         )
         for whole, part in zip((dq, dk, dv), gradients, strict=True):
-            whole[span] = part.flatten(0, 1)[place]
+            whole[group.span] = group.cut(part)
     return dq, dk, dv
 
 
@@ -83,18 +106,23 @@ def probabilities(q: Tensor, k: Tensor, scale: float, softcap: float, window: in
 
     Places where a document has ended come after all of its tokens: no query of a document sees them.
     """
-    longest = q.size(1)
-    scores = (to_groups(q, k) @ k.permute(0, 2, 3, 1)).float() * scale
-    slope = None
+    hidden, slope = minus_infinity(q.size(1), window, q.device), None
+    scores = to_groups(q, k) @ k.permute(0, 2, 3, 1)
     if softcap:
-        scores = torch.tanh(scores / softcap)
+        scores = torch.tanh(scores.float() * (scale / softcap))
         slope = 1 - scores.square()
-        scores = scores * softcap
-    at = torch.arange(longest, device=q.device)
+        scale = softcap
+    scores = torch.add(hidden, scores.unflatten(2, (-1, q.size(1))), alpha=scale)  # fp32, (n, G, R, L, L)
+    return scores.softmax(-1).to(q.dtype).flatten(2, 3), slope
+
+
+@lru_cache(maxsize=64)
+def minus_infinity(longest: int, window: int, device: torch.device) -> Tensor:
+    """(L, L) fp32: what hides a key from a query, 0 where it is seen."""
+    at = torch.arange(longest, device=device)
     distance = at[:, None] - at
-    hidden = distance < 0 if not window else (distance < 0) | (distance >= window)
-    scores.unflatten(2, (-1, longest)).masked_fill_(hidden, -torch.inf)
-    return scores.softmax(-1).to(q.dtype), slope
+    unseen = distance < 0 if not window else (distance < 0) | (distance >= window)
+    return torch.zeros(unseen.shape, device=device).masked_fill_(unseen, -torch.inf)
 
 
 def to_groups(q: Tensor, k: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ def test_training_with_copies_of_a_model_is_the_same_packed_or_not():
     assert torch.equal(loss_sum(copy.deepcopy(model), collate(samples)), loss)
 
 
-@pytest.mark.parametrize("how", [dropout.dropped_on_cpu, dropout.hashed])
+@pytest.mark.parametrize("how", [dropout.dropped, dropout.hashed])
 @pytest.mark.parametrize("p", [0.05, 0.5])
 def test_dropout_is_independent_and_unbiased_and_the_same_for_the_same_seed(how, p):
     x = torch.ones(1000, 256)
@@ -277,5 +277,5 @@ def test_documents_side_by_side_are_documents_alone(softcap, window, groups, mon
         for a, b in zip(padded.attend_backward(dy, q, k, v, y, *settings), gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     found = padded.groups((16,) * 20, torch.device("cpu"))
-    assert len(found) == 2 and sum(len(place) for _, _, place in found) == 320  # 3,000 scores are 11 documents
+    assert len(found) == 2 and sum(len(group.place) for group in found) == 320  # 3,000 scores are 11 documents
     padded.groups.cache_clear()
