@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -309,6 +310,34 @@ def test_the_lora_script_scores_what_was_trained_in_its_prompt_style(
         assert max(abs(a[0] - b[0]) for a, b in zip(base, expected, strict=True)) > 0.1
     plain, styled = (found[s][0]["arguments"][0][0] for s in (False, True))
     assert styled == make_prompt("alpaca", plain)
+
+
+def test_questions_in_a_models_own_chat_template_are_those_that_generation_asks(checkpoint, tmp_path):
+    """The template writes its own begin token, which comes once though the tokenizer writes one, too."""
+    place = tmp_path / "tiny"
+    shutil.copytree(checkpoint, place)
+    settings = json.loads((place / "tokenizer_config.json").read_text()) | {"add_bos_token": True}
+    (place / "tokenizer_config.json").write_text(json.dumps(settings))
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
+    (place / "chat_template.jinja").write_text(template)
+    data = write_rows(tmp_path / "rows.jsonl", ROWS)
+    common = {"eval_tasks": ("truthfulqa_mc1",), "task_data": {"truthfulqa_mc1": data}, "log_samples": True}
+    main = runpy.run_path(str(ROOT / "eval" / "lm_eval_harness.py"))["main"]
+    found = []
+    for flags in ({}, {"apply_prompt_style": True, "prompt_style": "chat_template"}):
+        main(place, evaluation=EvalArgs(**common, **flags, save_filepath=tmp_path / "r.json"), precision="32-true")
+        found.append(json.loads((tmp_path / "r.json").read_text())["samples"]["truthfulqa_mc1"])
+    lm = ours(place, 1, style="chat_template")
+    for plain, wrapped in zip(*found, strict=True):
+        question, asked = plain["arguments"][0][0], wrapped["arguments"][0][0]
+        assert asked == f"<s>[user] {question}\n[assistant] "
+        assert asked == make_prompt("chat_template", question, checkpoint_dir=place)
+        ids = lm.tok_encode(asked)
+        assert ids == Tokenizer(place).encode(asked) and ids.count(lm.tokenizer.bos_id) == 1
+    pairs = [tuple(pair) for sample in found[1] for pair in sample["arguments"]]
+    answers = [tuple(answer) for sample in found[1] for (answer,) in sample["resps"]]
+    reference = theirs(place, 1, bos=False).loglikelihood(requests("loglikelihood", pairs), disable_tqdm=True)
+    assert_same_answers(answers, reference, atol=2e-4)
 
 
 def test_solved_examples_from_local_data_leave_the_question_out(manager, tmp_path):

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from lit_gpt.args import PrepareArgs
 from lit_gpt.cli import parse
-from lit_gpt.data import store
+from lit_gpt.data import schemas, store
 from lit_gpt.data.prepare import Files, prepare
 from lit_gpt.data.rows import Row
+from lit_gpt.data.sources import read_rows
 from lit_gpt.data.split import held_out
 from lit_gpt.data.store import IGNORE
 from lit_gpt.data.tokens import Counts, Encoder
@@ -275,6 +276,34 @@ def test_flan_takes_its_own_test_sets_and_says_what_it_lacks(checkpoint, tmp_pat
     assert (len(train), len(val)) == (11, 3) and "coqa_10templates_test.jsonl" in meta["validation_source"]
     with pytest.raises(UserError, match="FLAN has no 'nope'"):
         call("flan", "--checkpoint_dir", checkpoint, "--subsets", "nope")
+
+
+MEASURED = {  # row of the table in docs/prepare_data.md -> (file, prompt style, paths of trees)
+    "alpaca_libre (a part)": ("alpaca_libre.json", "alpaca", None),
+    "64 rows of it": ("bench_64.json", "alpaca", None),
+    "Self-Instruct's seed tasks": ("self_instruct_seed_tasks.jsonl", "alpaca", None),
+    "oasst1, 100 English trees, best paths": ("oasst_en_100_trees.jsonl", "vicuna", "best"),
+    "the same, all paths": ("oasst_en_100_trees.jsonl", "vicuna", "all"),
+    "ShareGPT's sample of FastChat": ("sharegpt_500.json", "vicuna", None),
+}
+
+
+@pytest.mark.parametrize("column, name", enumerate(["mistral-v1", "gpt-neox-20b", "smollm2"]))
+def test_the_figures_of_the_documentation_are_those_of_today(column, name):
+    if not (SHARED / "tokenizers" / name).is_dir():
+        pytest.skip(f"{SHARED} is not here")
+    tokenizer = Tokenizer(SHARED / "tokenizers" / name)
+    lines = (ROOT / "docs/prepare_data.md").read_text().splitlines()
+    table = {cells[1]: cells[2:-1] for line in lines if len(cells := [c.strip() for c in line.split("|")]) == 8}
+    for row, (file, style, paths) in MEASURED.items():
+        parse = schemas.Trees(paths) if paths else schemas.alpaca_libre if "alpaca_libre" in file else None
+        read = list(read_rows(SHARED / "instruct" / file, parse))
+        samples, counts = encode(tokenizer, read, 2048, prompt_style=style)
+        n_targets = sum(label != IGNORE for _, labels in samples for label in labels)
+        n_rows, *tokens, longer = table[row]
+        assert n_rows == f"{len(read):,}"
+        assert tokens[column] == f"{sum(len(ids) for ids, _ in samples):,} / {n_targets:,}", (row, name)
+        assert longer.split(", ")[column if "," in longer else 0] == str(counts.dropped.total()) and not counts.apart
 
 
 def test_a_script_checks_what_it_prepared_and_fails_in_one_line(checkpoint, tmp_path):

@@ -17,8 +17,8 @@ SLACK = 0.15
 """How far below the threshold an estimate may lie (4 standard errors of 128 hashes) for its pair to be measured."""
 MOST = 2000
 """Texts that are compared with each other at most."""
-CHUNK = 1 << 22
-"""Characters whose grams are in memory at a time."""
+CHUNK = 1 << 20
+"""Characters whose grams are in memory at a time; a signature takes as much as 256 of them."""
 
 
 def groups(texts: Sequence[str], threshold: float = 0.8) -> np.ndarray:
@@ -135,7 +135,7 @@ def sign(texts: Sequence[str]) -> np.ndarray:
     while start < len(texts):
         stop, room = start, CHUNK
         while stop < len(texts) and (stop == start or len(texts[stop]) <= room):
-            room -= len(texts[stop])
+            room -= max(256, len(texts[stop]))
             stop += 1
         grams = [grams_of(text) for text in texts[start:stop]]
         offsets = np.cumsum([0, *map(len, grams)], dtype=np.uint64)
