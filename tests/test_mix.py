@@ -1,6 +1,7 @@
 """A mixture has what was asked for of each source, keeps validation apart, and says how it was made."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -197,6 +198,9 @@ def test_a_mixed_and_cleaned_set_trains_and_one_of_another_chat_template_does_no
     command = ["finetune/lora.py", "--checkpoint_dir", place, "--data_dir", tmp_path / "clean", *train]
     done = run(*command, cwd=tmp_path)
     assert done.returncode == 0 and " step 2: loss" in done.stdout, done.stdout
+    (said,) = re.findall(r"([\d,]+) tokens, the passes are (\d+)% full", done.stdout)
+    n_passes = done.stdout.count(": loss ")
+    assert int(said[1]) == round(100 * int(said[0].replace(",", "")) / (512 * n_passes))
     assert json.loads((tmp_path / "out/finetuned.json").read_text())["prompt_style"] == "chat_template"
     (place / "chat_template.jinja").write_text("{{ messages[0].content }}")
     done = run(*command, "--overwrite", "true", cwd=tmp_path)

@@ -26,7 +26,8 @@ def plan_of_run(fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
     device, precision = this_machine(fabric.device), str(fabric._precision.precision)
     plan = make_plan(job_of(asked, config_of(asked.checkpoint_dir), precision, device), data)
     time = f", {clock(plan.seconds)}" if plan.seconds else ""
-    print(f"Plan: {plan.peak / 1e9:.2f} GB at most, {plan.work.n_tokens:,} tokens{time}; --dry_run true says more")
+    tokens = f"{plan.work.n_tokens:,} tokens{f', {plan.work.filled}' if plan.work.filled else ''}"
+    print(f"Plan: {plan.peak / 1e9:.2f} GB at most, {tokens}{time}; --dry_run true says more")
     if not plan.fits:
         print(
             f"That is more than the {device.n_bytes / 1e9:.2f} GB of {device.name}; --dry_run true says what would fit"

@@ -34,7 +34,7 @@ def memory_lines(plan: Plan) -> Iterator[str]:
 def work_lines(plan: Plan) -> Iterator[str]:
     work = plan.work
     waste = work.n_padded / work.n_tokens - 1
-    filled = f"the passes are {work.n_tokens / (work.n_passes * work.room):.0%} full; " if work.room > 1 else ""
+    filled = f"{work.filled}; " if work.filled else ""
     yield "Work"
     yield f"  {work.n_samples:,} samples = {work.epochs:.2f} epochs in {work.n_steps:,} steps"
     yield f"  {work.n_tokens:,} tokens, of which {work.n_targets:,} are targets, in {work.n_passes:,} forward passes"

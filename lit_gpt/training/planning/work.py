@@ -47,6 +47,11 @@ class Work:
     def epochs(self) -> float:
         return self.n_samples / self.n_rows
 
+    @property
+    def filled(self) -> str:
+        """What part of the room of the forward passes is taken; empty where each sample has its own."""
+        return f"the passes are {self.n_tokens / (self.n_passes * self.room):.0%} full" if self.room > 1 else ""
+
 
 def work_of(
     train_data: Samples, val_data: Samples, train: TrainArgs, validation: ValidationArgs, room: int, seed: int
