@@ -4,7 +4,7 @@ python benchmarks/convert.py --folder /tmp/convert
 
 Runs our two scripts, litgpt's converter where litgpt is installed (`pip install --no-deps litgpt==0.5.13`), and
 copying the files twice, each in a process of its own; prints peak resident memory as the kernel counted it, pages of
-mapped files included.
+mapped files included. What our writer spends on comparing the logits, once the result is there, stands apart.
 """
 
 import argparse
@@ -44,20 +44,29 @@ WRITTEN = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where to work; 10 GB, emptied afterwards")
-    folder = parser.parse_args().folder
+    parser.add_argument("--rounds", type=int, default=1, help="how often everything is measured")
+    folder, rounds = parser.parse_args().folder, parser.parse_args().rounds
     source = folder / MODEL
     n_bytes = make_checkpoint(source)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
     print(f"{n_bytes / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} shards\n")
-    print(f"{'':34}{'seconds':>9}{'peak GB':>9}")
+    print(f"{'':34}{'seconds':>9}{'compared':>9}{'peak GB':>9}")
 
+    for _ in range(rounds):
+        one_round(source, folder)
+    shutil.rmtree(folder)
+
+
+def one_round(source: Path, folder: Path) -> None:
+    """Every conversion once, between two copies."""
     copy_twice(source, folder)
     script_from = [sys.executable, ROOT / "scripts/convert_hf_checkpoint.py"]
     measure("ours, from Hugging Face", [*script_from, "--checkpoint_dir", source])
     script = [sys.executable, ROOT / "scripts/convert_lit_checkpoint.py", "--checkpoint_dir", source]
     back = folder / "back"
     for name, options in WRITTEN.items():
-        measure(f"ours, {name}, compared", [*script, "--output_dir", back, "--overwrite", "true", *options])
+        shutil.rmtree(back, ignore_errors=True)
+        measure(f"ours, {name}", [*script, "--output_dir", back, *options], made=back)
     (back / "tokenizer.json").unlink(missing_ok=True)
     measure("ours, from the last gguf", [*script_from, "--checkpoint_dir", back, "--dtype", "bfloat16"])
     copy_twice(source, folder)
@@ -67,7 +76,8 @@ def main() -> None:
         measure(f"litgpt {version('litgpt')}, from Hugging Face", [sys.executable, "-c", LITGPT, source])
     except PackageNotFoundError:
         print("litgpt is not installed")
-    shutil.rmtree(folder)
+    for made in ("lit_model.pth", "lit_config.json", "model_config.yaml"):
+        (source / made).unlink(missing_ok=True)
 
 
 def copy_twice(source: Path, folder: Path) -> None:
@@ -100,17 +110,25 @@ def make_checkpoint(folder: Path) -> int:
     return sum(spec.n_bytes for spec in specs.values())
 
 
-def measure(name: str, command: list[object]) -> None:
-    """Run a command and print how long it took and the most memory that it held."""
+def measure(name: str, command: list[object], made: Path | None = None) -> None:
+    """Run a command and print how long it took and the most memory that it held.
+
+    Args:
+        made: what it writes, and then reads back to compare it: the seconds after it is there stand apart.
+    """
     start = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peak = 0
+    peak, there = 0, 0.0
     while process.poll() is None:
         peak = max(peak, high_water_mark(process.pid))
+        if made is not None and not there and made.exists():
+            there = time.perf_counter()
         time.sleep(0.02)
     if process.returncode:
         sys.exit(f"{name} failed")
-    print(f"{name:34}{time.perf_counter() - start:9.1f}{peak / 1e9:9.2f}", flush=True)
+    end = time.perf_counter()
+    compared = f"{end - there:9.1f}" if there else " " * 9
+    print(f"{name:34}{(there or end) - start:9.1f}{compared}{peak / 1e9:9.2f}", flush=True)
 
 
 def high_water_mark(pid: int) -> int:

@@ -167,6 +167,10 @@ class Config:
                 f"{path} is not a configuration of this toolkit: it has {unknown[0]!r}; "
                 "run scripts/convert_hf_checkpoint.py again"
             )
+        for name, value in values.items():
+            types, wanted = TYPES.get(HINTS[name], ((object,), ""))
+            if not isinstance(value, types) or (wanted and isinstance(value, bool) != (HINTS[name] is bool)):
+                raise UserError(f"{path}: {name}={value!r} is not {wanted}; run scripts/convert_hf_checkpoint.py again")
         try:
             return cls(**values)
         except UserError as e:
@@ -177,5 +181,12 @@ class Config:
 
 
 HINTS = get_type_hints(Config)
+TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "a string"),
+}
+"""Type of a field -> those that JSON may have for it, and their name."""
 CHOICES = {name: get_args(hint) for name, hint in HINTS.items() if get_origin(hint) is Literal}
 """Field -> the values it may have, where they are a closed set."""

@@ -28,6 +28,11 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 4.0, 8.0, 16.0]}
+MINI = {
+    "original_max_position_embeddings": 30,
+    "rope_parameters": {"partial_rotary_factor": 0.75, "rope_theta": 10000.0},
+}
+MINI["rope_parameters"] |= {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 4.0, 8.0]}
 FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
@@ -55,6 +60,7 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "phi3": ("Phi3Config", {"num_key_value_heads": 2, "sliding_window": 8, "pad_token_id": 0}),
     "phi3-long": ("Phi3Config", {"rope_scaling": LONG, "original_max_position_embeddings": 30, "pad_token_id": 0}),
     "phi3-short": ("Phi3Config", {"rope_scaling": LONG, "original_max_position_embeddings": 64, "pad_token_id": 0}),
+    "phi4-mini": ("Phi3Config", {"num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": 0, **MINI}),
     "gemma": ("GemmaConfig", {"num_key_value_heads": 1, "head_dim": 16}),
     "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, **WINDOWED}),

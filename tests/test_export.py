@@ -11,6 +11,7 @@ from lit_gpt.errors import UserError
 LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-long": "rope_scaling"} | {
     "phi3-short": "rope_scaling",
     "llama-long": "rope_scaling",
+    "phi4-mini": "rope_scaling",
 }
 """Kind -> the field that litgpt has no such value of."""
 

@@ -104,10 +104,25 @@ HUB = {  # what config.json says in repositories of the hub, the keys that decid
         "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
         "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1,
         "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": True, "vocab_size": 128256,
+        "unsloth_fixed": True, "_attn_implementation_autoset": True,
         "rope_scaling": {
             "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
             "rope_type": "llama3",
         },
+    },
+    "Falcon3-7B-Base": {
+        "activation": "swiglu", "architectures": ["LlamaForCausalLM"], "attention_bias": False, "head_dim": 256,
+        "hidden_act": "silu", "hidden_size": 3072, "intermediate_size": 23040, "max_position_embeddings": 32768,
+        "mlp_bias": False, "num_attention_heads": 12, "num_hidden_layers": 28, "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1000042, "tie_word_embeddings": False,
+        "vocab_size": 131072,
+    },
+    "phi-4": {
+        "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "embd_pdrop": 0.0, "hidden_act": "silu",
+        "hidden_size": 5120, "intermediate_size": 17920, "max_position_embeddings": 16384, "num_attention_heads": 40,
+        "num_hidden_layers": 40, "num_key_value_heads": 10, "original_max_position_embeddings": 16384,
+        "resid_pdrop": 0.0, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 250000, "sliding_window": None,
+        "tie_word_embeddings": False, "vocab_size": 100352,
     },
 }  # fmt: skip
 
@@ -140,6 +155,24 @@ def test_config_json_of_the_hub_says_what_we_list(name):
 def test_a_value_that_makes_no_model_is_named(key, value, says):
     with pytest.raises(UserError, match=re.escape(says)):
         config_from_hf(HUB["Qwen2.5-0.5B"] | {key: value}, "other", "config.json")
+
+
+def test_phi_4_mini_says_of_traits_that_it_does_not_have_them():
+    hf = HUB["phi-4"] | {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False}
+    hf |= {"num_attention_heads": 24, "num_key_value_heads": 8, "hidden_size": 3072, "partial_rotary_factor": 0.75}
+    assert config_from_hf(hf, "Phi-4-mini-instruct", "config.json").rope_n_elem == 96
+    with pytest.raises(UserError, match="lm_head_bias=True is not a field"):
+        config_from_hf(hf | {"lm_head_bias": True}, "Phi-4-mini-instruct", "config.json")
+
+
+NEWER = ("Gemma3ForCausalLM", "Llama4ForCausalLM", "Qwen3MoeForCausalLM", "SmolLM3ForCausalLM", "GraniteForCausalLM")
+NEWER += ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "Olmo3ForCausalLM", "GptOssForCausalLM")
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_an_architecture_that_we_do_not_know_is_refused_by_name(name):
+    with pytest.raises(UserError, match=f"config.json: {name} is not an architecture.*LlamaForCausalLM"):
+        config_from_hf(HUB["Llama-3.2-1B"] | {"architectures": [name]}, "other", "config.json")
 
 
 def test_windows_from_a_layer_on_count_where_they_are_switched_on():

@@ -102,11 +102,29 @@ def test_the_logits_are_those_of_the_model_it_was_made_from(layout, tmp_path):
     torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-5, atol=1e-4)
 
 
-def test_a_field_that_we_do_not_compute_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "field, says",
+    [
+        ({"latent_attention": {"q": 1}}, "latent_attention"),
+        ({"mlp_class_name": "KAN"}, "mlp_class_name='KAN' is none of GptNeoxMLP"),
+        ({"norm_class_name": "DyT"}, "norm_class_name='DyT' is none of LayerNorm"),
+    ],
+)
+def test_a_field_that_we_do_not_compute_is_named(field, says, tmp_path):
     write(tmp_path / "there", "litgpt")
-    (tmp_path / "there" / "model_config.yaml").write_text(yaml.safe_dump(LITGPT | {"latent_attention": {"q": 1}}))
-    with pytest.raises(UserError, match="latent_attention"):
+    (tmp_path / "there" / "model_config.yaml").write_text(yaml.safe_dump(LITGPT | field))
+    with pytest.raises(UserError, match=says):
         load_base(make_fabric("32-true"), tmp_path / "there")
+
+
+@pytest.mark.parametrize("field, value", [("n_layer", "2"), ("n_head", 4.0), ("norm_eps", "1e-6"), ("qkv_bias", 0)])
+def test_a_value_of_another_type_in_our_configuration_is_named(field, value, checkpoint, tmp_path):
+    from lit_gpt.config import Config
+
+    values = json.loads((checkpoint / "lit_config.json").read_text())
+    (tmp_path / "lit_config.json").write_text(json.dumps(values | {field: value}))
+    with pytest.raises(UserError, match=f"lit_config.json: {field}={value!r} is not"):
+        Config.from_json(tmp_path / "lit_config.json")
 
 
 def test_every_script_takes_such_a_folder_and_it_can_be_written_for_others(tmp_path):

@@ -4,25 +4,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.config import HINTS, Config
+from lit_gpt.config import HINTS, TYPES, Config
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
 from lit_gpt.rope import REQUIRED
 
-# Keys that do not change what the forward pass computes in a finetuned or evaluated model.
+# Keys that do not change what the forward pass computes in a finetuned or evaluated model, but where an architecture's
+# table has one (Falcon's `activation`).
 WITHOUT_EFFECT = frozenset(
     [
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_flash_attn_2_enabled",
         "_name_or_path",
+        "activation",
         "architectures",
         "attention_dropout",
         "attention_probs_dropout_prob",
+        "attn_implementation",
         "auto_map",
         "bos_token_id",
         "cache_implementation",
         "chunk_size_feed_forward",
         "classifier_dropout",
         "custom_pipelines",
+        "do_sample",
         "dtype",
         "embd_pdrop",
         "eos_token_id",
@@ -37,6 +44,7 @@ WITHOUT_EFFECT = frozenset(
         "keys_to_ignore_at_inference",
         "label2id",
         "license",
+        "max_length",
         "max_sequence_length",
         "model_type",
         "output_attentions",
@@ -45,16 +53,21 @@ WITHOUT_EFFECT = frozenset(
         "pad_token_id",
         "pretraining_tp",
         "problem_type",
+        "repetition_penalty",
         "resid_pdrop",
         "return_dict",
         "router_aux_loss_coef",
         "router_jitter_noise",
         "task_specific_params",
+        "temperature",
         "tokenizer_class",
+        "top_k",
+        "top_p",
         "torch_dtype",
         "transformers.js_config",
         "transformers_version",
         "type_vocab_size",
+        "unsloth_fixed",
         "unsloth_version",
         "use_cache",
         "use_return_dict",
@@ -128,14 +141,6 @@ def config_to_hf(config: Config) -> dict[str, Any]:
     hf |= architecture.restore(config)
     hf.pop("sliding_layers", None)  # ours; `layer_types` says it
     return {k: v for k, v in hf.items() if v is not None or k == "sliding_window"}
-
-
-TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    bool: ((bool,), "true or false"),
-}
-"""Type of a field of ours -> those that JSON may have for it, and their name."""
 
 
 def check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> None:

@@ -83,6 +83,7 @@ MLPS = {
     "GemmaMLP": {"mlp": "gated", "activation": "gelu_tanh"},
     "LLaMAMoE": {"mlp": "moe", "activation": "silu"},
 }
+NORMS = {"LayerNorm": "layer", "RMSNorm": "rms"}
 
 
 def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[str], Tensor]]:
@@ -146,17 +147,22 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
     Raises:
         UserError: a field that changes the computation and that we do not know, by name.
     """
+    theirs = {"name": path.parent.name, **theirs}
     known = {*SAME, *RENAMED, *READ}
     for key, value in theirs.items():
         if key not in known and value not in INACTIVE:
             raise UserError(f"{path}: {key}={value!r} is not a field this toolkit knows")
     fields: dict[str, Any] = {RENAMED.get(k, k): v for k, v in theirs.items() if k in (*SAME, *RENAMED) and v}
     fields |= {key: theirs[key] for key in ("parallel_residual",) if key in theirs}
-    fields |= MLPS[theirs.get("mlp_class_name") or theirs.get("_mlp_class")]
+    mlp = theirs.get("mlp_class_name") or theirs.get("_mlp_class")
+    norm = theirs.get("norm_class_name") or theirs.get("_norm_class")
+    for key, value, choices in (("mlp_class_name", mlp, MLPS), ("norm_class_name", norm, NORMS)):
+        if value not in choices:
+            raise UserError(f"{path}: {key}={value!r} is none of {', '.join(choices)}, which this toolkit computes")
+    fields |= MLPS[mlp]
     if theirs.get("gelu_approximate") == "tanh" and fields["activation"] == "gelu":
         fields["activation"] = "gelu_tanh"
-    norm = theirs.get("norm_class_name") or theirs.get("_norm_class")
-    fields["norm"] = {"LayerNorm": "layer", "RMSNorm": "rms"}[norm]
+    fields["norm"] = NORMS[norm]
     fields["norm_unit_offset"] = fields["norm"] == "rms" and "Gemma" in theirs["name"]  # as they decide it
     bias = theirs.get("bias", True)
     fields |= {"qkv_bias": bias or bool(theirs.get("attn_bias")), "proj_bias": bias, "mlp_bias": bias}

@@ -8,10 +8,14 @@ from lit_gpt.families.llama import LLAMA
 from lit_gpt.families.mistral import MISTRAL
 from lit_gpt.families.window import read_window, write_window
 
+NEUTRAL = (("full_attn_mod", 1), ("interpolate_factor", 1), ("lm_head_bias", False), ("mlp_bias", False))
+"""What Phi 4 mini says of traits that no model of the architecture has."""
+
 
 def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """The length before LongRoPE, which stands on its own, goes where the other parameters of the scaling are."""
     hf = read_window(hf)
+    hf = {key: value for key, value in hf.items() if (key, value) not in NEUTRAL}
     original = hf.pop("original_max_position_embeddings", None)
     for key in ("rope_scaling", "rope_parameters"):
         if hf.get(key) and original:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_gpt.files.behind import Behind
 from lit_gpt.files.tensors import DTYPES, Spec, checked, raw
 from lit_gpt.files.whole import allocate, naming_a_full_disk, require_room, write_text
 
@@ -46,12 +47,10 @@ def save_safetensors_shards(
             allocate(file, end)
             file.write(header)
         places |= {name: (path, start) for name, start in starts.items()}
-    for name, x in checked(specs, tensors):
-        path, start = places[name]
-        with naming_a_full_disk(path), open(path, "rb+") as file:
-            file.seek(start)
-            file.write(raw(x))
-        del x  # before the next one is made
+    with naming_a_full_disk(folder / "model.safetensors"), Behind() as behind:
+        for name, x in checked(specs, tensors):
+            behind.write(*places[name], raw(x))
+            del x  # before the next one is made
     if len(shards) > 1:
         total = sum(spec.n_bytes for spec in specs.values())
         weight_map = {name: places[name][0].name for name in specs}

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
+from lit_gpt.files.behind import Behind, FileBehind
 from lit_gpt.files.pickles import RefusedError, load_weights
 from lit_gpt.files.tensors import DTYPES, OneFileOpen, Opened, Spec, checked, first_line, raw, spec_of
 from lit_gpt.files.whole import allocate, replace_with, require_room
@@ -110,8 +111,10 @@ def write_state(
     keys = {name: str(i) for i, name in enumerate(stored)}
     records = {"data.pkl": pickled({n: Saved(keys[shared.get(n, n)], Spec(*spec)) for n, spec in specs.items()})}
     records |= {"byteorder": sys.byteorder.encode(), "version": b"3\n"}
-    with open(path, "wb") as file:
-        allocate(file, sum(spec.n_bytes for spec in stored.values()))
+    with open(path, "wb") as made:
+        allocate(made, sum(spec.n_bytes for spec in stored.values()))
+    with Behind() as behind:
+        file = FileBehind(behind, path)
         with zipfile.ZipFile(file, "w") as archive:
             for name, content in records.items():
                 write_record(archive, file, name, content)
@@ -120,7 +123,7 @@ def write_state(
                 del x  # before the next one is made
 
 
-def write_record(archive: zipfile.ZipFile, file: IO[bytes], name: str, content: Any) -> None:
+def write_record(archive: zipfile.ZipFile, file: FileBehind, name: str, content: Any) -> None:
     """Append a file to the archive, its content at a multiple of ALIGNMENT."""
     entry = zipfile.ZipInfo(f"archive/{name}")
     size_of_header, size_of_zip64, size_of_padding = 30, 20, 4  # of the fields before the content, without the padding

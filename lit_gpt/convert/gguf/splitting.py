@@ -16,6 +16,14 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+GPT_4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    + CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    + CONTRACTIONS
+    + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 class Splitting(NamedTuple):
@@ -42,6 +50,7 @@ SPLITTINGS = (
     Splitting("qwen2", (GPT_4.replace("{1,3}", ""), "bytes"), nfc=True, others=("deepseek-r1-qwen",)),
     Splitting("stablelm2", (GPT_4.replace("{1,3}", ""), "bytes")),
     Splitting("tekken", (TEKKEN, "bytes"), ignore_merges=True),
+    Splitting("gpt-4o", (GPT_4O, "bytes"), others=("llama4",)),
 )
 SAMPLE = (
     "I've been there, we'RE 'sure'; it's DON'T Don'T  OK? 1 23 456 7890 12345678 3.14 v2a 9b\n \n\n\t x\r\n  y   z\n"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from lit_gpt.convert.gguf.values import BLOCK, BYTES, encoded, paired
 from lit_gpt.convert.names import VOCABULARY, fit_rows, is_tied
 from lit_gpt.errors import UserError
 from lit_gpt.files import Spec
+from lit_gpt.files.behind import Behind
 from lit_gpt.files.whole import allocate, require_room
 
 FILE_TYPES = {"F16": 1, "Q8_0": 7, "BF16": 32}
@@ -72,16 +73,16 @@ def write_gguf(
     last = next(reversed(slots))
     with open(path, "rb+") as file:
         allocate(file, starts[last] + slots[last].n_bytes + -slots[last].n_bytes % ALIGNMENT)
+    with Behind() as behind:
         for name in names:
             parts = split(fit_rows(name, get(name), rows), pieces(name, config), config, name)
             for piece, x in parts:
                 slot = slots[piece.tensor]
-                file.seek(starts[piece.tensor] + piece.index * (slot.n_bytes // piece.of))
-                write_values(file, x, slot.kind, name)
+                start = starts[piece.tensor] + piece.index * (slot.n_bytes // piece.of)
+                write_values(behind, path, start, x, slot.kind, name)
             del parts, x  # before the next one is read
         for name, x in extra.items():
-            file.seek(starts[name])
-            write_values(file, x, "F32", name)
+            write_values(behind, path, starts[name], x, "F32", name)
     return path
 
 
@@ -114,11 +115,11 @@ def split(x: Tensor, found: list[Piece], config: Config, name: str) -> list[tupl
     return [(p, paired(part, p.heads) if p.heads else part) for p, part in zip(found, parts, strict=True)]
 
 
-def write_values(file: IO[bytes], x: Tensor, kind: str, name: str) -> None:
+def write_values(behind: Behind, path: Path, start: int, x: Tensor, kind: str, name: str) -> None:
     """Raises: UserError if a value is too large for F16."""
     try:
         for data in encoded(x, kind):
-            file.write(data.numpy())
+            start += behind.write(path, start, data.numpy())
     except OverflowError as e:
         raise UserError(
             f"{name} has values beyond {torch.finfo(torch.float16).max:,.0f}, the largest of F16; pass --gguf_type BF16"

@@ -1,0 +1,77 @@
+"""Files written in a thread of their own, while what comes next is read or computed."""
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+SMALL = 2**16
+"""Bytes; a piece that is no larger may wait in any number."""
+
+
+class Behind:
+    """Writes pieces of existing files one after the other. One large piece at a time is on its way, and kept alive.
+
+    An error of the disk comes out of the next call, or where the `with` ends.
+    """
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.waiting: list[Future[None]] = []
+
+    def __enter__(self) -> "Behind":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.thread.shutdown(cancel_futures=True)
+
+    def write(self, path: Path, start: int, data: Any) -> int:
+        """Put `data`, which must not change from now on, at byte `start` of a file; returns its bytes."""
+        content = memoryview(data)
+        if content.nbytes > SMALL:
+            self.wait()
+        self.waiting.append(self.thread.submit(put, path, start, content))
+        return content.nbytes
+
+    def wait(self) -> None:
+        """Raises: OSError if a piece could not be written."""
+        waiting, self.waiting = self.waiting, []
+        for future in waiting:
+            future.result()
+
+
+def put(path: Path, start: int, content: memoryview) -> None:
+    with open(path, "rb+", buffering=0) as file:
+        file.seek(start)
+        content = content.cast("B") if content.nbytes else content
+        while content.nbytes:
+            content = content[file.write(content) :]
+        if hasattr(os, "posix_fadvise"):  # on its way to the disk, which would wait for the end otherwise
+            os.posix_fadvise(file.fileno(), start, file.tell() - start, os.POSIX_FADV_DONTNEED)
+
+
+class FileBehind:
+    """A file by `Behind`, as far as `zipfile` needs one to write an archive."""
+
+    def __init__(self, behind: Behind, path: Path) -> None:
+        self.behind, self.path, self.place = behind, path, 0
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, place: int) -> int:
+        self.place = place
+        return place
+
+    def write(self, data: Any) -> int:
+        n = self.behind.write(self.path, self.place, data)
+        self.place += n
+        return n
+
+    def flush(self) -> None:
+        self.behind.wait()
