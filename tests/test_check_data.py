@@ -128,6 +128,10 @@ def test_what_makes_training_useless_stops_it(make, tmp_path, checkpoint):
     assert check(write(checkpoint_dir="gone"), CheckArgs(n_samples=0), checkpoint)
     with pytest.raises(UserError, match="is not a prepared data set"):
         check(tmp_path / "nothing", CheckArgs())
+    for text, message in (("{}", "has no checkpoint_dir and no tokenizer"), ("[]", "has no"), ("{", "is damaged")):
+        (write() / store.META).write_text(text)
+        with pytest.raises(UserError, match=f"meta.json {message}"):
+            check(tmp_path / "set", CheckArgs())
 
 
 def test_the_ends_of_a_style_of_its_own_count(make):
@@ -197,6 +201,7 @@ def test_real_tokenizers_show_real_rows(tokenizer, tmp_path, capsys):
     rows = [sample(ours, sentence(i), answers[i % 3]) for i in range(30)]
     splits = {"train": store.stack(rows), "val": store.stack(rows[:3])}
     meta = {"checkpoint_dir": str(folder), "tokenizer": ours.fingerprint(), "samples": {"train": 30, "val": 3}}
+    meta["prompt_style"] = "plain"
     store.save(tmp_path / "set", splits, meta)
     found = check(tmp_path / "set", CheckArgs(n_samples=30))
     out = capsys.readouterr().out.splitlines()

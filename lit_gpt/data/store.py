@@ -22,6 +22,8 @@ from lit_gpt.files import replace_with, write_text
 from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
 
 META = "meta.json"
+NEEDED = ("checkpoint_dir", "tokenizer", "prompt_style", "samples")
+"""What meta.json says at least."""
 IGNORE = -100
 """Label of positions that carry no loss; what torch's cross_entropy ignores by default."""
 
@@ -188,11 +190,15 @@ def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except ValueError as e:
         raise UserError(f"{folder / META} is damaged ({e}); prepare it again") from e
+    if missing := [key for key in NEEDED if not isinstance(meta, dict) or key not in meta]:
+        raise UserError(f"{folder / META} has no {' and no '.join(missing)}; prepare the data again")
     splits = [
         Samples(*(load_array(folder / f"{s}.{part}.npy") for part in ("ids", "labels", "offsets")))
         for s in ("train", "val")
     ]
     for split, samples in zip(("train", "val"), splits, strict=True):
-        if not len(samples.ids) == len(samples.labels) == samples.offsets[-1] or len(samples) != meta["samples"][split]:
+        if not len(samples.ids) == len(samples.labels) == samples.offsets[-1] or len(samples) != meta["samples"].get(
+            split
+        ):
             raise UserError(f"{folder}: the arrays of {split} do not belong together; prepare it again")
     return splits[0], splits[1], meta
