@@ -78,8 +78,22 @@ class TrainedProduct(Function):
         return dx, dw, db
 
 
+class Embedding(nn.Embedding):
+    """A row for each token."""
+
+    def reset_parameters(self) -> None:
+        """As `Linear`'s."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Linear(LinearLayer, nn.Linear):
     """W in the dtype of the model. It may train."""
+
+    def reset_parameters(self) -> None:
+        """Random values; none on the meta device, where drawing them imports torch's compiler: a second more to start."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         trains = self.weight.requires_grad and torch.is_grad_enabled()

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
-from lit_gpt.linear import Linear
+from lit_gpt.linear import Embedding, Linear
 from lit_gpt.mlp import MLPS
 from lit_gpt.neftune import noisy
 from lit_gpt.norms import make_norm, make_qk_norm
@@ -32,7 +32,7 @@ class GPT(nn.Module):
         self.lm_head = Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
         self.transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
+                "wte": Embedding(config.padded_vocab_size, config.n_embd),
                 "h": nn.ModuleList(Block(config, i) for i in range(config.n_layer)),
                 "ln_f": make_norm(config),
             }

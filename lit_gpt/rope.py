@@ -19,12 +19,16 @@ class Rope(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        theta, self.magnitude = frequencies(config)
-        self.register_buffer("theta", theta, persistent=False)  # (n / 2,)
+        device = torch.get_default_device()
+        with torch.device("cpu"):  # on the meta device arithmetic imports torch's compiler: a second of each start
+            theta, self.magnitude = frequencies(config)
+        self.register_buffer("theta", theta.to(device), persistent=False)  # (n / 2,)
         scaling = config.rope_scaling or {}
         self.long_from = scaling["original_max_position_embeddings"] if scaling.get("type") == "longrope" else None
         if self.long_from is not None:
-            self.register_buffer("long_theta", divided(config, scaling["long_factor"]), persistent=False)
+            with torch.device("cpu"):
+                theta = divided(config, scaling["long_factor"])
+            self.register_buffer("long_theta", theta.to(device), persistent=False)
 
     def forward(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """(..., T) positions -> cos and sin, (..., T, n) each.

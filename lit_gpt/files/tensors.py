@@ -21,7 +21,7 @@ DTYPES: dict[torch.dtype, tuple[str, type]] = {
     torch.bool: ("BOOL", torch.BoolStorage),
 }
 """What we write: a dtype -> its name in safetensors, the class that stands for it in torch's files."""
-MAPPED_BYTES = 128 * 2**20
+MAPPED_BYTES = 64 * 2**20
 """After so many bytes of a mapped file were used its mapping is made anew: what was touched would stay in memory."""
 
 

@@ -13,7 +13,7 @@ from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.gguf.layouts import FUSED, Piece, is_norm, pieces
 from lit_gpt.convert.gguf.metadata import FREQUENCIES, LONG, SHORT, from_metadata
-from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, decoded, unpaired
+from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, STEP, decoded, unpaired
 from lit_gpt.convert.names import hf_sources, is_tied, lit_shapes, unpack
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Part, Separate
@@ -94,9 +94,17 @@ class GgufFile:
 
     def read_piece(self, piece: Piece) -> Tensor:
         tensor = self.tensors[piece.tensor]
-        n_bytes = int(tensor.n_bytes) // piece.of
-        data = np.fromfile(self.path, np.uint8, n_bytes, offset=int(tensor.data_offset) + piece.index * n_bytes)
-        x = decoded(data, tensor.tensor_type, self.shape_of_piece(piece))
+        shape, n_bytes = self.shape_of_piece(piece), int(tensor.n_bytes) // piece.of
+        start = int(tensor.data_offset) + piece.index * n_bytes
+        if tensor.tensor_type.name in DTYPES:
+            x = decoded(np.fromfile(self.path, np.uint8, n_bytes, offset=start), tensor.tensor_type, shape)
+        else:
+            x = torch.empty(shape)
+            row = n_bytes // (x.numel() // shape[-1])
+            for part in x.view(-1, shape[-1]).split(max(1, STEP // shape[-1])):
+                data = np.fromfile(self.path, np.uint8, row * len(part), offset=start)
+                part.copy_(decoded(data, tensor.tensor_type, tuple(part.shape)))
+                start += data.nbytes
         return unpaired(x, piece.heads) if piece.heads else x
 
     def shape_of_piece(self, piece: Piece) -> tuple[int, ...]:

@@ -56,12 +56,8 @@ def decoded(data: np.ndarray, kind: Any, shape: tuple[int, ...]) -> Tensor:
     if kind.name in DTYPES:
         return x.view(DTYPES[kind.name]).view(shape)
     if kind.name == "Q8_0":
-        values = torch.empty(shape)
-        rows = STEP // BLOCK
-        for blocks, into in zip(x.view(-1, BLOCK + 2).split(rows), values.view(-1, BLOCK).split(rows), strict=True):
-            scales = blocks[:, :2].contiguous().view(torch.float16).float()
-            torch.mul(blocks[:, 2:].view(torch.int8), scales, out=into)
-        return values
+        blocks = x.view(-1, BLOCK + 2)
+        return (blocks[:, 2:].view(torch.int8) * blocks[:, :2].contiguous().view(torch.float16).float()).view(shape)
     from gguf import dequantize
 
     rows = int(np.prod(shape[:-1]))
