@@ -91,7 +91,7 @@ class Linear(LinearLayer, nn.Linear):
     """W in the dtype of the model. It may train."""
 
     def reset_parameters(self) -> None:
-        """Random values; none on the meta device, where drawing them imports torch's compiler: a second more to start."""
+        """Random values; none on the meta device, where drawing them imports torch's compiler, for a second."""
         if not self.weight.is_meta:
             super().reset_parameters()
 

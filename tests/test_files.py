@@ -364,6 +364,18 @@ def test_files_and_readers_do_not_import_lightning():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_planning_a_model_imports_no_compiler():
+    code = """
+import sys
+from lit_gpt.config import Config
+from lit_gpt.convert.names import lit_shapes
+for name in ("tiny-llama-1.1b", "pythia-160m", "Llama-3.2-1B", "Mixtral-8x7B-v0.1", "stablelm-2-12b"):
+    lit_shapes(Config.from_name(name, n_layer=2))
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # ------------------------------------------------------------------------------------------------------------ reading
 
 A, B, C = torch.randn(4, 3), torch.randn(5).bfloat16(), torch.randn(2, 2)
