@@ -2,24 +2,22 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from lightning.fabric import Fabric
 
-from lit_gpt.checkpoint import METHODS, load_base
 from lit_gpt.convert.lit import WEIGHTS
 from lit_gpt.data import store
 from lit_gpt.data.fit import check_fit
 from lit_gpt.errors import UserError
-from lit_gpt.fused import set_compile
 from lit_gpt.model import GPT
 from lit_gpt.quantize import require_quantizable
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.budget import process_seconds
+from lit_gpt.training.describe import description
 from lit_gpt.training.finetuning import Finetuning
-from lit_gpt.training.gauges import clock
+from lit_gpt.training.gauges import clock, matrix_rate
 from lit_gpt.training.memory import gradient_bytes
 from lit_gpt.training.planning.devices import Device, named, this_machine
 from lit_gpt.training.planning.fit import command_line, fitted, in_time, ways_out
@@ -28,6 +26,7 @@ from lit_gpt.training.planning.plan import Data, Plan, make_plan
 from lit_gpt.training.planning.probe import probe
 from lit_gpt.training.planning.seconds import times_of
 from lit_gpt.training.planning.show import lines_of
+from lit_gpt.training.start import load_model
 
 
 def dry_run(fabric: Fabric, asked: Finetuning) -> None:
@@ -52,7 +51,7 @@ def dry_run(fabric: Fabric, asked: Finetuning) -> None:
     if args.fit:
         plan = fitted(plan, data)
     if plan.fits and (there and args.device is None if args.probe is None else args.probe):
-        plan = probed(plan, fabric, checkpoint_dir, data)
+        plan = probed(plan, fabric, asked, data)
         if args.fit:
             plan = in_time(plan, data)
     print(*lines_of(plan), sep="\n")
@@ -72,12 +71,13 @@ def require_possible(quantize: str | None, precision: str, device: Device) -> No
         )
 
 
-def probed(plan: Plan, fabric: Fabric, checkpoint_dir: Path, data: Data) -> Plan:
+def probed(plan: Plan, fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
     """The same plan with times from a few steps on this machine; says what they took."""
     job = plan.job
-    set_compile(job.train.compile)
-    model, _ = load_base(fabric, checkpoint_dir, job.quantize)
-    METHODS[job.method][0](model, job.method_args)
+    asked = replace(asked, quantize=job.quantize, train=job.train)  # --fit may have chosen others
+    model, _ = load_model(fabric, asked)
+    list(description(model, data[0], asked, fabric.device))  # takes a run its time, too
+    matrix_rate(fabric.device, job.weight_dtype)
     model.n_recomputed = plan.n_recomputed
     counted, _ = job.model()
     rates = probe(fabric, model, counted, *data, job.train, job.room, process_seconds(), saved_bytes(counted))
