@@ -37,6 +37,7 @@ from lit_gpt.training.planning.job import Job, config_of
 from lit_gpt.training.planning.memory_items import base_bytes, memory_items, quantized_bytes
 from lit_gpt.training.planning.outcome import settle
 from lit_gpt.training.planning.plan import make_plan
+from lit_gpt.training.planning.probe import STEPS, chosen
 from lit_gpt.training.planning.seconds import Rates
 from lit_gpt.training.planning.work import work_of
 
@@ -272,6 +273,15 @@ def prepared(checkpoint, tmp_path):
     splits = {"train": samples_of(12, vocab=260), "val": samples_of(4, seed=1, vocab=260)}
     store.save(data, splits, meta | {"samples": {name: len(s) for name, s in splits.items()}})
     return checkpoint, data
+
+
+@pytest.mark.parametrize("batch_size", [3, 8, 40])
+def test_the_passes_of_a_probe_are_those_of_steps_the_largest_first(batch_size):
+    found = chosen(DATA[0], batch_size, 256, torch.device("cpu"))
+    sizes = [batch.n_tokens for batch in found]
+    assert sizes[0] == max(sizes) and sizes[1:] != sorted(sizes[1:], reverse=True)
+    assert max(batch.n_samples for batch in found) <= batch_size
+    assert sum(batch.n_samples for batch in found) == min(60, STEPS * batch_size)
 
 
 def listing(folder):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import cycle
 
 import torch
 from lightning.fabric import Fabric
@@ -20,6 +21,8 @@ from lit_gpt.training.planning.seconds import WRITING, Rates
 LEAST_SECONDS, MOST_SECONDS = 6.0, 30.0
 """Of timed forward and backward passes: the first, and the second if one pass takes that long."""
 LEAST_PASSES = 3
+STEPS = 4
+"""Optimizer steps whose forward passes are taken, again and again."""
 
 
 def probe(
@@ -59,7 +62,7 @@ def probe(
     step_seconds = min(timed(fabric.device, lambda: take_step(fabric, model, optimizer, train)) for _ in range(2))
     starting += time.perf_counter() - before if fabric.device.type == "cuda" else 0.0  # compiling is no warm-up's
     flops = seconds = 0.0
-    for n, batch in enumerate(batches[1:] + batches[:1], 1):
+    for n, batch in enumerate(cycle(batches[1:] + batches[:1]), 1):
         seconds += timed(fabric.device, lambda batch=batch: forward_and_backward(batch))
         flops += training_flops(counted, *size(batch), model.n_recomputed)
         if seconds > MOST_SECONDS or (seconds > LEAST_SECONDS and n >= LEAST_PASSES):
@@ -90,12 +93,13 @@ def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, roo
 
 
 def chosen(data: Samples, batch_size: int, room: int, device: torch.device) -> list[Batch]:
-    """Forward passes as the run's, of one or two steps, the largest first."""
-    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: 2 * batch_size].tolist()
-    groups = packs(data.lengths, rows, room)
-    groups.sort(key=lambda group: -data.lengths[group].sum())
-    first, *others = [collate([data[i] for i in group]).to(device) for group in groups[:64]]
-    return [first, *others]
+    """Forward passes as the run's, of a few steps, the largest first."""
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: STEPS * batch_size].tolist()
+    parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    groups = [group for part in parts for group in packs(data.lengths, part, room)]
+    largest = max(range(len(groups)), key=lambda i: data.lengths[groups[i]].sum())
+    groups.insert(0, groups.pop(largest))
+    return [collate([data[i] for i in group]).to(device) for group in groups[:64]]
 
 
 def size(batch: Batch) -> tuple[int, int, float]:
