@@ -346,11 +346,12 @@ def test_a_score_that_draws_random_numbers_changes_nothing(tmp_path):
     assert_equal(plain, drawn)
 
 
-def test_a_score_decides_what_is_best(tmp_path):
+def test_a_score_decides_what_is_best(tmp_path, capsys):
     scores = iter([0.1, 0.4, 0.3, 0.4, 0.2, 0.9, 0.9])
     validation = ValidationArgs(eval_interval=2)
     _, progress = trained(tmp_path / "out", validation=validation, score=lambda: next(scores))
     assert (progress.best_step, progress.best) == (10, 0.9)
+    assert "\nstep 2: score 0.4000\n" in capsys.readouterr().out
     assert read_progress(tmp_path / "out" / "best").step == 10
 
 

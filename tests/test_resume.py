@@ -239,6 +239,20 @@ def test_data_that_is_gone_or_another_is_one_line_and_harms_nothing(place, whole
     assert_same(place, reference, out)
 
 
+def test_a_run_that_is_over_does_its_end_again_and_keeps_what_its_plan_came_to(place, whole):
+    reference, _ = whole("lora")
+    shutil.copytree(place / reference, place / "again", symlinks=True)
+    (place / "again" / "report.html").unlink(), (place / "again" / "loss.png").unlink()
+    p = run(*command("lora", "again", "--resume", "true", "--merge", "true", "--average_last", 2), cwd=place)
+    assert p.returncode == 0, p.stderr
+    assert not re.search(r"^iter ", p.stdout, re.M) and "Mean of the checkpoints of steps" in p.stdout
+    for name in ("report.html", "loss.png", "merged/lit_model.pth", "averaged/finetuned.json"):
+        assert (place / "again" / name).is_file()
+    plan = (place / "again" / "plan.json").read_text()
+    assert plan == (place / reference / "plan.json").read_text() and "time until trained" in plan
+    assert_same(place, reference, "again")
+
+
 FULL_DISK = """
 import os, subprocess, sys
 out, filler = sys.argv[1], os.path.join(sys.argv[1], "filler")

@@ -20,10 +20,7 @@ from lit_gpt.report.page import REPORT, write_report
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.training.average import AVERAGED, save_average, write_mean
 from lit_gpt.training.finetuning import Finetuning
-from lit_gpt.training.gauges import Gauges
 from lit_gpt.training.monitor import CURVE, METRICS, plot_losses
-from lit_gpt.training.planning.outcome import settle
-from lit_gpt.training.planning.plan import Plan
 from lit_gpt.training.saves import Progress, Saves
 from lit_gpt.training.validation import validate
 
@@ -64,11 +61,8 @@ class Ending:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def finish(self, progress: Progress, planned: Plan, gauges: Gauges, whole: bool) -> None:
-        """Do it with the last checkpoint, and say what the training took, what was planned, and where its result is.
-
-        Args:
-            whole: this process did all of the run.
+    def finish(self, progress: Progress) -> None:
+        """Do it with the last checkpoint, and say what the training took and where its result is.
 
         Raises:
             UserError: what cannot be merged.
@@ -80,7 +74,6 @@ class Ending:
         print(f"Saved the trained weights to {weights}, the loss curve to {curve}")
         if progress.best_step not in (None, progress.step):
             print(f"The best checkpoint is that of step {progress.best_step:,}; its weights: {out_dir / BEST}")
-        settle(planned, gauges, out_dir, whole)
         print(f"Saved a report to {write_report(out_dir)}")
         if self.asked.merge:
             self.merge(out_dir, out_dir / MERGED)

@@ -94,6 +94,11 @@ class Gauges:
             self.forecast = Forecast(step, process_seconds() + left)
 
     @property
+    def has_trained(self) -> bool:
+        """Whether this process took a step."""
+        return self.begun is not None
+
+    @property
     def pausing(self) -> float:
         """Seconds that did not go into training steps so far."""
         return self.validations.seconds + self.saves.seconds

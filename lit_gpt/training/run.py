@@ -12,7 +12,7 @@ from lit_gpt.training.loggers import make_logger, require_logger
 from lit_gpt.training.loop import fit
 from lit_gpt.training.monitor import Monitor
 from lit_gpt.training.planning.dry_run import dry_run
-from lit_gpt.training.planning.outcome import gauges_of, plan_of_run
+from lit_gpt.training.planning.outcome import gauges_of, plan_of_run, settle
 from lit_gpt.training.saves import Saves
 from lit_gpt.training.session import Session
 from lit_gpt.training.start import enter, find_place, load_data, load_model
@@ -53,6 +53,8 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
     if progress.stopped_by:
         print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")
         return
-    ending.finish(progress, planned, gauges, whole=place is None and progress.step == planned.work.n_steps)
+    if gauges.has_trained:
+        settle(planned, gauges, out_dir, whole=place is None and progress.step == planned.work.n_steps)
+    ending.finish(progress)
     if train.max_seconds:
         print(f"Time used: {budget.used:.0f} of {train.max_seconds:.0f} s")

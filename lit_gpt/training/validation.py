@@ -39,6 +39,8 @@ def validated(
         score = session.score and session.score()
     session.budget.validation_seconds = time.monotonic() - began
     session.monitor.validated(progress.step, loss, session.budget.validation_seconds)
+    if score is not None:
+        session.monitor.say(f"step {progress.step}: {validation.best_task or 'score'} {score:.4f}")
     return progress.validated(loss, score)
 
 
