@@ -3,6 +3,7 @@
 checkpoints/<org>/<name>/  lit_model.pth, lit_config.json, the tokenizer's files     (scripts/convert_hf_checkpoint.py)
 out/<method>/<name>/       what was trained (trained_path), finetuned.json, metrics.csv, loss.png      (finetune/*.py)
   checkpoints/, best       what a run goes on from, and a link to the best of them         (lit_gpt/training/saves.py)
+  plan.json, report.html, seconds_used.txt      plan and fact, the page, and the time of a run with a deadline
 """
 
 import hashlib
