@@ -82,6 +82,10 @@ def fault(tokenizer, name):
         "empty": ([sample(tokenizer, sentence(70), " ")], "1 of 41 rows have an empty answer"),
         "twice": ([clean], "1 of 41 rows repeat an earlier one, such as sample 40 of train and sample 0"),
         "nearly twice": ([nearly], "1 of 41 rows are nearly the same as an earlier one, such as sample 40"),
+        "nearly in val": (
+            [sample(tokenizer, sentence(50), sentence(2050) + "s")],
+            "val: 1 of 8 rows are nearly the same as one",
+        ),
         "in val": ([sample(tokenizer, sentence(50), sentence(2050))], "val: 1 of 8 rows are nearly the same as one"),
         "undecodable": ([sample(tokenizer, "caf\ufffd " + sentence(70), "a")], "could not be decoded"),
         "mojibake": ([sample(tokenizer, "cafÃ© " + sentence(70), "a")], "read as Latin-1, such as sample 40"),
@@ -93,7 +97,7 @@ def fault(tokenizer, name):
 
 
 FAULTY = ["no target", "only the first", "no end", "end masked", "two ends", "two begins", "empty", "twice"]
-FAULTY += ["nearly twice", "in val", "undecodable", "mojibake", "control"]
+FAULTY += ["nearly twice", "nearly in val", "in val", "undecodable", "mojibake", "control"]
 
 
 @pytest.mark.parametrize("name", FAULTY)
@@ -148,6 +152,8 @@ def test_what_the_style_adds_makes_no_two_rows_alike_and_accents_are_no_fault():
     frame = "Below is an instruction that describes a task.\n### Instruction:\n{}\n### Response:\n{}"
     rows = [frame.format(sentence(i, 3), sentence(i + 500, 2)) for i in range(50)]
     assert without_common(rows) == [f"{sentence(i, 3)}\n{sentence(i + 500, 2)}" for i in range(50)]
+    many = rows * 90  # of which some are counted
+    assert len(many) > 4000 and without_common(many)[-50:] == without_common(rows)
     own = [f"{i} {sentence(i)} ASSISTANT: {sentence(i + 99)}" for i in range(50)]
     assert without_common([f"A chat with a curious user. USER: {text}" for text in own]) == own
     fine = "Ångström café NÃO garçon Ärger naïve “quoted” - £5 €7 ½ Â ß Îles ñandú 你好 🦙\n\ttab\r\n"

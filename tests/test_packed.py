@@ -179,6 +179,7 @@ def test_packs_hold_each_sample_once_and_no_more_tokens_than_asked_for():
     assert sorted(i for g in groups for i in g) == sorted(chosen.tolist())
     assert all(lengths[g].sum() <= 128 or len(g) == 1 for g in groups)
     assert len(groups) <= -(-lengths[chosen].sum() // 128) + 4  # nearly as few as could be
+    assert packs(np.array([6, 5, 4, 3, 2]), range(5), 10) == [[0, 2], [1, 3, 4]]  # the fullest that has room
 
 
 def test_a_samples_first_token_is_never_a_target():

@@ -247,6 +247,19 @@ def test_where_a_template_shows_an_answer_otherwise_later_the_last_one_is_taught
     assert [(e.prompt, e.answer) for e in asked] == [(seen, None)]
 
 
+def test_a_row_that_the_template_refuses_is_named_or_counted(tmp_path):
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    folder_with("tiny", refuses + TEMPLATES["chatml"], tmp_path)
+    chat = (Turn("user", "a"), Turn("assistant", "b"))
+    rows = [Row(chat, "x.jsonl", "line 1"), Row((Turn("system", "s"), *chat), "x.jsonl", "line 2")]
+    tokenizer, counts = Tokenizer(tmp_path), Counts()
+    with pytest.raises(UserError, match=r"x.jsonl, line 2: .*System role not supported; --bad_rows drop"):
+        Encoder(tokenizer, PrepareArgs("chat_template"), 100).encode(rows, counts)
+    counts = Counts()
+    assert len(Encoder(tokenizer, PrepareArgs("chat_template", bad_rows="drop"), 100).encode(rows, counts)) == 1
+    assert (counts.read, counts.kept, counts.dropped) == (2, 1, {"refused by the chat template": 1})
+
+
 def test_an_answer_that_holds_the_token_that_ends_it_is_whole(tmp_path):
     folder_with("tiny", TEMPLATES["zephyr"], tmp_path)
     turns = [Turn("user", "a"), Turn("assistant", "say </s> to end"), Turn("user", "c"), Turn("assistant", "d")]

@@ -23,6 +23,8 @@ FAULTS = {
 }
 COMMON = 0.1
 """A line that this part of the rows has is the prompt style's, and does not make two rows alike."""
+MOST_COUNTED = 2000
+"""Rows whose lines are counted, spread over all of them."""
 SURE = 0.9
 """Least probability of another language that counts."""
 NO_LANGUAGE = "zxx"
@@ -72,8 +74,9 @@ def without_common(texts: Sequence[str]) -> list[str]:
     """
     if len(texts) < 20:
         return list(texts)
-    counts = Counter(line for text in texts for line in set(text.split("\n")))
-    common = {line for line, n in counts.items() if n > COMMON * len(texts)}
+    some = texts[:: -(-len(texts) // MOST_COUNTED)]
+    counts = Counter(line for text in some for line in set(text.split("\n")))
+    common = {line for line, n in counts.items() if n > COMMON * len(some)}
     own = ["\n".join(line for line in text.split("\n") if line not in common) for text in texts]
     ordered = sorted(own)
     start = shared(ordered[len(own) // 4], ordered[3 * len(own) // 4])  # what half of them begin with
