@@ -121,13 +121,11 @@ def test_what_one_source_validates_on_no_other_trains_on(sources, checkpoint, tm
     assert len(again) == 10
     nearly = [{**row, "output": row["output"] + " x"} for row in again[:5]] + again[5:]
     more = json.loads(sources["raw"].read_text())
-    everything = PrepareArgs(check=False, test_split_fraction=0.01)
-    for i, rows in enumerate((nearly, [*more, *nearly])):
+    (tmp_path / "val.json").write_text(json.dumps([*json.loads(sources["other"].read_text()), *more[:2]]))
+    for i, rows in enumerate((nearly, [*nearly, *more])):
         (tmp_path / f"again{i}.json").write_text(json.dumps(rows))
-        prepare(
-            Files((tmp_path / f"again{i}.json",)), Files((sources["other"],)), tmp_path / f"again{i}", checkpoint,
-            everything,
-        )  # fmt: skip
+        files = [Files((tmp_path / f"{name}.json",)) for name in (f"again{i}", "val")]
+        prepare(*files, tmp_path / f"again{i}", checkpoint, PrepareArgs(check=False))
     mix(tmp_path / "m", MixArgs({"one": sources["one"], "b": tmp_path / "again1"}), AugmentArgs(), QUIET, None)
     train, _, meta = store.load(tmp_path / "m")
     tokenizer = Tokenizer(checkpoint)
