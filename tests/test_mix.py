@@ -125,9 +125,10 @@ def test_what_one_source_validates_on_no_other_trains_on(sources, checkpoint, tm
     for i, rows in enumerate((nearly, [*nearly, *more])):
         (tmp_path / f"again{i}.json").write_text(json.dumps(rows))
         files = [Files((tmp_path / f"{name}.json",)) for name in (f"again{i}", "val")]
-        prepare(*files, tmp_path / f"again{i}", checkpoint, PrepareArgs(check=False))
+        prepare(*files, tmp_path / f"again{i}", checkpoint, PrepareArgs(max_seq_length=400, check=False))
     mix(tmp_path / "m", MixArgs({"one": sources["one"], "b": tmp_path / "again1"}), AugmentArgs(), QUIET, None)
     train, _, meta = store.load(tmp_path / "m")
+    assert meta["max_seq_length"] == 512
     tokenizer = Tokenizer(checkpoint)
     assert len(of(train, tokenizer, "raw")) == 30 and len(of(train, tokenizer, "one")) == 40 and len(train) == 70
     assert meta["mix"]["sources"]["b"]["available"] == 30

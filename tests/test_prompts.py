@@ -167,6 +167,13 @@ def test_first_turns_are_as_published_and_later_ones_lose_nothing(name):
     assert text.index(said[0]) < text.index(said[1]) < text.index("C1") < text.index(said[2]) < text.index(said[3])
 
 
+def test_alpacas_later_questions_have_their_input_where_the_first_one_has_it():
+    turns = [Turn("user", "a", "x"), Turn("assistant", "b"), Turn("user", "c", "y"), Turn("assistant", "d")]
+    first, second = open_style("alpaca").exchanges(turns)
+    assert first.prompt.endswith("\n\n### Instruction:\na\n\n### Input:\nx\n\n### Response:\n")
+    assert second.prompt == "\n\n### Instruction:\nc\n\n### Input:\ny\n\n### Response:\n"
+
+
 def test_the_last_turn_only_and_prompts_too(checkpoint):
     tokenizer = Tokenizer(checkpoint)
     turns = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"), Turn("user", "e"))
