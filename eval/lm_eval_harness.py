@@ -32,11 +32,13 @@ def main(
     from lit_gpt.convert.lit import require_checkpoint
     from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
+    from lit_gpt.merging.record import trained_style
     from lit_gpt.tokenizer import Tokenizer
 
     require_checkpoint(checkpoint_dir)
     run_dir = finetuned_path.parent if finetuned_path and finetuned_path.suffix == ".pth" else finetuned_path
-    style = choose_style(evaluation, run_dir and read_run(run_dir).prompt_style, checkpoint_dir)
+    trained_with = read_run(run_dir).prompt_style if run_dir else trained_style(checkpoint_dir)
+    style = choose_style(evaluation, trained_with, checkpoint_dir)
     tasks = prepare(evaluation)
     fabric = make_fabric(precision, evaluation.seed)
     about = {"checkpoint_dir": checkpoint_dir, "precision": precision}

@@ -1,4 +1,4 @@
-"""Continue a prompt with a pretrained model.
+"""Continue a prompt with a pretrained model, or answer it with a merged one, in the prompt style it was trained with.
 
 python generate/base.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b --prompt "Tell me a fun fact:"
 
@@ -13,6 +13,8 @@ from lit_gpt.args import Precision, Quantization, SamplingArgs
 def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     prompt: str = "What food do llamas eat?",
+    input: str = "",
+    prompt_style: str | None = None,
     num_samples: int = 1,
     precision: Precision | None = None,
     quantize: Quantization | None = None,
@@ -23,7 +25,10 @@ def main(
 
     Args:
         checkpoint_dir: folder of a converted checkpoint.
-        prompt: text to continue; empty starts from the begin-of-sequence token.
+        prompt: text to continue, or instruction; empty starts from the begin-of-sequence token.
+        input: context that the instruction refers to.
+        prompt_style: what stands around the prompt; plain is nothing. If not given, a merged checkpoint's own, else
+            plain.
         num_samples: how many continuations to draw.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
@@ -31,15 +36,23 @@ def main(
             from 32 new tokens on.
     """
     from lit_gpt.checkpoint import load_base, make_fabric
-    from lit_gpt.generation.answer import loading, print_completion, say_memory
+    from lit_gpt.generation.answer import loading, print_completion, say, say_memory
+    from lit_gpt.merging.record import trained_style
+    from lit_gpt.prompts import make_prompt
     from lit_gpt.tokenizer import Tokenizer
 
+    style = prompt_style or trained_style(checkpoint_dir) or "plain"
+    text = make_prompt(style, prompt, input, checkpoint_dir)
     fabric = make_fabric(precision, sampling.seed)
     with loading(checkpoint_dir):
         model, _ = load_base(fabric, checkpoint_dir, quantize)
         tokenizer = Tokenizer(checkpoint_dir)
+    if style != "plain":
+        say(
+            f"Prompt style: {style}" + ("" if prompt_style else ", that of the training; --prompt_style plain has none")
+        )
     for _ in range(num_samples):
-        print_completion(fabric, model, tokenizer, prompt, sampling, echo=True, compile=compile)
+        print_completion(fabric, model, tokenizer, text, sampling, echo=style == "plain", compile=compile)
     say_memory()
 
 

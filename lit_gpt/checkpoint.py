@@ -174,11 +174,26 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
     trained = load_state(path, "the finetune script")
     model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
     require_base(run, run_dir, checkpoint_dir, base_digest)
-    inject, args_class = METHODS[run.method]
-    inject(model, args_class(**run.method_args))
+    _, args_class = METHODS[run.method]
+    apply(model, run.method, args_class(**run.method_args), begins=False)
     check_fit(trained, trained_parameters(model), path)
     model.load_state_dict(trained, strict=False)
     return model, run
+
+
+def apply(model: GPT, method: str, args: Any, begins: bool = True) -> None:
+    """Change a base model, in place, as the method does.
+
+    Args:
+        method: key of METHODS.
+        args: of the class that stands there.
+        begins: False where all that a run trained is put in next, so that first values need not be searched for.
+    """
+    inject, _ = METHODS[method]
+    if begins or method != "lora":  # the one whose first values can take long
+        inject(model, args)
+    else:
+        lora.inject(model, args, begins=False)
 
 
 def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str) -> None:

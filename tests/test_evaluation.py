@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 
 from lit_gpt import lora
 from lit_gpt.args import EvalArgs, LoRAArgs, ValidationArgs
-from lit_gpt.checkpoint import Run, default_out_dir, load_base, save_run, save_trained, trained_path
+from lit_gpt.checkpoint import Run, default_out_dir, load_base, read_run, save_run, save_trained, trained_path
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, write_tokenizer
 from lit_gpt.convert.names import from_hf
@@ -28,6 +28,7 @@ from lit_gpt.evaluation.local_data import use_local_data
 from lit_gpt.evaluation.run import choose_style, evaluate
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.evaluation.tasks import leaves, local_files, prepare, resolve
+from lit_gpt.merging.write import write_merged
 from lit_gpt.model import GPT
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer
@@ -310,6 +311,15 @@ def test_the_lora_script_scores_what_was_trained_in_its_prompt_style(
         assert max(abs(a[0] - b[0]) for a, b in zip(base, expected, strict=True)) > 0.1
     plain, styled = (found[s][0]["arguments"][0][0] for s in (False, True))
     assert styled == make_prompt("alpaca", plain)
+    if quantize is None:  # the merged checkpoint knows its style, too
+        write_merged(checkpoint, run_dir, read_run(run_dir), tmp_path / "merged")
+        main = runpy.run_path(str(ROOT / "eval" / "lm_eval_harness.py"))["main"]
+        evaluation = EvalArgs(**common, apply_prompt_style=True, save_filepath=tmp_path / "merged.json")
+        main(tmp_path / "merged", None, "32-true", evaluation=evaluation)
+        merged = json.loads((tmp_path / "merged.json").read_text())["samples"]["truthfulqa_mc1"]
+        assert [s["arguments"] for s in merged] == [s["arguments"] for s in found[True]]
+        answers = [[tuple(answer) for s in samples for (answer,) in s["resps"]] for samples in (merged, found[True])]
+        assert_same_answers(*answers, atol=1e-3)
 
 
 def test_questions_in_a_models_own_chat_template_are_those_that_generation_asks(checkpoint, tmp_path):

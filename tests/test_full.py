@@ -186,6 +186,20 @@ def test_each_optimizer_trains(optimizer, tmp_path):
     assert (torch.uint8 in dtypes) == ("8bit" in optimizer)
 
 
+@pytest.mark.parametrize("optimizer", BITSANDBYTES)
+def test_learning_rates_of_groups_hold_with_each_optimizer_through_the_schedule(optimizer, tmp_path):
+    """LoRA+ and weight decay: what each matrix becomes in five steps is what torch's AdamW makes of it."""
+    found = {}
+    for name in ("adamw", optimizer):
+        model = deep(2, n_embd=128, head_size=32)
+        lora.inject(model, LoRAArgs(lora_r=32, lora_dropout=0.0, lora_plus_ratio=4.0))  # matrices of 4,096 and more
+        start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        trained(model, tmp_path / name, optimizer=name, weight_decay=0.5)
+        found[name] = {n: model.get_parameter(n).detach() - x for n, x in start.items()}
+    for name, want in found["adamw"].items():
+        assert (found[optimizer][name] - want).norm() < 0.05 * want.norm(), name
+
+
 def test_an_optimizer_of_a_missing_package_is_one_line_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r'--optimizer adamw8bit needs .* pip install -e "\.\[quantize\]"'):

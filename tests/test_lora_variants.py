@@ -249,6 +249,22 @@ def test_pissa_of_fewer_channels_than_the_rank_is_all_of_them():
     close(layer.scaling * layer.lora_B[0] @ layer.lora_A[0], layer.linear.weight[4:8])
 
 
+def test_a_run_of_pissa_is_loaded_without_a_search_for_its_start(checkpoint, tmp_path, monkeypatch):
+    """What it began with is saved: it depends on no SVD, and 8-bit weights can take the place of the base's."""
+    model, digest = load_base(make_fabric("32-true"), checkpoint)
+    args = LoRAArgs(lora_r=4, lora_init="pissa", **ALL)
+    lora.inject(model, args)
+    move(model)
+    save_trained(model, trained_path(tmp_path, "lora"))
+    save_run(Run("lora", vars(args), "plain", str(checkpoint), digest, {}, {}, {}), tmp_path)
+    monkeypatch.setattr("lit_gpt.lora.layer.principal", None)
+    with torch.no_grad():
+        want = model.eval()(IDS)
+        assert torch.equal(load_finetuned(make_fabric("32-true"), checkpoint, tmp_path)[0].eval()(IDS), want)
+        in_8_bits, _ = load_finetuned(make_fabric("32-true"), checkpoint, tmp_path, "int8")
+        assert 0 < (in_8_bits.eval()(IDS) - want).norm() < 0.1 * want.norm()
+
+
 def test_pissa_of_quantized_weights_is_refused(checkpoint):
     model, _ = load_base(make_fabric("32-true"), checkpoint, "int8")
     with pytest.raises(UserError, match="--lora_init pissa"):

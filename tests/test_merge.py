@@ -15,11 +15,14 @@ from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.lit import CONFIG, WEIGHTS
 from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
+from lit_gpt.data.store import save, stack
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, save_state
 from lit_gpt.interchange import read_adapter, write_adapter
-from lit_gpt.merging.compare import compare
+from lit_gpt.merging.compare import compare, texts_to_compare
+from lit_gpt.merging.record import merged_runs, trained_style
 from lit_gpt.merging.write import write_merged
+from lit_gpt.tokenizer import Tokenizer
 
 ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp")}
 VARIANTS = {
@@ -36,11 +39,11 @@ def fabric():
     return Fabric(accelerator="cpu", devices=1, precision="32-true")
 
 
-def made_run(folder, checkpoint, quantize=None, **flags):
+def made_run(folder, checkpoint, quantize=None, style="alpaca", seed=0, data=None, **flags):
     """A run whose updates are random, and its logits."""
     model, digest = load_base(fabric(), checkpoint, quantize)
     args = LoRAArgs(lora_r=4, lora_alpha=6, lora_dropout=0.0, **flags)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     lora.inject(model, args)
     for name, p in model.named_parameters():
         if lora.trainable(name):
@@ -49,7 +52,8 @@ def made_run(folder, checkpoint, quantize=None, **flags):
     folder.mkdir()
     save_trained(model, trained_path(folder, "lora"))
     save_run(
-        Run("lora", asdict(args), "alpaca", str(checkpoint), digest, {}, {"precision": "32-true"}, {}, quantize), folder
+        Run("lora", asdict(args), style, str(checkpoint), digest, data or {}, {"precision": "32-true"}, {}, quantize),
+        folder,
     )
     with torch.no_grad():
         return model.eval()(IDS)
@@ -93,6 +97,50 @@ def test_a_quantized_run_merges_into_what_it_saw_or_into_the_checkpoints_own_wei
         write_merged(checkpoint, tmp_path / "run", read_run(tmp_path / "run"), tmp_path / base, base, torch.float32)
         distances[base] = (load_base(fabric(), tmp_path / base)[0].eval()(IDS) - want).abs().max().item()
     assert distances["trained"] < 1e-3 < distances["16bit"]
+    text = IDS[0].tolist()
+    p = load_finetuned(fabric(), checkpoint, tmp_path / "run")[0].eval()(IDS[:1])[0]
+    q = load_base(fabric(), tmp_path / "16bit")[0].eval()(IDS[:1])[0]
+    found = compare(fabric(), checkpoint, tmp_path / "run", tmp_path / "16bit", [text[:5], text[:16]])
+    rows = [*range(5), *range(16)]  # the first tokens of a text are those of a shorter one
+    kl = torch.nn.functional.kl_div(q.log_softmax(-1), p.softmax(-1), reduction="none").sum(-1)
+    assert found.n_tokens == 21 and found.largest == pytest.approx((p - q).abs().max().item(), rel=1e-4)
+    assert found.kl == pytest.approx(kl[rows].mean().item(), rel=1e-3)
+    assert found.agreement == pytest.approx((p.argmax(-1) == q.argmax(-1))[rows].float().mean().item()) and found.kl > 0
+
+
+def test_a_second_run_merges_into_the_checkpoint_of_the_first_and_the_record_has_both(checkpoint, tmp_path):
+    made_run(tmp_path / "run", checkpoint)
+    write_merged(checkpoint, tmp_path / "run", read_run(tmp_path / "run"), tmp_path / "once")
+    made_run(tmp_path / "next", tmp_path / "once", style="chatml", seed=1)
+    write_merged(tmp_path / "once", tmp_path / "next", read_run(tmp_path / "next"), tmp_path / "twice")
+    assert [trained_style(folder) for folder in (checkpoint, tmp_path / "once", tmp_path / "twice")] == [
+        None, "alpaca", "chatml",
+    ]  # fmt: skip
+    assert [run["base"] for run in merged_runs(tmp_path / "twice")] == [str(checkpoint), str(tmp_path / "once")]
+    for name in ("run", "next"):
+        with pytest.raises(UserError, match=r"merged into .* already"):
+            write_merged(tmp_path / "twice", tmp_path / name, read_run(tmp_path / name), tmp_path / "again")
+    made_run(tmp_path / "other", checkpoint, seed=2)
+    for folder, name in ((tmp_path / "once", "other"), (checkpoint, "next")):
+        with pytest.raises(UserError, match="was trained on other weights"):
+            write_merged(folder, tmp_path / name, read_run(tmp_path / name), tmp_path / "again")
+    (tmp_path / "twice" / "merged.json").write_text("{")
+    with pytest.raises(UserError, match=r"merged\.json is damaged"):
+        trained_style(tmp_path / "twice")
+
+
+def test_what_is_compared_are_the_samples_of_the_training_if_they_are_there(checkpoint, tmp_path):
+    tokenizer = Tokenizer(checkpoint)
+    rows = stack([([n] * 200, [n] * 200) for n in range(5, 10)])
+    meta = {"tokenizer": tokenizer.fingerprint(), "samples": {"train": 5, "val": 5}}
+    save(tmp_path / "data", {"train": rows, "val": rows}, meta)
+    run_of = {"style": "plain", "data": {"folder": str(tmp_path / "data"), "tokenizer": meta["tokenizer"]}}
+    made_run(tmp_path / "run", checkpoint, **run_of)
+    texts, what = texts_to_compare(read_run(tmp_path / "run"), checkpoint)
+    assert texts == [[5] * 200, [6] * 200, [7] * 112] and str(tmp_path / "data") in what
+    save(tmp_path / "data", {"train": rows, "val": rows}, meta | {"tokenizer": "another"})
+    texts, what = texts_to_compare(read_run(tmp_path / "run"), checkpoint)
+    assert texts == [tokenizer.encode("What food do llamas eat?")] and "is not there" in what
 
 
 def test_the_script_merges_says_what_changed_and_leaves_a_checkpoint_for_every_script(checkpoint, tmp_path):
@@ -103,8 +151,15 @@ def test_the_script_merges_says_what_changed_and_leaves_a_checkpoint_for_every_s
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Same most likely token: 100.00%" in done.stdout and "KL divergence" in done.stdout
-    text = run("generate/base.py", "--checkpoint_dir", tmp_path / "merged", "--max_new_tokens", 4, cwd=tmp_path)
-    assert text.returncode == 0, text.stderr
+    ask = ("--prompt", "say this", "--input", "that", "--max_new_tokens", 4, "--temperature", 0)
+    answer = run("generate/base.py", "--checkpoint_dir", tmp_path / "merged", *ask, cwd=tmp_path)
+    assert answer.returncode == 0 and "Prompt style: alpaca" in answer.stderr, answer.stderr
+    of_run = ("--checkpoint_dir", checkpoint, "--finetuned_path", tmp_path / "run")
+    assert answer.stdout == run("generate/lora.py", *of_run, *ask, cwd=tmp_path).stdout
+    plain = run(
+        "generate/base.py", "--checkpoint_dir", tmp_path / "merged", *ask, "--prompt_style", "plain", cwd=tmp_path
+    )
+    assert plain.stdout.startswith("say this\n\nthat") and "Prompt style" not in plain.stderr
     again = run(
         "scripts/merge_lora.py", "--checkpoint_dir", tmp_path / "merged", "--finetuned_path", tmp_path / "run",
         "--out_dir", tmp_path / "twice", cwd=tmp_path,
@@ -114,7 +169,7 @@ def test_the_script_merges_says_what_changed_and_leaves_a_checkpoint_for_every_s
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "neox"])
-@pytest.mark.parametrize("variant", ["q and v", "all", "rslora", "dora"])
+@pytest.mark.parametrize("variant", ["q and v", "all", "rslora", "dora", "pissa"])
 def test_peft_loads_a_run_with_the_same_logits_and_it_comes_back_bit_for_bit(
     family, variant, checkpoint, neox, tmp_path
 ):

@@ -18,7 +18,7 @@ from lit_gpt.packed import Documents, Heads, PackedAttention
 from lit_gpt.training import loss as loss_module
 from lit_gpt.training.graphs import filling
 from lit_gpt.training.loss import loss_sum
-from lit_gpt.training.memory import blocks_to_recompute, kept_values
+from lit_gpt.training.memory import blocks_to_recompute, kept_by_wrappers, kept_values
 
 ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
 LENGTHS = (7, 1, 33, 12, 12)  # shorter and longer than the windows of SHAPES; 33 is long for phi3-long
@@ -149,15 +149,16 @@ def kept_by(model, batch):
 
 @pytest.mark.parametrize("kind", ["llama", "llama-gqa", "neox"])
 @pytest.mark.parametrize("targets", [{}, {"lora_projection": True, "lora_mlp": True}])
-def test_what_a_block_keeps_is_what_the_count_says(kind, targets):
+@pytest.mark.parametrize("variant", [{}, {"lora_dora": True, "lora_init": "pissa"}])
+def test_what_a_block_keeps_is_what_the_count_says(kind, targets, variant):
     """6 n_embd + 2 intermediate values a token for a Llama with all linear layers adapted; 5 and 1 for a NeoX."""
     kept = {}
     for n_layer in (3, 4):
         model = tiny(kind, num_hidden_layers=n_layer).train()
-        lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.5, **targets))
+        lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.5, **targets, **variant))
         batch = collate(documents_of((64,)))
         kept[n_layer] = kept_by(model, batch) / 64
-    c, r = model.config, 2
+    c, r = model.config, 4 if variant else 2
     per_block = kept[4] - kept[3]
     wanted = kept_values(c)
     if kind == "llama":
@@ -165,9 +166,11 @@ def test_what_a_block_keeps_is_what_the_count_says(kind, targets):
     if kind == "neox":
         assert wanted == 5 * c.n_embd + c.intermediate_size
     h = r * (2 + (1 + 3 if kind != "neox" else 1 + 2) * bool(targets))  # A x of each adapted layer
+    assert kept_by_wrappers(model) == h
     statistics = c.n_head + (4 if kind == "neox" else 0)  # logsumexp; mean and deviation of layer norms
+    norms = sum(m.numel() for n, m in model.named_parameters() if ".h.0." in n and "magnitude" in n) / 64
     seeds = 1.0
-    assert wanted <= per_block <= wanted + h + statistics + seeds
+    assert wanted + h <= per_block <= wanted + h + statistics + norms + seeds
 
 
 def test_packs_hold_each_sample_once_and_no_more_tokens_than_asked_for():

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import assert_one_line_error, run
+from conftest import assert_one_line_error, ours_of, run, tiny_hf
+from test_lora_variants import as_peft, close, move, state_of
 from torch.profiler import ProfilerActivity, profile
 
 from lit_gpt import lora
@@ -20,13 +21,15 @@ from lit_gpt.checkpoint import (
 )
 from lit_gpt.config import Config
 from lit_gpt.convert.lit import CONFIG, WEIGHTS
+from lit_gpt.convert.peft import to_peft
 from lit_gpt.errors import UserError
 from lit_gpt.files import save_state
 from lit_gpt.linear import Linear, LinearLayer
 from lit_gpt.model import GPT
-from lit_gpt.quantize import QUANTIZATIONS, quantized
+from lit_gpt.quantize import QUANTIZATIONS, quantizable, quantized
 from lit_gpt.quantize.frozen import QuantizedLinear
 
+IDS = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
 ROWS = [{"instruction": f"say {n}", "input": "", "output": "ab " * n} for n in range(1, 9)]
 
 
@@ -38,6 +41,11 @@ CONFIGS = {
     "tied": {**LLAMA, "tie_embeddings": True},
     "mixture": {**LLAMA, "mlp": "moe", "n_expert": 4, "n_expert_per_token": 2},
 }
+
+
+def replace_module(model, path, module):
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
 
 
 def write_checkpoint(folder, dtype=torch.float32, **config):
@@ -155,6 +163,55 @@ def test_lora_trains_on_a_quantized_base_as_on_the_same_weights_in_full(kind, tm
     got, want = gradients
     allowed = 0.09 if kind == "fp8" else 0.02 if "int8" in kind else 1e-4
     assert (got - want).norm() < allowed * want.norm()
+
+
+@pytest.mark.parametrize("variant", [{}, {"lora_scaling": "rslora"}, {"lora_dora": True}])
+@pytest.mark.parametrize("kind", ["llama-gqa", "llama-biases"])
+def test_lora_on_nf4_is_that_of_peft_on_the_same_weights_in_bitsandbytes(kind, variant):
+    """transformers quantizes on a GPU only, but bitsandbytes' layers can take the place of its own."""
+    import bitsandbytes as bnb
+
+    theirs = tiny_hf(kind, hidden_size=64, intermediate_size=128)
+    model = ours_of(theirs, kind)
+    for path in quantizable(model):
+        replace_module(model, path, quantized(model.get_submodule(path), "bnb.nf4"))
+    codes = {}
+    for path, linear in list(theirs.model.named_modules()):
+        if isinstance(linear, torch.nn.Linear):
+            layer = bnb.nn.Linear4bit(
+                linear.in_features, linear.out_features, linear.bias is not None, torch.float32, False, "nf4"
+            )
+            layer.load_state_dict(linear.state_dict())
+            replace_module(theirs.model, path, layer.to("cpu"))  # quantizes
+            codes[path] = layer.weight.data.flatten()
+    for i, block in enumerate(model.transformer.h):
+        qkv = torch.cat([codes[f"layers.{i}.self_attn.{x}_proj"] for x in "qkv"])
+        assert torch.equal(block.attn.qkv.weight.flatten(), qkv)
+        assert torch.equal(block.mlp.proj.weight.flatten(), codes[f"layers.{i}.mlp.down_proj"])
+
+    theirs.is_loaded_in_4bit = True
+    args = LoRAArgs(
+        lora_r=4, lora_alpha=12, lora_dropout=0.0, lora_key=True, lora_projection=True, lora_mlp=True, **variant
+    )
+    lora.inject(model, args)
+    move(model)
+    peft = as_peft(theirs, model, args)
+    assert sum(type(m).__name__ == "Linear4bit" and "peft" in type(m).__module__ for m in peft.modules()) == 14
+    close(model(IDS), peft(IDS).logits)
+    model(IDS).square().mean().backward(), peft(IDS).logits.square().mean().backward()
+    gradients = {n: p.grad for n, p in peft.named_parameters() if p.grad is not None}
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+        p.data = p.grad if p.requires_grad else p.data
+    want = to_peft(model.config, args, state_of(model))[0]  # under their names
+    assert len(want) == len(gradients)
+    for name, g in want.items():
+        close(
+            g,
+            gradients[name.replace(".weight", ".default.weight")]
+            if ".weight" in name
+            else gradients[f"{name}.default.weight"],
+        )
 
 
 @pytest.fixture(scope="module")

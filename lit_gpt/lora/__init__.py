@@ -12,21 +12,28 @@ from lit_gpt.lora.layer import LoRALinear
 from lit_gpt.model import GPT
 
 
-def inject(model: GPT, args: LoRAArgs) -> None:
-    """Wrap the chosen layers of `model`, in place, and freeze everything else."""
+def inject(model: GPT, args: LoRAArgs, begins: bool = True) -> None:
+    """Wrap the chosen layers of `model`, in place, and freeze everything else.
+
+    Args:
+        begins: False where the updates of a run are put in next, so that first values need not be searched for.
+
+    Raises:
+        UserError: PiSSA is to begin on quantized weights.
+    """
     q, k, v = model.config.qkv_sizes
     rows = {"query": (0, q), "key": (q, q + k), "value": (q + k, q + k + v)}
     blocks = [rows[name] for name in rows if getattr(args, f"lora_{name}")]
     for block in model.transformer.h:
         if blocks:
-            block.attn.qkv = LoRALinear(block.attn.qkv, args, blocks)
+            block.attn.qkv = LoRALinear(block.attn.qkv, args, blocks, begins)
         if args.lora_projection:
-            block.attn.proj = LoRALinear(block.attn.proj, args)
+            block.attn.proj = LoRALinear(block.attn.proj, args, begins=begins)
         if args.lora_mlp:
             for parent, name, linear in linear_layers(block.mlp):
-                setattr(parent, name, LoRALinear(linear, args))
+                setattr(parent, name, LoRALinear(linear, args, begins=begins))
     if args.lora_head:
-        model.lm_head = LoRALinear(model.lm_head, args)
+        model.lm_head = LoRALinear(model.lm_head, args, begins=begins)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = trainable(name)
 

@@ -32,19 +32,27 @@ class LoRALinear(nn.Module):
     DoRA (https://arxiv.org/abs/2402.09353) gives each output channel a trained magnitude m:
     y = m / |W + s B A| (W x + s B A x), where the norm over the channel's weights counts as a constant.
 
+    Attributes:
+        kept_values: what it keeps of each token for the backward pass, besides its input.
+        flops_besides: operations on a token, forward and backward, besides the products with its parameters.
+
     Args:
         linear: the layer to wrap.
         args: rank, scale, dropout, and which variant.
         blocks: (start, stop) of the output channels that get an update; None is one block, all of them.
+        begins: give the updates their first values. False leaves out PiSSA's, whose search takes long, and whose place
+            those of a run are to take.
 
     Raises:
-        UserError: PiSSA on quantized weights.
+        UserError: PiSSA is to begin on quantized weights.
     """
 
     lora_A_start: Tensor | None
     lora_B_start: Tensor | None
 
-    def __init__(self, linear: LinearLayer, args: LoRAArgs, blocks: list[tuple[int, int]] | None = None) -> None:
+    def __init__(
+        self, linear: LinearLayer, args: LoRAArgs, blocks: list[tuple[int, int]] | None = None, begins: bool = True
+    ) -> None:
         super().__init__()
         self.linear = linear
         self.blocks = blocks or [(0, linear.out_features)]
@@ -57,19 +65,22 @@ class LoRALinear(nn.Module):
         self.lora_magnitude = parameters([(n,) for n in sizes] if args.lora_dora else [], like)
         for B in self.lora_B:
             B.lr_factor = args.lora_plus_ratio  # https://arxiv.org/abs/2402.12354; read where the optimizer is made
-        starts = [torch.cat(tuple(x.detach() for x in xs)) for xs in (self.lora_A, self.lora_B)]
-        for name, x in zip(("lora_A_start", "lora_B_start"), starts, strict=True):
-            self.register_buffer(name, x if args.lora_init == "pissa" else None)
+        n_start = args.lora_r * len(sizes) if args.lora_init == "pissa" else 0
+        for name, shape in (("A", (n_start, linear.in_features)), ("B", (sum(sizes), args.lora_r))):
+            self.register_buffer(f"lora_{name}_start", torch.zeros(shape, **like) if n_start else None)
         self.register_buffer("squared_norms", None, persistent=False)  # (out_features,), of the frozen weights
-        self.reset_parameters()
+        self.kept_values = args.lora_r * len(sizes) + n_start
+        again = 2 * linear.in_features * linear.out_features if args.lora_dora else 0
+        self.flops_besides = again + (6 * linear.in_features * n_start + 4 * sum(sizes) * args.lora_r * bool(n_start))
+        self.reset_parameters(begins)
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, begins: bool = True) -> None:
         """First values, with which the layer computes what it did before."""
         for A, B in zip(self.lora_A, self.lora_B, strict=True):
             nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # as nn.Linear does, and as the paper's own code
             nn.init.zeros_(B)
-        if self.lora_A_start is not None:
+        if self.lora_A_start is not None and begins:
             self.start_from_principal_parts()
         if len(self.lora_magnitude):
             self.squared_norms = self.linear.dequantize().square().sum(1)

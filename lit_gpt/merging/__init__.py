@@ -1,1 +1,2 @@
-"""Merged checkpoints: how a LoRA run becomes one (`write`), and by how much it differs from the run (`compare`)."""
+"""Merged checkpoints: how a LoRA run becomes one (`write`), what its folder says of it (`record`), and by how much it
+differs from the run (`compare`)."""

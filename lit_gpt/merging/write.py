@@ -1,6 +1,6 @@
 """Merge a LoRA run into a checkpoint folder of its own, one tensor at a time.
 
-The folder has a record, merged.json, of what is in its weights.
+The folder has a record of what is in its weights (`record.py`).
 """
 
 import hashlib
@@ -23,11 +23,10 @@ from lit_gpt.errors import UserError
 from lit_gpt.files import Spec, load_state, replace_folder, save_stream
 from lit_gpt.linear import Linear
 from lit_gpt.lora.layer import LoRALinear
+from lit_gpt.merging.record import MERGED, merged_runs
 from lit_gpt.model import GPT
 from lit_gpt.quantize import quantizable, quantized
 
-MERGED = "merged.json"
-"""Stands in a merged checkpoint's folder: the prompt style, and which runs are in its weights."""
 Base = Literal["16bit", "trained"]
 
 
@@ -120,22 +119,6 @@ def as_trained(x: Tensor, run: Run, is_quantized: bool) -> Tensor:
     linear = Linear(x.size(1), x.size(0), bias=False, device="meta")
     linear.weight = nn.Parameter(x, requires_grad=False)
     return quantized(linear, run.quantize).dequantize()
-
-
-def merged_runs(checkpoint_dir: Path) -> list[dict]:
-    """The records of the runs that are in a checkpoint's weights; none for one that was not merged."""
-    return read_record(checkpoint_dir).get("runs", [])
-
-
-def read_record(checkpoint_dir: Path) -> dict:
-    """Raises: UserError if the record of a merged checkpoint is damaged."""
-    path = checkpoint_dir / MERGED
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}); merge again") from e
 
 
 def digest_of_all(state: dict[str, Tensor]) -> str:

@@ -31,6 +31,8 @@ def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float
     total = 0.0
     for name, rows, trained in products(model, n_tokens, n_targets):
         total += rows * (2 if name.startswith(below) else 6 if trained else 4)
+    for name, module in model.named_modules():
+        total += getattr(module, "flops_besides", 0) * rows_of(model, f"{name}.", n_tokens, n_targets)
     per_block = sum(rows for name, rows, _ in products(model, n_tokens, n_targets) if ".h." in name) / c.n_layer
     attention = 2 * squares * c.n_head * c.head_size
     passes = lowest + 3 * (c.n_layer - lowest) + n_recomputed
@@ -46,15 +48,19 @@ def forward_flops(model: GPT, n_tokens: float, n_targets: float, squares: float)
 
 def products(model: GPT, n_tokens: float, n_targets: float) -> list[tuple[str, float, bool]]:
     """Name, weights times rows, and whether it trains, of each matrix that is multiplied with."""
-    c = model.config
-    active = c.n_expert_per_token / c.n_expert if c.n_expert else 1.0  # a token goes through some of the experts
     found = []
     for name, p in model.named_parameters():
         # a tied head is listed as lm_head, before wte, and so counts as the matrix product that it is
         if p.dim() == 2 and "wte" not in name:
-            rows = n_targets if name.startswith("lm_head.") else n_tokens
-            found.append((name, p.numel() * rows * (active if ".experts." in name else 1.0), p.requires_grad))
+            found.append((name, p.numel() * rows_of(model, name, n_tokens, n_targets), p.requires_grad))
     return found
+
+
+def rows_of(model: GPT, name: str, n_tokens: float, n_targets: float) -> float:
+    """Rows that the layer of a parameter of this name multiplies: a token goes through some of the experts."""
+    if name.startswith("lm_head."):
+        return n_targets
+    return n_tokens * (model.config.n_expert_per_token / model.config.n_expert if ".experts." in name else 1.0)
 
 
 def measured_flops(model: GPT, batch_size: int, length: int) -> float:

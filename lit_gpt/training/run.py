@@ -37,7 +37,7 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
     planned = plan_of_run(fabric, asked, (train_data, val_data))  # before the model is there
     require_checkpoints(train, planned.work.n_steps)
 
-    model, base_digest = load_model(fabric, asked)
+    model, base_digest = load_model(fabric, asked, begins=place is None)
     score = task_score(fabric, model, asked.checkpoint_dir, validation, meta["prompt_style"])
     print(*description(model, train_data, asked, fabric.device), sep="\n")
     run = enter(fabric, asked, (train_data.digest(), meta), base_digest, place)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.fabric import Fabric
 
-from lit_gpt.checkpoint import METHODS, Run, claim_out_dir, load_base, read_run, save_run, versions
+from lit_gpt.checkpoint import Run, apply, claim_out_dir, load_base, read_run, save_run, versions
 from lit_gpt.data import store
 from lit_gpt.data.fit import check_fit
 from lit_gpt.fused import set_compile
@@ -39,12 +39,15 @@ def find_place(asked: Finetuning, saves: Saves) -> Path | None:
     return place
 
 
-def load_model(fabric: Fabric, asked: Finetuning) -> tuple[GPT, str]:
-    """The model with the method in it, and the digest of its base's weights. Raises: UserError, as `load_base`."""
+def load_model(fabric: Fabric, asked: Finetuning, begins: bool = True) -> tuple[GPT, str]:
+    """The model with the method in it, and the digest of its base's weights. Raises: UserError, as `load_base`.
+
+    Args:
+        begins: False for a run that goes on, whose weights are put in later.
+    """
     set_compile(asked.train.compile)
     model, base_digest = load_base(fabric, asked.checkpoint_dir, asked.quantize)
-    inject, _ = METHODS[asked.method]
-    inject(model, asked.method_args)
+    apply(model, asked.method, asked.method_args, begins)
     return model, base_digest
 
 

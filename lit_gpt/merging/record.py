@@ -1,0 +1,33 @@
+"""merged.json, in the folder of a merged checkpoint: the prompt style, and which runs are in the weights."""
+
+import json
+from pathlib import Path
+
+from lit_gpt.errors import UserError
+
+MERGED = "merged.json"
+
+
+def trained_style(checkpoint_dir: Path) -> str | None:
+    """The prompt style that a merged checkpoint was trained with; None for a checkpoint that was not merged.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    return read_record(checkpoint_dir).get("prompt_style")
+
+
+def merged_runs(checkpoint_dir: Path) -> list[dict]:
+    """The records of the runs that are in a checkpoint's weights; none for one that was not merged."""
+    return read_record(checkpoint_dir).get("runs", [])
+
+
+def read_record(checkpoint_dir: Path) -> dict:
+    """Raises: UserError if the record of a merged checkpoint is damaged."""
+    path = checkpoint_dir / MERGED
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path} is damaged ({e}); merge again") from e
