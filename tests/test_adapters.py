@@ -27,7 +27,6 @@ from lit_gpt.generation.decode import Decoder
 from lit_gpt.generation.engine import generate_batch
 from lit_gpt.linear import Linear
 from lit_gpt.model import GPT
-from lit_gpt.quantize import quantizable, quantized
 from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import loss_sum
@@ -89,21 +88,6 @@ def test_before_the_first_step_a_model_computes_what_its_base_does(kind, method,
     hidden = [m.hidden(batch.ids[None], documents=batch.documents) for m in (model, base)]
     assert torch.equal(*hidden)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-
-
-@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "mixtral"])
-@pytest.mark.parametrize("weights", ["bnb.nf4", "int8", "bnb.int8"])
-def test_on_quantized_weights_adapters_begin_as_the_base_and_train(kind, method, weights):
-    base = tiny(kind, hidden_size=64, intermediate_size=64)
-    for path in quantizable(base):
-        parent, _, name = path.rpartition(".")
-        setattr(base.get_submodule(parent), name, quantized(base.get_submodule(path), weights))
-    model = copy.deepcopy(base)
-    V[method].inject(model, FROM_1)
-    batch = collate(documents_of((9, 20, 1)))
-    assert torch.equal(loss_sum(model, batch), loss_sum(base, batch))
-    loss_sum(move(model), batch).backward()
-    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("kind", KINDS)

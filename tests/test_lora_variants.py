@@ -153,42 +153,6 @@ def test_gradients_are_those_of_the_formula(variant):
         close(got, expected)
 
 
-@pytest.mark.parametrize("kind", ["llama-gqa", "llama-tied", "neox"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_run_begins_at_the_base_and_is_the_same_loaded_and_merged(kind, variant, tmp_path):
-    from lit_gpt.convert.lit import CONFIG, WEIGHTS
-    from lit_gpt.files import save_state
-
-    base = ours_of(tiny_hf(kind), kind)
-    save_state(base.state_dict(), tmp_path / WEIGHTS)
-    base.config.to_json(tmp_path / CONFIG)
-    fabric = make_fabric("32-true")
-    model, digest = load_base(fabric, tmp_path)
-    args = LoRAArgs(lora_r=4, lora_dropout=0.5, **ALL, **VARIANTS[variant])
-    lora.inject(model, args)
-    model.eval()
-    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
-    with torch.no_grad():
-        close(model(IDS), base(IDS))
-        move(model)
-        want = model(IDS)
-        assert (want - base(IDS)).norm() > 0.01 * want.norm()
-    model.train()
-    model(IDS).square().mean().backward()
-    assert all(bool(p.grad.abs().sum() > 0) for n, p in trained(model).items() if "experts" not in n)
-    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if not p.requires_grad)
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    save_trained(model, trained_path(run_dir, "lora"))
-    save_run(Run("lora", vars(args), "plain", str(tmp_path), digest, {}, {}, {}), run_dir)
-    again = load_finetuned(fabric, tmp_path, run_dir)[0].eval()
-    with torch.no_grad():
-        assert torch.equal(again(IDS), want)
-        lora.merge(again)
-        close(again(IDS), want, 2e-5)
-        assert again.state_dict().keys() == base.state_dict().keys()
-
-
 def test_training_is_that_of_peft_with_steps_written_out_by_hand(tmp_path):
     """Five steps; the second matrices learn four times as fast (LoRA+)."""
     kind, ratio = "llama-gqa", 4.0
@@ -269,18 +233,6 @@ def test_pissa_of_quantized_weights_is_refused(checkpoint):
     model, _ = load_base(make_fabric("32-true"), checkpoint, "int8")
     with pytest.raises(UserError, match="--lora_init pissa"):
         lora.inject(model, LoRAArgs(lora_init="pissa"))
-
-
-@pytest.mark.parametrize("kind", ["int8", "bnb.nf4"])
-def test_magnitudes_of_quantized_weights_merge(checkpoint, kind):
-    model = load_base(make_fabric("32-true"), checkpoint, kind)[0]
-    lora.inject(model, LoRAArgs(lora_r=4, lora_dora=True, **ALL))
-    model.eval()
-    move(model)
-    with torch.no_grad():
-        want = model(IDS)
-        lora.merge(model)
-        assert (model(IDS) - want).norm() < (0.05 if kind == "int8" else 1e-4) * want.norm()
 
 
 def test_rows_of_zeros_stay_zeros():

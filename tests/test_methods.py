@@ -50,6 +50,8 @@ CASES = [
 IDS = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
 ROUNDING = {"fp32": 1e-5, "bf16": 0.05, "bnb.nf4": 1e-5, "int8": 0.05, "bnb.int8": 0.05}
 """In the norm of the logits: what computing in 16 bits, or rounding activations to 8, makes of the same weights."""
+OTHER_EXPERT = 3
+"""So many times that, where rounding can send a token to another expert."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def logits(model):
 
 
 def difference(got, want):
-    return float((got - want).norm() / want.norm())
+    return ((got - want).norm() / want.norm()).item()
 
 
 def values(model, trains):
@@ -99,10 +101,11 @@ def test_a_method_begins_at_its_base_trains_what_it_has_and_is_read_back(shape, 
     torch.manual_seed(2)
     model, digest = loaded(folders[shape], base)
     method, args = ARGS[name]
+    rounding = ROUNDING[base] * (OTHER_EXPERT if shape == "moe" else 1)
     start = logits(model)
     METHODS[method][0](model, args)
     exact = "lora_init" not in VARIANTS.get(name, {})  # what PiSSA takes off it puts on, rounded
-    assert difference(logits(model), start) <= (0 if exact else ROUNDING[base])
+    assert difference(logits(model), start) <= (0 if exact else rounding)
 
     trained, frozen = values(model, True), values(model, False)
     dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
@@ -122,7 +125,7 @@ def test_a_method_begins_at_its_base_trains_what_it_has_and_is_read_back(shape, 
         optimizer.step()
     assert changed(model, trained) == trained.keys() and not changed(model, frozen)
     want = logits(model)
-    assert difference(want, start) > 0.01
+    assert difference(want, start) > 0.005
 
     save_trained(model, trained_path(tmp_path, method))
     quantize = BASES.get(base, base)
@@ -133,9 +136,9 @@ def test_a_method_begins_at_its_base_trains_what_it_has_and_is_read_back(shape, 
     if method == "lora":
         lora.merge(again)
         assert not [n for n in again.state_dict() if "lora" in n]
-        assert difference(logits(again), want) < ROUNDING[base]
+        assert difference(logits(again), want) < rounding
         write_merged(folders[shape], tmp_path, read_run(tmp_path), tmp_path / "merged", "trained", torch.float32)
-        assert difference(logits(loaded(tmp_path / "merged", "fp32")[0]), want) < ROUNDING[base]
+        assert difference(logits(loaded(tmp_path / "merged", "fp32")[0]), want) < rounding
 
 
 @pytest.mark.parametrize("dora", [False, True])
