@@ -235,8 +235,9 @@ def test_rope_scaling_comes_back_as_llama_3_names_it_or_factor_by_factor(tmp_pat
         torch.testing.assert_close(torch.tensor(factors.data), plain / want)
 
 
-def test_a_window_that_the_file_cannot_state_shortens_the_context(tmp_path):
-    _theirs, config, state = checkpoint("mistral", tmp_path / "there")
+@pytest.mark.parametrize("kind", ["mistral", "phi3", "qwen2"])
+def test_a_window_that_llama_cpp_leaves_out_shortens_the_context(kind, tmp_path):
+    _theirs, config, state = checkpoint(kind, tmp_path / "there")
     write(config, state, tmp_path / "there", tmp_path / "out")
     assert open_source(tmp_path / "out").hf_config["max_position_embeddings"] == 8
 
