@@ -199,7 +199,9 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path):
         write(config, big, source, tmp_path / "out")
     path = write(config, state, source, tmp_path / "out")
     whole = path.read_bytes()
+    head_size, of_u32 = b"llama.attention.key_length", (4).to_bytes(4, "little")
     for old, new, message in (
+        (head_size + of_u32 + b"\x10", head_size + of_u32 + b"\x12", "key_length=18 is not the size of a head, 16"),
         (b"blk.1.ffn_up.weight", b"blk.1.ffn_ub.weight", "no tensor 'blk.1.ffn_up.weight'"),
         (b"llama.vocab_size", b"llama.logit_size", "llama.logit_size=320 is not a field"),
     ):
@@ -296,6 +298,15 @@ def test_a_way_of_splitting_is_recognized_by_what_it_does(splitting, tmp_path):
     backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "again").mkdir()
     assert_same_tokenizer(Tokenizer(tmp_path), rebuilt(tmp_path, tmp_path / "again"), TEXTS)
+
+
+def test_bytes_of_a_tokenizer_model_are_marked_as_such():
+    folder = SHARED / "tokenizers" / "mistral-v1"
+    if not folder.is_dir():
+        pytest.skip("the tokenizer mistral-v1 is not here")
+    values = tokenizer_metadata(folder, Config(name="x", architecture="llama", padded_vocab_size=32000))
+    tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
+    assert [t for t, kind in zip(tokens, kinds, strict=True) if kind == 6] == [f"<0x{i:02X}>" for i in range(256)]
 
 
 def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(tmp_path):
