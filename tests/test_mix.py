@@ -259,6 +259,10 @@ def test_what_does_not_go_together_is_named(sources, checkpoint, tmp_path):
     meta = tmp_path / "two" / "meta.json"
     meta.write_text(meta.read_text().replace('"tokenizer": "', '"tokenizer": "0'))
     fails("differ in tokenizer", {"one": sources["one"], "two": sources["two"]})
+    before = {path: path.read_bytes() for path in sources["one"].iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="one is the source x; pass another folder"):
+        mix(tmp_path / "two" / ".." / "one", MixArgs({"x": sources["one"]}), AugmentArgs(), QUIET, checkpoint)
+    assert before == {path: path.read_bytes() for path in sources["one"].iterdir() if path.is_file()}
 
 
 def test_the_script_mixes_and_checks(sources, checkpoint, tmp_path):

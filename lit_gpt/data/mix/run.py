@@ -15,6 +15,7 @@ from lit_gpt.data.mix.amounts import draw, shares
 from lit_gpt.data.mix.leaks import usable
 from lit_gpt.data.mix.recipe import recipe
 from lit_gpt.data.mix.sources import Source, open_sources
+from lit_gpt.errors import UserError
 
 
 def mix(folder: Path, args: MixArgs, augment: AugmentArgs, prepare: PrepareArgs, checkpoint_dir: Path | None) -> None:
@@ -28,9 +29,13 @@ def mix(folder: Path, args: MixArgs, augment: AugmentArgs, prepare: PrepareArgs,
         checkpoint_dir: for raw sources; None is the one that the prepared sources name.
 
     Raises:
-        UserError: sources that are not there or do not go together, amounts that leave nothing.
+        UserError: sources that are not there or do not go together, amounts that leave nothing, a source in
+            the folder's place.
     """
     store.require_room(folder)
+    for name, path in args.sources.items():
+        if path.resolve() == folder.resolve():
+            raise UserError(f"--destination_path {folder} is the source {name}; pass another folder")
     with ExitStack() as stack:
         sources = open_sources(folder, args, augment, prepare, checkpoint_dir, stack)
         first = next(iter(sources.values()))
