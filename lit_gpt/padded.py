@@ -122,7 +122,7 @@ def minus_infinity(longest: int, window: int, device: torch.device) -> Tensor:
     at = torch.arange(longest, device=device)
     distance = at[:, None] - at
     unseen = distance < 0 if not window else (distance < 0) | (distance >= window)
-    return torch.zeros(unseen.shape, device=device).masked_fill_(unseen, -torch.inf)
+    return torch.zeros(unseen.shape, dtype=torch.float32, device=device).masked_fill_(unseen, -torch.inf)
 
 
 def to_groups(q: Tensor, k: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class HeadLoss(Function):
     def forward(ctx: FunctionCtx, hidden: Tensor, targets: Tensor, model: GPT, *trained: Tensor) -> Tensor:
         rows = max(16, LOGITS // model.config.padded_vocab_size)
         ctx.has_hidden, needed = ctx.needs_input_grad[0], any(ctx.needs_input_grad)
-        total = torch.zeros((), device=hidden.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = [torch.empty_like(hidden)] if ctx.has_hidden else []
         d_trained = [torch.zeros_like(p) for p in trained]
         for start in range(0, len(targets), rows):
