@@ -1,6 +1,7 @@
 """The packed, lean, chunked step computes what the plain model does, and keeps what it says it keeps."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from conftest import SHAPES, tiny_hf
 
 from lit_gpt import dropout, lora, padded
 from lit_gpt.args import LoRAArgs, TrainArgs
+from lit_gpt.checkpoint import make_fabric
 from lit_gpt.convert.configs import config_from_hf
-from lit_gpt.data.batches import collate, packs
+from lit_gpt.data.batches import ahead, collate, packs
 from lit_gpt.data.store import IGNORE
 from lit_gpt.model import GPT
 from lit_gpt.packed import Documents, Heads, PackedAttention
@@ -200,6 +202,30 @@ def test_without_a_target_the_loss_is_zero():
     loss = loss_sum(model, collate([(ids, np.full(5, IGNORE, np.int32))]))
     loss.backward()
     assert loss.item() == 0
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "gemma2"])
+def test_the_loss_is_fp32_where_fabric_makes_new_tensors_bf16(kind):
+    """What a forward pass under `bf16-true` makes on its way is bf16 unless it says otherwise."""
+    fabric = make_fabric("bf16-true", seed=1)
+    model, batch = tiny(kind).bfloat16(), collate(documents_of(LENGTHS))
+    padded.minus_infinity.cache_clear()
+    plain = loss_sum(model, batch)
+    padded.minus_infinity.cache_clear()
+    with fabric.autocast():
+        assert torch.get_default_dtype() == torch.bfloat16
+        loss = loss_sum(model, batch)
+    padded.minus_infinity.cache_clear()
+    assert loss.dtype == torch.float32 and torch.equal(loss, plain)
+
+
+def test_batches_for_a_cpu_are_made_without_a_thread():
+    """Beside a second thread that uses torch, OpenMP's threads take a quarter longer for each step."""
+    steps = [[collate(documents_of(LENGTHS))], [collate(documents_of((3, 4)))]]
+    before = threading.active_count()
+    coming = ahead(iter(steps), torch.device("cpu"))
+    assert [len(next(coming)[0].ids), threading.active_count()] == [sum(LENGTHS), before]
+    assert [len(b[0].ids) for b in coming] == [7]
 
 
 def test_recompute_asks_for_all_or_no_blocks_on_a_cpu():
