@@ -35,6 +35,7 @@ def main(
     from lit_gpt.checkpoint import load_base, load_finetuned, make_fabric, read_run
     from lit_gpt.convert.lit import require_checkpoint
     from lit_gpt.data import store
+    from lit_gpt.data.fit import check_fit
     from lit_gpt.errors import UserError
     from lit_gpt.tokenizer import Tokenizer
     from lit_gpt.training.validation import validate
@@ -46,7 +47,7 @@ def main(
         raise UserError("--data_dir is missing; a pretrained model has no data of its own")
     data_dir = data_dir or Path(record.data["folder"])
     _, data, meta = store.load(data_dir)
-    store.check_fit(meta, data_dir, Tokenizer(checkpoint_dir).fingerprint(), record and record.prompt_style)
+    check_fit(meta, data_dir, Tokenizer(checkpoint_dir), record and record.prompt_style)
     fabric = make_fabric(precision or (record and record.training["precision"]))
     if run_dir is None:
         model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)

@@ -133,6 +133,7 @@ def test_what_is_compared_are_the_samples_of_the_training_if_they_are_there(chec
     tokenizer = Tokenizer(checkpoint)
     rows = stack([([n] * 200, [n] * 200) for n in range(5, 10)])
     meta = {"tokenizer": tokenizer.fingerprint(), "samples": {"train": 5, "val": 5}}
+    meta |= {"checkpoint_dir": str(checkpoint), "prompt_style": "plain"}
     save(tmp_path / "data", {"train": rows, "val": rows}, meta)
     run_of = {"style": "plain", "data": {"folder": str(tmp_path / "data"), "tokenizer": meta["tokenizer"]}}
     made_run(tmp_path / "run", checkpoint, **run_of)
