@@ -106,20 +106,21 @@ def probabilities(q: Tensor, k: Tensor, scale: float, softcap: float, window: in
 
     Places where a document has ended come after all of its tokens: no query of a document sees them.
     """
-    hidden, slope = minus_infinity(q.size(1), window, q.device), None
+    longest, slope = q.size(1), None
+    hidden = minus_infinity(1 << (longest - 1).bit_length(), window, q.device)[:longest, :longest]
     scores = to_groups(q, k) @ k.permute(0, 2, 3, 1)
     if softcap:
         scores = torch.tanh(scores.float() * (scale / softcap))
         slope = 1 - scores.square()
         scale = softcap
-    scores = torch.add(hidden, scores.unflatten(2, (-1, q.size(1))), alpha=scale)  # fp32, (n, G, R, L, L)
+    scores = torch.add(hidden, scores.unflatten(2, (-1, longest)), alpha=scale)  # fp32, (n, G, R, L, L)
     return scores.softmax(-1).to(q.dtype).flatten(2, 3), slope
 
 
-@lru_cache(maxsize=64)
-def minus_infinity(longest: int, window: int, device: torch.device) -> Tensor:
-    """(L, L) fp32: what hides a key from a query, 0 where it is seen."""
-    at = torch.arange(longest, device=device)
+@lru_cache(maxsize=16)  # of powers of two, so that all of them take little more than the largest
+def minus_infinity(size: int, window: int, device: torch.device) -> Tensor:
+    """(size, size) fp32: what hides a key from a query, 0 where it is seen."""
+    at = torch.arange(size, device=device)
     distance = at[:, None] - at
     unseen = distance < 0 if not window else (distance < 0) | (distance >= window)
     return torch.zeros(unseen.shape, dtype=torch.float32, device=device).masked_fill_(unseen, -torch.inf)

@@ -70,6 +70,16 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
     "stablelm-12b": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
 }
+ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
+"""Flags of LoRA on every layer."""
+VARIANTS = {
+    "plain": {},
+    "rslora": {"lora_scaling": "rslora"},
+    "dora": {"lora_dora": True},
+    "pissa": {"lora_init": "pissa"},
+    "all": {"lora_scaling": "rslora", "lora_dora": True, "lora_init": "pissa", "lora_plus_ratio": 4.0},
+}
+"""Name -> flags of LoRA."""
 
 
 def tiny_hf(kind: str, **overrides):
@@ -181,3 +191,23 @@ def checkpoint(downloaded) -> Path:
     save_state(from_hf(config, source.names, source.get), folder / WEIGHTS)
     config.to_json(folder / CONFIG)
     return folder
+
+
+def rewrite_gguf(path, values_of):
+    """Give a gguf of a llama other values: `values_of` takes what the reader has of a tensor, returns (bytes, type)."""
+    import gguf
+
+    written = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(path.with_name("again.gguf"), "llama")
+    for key, field in written.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            types = field.types
+            writer.add_key_value(key, field.contents(), types[0], types[1] if len(types) > 1 else None)
+    for t in written.tensors:
+        data, kind = values_of(t)
+        writer.add_tensor(t.name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    path.with_name("again.gguf").replace(path)

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import ALL
 
 from lit_gpt import dropout, lora
 from lit_gpt.args import LoRAArgs
@@ -17,7 +18,6 @@ from lit_gpt.training.loss import loss_sum
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
-ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 128, "vocab_size": 500, "padding_multiple": 8, "block_size": 512}
 LLAMA = {"norm": "rms", "mlp": "gated", "activation": "silu", "parallel_residual": False, "rotary_percentage": 1.0,
          "intermediate_size": 352}  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import requests
 import torch
-from conftest import SHAPES, SHARED, tiny_hf, write_tokenizer
+from conftest import SHAPES, SHARED, rewrite_gguf, tiny_hf, write_tokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
@@ -173,22 +173,13 @@ def test_a_mixture_of_types_as_in_q4_k_m(tmp_path):
     _, config, state = checkpoint("llama-gqa", tmp_path / "there", hidden_size=256, intermediate_size=512)
     state = {name: x * 0.2 if x.dim() > 1 else x for name, x in state.items()}
     path = write(config, state, tmp_path / "there", tmp_path / "out", "F16")
-    written = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(tmp_path / "again.gguf", "llama")
-    for key, field in written.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            types = field.types
-            writer.add_key_value(key, field.contents(), types[0], types[1] if len(types) > 1 else None)
-    for t in written.tensors:
+
+    def values(t):
         x = torch.tensor(gguf.dequantize(t.data, t.tensor_type))
         kind = "F32" if x.dim() == 1 else "Q6_K" if "attn_v" in t.name or "ffn_down" in t.name else "Q4_K"
-        data = x.numpy() if kind == "F32" else quantized(x, kind)
-        writer.add_tensor(t.name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    (tmp_path / "again.gguf").replace(path)
+        return x.numpy() if kind == "F32" else quantized(x, kind), gguf.GGMLQuantizationType[kind]
+
+    rewrite_gguf(path, values)
     got = LlamaCpp(path).log_probabilities(IDS[0].tolist())
     want = ours_of(tmp_path / "out")(IDS)[0, -1].log_softmax(-1)
     torch.testing.assert_close(got, want, rtol=0, atol=0.4)

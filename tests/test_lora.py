@@ -4,14 +4,12 @@ import copy
 
 import pytest
 import torch
-from conftest import ours_of, tiny_hf
+from conftest import ALL, ours_of, tiny_hf
 
 from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
 from lit_gpt.model import GPT
-
-ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
 
 
 def randomize(model):

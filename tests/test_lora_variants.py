@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, ours_of, tiny_hf
+from conftest import ALL, ROOT, VARIANTS, ours_of, tiny_hf
 
 from lit_gpt import cli, lora
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
@@ -19,14 +19,6 @@ from lit_gpt.training.loop import fit
 from lit_gpt.training.saves import Saves
 from lit_gpt.training.session import Session
 
-ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
-VARIANTS = {
-    "plain": {},
-    "rslora": {"lora_scaling": "rslora"},
-    "dora": {"lora_dora": True},
-    "pissa": {"lora_init": "pissa"},
-    "all": {"lora_scaling": "rslora", "lora_dora": True, "lora_init": "pissa", "lora_plus_ratio": 4.0},
-}
 IDS = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
 
 

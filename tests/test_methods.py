@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from conftest import ALL, VARIANTS
 from lightning.fabric import Fabric
 from test_packed import documents_of, tiny
 
@@ -27,19 +28,11 @@ SHAPES = {
 }  # fmt: skip
 BASES = {"fp32": None, "bf16": None, "bnb.nf4": "bnb.nf4", "int8": "int8"}
 """Name -> value of --quantize."""
-ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
-VARIANTS = {
-    "lora": {},
-    "rslora": {"lora_scaling": "rslora"},
-    "dora": {"lora_dora": True},
-    "pissa": {"lora_init": "pissa"},
-    "all of these": {"lora_scaling": "rslora", "lora_dora": True, "lora_init": "pissa", "lora_plus_ratio": 4.0},
-}
 ARGS = {n: ("lora", LoRAArgs(lora_r=2, lora_dropout=0.1, **ALL, **more)) for n, more in VARIANTS.items()}
 ARGS |= {name: (name, AdapterArgs(adapter_start_layer=1)) for name in ("adapter", "adapter_v2")}
 ARGS["full"] = ("full", FullArgs())
 """Name -> key of METHODS, and arguments."""
-NOT_ON_FEW_BITS = ("pissa", "all of these", "full")
+NOT_ON_FEW_BITS = ("pissa", "all", "full")
 CASES = [
     (shape, base, name)
     for shape in SHAPES

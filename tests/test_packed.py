@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHAPES, tiny_hf
+from conftest import ALL, SHAPES, tiny_hf
 
 from lit_gpt import dropout, lora, padded
 from lit_gpt.args import LoRAArgs, TrainArgs
@@ -22,7 +22,6 @@ from lit_gpt.training.graphs import filling
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import blocks_to_recompute, kept_by_wrappers, kept_values
 
-ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
 LENGTHS = (7, 1, 33, 12, 12)  # shorter and longer than the windows of SHAPES; 33 is long for phi3-long
 
 
