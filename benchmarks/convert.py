@@ -11,9 +11,11 @@ import argparse
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.names import lit_shapes, stream_to_hf, to_hf
 from lit_gpt.files import save_safetensors_shards, spec_of
 
+COPIES = "copying the files twice"
 ROOT = Path(__file__).parent.parent
 MODEL = "tiny-llama-1.1b"
 LITGPT = """
@@ -52,40 +55,47 @@ def main() -> None:
     print(f"{n_bytes / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} shards\n")
     print(f"{'':34}{'seconds':>9}{'compared':>9}{'peak GB':>9}")
 
+    found: dict[str, list[float]] = {}
     for _ in range(rounds):
-        one_round(source, folder)
+        for name, seconds in one_round(source, folder):
+            found.setdefault(name, []).append(seconds)
     shutil.rmtree(folder)
+    copies = statistics.median(found[COPIES])
+    print(f"\nmedian seconds of {rounds} rounds, and relative to {COPIES}")
+    for name, seconds in found.items():
+        print(f"{name:34}{statistics.median(seconds):9.1f}{statistics.median(seconds) / copies:9.2f}")
 
 
-def one_round(source: Path, folder: Path) -> None:
-    """Every conversion once, between two copies."""
-    copy_twice(source, folder)
+def one_round(source: Path, folder: Path) -> Iterator[tuple[str, float]]:
+    """Every conversion once, with its seconds, between two copies."""
+    yield copy_twice(source, folder)
     script_from = [sys.executable, ROOT / "scripts/convert_hf_checkpoint.py"]
-    measure("ours, from Hugging Face", [*script_from, "--checkpoint_dir", source])
+    yield measure("ours, from Hugging Face", [*script_from, "--checkpoint_dir", source])
     script = [sys.executable, ROOT / "scripts/convert_lit_checkpoint.py", "--checkpoint_dir", source]
     back = folder / "back"
     for name, options in WRITTEN.items():
         shutil.rmtree(back, ignore_errors=True)
-        measure(f"ours, {name}", [*script, "--output_dir", back, *options], made=back)
+        yield measure(f"ours, {name}", [*script, "--output_dir", back, *options], made=back)
     (back / "tokenizer.json").unlink(missing_ok=True)
-    measure("ours, from the last gguf", [*script_from, "--checkpoint_dir", back, "--dtype", "bfloat16"])
-    copy_twice(source, folder)
+    yield measure("ours, from the last gguf", [*script_from, "--checkpoint_dir", back, "--dtype", "bfloat16"])
+    yield copy_twice(source, folder)
     shutil.rmtree(back)
     (source / "lit_model.pth").unlink()
     try:
-        measure(f"litgpt {version('litgpt')}, from Hugging Face", [sys.executable, "-c", LITGPT, source])
+        yield measure(f"litgpt {version('litgpt')}, from Hugging Face", [sys.executable, "-c", LITGPT, source])
     except PackageNotFoundError:
         print("litgpt is not installed")
     for made in ("lit_model.pth", "lit_config.json", "model_config.yaml"):
         (source / made).unlink(missing_ok=True)
 
 
-def copy_twice(source: Path, folder: Path) -> None:
+def copy_twice(source: Path, folder: Path) -> tuple[str, float]:
     """The time that a conversion may take."""
     copies = f"cat {source}/*.safetensors > {folder}/1 && cat {source}/*.safetensors > {folder}/2 && sync"
-    measure("copying the files twice", ["sh", "-c", copies])
+    measured = measure(COPIES, ["sh", "-c", copies])
     for path in (folder / "1", folder / "2"):
         path.unlink()
+    return measured
 
 
 def make_checkpoint(folder: Path) -> int:
@@ -110,8 +120,8 @@ def make_checkpoint(folder: Path) -> int:
     return sum(spec.n_bytes for spec in specs.values())
 
 
-def measure(name: str, command: list[object], made: Path | None = None) -> None:
-    """Run a command and print how long it took and the most memory that it held.
+def measure(name: str, command: list[object], made: Path | None = None) -> tuple[str, float]:
+    """Run a command, and print how long it took and the most memory that it held; returns name and seconds.
 
     Args:
         made: what it writes, and then reads back to compare it: the seconds after it is there stand apart.
@@ -129,6 +139,7 @@ def measure(name: str, command: list[object], made: Path | None = None) -> None:
     end = time.perf_counter()
     compared = f"{end - there:9.1f}" if there else " " * 9
     print(f"{name:34}{(there or end) - start:9.1f}{compared}{peak / 1e9:9.2f}", flush=True)
+    return name, (there or end) - start
 
 
 def high_water_mark(pid: int) -> int:

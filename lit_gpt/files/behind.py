@@ -8,6 +8,8 @@ from typing import Any
 
 SMALL = 2**16
 """Bytes; a piece that is no larger may wait in any number."""
+AT_ONCE = 2**20
+"""Bytes that the system is given in one call: with 64 times as many Linux 6.18 took two to seven times as long."""
 
 
 class Behind:
@@ -50,7 +52,7 @@ def put(path: Path, start: int, content: memoryview) -> None:
         file.seek(start)
         content = content.cast("B") if content.nbytes else content
         while content.nbytes:
-            content = content[file.write(content) :]
+            content = content[file.write(content[:AT_ONCE]) :]
         if hasattr(os, "posix_fadvise"):  # on its way to the disk, which would wait for the end otherwise
             os.posix_fadvise(file.fileno(), start, file.tell() - start, os.POSIX_FADV_DONTNEED)
 
