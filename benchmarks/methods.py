@@ -97,7 +97,7 @@ def untouched(folder: Path, checkpoint: Path, data: Path) -> dict:
     from lit_gpt.args import TrainArgs, ValidationArgs
     from lit_gpt.checkpoint import load_base, make_fabric
     from lit_gpt.data import store
-    from lit_gpt.training.loop import validate
+    from lit_gpt.training.validation import validate
 
     fabric = make_fabric()
     model, _ = load_base(fabric, checkpoint)

@@ -383,3 +383,9 @@ def test_the_scripts_of_a_method_finetune_and_answer(method, flags, place):
     if method == "full":
         p = run("finetune/full.py", *base, "--data_dir", "data/rows", *short, cwd=place)
         assert_one_line_error(p, "out/full/tiny", "--overwrite true")
+        before = torch.load(out / file, weights_only=True)
+        away = ("--offload_gradients", "true", "--overwrite", "true")
+        p = run("finetune/full.py", *base, "--data_dir", "data/rows", *short, *away, cwd=place)
+        assert p.returncode == 0, p.stderr
+        after = torch.load(out / file, weights_only=True)
+        assert all(torch.equal(after[name], x) for name, x in before.items())

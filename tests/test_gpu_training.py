@@ -177,3 +177,42 @@ def test_a_recorded_step_draws_another_dropout_each_time():
     hidden_of = recorded_hidden(model, 256, np.array([100, 60]))
     losses = {loss_sum(model, batch, hidden_of).item() for _ in range(4)}
     assert len(losses) == 4
+
+
+def test_gradients_that_wait_on_the_host_change_nothing_but_where_they_are(tmp_path):
+    """The same weights to the last bit, over several micro-batches a step, with less memory at the peak."""
+    from lightning.fabric import Fabric
+
+    from lit_gpt import full
+    from lit_gpt.args import FullArgs, TrainArgs
+    from lit_gpt.training.offload import make_gradients
+    from lit_gpt.training.optimizer import make_optimizer
+
+    found, peaks = [], []
+    fabric = Fabric(accelerator="cuda", devices=1, precision="bf16-true")
+    for offload in (False, True):
+        torch.manual_seed(0)
+        sizes = SIZES | LLAMA | {"n_layer": 8, "n_embd": 512, "head_size": 64, "intermediate_size": 1408}
+        model = GPT(Config(name="wide", **sizes)).cuda().bfloat16().train()
+        full.inject(model, FullArgs())
+        train = TrainArgs(learning_rate=1e-3, offload_gradients=offload)
+        optimizer = fabric.setup_optimizers(make_optimizer(model, train))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3
+        gradients = make_gradients(fabric, model, optimizer, train)
+        gradients.allocate()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for n in range(3):
+            for seed in (0, 1):
+                batch = batch_of(30, 20, seed=seed).to(torch.device("cuda"))
+                (loss_sum(model, batch) / batch.n_targets).backward()
+            gradients.step(n + 1)
+        gradients.settle()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+        found.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        trained = sum(p.nbytes for p in model.parameters())
+        del model, optimizer, gradients
+    assert all(torch.equal(found[1][name], want) for name, want in found[0].items())
+    assert peaks[1] < peaks[0] - 0.5 * trained

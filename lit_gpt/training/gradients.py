@@ -42,24 +42,13 @@ class Gradients:
 
     def step(self, step: int, say: Callable[[str], None] = print) -> None:
         """Clip, step, and set the gradients to zero."""
-        raw = self.optimizer.optimizer
         scaler = getattr(self.fabric._precision, "scaler", None)
         if scaler is not None:
-            self.fabric._precision.unscale_gradients(raw)
-        names, gradients = zip(
-            *[(name, p.grad) for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None],
-            strict=True,
-        )
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
+            self.fabric._precision.unscale_gradients(self.optimizer.optimizer)
+        names, norms = self.norms()
         total = torch.linalg.vector_norm(norms)
-        if self.max_norm > 0:
-            torch._foreach_mul_(gradients, (self.max_norm / (total + 1e-6)).clamp(max=1.0))
-        not_finite = ~torch.isfinite(total)
-        if scaler is None and all(group.get("fused") for group in raw.param_groups):
-            raw.found_inf = not_finite.float()  # the fused kernel leaves everything as it is where this is 1
-            self.optimizer.step()
-        elif scaler is not None or not not_finite.item():
-            self.optimizer.step()  # a scaler looks for itself
+        factor = (self.max_norm / (total + 1e-6)).clamp(max=1.0) if self.max_norm > 0 else None
+        self.apply(factor, ~torch.isfinite(total))
         self.zero()
         values = norms.to("cpu", non_blocking=True)
         arrived = torch.cuda.Event() if norms.is_cuda else None
@@ -67,6 +56,24 @@ class Gradients:
             arrived.record()
         self.settle(say)
         self.due = Norms(step, names, values, arrived)
+
+    def norms(self) -> tuple[tuple[str, ...], Tensor]:
+        """The parameters with a gradient, and the norm of each, (n,) in fp32."""
+        there = [(name, p.grad) for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None]
+        names, gradients = zip(*there, strict=True)
+        return names, torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
+
+    def apply(self, factor: Tensor | None, not_finite: Tensor) -> None:
+        """Take the optimizer's step with gradients times `factor`, unless they are `not_finite`."""
+        raw = self.optimizer.optimizer
+        if factor is not None:
+            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
+        scaler = getattr(self.fabric._precision, "scaler", None)
+        if scaler is None and all(group.get("fused") for group in raw.param_groups):
+            raw.found_inf = not_finite.float()  # the fused kernel leaves everything as it is where this is 1
+            self.optimizer.step()
+        elif scaler is not None or not not_finite.item():
+            self.optimizer.step()  # a scaler looks for itself
 
     def allocate(self) -> None:
         """Let the optimizer take the memory of its state, if it can do so without a step."""

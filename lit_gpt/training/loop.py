@@ -8,7 +8,7 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
 from lit_gpt.training.feed import Feed
-from lit_gpt.training.gradients import Gradients
+from lit_gpt.training.offload import make_gradients
 from lit_gpt.training.optimizer import make_optimizer
 from lit_gpt.training.saves import Progress
 from lit_gpt.training.schedule import learning_rate
@@ -44,7 +44,7 @@ def fit(
     """
     scaled = getattr(fabric._precision, "scaler", None) is not None  # 16-mixed; a fused step leaves no room to clip
     optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
-    gradients = Gradients(fabric, model, optimizer, train.max_norm)
+    gradients = make_gradients(fabric, model, optimizer, train)
     feed = Feed(model, train_data, train, fabric.device, seed, fabric.autocast)
     monitor, budget = session.monitor, session.budget
     keeper = Keeper(fabric, model, optimizer, feed, session, train.save_interval)

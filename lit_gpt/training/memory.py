@@ -43,9 +43,16 @@ def lowest_trained(model: GPT) -> int:
     return trains.index(True) if True in trains else model.config.n_layer
 
 
-def gradient_bytes(model: GPT) -> int:
-    """What the gradients will take."""
+def trained_bytes(model: GPT) -> int:
+    """Of all weights that train."""
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def gradient_bytes(model: GPT, train: TrainArgs) -> int:
+    """What the gradients will take on the device: all of them, or the largest and what is added to it."""
+    if not train.offload_gradients:
+        return trained_bytes(model)
+    return 2 * max((p.numel() * p.element_size() for p in model.parameters() if p.requires_grad), default=0)
 
 
 def state_bytes(model: GPT, optimizer: str) -> int:
@@ -57,7 +64,7 @@ def state_bytes(model: GPT, optimizer: str) -> int:
 
 def training_bytes(model: GPT, train: TrainArgs) -> int:
     """What gradients and the optimizer's state will take."""
-    return gradient_bytes(model) + state_bytes(model, train.optimizer)
+    return gradient_bytes(model, train) + state_bytes(model, train.optimizer)
 
 
 def block_bytes(model: GPT, n_tokens: int, itemsize: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.loggers import make_logger, require_logger
 from lit_gpt.training.loop import fit
 from lit_gpt.training.monitor import Monitor
+from lit_gpt.training.offload import require_offload
 from lit_gpt.training.planning.dry_run import dry_run
 from lit_gpt.training.planning.outcome import gauges_of, plan_of_run, settle
 from lit_gpt.training.saves import Saves
@@ -34,6 +35,7 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
     saves = Saves(out_dir, asked.method, train.keep_last)
     place = find_place(asked, saves)
     require_logger(train.logger)
+    require_offload(fabric, train)
     planned = plan_of_run(fabric, asked, (train_data, val_data))  # before the model is there
     require_checkpoints(train, planned.work.n_steps)
 

@@ -18,7 +18,7 @@ from lit_gpt.training.budget import process_seconds
 from lit_gpt.training.describe import description
 from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.gauges import clock, matrix_rate
-from lit_gpt.training.memory import gradient_bytes
+from lit_gpt.training.memory import trained_bytes
 from lit_gpt.training.planning.devices import Device, named, this_machine
 from lit_gpt.training.planning.fit import command_line, fitted, in_time, ways_out
 from lit_gpt.training.planning.job import config_of, default_precision, job_of
@@ -87,4 +87,4 @@ def probed(plan: Plan, fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
 
 def saved_bytes(model: GPT) -> int:
     """Of a checkpoint: what trains, and the optimizer's state."""
-    return 3 * gradient_bytes(model)
+    return 3 * trained_bytes(model)

@@ -59,9 +59,12 @@ def lighter(job: Job) -> Iterator[Job]:
     if job.method == "full":
         for optimizer in ("adamw8bit", "paged_adamw8bit"):
             yield replace(job, train=replace(job.train, optimizer=optimizer))
-        train = replace(job.train, optimizer="paged_adamw8bit")
+        paged = replace(job.train, optimizer="paged_adamw8bit")
+        away = replace(paged, offload_gradients=True)
         if job.mixed:
-            yield replace(job, precision=precision, train=train)
+            yield replace(job, train=away)
+            yield replace(job, precision=precision, train=paged)
+        yield replace(job, precision=precision, train=away)
         return
     for kind in ("fp8" if job.device.fp8 and job.device.kind == "cuda" else "int8", "bnb.nf4", "bnb.nf4-dq"):
         if job.quantize is None or OF_BITS[kind] < OF_BITS[job.quantize]:
@@ -156,14 +159,15 @@ def changes(before: Job, after: Job) -> dict[str, Any]:
             found[name] = getattr(after, name)
     if after.room != before.room:
         found["micro_batch_tokens"] = after.room
-    for name in ("recompute", "optimizer", *LENGTHS):
+    for name in ("recompute", "optimizer", "offload_gradients", *LENGTHS):
         if getattr(after.train, name) != getattr(before.train, name):
             found[name] = getattr(after.train, name)
     return found
 
 
 def flags_of(before: Job, after: Job) -> str:
-    return " ".join(f"--{name} {value}" for name, value in changes(before, after).items() if value is not None)
+    found = {name: str(value).lower() if value is True else value for name, value in changes(before, after).items()}
+    return " ".join(f"--{name} {value}" for name, value in found.items() if value is not None)
 
 
 def command_line(plan: Plan, asked: Job, argv: list[str]) -> str:

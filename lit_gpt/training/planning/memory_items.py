@@ -15,7 +15,16 @@ import torch
 from lit_gpt.linear import LinearLayer
 from lit_gpt.model import GPT
 from lit_gpt.training.loss import LOGITS
-from lit_gpt.training.memory import block_bytes, fewest_recomputed, gradient_bytes, lowest_trained, state_bytes
+from lit_gpt.training.memory import (
+    block_bytes,
+    fewest_recomputed,
+    gradient_bytes,
+    lowest_trained,
+    state_bytes,
+    trained_bytes,
+    training_bytes,
+)
+from lit_gpt.training.optimizer import STATE_BYTES
 from lit_gpt.training.planning.devices import CONTEXT
 from lit_gpt.training.planning.job import Job
 from lit_gpt.training.planning.work import Work
@@ -63,8 +72,8 @@ def n_recomputed(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
         return c.n_layer if job.train.recompute == "all" else 0
     if job.device.kind == "cpu":
         return 0
-    taken = CONTEXT + base_bytes(model, chosen, job.quantize) + 2 * gradient_bytes(model)
-    taken += state_bytes(model, job.train.optimizer)
+    taken = CONTEXT + base_bytes(model, chosen, job.quantize) + trained_bytes(model)
+    taken += training_bytes(model, job.train)
     kept = block_bytes(model, work.room, job.weight_dtype.itemsize)
     lowest = lowest_trained(model)
     n = fewest_recomputed(c.n_layer - lowest, *kept, job.device.n_bytes - int(taken))
@@ -89,10 +98,11 @@ def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
     head = sum(p.numel() * 4 for p in model.lm_head.parameters() if p.requires_grad)
     rows = min(work.most_targets, max(16, LOGITS // c.padded_vocab_size))
     logits = rows * c.padded_vocab_size * (8 if itemsize == 4 else 12) + 2 * head
+    host = host_bytes(job, model)
     items = {
         "frozen weights": base_bytes(model, chosen, job.quantize),
-        "trained weights": sum(p.numel() * p.element_size() for p in trains),
-        "gradients": gradient_bytes(model),
+        "trained weights": trained_bytes(model),
+        "gradients": gradient_bytes(model, job.train) + host["gradients"] * (job.device.kind == "cpu"),
         "optimizer": state_bytes(model, job.train.optimizer),
         "activations": activations,
         "logits": logits,
@@ -105,6 +115,17 @@ def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
     items["runtime"] = int(CONTEXT) if job.device.kind == "cuda" else resident_bytes()
     items["margin"] = int(MARGIN * job.device.n_bytes) if job.device.kind == "cuda" else 0
     return items
+
+
+def host_bytes(job: Job, model: GPT) -> dict[str, int]:
+    """What lies in the host's memory and not on the device, where that is a GPU."""
+    paged = STATE_BYTES[job.train.optimizer] == 0
+    per_value = 2 if "8bit" in job.train.optimizer else 8
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "gradients": trained_bytes(model) if job.train.offload_gradients else 0,
+        "optimizer": per_value * trained if paged else 0,
+    }
 
 
 def passing_bytes(job: Job, chosen: dict[str, LinearLayer], tokens: int) -> int:

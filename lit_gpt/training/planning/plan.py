@@ -6,7 +6,7 @@ from typing import Any
 from lit_gpt.data.store import Samples
 from lit_gpt.training.flops import training_flops
 from lit_gpt.training.planning.job import Job
-from lit_gpt.training.planning.memory_items import memory_items, n_recomputed, peak_of
+from lit_gpt.training.planning.memory_items import host_bytes, memory_items, n_recomputed, peak_of
 from lit_gpt.training.planning.seconds import Rates, Times, rates_of_device, times_of
 from lit_gpt.training.planning.work import Work, work_of
 
@@ -21,6 +21,8 @@ class Plan:
     work: Work
     memory: dict[str, int]
     """Bytes by what they are for."""
+    host: dict[str, int]
+    """Bytes of the host's memory, besides."""
     n_recomputed: int
     """Blocks that compute their forward pass twice."""
     flops: float
@@ -53,6 +55,7 @@ class Plan:
         return {
             "device": self.job.device.name,
             "memory": self.memory,
+            "host_memory": self.host,
             "peak_bytes": self.peak,
             "blocks_recomputed": self.n_recomputed,
             "work": asdict(self.work),
@@ -76,6 +79,7 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
         job=job,
         work=work,
         memory=memory_items(job, model, chosen, work, n_again),
+        host=host_bytes(job, model),
         n_recomputed=n_again,
         flops=training_flops(model, work.n_tokens, work.n_targets, work.squares, n_again),
         rates=rates,

@@ -15,6 +15,7 @@ from lit_gpt.training.flops import forward_flops, training_flops
 from lit_gpt.training.gauges import wait
 from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.loss import loss_sum
+from lit_gpt.training.offload import make_gradients
 from lit_gpt.training.optimizer import make_optimizer
 from lit_gpt.training.planning.seconds import WRITING, Rates
 
@@ -47,8 +48,9 @@ def probe(
     optimizer = fabric.setup_optimizers(make_optimizer(model, train))
     for group in optimizer.param_groups:
         group["lr"] = 0.0
+    gradients = make_gradients(fabric, model, optimizer, train)
     with fabric.autocast():
-        hidden_of = recorded_hidden(model, room, data.lengths, train.compile)
+        hidden_of = recorded_hidden(model, room, data.lengths, train.compile and not train.offload_gradients)
     model.train()
     before = time.perf_counter()
     batches = chosen(data, train.batch_size, room, fabric.device)
@@ -58,8 +60,11 @@ def probe(
             loss = loss_sum(model, batch, hidden_of)
         fabric.backward(loss / max(1, batch.n_targets))
 
-    forward_and_backward(batches[0])  # the largest, which warms up
-    step_seconds = min(timed(fabric.device, lambda: take_step(fabric, model, optimizer, train)) for _ in range(2))
+    def step() -> float:
+        forward_and_backward(batches[0])  # the largest, which warms up
+        return timed(fabric.device, lambda: gradients.step(0))
+
+    step_seconds = min(step() for _ in range(2))
     starting += time.perf_counter() - before if fabric.device.type == "cuda" else 0.0  # compiling is no warm-up's
     flops = seconds = 0.0
     for n, batch in enumerate(cycle(batches[1:] + batches[:1]), 1):
@@ -70,13 +75,6 @@ def probe(
     validation = validation_rate(fabric, model, counted, val_data, room)
     source = f"from {n} forward and backward passes on this machine, {flops / seconds / 1e12:.3g} TFLOP/s"
     return Rates(flops / seconds, validation, step_seconds, starting, saved_bytes / WRITING, 0.0, source)
-
-
-def take_step(fabric: Fabric, model: GPT, optimizer: torch.optim.Optimizer, train: TrainArgs) -> None:
-    if train.max_norm > 0:
-        fabric.clip_gradients(model, optimizer, max_norm=train.max_norm, error_if_nonfinite=False)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=False)
 
 
 def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, room: int) -> float:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from lit_gpt.linear import LinearLayer
 from lit_gpt.model import GPT
 from lit_gpt.training.flops import forward_flops, training_flops
-from lit_gpt.training.memory import gradient_bytes
+from lit_gpt.training.memory import trained_bytes
 from lit_gpt.training.planning.job import Job
 from lit_gpt.training.planning.work import Work
 
@@ -23,6 +23,8 @@ FEW_TOKENS = 160
 """Tokens of a forward pass that take as long as what does not depend on their number: 8,192 are 2 % faster."""
 COMPILING, READING, WRITING = 30.0, 1.0e9, 0.3e9
 """Seconds that compiling and recording take on a GPU; bytes a second from and to a disk, checksums included."""
+TO_HOST = 20e9
+"""Bytes a second between GPU and host, over PCIe 4.0 with 16 lanes; a guess, as no such card was measured."""
 STARTING, ENDING = 12.0, 1.5
 """Seconds of imports and of putting a model together; of the curve, the report, and of what Python does at its exit."""
 
@@ -86,13 +88,17 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
     rate = job.device.rate * share
     source = f"{share:.0%} of {job.device.rate / 1e12:.0f} TFLOP/s, from the table of devices"
     n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    moved = 4 * gradient_bytes(model)  # weights, gradients and two states, at about 1 TB/s
+    trained = trained_bytes(model)
+    optimizer_seconds = 4 * trained / 1e12  # weights, gradients and two states, at about 1 TB/s
+    if job.train.offload_gradients:
+        passes = work.n_passes / work.n_steps  # each takes all gradients away, and all but the first also bring some
+        optimizer_seconds += 2 * passes * trained / TO_HOST
     return Rates(
         training=rate,
         validation=rate,
-        optimizer_seconds=moved / 1e12,
+        optimizer_seconds=optimizer_seconds,
         starting=STARTING + n_bytes / READING + (COMPILING if job.train.compile else 0.0),
-        saving=3 * gradient_bytes(model) / WRITING,
+        saving=3 * trained / WRITING,
         shortest=HOST * n_again,
         source=source,
     )

@@ -26,6 +26,9 @@ def memory_lines(plan: Plan) -> Iterator[str]:
             yield f"  {name:32}{n_bytes / 1e9:9.2f}"
     yield f"  {'sum':32}{plan.needed / 1e9:9.2f} of {device.n_bytes / 1e9:.2f}: {'fits' if plan.fits else 'TOO MUCH'}"
     yield f"  the run will report a peak of    {plan.peak / 1e9:9.2f}"
+    if device.kind == "cuda" and any(plan.host.values()):
+        there = ", ".join(f"{name} {n / 1e9:.2f}" for name, n in plan.host.items() if n)
+        yield f"  in the host's memory, besides: {there}"
     kept = f"{plan.n_recomputed} of {job.config.n_layer} blocks compute their forward pass twice"
     weights = job.quantize or job.precision
     yield f"  weights in {weights}; up to {plan.work.largest:,} tokens a forward pass; {kept}"

@@ -1,0 +1,73 @@
+"""Gradients that wait in the host's memory: the device holds those of one parameter at a time."""
+
+from functools import partial
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.wrappers import _FabricOptimizer
+from torch import Tensor
+
+from lit_gpt.args import TrainArgs
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT
+from lit_gpt.training.gradients import Gradients
+
+
+class OffloadedGradients(Gradients):
+    """Each gradient leaves the device as soon as the backward pass has it, and comes back for the optimizer's step.
+
+    Sums over micro-batches, norms, clipping and steps are what they are otherwise, to the last bit.
+    """
+
+    def __init__(self, fabric: Fabric, model: GPT, optimizer: _FabricOptimizer, max_norm: float) -> None:
+        super().__init__(fabric, model, optimizer, max_norm)
+        pinned = self.parameters[0].is_cuda  # so that a copy waits for nobody
+        self.waiting = [torch.empty_like(p, device="cpu", pin_memory=pinned) for p in self.parameters]
+        self.found: dict[int, Tensor] = {}
+        """Norm of the gradient that is waiting, by the parameter's index."""
+        for i, p in enumerate(self.parameters):
+            p.register_post_accumulate_grad_hook(partial(self.take, i))
+
+    def take(self, i: int, parameter: Tensor) -> None:
+        """Add the gradient that parameter `i` has just got to what waits, and free it."""
+        g, parameter.grad = parameter.grad, None
+        if i in self.found:
+            g = g.add_(self.waiting[i].to(g.device, non_blocking=True))
+        (self.found[i],) = torch._foreach_norm([g])
+        self.waiting[i].copy_(g, non_blocking=True)
+
+    def norms(self) -> tuple[tuple[str, ...], Tensor]:
+        there = sorted(self.found)
+        return tuple(self.names[i] for i in there), torch.stack([self.found[i].float() for i in there])
+
+    def apply(self, factor: Tensor | None, not_finite: Tensor) -> None:
+        for i in sorted(self.found):
+            p = self.parameters[i]
+            p.grad = self.waiting[i].to(p.device, non_blocking=True)
+            super().apply(factor, not_finite)
+            p.grad = None
+
+    def allocate(self) -> None:
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p)
+            super().allocate()
+            p.grad = None
+
+    def zero(self) -> None:
+        self.found.clear()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def make_gradients(fabric: Fabric, model: GPT, optimizer: _FabricOptimizer, train: TrainArgs) -> Gradients:
+    """The gradients of a run, where `train` wants them."""
+    kind = OffloadedGradients if train.offload_gradients else Gradients
+    return kind(fabric, model, optimizer, train.max_norm)
+
+
+def require_offload(fabric: Fabric, train: TrainArgs) -> None:
+    """Raises: UserError where gradients cannot wait elsewhere."""
+    if train.offload_gradients and getattr(fabric._precision, "scaler", None) is not None:
+        raise UserError(
+            "--offload_gradients true does not go with --precision 16-mixed, whose gradients are scaled on the device; "
+            "take bf16-mixed or bf16-true"
+        )
