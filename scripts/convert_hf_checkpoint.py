@@ -34,7 +34,8 @@ def main(
     from lit_gpt.convert.vocabulary import check_vocabulary, pad_vocabulary
     from lit_gpt.files import replace_with, save_stream
 
-    source = open_source(checkpoint_dir)
+    to = getattr(torch, dtype) if dtype else None
+    source = open_source(checkpoint_dir, to)
     name = model_name or checkpoint_dir.resolve().name
     config = config_from_hf(source.hf_config, name, str(source.config_file))
     rows, config = config.padded_vocab_size, pad_vocabulary(config, pad_vocab_multiple)
@@ -44,7 +45,6 @@ def main(
     check_vocabulary(replace(config, padded_vocab_size=rows), checkpoint_dir)
     print(f"Model config {config}")
     print(f"Reading {len(source.names)} tensors from {', '.join(f.name for f in source.files)}")
-    to = getattr(torch, dtype) if dtype else None
     specs = plan_from_hf(config, source.specs, to)
     tensors = stream_from_hf(config, source.names, source.get, to, rows)
     shared = {HEAD: EMBEDDINGS} if config.tie_embeddings else {}

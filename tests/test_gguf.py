@@ -14,7 +14,7 @@ from lit_gpt.convert.gguf import open_gguf, reading, write_gguf
 from lit_gpt.convert.gguf import write_tokenizer as write_tokenizer_of
 from lit_gpt.convert.gguf.splitting import SAMPLE, SPLITTINGS, recognize_splitting, steps_of
 from lit_gpt.convert.gguf.tokens import tokenizer_metadata
-from lit_gpt.convert.gguf.values import decoded, encoded
+from lit_gpt.convert.gguf.values import dequantize, encoded
 from lit_gpt.convert.gguf.writing import add
 from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
@@ -167,6 +167,8 @@ def test_every_type_that_we_read_has_the_values_that_the_reference_gives(kind, t
         assert spec_of(got) == specs[theirs_name]
         assert got.dtype == {"F16": torch.float16, "BF16": torch.bfloat16}.get(kind, torch.float32)
         assert torch.equal(got.float(), want)
+        _, rounded, small = open_gguf(path, torch.bfloat16)
+        assert torch.equal(rounded[theirs_name](), want.bfloat16()) and small[theirs_name].dtype == torch.bfloat16
 
 
 def test_eight_bits_are_those_of_the_reference():
@@ -179,7 +181,9 @@ def test_eight_bits_are_those_of_the_reference():
     kind = gguf.GGMLQuantizationType.Q8_0
     want = gguf.quantize(x.numpy(), kind)
     assert np.array_equal(got, want.reshape(-1))
-    assert torch.equal(decoded(got, kind, (7, 96)), torch.from_numpy(gguf.dequantize(want, kind)))
+    out = torch.empty(7, 96)
+    dequantize(got, kind, out)
+    assert torch.equal(out, torch.from_numpy(gguf.dequantize(want, kind)))
 
 
 def test_what_cannot_be_read_or_written_is_named(tmp_path):

@@ -38,10 +38,13 @@ class Source:
     """Shape and dtype of each of `names`."""
 
 
-def open_source(folder: Path) -> Source:
+def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
     """The checkpoint in `folder`: safetensors if there are any, else `.bin`, else gguf.
 
     At most one file of weights is open at a time, none of it is kept, and nothing is read but what `get` asks for.
+
+    Args:
+        dtype: what the tensors will be turned into, so that quantized ones are at once; others come as they are.
 
     Raises:
         UserError: no weights, no config.json, a shard that is missing, a file that is damaged or would run code, files
@@ -60,7 +63,7 @@ def open_source(folder: Path) -> Source:
     if len(ggufs) > 1:
         raise UserError(f"{folder} has {len(ggufs)} gguf files; leave one of {', '.join(f.name for f in ggufs)}")
     if ggufs:
-        hf_config, tensors, specs = open_gguf(ggufs[0])
+        hf_config, tensors, specs = open_gguf(ggufs[0], dtype)
         return Source(hf_config, ggufs[0], list(tensors), lambda name: tensors[name](), ggufs, specs)
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
     raise UserError(f"{folder} has no weights (model*.safetensors, pytorch_model*.bin or *.gguf); it holds {held}")

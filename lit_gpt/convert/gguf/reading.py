@@ -13,7 +13,7 @@ from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.gguf.layouts import FUSED, Piece, is_norm, pieces
 from lit_gpt.convert.gguf.metadata import FREQUENCIES, LONG, SHORT, from_metadata
-from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, STEP, decoded, unpaired
+from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, STEP, dequantize, unpaired
 from lit_gpt.convert.names import hf_sources, is_tied, lit_shapes, unpack
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Part, Separate
@@ -22,13 +22,18 @@ from lit_gpt.files import Spec
 AGAIN = "get it again"
 
 
-def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]], dict[str, Spec]]:
+def open_gguf(
+    path: Path, dtype: torch.dtype | None = None
+) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]], dict[str, Spec]]:
     """config.json's values and, by Hugging Face name, functions that read and dequantize one tensor, and its shape.
+
+    Args:
+        dtype: of the tensors; None is the file's, or fp32 where it is quantized.
 
     Raises:
         UserError: damaged file, or an architecture, a field or a type of tensors that we do not read.
     """
-    file = GgufFile(path)
+    file = GgufFile(path, dtype)
     config = file.config
     sources: dict[str, list[tuple[str, int]]] = {}  # name of theirs -> our tensors that it is made of, its place there
     for name in lit_shapes(config):
@@ -44,8 +49,8 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor
 class GgufFile:
     """The tensors of a file, by our names. Nothing is mapped: what is read is in memory once, as long as it is used."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, dtype: torch.dtype | None) -> None:
+        self.path, self.scratch = path, torch.empty(STEP)
         reader = read(path)
         self.tensors = {t.name: t for t in reader.tensors}
         for tensor in reader.tensors:
@@ -59,7 +64,8 @@ class GgufFile:
         self.shapes = shapes
         self.is_fused = f"{FUSED}.weight".format(0) in shapes
         matrices = {t.tensor_type.name for t in reader.tensors if len(t.shape) > 1 and not is_kept(t.name)}
-        self.dtype = DTYPES[matrices.pop()] if len(matrices) == 1 and matrices <= DTYPES.keys() else torch.float32
+        stored = DTYPES[matrices.pop()] if len(matrices) == 1 and matrices <= DTYPES.keys() else torch.float32
+        self.dtype = dtype or stored
 
     def pieces(self, name: str) -> list[Piece]:
         return pieces(name, self.config, self.is_fused and ".attn.qkv." in name)
@@ -97,13 +103,14 @@ class GgufFile:
         shape, n_bytes = self.shape_of_piece(piece), int(tensor.n_bytes) // piece.of
         start = int(tensor.data_offset) + piece.index * n_bytes
         if tensor.tensor_type.name in DTYPES:
-            x = decoded(np.fromfile(self.path, np.uint8, n_bytes, offset=start), tensor.tensor_type, shape)
+            data = torch.from_numpy(np.fromfile(self.path, np.uint8, n_bytes, offset=start))
+            x = data.view(DTYPES[tensor.tensor_type.name]).view(shape)
         else:
-            x = torch.empty(shape)
+            x = torch.empty(shape, dtype=self.dtype)
             row = n_bytes // (x.numel() // shape[-1])
             for part in x.view(-1, shape[-1]).split(max(1, STEP // shape[-1])):
                 data = np.fromfile(self.path, np.uint8, row * len(part), offset=start)
-                part.copy_(decoded(data, tensor.tensor_type, tuple(part.shape)))
+                dequantize(data, tensor.tensor_type, part, self.scratch if part.numel() <= STEP else None)
                 start += data.nbytes
         return unpaired(x, piece.heads) if piece.heads else x
 

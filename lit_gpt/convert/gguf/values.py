@@ -46,22 +46,24 @@ def eight_bits(blocks: Tensor) -> Tensor:
     return torch.cat((scales.half().view(torch.uint8), rounded.view(torch.uint8)), dim=1)
 
 
-def decoded(data: np.ndarray, kind: Any, shape: tuple[int, ...]) -> Tensor:
-    """The values of bytes of a type: in fp32 if it is quantized, as they are otherwise.
+def dequantize(data: np.ndarray, kind: Any, out: Tensor, scratch: Tensor | None = None) -> None:
+    """Write the values of bytes of a type of `QUANTIZED` into `out`, whose last dimension is a row of the file.
 
     Args:
         kind: a `gguf.GGMLQuantizationType`.
+        scratch: as many values in fp32 as `out` has, or more, to work in: memory that is new each time costs the system
+            as long to hand out as the work takes.
     """
-    x = torch.from_numpy(data)
-    if kind.name in DTYPES:
-        return x.view(DTYPES[kind.name]).view(shape)
     if kind.name == "Q8_0":
-        blocks = x.view(-1, BLOCK + 2)
-        return (blocks[:, 2:].view(torch.int8) * blocks[:, :2].contiguous().view(torch.float16).float()).view(shape)
-    from gguf import dequantize
+        blocks = torch.from_numpy(data).view(-1, BLOCK + 2)
+        scales = blocks[:, :2].contiguous().view(torch.float16).float()
+        scratch = torch.empty(out.numel()) if scratch is None else scratch[: out.numel()]
+        values = torch.mul(blocks[:, 2:].view(torch.int8), scales, out=scratch.view(-1, BLOCK))
+    else:
+        from gguf import dequantize as values_of
 
-    rows = int(np.prod(shape[:-1]))
-    return torch.from_numpy(dequantize(data.reshape(rows, -1), kind)).view(shape)
+        values = torch.from_numpy(values_of(data.reshape(out.numel() // out.size(-1), -1), kind))
+    out.copy_(values.view(out.shape))
 
 
 def paired(x: Tensor, heads: int) -> Tensor:
