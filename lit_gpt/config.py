@@ -95,6 +95,8 @@ class Config:
     """Positions are divided by this (linear rope scaling, arXiv:2306.15595)."""
     rope_scaling: dict[str, Any] | None = None
     """Another scaling: `type` (llama3, yarn or longrope) and its parameters, named as in Hugging Face's config.json."""
+    unrotated_layers: list[int] | None = None
+    """Layers that leave queries and keys as they are (arXiv:2501.18795); None means none of them."""
 
     def __post_init__(self) -> None:
         if not self.head_size:
@@ -137,6 +139,10 @@ class Config:
     def is_sliding(self, layer: int) -> bool:
         """Whether a layer has the sliding window."""
         return self.sliding_window > 0 and (self.sliding_layers is None or layer in self.sliding_layers)
+
+    def rotation(self, layer: int) -> Literal["usual", "none"]:
+        """How a layer rotates queries and keys."""
+        return "none" if layer in (self.unrotated_layers or ()) else "usual"
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "Config":

@@ -76,16 +76,15 @@ class GPT(nn.Module):
         if self.config.block_size < T:
             raise UserError(f"a sequence of {T} tokens is longer than the model's {self.config.block_size}")
         positions = torch.arange(T, device=idx.device) if input_pos is None else input_pos
-        cos, sin = self.rope(positions, T if cache is None else cache.length)  # (..., T, rope_n_elem)
-        if positions.dim() == 2:
-            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (B, 1, T, rope_n_elem), the same for all heads
+        for_heads = positions if positions.dim() == 1 else positions.unsqueeze(1)  # (B, 1, T), the same for all heads
+        turns = self.rope.of_layers(for_heads, T if cache is None else cache.length)  # (..., T, rope_n_elem)
         keys = positions if cache is None else cache.positions
         full, sliding = (visible(positions, keys, window) for window in (0, self.config.sliding_window))
 
         x = self.embed(idx)  # (B, T, C)
         for i, block in enumerate(self.transformer.h):
             mask = sliding if self.config.is_sliding(i) else full
-            x = block(x, cos, sin, mask, None if cache is None else cache.layers[i], input_pos)
+            x = block(x, *turns[i], mask, None if cache is None else cache.layers[i], input_pos)
         return self.transformer.ln_f(x)
 
     def packed_hidden(self, idx: Tensor, documents: Documents) -> Tensor:
@@ -93,15 +92,15 @@ class GPT(nn.Module):
         longest = max(documents.lengths)
         if self.config.block_size < longest:
             raise UserError(f"a sequence of {longest} tokens is longer than the model's {self.config.block_size}")
-        cos, sin = self.rope.packed(documents.positions, documents.lengths)  # (T, rope_n_elem)
+        turns = self.rope.packed(documents.positions, documents.lengths)  # (T, rope_n_elem)
         x = self.embed(idx)
         if self.training and self.neftune_alpha:
             x = noisy(x, documents, self.neftune_alpha)
         for i, block in enumerate(self.transformer.h):
             if i < self.n_recomputed and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, documents=documents, use_reentrant=False)
+                x = checkpoint(block, x, *turns[i], documents=documents, use_reentrant=False)
             else:
-                x = block(x, cos, sin, documents=documents)
+                x = block(x, *turns[i], documents=documents)
         return self.transformer.ln_f(x)
 
     def embed(self, idx: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from lit_gpt.config import Config
 
+Turn = tuple[Tensor, Tensor]
+"""Cosines and sines of the angles by which n channels of each head are rotated, (..., T, n) each."""
+
 
 class Rope(nn.Module):
     """Cosines and sines of the rotation angles, computed where they are needed.
@@ -20,9 +23,14 @@ class Rope(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         device = torch.get_default_device()
+        self.kinds = [config.rotation(i) for i in range(config.n_layer)]
+        self.others = sorted(set(self.kinds) - {"usual"})
         with torch.device("cpu"):  # on the meta device arithmetic imports torch's compiler: a second of each start
             theta, self.magnitude = frequencies(config)
+            others = {kind: OTHERS[kind](config) for kind in self.others}
         self.register_buffer("theta", theta.to(device), persistent=False)  # (n / 2,)
+        for kind, other in others.items():
+            self.register_buffer(f"{kind}_theta", other.to(device), persistent=False)
         scaling = config.rope_scaling or {}
         self.long_from = scaling["original_max_position_embeddings"] if scaling.get("type") == "longrope" else None
         if self.long_from is not None:
@@ -30,25 +38,39 @@ class Rope(nn.Module):
                 theta = divided(config, scaling["long_factor"])
             self.register_buffer("long_theta", theta.to(device), persistent=False)
 
-    def forward(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """(..., T) positions -> cos and sin, (..., T, n) each.
+    def forward(self, positions: Tensor, length: int) -> Turn:
+        """(..., T) positions -> cos and sin, (..., T, n) each, of the layers that rotate as most do.
 
         Args:
             positions: of the tokens in their sequences.
             length: that the sequence has or will have; LongRoPE has other frequencies for long ones.
         """
         theta = self.long_theta if self.long_from is not None and length > self.long_from else self.theta
-        angle = positions.float().unsqueeze(-1) * theta
-        angle = torch.cat((angle, angle), dim=-1)
-        return angle.cos() * self.magnitude, angle.sin() * self.magnitude
+        return turn(positions, theta, self.magnitude)
 
-    def packed(self, positions: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The same for sequences of these lengths, end to end: (T,) positions -> (T, n) each."""
+    def of_layers(self, positions: Tensor, length: int) -> list[Turn]:
+        """What `forward` gives, for each layer as that one rotates; layers that do it alike share their tensors."""
+        return self.spread(self(positions, length), positions)
+
+    def packed(self, positions: Tensor, lengths: Sequence[int]) -> list[Turn]:
+        """`of_layers` for sequences of these lengths, end to end: (T,) positions."""
         if self.long_from is None:
-            return self(positions, max(lengths))
+            return self.of_layers(positions, max(lengths))
         parts = [self(part, len(part)) for part in positions.split(tuple(lengths))]
         cos, sin = zip(*parts, strict=True)
-        return torch.cat(cos), torch.cat(sin)
+        return self.spread((torch.cat(cos), torch.cat(sin)), positions)
+
+    def spread(self, usual: Turn, positions: Tensor) -> list[Turn]:
+        """A rotation for each layer: `usual`, or the layer's own."""
+        turns = {"usual": usual} | {kind: turn(positions, self.get_buffer(f"{kind}_theta")) for kind in self.others}
+        return [turns[kind] for kind in self.kinds]
+
+
+def turn(positions: Tensor, theta: Tensor, magnitude: float = 1.0) -> Turn:
+    """cos and sin, (..., T, n) each, of (..., T) positions and the angle of each pair of channels, (n / 2,)."""
+    angle = positions.float().unsqueeze(-1) * theta
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos() * magnitude, angle.sin() * magnitude
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -71,6 +93,15 @@ def frequencies(config: Config) -> tuple[Tensor, float]:
 def plain(config: Config) -> Tensor:
     n = config.rope_n_elem
     return config.rope_base ** -(torch.arange(0, n, 2, dtype=torch.float32) / n)
+
+
+def still(config: Config) -> Tensor:
+    """Frequencies that rotate by nothing, so that an unrotated layer runs through the same kernels as the others."""
+    return torch.zeros(config.rope_n_elem // 2, dtype=torch.float32)
+
+
+OTHERS: dict[str, Callable[[Config], Tensor]] = {"none": still}
+"""Kind of rotation, besides the usual one -> its frequencies, (rope_n_elem / 2,)."""
 
 
 def divided(config: Config, factors: list[float]) -> Tensor:

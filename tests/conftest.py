@@ -36,6 +36,7 @@ MINI["rope_parameters"] |= {"rope_type": "longrope", "short_factor": [1.0, 1.5, 
 FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+EVERY_OTHER = {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 8}
 SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' configuration, and what it sets
     "llama": ("LlamaConfig", {}),
     "llama-gqa": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -66,6 +67,7 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, **WINDOWED}),
     "qwen2-yarn": ("Qwen2Config", {"rope_scaling": YARN}),
     "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
+    "smollm3": ("SmolLM3Config", {"num_key_value_heads": 2, "pad_token_id": None, **EVERY_OTHER}),
     "olmo2": ("Olmo2Config", {"num_key_value_heads": 2, "pad_token_id": None}),
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
     "stablelm-12b": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),

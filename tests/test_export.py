@@ -12,6 +12,7 @@ LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-l
     "phi3-short": "rope_scaling",
     "llama-long": "rope_scaling",
     "phi4-mini": "rope_scaling",
+    "smollm3": "unrotated_layers",
 }
 """Kind -> the field that litgpt has no such value of."""
 
@@ -61,7 +62,9 @@ def test_transformers_loads_what_we_write(kind, tmp_path, capsys):
     assert again.config.eos_token_id == 265
 
 
-@pytest.mark.parametrize("kind", ["llama-tied", "falcon-40b", "phi", "gemma2", "mixtral", "olmo2", "phi3-long"])
+@pytest.mark.parametrize(
+    "kind", ["llama-tied", "falcon-40b", "phi", "gemma2", "mixtral", "olmo2", "phi3-long", "smollm3"]
+)
 @torch.no_grad()
 def test_logits_of_one_block_at_a_time_are_those_of_the_whole_model(kind, tmp_path, capsys):
     from lit_gpt.convert.lit import open_lit

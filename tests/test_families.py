@@ -1,5 +1,6 @@
 """The families: the README's table is theirs, and the page on adding one is true."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -124,6 +125,14 @@ HUB = {  # what config.json says in repositories of the hub, the keys that decid
         "resid_pdrop": 0.0, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 250000, "sliding_window": None,
         "tie_word_embeddings": False, "vocab_size": 100352,
     },
+    "SmolLM3-3B": {
+        "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "hidden_act": "silu", "hidden_size": 2048,
+        "intermediate_size": 11008, "layer_types": ["full_attention"] * 36, "max_position_embeddings": 65536,
+        "max_window_layers": 28, "mlp_bias": False, "model_type": "smollm3", "no_rope_layer_interval": 4,
+        "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16, "num_hidden_layers": 36,
+        "num_key_value_heads": 4, "pretraining_tp": 2, "rms_norm_eps": 1e-6, "rope_scaling": None,
+        "rope_theta": 5000000.0, "sliding_window": None, "use_sliding_window": False, "vocab_size": 128256,
+    },
 }  # fmt: skip
 
 
@@ -148,6 +157,8 @@ def test_config_json_of_the_hub_says_what_we_list(name):
         ("rope_theta", "1e6", "rope_theta='1e6' is not a number"),
         ("rope_scaling", "linear", "rope_scaling='linear' is not an object"),
         ("rope_parameters", [1], "is not an object"),
+        ("layer_types", 4, "layer_types=4 is not a list with an entry for each layer"),
+        ("layer_types", ["full_attention"] * 3, "is not a list with an entry for each layer"),
         ("rope_scaling", {"type": "linear"}, "'linear' lacks 'factor'"),
         ("rope_scaling", {"type": "dynamic", "factor": 2.0}, "'dynamic' is not supported"),
     ],
@@ -165,7 +176,7 @@ def test_phi_4_mini_says_of_traits_that_it_does_not_have_them():
         config_from_hf(hf | {"lm_head_bias": True}, "Phi-4-mini-instruct", "config.json")
 
 
-NEWER = ("Gemma3ForCausalLM", "Llama4ForCausalLM", "Qwen3MoeForCausalLM", "SmolLM3ForCausalLM", "GraniteForCausalLM")
+NEWER = ("Gemma3ForCausalLM", "Llama4ForCausalLM", "Qwen3MoeForCausalLM", "GraniteForCausalLM")
 NEWER += ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "Olmo3ForCausalLM", "GptOssForCausalLM")
 
 
@@ -188,3 +199,27 @@ def test_a_window_that_is_switched_off_or_null_is_none():
     assert config_from_hf(hf, "other", "config.json").sliding_window == 0
     del hf["sliding_window"]  # transformers takes 4096 then
     assert config_from_hf(hf, "other", "config.json").sliding_window == 4096
+
+
+def test_layers_without_rotation_are_listed_or_counted_and_may_have_the_window():
+    hf = HUB["SmolLM3-3B"] | {"num_hidden_layers": 6, "layer_types": None, "no_rope_layers": None}
+    counted = config_from_hf(hf, "other", "config.json")
+    assert counted.unrotated_layers == [3] and counted.sliding_window == 0
+    window = {"use_sliding_window": True, "sliding_window": 100}
+    config = config_from_hf(hf | window | {"no_rope_layers": [1, 0, 1, 1, 0, 1]}, "other", "config.json")
+    assert config.unrotated_layers == [1, 4] and [i for i in range(6) if config.is_sliding(i)] == [1, 4]
+    types = ["sliding_attention"] * 2 + ["full_attention"] * 4
+    config = config_from_hf(hf | window | {"layer_types": types}, "other", "config.json")
+    assert config.unrotated_layers == [3] and [i for i in range(6) if config.is_sliding(i)] == [0, 1]
+    everywhere = config_from_hf(hf | {"no_rope_layers": [1] * 6}, "other", "config.json")
+    assert everywhere.unrotated_layers is None and everywhere.sliding_window == 0
+
+
+def test_a_lit_config_from_before_a_field_is_read(tmp_path):
+    config = Config.from_name("Mistral-7B-v0.1")
+    config.to_json(tmp_path / "lit_config.json")
+    values = json.loads((tmp_path / "lit_config.json").read_text())
+    for field in ("unrotated_layers",):
+        del values[field]
+    (tmp_path / "lit_config.json").write_text(json.dumps(values))
+    assert Config.from_json(tmp_path / "lit_config.json") == config

@@ -26,7 +26,10 @@ from lit_gpt.tokenizer import Tokenizer
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
 IDS = torch.randint(0, 265, (1, 40), generator=torch.Generator().manual_seed(1))
-LLAMA_CPP = {"gemma2": {"query_pre_attn_scalar": 16}}
+LLAMA_CPP = {
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "smollm3": {"num_hidden_layers": 5, "no_rope_layer_interval": 4, "use_sliding_window": False},
+}
 """Kind -> what llama.cpp takes for granted and `SHAPES` has otherwise."""
 OF_TRANSFORMERS: dict[str, dict] = {  # kinds whose gguf transformers reads, with what it takes for granted
     **{k: {} for k in ("llama", "llama-gqa", "llama-tied", "llama-wide-heads", "mistral-full", "qwen2", "stablelm")},
@@ -207,6 +210,8 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path):
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, "no llama model with rope_scaling"),
         ("gemma2", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar=7"),
         ("qwen3", {"qkv_bias": True}, "no qwen3 model with qkv_bias=True"),
+        ("smollm3", {"unrotated_layers": [1]}, r"no smollm3 model with unrotated_layers=\[1\]"),
+        ("llama", {"unrotated_layers": [3]}, r"no llama model with unrotated_layers=\[3\]"),
         ("", {}, "llama.cpp has no unnamed architecture"),
     ):
         with pytest.raises(UserError, match=message):

@@ -25,6 +25,7 @@ SHAPES = {
     "gqa": LLAMA | {"n_query_groups": 2},
     "mqa": LLAMA | {"n_query_groups": 1, "qk_norm": "head"},
     "window": LLAMA | {"n_query_groups": 2, "sliding_window": 100, "sliding_layers": [0, 2]},
+    "unrotated": LLAMA | {"n_query_groups": 2, "unrotated_layers": [1]},
     "neox": {"qkv_bias": True, "proj_bias": True, "mlp_bias": True},
     "gemma": LLAMA | GEMMA | {"norm_unit_offset": True, "activation": "gelu_tanh"},
 }

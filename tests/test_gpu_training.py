@@ -27,6 +27,7 @@ SHAPES = {
     "mqa": LLAMA | {"n_query_groups": 1},
     "neox": {"qkv_bias": True, "proj_bias": True, "mlp_bias": True},
     "window": LLAMA | {"sliding_window": 40},
+    "unrotated": LLAMA | {"unrotated_layers": [1]},
     "qwen3": LLAMA | {"qk_norm": "head", "head_size": 64},
     "gemma2": LLAMA | {"activation": "gelu_tanh", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
                        "post_norm": True, "norm_unit_offset": True, "sliding_window": 40, "sliding_layers": [0]},

@@ -32,7 +32,10 @@ xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp, as the package x
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
 IDS = torch.randint(0, 264, (1, 40), generator=torch.Generator().manual_seed(1))
-LLAMA_CPP = {"gemma2": {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0}}
+LLAMA_CPP = {
+    "gemma2": {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},
+    "smollm3": {"num_hidden_layers": 5, "no_rope_layer_interval": 4, "use_sliding_window": False},
+}
 """Kind -> what llama.cpp takes for granted and `SHAPES` has otherwise, and caps that are not its defaults."""
 
 

@@ -70,7 +70,7 @@ def test_the_cache_changes_nothing(kind, tmp_path):
     torch.testing.assert_close(torch.cat(pieces, 1) / scale, want / scale, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "mistral", "mixtral", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "mistral", "mixtral", "gemma2", "smollm3"])
 @torch.no_grad()
 def test_greedy_generation_is_the_argmax_without_a_cache_and_rows_do_not_mix(kind, tmp_path):
     ours, _ = both(kind, tmp_path)
@@ -134,6 +134,7 @@ COUNTS = {  # of models that came since, as published; tied heads counted once
     "Falcon3-1B-Base": 1_669_408_768,
     "Falcon3-7B-Base": 7_455_550_464,
     "SmolLM2-135M-Instruct": 134_515_008,
+    "SmolLM3-3B": 3_075_098_624,
 }
 
 

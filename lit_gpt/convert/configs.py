@@ -78,6 +78,10 @@ STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "pad
 """Config fields without a default that holds for every model: config.json has to give them."""
 
 
+OURS = ("sliding_layers", "unrotated_layers")
+"""Keys into which `adapt` translates, and which config.json says in other ways."""
+
+
 def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
     """The Config of a model that config.json describes.
 
@@ -139,8 +143,7 @@ def config_to_hf(config: Config) -> dict[str, Any]:
     if config.rope_scaling:
         hf["rope_scaling"] = {"rope_type": config.rope_scaling["type"], **config.rope_scaling}
     hf |= architecture.restore(config)
-    hf.pop("sliding_layers", None)  # ours; `layer_types` says it
-    return {k: v for k, v in hf.items() if v is not None or k == "sliding_window"}
+    return {k: v for k, v in hf.items() if k not in OURS and (v is not None or k == "sliding_window")}
 
 
 def check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> None:
@@ -154,6 +157,10 @@ def check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> N
             raise UserError(f"{where}: {key}={value!r} is not {wanted}")
         if value < 0 or (value == 0 and key in architecture.config_keys and fields_of(architecture, key)[0] in STATED):
             raise UserError(f"{where}: {key}={value!r} is not the size of a model")
+    for key in PER_LAYER:
+        stated = hf.get(key) or []
+        if not isinstance(stated, list) or 0 < len(stated) < (hf.get("num_hidden_layers") or 0):
+            raise UserError(f"{where}: {key}={stated!r} is not a list with an entry for each layer")
 
 
 def fields_of(architecture: Architecture, key: str) -> tuple[str, ...]:
@@ -184,8 +191,11 @@ ROPE = (
     "rope_parameters",
 )
 """Keys of config.json that `rope_fields` reads."""
-NUMBERS = {"max_sequence_length": int, "max_window_layers": int} | dict.fromkeys(ROPE[:4], float)
+NUMBERS = {"max_sequence_length": int, "max_window_layers": int, "no_rope_layer_interval": int}
+NUMBERS |= dict.fromkeys(ROPE[:4], float)
 """Keys that are not in an architecture's table, and the type of their values."""
+PER_LAYER = ("layer_types", "no_rope_layers")
+"""Keys whose values are a list with an entry for each layer."""
 
 
 def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:

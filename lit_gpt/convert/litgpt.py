@@ -66,6 +66,8 @@ def litgpt_config(config: Config) -> dict[str, Any]:
     bias = config.mlp_bias
     if config.proj_bias != bias or config.qk_norm == "per_head":
         raise unlike(config, "qk_norm" if config.qk_norm == "per_head" else "proj_bias")
+    if config.unrotated_layers:
+        raise unlike(config, "unrotated_layers")
     renamed = {ours: theirs for theirs, ours in RENAMED.items() if theirs != "condense_ratio"}
     fields = {k: getattr(config, k) for k in SAME} | {theirs: getattr(config, k) for k, theirs in renamed.items()}
     fields = {k: v for k, v in fields.items() if v or k == "parallel_residual"}  # what is absent is off

@@ -59,6 +59,8 @@ class Layout:
     """llama.cpp computes with it."""
     scalings: tuple[str, ...] = ("yarn",)
     """Kinds of rope scaling, besides the linear one, that it computes."""
+    unrotated: int = 0
+    """Every n-th layer does not rotate; 0: all layers do."""
 
 
 ATTENTION, ALL = ("qkv_bias", "proj_bias"), ("qkv_bias", "proj_bias", "mlp_bias")
@@ -88,8 +90,14 @@ LAYOUTS = {  # our architecture -> theirs
     "qwen2": Layout("qwen2"),
     "qwen3": Layout("qwen3"),
     "olmo2": Layout("olmo2"),
+    "smollm3": Layout("smollm3", pairs=True, unrotated=4),
     "stablelm": Layout("stablelm", biases=("qkv_bias",)),
 }
+
+
+def every(period: int, n_layer: int) -> list[int]:
+    """Every `period`-th of so many layers; 0: none of them."""
+    return list(range(period - 1, n_layer, period)) if period else []
 
 
 def is_norm(name: str) -> bool:

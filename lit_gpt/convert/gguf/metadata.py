@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.config import Config
-from lit_gpt.convert.gguf.layouts import LAYOUTS, Layout
+from lit_gpt.convert.gguf.layouts import LAYOUTS, Layout, every
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
 from lit_gpt.rope import frequencies, plain
@@ -77,6 +77,8 @@ def require_layout(config: Config) -> Layout:
     for name in ("qkv_bias", "proj_bias", "mlp_bias", "lm_head_bias"):
         if getattr(config, name) != traits.get(name, False) and name not in layout.biases:
             raise unlike(config, name)
+    if (config.unrotated_layers or []) != every(layout.unrotated, config.n_layer):
+        raise unlike(config, "unrotated_layers")
     if config.architecture == "gemma2":
         if config.query_pre_attn_scalar != scalar_of_gemma(config):
             raise unlike(config, "query_pre_attn_scalar")
@@ -163,6 +165,7 @@ def from_metadata(
     fields = {**traits, **{field: values[key] for field, key in KEYS.items() if key in values}}
     fields |= {"norm_eps": values[epsilon], "padded_vocab_size": shapes["token_embd.weight"][0]}
     fields |= fields_of_tensors(fields, shapes) | window(architecture, values)
+    fields["unrotated_layers"] = every(LAYOUTS[architecture].unrotated, fields["n_layer"]) or None
     if any(values.get(key, fields["head_size"]) != fields["head_size"] for key in HEAD):
         raise UserError(f"{path}: {HEAD[0]}={values.get(HEAD[0])} is not the size of a head, {fields['head_size']}")
     if ROTATED in values:
