@@ -97,6 +97,9 @@ class Config:
     """Another scaling: `type` (llama3, yarn or longrope) and its parameters, named as in Hugging Face's config.json."""
     unrotated_layers: list[int] | None = None
     """Layers that leave queries and keys as they are (arXiv:2501.18795); None means none of them."""
+    rope_local_base: float = 0.0
+    """Base of the layers with the sliding window, whose rotation is not scaled (arXiv:2503.19786); 0 means that they
+    rotate as the others."""
 
     def __post_init__(self) -> None:
         if not self.head_size:
@@ -140,9 +143,11 @@ class Config:
         """Whether a layer has the sliding window."""
         return self.sliding_window > 0 and (self.sliding_layers is None or layer in self.sliding_layers)
 
-    def rotation(self, layer: int) -> Literal["usual", "none"]:
-        """How a layer rotates queries and keys."""
-        return "none" if layer in (self.unrotated_layers or ()) else "usual"
+    def rotation(self, layer: int) -> Literal["usual", "local", "none"]:
+        """How a layer rotates queries and keys: by `rope_base` and its scaling, by `rope_local_base`, or not at all."""
+        if layer in (self.unrotated_layers or ()):
+            return "none"
+        return "local" if self.rope_local_base and self.is_sliding(layer) else "usual"
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> "Config":

@@ -91,8 +91,16 @@ def frequencies(config: Config) -> tuple[Tensor, float]:
 
 
 def plain(config: Config) -> Tensor:
+    return by_base(config, config.rope_base)
+
+
+def local(config: Config) -> Tensor:
+    return by_base(config, config.rope_local_base)
+
+
+def by_base(config: Config, base: float) -> Tensor:
     n = config.rope_n_elem
-    return config.rope_base ** -(torch.arange(0, n, 2, dtype=torch.float32) / n)
+    return base ** -(torch.arange(0, n, 2, dtype=torch.float32) / n)
 
 
 def still(config: Config) -> Tensor:
@@ -100,7 +108,7 @@ def still(config: Config) -> Tensor:
     return torch.zeros(config.rope_n_elem // 2, dtype=torch.float32)
 
 
-OTHERS: dict[str, Callable[[Config], Tensor]] = {"none": still}
+OTHERS: dict[str, Callable[[Config], Tensor]] = {"none": still, "local": local}
 """Kind of rotation, besides the usual one -> its frequencies, (rope_n_elem / 2,)."""
 
 

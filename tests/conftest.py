@@ -37,6 +37,8 @@ FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 EVERY_OTHER = {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 8}
+SLIDING_FULL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_local_base_freq": 5000.0}
 SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' configuration, and what it sets
     "llama": ("LlamaConfig", {}),
     "llama-gqa": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -64,6 +66,7 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "phi4-mini": ("Phi3Config", {"num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": 0, **MINI}),
     "gemma": ("GemmaConfig", {"num_key_value_heads": 1, "head_dim": 16}),
     "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}),
+    "gemma3": ("Gemma3TextConfig", {"num_key_value_heads": 2, "head_dim": 16, **SLIDING_FULL, **SCALED}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, **WINDOWED}),
     "qwen2-yarn": ("Qwen2Config", {"rope_scaling": YARN}),
     "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),

@@ -231,7 +231,9 @@ def test_a_layer_with_scale_and_bias_is_what_autograd_makes_of_the_formula():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("kind", ["llama-gqa", "llama-mqa", "neox", "qwen3", "gemma2", "mistral", "mixtral", "smollm3"])
+@pytest.mark.parametrize(
+    "kind", ["llama-gqa", "llama-mqa", "neox", "qwen3", "gemma2", "mistral", "mixtral", "smollm3", "gemma3"]
+)
 def test_tokens_drawn_with_a_cache_are_those_without_one(kind, method):
     model = adapted(kind, method).eval()
     prompts = [[5, 9, 200, 7], [7], [3, 1, 4, 1, 5, 9, 2, 6]]
@@ -249,7 +251,7 @@ def test_tokens_drawn_with_a_cache_are_those_without_one(kind, method):
 
 
 @pytest.mark.parametrize("way", ["plain", "eager"])
-@pytest.mark.parametrize("kind", ["llama-gqa", "llama-mqa", "neox", "qwen3", "gemma2", "smollm3"])
+@pytest.mark.parametrize("kind", ["llama-gqa", "llama-mqa", "neox", "qwen3", "gemma2", "smollm3", "gemma3"])
 @torch.inference_mode()
 def test_logits_of_decoding_have_the_prompts_part(kind, way, method):
     model = adapted(kind, method).eval()

@@ -82,6 +82,24 @@ HUB = {  # what config.json says in repositories of the hub, the keys that decid
         "num_key_value_heads": 4, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
         "sliding_window": 4096, "vocab_size": 256000,
     },
+    "gemma-3-1b-pt": {
+        "architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attn_logit_softcapping": None,
+        "cache_implementation": "hybrid", "final_logit_softcapping": None, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
+        "max_position_embeddings": 32768, "model_type": "gemma3_text", "num_attention_heads": 4,
+        "num_hidden_layers": 26, "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6,
+        "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
+        "sliding_window_pattern": 6, "vocab_size": 262144,
+    },
+    "gemma-3-270m": {
+        "_sliding_window_pattern": 6, "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
+        "attn_logit_softcapping": None, "final_logit_softcapping": None, "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 640, "intermediate_size": 2048,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 3, "max_position_embeddings": 32768,
+        "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 18, "num_key_value_heads": 1,
+        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000.0, "rope_scaling": None,
+        "rope_theta": 1000000.0, "sliding_window": 512, "use_bidirectional_attention": False, "vocab_size": 262144,
+    },
     "Qwen2.5-0.5B": {
         "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864,
         "max_position_embeddings": 32768, "max_window_layers": 24, "num_attention_heads": 14, "num_hidden_layers": 24,
@@ -176,7 +194,7 @@ def test_phi_4_mini_says_of_traits_that_it_does_not_have_them():
         config_from_hf(hf | {"lm_head_bias": True}, "Phi-4-mini-instruct", "config.json")
 
 
-NEWER = ("Gemma3ForCausalLM", "Llama4ForCausalLM", "Qwen3MoeForCausalLM", "GraniteForCausalLM")
+NEWER = ("Gemma3nForCausalLM", "Llama4ForCausalLM", "Qwen3MoeForCausalLM", "GraniteForCausalLM")
 NEWER += ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "Olmo3ForCausalLM", "GptOssForCausalLM")
 
 
@@ -219,7 +237,30 @@ def test_a_lit_config_from_before_a_field_is_read(tmp_path):
     config = Config.from_name("Mistral-7B-v0.1")
     config.to_json(tmp_path / "lit_config.json")
     values = json.loads((tmp_path / "lit_config.json").read_text())
-    for field in ("unrotated_layers",):
+    for field in ("unrotated_layers", "rope_local_base"):
         del values[field]
     (tmp_path / "lit_config.json").write_text(json.dumps(values))
     assert Config.from_json(tmp_path / "lit_config.json") == config
+
+
+def test_the_rotation_of_layers_with_a_window_is_stated_in_two_ways_and_is_not_scaled():
+    hf = HUB["gemma-3-1b-pt"] | {"rope_local_base_freq": 5000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    config = config_from_hf(hf, "other", "config.json")
+    assert (config.rope_base, config.rope_condense_ratio, config.rope_local_base) == (1000000, 8.0, 5000.0)
+    assert [config.rotation(i) for i in range(4, 8)] == ["local", "usual", "local", "local"]
+    full = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0}
+    newer = {k: v for k, v in hf.items() if not k.startswith("rope_")}
+    both = {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0}}
+    assert config_from_hf(newer | {"rope_parameters": both}, "other", "config.json") == config
+    for sliding in (full, {"rope_theta": "5000"}, 5000.0):
+        with pytest.raises(UserError, match=r"rope_parameters with sliding_attention=.* are not supported"):
+            config_from_hf(newer | {"rope_parameters": both | {"sliding_attention": sliding}}, "other", "config.json")
+    with pytest.raises(UserError, match=r"final_logit_softcapping=30.0 is not supported for gemma3"):
+        config_from_hf(hf | {"final_logit_softcapping": 30.0}, "other", "config.json")
+
+
+def test_without_a_word_five_of_six_layers_have_the_window():
+    hf = {k: v for k, v in HUB["gemma-3-1b-pt"].items() if k != "sliding_window_pattern"}
+    assert config_from_hf(hf, "gemma-3-1b-pt", "x").sliding_layers == Config.from_name("gemma-3-1b-pt").sliding_layers
+    config = config_from_hf(hf | {"sliding_window_pattern": 4}, "other", "config.json")
+    assert [i for i in range(8) if not config.is_sliding(i)] == [3, 7]

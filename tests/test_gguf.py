@@ -26,8 +26,10 @@ from lit_gpt.tokenizer import Tokenizer
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
 IDS = torch.randint(0, 265, (1, 40), generator=torch.Generator().manual_seed(1))
+SIX = ["sliding_attention"] * 5 + ["full_attention"]
 LLAMA_CPP = {
     "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 6, "layer_types": SIX},
     "smollm3": {"num_hidden_layers": 5, "no_rope_layer_interval": 4, "use_sliding_window": False},
 }
 """Kind -> what llama.cpp takes for granted and `SHAPES` has otherwise."""
@@ -123,7 +125,7 @@ def test_tensors_have_the_names_and_values_that_llama_cpp_gives_them(kind, tmp_p
         found = f"{table.get_name(module)}.{parameter}"
         assert found in written, f"{name} is to be {found}"
         named.add(found)
-        x = x.float() + (1 if kind == "gemma" and "norm" in name else 0)
+        x = x.float() + (1 if kind in ("gemma", "gemma3") and "norm" in name else 0)
         if not re.search("attn_(q|k|qkv)", found):
             got = gguf.dequantize(written[found].data, written[found].tensor_type).reshape(x.shape)
             torch.testing.assert_close(torch.from_numpy(got), x, rtol=1e-3, atol=1e-4)
@@ -209,6 +211,9 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path):
     for architecture, changes, message in (
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, "no llama model with rope_scaling"),
         ("gemma2", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar=7"),
+        ("gemma3", {"query_pre_attn_scalar": 128, "sliding_window": 0}, "no gemma3 model with sliding_window=0"),
+        ("gemma3", {"query_pre_attn_scalar": 128, "sliding_window": 8}, "no gemma3 model with sliding_layers=None"),
+        ("llama", {"rope_local_base": 1e4, "sliding_window": 8}, "no llama model with rope_local_base=10000.0"),
         ("qwen3", {"qkv_bias": True}, "no qwen3 model with qkv_bias=True"),
         ("smollm3", {"unrotated_layers": [1]}, r"no smollm3 model with unrotated_layers=\[1\]"),
         ("llama", {"unrotated_layers": [3]}, r"no llama model with unrotated_layers=\[3\]"),

@@ -26,6 +26,7 @@ SHAPES = {
     "mqa": LLAMA | {"n_query_groups": 1, "qk_norm": "head"},
     "window": LLAMA | {"n_query_groups": 2, "sliding_window": 100, "sliding_layers": [0, 2]},
     "unrotated": LLAMA | {"n_query_groups": 2, "unrotated_layers": [1]},
+    "two bases": LLAMA | {"sliding_window": 100, "sliding_layers": [0, 2], "rope_base": 1e6, "rope_local_base": 1e4},
     "neox": {"qkv_bias": True, "proj_bias": True, "mlp_bias": True},
     "gemma": LLAMA | GEMMA | {"norm_unit_offset": True, "activation": "gelu_tanh"},
 }

@@ -29,6 +29,7 @@ SHAPES = {
     "window": LLAMA | {"sliding_window": 40},
     "unrotated": LLAMA | {"unrotated_layers": [1]},
     "qwen3": LLAMA | {"qk_norm": "head", "head_size": 64},
+    "two bases": LLAMA | {"sliding_window": 40, "sliding_layers": [0], "rope_base": 1e6, "rope_local_base": 1e4},
     "gemma2": LLAMA | {"activation": "gelu_tanh", "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
                        "post_norm": True, "norm_unit_offset": True, "sliding_window": 40, "sliding_layers": [0]},
     "mixture": LLAMA | {"mlp": "moe", "n_expert": 4, "n_expert_per_token": 2},

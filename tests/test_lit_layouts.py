@@ -108,6 +108,10 @@ def test_the_logits_are_those_of_the_model_it_was_made_from(layout, tmp_path):
         ({"latent_attention": {"q": 1}}, "latent_attention"),
         ({"mlp_class_name": "KAN"}, "mlp_class_name='KAN' is none of GptNeoxMLP"),
         ({"norm_class_name": "DyT"}, "norm_class_name='DyT' is none of LayerNorm"),
+        (
+            {"rope_local_base_freq": 5000, "rope_indices": [1, 0], "sliding_window_size": 8},
+            r"rope_indices=\[1, 0\] are not the layers with a window",
+        ),
     ],
 )
 def test_a_field_that_we_do_not_compute_is_named(field, says, tmp_path):

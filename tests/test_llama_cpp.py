@@ -19,6 +19,7 @@ from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, tokens, write_gguf, writing
 from lit_gpt.convert.gguf import write_tokenizer as write_tokenizer_of
+from lit_gpt.convert.gguf.layouts import LAYOUTS
 from lit_gpt.convert.gguf.splitting import SAMPLE, SPLITTINGS, steps_of
 from lit_gpt.convert.gguf.values import QUANTIZED, dequantize
 from lit_gpt.convert.names import from_hf
@@ -32,7 +33,9 @@ xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp, as the package x
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
 IDS = torch.randint(0, 264, (1, 40), generator=torch.Generator().manual_seed(1))
+SIX = ["sliding_attention"] * 5 + ["full_attention"]
 LLAMA_CPP = {
+    "gemma3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 6, "layer_types": SIX},
     "gemma2": {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},
     "smollm3": {"num_hidden_layers": 5, "no_rope_layer_interval": 4, "use_sliding_window": False},
 }
@@ -115,7 +118,7 @@ def test_llama_cpp_computes_what_transformers_does(kind, tmp_path, monkeypatch):
     lcpp = LlamaCpp(
         write(config, state, tmp_path / "there", tmp_path / "out", "F32"), 512 if kind != "phi3-short" else 256
     )
-    window = config.sliding_window if kind != "gemma2" else 0
+    window = 0 if LAYOUTS[config.architecture].hides else config.sliding_window
     for n in (40,) if kind in ("phi3-long", "llama-long", "phi4-mini") else (1, 7, window - 1 if window else 40):
         want = theirs(IDS[:, :n]).logits[0, -1].log_softmax(-1)
         got = lcpp.log_probabilities(IDS[0, :n].tolist())

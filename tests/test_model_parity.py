@@ -70,7 +70,7 @@ def test_the_cache_changes_nothing(kind, tmp_path):
     torch.testing.assert_close(torch.cat(pieces, 1) / scale, want / scale, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "mistral", "mixtral", "gemma2", "smollm3"])
+@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "mistral", "mixtral", "gemma2", "smollm3", "gemma3"])
 @torch.no_grad()
 def test_greedy_generation_is_the_argmax_without_a_cache_and_rows_do_not_mix(kind, tmp_path):
     ours, _ = both(kind, tmp_path)
@@ -126,6 +126,8 @@ COUNTS = {  # of models that came since, as published; tied heads counted once
     "gemma-2-2b": 2_614_341_888,
     "gemma-2-9b": 9_241_705_984,
     "gemma-2-27b": 27_227_128_320,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b-pt": 999_885_952,
     "Phi-3-mini-4k-instruct": 3_821_079_552,
     "phi-4": 14_659_507_200,
     "OLMo-2-1124-7B": 7_298_617_344,

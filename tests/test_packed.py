@@ -92,7 +92,7 @@ def test_loss_and_gradients_are_those_of_each_document_alone(kind, method, few_l
     assert_same(model, documents_of(LENGTHS))
 
 
-@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "gemma2", "smollm3"])
+@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "gemma2", "smollm3", "gemma3"])
 def test_blocks_that_are_computed_again_change_nothing(kind):
     model = tiny(kind)
     lora.inject(model, LoRAArgs(lora_r=3, lora_dropout=0.5, **ALL))

@@ -192,6 +192,7 @@ ROPE = (
 )
 """Keys of config.json that `rope_fields` reads."""
 NUMBERS = {"max_sequence_length": int, "max_window_layers": int, "no_rope_layer_interval": int}
+NUMBERS |= {"sliding_window_pattern": int, "_sliding_window_pattern": int}
 NUMBERS |= dict.fromkeys(ROPE[:4], float)
 """Keys that are not in an architecture's table, and the type of their values."""
 PER_LAYER = ("layer_types", "no_rope_layers")
@@ -205,6 +206,7 @@ def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
         UserError: a kind of scaling that we do not compute, or one without its parameters.
     """
+    hf, fields = split_by_kind(hf, where)
     rope: dict[str, Any] = {}
     kinds = []
     for key in ("rope_scaling", "rope_parameters"):
@@ -214,7 +216,6 @@ def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
         rope |= {key: value for key, value in stated.items() if key not in ("rope_type", "type")}
         kinds.append(stated.get("rope_type", stated.get("type")))
     kind = next((k for k in kinds if k not in (None, "default")), "default")
-    fields: dict[str, Any] = {}
     for ours, theirs in (
         ("rope_base", ("rope_theta", "rotary_emb_base")),
         ("rotary_percentage", ("partial_rotary_factor", "rotary_pct")),
@@ -234,6 +235,24 @@ def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     elif kind != "default":
         raise UserError(f"{where}: rope scaling of type {kind!r} is not supported")
     return fields
+
+
+def split_by_kind(hf: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json with the rotation of layers without a window alone, and our field for that of the others, where
+    `rope_parameters` has both (Gemma 3 and OLMo 3 of transformers 5).
+
+    Raises:
+        UserError: layers with a window whose rotation is scaled.
+    """
+    stated = hf.get("rope_parameters")
+    if not isinstance(stated, dict) or not stated.keys() & {"full_attention", "sliding_attention"}:
+        return hf, {}
+    sliding = stated.get("sliding_attention") or {}
+    base = sliding.get("rope_theta", 0.0) if isinstance(sliding, dict) else None
+    if not isinstance(base, (int, float)) or any(sliding[k] != "default" for k in sliding.keys() - {"rope_theta"}):
+        raise UserError(f"{where}: rope_parameters with sliding_attention={sliding!r} are not supported")
+    fields = {"rope_local_base": base} if base else {}
+    return {**hf, "rope_parameters": stated.get("full_attention")}, fields
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -54,6 +54,7 @@ RENAMED = {
     "attention_scores_scalar": "query_pre_attn_scalar",
     "attention_logit_softcapping": "attn_logit_softcapping",
     "sliding_window_size": "sliding_window",
+    "rope_local_base_freq": "rope_local_base",
 }
 READ = [
     "org",
@@ -73,6 +74,7 @@ READ = [
     "post_mlp_norm",
     "rope_adjustments",
     "sliding_window_indices",
+    "rope_indices",
 ]
 """Fields that `translated` looks at."""
 INACTIVE = (None, False, 0, 1.0, [], {})
@@ -173,7 +175,11 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
     fields |= rotary(theirs.get("rope_adjustments") or {}, path)
     if (windows := theirs.get("sliding_window_indices")) is not None:
         fields["sliding_layers"] = [layer for layer, sliding in enumerate(windows) if sliding]
-    return Config(**{**origin(theirs), **fields})
+    config = Config(**{**origin(theirs), **fields})
+    local, windows = theirs.get("rope_indices"), [int(config.is_sliding(i)) for i in range(config.n_layer)]
+    if config.rope_local_base and (local != windows or theirs.get("rope_condense_ratio", 1) != 1):
+        raise UserError(f"{path}: rope_indices={local} are not the layers with a window, the only ones that rotate so")
+    return config
 
 
 def rotary(adjustments: dict[str, Any], path: Path) -> dict[str, Any]:

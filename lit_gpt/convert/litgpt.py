@@ -119,7 +119,20 @@ def mlp(config: Config) -> dict[str, Any]:
 
 
 def rope(config: Config) -> dict[str, Any]:
-    """Its scaling. Raises: UserError if litgpt has none like it; its YaRN takes the ramp of the paper the other way."""
+    """Which layers rotate by the other base, and the scaling of those that do not.
+
+    Raises:
+        UserError: litgpt has no scaling like it; its YaRN takes the ramp of the paper the other way.
+    """
+    local: dict[str, Any] = {}
+    if config.rope_local_base:
+        local["rope_indices"] = [int(config.rotation(i) == "local") for i in range(config.n_layer)]
+        if config.rope_condense_ratio != 1:  # which would scale both
+            local |= {"rope_condense_ratio": 1, "rope_adjustments": {"factor": config.rope_condense_ratio}}
+    return local | scaling_adjustments(config)
+
+
+def scaling_adjustments(config: Config) -> dict[str, Any]:
     scaling = config.rope_scaling
     if scaling is None:
         return {}

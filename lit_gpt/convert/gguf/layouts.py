@@ -61,6 +61,10 @@ class Layout:
     """Kinds of rope scaling, besides the linear one, that it computes."""
     unrotated: int = 0
     """Every n-th layer does not rotate; 0: all layers do."""
+    windowless: int = 0
+    """Every n-th layer of a model with a window has none; 0: all layers have it."""
+    has_local_base: bool = False
+    """Layers with a window rotate by a base of their own, which the file states."""
 
 
 ATTENTION, ALL = ("qkv_bias", "proj_bias"), ("qkv_bias", "proj_bias", "mlp_bias")
@@ -86,7 +90,8 @@ LAYOUTS = {  # our architecture -> theirs
     "phi": Layout("phi2"),
     "phi3": Layout("phi3", FUSED_QKV | GATE_UP, has_window=True, scalings=("longrope",)),
     "gemma": Layout("gemma"),
-    "gemma2": Layout("gemma2", has_window=True, hides=True),
+    "gemma2": Layout("gemma2", has_window=True, hides=True, windowless=2),
+    "gemma3": Layout("gemma3", has_window=True, hides=True, windowless=6, has_local_base=True, scalings=()),
     "qwen2": Layout("qwen2"),
     "qwen3": Layout("qwen3"),
     "olmo2": Layout("olmo2"),

@@ -25,12 +25,14 @@ KEYS = {  # field of Config -> key below the architecture's name
     "rope_base": "rope.freq_base",
     "n_expert": "expert_count",
     "n_expert_per_token": "expert_used_count",
+    "rope_local_base": "rope.freq_base_swa",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
-FLOATS = ("rope.freq_base", "attn_logit_softcapping", "final_logit_softcapping")
+FLOATS = ("rope.freq_base", "rope.freq_base_swa", "attn_logit_softcapping", "final_logit_softcapping")
 EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
-WINDOW, PARALLEL, ROTATED = "attention.sliding_window", "use_parallel_residual", "rope.dimension_count"
+WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+PARALLEL, ROTATED = "use_parallel_residual", "rope.dimension_count"
 HEAD = ("attention.key_length", "attention.value_length")
 SCALING = "rope.scaling."
 YARN = {
@@ -79,17 +81,26 @@ def require_layout(config: Config) -> Layout:
             raise unlike(config, name)
     if (config.unrotated_layers or []) != every(layout.unrotated, config.n_layer):
         raise unlike(config, "unrotated_layers")
-    if config.architecture == "gemma2":
-        if config.query_pre_attn_scalar != scalar_of_gemma(config):
-            raise unlike(config, "query_pre_attn_scalar")
-        if config.sliding_window and config.sliding_layers != list(range(0, config.n_layer, 2)):
-            raise unlike(config, "sliding_layers")
+    if config.rope_local_base and not layout.has_local_base:
+        raise unlike(config, "rope_local_base")
+    if config.architecture in LAYERS_OF_27B and config.query_pre_attn_scalar != scalar_of_gemma(config):
+        raise unlike(config, "query_pre_attn_scalar")
+    if layout.has_local_base and not config.sliding_window:
+        raise unlike(config, "sliding_window")
+    without = [i for i in range(config.n_layer) if not config.is_sliding(i)]
+    if layout.hides and config.sliding_window and without != every(layout.windowless, config.n_layer):
+        raise unlike(config, "sliding_layers")
     return layout
 
 
+LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+"""By which llama.cpp knows the one size of a Gemma whose scores are not scaled by the head's."""
+
+
 def scalar_of_gemma(config: Config) -> int:
-    """`query_pre_attn_scalar` that llama.cpp takes for a Gemma 2: by the head, or as 27B has it, by its 46 layers."""
-    return config.n_embd // config.n_head if config.n_layer == 46 else config.head_size
+    """`query_pre_attn_scalar` that llama.cpp takes for a Gemma 2 or 3."""
+    is_27b = config.n_layer == LAYERS_OF_27B[config.architecture]
+    return config.n_embd // config.n_head if is_27b else config.head_size
 
 
 def unlike(config: Config, field: str) -> UserError:
@@ -154,7 +165,7 @@ def from_metadata(
     architecture = find_architecture(kind, values, shapes, path)
     traits = ARCHITECTURES[architecture].traits
     epsilon = EPSILON[traits["norm"]]
-    known = {*KEYS.values(), epsilon, *HEAD, WINDOW, PARALLEL, ROTATED, *WITHOUT_EFFECT}
+    known = {*KEYS.values(), epsilon, *HEAD, WINDOW, PATTERN, PARALLEL, ROTATED, *WITHOUT_EFFECT}
     if unknown := [k for k in values if k not in known and not k.startswith(SCALING)]:
         raise UserError(f"{path}: {kind}.{unknown[0]}={values[unknown[0]]!r} is not a field this toolkit knows")
     needed = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
@@ -181,7 +192,7 @@ def from_metadata(
         vocab_size=fields["padded_vocab_size"],
         **fields,
     )
-    if architecture == "gemma2":
+    if architecture in LAYERS_OF_27B:
         config.query_pre_attn_scalar = scalar_of_gemma(config)
     return replace(config, **scaling_from_metadata(config, values, factors, path))
 
@@ -224,10 +235,12 @@ def fields_of_tensors(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int,
 
 def window(architecture: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The sliding window's fields. The key is not read by llama.cpp for the architectures without one."""
-    if architecture == "gemma2":
-        layers = list(range(0, values["block_count"], 2))
-        return {"sliding_window": values.get(WINDOW, 4096), "sliding_layers": layers}
-    return {"sliding_window": values.get(WINDOW, 0) if LAYOUTS[architecture].has_window else 0}
+    layout, n = LAYOUTS[architecture], values["block_count"]
+    size = values.get(WINDOW, 4096 if architecture == "gemma2" else 0) if layout.has_window else 0
+    pattern = values.get(PATTERN, layout.windowless)  # which layers have it, or n: every n-th has not
+    without = [i for i, has in enumerate(pattern) if not has] if isinstance(pattern, list) else every(pattern, n)
+    layers = [i for i in range(n) if i not in without] if size and without else None
+    return {"sliding_window": size, "sliding_layers": layers}
 
 
 def part(n: int, of: int) -> float:

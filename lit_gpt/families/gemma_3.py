@@ -1,0 +1,66 @@
+"""Google Gemma 3 (arXiv:2503.19786), the models of text only: a window in five of six layers, which rotate faster."""
+
+from dataclasses import replace
+from typing import Any
+
+from lit_gpt.families.family import Family, table
+from lit_gpt.families.gemma_2 import GEMMA_2
+from lit_gpt.families.window import read_window, write_layer_types
+
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+    """Layers with a window by their list, or all but every n-th."""
+    hf = dict(hf)
+    stated = [hf.pop(key, None) for key in ("sliding_window_pattern", "_sliding_window_pattern")]
+    period = next((n for n in stated if n), 6)
+    return read_window(hf, sliding_layers=[i for i in range(hf.get("num_hidden_layers", 0)) if (i + 1) % period])
+
+
+GEMMA_3 = replace(
+    GEMMA_2,
+    name="gemma3",
+    model_type="gemma3_text",
+    hf_class="Gemma3ForCausalLM",
+    traits={
+        **{k: v for k, v in GEMMA_2.traits.items() if k not in CAPS},
+        "qk_norm": "head",
+        "rope_base": 1000000.0,
+        "rope_local_base": 10000.0,
+    },
+    config_keys={
+        **{k: v for k, v in GEMMA_2.config_keys.items() if k not in CAPS},
+        "rope_local_base_freq": "rope_local_base",
+    },
+    config_values={**GEMMA_2.config_values, **dict.fromkeys(CAPS, (None,))},
+    weights={
+        **GEMMA_2.weights,
+        "transformer.h.{}.attn.norm_q": "model.layers.{}.self_attn.q_norm",
+        "transformer.h.{}.attn.norm_k": "model.layers.{}.self_attn.k_norm",
+    },
+    adapt=adapt,
+    restore=write_layer_types,
+)
+
+# fmt: off
+SIZES = table(
+    "name           n_layer n_head n_query_groups n_embd intermediate_size",
+    ("gemma-3-270m",    18,     4,             1,   640,             2048),
+    ("gemma-3-270m-it", 18,     4,             1,   640,             2048),
+    ("gemma-3-1b-pt",   26,     4,             1,  1152,             6912),
+    ("gemma-3-1b-it",   26,     4,             1,  1152,             6912),
+)
+# fmt: on
+FAMILY = Family(
+    org="google",
+    architecture=GEMMA_3,
+    common={
+        "vocab_size": 262144,
+        "padded_vocab_size": 262144,
+        "block_size": 32768,
+        "norm_eps": 1e-6,
+        "sliding_window": 512,
+    },
+    models=[row | {"sliding_layers": [i for i in range(row["n_layer"]) if (i + 1) % 6]} for row in SIZES],
+)
