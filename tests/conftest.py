@@ -39,6 +39,8 @@ WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers"
 EVERY_OTHER = {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 8}
 SLIDING_FULL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_local_base_freq": 5000.0}
+SHARPER = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+SHARPER |= {"attention_factor": 1.138629436111989}  # what YaRN would take anyway
 SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' configuration, and what it sets
     "llama": ("LlamaConfig", {}),
     "llama-gqa": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -72,6 +74,7 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
     "smollm3": ("SmolLM3Config", {"num_key_value_heads": 2, "pad_token_id": None, **EVERY_OTHER}),
     "olmo2": ("Olmo2Config", {"num_key_value_heads": 2, "pad_token_id": None}),
+    "olmo3": ("Olmo3Config", {"pad_token_id": None, "num_key_value_heads": 2, **SLIDING_FULL, "rope_scaling": SHARPER}),
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
     "stablelm-12b": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
 }

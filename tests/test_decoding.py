@@ -16,7 +16,7 @@ from lit_gpt.model import GPT, KVCache
 PROMPTS = [[5, 9, 200] * 83, [7], [3, 1, 4, 1, 5, 9, 2, 6]]
 """The first has 249 tokens: eight more fill the first room."""
 KINDS = ("llama", "llama-gqa", "llama-mqa", "neox", "falcon", "mistral", "mixtral", "gemma2", "qwen2", "qwen3", "olmo2")
-KINDS = (*KINDS, "stablelm-12b", "phi3-long", "phi3-short", "smollm3", "gemma3")
+KINDS = (*KINDS, "stablelm-12b", "phi3-long", "phi3-short", "smollm3", "gemma3", "olmo3")
 
 
 def tiny(kind, folder, **overrides):

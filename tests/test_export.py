@@ -13,6 +13,7 @@ LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-l
     "llama-long": "rope_scaling",
     "phi4-mini": "rope_scaling",
     "smollm3": "unrotated_layers",
+    "olmo3": "rope_scaling",
 }
 """Kind -> the field that litgpt has no such value of."""
 
@@ -63,7 +64,7 @@ def test_transformers_loads_what_we_write(kind, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "kind", ["llama-tied", "falcon-40b", "phi", "gemma2", "mixtral", "olmo2", "phi3-long", "smollm3", "gemma3"]
+    "kind", ["llama-tied", "falcon-40b", "phi", "gemma2", "mixtral", "olmo2", "phi3-long", "smollm3", "gemma3", "olmo3"]
 )
 @torch.no_grad()
 def test_logits_of_one_block_at_a_time_are_those_of_the_whole_model(kind, tmp_path, capsys):

@@ -100,6 +100,17 @@ HUB = {  # what config.json says in repositories of the hub, the keys that decid
         "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000.0, "rope_scaling": None,
         "rope_theta": 1000000.0, "sliding_window": 512, "use_bidirectional_attention": False, "vocab_size": 262144,
     },
+    "Olmo-3-7B-Instruct": {
+        "architectures": ["Olmo3ForCausalLM"], "attention_bias": False, "hidden_act": "silu", "hidden_size": 4096,
+        "intermediate_size": 11008, "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 8,
+        "max_position_embeddings": 65536, "model_type": "olmo3", "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 32, "rms_norm_eps": 1e-6, "rope_theta": 500000, "sliding_window": 4096,
+        "tie_word_embeddings": False, "vocab_size": 100278,
+        "rope_scaling": {
+            "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
+            "original_max_position_embeddings": 8192, "rope_type": "yarn",
+        },
+    },
     "Qwen2.5-0.5B": {
         "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864,
         "max_position_embeddings": 32768, "max_window_layers": 24, "num_attention_heads": 14, "num_hidden_layers": 24,
@@ -195,7 +206,7 @@ def test_phi_4_mini_says_of_traits_that_it_does_not_have_them():
 
 
 NEWER = ("Gemma3nForCausalLM", "Llama4ForCausalLM", "Qwen3MoeForCausalLM", "GraniteForCausalLM")
-NEWER += ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "Olmo3ForCausalLM", "GptOssForCausalLM")
+NEWER += ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "GptOssForCausalLM")
 
 
 @pytest.mark.parametrize("name", NEWER)
@@ -264,3 +275,15 @@ def test_without_a_word_five_of_six_layers_have_the_window():
     assert config_from_hf(hf, "gemma-3-1b-pt", "x").sliding_layers == Config.from_name("gemma-3-1b-pt").sliding_layers
     config = config_from_hf(hf | {"sliding_window_pattern": 4}, "other", "config.json")
     assert [i for i in range(8) if not config.is_sliding(i)] == [3, 7]
+
+
+def test_olmo_3_scales_the_rotation_of_layers_without_a_window_only():
+    hf = HUB["Olmo-3-7B-Instruct"] | {"rope_theta": 100000.0}
+    config = config_from_hf(hf, "other", "config.json")
+    assert config.rope_base == config.rope_local_base == 100000.0 and config.rope_scaling["factor"] == 8.0
+    assert [config.rotation(i) for i in range(4)] == ["local", "local", "local", "usual"]
+    older = {k: v for k, v in hf.items() if k not in ("rope_theta", "rope_scaling", "layer_types")}
+    flat = older | {"rope_parameters": hf["rope_scaling"] | {"rope_theta": 100000.0}}
+    assert config_from_hf(flat, "other", "config.json") == config
+    bases = replace(config, rope_local_base=1000.0)
+    assert config_from_hf(config_to_hf(bases), "other", "config.json") == bases

@@ -27,9 +27,11 @@ gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
 IDS = torch.randint(0, 265, (1, 40), generator=torch.Generator().manual_seed(1))
 SIX = ["sliding_attention"] * 5 + ["full_attention"]
+FOUR = ["sliding_attention"] * 3 + ["full_attention"]
 LLAMA_CPP = {
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 6, "layer_types": SIX},
+    "olmo3": {"num_hidden_layers": 4, "layer_types": FOUR},
     "smollm3": {"num_hidden_layers": 5, "no_rope_layer_interval": 4, "use_sliding_window": False},
 }
 """Kind -> what llama.cpp takes for granted and `SHAPES` has otherwise."""
@@ -214,6 +216,8 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path):
         ("gemma3", {"query_pre_attn_scalar": 128, "sliding_window": 0}, "no gemma3 model with sliding_window=0"),
         ("gemma3", {"query_pre_attn_scalar": 128, "sliding_window": 8}, "no gemma3 model with sliding_layers=None"),
         ("llama", {"rope_local_base": 1e4, "sliding_window": 8}, "no llama model with rope_local_base=10000.0"),
+        ("olmo3", {"rope_base": 5e5, "rope_local_base": 1e4}, "no olmo3 model with rope_local_base=10000.0"),
+        ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 1.0}}, "with rope_scaling"),
         ("qwen3", {"qkv_bias": True}, "no qwen3 model with qkv_bias=True"),
         ("smollm3", {"unrotated_layers": [1]}, r"no smollm3 model with unrotated_layers=\[1\]"),
         ("llama", {"unrotated_layers": [3]}, r"no llama model with unrotated_layers=\[3\]"),

@@ -131,6 +131,7 @@ COUNTS = {  # of models that came since, as published; tied heads counted once
     "Phi-3-mini-4k-instruct": 3_821_079_552,
     "phi-4": 14_659_507_200,
     "OLMo-2-1124-7B": 7_298_617_344,
+    "Olmo-3-1025-7B": 7_298_011_136,
     "stablelm-2-1_6b": 1_644_515_328,
     "stablelm-2-12b": 12_143_185_920,
     "Falcon3-1B-Base": 1_669_408_768,

@@ -78,7 +78,7 @@ STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "pad
 """Config fields without a default that holds for every model: config.json has to give them."""
 
 
-OURS = ("sliding_layers", "unrotated_layers")
+OURS = ("sliding_layers", "unrotated_layers", "rope_local_base")
 """Keys into which `adapt` translates, and which config.json says in other ways."""
 
 
@@ -142,6 +142,11 @@ def config_to_hf(config: Config) -> dict[str, Any]:
         hf["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": config.rope_condense_ratio}
     if config.rope_scaling:
         hf["rope_scaling"] = {"rope_type": config.rope_scaling["type"], **config.rope_scaling}
+    if config.rope_local_base:  # transformers 5 has no other key for it in OLMo 3, and before it knows of one base only
+        hf["rope_parameters"] = {
+            "full_attention": {"rope_type": "default", "rope_theta": config.rope_base, **hf.get("rope_scaling", {})},
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_local_base},
+        }
     hf |= architecture.restore(config)
     return {k: v for k, v in hf.items() if k not in OURS and (v is not None or k == "sliding_window")}
 

@@ -32,7 +32,7 @@ def traits(family: Family) -> str:
         "parallel residual": all(f.get("parallel_residual", True) for f in fields),
         "partial rotary": any(f.get("rotary_percentage", 0.25) < 1 for f in fields),
         "scaled rotary": some("rope_scaling") or any(f.get("rope_condense_ratio", 1) > 1 for f in fields),
-        "two rotary bases": some("rope_local_base"),
+        "two rotary bases": any(f.get("rope_local_base", 0) not in (0, f.get("rope_base")) for f in fields),
         "layers without rotation": some("unrotated_layers"),
         "sliding window": some("sliding_window"),
         "soft caps": some("final_logit_softcapping"),

@@ -2,9 +2,10 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lit_gpt.config import Config
+from lit_gpt.errors import UserError
 from lit_gpt.families.family import Part, Separate
 
 
@@ -63,8 +64,9 @@ class Layout:
     """Every n-th layer does not rotate; 0: all layers do."""
     windowless: int = 0
     """Every n-th layer of a model with a window has none; 0: all layers have it."""
-    has_local_base: bool = False
-    """Layers with a window rotate by a base of their own, which the file states."""
+    local_base: Literal["none", "same", "own"] = "none"
+    """By which layers with a window rotate, if their rotation is not scaled as that of the others: by the same, or by
+    one that the file states."""
 
 
 ATTENTION, ALL = ("qkv_bias", "proj_bias"), ("qkv_bias", "proj_bias", "mlp_bias")
@@ -91,10 +93,11 @@ LAYOUTS = {  # our architecture -> theirs
     "phi3": Layout("phi3", FUSED_QKV | GATE_UP, has_window=True, scalings=("longrope",)),
     "gemma": Layout("gemma"),
     "gemma2": Layout("gemma2", has_window=True, hides=True, windowless=2),
-    "gemma3": Layout("gemma3", has_window=True, hides=True, windowless=6, has_local_base=True, scalings=()),
+    "gemma3": Layout("gemma3", has_window=True, hides=True, windowless=6, local_base="own", scalings=()),
     "qwen2": Layout("qwen2"),
     "qwen3": Layout("qwen3"),
     "olmo2": Layout("olmo2"),
+    "olmo3": Layout("olmo2", has_window=True, hides=True, windowless=4, local_base="same"),
     "smollm3": Layout("smollm3", pairs=True, unrotated=4),
     "stablelm": Layout("stablelm", biases=("qkv_bias",)),
 }
@@ -103,6 +106,11 @@ LAYOUTS = {  # our architecture -> theirs
 def every(period: int, n_layer: int) -> list[int]:
     """Every `period`-th of so many layers; 0: none of them."""
     return list(range(period - 1, n_layer, period)) if period else []
+
+
+def unlike(config: Config, field: str) -> UserError:
+    value = getattr(config, field)
+    return UserError(f"{config.name}: llama.cpp has no {config.architecture} model with {field}={value!r}")
 
 
 def is_norm(name: str) -> bool:

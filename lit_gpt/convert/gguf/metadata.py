@@ -6,14 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from lit_gpt.config import Config
-from lit_gpt.convert.gguf.layouts import LAYOUTS, Layout, every
+from lit_gpt.convert.gguf.layouts import LAYOUTS, Layout, every, unlike
+from lit_gpt.convert.gguf.scaling import SCALING, scaling_from_metadata, scaling_to_metadata
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
-from lit_gpt.rope import frequencies, plain
 
 KEYS = {  # field of Config -> key below the architecture's name
     "n_layer": "block_count",
@@ -34,19 +31,10 @@ EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_
 WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 PARALLEL, ROTATED = "use_parallel_residual", "rope.dimension_count"
 HEAD = ("attention.key_length", "attention.value_length")
-SCALING = "rope.scaling."
-YARN = {
-    "factor": "factor",
-    "original_context_length": "original_max_position_embeddings",
-    "yarn_beta_fast": "beta_fast",
-    "yarn_beta_slow": "beta_slow",
-}
-"""Keys below `rope.scaling` -> parameters of ours."""
 WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal")
 """Keys that follow from the tensors' shapes, or that only ever have one value in what we read."""
-FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
-LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""Parameters of all Llama 3.1 to 3.3, of which a file only has what comes of them."""
+LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+"""By which llama.cpp knows the one size of a Gemma whose scores are not scaled by the head's."""
 
 
 def to_metadata(config: Config) -> dict[str, Any]:
@@ -81,11 +69,12 @@ def require_layout(config: Config) -> Layout:
             raise unlike(config, name)
     if (config.unrotated_layers or []) != every(layout.unrotated, config.n_layer):
         raise unlike(config, "unrotated_layers")
-    if config.rope_local_base and not layout.has_local_base:
+    local_bases = {"none": 0.0, "same": config.rope_base, "own": config.rope_local_base}
+    if config.rope_local_base != local_bases[layout.local_base]:
         raise unlike(config, "rope_local_base")
     if config.architecture in LAYERS_OF_27B and config.query_pre_attn_scalar != scalar_of_gemma(config):
         raise unlike(config, "query_pre_attn_scalar")
-    if layout.has_local_base and not config.sliding_window:
+    if config.architecture == "gemma3" and not config.sliding_window:
         raise unlike(config, "sliding_window")
     without = [i for i in range(config.n_layer) if not config.is_sliding(i)]
     if layout.hides and config.sliding_window and without != every(layout.windowless, config.n_layer):
@@ -93,58 +82,10 @@ def require_layout(config: Config) -> Layout:
     return layout
 
 
-LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
-"""By which llama.cpp knows the one size of a Gemma whose scores are not scaled by the head's."""
-
-
 def scalar_of_gemma(config: Config) -> int:
     """`query_pre_attn_scalar` that llama.cpp takes for a Gemma 2 or 3."""
     is_27b = config.n_layer == LAYERS_OF_27B[config.architecture]
     return config.n_embd // config.n_head if is_27b else config.head_size
-
-
-def unlike(config: Config, field: str) -> UserError:
-    value = getattr(config, field)
-    return UserError(f"{config.name}: llama.cpp has no {config.architecture} model with {field}={value!r}")
-
-
-def scaling_to_metadata(config: Config, layout: Layout) -> dict[str, Any]:
-    """Keys for the scaling of rotary embeddings. Raises: UserError if llama.cpp has none like it."""
-    if config.rope_condense_ratio != 1:
-        return {f"{SCALING}type": "linear", f"{SCALING}factor": float(config.rope_condense_ratio)}
-    scaling = config.rope_scaling
-    original = (scaling or {}).get("original_max_position_embeddings") or config.block_size
-    if scaling is None:
-        return {f"{SCALING}original_context_length": original} if layout.name == "phi3" else {}
-    more = scaling.keys() - {"type", *YARN.values()}
-    if scaling["type"] not in layout.scalings or (scaling["type"] == "yarn" and more):
-        raise unlike(config, "rope_scaling")
-    if scaling["type"] == "yarn":
-        stated = {**scaling, "original_max_position_embeddings": original}
-        values = {key: stated[ours] for key, ours in YARN.items() if stated.get(ours) is not None}
-        values |= {key: float(value) for key, value in values.items() if key != "original_context_length"}
-        return {SCALING + key: value for key, value in {"type": "yarn", **values}.items()}
-    if FREQUENCIES in rope_tensors(config):
-        return {}
-    kind = {f"{SCALING}type": "longrope"} if layout.name != "phi3" else {}  # it is known by its tensors
-    return {
-        **kind,
-        f"{SCALING}original_context_length": original,
-        f"{SCALING}attn_factor": frequencies(config)[1],
-    }
-
-
-def rope_tensors(config: Config) -> dict[str, Tensor]:
-    """Tensors that say by what to divide the frequencies, (rope_n_elem / 2,) each."""
-    scaling = config.rope_scaling or {}
-    if scaling.get("type") == "llama3":
-        return {FREQUENCIES: plain(config) / frequencies(config)[0]}
-    if scaling.get("type") != "longrope":
-        return {}
-    long, short = (torch.tensor(scaling[k], dtype=torch.float32) for k in ("long_factor", "short_factor"))
-    if scaling.get("attention_factor") == 1 and long.equal(short):
-        return {FREQUENCIES: long}
-    return {LONG: long, SHORT: short}
 
 
 def from_metadata(
@@ -176,6 +117,8 @@ def from_metadata(
     fields = {**traits, **{field: values[key] for field, key in KEYS.items() if key in values}}
     fields |= {"norm_eps": values[epsilon], "padded_vocab_size": shapes["token_embd.weight"][0]}
     fields |= fields_of_tensors(fields, shapes) | window(architecture, values)
+    if architecture == "olmo3":
+        fields["rope_local_base"] = fields["rope_base"]
     fields["unrotated_layers"] = every(LAYOUTS[architecture].unrotated, fields["n_layer"]) or None
     if any(values.get(key, fields["head_size"]) != fields["head_size"] for key in HEAD):
         raise UserError(f"{path}: {HEAD[0]}={values.get(HEAD[0])} is not the size of a head, {fields['head_size']}")
@@ -205,6 +148,8 @@ def find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str,
         raise UserError(f"{path}: gguf files of architecture {kind!r} are not read; known are {known}")
     if kind == "llama":
         return "mixtral" if values.get("expert_count") else "llama"
+    if kind == "olmo2":
+        return "olmo3" if values.get(WINDOW) else "olmo2"
     if kind == "falcon":
         if "blk.0.attn_norm_2.weight" in shapes:
             return "falcon-40b"
@@ -247,44 +192,3 @@ def part(n: int, of: int) -> float:
     """The smallest fraction of `of` that is not rounded down to less than `n`."""
     fraction = n / of
     return fraction if int(fraction * of) == n else math.nextafter(fraction, 2.0)
-
-
-def scaling_from_metadata(
-    config: Config, values: Mapping[str, Any], factors: Mapping[str, list[float]], path: Path
-) -> dict[str, Any]:
-    """Inverse of `scaling_to_metadata` and `rope_tensors`.
-
-    Args:
-        config: the model without the scaling.
-
-    Raises:
-        UserError: a kind of scaling that we do not know.
-    """
-    stated = {k.removeprefix(SCALING): v for k, v in values.items() if k.startswith(SCALING)}
-    kind, original = stated.get("type", "none"), stated.get("original_context_length")
-    if FREQUENCIES in factors:
-        return {"rope_scaling": of_factors(config, factors[FREQUENCIES])}
-    if LONG in factors:
-        scaling = {"type": "longrope", "long_factor": factors[LONG], "short_factor": factors[SHORT]}
-        scaling["original_max_position_embeddings"] = original or config.block_size
-        magnitude = stated.get("attn_factor", 1.0)
-        if not math.isclose(frequencies(replace(config, rope_scaling=scaling))[1], magnitude, rel_tol=1e-5):
-            scaling["attention_factor"] = magnitude
-        return {"rope_scaling": scaling}
-    if kind == "none":
-        return {}
-    if kind == "linear":
-        return {"rope_condense_ratio": stated["factor"]}
-    if kind != "yarn" or stated.keys() - {"type", "finetuned", *YARN}:
-        raise UserError(f"{path}: rope scaling {stated} is not supported")
-    return {"rope_scaling": {"type": "yarn", **{ours: stated[k] for k, ours in YARN.items() if k in stated}}}
-
-
-def of_factors(config: Config, factors: list[float]) -> dict[str, Any]:
-    """The scaling that divides the frequencies so: Llama 3's if it is, else one that states each factor."""
-    scaling = {"type": "llama3", "factor": float(f"{max(factors):.4g}"), **LLAMA_3}
-    made = rope_tensors(replace(config, rope_scaling=scaling))[FREQUENCIES]
-    if torch.allclose(made, torch.tensor(factors), rtol=1e-4, atol=0):
-        return scaling
-    same = {"long_factor": factors, "short_factor": factors, "attention_factor": 1.0}
-    return {"type": "longrope", **same, "original_max_position_embeddings": config.block_size}

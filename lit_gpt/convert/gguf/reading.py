@@ -12,7 +12,8 @@ from torch import Tensor
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.gguf.layouts import FUSED, Piece, is_norm, pieces
-from lit_gpt.convert.gguf.metadata import FREQUENCIES, LONG, SHORT, from_metadata
+from lit_gpt.convert.gguf.metadata import from_metadata
+from lit_gpt.convert.gguf.scaling import FREQUENCIES, LONG, SHORT
 from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, STEP, dequantize, unpaired
 from lit_gpt.convert.names import hf_sources, is_tied, lit_shapes, unpack
 from lit_gpt.errors import UserError

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lit_gpt.config import Config
 from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, is_norm, pieces
-from lit_gpt.convert.gguf.metadata import rope_tensors, to_metadata
+from lit_gpt.convert.gguf.metadata import to_metadata
 from lit_gpt.convert.gguf.reading import is_kept
+from lit_gpt.convert.gguf.scaling import rope_tensors
 from lit_gpt.convert.gguf.tokens import tokenizer_metadata
 from lit_gpt.convert.gguf.values import BLOCK, BYTES, encoded, paired
 from lit_gpt.convert.names import VOCABULARY, fit_rows, is_tied

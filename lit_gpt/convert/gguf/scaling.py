@@ -1,0 +1,118 @@
+"""Our scalings of rotary embeddings <-> the metadata and tensors that a gguf file has for them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gpt.config import Config
+from lit_gpt.convert.gguf.layouts import Layout, unlike
+from lit_gpt.errors import UserError
+from lit_gpt.rope import frequencies, plain
+
+SCALING = "rope.scaling."
+YARN = {
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+"""Keys below `rope.scaling` -> parameters of ours."""
+FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Parameters of all Llama 3.1 to 3.3, of which a file only has what comes of them."""
+
+
+def scaling_to_metadata(config: Config, layout: Layout) -> dict[str, Any]:
+    """Keys for the scaling of rotary embeddings. Raises: UserError if llama.cpp has none like it."""
+    if config.rope_condense_ratio != 1:
+        return {f"{SCALING}type": "linear", f"{SCALING}factor": float(config.rope_condense_ratio)}
+    scaling = config.rope_scaling
+    original = (scaling or {}).get("original_max_position_embeddings") or config.block_size
+    if scaling is None:
+        return {f"{SCALING}original_context_length": original} if layout.name == "phi3" else {}
+    if scaling["type"] not in layout.scalings:
+        raise unlike(config, "rope_scaling")
+    if scaling["type"] == "yarn":
+        known = {k: v for k, v in scaling.items() if k in ("type", *YARN.values())}
+        if scaling.keys() - known.keys() - {"attention_factor"} or not sharpens_alike(config, known):
+            raise unlike(config, "rope_scaling")
+        stated = {**scaling, "original_max_position_embeddings": original}
+        values = {key: stated[ours] for key, ours in YARN.items() if stated.get(ours) is not None}
+        values |= {key: float(value) for key, value in values.items() if key != "original_context_length"}
+        return {SCALING + key: value for key, value in {"type": "yarn", **values}.items()}
+    if FREQUENCIES in rope_tensors(config):
+        return {}
+    kind = {f"{SCALING}type": "longrope"} if layout.name != "phi3" else {}  # it is known by its tensors
+    return {
+        **kind,
+        f"{SCALING}original_context_length": original,
+        f"{SCALING}attn_factor": frequencies(config)[1],
+    }
+
+
+def sharpens_alike(config: Config, scaling: dict[str, Any]) -> bool:
+    """Whether cosines and sines have the factor that they would have with another scaling."""
+    return math.isclose(frequencies(config)[1], frequencies(replace(config, rope_scaling=scaling))[1], rel_tol=1e-5)
+
+
+def rope_tensors(config: Config) -> dict[str, Tensor]:
+    """Tensors that say by what to divide the frequencies, (rope_n_elem / 2,) each."""
+    scaling = config.rope_scaling or {}
+    if scaling.get("type") == "llama3":
+        return {FREQUENCIES: plain(config) / frequencies(config)[0]}
+    if scaling.get("type") != "longrope":
+        return {}
+    long, short = (torch.tensor(scaling[k], dtype=torch.float32) for k in ("long_factor", "short_factor"))
+    if scaling.get("attention_factor") == 1 and long.equal(short):
+        return {FREQUENCIES: long}
+    return {LONG: long, SHORT: short}
+
+
+def scaling_from_metadata(
+    config: Config, values: Mapping[str, Any], factors: Mapping[str, list[float]], path: Path
+) -> dict[str, Any]:
+    """Inverse of `scaling_to_metadata` and `rope_tensors`.
+
+    Args:
+        config: the model without the scaling.
+
+    Raises:
+        UserError: a kind of scaling that we do not know.
+    """
+    stated = {k.removeprefix(SCALING): v for k, v in values.items() if k.startswith(SCALING)}
+    kind, original = stated.get("type", "none"), stated.get("original_context_length")
+    if FREQUENCIES in factors:
+        return {"rope_scaling": of_factors(config, factors[FREQUENCIES])}
+    if LONG in factors:
+        scaling = {"type": "longrope", "long_factor": factors[LONG], "short_factor": factors[SHORT]}
+        scaling["original_max_position_embeddings"] = original or config.block_size
+        return {"rope_scaling": with_magnitude(config, scaling, stated.get("attn_factor", 1.0))}
+    if kind == "none":
+        return {}
+    if kind == "linear":
+        return {"rope_condense_ratio": stated["factor"]}
+    if kind != "yarn" or stated.keys() - {"type", "finetuned", "yarn_attn_factor", *YARN}:
+        raise UserError(f"{path}: rope scaling {stated} is not supported")
+    scaling = {"type": "yarn", **{ours: stated[k] for k, ours in YARN.items() if k in stated}}
+    return {"rope_scaling": with_magnitude(config, scaling, stated.get("yarn_attn_factor"))}
+
+
+def with_magnitude(config: Config, scaling: dict[str, Any], magnitude: float | None) -> dict[str, Any]:
+    """A scaling with the factor of cosines and sines that a file states, where it does not follow from the others."""
+    stated = {**scaling, "attention_factor": magnitude}
+    return scaling if magnitude is None or sharpens_alike(replace(config, rope_scaling=stated), scaling) else stated
+
+
+def of_factors(config: Config, factors: list[float]) -> dict[str, Any]:
+    """The scaling that divides the frequencies so: Llama 3's if it is, else one that states each factor."""
+    scaling = {"type": "llama3", "factor": float(f"{max(factors):.4g}"), **LLAMA_3}
+    made = rope_tensors(replace(config, rope_scaling=scaling))[FREQUENCIES]
+    if torch.allclose(made, torch.tensor(factors), rtol=1e-4, atol=0):
+        return scaling
+    same = {"long_factor": factors, "short_factor": factors, "attention_factor": 1.0}
+    return {"type": "longrope", **same, "original_max_position_embeddings": config.block_size}
