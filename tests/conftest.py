@@ -41,6 +41,7 @@ SLIDING_FULL = {"layer_types": ["sliding_attention", "full_attention"], "sliding
 SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_local_base_freq": 5000.0}
 SHARPER = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 SHARPER |= {"attention_factor": 1.138629436111989}  # what YaRN would take anyway
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
 SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' configuration, and what it sets
     "llama": ("LlamaConfig", {}),
     "llama-gqa": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -73,6 +74,7 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "qwen2-yarn": ("Qwen2Config", {"rope_scaling": YARN}),
     "qwen3": ("Qwen3Config", {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}),
     "smollm3": ("SmolLM3Config", {"num_key_value_heads": 2, "pad_token_id": None, **EVERY_OTHER}),
+    "qwen3-moe": ("Qwen3MoeConfig", {"num_key_value_heads": 2, "head_dim": 16, **EXPERTS}),
     "olmo2": ("Olmo2Config", {"num_key_value_heads": 2, "pad_token_id": None}),
     "olmo3": ("Olmo3Config", {"pad_token_id": None, "num_key_value_heads": 2, **SLIDING_FULL, "rope_scaling": SHARPER}),
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),

@@ -117,6 +117,15 @@ HUB = {  # what config.json says in repositories of the hub, the keys that decid
         "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "sliding_window": 32768,
         "tie_word_embeddings": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
     },
+    "Qwen3-30B-A3B": {
+        "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "decoder_sparse_step": 1, "head_dim": 128,
+        "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 6144, "max_position_embeddings": 40960,
+        "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768,
+        "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
+        "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits": False, "rms_norm_eps": 1e-6,
+        "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": None,
+        "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
+    },
     "phi-2": {
         "architectures": ["PhiForCausalLM"], "hidden_act": "gelu_new", "hidden_size": 2560, "intermediate_size": 10240,
         "layer_norm_eps": 1e-5, "max_position_embeddings": 2048, "num_attention_heads": 32, "num_hidden_layers": 32,
@@ -205,7 +214,7 @@ def test_phi_4_mini_says_of_traits_that_it_does_not_have_them():
         config_from_hf(hf | {"lm_head_bias": True}, "Phi-4-mini-instruct", "config.json")
 
 
-NEWER = ("Gemma3nForCausalLM", "Llama4ForCausalLM", "Qwen3MoeForCausalLM", "GraniteForCausalLM")
+NEWER = ("Gemma3nForCausalLM", "Llama4ForCausalLM", "Qwen3NextForCausalLM", "GraniteForCausalLM")
 NEWER += ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "GptOssForCausalLM")
 
 
@@ -287,3 +296,21 @@ def test_olmo_3_scales_the_rotation_of_layers_without_a_window_only():
     assert config_from_hf(flat, "other", "config.json") == config
     bases = replace(config, rope_local_base=1000.0)
     assert config_from_hf(config_to_hf(bases), "other", "config.json") == bases
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        ({"norm_topk_prob": False}, "norm_topk_prob=False is not supported for qwen3_moe"),
+        ({"norm_topk_prob": None}, "norm_topk_prob=None is not supported for qwen3_moe"),
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step=2 is not supported"),
+        ({"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\] is not supported"),
+        ({"num_experts": None, "num_local_experts": 0}, "n_expert_per_token=8 of n_expert=0 is impossible"),
+    ],
+)
+def test_a_mixture_that_is_not_computed_is_named(changed, says):
+    with pytest.raises(UserError, match=says):
+        config_from_hf(HUB["Qwen3-30B-A3B"] | changed, "other", "config.json")
+    without = {k: v for k, v in HUB["Qwen3-30B-A3B"].items() if k != "norm_topk_prob"}
+    with pytest.raises(UserError, match="norm_topk_prob=False is not supported"):  # what transformers takes then
+        config_from_hf(without, "other", "config.json")

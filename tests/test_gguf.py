@@ -2,6 +2,8 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, reading, write_gguf
 from lit_gpt.convert.gguf import write_tokenizer as write_tokenizer_of
+from lit_gpt.convert.gguf.metadata import from_metadata, to_metadata
 from lit_gpt.convert.gguf.splitting import SAMPLE, SPLITTINGS, recognize_splitting, steps_of
 from lit_gpt.convert.gguf.tokens import tokenizer_metadata
 from lit_gpt.convert.gguf.values import dequantize, encoded
@@ -191,6 +194,36 @@ def test_eight_bits_are_those_of_the_reference():
     out = torch.empty(7, 96)
     dequantize(got, kind, out)
     assert torch.equal(out, torch.from_numpy(gguf.dequantize(want, kind)))
+
+
+def test_keys_of_files_that_llama_cpp_made_itself_mean_what_they_say():
+    """Which layers have the window, how sharp YaRN is, and an MLP's size beside that of the experts."""
+    made = {
+        "gemma3": Config.from_name("gemma-3-270m"),
+        "olmo2": Config.from_name("Olmo-3-1025-7B"),
+        "qwen3moe": Config.from_name("Qwen3-30B-A3B", vocab_size=151936),
+    }
+
+    def read(kind, **more):
+        config = made[kind]
+        shapes = {
+            "token_embd.weight": (config.padded_vocab_size, config.n_embd),
+            "blk.0.attn_q.weight": (config.n_head * config.head_size, config.n_embd),
+        }
+        shapes |= {} if config.tie_embeddings else {"output.weight": shapes["token_embd.weight"]}
+        values = {f"{kind}.{key}": value for key, value in (to_metadata(config) | more).items()}
+        general = {"general.architecture": kind, "general.name": config.name}
+        return replace(from_metadata(general | values, shapes, {}, Path("x")), hf_repo=config.hf_repo)
+
+    assert read("gemma3") == made["gemma3"]
+    window = "attention.sliding_window_pattern"
+    assert read("gemma3", **{window: 3}).sliding_layers == [i for i in range(18) if i % 3 != 2]
+    assert read("gemma3", **{window: [i > 8 for i in range(18)]}).sliding_layers == list(range(9, 18))
+    implied = {k: v for k, v in made["olmo2"].rope_scaling.items() if k != "attention_factor"}
+    assert read("olmo2") == replace(made["olmo2"], rope_scaling=implied)
+    assert read("olmo2", **{"rope.scaling.yarn_attn_factor": 1.207944}).rope_scaling == implied
+    assert read("olmo2", **{"rope.scaling.yarn_attn_factor": 1.0}).rope_scaling == implied | {"attention_factor": 1.0}
+    assert read("qwen3moe", feed_forward_length=6144) == made["qwen3moe"]
 
 
 def test_what_cannot_be_read_or_written_is_named(tmp_path):

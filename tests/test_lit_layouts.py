@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import yaml
 from conftest import assert_one_line_error, run, tiny_hf, write_tokenizer
 
 from lit_gpt.checkpoint import load_base, make_fabric
+from lit_gpt.convert.lit import translated
 from lit_gpt.errors import UserError
 
 FIELDS = {
@@ -119,6 +121,14 @@ def test_a_field_that_we_do_not_compute_is_named(field, says, tmp_path):
     (tmp_path / "there" / "model_config.yaml").write_text(yaml.safe_dump(LITGPT | field))
     with pytest.raises(UserError, match=says):
         load_base(make_fabric("32-true"), tmp_path / "there")
+
+
+def test_the_experts_of_a_mixture_have_a_size_of_their_own():
+    mixture = {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2, "moe_intermediate_size": 24}
+    assert translated(LITGPT | mixture, Path("model_config.yaml")).intermediate_size == 24
+    assert (
+        translated(LITGPT | {"moe_intermediate_size": 24}, Path("x")).intermediate_size == LITGPT["intermediate_size"]
+    )
 
 
 @pytest.mark.parametrize("field, value", [("n_layer", "2"), ("n_head", 4.0), ("norm_eps", "1e-6"), ("qkv_bias", 0)])

@@ -120,6 +120,7 @@ COUNTS = {  # of models that came since, as published; tied heads counted once
     "Qwen2.5-72B": 72_706_203_648,
     "Qwen3-0.6B": 596_049_920,
     "Qwen3-8B": 8_190_735_360,
+    "Qwen3-30B-A3B": 30_532_122_624,
     "Mistral-7B-v0.3": 7_248_023_552,
     "Mistral-Nemo-Base-2407": 12_247_782_400,
     "Mixtral-8x22B-v0.1": 140_620_634_112,

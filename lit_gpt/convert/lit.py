@@ -64,6 +64,7 @@ READ = [
     "_mlp_class",
     "mlp_class_name",
     "gelu_approximate",
+    "moe_intermediate_size",
     "bias",
     "attn_bias",
     "norm_qk",
@@ -162,6 +163,8 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
         if value not in choices:
             raise UserError(f"{path}: {key}={value!r} is none of {', '.join(choices)}, which this toolkit computes")
     fields |= MLPS[mlp]
+    if fields["mlp"] == "moe" and theirs.get("moe_intermediate_size"):
+        fields["intermediate_size"] = theirs["moe_intermediate_size"]
     if theirs.get("gelu_approximate") == "tanh" and fields["activation"] == "gelu":
         fields["activation"] = "gelu_tanh"
     fields["norm"] = NORMS[norm]

@@ -96,6 +96,7 @@ LAYOUTS = {  # our architecture -> theirs
     "gemma3": Layout("gemma3", has_window=True, hides=True, windowless=6, local_base="own", scalings=()),
     "qwen2": Layout("qwen2"),
     "qwen3": Layout("qwen3"),
+    "qwen3_moe": Layout("qwen3moe"),
     "olmo2": Layout("olmo2"),
     "olmo3": Layout("olmo2", has_window=True, hides=True, windowless=4, local_base="same"),
     "smollm3": Layout("smollm3", pairs=True, unrotated=4),

@@ -30,6 +30,7 @@ FLOATS = ("rope.freq_base", "rope.freq_base_swa", "attn_logit_softcapping", "fin
 EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 PARALLEL, ROTATED = "use_parallel_residual", "rope.dimension_count"
+EXPERT_LENGTH = "expert_feed_forward_length"
 HEAD = ("attention.key_length", "attention.value_length")
 WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal")
 """Keys that follow from the tensors' shapes, or that only ever have one value in what we read."""
@@ -51,6 +52,8 @@ def to_metadata(config: Config) -> dict[str, Any]:
     values["vocab_size"] = config.padded_vocab_size
     if layout.name in ("gptneox", "stablelm"):
         values[PARALLEL] = config.parallel_residual
+    if layout.name == "qwen3moe":
+        values[EXPERT_LENGTH] = config.intermediate_size
     if layout.has_window:
         values[WINDOW] = config.sliding_window
     if config.sliding_window and not layout.hides:  # up to this length the window hides nothing
@@ -106,7 +109,7 @@ def from_metadata(
     architecture = find_architecture(kind, values, shapes, path)
     traits = ARCHITECTURES[architecture].traits
     epsilon = EPSILON[traits["norm"]]
-    known = {*KEYS.values(), epsilon, *HEAD, WINDOW, PATTERN, PARALLEL, ROTATED, *WITHOUT_EFFECT}
+    known = {*KEYS.values(), epsilon, *HEAD, WINDOW, PATTERN, PARALLEL, ROTATED, EXPERT_LENGTH, *WITHOUT_EFFECT}
     if unknown := [k for k in values if k not in known and not k.startswith(SCALING)]:
         raise UserError(f"{path}: {kind}.{unknown[0]}={values[unknown[0]]!r} is not a field this toolkit knows")
     needed = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
@@ -117,6 +120,8 @@ def from_metadata(
     fields = {**traits, **{field: values[key] for field, key in KEYS.items() if key in values}}
     fields |= {"norm_eps": values[epsilon], "padded_vocab_size": shapes["token_embd.weight"][0]}
     fields |= fields_of_tensors(fields, shapes) | window(architecture, values)
+    if architecture == "qwen3_moe":
+        fields["intermediate_size"] = values.get(EXPERT_LENGTH, fields["intermediate_size"])
     if architecture == "olmo3":
         fields["rope_local_base"] = fields["rope_base"]
     fields["unrotated_layers"] = every(LAYOUTS[architecture].unrotated, fields["n_layer"]) or None
