@@ -9,6 +9,8 @@ from conftest import ALL, ours_of, tiny_hf
 from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
+from lit_gpt.linear import Linear
+from lit_gpt.lora.layer import LoRALinear
 from lit_gpt.model import GPT
 
 
@@ -86,6 +88,33 @@ def test_nothing_changes_until_it_trains_and_merging_keeps_what_was_trained(kind
     assert set(model.state_dict()) == names
     torch.testing.assert_close(model(ids), want, rtol=1e-3, atol=1e-4)
     assert torch.equal(model.transformer.wte.weight, base.transformer.wte.weight)  # a tied head leaves the embeddings
+    assert model.config.tie_embeddings is False  # which the merged head is no longer
+
+
+@pytest.mark.parametrize("variant", [{}, {"lora_init": "pissa"}])
+@pytest.mark.parametrize("blocks", [None, [(0, 8), (12, 16)]])
+def test_gradients_under_dropout_are_those_of_the_mask_that_was_drawn(variant, blocks):
+    """By differences: the output is linear in x, A and B each, so that those over any distance are exact."""
+    torch.manual_seed(0)
+    layer = LoRALinear(Linear(24, 16), LoRAArgs(lora_r=4, lora_dropout=0.5, **variant), blocks).train()
+    layer.linear.requires_grad_(False)
+    for B in layer.lora_B:
+        torch.nn.init.normal_(B.data)
+    x, dy = torch.randn(7, 24, requires_grad=True), torch.randn(7, 16)
+
+    def product():
+        torch.manual_seed(5)  # the same mask each time
+        return (layer(x) * dy).sum()
+
+    for tensor in (x, *layer.lora_A, *layer.lora_B):
+        (gradient,) = torch.autograd.grad(product(), tensor)
+        along, values = torch.randn_like(tensor), []
+        for sign in (1, -1):
+            with torch.no_grad():
+                tensor += sign * along
+                values.append(product().item())
+                tensor -= sign * along
+        assert (gradient * along).sum().item() == pytest.approx((values[0] - values[1]) / 2, rel=1e-3, abs=1e-4)
 
 
 def test_a_16_bit_base_has_fp32_updates():

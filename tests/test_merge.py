@@ -39,7 +39,7 @@ def fabric():
     return Fabric(accelerator="cpu", devices=1, precision="32-true")
 
 
-def made_run(folder, checkpoint, quantize=None, style="alpaca", seed=0, data=None, **flags):
+def made_run(folder, checkpoint, quantize=None, style="alpaca", seed=0, data=None, precision="32-true", **flags):
     """A run whose updates are random, and its logits."""
     model, digest = load_base(fabric(), checkpoint, quantize)
     args = LoRAArgs(lora_r=4, lora_alpha=6, lora_dropout=0.0, **flags)
@@ -52,7 +52,7 @@ def made_run(folder, checkpoint, quantize=None, style="alpaca", seed=0, data=Non
     folder.mkdir()
     save_trained(model, trained_path(folder, "lora"))
     save_run(
-        Run("lora", asdict(args), style, str(checkpoint), digest, data or {}, {"precision": "32-true"}, {}, quantize),
+        Run("lora", asdict(args), style, str(checkpoint), digest, data or {}, {"precision": precision}, {}, quantize),
         folder,
     )
     with torch.no_grad():
@@ -106,6 +106,22 @@ def test_a_quantized_run_merges_into_what_it_saw_or_into_the_checkpoints_own_wei
     assert found.n_tokens == 21 and found.largest == pytest.approx((p - q).abs().max().item(), rel=1e-4)
     assert found.kl == pytest.approx(kl[rows].mean().item(), rel=1e-3)
     assert found.agreement == pytest.approx((p.argmax(-1) == q.argmax(-1))[rows].float().mean().item()) and found.kl > 0
+
+
+@pytest.mark.parametrize("precision, dtype", [("bf16-true", torch.bfloat16), ("16-true", torch.float16)])
+def test_what_was_trained_on_in_16_bits_is_the_checkpoint_rounded(precision, dtype, checkpoint, tmp_path):
+    """A checkpoint in 32 bits, and updates of zeros: what is written is what the training saw, or the checkpoint."""
+    made_run(tmp_path / "run", checkpoint, precision=precision)
+    weights = trained_path(tmp_path / "run", "lora")
+    zeros = {name: torch.zeros_like(x) for name, x in load_state(weights, "test").items()}
+    save_state(zeros, weights)
+    state = load_state(checkpoint / WEIGHTS, "test")
+    for base, to in (("trained", dtype), ("16bit", torch.float32)):
+        out = tmp_path / base
+        write_merged(checkpoint, tmp_path / "run", read_run(tmp_path / "run"), out, base, torch.float32)
+        written = load_state(out / WEIGHTS, "test")
+        assert all(torch.equal(written[name], x.to(to).float()) for name, x in state.items())
+        assert any(not torch.equal(written[name], x) for name, x in state.items()) == (base == "trained")
 
 
 def test_a_second_run_merges_into_the_checkpoint_of_the_first_and_the_record_has_both(checkpoint, tmp_path):
