@@ -122,6 +122,9 @@ def test_what_was_trained_on_in_16_bits_is_the_checkpoint_rounded(precision, dty
         written = load_state(out / WEIGHTS, "test")
         assert all(torch.equal(written[name], x.to(to).float()) for name, x in state.items())
         assert any(not torch.equal(written[name], x) for name, x in state.items()) == (base == "trained")
+    write_merged(checkpoint, tmp_path / "run", read_run(tmp_path / "run"), tmp_path / "small", "16bit", dtype)
+    written = load_state(tmp_path / "small" / WEIGHTS, "test")
+    assert all(torch.equal(written[name], x.to(dtype)) for name, x in state.items())
 
 
 def test_a_second_run_merges_into_the_checkpoint_of_the_first_and_the_record_has_both(checkpoint, tmp_path):
