@@ -29,7 +29,7 @@ METHODS: dict[str, tuple[str, str, dict[str, object]]] = {
     "pissa": ("PiSSA r 8", "lora", ALL | {"lora_init": "pissa", "learning_rate": 1e-3}),
     "dora": ("DoRA r 8", "lora", ALL | {"lora_dora": "true", "learning_rate": 2e-3}),
     "lora_plus": ("LoRA+ r 8, ratio 16", "lora", ALL | {"lora_plus_ratio": 16, "learning_rate": 5e-4}),
-    "adapter": ("LLaMA-Adapter", "adapter", {"learning_rate": 1e-2}),
+    "adapter": ("LLaMA-Adapter", "adapter", {"learning_rate": 2e-2}),
     "adapter_v2": ("Adapter v2", "adapter_v2", {"learning_rate": 5e-3}),
     "full": ("full", "full", {"learning_rate": 1e-4}),
     "nf4": ("LoRA r 8 on bnb.nf4", "lora", ALL | {"quantize": "bnb.nf4", "learning_rate": 2e-3}),

@@ -7,6 +7,7 @@ import torch
 from conftest import SHAPES, assert_one_line_error, run, tiny_hf, write_tokenizer
 
 from lit_gpt.errors import UserError
+from lit_gpt.tokenizer import Tokenizer
 
 LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-long": "rope_scaling"} | {
     "phi3-short": "rope_scaling",
@@ -133,6 +134,15 @@ def test_rows_without_a_token_can_be_left_out(tmp_path, capsys):
     n = again.config.vocab_size
     assert n < 320
     torch.testing.assert_close(again(ids).logits, theirs(ids).logits[..., :n])
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused_with_both_numbers(tmp_path):
+    tiny_hf("llama", vocab_size=96).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    process = run("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", tmp_path, cwd=tmp_path)
+    assert_one_line_error(process, f"{Tokenizer(tmp_path).vocab_size:,} tokens", "96 rows")
+    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 def test_a_padded_vocabulary_changes_no_logit(tmp_path):
