@@ -24,9 +24,8 @@ def loss_sum(model: GPT, batch: Batch, hidden_of: Callable[..., Tensor] | None =
         hidden_of: what does the work of `model.hidden`, if not that itself.
     """
     hidden = (hidden_of or model.hidden)(batch.ids[None], documents=batch.documents).flatten(0, 1)  # (T, C)
-    hidden = hidden.index_select(0, batch.predicting)  # (n_targets, C)
     trained = [p for p in model.lm_head.parameters() if p.requires_grad]
-    return HeadLoss.apply(hidden, batch.targets, model, *trained)
+    return HeadLoss.apply(hidden, batch.predicting, batch.targets, model, *trained)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,32 +45,36 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class HeadLoss(Function):
     """Output projection and cross entropy, some rows at a time: the logits of a whole micro-batch never exist.
 
-    The gradients are computed along with the loss, since they need the same logits; backward scales them.
+    The gradients are computed along with the loss, since they need the same logits; backward scales them in place.
 
     Args:
-        hidden: (n_targets, C).
+        hidden: (T, C).
+        predicting: (n_targets,), the rows of `hidden` that predict a target.
         targets: (n_targets,).
         model: whose `logits` are taken.
         trained: what trains in the output projection.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, targets: Tensor, model: GPT, *trained: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, predicting: Tensor, targets: Tensor, model: GPT, *trained: Tensor
+    ) -> Tensor:
         rows = max(16, LOGITS // model.config.padded_vocab_size)
         ctx.has_hidden, needed = ctx.needs_input_grad[0], any(ctx.needs_input_grad)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        d_hidden = [torch.empty_like(hidden)] if ctx.has_hidden else []
+        d_hidden = [torch.zeros_like(hidden)] if ctx.has_hidden else []
         d_trained = [torch.zeros_like(p) for p in trained]
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
+        for at, wanted in zip(predicting.split(rows), targets.split(rows), strict=True):
             with torch.set_grad_enabled(needed):
-                x = hidden[part].detach().requires_grad_(ctx.has_hidden)
+                x = hidden.index_select(0, at).detach().requires_grad_(ctx.has_hidden)
                 logits = model.logits(x)
-            loss, d_logits = cross_entropy(logits.detach(), targets[part])
+            loss, d_logits = cross_entropy(logits.detach(), wanted)
             total += loss
             if needed:
-                gradients = torch.autograd.grad(logits, [x, *trained] if ctx.has_hidden else trained, d_logits)
-                for sum_, g in zip([*(d[part].zero_() for d in d_hidden), *d_trained], gradients, strict=True):
+                gradients = list(torch.autograd.grad(logits, [x, *trained] if ctx.has_hidden else trained, d_logits))
+                if ctx.has_hidden:
+                    d_hidden[0].index_copy_(0, at, gradients.pop(0).to(hidden.dtype))
+                for sum_, g in zip(d_trained, gradients, strict=True):
                     sum_ += g
         ctx.save_for_backward(*d_hidden, *d_trained)
         return total
@@ -79,6 +82,6 @@ class HeadLoss(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [g * d_loss.to(g.dtype) for g in ctx.saved_tensors]
+        scaled = [g.mul_(d_loss.to(g.dtype)) for g in ctx.saved_tensors]
         d_hidden = scaled.pop(0) if ctx.has_hidden else None
-        return d_hidden, None, None, *scaled
+        return d_hidden, None, None, None, *scaled
