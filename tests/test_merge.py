@@ -1,6 +1,7 @@
 """What leaves a LoRA run computes what the run does: merged checkpoints, PEFT's adapters, and runs made of those."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -212,6 +213,17 @@ def test_peft_loads_a_run_with_the_same_logits_and_it_comes_back_bit_for_bit(
 
 
 @torch.no_grad()
+def test_an_adapter_that_was_a_run_of_another_base_is_refused(checkpoint, tmp_path):
+    made_run(tmp_path / "run", checkpoint)
+    write_adapter(checkpoint, tmp_path / "run", tmp_path / "peft", overwrite=False)
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    save_state({name: x + 1 for name, x in load_state(checkpoint / WEIGHTS, "test").items()}, other / WEIGHTS)
+    with pytest.raises(UserError, match="was trained on other weights"):
+        read_adapter(other, tmp_path / "peft", tmp_path / "back", None, overwrite=False)
+    assert not (tmp_path / "back").exists()
+
+
 def test_an_adapter_that_peft_made_becomes_a_run(checkpoint, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
