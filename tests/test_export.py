@@ -7,6 +7,7 @@ import torch
 from conftest import SHAPES, assert_one_line_error, run, tiny_hf, write_tokenizer
 
 from lit_gpt.errors import UserError
+from lit_gpt.families.gemma_2 import CAPS
 from lit_gpt.tokenizer import Tokenizer
 
 LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-long": "rope_scaling"} | {
@@ -30,8 +31,12 @@ def loaded(folder):
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def convert(kind, folder, capsys, **options):
-    """A tiny model by way of both scripts' `main`, and what the second printed."""
+def convert(kind, folder, capsys, shape=None, **options):
+    """A tiny model by way of both scripts' `main`, and what the second printed.
+
+    Args:
+        shape: what it has otherwise than those of its kind.
+    """
     from importlib.util import module_from_spec, spec_from_file_location
 
     from conftest import ROOT
@@ -42,7 +47,7 @@ def convert(kind, folder, capsys, **options):
         spec.loader.exec_module(module)
         return module.main
 
-    theirs = tiny_hf(kind)
+    theirs = tiny_hf(kind, **shape or {})
     theirs.save_pretrained(folder / "there")
     write_tokenizer(folder / "there")
     main("convert_hf_checkpoint")(folder / "there")
@@ -62,6 +67,15 @@ def test_transformers_loads_what_we_write(kind, tmp_path, capsys):
     assert torch.equal(again(ids).logits, theirs(ids).logits)
     assert tokenizer.encode("the king", add_special_tokens=False)
     assert again.config.eos_token_id == 265
+
+
+@torch.no_grad()
+def test_a_gemma_without_caps_is_written_without_them(tmp_path, capsys):
+    theirs, _ = convert("gemma2", tmp_path, capsys, dict.fromkeys(CAPS))
+    again, _ = loaded(tmp_path / "back")
+    assert [getattr(again.config, cap) for cap in CAPS] == [None, None]
+    ids = torch.randint(0, 320, (1, 40), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again(ids).logits, theirs(ids).logits)
 
 
 @pytest.mark.parametrize(

@@ -147,8 +147,9 @@ def config_to_hf(config: Config) -> dict[str, Any]:
             "full_attention": {"rope_type": "default", "rope_theta": config.rope_base, **hf.get("rope_scaling", {})},
             "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_local_base},
         }
-    hf |= architecture.restore(config)
-    return {k: v for k, v in hf.items() if k not in OURS and (v is not None or k == "sliding_window")}
+    restored = architecture.restore(config)
+    hf |= restored
+    return {k: v for k, v in hf.items() if k not in OURS and (v is not None or k in restored)}
 
 
 def check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> None:

@@ -84,7 +84,7 @@ class Architecture:
     adapt: Callable[[Values], Values] = dict
     """Their config.json -> the same with keys of the tables only, where they say a thing in several ways."""
     restore: Callable[["Config"], Values] = lambda config: {}
-    """The inverse: keys of their config.json that the tables do not give."""
+    """The inverse: keys of their config.json that the tables do not give; None is written as null."""
     ignore: tuple[str, ...] = ()
     """Endings of tensors in their checkpoints that carry no weights (buffers)."""
     aliases: dict[str, str] = field(default_factory=dict)

@@ -8,15 +8,22 @@ from lit_gpt.families.gemma import GEMMA
 from lit_gpt.families.gemma import adapt as adapt_activation
 from lit_gpt.families.window import read_window, write_layer_types
 
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
 
 def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     hf = adapt_activation(hf)
     hf["hidden_activation"] = hf.pop("hidden_act")
     hf = read_window(hf, sliding_layers=list(range(0, hf.get("num_hidden_layers", 0), 2)))
-    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+    for cap in CAPS:
         if cap in hf:
             hf[cap] = hf[cap] or 0.0  # null is no cap
     return hf
+
+
+def restore(config: Any) -> dict[str, Any]:
+    """transformers divides by a cap that is not null."""
+    return {**write_layer_types(config), **{cap: getattr(config, cap) or None for cap in CAPS}}
 
 
 GEMMA_2 = replace(
@@ -50,7 +57,7 @@ GEMMA_2 = replace(
         "transformer.h.{}.post_mlp_norm": "model.layers.{}.post_feedforward_layernorm",
     },
     adapt=adapt,
-    restore=write_layer_types,
+    restore=restore,
 )
 
 # fmt: off

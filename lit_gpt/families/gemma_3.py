@@ -4,10 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from lit_gpt.families.family import Family, table
-from lit_gpt.families.gemma_2 import GEMMA_2
+from lit_gpt.families.gemma_2 import CAPS, GEMMA_2
 from lit_gpt.families.window import read_window, write_layer_types
-
-CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 def adapt(hf: dict[str, Any]) -> dict[str, Any]:
