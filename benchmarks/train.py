@@ -104,16 +104,21 @@ def compare(args: argparse.Namespace, peers: list[str]) -> None:
 
 def run_child(args: argparse.Namespace, name: str) -> Figures | None:
     """One run in a process of its own; prints the end of what it said and returns None if it fails."""
-    command = [sys.executable, __file__, "--child", name, "--folder", args.folder]
-    command += ["--precision", args.precision, "--targets", args.targets]
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment)
+    flags = ["--folder", args.folder, "--precision", args.precision, "--targets", args.targets]
+    done = run_child_of(__file__, "--child", name, *flags)
     figures = heard(done.stdout)
     if done.returncode or figures is None:
         print(f"{name} failed:\n{done.stderr[-3000:]}")
         return None
     return figures
+
+
+def run_child_of(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A script with these arguments, with this checkout's library and no hub."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def describe(job: Job) -> None:

@@ -213,6 +213,28 @@ def test_peft_loads_a_run_with_the_same_logits_and_it_comes_back_bit_for_bit(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "damage, says", [("lacks", "lacks transformer"), ("shape", "the model needs"), ("more", "extra")]
+)
+def test_a_runs_weights_that_do_not_fit_its_model_are_refused_by_name(damage, says, checkpoint, tmp_path):
+    """Loaded for answers or merged: nothing is left out in silence."""
+    made_run(tmp_path / "run", checkpoint)
+    path = trained_path(tmp_path / "run", "lora")
+    weights = load_state(path, "test")
+    name = next(iter(weights))
+    changed = {n: x.clone() for n, x in weights.items() if damage != "lacks" or n != name}
+    if damage == "shape":
+        changed[name] = changed[name][:1]
+    if damage == "more":
+        changed["extra.lora_A.0"] = torch.zeros(1)
+    save_state(changed, path)
+    with pytest.raises(UserError, match=says):
+        load_finetuned(fabric(), checkpoint, tmp_path / "run")
+    with pytest.raises(UserError, match=says):
+        write_merged(checkpoint, tmp_path / "run", read_run(tmp_path / "run"), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_an_adapter_that_was_a_run_of_another_base_is_refused(checkpoint, tmp_path):
     made_run(tmp_path / "run", checkpoint)
     write_adapter(checkpoint, tmp_path / "run", tmp_path / "peft", overwrite=False)

@@ -17,7 +17,9 @@ class Job:
     targets: Literal["qv", "all"]
     """Layers with LoRA: q and v, or all linear layers of the blocks."""
     max_seq_length: int = 512
-    """Tokens of a packed row, for the peers that pack."""
+    """Tokens of a packed row, for those that pack."""
+    repeats: int = 1
+    """How often ours sees the rows."""
     batch_size: int = 32
     """Samples an optimizer step, where a peer counts samples."""
     micro_batch_size: int = 4

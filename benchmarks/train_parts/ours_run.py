@@ -57,8 +57,9 @@ def run(job: Job) -> None:
     fabric = make_fabric(job.precision, seed=job.seed)
     model, _ = load_base(fabric, job.material.ours)
     inject(model, lora_args(job))
-    rows = job.material.rows
+    rows = job.material.rows * job.repeats
     train = TrainArgs(
+        micro_batch_tokens=job.max_seq_length,
         learning_rate=job.learning_rate,
         lr_schedule="constant",
         batch_size=job.batch_size,
