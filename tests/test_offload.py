@@ -78,7 +78,7 @@ def test_for_lora_too(tmp_path):
 
 def gradients_of(model, **settings):
     fabric = Fabric(accelerator="cpu", devices=1)
-    train = TrainArgs(offload_gradients=True, learning_rate=1e-2, **settings)
+    train = TrainArgs(**{"offload_gradients": True, "learning_rate": 1e-2} | settings)
     optimizer = fabric.setup_optimizers(make_optimizer(model, train))
     return make_gradients(fabric, model, optimizer, train)
 
@@ -109,6 +109,26 @@ def test_no_two_parameters_have_a_gradient_at_a_time():
     gradients.step(1)
     assert set(seen) == {1} and len(seen) == len(list(model.parameters()))
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e9])
+def test_the_optimizer_gets_gradients_of_the_norm_that_is_asked_for(offload, max_norm):
+    """Which AdamW's steps hardly show: they are as long whatever the gradients are multiplied by."""
+    model, squares = model_of(), []
+    gradients = gradients_of(model, offload_gradients=offload, max_norm=max_norm)
+    step = gradients.optimizer.optimizer.step
+
+    def counted(*args, **kwargs):
+        squares.extend(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None)
+        return step(*args, **kwargs)
+
+    gradients.optimizer.optimizer.step = counted
+    want = torch.cat([g.flatten() for g in torch.autograd.grad(loss_of(model), list(model.parameters()))]).norm().item()
+    loss_of(model).backward()
+    gradients.step(1)
+    assert want > 1 and len(squares) == len(list(model.parameters()))
+    assert sum(squares) ** 0.5 == pytest.approx(min(want, max_norm or want), rel=1e-4)
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step_for_every_parameter(capsys):
