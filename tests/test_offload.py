@@ -1,7 +1,6 @@
 """Gradients that wait in the host's memory change where they are, and nothing of a run."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from lit_gpt.model import GPT
 from lit_gpt.training.offload import OffloadedGradients, make_gradients, require_offload
 from lit_gpt.training.optimizer import make_optimizer
 from lit_gpt.training.planning.devices import named
-from lit_gpt.training.planning.fit import fitted, flags_of
+from lit_gpt.training.planning.fit import fitted, flags_of, lighter
 from lit_gpt.training.planning.plan import make_plan
 from lit_gpt.training.planning.show import lines_of
 
@@ -172,10 +171,20 @@ def test_taking_memory_for_the_optimizer_changes_no_weight():
 
 
 def test_scaled_gradients_are_refused_before_anything_happens():
-    fabric = SimpleNamespace(_precision=SimpleNamespace(scaler=object()))
-    require_offload(fabric, TrainArgs())
+    require_offload(TrainArgs(), "16-mixed")
+    require_offload(TrainArgs(offload_gradients=True), "bf16-mixed")
     with pytest.raises(UserError, match="--offload_gradients true does not go with --precision 16-mixed"):
-        require_offload(fabric, TrainArgs(offload_gradients=True))
+        require_offload(TrainArgs(offload_gradients=True), "16-mixed")
+
+
+@pytest.mark.parametrize("name", ["open_llama_3b", "pythia-1.4b"])
+def test_a_plan_never_chooses_what_a_run_refuses(name):
+    """On a T4, which has no bf16, the script's own precision is 16-mixed."""
+    config = Config.from_name(name)
+    asked = job_of("full", config, named("t4"), precision="16-mixed", micro_batch_tokens=None)
+    for job in lighter(asked):
+        require_offload(job.train, job.precision)
+    assert any(job.train.offload_gradients for job in lighter(asked))
 
 
 def test_a_full_finetuning_of_7b_is_planned_into_24_gb():

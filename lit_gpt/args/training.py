@@ -100,6 +100,11 @@ class TrainArgs:
             raise UserError(f"--max_time {self.max_time}: expected HH:MM:SS, more than 00:00:00, such as 24:00:00")
 
     @property
+    def records(self) -> bool:
+        """Whether the step may be recorded as CUDA graphs, in which all gradients are there at once."""
+        return self.compile and not self.offload_gradients
+
+    @property
     def max_seconds(self) -> float | None:
         """Of `max_time`; None is no limit, and 0 what is no time."""
         if self.max_time is None:

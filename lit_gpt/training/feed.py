@@ -55,9 +55,8 @@ class Feed:
             n_recomputed = blocks_to_recompute(self.model, self.train, self.max_tokens, self.device)
         self.model.n_recomputed = n_recomputed
         self.coming = None
-        recorded = self.train.compile and not self.train.offload_gradients  # a recording has all gradients at once
         with self.autocast():
-            self.hidden_of = recorded_hidden(self.model, self.max_tokens, self.data.lengths, recorded)
+            self.hidden_of = recorded_hidden(self.model, self.max_tokens, self.data.lengths, self.train.records)
 
     @property
     def n_steps(self) -> int:

@@ -12,6 +12,9 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 from lit_gpt.training.gradients import Gradients
 
+SCALED = "16-mixed"
+"""The precision whose gradients are multiplied by a scale, which is found on the device."""
+
 
 class OffloadedGradients(Gradients):
     """Each gradient leaves the device as soon as the backward pass has it, and comes back for the optimizer's step.
@@ -64,9 +67,13 @@ def make_gradients(fabric: Fabric, model: GPT, optimizer: _FabricOptimizer, trai
     return kind(fabric, model, optimizer, train.max_norm)
 
 
-def require_offload(fabric: Fabric, train: TrainArgs) -> None:
-    """Raises: UserError where gradients cannot wait elsewhere."""
-    if train.offload_gradients and getattr(fabric._precision, "scaler", None) is not None:
+def require_offload(train: TrainArgs, precision: str) -> None:
+    """Raises: UserError where gradients cannot wait elsewhere.
+
+    Args:
+        precision: Fabric's name of it, such as bf16-mixed.
+    """
+    if train.offload_gradients and precision == SCALED:
         raise UserError(
             "--offload_gradients true does not go with --precision 16-mixed, whose gradients are scaled on the device; "
             "take bf16-mixed or bf16-true"

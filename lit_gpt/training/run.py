@@ -35,7 +35,7 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
     saves = Saves(out_dir, asked.method, train.keep_last)
     place = find_place(asked, saves)
     require_logger(train.logger)
-    require_offload(fabric, train)
+    require_offload(train, str(fabric._precision.precision))
     planned = plan_of_run(fabric, asked, (train_data, val_data))  # before the model is there
     require_checkpoints(train, planned.work.n_steps)
 

@@ -19,6 +19,7 @@ from lit_gpt.training.describe import description
 from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.gauges import clock, matrix_rate
 from lit_gpt.training.memory import trained_bytes
+from lit_gpt.training.offload import require_offload
 from lit_gpt.training.planning.devices import Device, named, this_machine
 from lit_gpt.training.planning.fit import command_line, fitted, in_time, ways_out
 from lit_gpt.training.planning.job import config_of, default_precision, job_of
@@ -46,6 +47,7 @@ def dry_run(fabric: Fabric, asked: Finetuning) -> None:
         raise UserError(f"--probe true needs the weights, and {checkpoint_dir} has no {WEIGHTS}; leave it out")
     precision = default_precision(asked.precision, asked.method, device)
     require_possible(asked.quantize, precision, device)
+    require_offload(asked.train, precision)
     job, data = job_of(asked, config, precision, device), (train_data, val_data)
     plan = make_plan(job, data)
     if args.fit:

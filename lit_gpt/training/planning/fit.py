@@ -7,6 +7,7 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.training.gauges import clock
+from lit_gpt.training.offload import SCALED
 from lit_gpt.training.planning.job import Job
 from lit_gpt.training.planning.plan import Data, Plan, make_plan
 from lit_gpt.training.planning.seconds import OF_BF16, Rates
@@ -61,8 +62,9 @@ def lighter(job: Job) -> Iterator[Job]:
             yield replace(job, train=replace(job.train, optimizer=optimizer))
         paged = replace(job.train, optimizer="paged_adamw8bit")
         away = replace(paged, offload_gradients=True)
-        if job.mixed:
+        if job.mixed and job.precision != SCALED:
             yield replace(job, train=away)
+        if job.mixed:
             yield replace(job, precision=precision, train=paged)
         yield replace(job, precision=precision, train=away)
         return

@@ -45,12 +45,13 @@ def probe(
         starting: seconds from the command to here.
         saved_bytes: of a save.
     """
-    optimizer = fabric.setup_optimizers(make_optimizer(model, train))
+    scaled = getattr(fabric._precision, "scaler", None) is not None  # as in `fit`
+    optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     gradients = make_gradients(fabric, model, optimizer, train)
     with fabric.autocast():
-        hidden_of = recorded_hidden(model, room, data.lengths, train.compile and not train.offload_gradients)
+        hidden_of = recorded_hidden(model, room, data.lengths, train.records)
     model.train()
     before = time.perf_counter()
     batches = chosen(data, train.batch_size, room, fabric.device)
