@@ -76,5 +76,5 @@ def require_offload(train: TrainArgs, precision: str) -> None:
     if train.offload_gradients and precision == SCALED:
         raise UserError(
             "--offload_gradients true does not go with --precision 16-mixed, whose gradients are scaled on the device; "
-            "take bf16-mixed or bf16-true"
+            "take bf16-mixed, bf16-true or 16-true"
         )
