@@ -11,6 +11,7 @@ from gpu_parts.documents import Document
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
 from lit_gpt.data.batches import Batch, micro_batches
+from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import Samples
 from lit_gpt.errors import UserError
 from lit_gpt.fused import set_compile
@@ -89,11 +90,15 @@ def adapt(model: GPT, args: LoRAArgs) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def batches_of(documents: Sequence[Document], max_tokens: int) -> list[Batch]:
-    """The documents in micro-batches of at most `max_tokens` tokens, as the training loop makes them."""
+def batches_of(documents: Sequence[Document], max_tokens: int, shared: bool = False) -> list[Batch]:
+    """The documents in micro-batches of at most `max_tokens` tokens, as the training loop makes them.
+
+    Args:
+        shared: compute the prefixes that they share once.
+    """
     offsets = np.cumsum([0, *(len(ids) for ids, _ in documents)], dtype=np.int64)
     ids, labels = (np.concatenate(part) for part in zip(*documents, strict=True))
-    return micro_batches(Samples(ids, labels, offsets), range(len(documents)), max_tokens)
+    return micro_batches(Samples(ids, labels, offsets), range(len(documents)), Packing(max_tokens, max_tokens * shared))
 
 
 def step_runner(
@@ -109,8 +114,9 @@ def step_runner(
     optimizer = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.01, fused=True)
     batches = [batch.to(device) for batch in batches]
     n_targets = max(1, sum(batch.n_targets for batch in batches))
-    lengths = np.array([n for batch in batches for n in batch.documents.lengths])
-    hidden_of = recorded_hidden(model, max(batch.n_tokens for batch in batches), lengths, recorded)
+    lengths = np.array([n for batch in batches for n in batch.documents.whole])
+    most, shared = max(batch.n_computed for batch in batches), any(batch.documents.followers for batch in batches)
+    hidden_of = recorded_hidden(model, Packing(most, most * shared), lengths, recorded)
 
     def step() -> float:
         total = torch.zeros((), device=device)

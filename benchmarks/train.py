@@ -31,6 +31,7 @@ from train_parts.record import Figures, heard
 ROOT = Path(__file__).parent.parent
 PEERS = {  # name -> (packages it needs, module, function that trains)
     "ours": (("lit_gpt",), "ours_run", "run"),
+    "unshared": (("lit_gpt",), "ours_run", "run_unshared"),
     "litgpt": (("litgpt",), "litgpt_run", "run"),
     "peft": (("transformers", "peft", "datasets"), "hugging_face", "run_peft"),
     "trl": (("transformers", "peft", "datasets", "trl"), "hugging_face", "run_trl"),

@@ -89,7 +89,7 @@ class GPT(nn.Module):
 
     def packed_hidden(self, idx: Tensor, documents: Documents) -> Tensor:
         """`hidden` of documents end to end."""
-        longest = max(documents.lengths)
+        longest = max(documents.whole)
         if self.config.block_size < longest:
             raise UserError(f"a sequence of {longest} tokens is longer than the model's {self.config.block_size}")
         turns = self.rope.packed(documents.positions, documents.lengths)  # (T, rope_n_elem)

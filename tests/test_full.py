@@ -23,6 +23,7 @@ from lit_gpt.checkpoint import (
 )
 from lit_gpt.convert.lit import CONFIG, WEIGHTS
 from lit_gpt.data.batches import Order, collate, steps
+from lit_gpt.data.packing import Packing
 from lit_gpt.errors import UserError
 from lit_gpt.files import save_state
 from lit_gpt.model import GPT
@@ -71,7 +72,7 @@ def test_the_loop_is_adamw_written_out_by_hand(tmp_path):
     args = TrainArgs(batch_size=8, learning_rate=1e-2, warmup_steps=1, weight_decay=0.1)
     parameters = dict(other.named_parameters())
     m, v = ({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2))
-    order = list(steps(make_samples(20), Order(20, 40, 7), 8, 64))
+    order = list(steps(make_samples(20), Order(20, 40, 7), 8, Packing(64)))
     for step, batches in enumerate(order, 1):
         loss = sum(loss_sum(other, b) for b in batches) / sum(b.n_targets for b in batches)
         g = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))

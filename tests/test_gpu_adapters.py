@@ -61,13 +61,14 @@ def test_loss_and_gradients_are_those_of_a_cpu(kind, method, dtype, compiled):
 @pytest.mark.parametrize("method", [adapter, adapter_v2])
 @pytest.mark.parametrize("kind", ["llama", "neox"])
 def test_a_recorded_step_is_the_plain_one(kind, method):
+    from lit_gpt.data.packing import Packing
     from lit_gpt.training.graphs import Recorder, recorded_hidden
     from lit_gpt.training.loss import loss_sum
 
     set_compile(True)
     model, batch = on_gpu(make(kind, method), torch.bfloat16), batch_of(100, 33).to(torch.device("cuda"))
     want_loss, want = step(model, batch)
-    hidden_of = recorded_hidden(model, 256, np.array([100, 33]))
+    hidden_of = recorded_hidden(model, Packing(256), np.array([100, 33]))
     assert isinstance(hidden_of, Recorder)
     for _ in range(2):
         model.zero_grad(set_to_none=False)

@@ -8,13 +8,15 @@ import torch
 from conftest import ALL
 
 from lit_gpt import dropout, lora
-from lit_gpt.args import LoRAArgs
+from lit_gpt.args import LoRAArgs, TrainArgs
 from lit_gpt.config import Config
 from lit_gpt.data.batches import collate
+from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import IGNORE
 from lit_gpt.fused import set_compile
 from lit_gpt.model import GPT
 from lit_gpt.training.loss import loss_sum
+from lit_gpt.training.packing import packing_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -55,6 +57,19 @@ def batch_of(*lengths, seed=0):
     return collate(samples)
 
 
+def beginning_alike(n_tokens, *lengths, apart=False):
+    """Documents that go on from the same tokens, each with so many of its own; `apart`, with those in each."""
+    rng = np.random.default_rng(sum(lengths))
+    prefix = rng.integers(0, 500, n_tokens)
+    samples = []
+    for n in lengths:
+        ids = np.concatenate((prefix, rng.integers(0, 500, n))).astype(np.int32)
+        labels = np.where(rng.random(len(ids)) < 0.6, ids, IGNORE).astype(np.int32)
+        labels[: n_tokens + 1] = IGNORE
+        samples.append((ids, labels))
+    return collate(samples, () if apart else [(n_tokens, len(lengths) - 1)])
+
+
 def step(model, batch):
     model.zero_grad()
     loss = loss_sum(model, batch)
@@ -90,6 +105,22 @@ def test_loss_and_gradients_are_those_of_a_cpu(kind, dtype, compiled):
         if kind == "mixture" and dtype != torch.float32:
             continue  # rounding sends tokens to other experts
         assert (g - want[name]).norm() <= tolerance * want[name].norm() + 1e-8, name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gqa", "mqa", "neox", "window", "qwen3"])
+def test_a_prefix_that_is_computed_once_changes_nothing(kind, compiled):
+    model = make(kind)
+    want_loss, want = step(model, beginning_alike(20, 19, 3, 7, 1, 12, apart=True))
+    model = model.cuda()
+    for name, parameter in model.named_parameters():
+        if not lora.trainable(name):
+            parameter.data = parameter.data.bfloat16()
+    assert packing_of(model, TrainArgs(), torch.device("cuda")).share_up_to > 0
+    for _ in range(2):
+        loss, got = step(model, beginning_alike(20, 19, 3, 7, 1, 12).to(torch.device("cuda")))
+    torch.testing.assert_close(loss, want_loss, rtol=6e-3, atol=0)
+    for name, g in got.items():
+        assert (g - want[name]).norm() <= 6e-2 * want[name].norm() + 1e-8, name
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
@@ -141,7 +172,8 @@ def test_a_step_never_waits_for_the_gpu(compiled):
 
 
 @pytest.mark.parametrize("kind", ["llama", "mqa", "neox", "window", "qwen3"])
-def test_a_recorded_step_is_the_plain_one(kind):
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_recorded_step_is_the_plain_one(kind, shared):
     from lit_gpt.training.graphs import Recorder, recorded_hidden
 
     set_compile(True)
@@ -149,9 +181,10 @@ def test_a_recorded_step_is_the_plain_one(kind):
     for name, parameter in model.named_parameters():
         if not lora.trainable(name):
             parameter.data = parameter.data.bfloat16()
-    batches = [
-        batch_of(*lengths).to(torch.device("cuda")) for lengths in ((100, 33), (60,), (90, 1, 40, 90, 30), (7, 7))
-    ]
+    batches = [batch_of(*lengths) for lengths in ((100, 33), (60,), (90, 1, 40, 90, 30), (7, 7))]
+    if shared:
+        batches[1:1] = [beginning_alike(30, 20, 9, 30), beginning_alike(20, 3)]
+    batches = [batch.to(torch.device("cuda")) for batch in batches]
     want = []
     for batch in batches:
         model.zero_grad()
@@ -159,7 +192,7 @@ def test_a_recorded_step_is_the_plain_one(kind):
         (loss / batch.n_targets).backward()
         want.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
         del loss  # its graph would tie the recording to this stream
-    hidden_of = recorded_hidden(model, 256, np.array([100, 50, 30]))
+    hidden_of = recorded_hidden(model, Packing(256, 128 * shared), np.array([100, 50, 30]))
     assert isinstance(hidden_of, Recorder) and [r.size for r in hidden_of.recordings] == [256, 128, 64, 32]
     for _ in range(2):
         for batch, (want_loss, gradients) in zip(batches, want, strict=True):
@@ -176,7 +209,7 @@ def test_a_recorded_step_draws_another_dropout_each_time():
     from lit_gpt.training.graphs import recorded_hidden
 
     model, batch = make("llama", p=0.5).cuda().bfloat16(), batch_of(100, 60).to(torch.device("cuda"))
-    hidden_of = recorded_hidden(model, 256, np.array([100, 60]))
+    hidden_of = recorded_hidden(model, Packing(256), np.array([100, 60]))
     losses = {loss_sum(model, batch, hidden_of).item() for _ in range(4)}
     assert len(losses) == 4
 

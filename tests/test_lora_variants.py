@@ -11,6 +11,7 @@ from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.checkpoint import Run, load_base, load_finetuned, make_fabric, save_run, save_trained, trained_path
 from lit_gpt.convert.peft import to_peft
 from lit_gpt.data.batches import Order, steps
+from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import stack
 from lit_gpt.errors import UserError
 from lit_gpt.linear import Linear
@@ -159,7 +160,7 @@ def test_training_is_that_of_peft_with_steps_written_out_by_hand(tmp_path):
 
     matrices = [[p for n, p in peft.named_parameters() if f".lora_{x}." in n] for x in "AB"]
     moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for group in matrices for p in group}
-    for t, batches in enumerate(steps(data, Order(len(data), 20, 1), 4, 512), 1):
+    for t, batches in enumerate(steps(data, Order(len(data), 20, 1), 4, Packing(512)), 1):
         ids, lengths = batches[0].ids, batches[0].documents.lengths
         assert len(batches) == 1
         losses = [

@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from conftest import ALL, SHAPES, tiny_hf
 
-from lit_gpt import dropout, lora, padded
+from lit_gpt import dropout, lora
 from lit_gpt.args import LoRAArgs, TrainArgs
 from lit_gpt.checkpoint import make_fabric
 from lit_gpt.convert.configs import config_from_hf
-from lit_gpt.data.batches import ahead, collate, packs
+from lit_gpt.data.batches import ahead, collate
+from lit_gpt.data.packing import packs
 from lit_gpt.data.store import IGNORE
 from lit_gpt.model import GPT
-from lit_gpt.packed import Documents, Heads, PackedAttention
+from lit_gpt.packed import Documents, Heads, PackedAttention, padded
 from lit_gpt.training import loss as loss_module
 from lit_gpt.training.graphs import filling
 from lit_gpt.training.loss import loss_sum
@@ -299,7 +300,7 @@ def test_documents_side_by_side_are_documents_alone(softcap, window, groups, mon
         p = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         want = torch.einsum("hts,shd->thd", p, v.repeat_interleave(H // groups, 1))
         gradients = torch.autograd.grad(want, (q, k, v), dy)
-        settings = (lengths, 0.3, softcap, window)
+        settings = lengths, Heads((H * D, groups * D, groups * D), D, 0.3, softcap, window)
         q, k, v = q.detach(), k.detach(), v.detach()
         y = padded.attend(q, k, v, *settings)
         torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)

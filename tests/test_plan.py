@@ -16,7 +16,8 @@ from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, PlanArgs, TrainArgs, V
 from lit_gpt.checkpoint import METHODS
 from lit_gpt.config import Config
 from lit_gpt.data import store
-from lit_gpt.data.batches import Order, collate, fullest, steps
+from lit_gpt.data.batches import Order, collate, steps
+from lit_gpt.data.packing import Packing, fullest
 from lit_gpt.data.store import IGNORE, Samples, stack
 from lit_gpt.errors import UserError
 from lit_gpt.linear import Linear
@@ -100,7 +101,7 @@ def test_weights_gradients_and_optimizer_take_to_the_byte_what_the_plan_says(met
     items = make_plan(job, DATA).memory
     model = trained(job)
     optimizer = make_optimizer(model, job.train)
-    (batch, *_) = next(steps(DATA[0], Order(60, 60, 0), 8, 256))
+    (batch, *_) = next(steps(DATA[0], Order(60, 60, 0), 8, Packing(256)))
     loss_sum(model, batch).backward()
     optimizer.step()
     trains = [p for p in model.parameters() if p.requires_grad]
@@ -118,13 +119,13 @@ def test_weights_gradients_and_optimizer_take_to_the_byte_what_the_plan_says(met
 def test_the_activations_are_what_hooks_on_saved_tensors_count(method, recompute, parallel):
     config = replace(MIDDLE, parallel_residual=parallel, n_embd=256, head_size=64, intermediate_size=640)
     job = job_of(method, config, recompute=recompute, micro_batch_tokens=400)
-    work = work_of(*DATA, job.train, job.validation, job.room, 0)
+    work = work_of(*DATA, job.train, job.validation, job.packing, 0)
     model, _ = job.model()
     n = config.n_layer if recompute == "all" else 0
     planned = memory_items(job, model, {}, work, n)["activations"]
     real = trained(job)
     real.n_recomputed = n
-    batches = [b for step in steps(DATA[0], Order(60, 60, 0), 8, 400) for b in step]
+    batches = [b for step in steps(DATA[0], Order(60, 60, 0), 8, Packing(400)) for b in step]
     batches.append(
         collate([DATA[0][i] for i in fullest(DATA[0].lengths, 400, job.train.batch_size)])
     )  # which a run tries first
@@ -150,8 +151,8 @@ def test_a_quantized_model_keeps_its_head_and_embeddings(kind):
 
 def test_the_work_is_what_the_loop_will_do():
     train, validation = TrainArgs(batch_size=7, epochs=1.5, save_interval=3), ValidationArgs(eval_interval=4)
-    work = work_of(*DATA, train, validation, 150, 3)
-    done = [b for step in steps(DATA[0], Order(60, 90, 3), 7, 150) for b in step]
+    work = work_of(*DATA, train, validation, Packing(150), 3)
+    done = [b for step in steps(DATA[0], Order(60, 90, 3), 7, Packing(150)) for b in step]
     assert (work.n_samples, work.n_steps, work.n_passes) == (90, 13, len(done))
     assert (work.n_tokens, work.n_targets) == (sum(b.n_tokens for b in done), sum(b.n_targets for b in done))
     assert work.squares == sum(n * n for b in done for n in b.documents.lengths)
@@ -277,7 +278,7 @@ def prepared(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("batch_size", [3, 8, 40])
 def test_the_passes_of_a_probe_are_those_of_steps_the_largest_first(batch_size):
-    found = chosen(DATA[0], batch_size, 256, torch.device("cpu"))
+    found = chosen(DATA[0], batch_size, Packing(256), torch.device("cpu"))
     sizes = [batch.n_tokens for batch in found]
     assert sizes[0] == max(sizes) and sizes[1:] != sorted(sizes[1:], reverse=True)
     assert max(batch.n_samples for batch in found) <= batch_size

@@ -20,6 +20,7 @@ from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.config import Config
 from lit_gpt.data.batches import Order, steps
+from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import IGNORE, stack
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
@@ -96,7 +97,7 @@ def test_gradients_of_a_step_are_those_of_the_mean_over_its_targets():
     want = model.transformer.h[0].attn.qkv.weight.grad.clone()
     for max_tokens in (1, 60, 1000):
         model.zero_grad()
-        (batches,) = steps(data, Order(8, 8, 3), 8, max_tokens)
+        (batches,) = steps(data, Order(8, 8, 3), 8, Packing(max_tokens))
         assert sum(b.n_targets for b in batches) == n_targets
         for b in batches:
             (loss_sum(model, b) / n_targets).backward()
@@ -109,7 +110,7 @@ def test_a_sample_is_seen_once_an_epoch_in_an_order_of_the_seed_alone(max_tokens
 
     def seen(size, seed):
         order = Order(20, 60, seed)
-        return [sorted(int(i) for b in step for i in b.ids[::2]) for step in steps(data, order, 8, size)]
+        return [sorted(int(i) for b in step for i in b.ids[::2]) for step in steps(data, order, 8, Packing(size))]
 
     by_step = seen(max_tokens, 5)
     assert by_step == seen(1, 5) and by_step != seen(1, 6)
@@ -145,7 +146,7 @@ def test_the_time_of_an_iteration_is_its_own(tmp_path, monkeypatch):
     """Neither that of validations and saves, nor what was before the first one."""
     now = [0.0]
     monkeypatch.setattr(monitor_module.time, "perf_counter", lambda: now[0])
-    batches = next(steps(make_samples(12), Order(12, 12, 3), 12, 40))
+    batches = next(steps(make_samples(12), Order(12, 12, 3), 12, Packing(40)))
     monitor = Monitor(tmp_path, 12, 1)
     now[0] = 50.0
     monitor.begin()
@@ -168,7 +169,7 @@ def test_the_time_of_an_iteration_is_its_own(tmp_path, monkeypatch):
 def test_a_terminal_gets_a_bar_with_what_matters_and_one_without_width_plain_lines(
     tmp_path, monkeypatch, capsys, columns
 ):
-    batches = next(steps(make_samples(12), Order(12, 12, 3), 12, 40))
+    batches = next(steps(make_samples(12), Order(12, 12, 3), 12, Packing(40)))
     gauges = Gauges(torch.device("cpu"), 12, 2e6, 1e9, time_left=lambda: 40.0)
     reader, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -232,7 +233,7 @@ def test_noise_on_embeddings_is_bounded_by_the_length_of_its_document_and_gone_i
     for start, n in ((0, 4), (4, 1), (5, 400)):
         bound, part = 5.0 / math.sqrt(n * 256), noise[start : start + n]
         assert 0.97 * bound < part.abs().max() <= bound and part.std() == pytest.approx(bound / math.sqrt(3), rel=0.1)
-    model, (batches,) = GPT(TINY), steps(make_samples(8), Order(8, 8, 3), 8, 1000)
+    model, (batches,) = GPT(TINY), steps(make_samples(8), Order(8, 8, 3), 8, Packing(1000))
     plain = loss_sum(model.train(), batches[0])
     model.neftune_alpha = 50.0
     assert abs(loss_sum(model, batches[0]) - plain) > 1e-3 and loss_sum(model.eval(), batches[0]) == plain

@@ -28,7 +28,7 @@ def run(context: Context) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     config = shape(context)
     seed = int(torch.seed() % 2**31)
-    documents = make.instructions(12, config.vocab_size, seed, longest=config.block_size // 2)
+    documents = make.styled(12, config.vocab_size, seed, longest=config.block_size // 2)
     print(f"  seed {seed}, {len(documents)} documents, {make.n_tokens(documents)} tokens, LoRA r 16 on all layers")
     base = ours.build(config, context.device, torch.bfloat16, seed=seed).float()
     context.attempt("transformers", compare_with_transformers, context, base, documents)
@@ -66,17 +66,20 @@ def compare_paths(context: Context, base: GPT, documents: list[Document], target
     n = make.n_targets(documents)
     one_by_one = [batch for d in documents for batch in ours.batches_of([d], len(d[0]))]
     packed = ours.batches_of(documents, make.n_tokens(documents) // 2 + 1)
+    shared = ours.batches_of(documents, make.n_tokens(documents) // 2 + 1, shared=True)
     plain = result(context, model, one_by_one, n, compiled=False)
     half = in_bf16(model)
     yardstick = errors(result(context, half, one_by_one, n, compiled=False), plain)
     rows = {
         "fp32 packed": (errors(result(context, model, packed, n, compiled=False), plain), (1e-5, 1e-4)),
         "bf16 packed": (errors(result(context, half, packed, n, compiled=False), plain), limits(yardstick)),
+        "bf16 sharing prefixes": (errors(result(context, half, shared, n, compiled=False), plain), limits(yardstick)),
     }
     try:
         ours.set_compile(True)
         rows["fp32 packed, compiled"] = (errors(result(context, model, packed, n, True), plain), (1e-5, 1e-4))
         rows["bf16 packed, compiled"] = (errors(result(context, half, packed, n, True), plain), limits(yardstick))
+        rows["bf16 sharing, compiled"] = (errors(result(context, half, shared, n, True), plain), limits(yardstick))
     except Skip as e:
         print(f"  compiled: skipped, {e}")
     print(f"  {targets}: loss {plain[0]:.6f}; relative errors of loss and gradients")

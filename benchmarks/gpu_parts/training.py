@@ -16,10 +16,11 @@ LABELS = {"qv": "r 8 q,v", "all": "r 16 all"}
 
 
 def data(context: Context, name: str) -> list[Document]:
-    """Documents of one optimizer step: `full` 8 of 2,048 tokens, `long` 4 of 4,096, `instructions` 128 short ones."""
+    """Documents of one optimizer step: `full` 8 of 2,048 tokens, `long` 4 of 4,096, `instructions` 128 short ones, `styled` the
+    same with a prompt style's tokens in front."""
     vocab_size, scale = context.config.vocab_size, 32 if context.tiny else 1
-    if name == "instructions":
-        return make.instructions(128 // min(scale, 8), vocab_size, seed=1)
+    if name in ("instructions", "styled"):
+        return getattr(make, name)(128 // min(scale, 8), vocab_size, seed=1)
     n, length = {"full": (8, 2048), "long": (4, 4096)}[name]
     return make.full(n, length // scale, vocab_size, seed=2)
 
@@ -35,6 +36,7 @@ def run(context: Context) -> None:
         for base, name, size in (
             ("bf16", "full", 1),
             ("bf16", "instructions", 1),
+            *([("bf16", "styled", 1), ("bf16 sharing", "styled", 1)] if targets == "qv" else []),
             ("bf16", "full", 2),
             *(CALLED if targets == "qv" else []),
         ):
@@ -87,7 +89,8 @@ def step(
     """Measure one optimizer step and print its row.
 
     Args:
-        base: what the frozen weights are; `called` replays no graphs, `eager` compiles nothing either.
+        base: what the frozen weights are; `called` replays no graphs, `eager` compiles nothing either, `sharing`
+            computes the prefixes that documents share once (its rates of operations are as if it did not).
         size: of the micro-batch, in units of `context.rows` tokens.
         recompute: the blocks compute their forward pass again in the backward pass.
     """
@@ -96,7 +99,7 @@ def step(
     samples = data(context, name)
     rows = int(size * context.rows)
     recorded = "eager" not in base and "called" not in base
-    run_step = ours.step_runner(model, ours.batches_of(samples, rows), context.device, recorded)
+    run_step = ours.step_runner(model, ours.batches_of(samples, rows, "sharing" in base), context.device, recorded)
     measured = measure(run_step, context.device, context.repeats)
     tokens, flops = n_tokens(samples), lora_step(context.config, TARGETS[targets], samples)
     rate = flops / measured.seconds / 1e12

@@ -53,7 +53,11 @@ class Recorder:
         print(line)
 
 
-def run(job: Job) -> None:
+def run_unshared(job: Job) -> None:
+    run(job, share_prefixes=False)
+
+
+def run(job: Job, share_prefixes: bool = True) -> None:
     fabric = make_fabric(job.precision, seed=job.seed)
     model, _ = load_base(fabric, job.material.ours)
     inject(model, lora_args(job))
@@ -66,6 +70,7 @@ def run(job: Job) -> None:
         micro_batch_size=job.micro_batch_size,
         warmup_steps=0,
         epochs=1,
+        share_prefixes=share_prefixes,
     )
     recorder = Recorder()
     shortest = stacked([min(rows, key=lambda row: len(row[0]))])  # the loop validates; that is not what is timed

@@ -79,6 +79,9 @@ class TrainArgs:
     """Latest checkpoints that are kept, besides the one with the lowest validation loss."""
     packing: bool = True
     """Lay samples end to end in a forward pass; false gives each one its own, with the same result."""
+    share_prefixes: bool = True
+    """Compute a prompt that several samples of a forward pass begin with once, such as the prompt style's first lines;
+    false computes it for each, with the same result but for what dropout draws."""
     max_time: str | None = None
     """HH:MM:SS that the run may take, from the start of the process and over all resumed ones; the learning rate is at
     its end when the time is."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_gpt.data.packing import NONE, Packing, Prefixes, packs, prefixes_of, sharing
 from lit_gpt.data.store import IGNORE, Samples
 from lit_gpt.packed import Documents
 
@@ -28,10 +29,16 @@ class Batch:
 
     @property
     def n_samples(self) -> int:
-        return len(self.documents.lengths)
+        return len(self.documents.whole)
 
     @property
     def n_tokens(self) -> int:
+        """Of all samples."""
+        return sum(self.documents.whole)
+
+    @property
+    def n_computed(self) -> int:
+        """T: a prefix that samples share is computed once."""
         return len(self.ids)
 
     @property
@@ -75,7 +82,7 @@ class Order:
         return self.latest[1]
 
 
-def steps(samples: Samples, order: Order, batch_size: int, max_tokens: int, first: int = 1) -> Iterator[list[Batch]]:
+def steps(samples: Samples, order: Order, batch_size: int, packing: Packing, first: int = 1) -> Iterator[list[Batch]]:
     """The micro-batches of each optimizer step, `first` and those after it.
 
     Which samples a step has depends on `order` and `batch_size` alone; a step may span two passes over the data. The
@@ -83,49 +90,40 @@ def steps(samples: Samples, order: Order, batch_size: int, max_tokens: int, firs
     nothing else.
     """
     for start in range((first - 1) * batch_size, len(order), batch_size):
-        yield micro_batches(samples, order.rows(start, start + batch_size), max_tokens)
+        yield micro_batches(samples, order.rows(start, start + batch_size), packing)
 
 
-def micro_batches(samples: Samples, chosen: Sequence[int] | np.ndarray, max_tokens: int) -> list[Batch]:
-    """The chosen samples in as few batches of at most `max_tokens` tokens as come out; a longer sample goes alone."""
-    return [collate([samples[i] for i in pack]) for pack in packs(samples.lengths, chosen, max_tokens)]
+def micro_batches(samples: Samples, chosen: Sequence[int] | np.ndarray, packing: Packing) -> list[Batch]:
+    """The chosen samples in as few batches as come out."""
+    prefixes = prefixes_of(samples, chosen, packing)
+    return [batch_of(samples, g, prefixes) for g in packs(samples.lengths, chosen, packing.max_tokens, prefixes)]
 
 
-def packs(lengths: np.ndarray, chosen: Sequence[int] | np.ndarray, max_tokens: int) -> list[list[int]]:
-    """The chosen samples in groups: each, the longest first, goes to the fullest group that has room for it."""
-    groups: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(chosen, key=lambda i: -lengths[i]):
-        n = int(lengths[i])
-        fitting = [g for g in range(len(groups)) if room[g] >= n]
-        if not fitting:
-            groups.append([])
-            room.append(max_tokens)
-            fitting = [-1]
-        best = min(fitting, key=lambda g: room[g])
-        groups[best].append(int(i))
-        room[best] -= n
-    return groups
+def batch_of(samples: Samples, group: Sequence[int], prefixes: Prefixes = NONE) -> Batch:
+    """A group of samples, what some begin with in front of them."""
+    shared = sharing(group, prefixes)
+    rows = [i for those in shared.values() for i in those]
+    others = [i for i in group if prefixes.get(i) not in shared]
+    followers = [(b.n_tokens, len(those)) for b, those in shared.items()]
+    return collate([samples[i] for i in rows + others], followers)
 
 
-def fullest(lengths: np.ndarray, max_tokens: int, batch_size: int) -> list[int]:
-    """Samples whose micro-batch is as large as they come: the longest, and as many more as a step has and fit in."""
-    chosen: list[int] = []
-    room = max_tokens
-    for i in (-lengths).argsort(kind="stable"):
-        if not chosen or lengths[i] <= room:
-            chosen.append(int(i))
-            room -= int(lengths[i])
-        if room <= 0 or len(chosen) == batch_size:
-            break
-    return chosen
+def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], followers: Sequence[tuple[int, int]] = ()) -> Batch:
+    """Lay (ids, labels) of each sample end to end.
 
-
-def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    """Lay (ids, labels) of each sample end to end."""
-    ids = torch.from_numpy(np.concatenate([ids for ids, _ in samples]).astype(np.int64))
-    labels = np.concatenate([labels for _, labels in samples]).astype(np.int64)
-    documents = Documents.of(tuple(len(ids) for ids, _ in samples))
+    Args:
+        followers: (n, m) for each prefix: the first m samples begin with the same n tokens, none of which carries
+            loss; the next pair is about the samples after those.
+    """
+    pieces, firsts = [], []
+    for n_tokens, m in followers:
+        at = len(pieces)
+        firsts.append((samples[at][0][:n_tokens], samples[at][1][:n_tokens]))
+        pieces += [(ids[n_tokens:], labels[n_tokens:]) for ids, labels in samples[at : at + m]]
+    pieces = [*firsts, *pieces, *samples[len(pieces) :]]
+    ids = torch.from_numpy(np.concatenate([ids for ids, _ in pieces]).astype(np.int64))
+    labels = np.concatenate([labels for _, labels in pieces]).astype(np.int64)
+    documents = Documents.of(tuple(len(ids) for ids, _ in pieces), tuple(m for _, m in followers))
     labels[documents.offsets[:-1].numpy()] = IGNORE
     targets = torch.from_numpy(labels)
     predicted = (targets != IGNORE).nonzero()[:, 0]

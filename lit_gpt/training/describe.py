@@ -8,9 +8,9 @@ import torch
 from lit_gpt.checkpoint import METHODS
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
-from lit_gpt.training.feed import micro_batch_tokens
 from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.flops import estimated_flops, measured_flops
+from lit_gpt.training.packing import micro_batch_tokens
 from lit_gpt.training.schedule import warmup_of
 
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from lit_gpt.args import TrainArgs
-from lit_gpt.data.batches import Batch, Order, ahead, fullest, steps
+from lit_gpt.data.batches import Batch, Order, ahead, steps
+from lit_gpt.data.packing import Packing, fullest
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
 from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.memory import blocks_to_recompute
+from lit_gpt.training.packing import micro_batch_tokens, packing_of
 
 
 class Feed:
@@ -35,7 +37,7 @@ class Feed:
         model.neftune_alpha = train.neftune_alpha
         self.model, self.data, self.train, self.device, self.autocast = model, data, train, device, autocast
         self.order = Order(len(data), train.n_samples(len(data)), seed)
-        self.max_tokens = micro_batch_tokens(train, device)
+        self.packing = Packing(micro_batch_tokens(train, device))
         self.coming: Iterator[list[Batch]] | None = None
         self.next_step = 1
         self.has_shrunk = False
@@ -50,13 +52,19 @@ class Feed:
             n_recomputed: blocks that compute their forward pass twice; None is what the arguments say.
         """
         self.has_shrunk = max_tokens is not None
-        self.max_tokens = max_tokens or micro_batch_tokens(self.train, self.device)
+        with self.autocast():
+            self.packing = packing_of(self.model, self.train, self.device, max_tokens)
         if n_recomputed is None:
             n_recomputed = blocks_to_recompute(self.model, self.train, self.max_tokens, self.device)
         self.model.n_recomputed = n_recomputed
         self.coming = None
         with self.autocast():
-            self.hidden_of = recorded_hidden(self.model, self.max_tokens, self.data.lengths, self.train.records)
+            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.lengths, self.train.records)
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a forward pass."""
+        return self.packing.max_tokens
 
     @property
     def n_steps(self) -> int:
@@ -69,7 +77,7 @@ class Feed:
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of a step, on the device; those of the next one are made meanwhile."""
         if self.coming is None or self.next_step != step:
-            made = steps(self.data, self.order, self.train.batch_size, self.max_tokens, first=step)
+            made = steps(self.data, self.order, self.train.batch_size, self.packing, first=step)
             self.coming = ahead(made, self.device)
         self.next_step = step + 1
         return next(self.coming)
@@ -98,10 +106,3 @@ class Feed:
         )
         self.prepare(smaller, recomputed)
         return True
-
-
-def micro_batch_tokens(train: TrainArgs, device: torch.device) -> int:
-    """Tokens of a forward pass: what was asked for, or what keeps a device of this kind busy."""
-    if not train.packing:
-        return 1  # a longer sample goes alone
-    return train.micro_batch_tokens or (4096 if device.type == "cuda" else 512)

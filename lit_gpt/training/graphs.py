@@ -14,30 +14,32 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from lit_gpt.data.packing import Packing
 from lit_gpt.model import GPT
-from lit_gpt.packed import Documents, flash_can
+from lit_gpt.packed import Continuations, Documents, flash_can
 from lit_gpt.resources import never_waiting
 
+PREFIXES = 12
+"""Prefixes that documents share, and that a recording has room for."""
 PARTS = (1, 2, 4, 8)
 """Sizes that are recorded, as parts of a full micro-batch: the last one of a step is seldom full."""
 
 
-def recorded_hidden(model: GPT, max_tokens: int, lengths: np.ndarray, enabled: bool = True) -> Callable[..., Tensor]:
+def recorded_hidden(model: GPT, packing: Packing, lengths: np.ndarray, enabled: bool = True) -> Callable[..., Tensor]:
     """`model.hidden` for packed documents, replayed where that is possible.
 
     Afterwards the gradients of what trains are to be zeroed, never dropped: the recording adds to them in place.
 
     Args:
-        max_tokens: of a micro-batch.
+        packing: how samples share a micro-batch.
         lengths: of the samples that are to come, in tokens.
     """
     if not enabled or not can_record(model):
         return model.hidden
-    print(
-        f"Recording the training step for micro-batches of up to {max_tokens:,} tokens; --compile false leaves it out"
-    )
+    size = f"micro-batches of up to {packing.max_tokens:,} tokens"
+    print(f"Recording the training step for {size}; --compile false leaves it out")
     try:
-        return Recorder(model, max_tokens, lengths)
+        return Recorder(model, packing, lengths)
     except Waits as e:
         print(f"The training step is not recorded: {e}")
         return model.hidden
@@ -59,15 +61,17 @@ class Waits(Exception):
 class Recorder:
     """`model.hidden` in recordings of several sizes; what fits none of them goes the plain way."""
 
-    def __init__(self, model: GPT, max_tokens: int, lengths: np.ndarray) -> None:
-        self.model = model
+    def __init__(self, model: GPT, packing: Packing, lengths: np.ndarray) -> None:
+        self.model, max_tokens = model, packing.max_tokens
         self.longest = int(min(max_tokens, lengths.max()))
         expected = max_tokens / max(1.0, float(lengths.mean()))
-        self.slots = min(max_tokens, 8 + round(2 * expected))  # for documents, those that fill up included
+        self.shares = packing.share_up_to > 0
+        # for pieces, those that fill up included: without their prefixes, there is room for more of them
+        self.slots = min(max_tokens, 8 + round((4 if self.shares else 2) * expected))
         sizes = sorted({-(-max_tokens // part) for part in PARTS}, reverse=True)
         # one at a time is in use, so that all live in the same memory: that of one pool and one stream
         place = {"pool": torch.cuda.graph_pool_handle(), "stream": torch.cuda.Stream()}
-        self.recordings = [Recording(model, size, self.slots, self.longest, place) for size in sizes]
+        self.recordings = [Recording(model, size, self.slots, self.longest, self.shares, place) for size in sizes]
 
     def __call__(self, idx: Tensor, documents: Documents) -> Tensor:
         """As `GPT.hidden`; the result may have rows more than there are tokens, (1, >= T, C)."""
@@ -76,6 +80,8 @@ class Recorder:
             return self.model.hidden(idx, documents=documents)
         which, padding = room
         recording = self.recordings[which]
+        if not prefixes_fit(documents, recording.documents):
+            return self.model.hidden(idx, documents=documents)
         recording.set(idx, documents, padding)
         return Replay.apply(recording.anchor, recording)
 
@@ -100,6 +106,14 @@ def filling(lengths: tuple[int, ...], sizes: list[int], slots: int, longest: int
     return (best, padding) if len(lengths) + len(padding) <= slots else None
 
 
+def prefixes_fit(documents: Documents, recorded: Documents) -> bool:
+    """Whether a recording has room for the prefixes that these documents share."""
+    if (coming := documents.continuations) is None:
+        return True
+    there = recorded.continuations
+    return there is not None and coming.fits(there)
+
+
 class Recording:
     """The two graphs of one size, and the memory that they read and write.
 
@@ -107,7 +121,7 @@ class Recording:
         place: pool and stream of the recording.
     """
 
-    def __init__(self, model: GPT, size: int, slots: int, longest: int, place: dict[str, Any]) -> None:
+    def __init__(self, model: GPT, size: int, slots: int, longest: int, shares: bool, place: dict[str, Any]) -> None:
         device = model.transformer.wte.weight.device
         self.size, self.slots = size, slots
         self.anchor = torch.zeros((), device=device, requires_grad=True)
@@ -115,7 +129,9 @@ class Recording:
         ends = torch.arange(1, slots + 1, device=device, dtype=torch.int64) * longest
         self.offsets = torch.nn.functional.pad(ends.clamp(max=size), (1, 0)).int()
         self.positions = torch.arange(size, device=device) % longest
-        documents = Documents((longest,), self.offsets, self.positions)  # of the lengths, only the longest is read
+        self.continuations = Continuations.empty(size, PREFIXES, longest, device) if shares else None
+        # of the lengths, only the longest is read
+        documents = self.documents = Documents((longest,), self.offsets, self.positions, (), self.continuations)
         trained = [p for p in model.parameters() if p.requires_grad]
         for p in trained:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -159,6 +175,8 @@ class Recording:
         self.offsets[: len(documents.offsets)].copy_(documents.offsets)
         self.offsets[len(documents.offsets) :].copy_(torch.from_numpy(tail), non_blocking=True)
         # the tail's tokens and positions are left from before: nothing is learned from them
+        if self.continuations is not None:
+            self.continuations.copy(documents.continuations)
 
 
 class Replay(Function):

@@ -9,7 +9,14 @@ from lit_gpt.errors import UserError
 from lit_gpt.training.saves import RECORD, Saves, read_progress
 
 FREE = ("logger", "log_interval", "save_interval", "keep_last", "max_time", "recompute", "compile", "packing")
-FREE += ("micro_batch_tokens", "offload_gradients", "eval_interval", "early_stopping_patience", "average_last")
+FREE += (
+    "micro_batch_tokens",
+    "share_prefixes",
+    "offload_gradients",
+    "eval_interval",
+    "early_stopping_patience",
+    "average_last",
+)
 """Arguments of the training that leave it the same run."""
 ELSEWHERE = ("folder", "checkpoint_dir", "source")
 """What meta.json says about places, which may have moved."""

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from lit_gpt.data.batches import Batch, micro_batches
+from lit_gpt.data.batches import Batch, batch_of
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.feed import Feed
@@ -76,7 +76,7 @@ def rehearse(fabric: Fabric, model: GPT, feed: Feed, gradients: Gradients) -> No
     model.train()
 
     def largest() -> bool:
-        batch = micro_batches(feed.data, feed.largest(), feed.max_tokens)[0].to(fabric.device)
+        batch = batch_of(feed.data, feed.largest()).to(fabric.device)
         forward_backward(fabric, model, feed, batch, batch.n_targets)
         gradients.zero()
         gradients.allocate()

@@ -11,8 +11,8 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.batches import micro_batches
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
-from lit_gpt.training.feed import micro_batch_tokens
 from lit_gpt.training.loss import loss_sum
+from lit_gpt.training.packing import packing_of
 from lit_gpt.training.randomness import undisturbed
 from lit_gpt.training.saves import Progress
 from lit_gpt.training.session import Session
@@ -62,7 +62,9 @@ def validate(
     n_samples = len(data)
     if validation.eval_iters is not None:
         n_samples = min(n_samples, validation.eval_iters * train.micro_batch_size)
-    batches = micro_batches(data, range(n_samples), micro_batch_tokens(train, fabric.device))
+    with fabric.autocast():
+        packing = packing_of(model, train, fabric.device)
+    batches = micro_batches(data, range(n_samples), packing)
     total = torch.zeros((), device=fabric.device, dtype=torch.float32)
     for batch in batches:
         with fabric.autocast():

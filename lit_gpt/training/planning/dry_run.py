@@ -20,6 +20,7 @@ from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.gauges import clock, matrix_rate
 from lit_gpt.training.memory import trained_bytes
 from lit_gpt.training.offload import require_offload
+from lit_gpt.training.packing import packing_of
 from lit_gpt.training.planning.devices import Device, named, this_machine
 from lit_gpt.training.planning.fit import command_line, fitted, in_time, ways_out
 from lit_gpt.training.planning.job import config_of, default_precision, job_of
@@ -82,7 +83,9 @@ def probed(plan: Plan, fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
     matrix_rate(fabric.device, job.weight_dtype)
     model.n_recomputed = plan.n_recomputed
     counted, _ = job.model()
-    rates = probe(fabric, model, counted, *data, job.train, job.room, process_seconds(), saved_bytes(counted))
+    with fabric.autocast():
+        packing = packing_of(model, job.train, fabric.device)
+    rates = probe(fabric, model, counted, *data, job.train, packing, process_seconds(), saved_bytes(counted))
     print(f"A few steps on this machine took {clock(process_seconds())} and {peak_memory_gb():.2f} GB at most")
     return replace(plan, rates=rates, times=times_of(job, counted, plan.work, rates, plan.n_recomputed))
 

@@ -12,11 +12,13 @@ from lit_gpt.checkpoint import METHODS
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.lit import CONFIG, LITGPT_CONFIG, read_config
+from lit_gpt.data.packing import Packing
 from lit_gpt.errors import UserError
 from lit_gpt.linear import LinearLayer
 from lit_gpt.model import GPT
 from lit_gpt.quantize import quantizable
 from lit_gpt.training.finetuning import Finetuning
+from lit_gpt.training.packing import share_up_to
 from lit_gpt.training.planning.devices import Device
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -61,6 +63,12 @@ class Job:
         if not self.train.packing:
             return 1
         return self.train.micro_batch_tokens or (4096 if self.device.kind == "cuda" else 512)
+
+    @property
+    def packing(self) -> Packing:
+        """How samples share a forward pass: on a GPU, prefixes are shared where flash attention does the rest."""
+        flash = self.compute_itemsize == 2 and not self.config.attn_logit_softcapping
+        return Packing(self.room, share_up_to(self.config, self.train) if flash or self.device.kind == "cpu" else 0)
 
     def model(self) -> tuple[GPT, dict[str, LinearLayer]]:
         """The model with the method in it, on the meta device, and the layers by name that --quantize means."""

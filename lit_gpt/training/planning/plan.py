@@ -72,7 +72,7 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
         rates: measured ones; the table's if not given.
     """
     model, chosen = job.model()
-    work = work_of(*data, job.train, job.validation, job.room, job.seed)
+    work = work_of(*data, job.train, job.validation, job.packing, job.seed)
     n_again = n_recomputed(job, model, chosen, work)
     rates = rates or rates_of_device(job, model, work, n_again)
     return Plan(
@@ -81,7 +81,7 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
         memory=memory_items(job, model, chosen, work, n_again),
         host=host_bytes(job, model),
         n_recomputed=n_again,
-        flops=training_flops(model, work.n_tokens, work.n_targets, work.squares, n_again),
+        flops=training_flops(model, work.n_computed, work.n_targets, work.squares, n_again),
         rates=rates,
         times=rates and times_of(job, model, work, rates, n_again),
     )

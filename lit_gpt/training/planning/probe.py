@@ -8,7 +8,8 @@ import torch
 from lightning.fabric import Fabric
 
 from lit_gpt.args import TrainArgs
-from lit_gpt.data.batches import Batch, collate, packs
+from lit_gpt.data.batches import Batch, micro_batches
+from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
 from lit_gpt.training.flops import forward_flops, training_flops
@@ -33,7 +34,7 @@ def probe(
     data: Samples,
     val_data: Samples,
     train: TrainArgs,
-    room: int,
+    packing: Packing,
     starting: float,
     saved_bytes: int,
 ) -> Rates:
@@ -41,7 +42,7 @@ def probe(
 
     Args:
         counted: the same without memory, for counting operations.
-        room: tokens of a forward pass.
+        packing: how samples share a forward pass.
         starting: seconds from the command to here.
         saved_bytes: of a save.
     """
@@ -51,10 +52,10 @@ def probe(
         group["lr"] = 0.0
     gradients = make_gradients(fabric, model, optimizer, train)
     with fabric.autocast():
-        hidden_of = recorded_hidden(model, room, data.lengths, train.records)
+        hidden_of = recorded_hidden(model, packing, data.lengths, train.records)
     model.train()
     before = time.perf_counter()
-    batches = chosen(data, train.batch_size, room, fabric.device)
+    batches = chosen(data, train.batch_size, packing, fabric.device)
 
     def forward_and_backward(batch: Batch) -> None:
         with fabric.autocast():
@@ -73,17 +74,17 @@ def probe(
         flops += training_flops(counted, *size(batch), model.n_recomputed)
         if seconds > MOST_SECONDS or (seconds > LEAST_SECONDS and n >= LEAST_PASSES):
             break
-    validation = validation_rate(fabric, model, counted, val_data, room)
+    validation = validation_rate(fabric, model, counted, val_data, packing)
     source = f"from {n} forward and backward passes on this machine, {flops / seconds / 1e12:.3g} TFLOP/s"
     return Rates(flops / seconds, validation, step_seconds, starting, saved_bytes / WRITING, 0.0, source)
 
 
-def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, room: int) -> float:
+def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, packing: Packing) -> float:
     """Operations a second of forward passes in evaluation."""
     model.eval()
     flops = seconds = 0.0
     with torch.no_grad(), fabric.autocast():
-        for batch in chosen(data, len(data), room, fabric.device)[:4]:
+        for batch in chosen(data, len(data), packing, fabric.device)[:4]:
             seconds += timed(fabric.device, lambda batch=batch: loss_sum(model, batch))
             flops += forward_flops(counted, *size(batch))
             if seconds > LEAST_SECONDS:
@@ -91,19 +92,21 @@ def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, roo
     return flops / seconds
 
 
-def chosen(data: Samples, batch_size: int, room: int, device: torch.device) -> list[Batch]:
+def chosen(data: Samples, batch_size: int, packing: Packing, device: torch.device) -> list[Batch]:
     """Forward passes as the run's, of a few steps, the largest first."""
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: STEPS * batch_size].tolist()
     parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-    groups = [group for part in parts for group in packs(data.lengths, part, room)]
-    largest = max(range(len(groups)), key=lambda i: data.lengths[groups[i]].sum())
-    groups.insert(0, groups.pop(largest))
-    return [collate([data[i] for i in group]).to(device) for group in groups[:64]]
+    batches = [batch for part in parts for batch in micro_batches(data, part, packing)]
+    largest = max(range(len(batches)), key=lambda i: batches[i].n_computed)
+    batches.insert(0, batches.pop(largest))
+    return [batch.to(device) for batch in batches[:64]]
 
 
 def size(batch: Batch) -> tuple[int, int, float]:
-    """Tokens, targets and sum of the squared lengths."""
-    return batch.n_tokens, batch.n_targets, float(sum(n * n for n in batch.documents.lengths))
+    """Tokens that are computed, targets and sum of the squared lengths, a shared prefix counted once."""
+    d = batch.documents
+    again = sum((m - 1) * n * n for n, m in zip(d.lengths, d.followers, strict=False))
+    return batch.n_computed, batch.n_targets, float(sum(n * n for n in d.whole) - again)
 
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:

@@ -83,7 +83,7 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
     elif n_again or job.config.mlp == "moe" or job.method == "full":
         share *= CALLED
     share *= 0.5 if job.weight_dtype.itemsize == 4 and not job.mixed else 1.0  # TF32 has half the rate
-    tokens = work.n_tokens / work.n_passes
+    tokens = work.n_computed / work.n_passes
     share *= (tokens / (tokens + FEW_TOKENS)) / (4096 / (4096 + FEW_TOKENS))
     rate = job.device.rate * share
     source = f"{share:.0%} of {job.device.rate / 1e12:.0f} TFLOP/s, from the table of devices"
@@ -107,9 +107,9 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
 def times_of(job: Job, model: GPT, work: Work, rates: Rates, n_again: int) -> Times:
     """What the whole run takes at these rates."""
     merged = 2 * sum(p.numel() for p in model.parameters() if not p.requires_grad) if job.merge else 0  # in 16 bits
-    training = training_flops(model, work.n_tokens, work.n_targets, work.squares, n_again) / rates.training
-    validation = forward_flops(model, work.n_val_tokens, work.n_val_targets, work.val_squares) / rates.validation
-    mean_length = work.squares / work.n_tokens
+    training = training_flops(model, work.n_computed, work.n_targets, work.squares, n_again) / rates.training
+    validation = forward_flops(model, work.n_val_computed, work.n_val_targets, work.val_squares) / rates.validation
+    mean_length = work.squares / work.n_computed
     tried = training_flops(model, work.largest, work.most_targets, work.largest * mean_length, n_again)
     return Times(
         starting=rates.starting + tried / rates.training,

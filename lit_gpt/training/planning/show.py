@@ -41,6 +41,9 @@ def work_lines(plan: Plan) -> Iterator[str]:
     yield "Work"
     yield f"  {work.n_samples:,} samples = {work.epochs:.2f} epochs in {work.n_steps:,} steps"
     yield f"  {work.n_tokens:,} tokens, of which {work.n_targets:,} are targets, in {work.n_passes:,} forward passes"
+    if work.n_computed < work.n_tokens:
+        saved = 1 - work.n_computed / work.n_tokens
+        yield f"  {work.n_computed:,} of the tokens are computed: {saved:.0%} are in prefixes that samples share"
     yield f"  no padding; {filled}padded by {plan.job.train.micro_batch_size}: {waste:+.0%}"
     yield f"  {work.n_validations} validations of {work.n_val_tokens:,} tokens, {work.n_saves} saves"
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lit_gpt.args import TrainArgs, ValidationArgs
-from lit_gpt.data.batches import Order, fullest, packs
+from lit_gpt.data.batches import Order
+from lit_gpt.data.packing import Packing, Prefixes, fullest, n_computed, packs, prefixes_of
 from lit_gpt.data.store import IGNORE, Samples
 
 PACKED_STEPS = 100
@@ -22,9 +23,11 @@ class Work:
     """That the run sees."""
     n_steps: int
     n_tokens: int
+    n_computed: int
+    """Tokens that are left if prefixes are computed once for all samples of a forward pass that share them."""
     n_targets: int
     squares: float
-    """Sum of the squared lengths of the samples."""
+    """Sum of the squared lengths of the samples, shared prefixes counted once."""
     n_passes: int
     """Forward passes: micro-batches."""
     n_padded: int
@@ -37,6 +40,8 @@ class Work:
     """Targets of a forward pass, the most of them."""
     n_val_tokens: int
     """Of one validation."""
+    n_val_computed: int
+    """As in training: the part that is left is taken to be the same."""
     n_val_targets: int
     val_squares: float
     n_validations: int
@@ -50,30 +55,28 @@ class Work:
     @property
     def filled(self) -> str:
         """What part of the room of the forward passes is taken; empty where each sample has its own."""
-        return f"the passes are {self.n_tokens / (self.n_passes * self.room):.0%} full" if self.room > 1 else ""
+        return f"the passes are {self.n_computed / (self.n_passes * self.room):.0%} full" if self.room > 1 else ""
 
 
 def work_of(
-    train_data: Samples, val_data: Samples, train: TrainArgs, validation: ValidationArgs, room: int, seed: int
+    train_data: Samples, val_data: Samples, train: TrainArgs, validation: ValidationArgs, packing: Packing, seed: int
 ) -> Work:
-    """Count it.
-
-    Args:
-        room: tokens of a forward pass.
-    """
+    """Count it."""
     lengths, targets = train_data.lengths, targets_by_sample(train_data)
     n_samples = train.n_samples(len(train_data))
     n_steps = -(-n_samples // train.batch_size)
     of_run = Order(len(lengths), n_samples, seed)
     order = np.concatenate([of_run.permutation(e) for e in range(-(-n_samples // len(lengths)))])[:n_samples]
     size, first = train.micro_batch_size, order[: PACKED_STEPS * train.batch_size]
-    groups = [
-        group
-        for start in range(0, len(first), train.batch_size)
-        for group in packs(lengths, first[start : start + train.batch_size], room)
-    ]
+    passes: list[tuple[list[int], Prefixes]] = []
+    for start in range(0, len(first), train.batch_size):
+        part = first[start : start + train.batch_size]
+        prefixes = prefixes_of(train_data, part, packing)
+        passes += [(group, prefixes) for group in packs(lengths, part, packing.max_tokens, prefixes)]
+    computed, squares = ([n_computed(lengths, *those, power) for those in passes] for power in (1, 2))
+    left, left_of_squares = sum(computed) / lengths[first].sum(), sum(squares) / np.square(lengths[first]).sum()
     padded = np.pad(lengths[order], (0, -n_samples % size)).reshape(-1, size).max(1) * size
-    first_tried = fullest(lengths, room, train.batch_size)
+    first_tried = fullest(lengths, packing.max_tokens, train.batch_size)
     val_lengths, val_targets = val_data.lengths, targets_by_sample(val_data)
     n_val = len(val_lengths)
     if validation.eval_iters is not None:
@@ -83,16 +86,18 @@ def work_of(
         n_samples=n_samples,
         n_steps=n_steps,
         n_tokens=int(lengths[order].sum()),
+        n_computed=round(left * lengths[order].sum()),
         n_targets=int(targets[order].sum()),
-        squares=float(np.square(lengths[order], dtype=np.float64).sum()),
-        n_passes=round(len(groups) * n_samples / len(first)),
+        squares=float(left_of_squares * np.square(lengths[order], dtype=np.float64).sum()),
+        n_passes=round(len(passes) * n_samples / len(first)),
         n_padded=int(padded.sum()) - int(padded[-1]) // size * (-n_samples % size),
-        room=room,
-        largest=int(max(lengths[g].sum() for g in [*groups, first_tried])),
-        most_targets=int(max(targets[g].sum() for g in [*groups, first_tried])),
+        room=packing.max_tokens,
+        largest=max(*computed, n_computed(lengths, first_tried)),
+        most_targets=int(max(targets[g].sum() for g in [*(group for group, _ in passes), first_tried])),
         n_val_tokens=int(val_lengths[:n_val].sum()),
+        n_val_computed=round(left * val_lengths[:n_val].sum()),
         n_val_targets=int(val_targets[:n_val].sum()),
-        val_squares=float(np.square(val_lengths[:n_val], dtype=np.float64).sum()),
+        val_squares=float(left_of_squares * np.square(val_lengths[:n_val], dtype=np.float64).sum()),
         n_validations=len({n_steps, *every(validation.eval_interval, n_steps)}),
         n_saves=len({n_steps, *every(train.save_interval, n_steps), *every(validation.eval_interval, n_steps)}),
     )

@@ -3,7 +3,7 @@
 For a GPU where its flash kernels cannot: they know no soft cap and no fp32. One document at a time would be thousands
 of small kernels there; all of them in one batch, mostly padding. A CPU gives one document at a time, unpadded.
 
-Shapes: n documents of a group, L tokens of its longest, T tokens of all; H, G, D and R as in `lit_gpt/packed.py`.
+Shapes as in this package; n documents of a group, L tokens of its longest.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from lit_gpt.packed.heads import Heads
 
 SCORES = 2**22
 """Scores of one head that exist at a time, about."""
@@ -64,57 +66,64 @@ def groups(lengths: tuple[int, ...], device: torch.device) -> list[Group]:
     return found
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float, softcap: float, window: int
-) -> Tensor:
-    """The result (T, H, D) for q (T, H, D), k and v (T, G, D); the last three arguments as in `Heads`."""
+def attend(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: Heads) -> Tensor:
+    """The result (T, H, D) for q (T, H, D), k and v (T, G, D)."""
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for group in groups(lengths, q.device):
-        queries, keys, values = (group.padded(x) for x in (q, k, v))
-        p, _ = probabilities(queries, keys, scale, softcap, window)
-        out = p @ values.transpose(1, 2)  # (n, G, R * L, D)
-        y[group.span] = group.cut(from_groups(out, keys.size(1)))
+        y[group.span] = group.cut(by_products(*(group.padded(x) for x in (q, k, v)), heads))
     return y
 
 
 def attend_backward(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lengths: tuple[int, ...], scale: float, softcap: float,
-    window: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lengths: tuple[int, ...], heads: Heads
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q (T, H, D), k and v (T, G, D), the probabilities computed anew."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     for group in groups(lengths, q.device):
-        d, queries, keys, values, out = group.padded_by_zeros(dy), *(group.padded(x) for x in (q, k, v, y))
-        longest = keys.size(1)
-        p, slope = probabilities(queries, keys, scale, softcap, window)
-        d_grouped, grouped = to_groups(d, keys), to_groups(queries, keys)
-        along = to_groups((d.float() * out).sum(-1, keepdim=True), keys)
-        ds = (d_grouped @ values.permute(0, 2, 3, 1) - along).mul_(p).mul_(scale)
-        ds = (ds if slope is None else ds.mul_(slope)).to(q.dtype)
-        gradients = (
-            from_groups(ds @ keys.transpose(1, 2), longest),
-            (ds.mT @ grouped).transpose(1, 2),
-            (p.mT @ d_grouped).transpose(1, 2),
-        )
-        for whole, part in zip((dq, dk, dv), gradients, strict=True):
+        given = group.padded_by_zeros(dy), *(group.padded(x) for x in (q, k, v, y))
+        for whole, part in zip((dq, dk, dv), by_products_backward(*given, heads), strict=True):
             whole[group.span] = group.cut(part)
     return dq, dk, dv
 
 
-def probabilities(q: Tensor, k: Tensor, scale: float, softcap: float, window: int) -> tuple[Tensor, Tensor | None]:
-    """Of the keys (n, L, G, D) for each query (n, L, H, D), (n, G, R * L, L), and the derivative of the soft cap.
+def by_products(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
+    """Attention of q (n, L, H, D), the last L tokens of each document, to k and v (n, S, G, D): (n, L, H, D)."""
+    p, _ = probabilities(q, k, heads)
+    return from_groups(p @ v.transpose(1, 2), q.size(1))  # (n, G, R * L, D) -> (n, L, H, D)
+
+
+def by_products_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, heads: Heads
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q (n, L, H, D), k and v (n, S, G, D), the probabilities computed anew."""
+    p, slope = probabilities(q, k, heads)
+    d_grouped, grouped = to_groups(dy, k), to_groups(q, k)
+    along = to_groups((dy.float() * y).sum(-1, keepdim=True), k)
+    ds = (d_grouped @ v.permute(0, 2, 3, 1) - along).mul_(p).mul_(heads.scale)
+    ds = (ds if slope is None else ds.mul_(slope)).to(q.dtype)
+    dq = from_groups(ds @ k.transpose(1, 2), q.size(1))
+    return dq, (ds.mT @ grouped).transpose(1, 2), (p.mT @ d_grouped).transpose(1, 2)
+
+
+def probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
+    """Of the keys (n, S, G, D) for each query (n, L, H, D), (n, G, R * L, S), and the derivative of the soft cap.
 
     Places where a document has ended come after all of its tokens: no query of a document sees them.
     """
-    longest, slope = q.size(1), None
-    hidden = minus_infinity(1 << (longest - 1).bit_length(), window, q.device)[:longest, :longest]
+    scale, slope = heads.scale, None
     scores = to_groups(q, k) @ k.permute(0, 2, 3, 1)
-    if softcap:
-        scores = torch.tanh(scores.float() * (scale / softcap))
+    if heads.softcap:
+        scores = torch.tanh(scores.float() * (scale / heads.softcap))
         slope = 1 - scores.square()
-        scale = softcap
-    scores = torch.add(hidden, scores.unflatten(2, (-1, longest)), alpha=scale)  # fp32, (n, G, R, L, L)
+        scale = heads.softcap
+    hidden = unseen(q.size(1), k.size(1), heads.window, q.device)
+    scores = torch.add(hidden, scores.unflatten(2, (-1, q.size(1))), alpha=scale)  # fp32, (n, G, R, L, S)
     return scores.softmax(-1).to(q.dtype).flatten(2, 3), slope
+
+
+def unseen(n_queries: int, n_keys: int, window: int, device: torch.device) -> Tensor:
+    """(L, S) fp32, minus infinity where one of the last L tokens does not see one of S: what comes later than it."""
+    return minus_infinity(1 << (n_keys - 1).bit_length(), window, device)[n_keys - n_queries : n_keys, :n_keys]
 
 
 @lru_cache(maxsize=16)  # of powers of two, so that all of them take little more than the largest
