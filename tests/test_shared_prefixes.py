@@ -16,7 +16,8 @@ from lit_gpt.checkpoint import make_fabric
 from lit_gpt.data.batches import Order, micro_batches, steps
 from lit_gpt.data.packing import Packing, cuts, n_computed, packs, prefixes_of
 from lit_gpt.data.store import IGNORE, stack
-from lit_gpt.packed import Continuations, Documents, Heads, attended, attended_backward, flash
+from lit_gpt.packed import Continuations, Documents, Heads, attended, attended_backward, attention, flash
+from lit_gpt.training import packing
 from lit_gpt.training.graphs import prefixes_fit
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.packing import packing_of, share_up_to
@@ -297,6 +298,37 @@ def test_what_a_gpu_does_in_two_parts_is_attention(kernels, groups, window, leng
     for a, b in zip(flash.flash_backward(dy, q, k, v, y, *kept, row, heads), want_gradients, strict=True):
         assert a.isfinite().all()
         torch.testing.assert_close(a[:T], b, rtol=1e-4, atol=1e-5)
+
+
+def refusing(x):
+    raise RuntimeError("no such kernel\nfor this")
+
+
+WRONG = {"a little off": lambda x: x * 1.2, "no number": lambda x: x * torch.nan, "refused": refusing}
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("kernel", ["_flash_attention_forward", "_flash_attention_backward"])
+@pytest.mark.parametrize("how", [None, *WRONG])
+def test_a_gpu_is_tried_before_it_is_relied_on(kernels, groups, kernel, how, monkeypatch, capsys):
+    """With kernels that are right, or wrong about the keys of a prefix alone."""
+    monkeypatch.setattr(packing, "flash_can", lambda qkv, heads: True)
+    monkeypatch.setattr(attention, "flash_can", lambda qkv, heads: True)
+    right = getattr(Kernels, kernel)
+
+    def wrong(*args, **kwargs):
+        first, *others = right(*args, **kwargs)
+        causal = args[8 if "forward" in kernel else 11]
+        return first if how is None or causal else WRONG[how](first), *others
+
+    monkeypatch.setattr(Kernels, kernel, wrong)
+    heads = Heads((32, 8 * groups, 8 * groups), 8, 0.3)
+    packing.can_share.cache_clear()
+    with make_fabric("bf16-true", seed=1).autocast():  # new tensors are bf16 there
+        assert packing.can_share(heads, torch.bfloat16, torch.device("cpu")) == (how is None)
+    packing.can_share.cache_clear()
+    said = capsys.readouterr().out
+    assert said == "" if how is None else said.startswith("Prefixes are not shared: ") and said.count("\n") == 1
 
 
 def test_a_recording_refuses_prefixes_that_it_has_no_room_for():

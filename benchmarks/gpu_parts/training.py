@@ -16,8 +16,8 @@ LABELS = {"qv": "r 8 q,v", "all": "r 16 all"}
 
 
 def data(context: Context, name: str) -> list[Document]:
-    """Documents of one optimizer step: `full` 8 of 2,048 tokens, `long` 4 of 4,096, `instructions` 128 short ones, `styled` the
-    same with a prompt style's tokens in front."""
+    """Documents of one optimizer step: `full` 8 of 2,048 tokens, `long` 4 of 4,096, `instructions` 128 short ones,
+    `styled` the same with a prompt style's tokens in front."""
     vocab_size, scale = context.config.vocab_size, 32 if context.tiny else 1
     if name in ("instructions", "styled"):
         return getattr(make, name)(128 // min(scale, 8), vocab_size, seed=1)
