@@ -3,8 +3,8 @@
 python benchmarks/gpu.py [--only checks,ceilings,training,...] [--minutes 8] [--out FILE]
 
 Nothing is downloaded: a model with random weights costs what the real one costs. Each section is a process of its
-own, so that one that fails or hangs takes no other along; each gets what is left of its time. litgpt is compared where
-it is installed. `--device cpu --tiny` runs everything at toy size.
+own, so that one that fails or hangs takes no other along; each gets what is left of its time. litgpt and liger-kernel
+are compared where they are installed. `--device cpu --tiny` runs everything at toy size.
 """
 
 import argparse
@@ -30,6 +30,7 @@ SECTIONS = {  # name -> (seconds it may take, what it is), in the order of their
     "peers": (120, "peers, the same documents"),
     "decoding": (90, "decode, batch 1"),
     "breakdown": (60, "where the time of a step goes"),
+    "kernels": (60, "small functions: eager, ours, liger-kernel's"),
 }
 
 

@@ -1,4 +1,4 @@
-"""LoRA on a small real model, ours and the peers': real tokens a second and peak memory, in turn, in one run.
+"""LoRA or full finetuning of a small real model, ours and the peers': real tokens a second and peak memory, in turn.
 
 python benchmarks/train.py --folder /tmp/train [--data rows.json] [--precision 32-true] [--targets qv] [--rounds 3]
 
@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "demo/train.json", help="rows in Alpaca's format")
     parser.add_argument("--samples", type=int, default=64, help="how many of the rows, from the first")
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-true"))
-    parser.add_argument("--targets", default="qv", choices=("qv", "all"), help="layers with LoRA")
+    parser.add_argument(
+        "--targets", default="qv", choices=("qv", "all", "full"), help="layers with LoRA; full is no LoRA"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default=",".join(PEERS), help="separated by commas")
     parser.add_argument("--child", choices=PEERS, help=argparse.SUPPRESS)
@@ -74,9 +76,11 @@ def available(wanted: list[str]) -> list[str]:
 
 def compare(args: argparse.Namespace, peers: list[str]) -> None:
     """Run every peer once a round, in an order that turns, and print rows, then ratios."""
-    print(f"\nLoRA r 8 on {args.targets}, {args.precision}")
+    what = "full finetuning" if args.targets == "full" else f"LoRA r 8 on {args.targets}"
+    print(f"\n{what}, {args.precision}")
     print(f"{'round':6}{'run':9}{'real tok/s':>11}{'samples/s':>11}{'peak GB':>9}{'first loss':>12}{'mean loss':>11}")
     rates: dict[str, list[Figures]] = {name: [] for name in peers}
+    most = 0.0
     for n in range(args.rounds):
         for name in peers[n % len(peers) :] + peers[: n % len(peers)]:
             figures = run_child(args, name)
@@ -89,12 +93,16 @@ def compare(args: argparse.Namespace, peers: list[str]) -> None:
                 f"   {figures.n_tokens} tokens, {figures.n_targets} targets",
                 flush=True,
             )
+        most = max(most, limit(Job(args.folder, args.precision, args.targets), figures.n_targets / figures.n_tokens))
+    print(f"\nmatrix products alone, the head on targets only, the fastest of the rounds: {most:.0f} tokens a second")
     if "ours" not in rates:
         return
-    found = rates["ours"]
-    most = limit(Job(args.folder, args.precision, args.targets), found[0].n_targets / found[0].n_tokens)
-    reached = statistics.median(f.tokens_per_sec for f in found) / most
-    print(f"\nmatrix products alone, the head on targets only: {most:.0f} tokens a second; ours reaches {reached:.0%}")
+    for name in (name for name in ("ours", "unshared") if name in rates):
+        reached = statistics.median(f.tokens_per_sec for f in rates[name]) / most
+        part = rates[name][0].n_computed / rates[name][0].n_tokens
+        print(
+            f"  {name} trains at {reached:.0%} of it; {part:.0%} of the tokens are computed, {reached * part:.0%} of it"
+        )
     print("\nreal tokens a second, ours / theirs")
     for name in (name for name in peers if name != "ours"):
         ratios = [a.tokens_per_sec / b.tokens_per_sec for a, b in zip(rates["ours"], rates[name], strict=True)]
@@ -104,22 +112,17 @@ def compare(args: argparse.Namespace, peers: list[str]) -> None:
 
 
 def run_child(args: argparse.Namespace, name: str) -> Figures | None:
-    """One run in a process of its own; prints the end of what it said and returns None if it fails."""
+    """One run in a process of its own, without a hub; prints the end of what it said and returns None if it fails."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
     flags = ["--folder", args.folder, "--precision", args.precision, "--targets", args.targets]
-    done = run_child_of(__file__, "--child", name, *flags)
+    command = [sys.executable, __file__, "--child", name, *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     figures = heard(done.stdout)
     if done.returncode or figures is None:
         print(f"{name} failed:\n{done.stderr[-3000:]}")
         return None
     return figures
-
-
-def run_child_of(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A script with these arguments, with this checkout's library and no hub."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def describe(job: Job) -> None:

@@ -3,7 +3,6 @@
 All have rank 8 on q and v, dropout 0.05, bf16 weights, AdamW, and no recomputation unless it does not fit.
 """
 
-import random
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -12,13 +11,11 @@ import numpy as np
 import ours
 import torch
 from gpu_parts.context import Context, Skip
-from gpu_parts.documents import IGNORE, Document, n_tokens
+from gpu_parts.documents import Document, n_tokens
+from gpu_parts.layouts import Rows, end_to_end, packed, padded, step_runner
 from gpu_parts.timing import measure
 from gpu_parts.training import data
-from torch import Tensor, nn
-
-Rows = dict[str, Tensor]
-"""What a peer's forward pass takes, (B, T) each."""
+from torch import nn
 
 
 def run(context: Context) -> None:
@@ -96,26 +93,25 @@ def peft_model(context: Context, adapters: str) -> nn.Module:
 def peft_step(context: Context, model: nn.Module, adapters: str, layout: str, name: str) -> None:
     label = f"transformers, adapters {adapters}, {layout}"
     documents = data(context, name)
-    batches = packed(documents, context) if layout == "packed" else padded(documents, int(layout.split()[-1]), context)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=3e-4, weight_decay=0.01)
+    place = context.device
+    if layout == "packed":
+        batches = packed(documents, context.rows, place)
+    else:
+        batches = padded(documents, int(layout.split()[-1]), place)
+    step = step_runner(model)
 
-    def step(batches: Sequence[Rows] = batches) -> None:
-        for rows in batches:
-            (model(**rows).loss / len(batches)).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    def whole() -> None:
+        step(batches)
 
     try:
         step(batches[:2])
-        measured = measure(step, context.device, context.repeats, warmup=0)
+        measured = measure(whole, context.device, context.repeats, warmup=0)
     except torch.cuda.OutOfMemoryError:
-        optimizer.zero_grad()
+        model.zero_grad()
         torch.cuda.empty_cache()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         label += ", recomputing"
-        measured = measure(step, context.device, context.repeats, warmup=1)
+        measured = measure(whole, context.device, context.repeats, warmup=1)
         model.gradient_checkpointing_disable()
     report(context, label, "hf_" + layout.replace(" ", "_"), name, documents, measured)
 
@@ -134,54 +130,13 @@ def report(context: Context, label: str, key: str, name: str, documents: Sequenc
     )
 
 
-def padded(documents: Sequence[Document], size: int, context: Context) -> list[Rows]:
-    """`size` documents a batch in random order, padded on the right to the longest of them."""
-    order = random.Random(0).sample(list(documents), len(documents))
-    return [rectangle(order[i : i + size], context) for i in range(0, len(order), size)]
-
-
-def rectangle(documents: Sequence[Document], context: Context) -> Rows:
-    shape = len(documents), max(len(ids) for ids, _ in documents)
-    ids, labels, mask = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64), np.zeros(shape, np.int64)
-    for row, (document_ids, document_labels) in enumerate(documents):
-        n = len(document_ids)
-        ids[row, :n], labels[row, :n], mask[row, :n] = document_ids, document_labels, 1
-    return on_device(context, input_ids=ids, labels=labels, attention_mask=mask)
-
-
-def packed(documents: Sequence[Document], context: Context) -> list[Rows]:
-    """One row a batch, documents end to end up to the micro-batch's tokens; positions begin anew with each."""
-    groups, room = [[]], context.rows
-    for document in sorted(documents, key=lambda d: -len(d[0])):
-        if len(document[0]) > room:
-            groups.append([])
-            room = context.rows
-        groups[-1].append(document)
-        room -= len(document[0])
-    return [end_to_end(group, context) for group in groups if group]
-
-
-def end_to_end(documents: Sequence[Document], context: Context) -> Rows:
-    labels = [np.concatenate(([IGNORE], labels[1:])) for _, labels in documents]
-    return on_device(
-        context,
-        input_ids=np.concatenate([ids for ids, _ in documents])[None],
-        labels=np.concatenate(labels)[None],
-        position_ids=np.concatenate([np.arange(len(ids)) for ids, _ in documents])[None],
-    )
-
-
-def on_device(context: Context, **arrays: np.ndarray) -> Rows:
-    return {name: torch.from_numpy(x.astype(np.int64)).to(context.device) for name, x in arrays.items()}
-
-
 @torch.no_grad()
 def apart(context: Context) -> None:
     """Print whether transformers keeps documents of a packed row apart by their positions alone."""
     small = Context(context.device, tiny=True, ends=context.ends)
     model = llama(small).float().eval()
     documents = data(small, "instructions")[:3]
-    together = model(**{k: v for k, v in end_to_end(documents, small).items() if k != "labels"}).logits
+    together = model(**{k: v for k, v in end_to_end(documents, small.device).items() if k != "labels"}).logits
     last = torch.from_numpy(documents[-1][0].astype(np.int64))[None].to(context.device)
     difference = (together[:, -last.size(1) :] - model(last).logits).abs().max().item()
     said = "kept apart" if difference < 1e-3 else "MIXED"
@@ -209,7 +164,7 @@ def litgpt(context: Context) -> None:
     torch.set_default_dtype(torch.float32)
     mark_only_lora_as_trainable(model)
     documents = data(context, "instructions")
-    batches = padded(documents, 4, context)
+    batches = padded(documents, 4, context.device)
     model.max_seq_length = max(rows["input_ids"].size(1) for rows in batches)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4, weight_decay=0.01)
 

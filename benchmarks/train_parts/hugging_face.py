@@ -1,4 +1,4 @@
-"""LoRA runs of Hugging Face's tools on the shared rows: transformers' Trainer with peft, and trl's with packing."""
+"""Runs of Hugging Face's tools on the shared rows: transformers' Trainer, with peft for LoRA, and trl's, packed."""
 
 from collections import deque
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def run_peft(job: Job) -> None:
     from peft import get_peft_model
     from transformers import TrainingArguments
 
-    model = get_peft_model(base(job), lora(job))
+    model = base(job) if job.targets == "full" else get_peft_model(base(job), lora(job))
     arguments = TrainingArguments(
         **settings(job),
         per_device_train_batch_size=job.micro_batch_size,
@@ -79,8 +79,9 @@ def run_trl(job: Job) -> None:
         gradient_checkpointing=False,
     )
     tokenizer = AutoTokenizer.from_pretrained(job.material.theirs)
+    adapter = None if job.targets == "full" else lora(job)
     rows = dataset(job)
-    go(SFTTrainer(base(job), arguments, train_dataset=rows, processing_class=tokenizer, peft_config=lora(job)))
+    go(SFTTrainer(base(job), arguments, train_dataset=rows, processing_class=tokenizer, peft_config=adapter))
 
 
 def go(trainer: Trainer) -> None:

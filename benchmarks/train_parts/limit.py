@@ -13,7 +13,8 @@ ROWS = 512
 
 
 def limit(job: Job, part_of_targets: float) -> float:
-    """Tokens a second if a step were its products: forward and the input's gradient, the head for targets only.
+    """Tokens a second if a step were its products: forward and the input's gradient, the head for targets only; in full
+    finetuning the gradients of the weights, too.
 
     Args:
         part_of_targets: targets / tokens.
@@ -24,20 +25,23 @@ def limit(job: Job, part_of_targets: float) -> float:
     q = c.n_head * c.head_size
     shapes = [(sum(c.qkv_sizes), c.n_embd), (c.n_embd, q), (c.n_embd, c.intermediate_size)]
     shapes += [(c.intermediate_size, c.n_embd)] * gated
-    block = sum(seconds(torch.randn(shape, dtype=dtype), dtype) for shape in shapes)
-    head = seconds(torch.randn(c.padded_vocab_size, c.n_embd, dtype=dtype), dtype)
+    trains = job.targets == "full"
+    block = sum(seconds(torch.randn(shape, dtype=dtype), trains) for shape in shapes)
+    head = seconds(torch.randn(c.padded_vocab_size, c.n_embd, dtype=dtype), trains)
     return ROWS / (c.n_layer * block + part_of_targets * head)
 
 
 @torch.no_grad()
-def seconds(weight: Tensor, dtype: torch.dtype) -> float:
-    """Of x W^T and dy W for ROWS rows, the best of five."""
+def seconds(weight: Tensor, trains: bool) -> float:
+    """Of x W^T and dy W for ROWS rows, and of dy^T x if W trains, the best of five."""
     n_out, n_in = weight.shape
-    x, dy = torch.randn(ROWS, n_in, dtype=dtype), torch.randn(ROWS, n_out, dtype=dtype)
+    x, dy = (torch.randn(ROWS, n, dtype=weight.dtype) for n in (n_in, n_out))
     times = []
     for _ in range(5):
         start = time.perf_counter()
         torch.nn.functional.linear(x, weight)
         dy @ weight
+        if trains:
+            dy.T @ x
         times.append(time.perf_counter() - start)
     return min(times)

@@ -1,10 +1,11 @@
-"""litgpt's LoRA run: its model, loss and order of operations (litgpt/finetune/lora.py, `fit`), on the shared rows.
+"""litgpt's run on the shared rows: its model, loss and order of operations (`fit` of litgpt/finetune/lora.py, full.py).
 
 Samples are drawn in random order, four a micro-batch, padded to the longest of them; the loss is read after each.
 """
 
 import random
 
+import litgpt
 import numpy as np
 import torch
 from lightning import Fabric
@@ -19,6 +20,21 @@ IGNORE = -100
 def run(job: Job) -> None:
     fabric = Fabric(devices=1, precision=job.precision)
     fabric.seed_everything(job.seed, verbose=False)
+    with fabric.init_module(empty_init=False):
+        model = whole(job) if job.targets == "full" else adapted(job)
+    model = fabric.setup_module(model)
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=job.learning_rate))
+    load_checkpoint(fabric, model, job.material.theirs / "lit_model.pth", strict=False)
+    train(fabric, model, optimizer, job).tell()
+
+
+def whole(job: Job) -> torch.nn.Module:
+    """A model of which everything trains."""
+    return litgpt.GPT(litgpt.Config.from_file(job.material.theirs / "model_config.yaml"))
+
+
+def adapted(job: Job) -> torch.nn.Module:
+    """One with LoRA, of which that trains."""
     everywhere = job.targets == "all"
     config = Config.from_file(
         job.material.theirs / "model_config.yaml",
@@ -31,13 +47,9 @@ def run(job: Job) -> None:
         lora_projection=everywhere,
         lora_mlp=everywhere,
     )
-    with fabric.init_module(empty_init=False):
-        model = GPT(config)
+    model = GPT(config)
     mark_only_lora_as_trainable(model)
-    model = fabric.setup_module(model)
-    optimizer = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=job.learning_rate))
-    load_checkpoint(fabric, model, job.material.theirs / "lit_model.pth", strict=False)
-    train(fabric, model, optimizer, job).tell()
+    return model
 
 
 def train(fabric: Fabric, model: torch.nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> Record:

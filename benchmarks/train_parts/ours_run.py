@@ -1,18 +1,20 @@
-"""Our LoRA run: the library's own training loop over the shared rows."""
+"""Our run: the library's own training loop over the shared rows."""
 
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from train_parts.job import Job
 from train_parts.record import Record
 
-from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
+from lit_gpt import full, lora
+from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.checkpoint import load_base, make_fabric
 from lit_gpt.data.batches import Batch
 from lit_gpt.data.store import Samples
-from lit_gpt.lora import inject
+from lit_gpt.model import GPT
 from lit_gpt.training.loop import fit
 from lit_gpt.training.saves import Saves
 from lit_gpt.training.session import Session
@@ -26,7 +28,7 @@ class Recorder:
         self.record = Record()
 
     def iterated(self, step: int, batch: Batch, loss: torch.Tensor, learning_rate: float, is_step: bool) -> None:
-        self.record.add(batch.n_tokens, batch.n_samples, batch.n_targets, loss.item())
+        self.record.add(batch.n_tokens, batch.n_samples, batch.n_targets, loss.item(), batch.n_computed)
 
     def validated(self, step: int, loss: float, seconds: float) -> None:
         pass
@@ -58,10 +60,20 @@ def run_unshared(job: Job) -> None:
 
 
 def run(job: Job, share_prefixes: bool = True) -> None:
+    fitted(*adapted(job), job, share_prefixes).tell()
+
+
+def adapted(job: Job) -> tuple[Fabric, GPT]:
+    """The model as it is before the first step."""
     fabric = make_fabric(job.precision, seed=job.seed)
     model, _ = load_base(fabric, job.material.ours)
-    inject(model, lora_args(job))
-    rows = job.material.rows * job.repeats
+    full.inject(model, FullArgs()) if job.targets == "full" else lora.inject(model, lora_args(job))
+    return fabric, model
+
+
+def fitted(fabric: Fabric, model: GPT, job: Job, share_prefixes: bool) -> Record:
+    """Train the model over the rows; what that took."""
+    rows = job.material.rows[: job.n_rows] * job.repeats
     train = TrainArgs(
         micro_batch_tokens=job.max_seq_length,
         learning_rate=job.learning_rate,
@@ -75,9 +87,9 @@ def run(job: Job, share_prefixes: bool = True) -> None:
     recorder = Recorder()
     shortest = stacked([min(rows, key=lambda row: len(row[0]))])  # the loop validates; that is not what is timed
     with tempfile.TemporaryDirectory() as folder:
-        saves = Saves(Path(folder), "lora")
+        saves = Saves(Path(folder), "full" if job.targets == "full" else "lora")
         fit(fabric, model, stacked(rows), shortest, Session(saves, recorder), train, ValidationArgs(), job.seed)
-    recorder.record.tell()
+    return recorder.record
 
 
 def lora_args(job: Job) -> LoRAArgs:

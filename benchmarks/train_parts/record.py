@@ -20,6 +20,8 @@ class MicroBatch:
     """In nats, summed over the targets."""
     ended: float
     """`time.perf_counter()`."""
+    n_computed: int
+    """Tokens that were computed, padding apart: ours computes once what several samples begin with."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Figures:
     mean_loss: float
     """Mean over all targets."""
     n_tokens: int
+    n_computed: int
     n_targets: int
 
 
@@ -44,8 +47,9 @@ class Record:
     def __init__(self) -> None:
         self.passes: list[MicroBatch] = []
 
-    def add(self, n_tokens: int, n_samples: int, n_targets: int, loss: float) -> None:
-        self.passes.append(MicroBatch(n_tokens, n_samples, n_targets, loss, time.perf_counter()))
+    def add(self, n_tokens: int, n_samples: int, n_targets: int, loss: float, n_computed: int | None = None) -> None:
+        n_computed = n_tokens if n_computed is None else n_computed
+        self.passes.append(MicroBatch(n_tokens, n_samples, n_targets, loss, time.perf_counter(), n_computed))
 
     def figures(self, warmup: int = 8) -> Figures:
         """
@@ -66,6 +70,7 @@ class Record:
             first_loss=self.passes[0].loss / self.passes[0].n_targets,
             mean_loss=sum(p.loss for p in self.passes) / targets,
             n_tokens=sum(p.n_tokens for p in self.passes),
+            n_computed=sum(p.n_computed for p in self.passes),
             n_targets=targets,
         )
 

@@ -1,0 +1,207 @@
+"""Our LoRA step and that of transformers with peft on a model of each architecture, in turn: real tokens a second.
+
+python benchmarks/families.py [--only pythia-6.9b,falcon-7b] [--rounds 3] [--out FILE]
+
+Random weights of a listed model's traits: on a GPU its widths in bf16 and a few of its layers, on a CPU 4 layers that
+are 512 wide, in fp32. LoRA r 8 is on the linear layers of attention, without dropout. The documents are as long as
+Alpaca's, and begin as its prompts do. `packed` lays them end to end, `padded` takes 4 at a time; both are left to
+transformers' own attention. `unshared` is ours without sharing what documents begin with. The loss of the untouched
+weights has to be the same, or the row says WRONG. Each model takes about half a minute; nothing is downloaded.
+"""
+
+import argparse
+import gc
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import ours
+import torch
+from gpu import commit
+from gpu_parts import documents as make
+from gpu_parts.documents import Document, n_targets, n_tokens
+from gpu_parts.layouts import Rows, packed, padded, step_runner
+from gpu_parts.timing import timed
+from safetensors.torch import save_file
+from torch import nn
+
+from lit_gpt.args import LoRAArgs
+from lit_gpt.config import Config
+from lit_gpt.convert.configs import config_to_hf
+from lit_gpt.convert.names import to_hf
+from lit_gpt.model import GPT
+
+MODELS = (
+    "Llama-2-7b-hf",
+    "Meta-Llama-3-8B",
+    "pythia-6.9b",
+    "RedPajama-INCITE-7B-Base",
+    "falcon-7b",
+    "falcon-40b",
+    "Mistral-7B-v0.1",
+    "Mixtral-8x7B-v0.1",
+    "phi-2",
+    "Phi-3-mini-4k-instruct",
+    "Gemma-7b",
+    "gemma-2-9b",
+    "gemma-3-1b-pt",
+    "Qwen2-7B",
+    "Qwen3-8B",
+    "Qwen3-30B-A3B",
+    "OLMo-2-1124-7B",
+    "Olmo-3-1025-7B",
+    "SmolLM3-3B",
+    "stablelm-3b-4e1t",
+    "stablelm-2-12b",
+)
+"""One of each architecture, and of what differs within one."""
+ATTENTION = LoRAArgs(lora_r=8, lora_dropout=0.0, lora_key=True, lora_projection=True)
+THEIRS = ["q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "dense"]
+"""The same layers by transformers' names."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(MODELS), help="models, separated by commas")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--documents", type=int, default=32, help="of a step")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    print(where(device), flush=True)
+    print(
+        f"{'model':26}{'padded':>10}{'packed':>10}{'unshared':>10}{'ours':>10}   real tokens a second;  ours / the best"
+    )
+    ratios = []
+    for name in args.only.split(","):
+        try:
+            ratios.append(compared(name, args, device))
+        except Exception:
+            print(f"{name:26}FAILED", *traceback.format_exc().strip().splitlines()[-3:], sep="\n    ", flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    failed = len(args.only.split(",")) - len(ratios)
+    if ratios:
+        mean = math.exp(statistics.mean(math.log(r) for r in ratios))
+        print(f"\nours / the best of theirs: {min(ratios):.2f} at least, {mean:.2f} in the mean")
+    if failed:
+        sys.exit(f"error: {failed} of the models failed")
+
+
+def where(device: torch.device) -> str:
+    """What is measured, and on what."""
+    from importlib.metadata import version
+
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "peft"))
+    return f"benchmarks/families.py, commit {commit()}, {time.strftime('%Y-%m-%d')}; {on}; {packages}"
+
+
+def compared(name: str, args: argparse.Namespace, device: torch.device) -> float:
+    """Print the row of a model; ours / the fastest of theirs.
+
+    Raises:
+        ArithmeticError: the losses differ.
+    """
+    on_gpu = device.type == "cuda"
+    dtype, size = (torch.bfloat16, 4096) if on_gpu else (torch.float32, 512)
+    config = shape(name, on_gpu)
+    ours.set_compile(on_gpu)
+    model = ours.build(config, device, dtype)
+    theirs = exported(model, dtype, device)
+    samples = make.styled(args.documents * (4 if on_gpu else 1), config.vocab_size, seed=1)
+    layouts = {"padded": padded(samples, 4, device), "packed": packed(samples, size, device)}
+    off = abs(our_loss(model, samples, size, device) / their_loss(theirs, layouts["padded"], samples) - 1)
+    if not off < (1e-2 if on_gpu else 1e-5):
+        raise ArithmeticError(f"WRONG: the loss is {off:.1e} off")
+    ours.adapt(model, ATTENTION)
+    step = step_runner(adapted(theirs))
+    runs: dict[str, Callable[[], object]] = {layout: partial(step, batches) for layout, batches in layouts.items()}
+    for label, shared in (("unshared", False), ("ours", True)):
+        runs[label] = ours.step_runner(model, ours.batches_of(samples, size, shared), device)
+    seconds = {label: [] for label in runs}
+    for round_ in range(args.rounds + 1):  # the first one warms up
+        for label, run in runs.items():
+            taken = timed(run, device, 1)
+            if round_:
+                seconds[label].append(taken)
+    rates = {label: n_tokens(samples) / statistics.median(times) for label, times in seconds.items()}
+    ratio = rates["ours"] / max(rates["padded"], rates["packed"])
+    shown = "".join(f"{rate:10.0f}" for rate in rates.values())
+    print(f"{name:26}{shown}   x {ratio:.2f}   loss {off:.0e} off", flush=True)
+    return ratio
+
+
+def shape(name: str, on_gpu: bool) -> Config:
+    """A listed model with fewer layers, and on a CPU less wide: the same traits, and heads shared in the same way."""
+    c = Config.from_name(name)
+    n_layer = 2 if c.mlp == "moe" and on_gpu else 4
+    layers = {
+        field: None if (of := getattr(c, field)) is None else [i for i in of if i < n_layer]
+        for field in ("sliding_layers", "unrotated_layers")
+    }
+    if on_gpu:
+        return replace(c, n_layer=n_layer, **layers)
+    n_head = 8
+    shared = c.n_head // c.n_query_groups  # by so many queries
+    return replace(
+        c,
+        n_layer=n_layer,
+        n_embd=512,
+        n_head=n_head,
+        head_size=64,
+        n_query_groups=max(1, n_head // shared),
+        intermediate_size=round(512 * c.intermediate_size / c.n_embd / 32) * 32,
+        rotary_percentage=round(8 * c.rotary_percentage) / 8,  # of fewer channels, still an even number of them
+        n_expert=min(c.n_expert, 32),
+        vocab_size=8192,
+        padded_vocab_size=8192,
+        **layers,
+    )
+
+
+def exported(model: GPT, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """transformers' model with the same weights."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        state = {n: x.cpu().contiguous().clone() for n, x in to_hf(model.config, model.state_dict()).items()}
+        save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        described = {**config_to_hf(model.config), "pad_token_id": None}
+        (Path(folder) / "config.json").write_text(json.dumps(described), encoding="utf-8")
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+
+
+def adapted(model: nn.Module) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=8, lora_alpha=16, target_modules=THEIRS, task_type="CAUSAL_LM")
+    return get_peft_model(model, settings).train()
+
+
+@torch.no_grad()
+def their_loss(model: nn.Module, batches: list[Rows], samples: list[Document]) -> float:
+    """The mean over all targets."""
+    model.eval()
+    total = sum(model(**rows).loss.item() * int((rows["labels"][:, 1:] != make.IGNORE).sum()) for rows in batches)
+    return total / n_targets(samples)
+
+
+@torch.no_grad()
+def our_loss(model: GPT, samples: list[Document], size: int, device: torch.device) -> float:
+    model.eval()
+    batches = ours.batches_of(samples, size, shared=True)
+    return sum(ours.batch_loss(model, batch, device).item() for batch in batches) / n_targets(samples)
+
+
+if __name__ == "__main__":
+    main()
