@@ -1,15 +1,17 @@
 """The MLPs of a block: plain, gated, and mixtures of gated ones.
 
-Shapes: C n_embd, N tokens of a batch.
+Shapes: C n_embd, N tokens of a batch, K experts a token goes through.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lit_gpt.config import Config
 from lit_gpt.lean import (
@@ -70,7 +72,10 @@ class GatedMLP(nn.Module):
 
 
 class MoE(nn.Module):
-    """Mixture of gated MLPs, https://arxiv.org/abs/2401.04088 section 2.1: each token goes through a few of them."""
+    """Mixture of gated MLPs, https://arxiv.org/abs/2401.04088 section 2.1: each token goes through a few of them.
+
+    Tokens are laid out by expert, so that each multiplies the rows of one tensor: K choices a token, N * K rows.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -79,21 +84,45 @@ class MoE(nn.Module):
         self.experts = nn.ModuleList(GatedMLP(config) for _ in range(config.n_expert))
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(0, -2)  # (N, C)
-        scores, chosen = self.gate(flat).topk(self.n_expert_per_token)  # (N, n_expert_per_token)
+        scores, chosen = self.gate(x).flatten(0, -2).topk(self.n_expert_per_token)  # (N, K)
         weights = scores.softmax(-1, dtype=torch.float32).to(x.dtype)
-        y = torch.zeros_like(flat)
-        for e, expert in enumerate(self.experts):
-            token, rank = self.routed(chosen, e)
-            y = y.index_add(0, token, weights[token, rank].unsqueeze(-1) * expert(flat[token]))
+        order = chosen.flatten().argsort(stable=True)  # of the choices, the first expert's before the second's ...
+        place = order.argsort()  # of each choice in that order
+        rows = ToExperts.apply(x.flatten(0, -2), order, place)  # (N * K, C)
+        parts = zip(self.experts, self.shares(rows, chosen), strict=True)
+        # an expert without rows has a gradient of zero, as an optimizer's momentum wants it
+        done = torch.cat([expert(part) for expert, part in parts if len(part) or torch.is_grad_enabled()])
+        y = weights.unsqueeze(1) @ done.index_select(0, place).unflatten(0, chosen.shape)  # (N, 1, C)
         return y.view_as(x)
 
-    def routed(self, chosen: Tensor, e: int) -> tuple[Tensor, ...]:
-        """Tokens that chose expert e, and as their how-manieth choice."""
-        if chosen.is_meta:  # without values, for counting operations: an even share
-            share = chosen.new_zeros(chosen.numel() // len(self.experts))
-            return share, share
-        return torch.where(chosen == e)
+    def shares(self, rows: Tensor, chosen: Tensor) -> Sequence[Tensor]:
+        """The rows of each expert."""
+        if chosen.is_meta:  # without values, for counting operations: as many for each
+            return rows.tensor_split(len(self.experts))
+        return rows.split(chosen.flatten().bincount(minlength=len(self.experts)).tolist())
+
+
+class ToExperts(Function):
+    """Rows of (N, C) -> a row for each choice, by expert, (N * K, C).
+
+    The gradient adds up each token's choices in their own order, so that on a GPU, too, it is the same each time.
+
+    Args:
+        order: (N * K,), the choices by expert; choice i is of token i // K.
+        place: (N * K,), where each of them stands in it.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, order: Tensor, place: Tensor) -> Tensor:
+        ctx.shape = len(x), len(order) // len(x)
+        ctx.save_for_backward(place)
+        return x.index_select(0, order // ctx.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, None, None]:
+        (place,) = ctx.saved_tensors
+        return dy.index_select(0, place).unflatten(0, ctx.shape).sum(1), None, None
 
 
 MLPS = {"plain": PlainMLP, "gated": GatedMLP, "moe": MoE}

@@ -175,6 +175,21 @@ def test_what_a_block_keeps_is_what_the_count_says(kind, targets, variant):
     assert wanted + h <= per_block <= wanted + h + statistics + norms + seeds
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3-moe"])
+@pytest.mark.parametrize("experts_train", [False, True])
+def test_what_a_mixture_keeps_is_what_the_count_says(kind, experts_train):
+    kept = {}
+    for n_layer in (3, 4):
+        model = tiny(kind, num_hidden_layers=n_layer).train()
+        lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.0, lora_mlp=experts_train))
+        kept[n_layer] = kept_by(model, collate(documents_of((64,)))) / 64
+    c = model.config
+    wanted = kept_values(c) + kept_by_wrappers(model)
+    wanted -= 0 if experts_train else c.n_expert_per_token * c.n_embd  # the rows that are handed out
+    # logsumexp; means of squares; scores of a token's experts, their order and its inverse, and which they are
+    assert wanted <= kept[4] - kept[3] <= wanted + c.n_head + 5 * c.n_expert_per_token + c.n_query_groups
+
+
 def test_packs_hold_each_sample_once_and_no_more_tokens_than_asked_for():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 60, 200)

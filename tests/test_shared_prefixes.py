@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from lit_gpt.data.packing import Packing, cuts, n_computed, packs, prefixes_of
 from lit_gpt.data.store import IGNORE, stack
 from lit_gpt.packed import Continuations, Documents, Heads, attended, attended_backward, attention, flash
 from lit_gpt.training import packing
+from lit_gpt.training.feed import Feed
 from lit_gpt.training.graphs import prefixes_fit
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.packing import packing_of, share_up_to
@@ -201,6 +203,17 @@ def test_prefixes_are_shared_as_far_as_they_do_not_depend_on_the_whole(kind):
     model = tiny(kind)
     assert packing_of(model, TrainArgs(), torch.device("cpu")) == Packing(512, longest)
     assert packing_of(model, TrainArgs(micro_batch_tokens=99), torch.device("cpu"), 64) == Packing(64, longest)
+
+
+def test_a_run_whose_samples_share_nothing_makes_no_room_for_it():
+    rng = np.random.default_rng(0)
+    apart = [(ids, ids) for ids in (rng.integers(0, 320, 40).tolist() for _ in range(30))]
+    for samples, shares in ((styled(30), True), (apart, False)):
+        data, train = stack(samples), TrainArgs(batch_size=8, epochs=1)
+        feed = Feed(tiny("llama"), data, train, torch.device("cpu"), 1, nullcontext)
+        feed.prepare()
+        assert (feed.packing.share_up_to > 0) == shares
+        assert any(b.documents.followers for b in feed.batches(1)) == shares
 
 
 def test_validation_is_the_same_shared_or_not():

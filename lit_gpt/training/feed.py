@@ -3,18 +3,22 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.data.batches import Batch, Order, ahead, steps
-from lit_gpt.data.packing import Packing, fullest
+from lit_gpt.data.packing import Packing, fullest, prefixes_of
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
 from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.memory import blocks_to_recompute
 from lit_gpt.training.packing import micro_batch_tokens, packing_of
+
+LOOKED_AT = 4
+"""Optimizer steps whose samples show whether prefixes are shared."""
 
 
 class Feed:
@@ -53,13 +57,19 @@ class Feed:
         """
         self.has_shrunk = max_tokens is not None
         with self.autocast():
-            self.packing = packing_of(self.model, self.train, self.device, max_tokens)
+            packing = packing_of(self.model, self.train, self.device, max_tokens)
+        self.packing = packing if self.shares(packing) else replace(packing, share_up_to=0)
         if n_recomputed is None:
             n_recomputed = blocks_to_recompute(self.model, self.train, self.max_tokens, self.device)
         self.model.n_recomputed = n_recomputed
         self.coming = None
         with self.autocast():
             self.hidden_of = recorded_hidden(self.model, self.packing, self.data.lengths, self.train.records)
+
+    def shares(self, packing: Packing) -> bool:
+        """Whether samples of the first steps begin alike, so that room for it in a recording pays."""
+        some = range(1, min(self.n_steps, LOOKED_AT) + 1)
+        return any(prefixes_of(self.data, self.rows(step), packing) for step in some)
 
     @property
     def max_tokens(self) -> int:

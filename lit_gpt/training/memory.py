@@ -16,7 +16,7 @@ def kept_values(config: Config) -> int:
 
     Both residuals, rotated queries, keys and values, what attention returns, and what the MLP's activation reads. A
     norm of queries and keys keeps what it reads, norms after keep what they read; a mixture of experts keeps the rows
-    that it hands out and takes back, too.
+    that it takes back, too, and those that it hands out where its experts train.
     """
     c = config
     q, k, v = c.qkv_sizes
@@ -24,7 +24,7 @@ def kept_values(config: Config) -> int:
     values += (q + k + v) * (c.qk_norm != "none") + 2 * c.n_embd * c.post_norm
     values += c.n_embd * (1 if c.parallel_residual else 2)
     per_mlp = c.intermediate_size * (1 if c.mlp == "plain" else 2)
-    return values + (c.n_expert_per_token * (per_mlp + c.intermediate_size + 3 * c.n_embd) if c.n_expert else per_mlp)
+    return values + (c.n_expert_per_token * (per_mlp + 2 * c.n_embd) if c.n_expert else per_mlp)
 
 
 def kept_by_wrappers(model: GPT) -> float:
