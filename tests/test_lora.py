@@ -91,10 +91,11 @@ def test_nothing_changes_until_it_trains_and_merging_keeps_what_was_trained(kind
     assert model.config.tie_embeddings is False  # which the merged head is no longer
 
 
-@pytest.mark.parametrize("variant", [{}, {"lora_init": "pissa"}])
+@pytest.mark.parametrize("variant", [{}, {"lora_init": "pissa"}, {"lora_dora": True}])
 @pytest.mark.parametrize("blocks", [None, [(0, 8), (12, 16)]])
 def test_gradients_under_dropout_are_those_of_the_mask_that_was_drawn(variant, blocks):
-    """By differences: the output is linear in x, A and B each, so that those over any distance are exact."""
+    """By differences: the output is linear in x, A and B each, so that those over any distance are exact; with
+    magnitudes, which are divided by the weight's norm, in x and the magnitudes."""
     torch.manual_seed(0)
     layer = LoRALinear(Linear(24, 16), LoRAArgs(lora_r=4, lora_dropout=0.5, **variant), blocks).train()
     layer.linear.requires_grad_(False)
@@ -106,7 +107,7 @@ def test_gradients_under_dropout_are_those_of_the_mask_that_was_drawn(variant, b
         torch.manual_seed(5)  # the same mask each time
         return (layer(x) * dy).sum()
 
-    for tensor in (x, *layer.lora_A, *layer.lora_B):
+    for tensor in (x, *(layer.lora_magnitude or [*layer.lora_A, *layer.lora_B])):
         (gradient,) = torch.autograd.grad(product(), tensor)
         along, values = torch.randn_like(tensor), []
         for sign in (1, -1):
@@ -115,6 +116,20 @@ def test_gradients_under_dropout_are_those_of_the_mask_that_was_drawn(variant, b
                 values.append(product().item())
                 tensor -= sign * along
         assert (gradient * along).sum().item() == pytest.approx((values[0] - values[1]) / 2, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("variant", [{}, {"lora_dora": True}])
+def test_the_mean_over_all_masks_is_the_layer_without_dropout(p, variant):
+    torch.manual_seed(0)
+    layer = LoRALinear(Linear(24, 16), LoRAArgs(lora_r=4, lora_dropout=p, **variant))
+    for parameter in (*layer.lora_A, *layer.lora_B):
+        torch.nn.init.normal_(parameter.data)
+    x = torch.randn(3, 24)
+    with torch.no_grad():
+        wanted, drawn = layer.eval()(x), layer.train()(x.repeat(20_000, 1)).unflatten(0, (20_000, 3))
+    error = drawn.std(0) / 20_000**0.5
+    assert ((drawn.mean(0) - wanted).abs() < 5 * error).all() and (error > 0).all()
 
 
 def test_a_16_bit_base_has_fp32_updates():
