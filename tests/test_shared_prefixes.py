@@ -353,6 +353,14 @@ def test_a_recording_refuses_prefixes_that_it_has_no_room_for():
     assert not prefixes_fit(Documents.of((30, 5, 5), (2,)), SimpleNamespace(continuations=None))
 
 
+def test_a_recording_forgets_the_prefixes_of_the_row_before():
+    room, fresh = (Continuations.empty(50, 4, 20, torch.device("cpu")) for _ in range(2))
+    room.copy(Documents.of((5, 4, 3, 2), (1, 1)).continuations)
+    assert room.keys.any() and room.going_on.any()
+    room.copy(None)
+    assert all(torch.equal(getattr(room, n), getattr(fresh, n)) for n in ("queries", "keys", "going_on"))
+
+
 def test_dropout_is_drawn_once_for_a_shared_prefix_and_apart_for_what_follows():
     model = tiny("llama")
     lora.inject(model, LoRAArgs(lora_r=3, lora_dropout=0.5, **ALL))
