@@ -1,12 +1,12 @@
 """Our LoRA step and that of transformers with peft on a model of each architecture, in turn: real tokens a second.
 
-python benchmarks/families.py [--only pythia-6.9b,falcon-7b] [--rounds 3] [--out FILE]
+python benchmarks/families.py [--only pythia-6.9b,falcon-7b] [--rounds 3] [--documents 32]
 
 Random weights of a listed model's traits: on a GPU its widths in bf16 and a few of its layers, on a CPU 4 layers that
 are 512 wide, in fp32. LoRA r 8 is on the linear layers of attention, without dropout. The documents are as long as
 Alpaca's, and begin as its prompts do. `packed` lays them end to end, `padded` takes 4 at a time; both are left to
 transformers' own attention. `unshared` is ours without sharing what documents begin with. The loss of the untouched
-weights has to be the same, or the row says WRONG. Each model takes about half a minute; nothing is downloaded.
+weights has to be the same, or the model counts as failed. Each takes about a minute; nothing is downloaded.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import ours
@@ -37,6 +38,7 @@ from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.names import to_hf
+from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 
 MODELS = (
@@ -75,13 +77,16 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=32, help="of a step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device, names = torch.device(args.device), args.only.split(",")
+    if missing := [package for package in ("transformers", "peft") if find_spec(package) is None]:
+        sys.exit(f"error: {' and '.join(missing)} is what this compares with; pip install {' '.join(missing)}")
+    for name in names:
+        require_known(name)
     print(where(device), flush=True)
-    print(
-        f"{'model':26}{'padded':>10}{'packed':>10}{'unshared':>10}{'ours':>10}   real tokens a second;  ours / the best"
-    )
+    columns = "".join(f"{run:>10}" for run in ("padded", "packed", "unshared", "ours"))
+    print(f"{'model':26}{columns}   real tokens a second;  ours / the best")
     ratios = []
-    for name in args.only.split(","):
+    for name in names:
         try:
             ratios.append(compared(name, args, device))
         except Exception:
@@ -89,12 +94,19 @@ def main() -> None:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    failed = len(args.only.split(",")) - len(ratios)
+    failed = len(names) - len(ratios)
     if ratios:
         mean = math.exp(statistics.mean(math.log(r) for r in ratios))
         print(f"\nours / the best of theirs: {min(ratios):.2f} at least, {mean:.2f} in the mean")
     if failed:
         sys.exit(f"error: {failed} of the models failed")
+
+
+def require_known(name: str) -> None:
+    try:
+        Config.from_name(name)
+    except UserError as e:
+        sys.exit(f"error: {e}")
 
 
 def where(device: torch.device) -> str:
@@ -122,7 +134,7 @@ def compared(name: str, args: argparse.Namespace, device: torch.device) -> float
     layouts = {"padded": padded(samples, 4, device), "packed": packed(samples, size, device)}
     off = abs(our_loss(model, samples, size, device) / their_loss(theirs, layouts["padded"], samples) - 1)
     if not off < (1e-2 if on_gpu else 1e-5):
-        raise ArithmeticError(f"WRONG: the loss is {off:.1e} off")
+        raise ArithmeticError(f"the loss of the untouched weights is {off:.1e} off")
     ours.adapt(model, ATTENTION)
     step = step_runner(adapted(theirs))
     runs: dict[str, Callable[[], object]] = {layout: partial(step, batches) for layout, batches in layouts.items()}
@@ -182,6 +194,7 @@ def exported(model: GPT, dtype: torch.dtype, device: torch.device) -> nn.Module:
 
 
 def adapted(model: nn.Module) -> nn.Module:
+    """With LoRA on attention's layers, as `ATTENTION`."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(r=8, lora_alpha=16, target_modules=THEIRS, task_type="CAUSAL_LM")
@@ -198,6 +211,7 @@ def their_loss(model: nn.Module, batches: list[Rows], samples: list[Document]) -
 
 @torch.no_grad()
 def our_loss(model: GPT, samples: list[Document], size: int, device: torch.device) -> float:
+    """The mean over all targets, prefixes shared."""
     model.eval()
     batches = ours.batches_of(samples, size, shared=True)
     return sum(ours.batch_loss(model, batch, device).item() for batch in batches) / n_targets(samples)

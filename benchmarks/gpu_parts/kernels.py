@@ -1,10 +1,12 @@
 """The small functions of a step, forward and backward: eager, ours (compiled on a GPU), and liger-kernel's.
 
-At the widths of several families; what liger-kernel does faster than the compiler is to be taken from it.
+At the widths of several families, the copies that each call needs included. What liger-kernel does faster than the
+compiler is to be taken from it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import ours
 import torch
@@ -23,16 +25,18 @@ Work = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A function of tensors, some of which want a gradient."""
+    """A function of tensors, forward and backward."""
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
-    """Of what it is given; all of it wants a gradient."""
+    """Of what it is given."""
     mine: Work
     plain: Work
     """In eager torch."""
     liger: Callable[[], Work]
     """Imports it and returns it."""
+    n_frozen: int = 0
+    """Of what it is given, so many last ones want no gradient: weights."""
 
 
 def run(context: Context) -> None:
@@ -50,13 +54,13 @@ def cases(context: Context) -> list[Case]:
     for name, (C, inner, n_heads) in widths.items():
         activation = "gelu_tanh" if name.startswith("Gemma") else "silu"
         found += [
-            Case(f"RMS norm, {name}", ((T, C), (C,)), mine=rms, plain=plain_rms, liger=liger_rms),
+            Case(f"RMS norm, {name}", ((T, C), (C,)), rms, plain_rms, liger_rms, n_frozen=1),
             Case(f"{activation}(gate) * up, {name}", ((T, inner), (T, inner)), *gated(activation)),
             Case(f"rotation, {name}", ((T, n_heads * 128),), *rotation(T, n_heads, context.device)),
         ]
     C, V = (128, 512) if context.tiny else (4096, 32000)
     targets = torch.randint(V, (T // 3,), device=context.device)
-    found.append(Case(f"head and loss, {T // 3} targets of {V:,}", ((T // 3, C), (V, C)), *head(targets)))
+    found.append(Case(f"head and loss, {T // 3} targets of {V:,}", ((T // 3, C), (V, C)), *head(targets), n_frozen=1))
     return found
 
 
@@ -65,40 +69,55 @@ def compare(context: Context, case: Case) -> None:
     dtype = torch.bfloat16 if context.on_gpu else torch.float32
     generator = torch.Generator(context.device).manual_seed(0)
     given = [torch.randn(s, device=context.device, dtype=dtype, generator=generator) for s in case.shapes]
-    frozen = {1} if len(given) == 2 and case.shapes[1] != case.shapes[0] else set()  # weights, which do not train
-    wanted = results(case.plain, [x.double() for x in given], frozen)
-    shown, errors = [], []
+    wanted = results(case.plain, [x.double() for x in given], case.n_frozen)
+    shown, errors = "", []
     for kind in ("eager", "ours", "liger"):
         ours.set_compile(context.on_gpu and kind == "ours")
         try:
-            work = case.liger() if kind == "liger" else case.mine if kind == "ours" else case.plain
-            if kind == "liger" and not context.on_gpu:
-                raise Skip("needs a GPU")
-        except (ImportError, Skip):
-            shown.append(f"{'-':>9}")
-            continue
-        if kind != "eager":
-            errors.append(f"{off(results(work, given, frozen), wanted):.1e}")
-        measured = measure(lambda work=work: results(work, given, frozen), context.device, context.repeats, inner=10)
-        shown.append(f"{measured.seconds * 1e3:9.3f}")
-        context.figures[f"kernel.{case.name}.{kind}"] = measured.seconds
-    print(f"  {case.name:44}{''.join(shown)}   {', '.join(errors)}", flush=True)
+            seconds, error = cell(context, case, kind, given, wanted)
+        except Skip:
+            shown += f"{'-':>9}"
+        except Exception as e:  # one that fails takes no other along
+            shown += f"{'FAILED':>9}"
+            errors.append(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}")
+        else:
+            shown += f"{seconds * 1e3:9.3f}"
+            errors += [] if kind == "eager" else [f"{error:.1e}"]
+            context.figures[f"kernel.{case.name}.{kind}"] = seconds
+    print(f"  {case.name:44}{shown}   {', '.join(errors)}", flush=True)
 
 
-def results(work: Work, given: Sequence[Tensor], frozen: set[int]) -> list[Tensor]:
+def cell(context: Context, case: Case, kind: str, given: Sequence[Tensor], wanted: list[Tensor]) -> tuple[float, float]:
+    """Seconds of one way to do it, and how far off it is.
+
+    Raises:
+        Skip: it is not installed, or not for this device.
+    """
+    try:
+        work = {"eager": lambda: case.plain, "ours": lambda: case.mine, "liger": case.liger}[kind]()
+    except ImportError as e:
+        raise Skip(str(e)) from e
+    if kind == "liger" and not context.on_gpu:
+        raise Skip("needs a GPU")
+    error = off(results(work, given, case.n_frozen), wanted)
+    again = partial(results, work, given, case.n_frozen)
+    return measure(again, context.device, context.repeats, inner=10).seconds, error
+
+
+def results(work: Work, given: Sequence[Tensor], n_frozen: int) -> list[Tensor]:
     """What `work` returns and the gradients of what is not frozen, by copies of what is given.
 
     Ours and liger's write gradients where activations were, so that each call needs fresh ones.
     """
-    leaves = [x.clone().requires_grad_(i not in frozen) for i, x in enumerate(given)]
-    y = work(*(x if x.requires_grad is False else x.view_as(x) for x in leaves))
+    leaves = [x.clone().requires_grad_(i < len(given) - n_frozen) for i, x in enumerate(given)]
+    y = work(*(x.view_as(x) if x.requires_grad else x for x in leaves))  # a leaf is not written into
     dy = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=torch.float32).to(y.dtype).view_as(y)
     return [y.detach().clone(), *torch.autograd.grad(y, [x for x in leaves if x.requires_grad], dy)]
 
 
 def off(found: list[Tensor], wanted: list[Tensor]) -> float:
     """The largest relative error of them."""
-    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True))
+    return max(float((a.double() - b).detach().norm() / b.detach().norm()) for a, b in zip(found, wanted, strict=True))
 
 
 def rms(x: Tensor, weight: Tensor) -> Tensor:
@@ -137,7 +156,7 @@ class Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return rotated(x, cos.to(x.dtype), sin.to(x.dtype), 128, x.size(1) // 128)
+        return rotated(x, cos, sin, 128, x.size(1) // 128)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor, None, None]:
