@@ -26,10 +26,10 @@ def split(qkv: Tensor, heads: Heads) -> tuple[Tensor, ...]:
 
 
 def to_groups(q: Tensor, k: Tensor) -> Tensor:
-    """(T, H, D) -> (G, R * T, D): the queries that share a head of k, one under the other."""
-    return q.unflatten(1, (k.size(1), -1)).permute(1, 2, 0, 3).flatten(1, 2)
+    """(..., L, H, D) -> (..., G, R * L, D): the queries that share a head of k, one under the other."""
+    return q.unflatten(-2, (k.size(-2), -1)).movedim(-4, -2).flatten(-3, -2)
 
 
-def from_groups(y: Tensor, like: Tensor) -> Tensor:
-    """(G, R * T, D) -> (T, H, D)."""
-    return y.unflatten(1, (-1, like.size(0))).permute(2, 0, 1, 3).flatten(1, 2)
+def from_groups(y: Tensor, q: Tensor) -> Tensor:
+    """(..., G, R * L, D) -> (..., L, H, D), for as many queries as q has."""
+    return y.unflatten(-2, (-1, q.size(-3))).movedim(-2, -4).flatten(-3, -2)

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lit_gpt.packed.heads import Heads
+from lit_gpt.packed.heads import Heads, from_groups, to_groups
 
 SCORES = 2**22
 """Scores of one head that exist at a time, about."""
@@ -89,7 +89,7 @@ def attend_backward(
 def by_products(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
     """Attention of q (n, L, H, D), the last L tokens of each document, to k and v (n, S, G, D): (n, L, H, D)."""
     p, _ = probabilities(q, k, heads)
-    return from_groups(p @ v.transpose(1, 2), q.size(1))  # (n, G, R * L, D) -> (n, L, H, D)
+    return from_groups(p @ v.transpose(1, 2), q)  # (n, G, R * L, D) -> (n, L, H, D)
 
 
 def by_products_backward(
@@ -101,7 +101,7 @@ def by_products_backward(
     along = to_groups((dy.float() * y).sum(-1, keepdim=True), k)
     ds = (d_grouped @ v.permute(0, 2, 3, 1) - along).mul_(p).mul_(heads.scale)
     ds = (ds if slope is None else ds.mul_(slope)).to(q.dtype)
-    dq = from_groups(ds @ k.transpose(1, 2), q.size(1))
+    dq = from_groups(ds @ k.transpose(1, 2), q)
     return dq, (ds.mT @ grouped).transpose(1, 2), (p.mT @ d_grouped).transpose(1, 2)
 
 
@@ -133,13 +133,3 @@ def minus_infinity(size: int, window: int, device: torch.device) -> Tensor:
     distance = at[:, None] - at
     unseen = distance < 0 if not window else (distance < 0) | (distance >= window)
     return torch.zeros(unseen.shape, dtype=torch.float32, device=device).masked_fill_(unseen, -torch.inf)
-
-
-def to_groups(q: Tensor, k: Tensor) -> Tensor:
-    """(n, L, H, D) -> (n, G, R * L, D): the queries that share a key head, one under the other."""
-    return q.unflatten(2, (k.size(2), -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-
-
-def from_groups(y: Tensor, longest: int) -> Tensor:
-    """(n, G, R * L, D) -> (n, L, H, D)."""
-    return y.unflatten(2, (-1, longest)).permute(0, 3, 1, 2, 4).flatten(2, 3)
