@@ -9,8 +9,9 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/python demo/run.py
 
+# A process for each core, up to 8, of one thread each: the models of most tests are too small for more.
 test: .venv/ready
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist worksteal
 
 lint: .venv/ready
 	$(BIN)/ruff check .
