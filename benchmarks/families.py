@@ -95,9 +95,11 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
     failed = len(names) - len(ratios)
-    if ratios:
-        mean = math.exp(statistics.mean(math.log(r) for r in ratios))
-        print(f"\nours / the best of theirs: {min(ratios):.2f} at least, {mean:.2f} in the mean")
+    print()
+    for label in ("ours", "unshared") if ratios else ():
+        of_models = [r[label] for r in ratios]
+        mean = math.exp(statistics.mean(map(math.log, of_models)))
+        print(f"{label} / the best of theirs: {min(of_models):.2f} at least, {mean:.2f} in the mean")
     if failed:
         sys.exit(f"error: {failed} of the models failed")
 
@@ -118,8 +120,8 @@ def where(device: torch.device) -> str:
     return f"benchmarks/families.py, commit {commit()}, {time.strftime('%Y-%m-%d')}; {on}; {packages}"
 
 
-def compared(name: str, args: argparse.Namespace, device: torch.device) -> float:
-    """Print the row of a model; ours / the fastest of theirs.
+def compared(name: str, args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """Print the row of a model. By way of ours, its rate / that of the faster of theirs.
 
     Raises:
         ArithmeticError: the losses differ.
@@ -147,10 +149,10 @@ def compared(name: str, args: argparse.Namespace, device: torch.device) -> float
             if round_:
                 seconds[label].append(taken)
     rates = {label: n_tokens(samples) / statistics.median(times) for label, times in seconds.items()}
-    ratio = rates["ours"] / max(rates["padded"], rates["packed"])
+    ratios = {label: rates[label] / max(rates["padded"], rates["packed"]) for label in ("ours", "unshared")}
     shown = "".join(f"{rate:10.0f}" for rate in rates.values())
-    print(f"{name:26}{shown}   x {ratio:.2f}   loss {off:.0e} off", flush=True)
-    return ratio
+    print(f"{name:26}{shown}   x {ratios['ours']:.2f}   loss {off:.0e} off", flush=True)
+    return ratios
 
 
 def shape(name: str, on_gpu: bool) -> Config:
