@@ -347,7 +347,7 @@ def test_a_gpu_is_tried_before_it_is_relied_on(kernels, groups, kernel, how, mon
 def test_a_recording_refuses_prefixes_that_it_has_no_room_for():
     room = SimpleNamespace(continuations=Continuations.empty(200, 2, 40, torch.device("cpu")))
     assert prefixes_fit(Documents.of((30, 5, 5), (2,)), room) and prefixes_fit(Documents.of((30, 5)), room)
-    assert not prefixes_fit(Documents.of((51, 5, 5), (2,)), room)  # more than a quarter of the row
+    assert not prefixes_fit(Documents.of((30, 21, 5, 5, 5, 5), (2, 2)), room)  # more than a quarter of the row
     assert not prefixes_fit(Documents.of((41, 5, 5), (2,)), room)  # longer than was recorded
     assert not prefixes_fit(Documents.of((4, 4, 4, 5, 5, 5, 5, 5, 5), (2, 2, 2)), room)
     assert not prefixes_fit(Documents.of((30, 5, 5), (2,)), SimpleNamespace(continuations=None))
