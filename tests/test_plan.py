@@ -38,7 +38,7 @@ from lit_gpt.training.planning.job import Job, config_of
 from lit_gpt.training.planning.memory_items import base_bytes, memory_items, quantized_bytes
 from lit_gpt.training.planning.outcome import settle
 from lit_gpt.training.planning.plan import make_plan
-from lit_gpt.training.planning.probe import STEPS, chosen
+from lit_gpt.training.planning.probe import STEPS, chosen, size
 from lit_gpt.training.planning.seconds import Rates
 from lit_gpt.training.planning.work import work_of
 
@@ -283,6 +283,14 @@ def test_the_passes_of_a_probe_are_those_of_steps_the_largest_first(batch_size):
     assert sizes[0] == max(sizes) and sizes[1:] != sorted(sizes[1:], reverse=True)
     assert max(batch.n_samples for batch in found) <= batch_size
     assert sum(batch.n_samples for batch in found) == min(60, STEPS * batch_size)
+
+
+def test_the_size_of_a_pass_counts_a_shared_prefix_once():
+    ids = [*range(30), 7, 8, 9]
+    data = stack([(ids, [IGNORE] * 31 + ids[31:])] * 3 + [(ids[9:19], ids[9:19])])
+    (batch,) = chosen(data, 4, Packing(64, 64), torch.device("cpu"))
+    assert batch.documents.lengths == (30, 3, 3, 3, 10)
+    assert size(batch) == (49, 3 * 2 + 9, 30**2 + 3 * (33**2 - 30**2) + 10**2)
 
 
 def listing(folder):
