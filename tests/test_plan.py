@@ -161,6 +161,19 @@ def test_the_work_is_what_the_loop_will_do():
     assert work.n_padded > work.n_tokens
 
 
+def test_the_work_counts_a_shared_prefix_once():
+    data = stack([(ids := [*range(30), 7, 8, 9], [IGNORE] * 31 + ids[31:])] * 12)
+    packing, validation = Packing(256, 64), ValidationArgs()
+    work = work_of(data, data, TrainArgs(batch_size=4, epochs=1), validation, packing, 3)
+    done = [b for step in steps(data, Order(12, 12, 3), 4, packing) for b in step]
+    assert (work.n_tokens, work.n_computed, work.n_passes) == (12 * 33, 3 * (30 + 4 * 3), 3)
+    assert work.n_computed == sum(b.n_computed for b in done)
+    assert work.largest == 4 * 33  # the pass that a run tries first shares nothing
+    assert work.squares == pytest.approx(sum(size(b)[2] for b in done))
+    assert (work.n_val_tokens, work.n_val_computed) == (work.n_tokens, work.n_computed)
+    assert work.val_squares == pytest.approx(work.squares)
+
+
 def test_operations_over_documents_are_those_over_equal_ones():
     model = trained(job_of())
     one = training_flops(model, 100, 100, 100 * 100)
