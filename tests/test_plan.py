@@ -162,7 +162,8 @@ def test_the_work_is_what_the_loop_will_do():
 
 
 def test_the_work_counts_a_shared_prefix_once():
-    data = stack([(ids := [*range(30), 7, 8, 9], [IGNORE] * 31 + ids[31:])] * 12)
+    ids = [*range(30), 7, 8, 9]
+    data = stack([(ids, [IGNORE] * 31 + ids[31:])] * 12)
     packing, validation = Packing(256, 64), ValidationArgs()
     work = work_of(data, data, TrainArgs(batch_size=4, epochs=1), validation, packing, 3)
     done = [b for step in steps(data, Order(12, 12, 3), 4, packing) for b in step]

@@ -125,7 +125,8 @@ def turns(*roles):
 
 
 GOOD = '{"instruction": "a", "output": "b"}'
-FLIPPED = bytearray(gzip.compress(GOOD.encode()))
+GZIPPED = gzip.compress(GOOD.encode(), mtime=0)  # the same bytes, which name a test, in each process
+FLIPPED = bytearray(GZIPPED)
 FLIPPED[12] ^= 255
 BAD = [  # name, bytes, what the message says
     ("x.jsonl", f"{GOOD}\n" + GOOD[:-4], ["line 2", "column", "is the file cut?"]),
@@ -146,7 +147,7 @@ BAD = [  # name, bytes, what the message says
     ("x.json", "PAR1...", ["a Parquet file"]),
     ("x.json", "<!DOCTYPE html><html>", ["a web page"]),
     ("x.json", b"\x1f\x8b\x08\x00\x00", ["damaged or cut"]),
-    ("x.json", gzip.compress(GOOD.encode(), mtime=0)[:-9], ["damaged or cut"]),
+    ("x.json", GZIPPED[:-9], ["damaged or cut"]),
     ("x.json", FLIPPED, ["damaged or cut"]),
     ("x.jsonl", "[" * 100_000, ["nested too deep"]),
     ("x.jsonl", GOOD.replace('"a"', "9" * 5000), ["line 1", "a number of too many digits"]),
