@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     device, names = torch.device(args.device), args.only.split(",")
     if missing := [package for package in ("transformers", "peft") if find_spec(package) is None]:
-        sys.exit(f"error: {' and '.join(missing)} is what this compares with; pip install {' '.join(missing)}")
+        sys.exit(f"error: not installed, but compared with: {', '.join(missing)}; pip install {' '.join(missing)}")
     for name in names:
         require_known(name)
     print(where(device), flush=True)
