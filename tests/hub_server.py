@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit
 
 LFS = ("*.safetensors", "*.bin", "*.gguf", "*.model")
 """Files that the hub keeps in large file storage: known by SHA-256, sent from another host."""
+PATIENCE = 300
+"""Seconds that nothing waits in vain for; a stall ends with its test."""
 
 
 def checksum(name: str, content: bytes) -> str:
@@ -104,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
 
     hub: Hub
     protocol_version = "HTTP/1.1"
-    timeout = 30  # seconds; nothing here outlives a test
+    timeout = PATIENCE
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -176,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.hang_up()
         self.answer(status, headers, body[: silent_after if silent_after is not None else cut])
         if silent_after is not None:
-            self.hub.awake.wait(20)
+            self.hub.awake.wait(PATIENCE)
         if silent_after is not None or cut is not None:
             self.hang_up()
 

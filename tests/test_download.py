@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import Hub, checksum
+from hub_server import PATIENCE, Hub, checksum
 
 from lit_gpt.families import MODELS
 
@@ -53,7 +53,7 @@ class Script:
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def fails(self, *arguments: str, code: int = 1) -> str:
@@ -81,7 +81,7 @@ def part(folder: Path, name: str, whole: bytes) -> Path:
     return folder / "checkpoints" / REPO / ".download" / f"{name}.{checksum(name, whole)[:12]}.incomplete"
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -223,7 +223,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_nobody_else_may_meanwhi
     if how is signal.SIGINT:
         assert "another process" in download.fails("--repo_id", REPO)
     first.send_signal(how)
-    err = first.communicate(timeout=20)[1]
+    err = first.communicate(timeout=PATIENCE)[1]
     assert how is signal.SIGKILL or (first.returncode == 130 and err.endswith("error: interrupted\n"))
     assert content(tmp_path) == SMALL
 

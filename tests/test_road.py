@@ -74,13 +74,13 @@ def test_what_an_interrupted_run_saved_can_be_used_and_is_not_overwritten(place)
     flags += ["--batch_size", "4", "--eval_interval", "1000000"]
     weights = place / "out/cut/lit_model_lora_finetuned.pth"
     with subprocess.Popen([*script, *flags], cwd=place, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not weights.is_file() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.2)
         process.kill()
     p = run("generate/lora.py", "--checkpoint_dir", "checkpoints/org/tiny", "--finetuned_path", "out/cut", cwd=place)
     assert p.returncode == 0, p.stderr
-    p = subprocess.run([*script, *flags], cwd=place, capture_output=True, text=True, timeout=120)
+    p = subprocess.run([*script, *flags], cwd=place, capture_output=True, text=True, timeout=300)
     assert_one_line_error(p, "out/cut", "--overwrite true")
     assert weights.is_file()
 
