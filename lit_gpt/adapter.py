@@ -16,6 +16,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from lit_gpt.args import AdapterArgs
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
+from lit_gpt.matmul import widened
 from lit_gpt.model import GPT, CausalSelfAttention, attend
 from lit_gpt.packed import (
     Documents,
@@ -106,9 +107,9 @@ class PromptedAttention(Function):
         """(T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
         y, *kept = attended(qkv, documents, heads)
-        q = split(qkv, heads)[0]
-        p, _ = shares(q, prompt_k, heads)
-        read = from_groups(p @ prompt_v.transpose(0, 1), q)  # (T, H, D)
+        q, k, v = widened(split(qkv, heads)[0], prompt_k, prompt_v)
+        p, _ = shares(q, k, heads)
+        read = from_groups(p @ v.transpose(0, 1), q)  # (T, H, D)
         ctx.documents, ctx.heads = documents, heads
         ctx.save_for_backward(qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept)
         return (y + (read * gate[:, None]).to(y.dtype)).flatten(1)
@@ -116,14 +117,14 @@ class PromptedAttention(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, cos, sin, k, v, gate, y, *kept = ctx.saved_tensors
+        qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept = ctx.saved_tensors
         heads = ctx.heads
         dy = dy.view_as(y)
-        q = split(qkv, heads)[0]
+        q, k, v = widened(split(qkv, heads)[0], prompt_k, prompt_v)
         p, slope = shares(q, k, heads)  # (G, R * T, P)
         values = v.transpose(0, 1)  # (G, P, D)
         d_gate = (dy.float() * from_groups(p @ values, q)).sum((0, 2))
-        d_read = to_groups((dy * gate[:, None]).to(dy.dtype), k)  # (G, R * T, D)
+        d_read = to_groups((dy * gate[:, None]).to(q.dtype), k)  # (G, R * T, D)
         d_values = p.mT @ d_read
         dp = (d_read @ values.mT).float()
         ds = (dp - (dp * p).sum(-1, keepdim=True)) * p * heads.scale
@@ -131,8 +132,8 @@ class PromptedAttention(Function):
         d_qkv = None
         if ctx.needs_input_grad[0]:  # not in the first layer with a prompt: nothing below it trains
             dq, dk, dv = attended_backward(dy, qkv, y, *kept, documents=ctx.documents, heads=heads)
-            d_qkv = rotated_back(dq + from_groups(ds @ k.transpose(0, 1), q), dk, dv, cos, sin)
-        d_prompt = (x.transpose(0, 1) for x in (ds.mT @ to_groups(q, k), d_values))
+            d_qkv = rotated_back(dq + from_groups(ds @ k.transpose(0, 1), q).to(dq.dtype), dk, dv, cos, sin)
+        d_prompt = (x.transpose(0, 1).to(prompt_k.dtype) for x in (ds.mT @ to_groups(q, k), d_values))
         return d_qkv, None, None, *d_prompt, d_gate.to(gate.dtype), None, None
 
 

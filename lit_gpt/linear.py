@@ -8,6 +8,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lit_gpt.lean import save, saved
+from lit_gpt.matmul import linear, matmul, widens
 
 
 class LinearLayer(nn.Module):
@@ -65,15 +66,15 @@ class TrainedProduct(Function):
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.dtype = x.dtype
         save(ctx, x, weight)
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = saved(ctx)
         rows = dy.flatten(0, -2)
-        dx = (dy @ weight.to(dy.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
-        dw = rows.T @ x.flatten(0, -2).to(dy.dtype) if ctx.needs_input_grad[1] else None
+        dx = matmul(dy, weight.to(dy.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        dw = matmul(rows.T, x.flatten(0, -2).to(dy.dtype)) if ctx.needs_input_grad[1] else None
         db = rows.sum(0) if ctx.needs_input_grad[2] else None
         return dx, dw, db
 
@@ -98,15 +99,17 @@ class Linear(LinearLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         trains = self.weight.requires_grad and torch.is_grad_enabled()
         eager = not torch.compiler.is_compiling() and not x.is_meta  # which knows no autocast
-        if trains and eager and not torch.is_autocast_enabled(x.device.type):
+        if trains and eager and (widens(x) or not torch.is_autocast_enabled(x.device.type)):
             return TrainedProduct.apply(x, self.weight, self.bias)
+        if eager and widens(x):  # of whose parts autograd would keep a copy in fp32
+            return super().forward(x)
         return F.linear(x, self.weight, self.bias)
 
     def product(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def input_gradient(self, dy: Tensor) -> Tensor:
-        return dy @ self.weight.to(dy.dtype)
+        return matmul(dy, self.weight.to(dy.dtype))
 
     def dequantize(self) -> Tensor:
         return self.weight.float()

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.linear import Embedding, Linear
+from lit_gpt.matmul import widened
 from lit_gpt.mlp import MLPS
 from lit_gpt.neftune import noisy
 from lit_gpt.norms import make_norm, make_qk_norm
@@ -223,10 +224,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config)
         )
     if grouped:
         k, v = (x.repeat_interleave(config.n_head // config.n_query_groups, dim=1) for x in (k, v))
+    dtype, (q, k, v) = q.dtype, widened(q, k, v)
     scores = softcap(q @ k.mT * scale, config.attn_logit_softcapping)  # (B, H, T, S)
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    return scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+    return (scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(v.dtype) @ v).to(dtype)
 
 
 def score_scale(config: Config) -> float:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ALL, SHAPES, tiny_hf
 
-from lit_gpt import dropout, lora
+from lit_gpt import dropout, lora, matmul
 from lit_gpt.args import LoRAArgs, TrainArgs
 from lit_gpt.checkpoint import make_fabric
 from lit_gpt.convert.configs import config_from_hf
@@ -112,8 +112,10 @@ def test_blocks_that_are_computed_again_change_nothing(kind):
 @pytest.mark.parametrize("window", [0, 6])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("lengths", [(5, 230, 40), (3, 600)])
-def test_attention_in_16_bits_is_within_rounding_of_that_in_32(softcap, window, groups, lengths):
-    """Long and short documents take different paths there."""
+@pytest.mark.parametrize("missing", [(), (torch.bfloat16,)])
+def test_attention_in_16_bits_is_within_rounding_of_that_in_32(softcap, window, groups, lengths, missing, monkeypatch):
+    """Long and short documents take different paths there, and all take another on a CPU without such products."""
+    monkeypatch.setattr(matmul, "MISSING", frozenset(missing))
     D, H = 16, 4
     heads = Heads((H * D, groups * D, groups * D), D, D**-0.5, softcap, window)
     documents = Documents.of(lengths)

@@ -14,6 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lit_gpt.dropout import add_dropped, dropped
 from lit_gpt.lean import save, saved
+from lit_gpt.matmul import add_matmul, matmul
 
 if TYPE_CHECKING:
     from lit_gpt.lora.layer import LoRALinear
@@ -41,11 +42,11 @@ class LoRAProduct(Function):
         rows, out = x.flatten(0, -2), y.flatten(0, -2)  # (N, in_features), (N, out_features); out shares y's memory
         A, Bs = factors(layer, trained, y.dtype)
         seed = torch.randint(2**31 - 1, (1,), device=x.device) if p else None
-        h = (dropped(rows, seed, p) if p else rows).to(y.dtype) @ A.T  # (N, blocks * R)
+        h = matmul((dropped(rows, seed, p) if p else rows).to(y.dtype), A.T)  # (N, blocks * R)
         norms = channel_norms(layer, A, Bs) if len(layer.lora_magnitude) else []
         Bs = scale_channels(layer, out, Bs, norms, trained)
         for (start, stop), B, part in zip(layer.blocks, Bs, h.split(Bs[0].size(1), 1), strict=True):
-            out[:, start:stop].addmm_(part, B.T, alpha=layer.scaling)
+            add_matmul(out[:, start:stop], part, B.T, layer.scaling)
         ctx.layer, ctx.p, ctx.shape, ctx.dtype, ctx.n_norms = layer, p, x.shape, x.dtype, len(norms)
         ctx.autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
         save(ctx, x, h, *([seed] if p else []), *norms, *trained)
@@ -66,14 +67,17 @@ class LoRAProduct(Function):
             with torch.autocast(x.device.type, dy.dtype) if ctx.autocast else nullcontext():
                 d_out, dms = magnitude_gradients(layer, rows, d_out, parts, Bs, norms, trained)
         d_blocks = [d_out[:, start:stop] for start, stop in layer.blocks]
-        dBs = [(d.T @ part[:, :r]).float() * layer.scaling for d, part in zip(d_blocks, parts, strict=True)]
-        dh = torch.cat([d @ B for d, B in zip(d_blocks, Bs, strict=True)], 1) * layer.scaling  # (N, blocks * R)
-        dA = dh.T @ (dropped(rows, seed, p) if p else rows).to(dy.dtype)
+        dBs = [matmul(d.T, part[:, :r]).float() * layer.scaling for d, part in zip(d_blocks, parts, strict=True)]
+        dh = torch.cat([matmul(d, B) for d, B in zip(d_blocks, Bs, strict=True)], 1) * layer.scaling  # (N, blocks * R)
+        dA = matmul(dh.T, (dropped(rows, seed, p) if p else rows).to(dy.dtype))
         dAs = [dA_of_block[:r] for dA_of_block in dA.float().split(Bs[0].size(1))]
         dx = None
         if ctx.needs_input_grad[0]:
             dx = layer.linear.input_gradient(d_out)
-            dx = add_dropped(dx, dh @ A, seed, p) if p else dx.addmm_(dh, A)
+            if p:
+                dx = add_dropped(dx, matmul(dh, A), seed, p)
+            else:
+                add_matmul(dx, dh, A, 1.0)
             dx = dx.to(ctx.dtype).view(ctx.shape)
         return dx, None, None, *dAs, *dBs, *dms
 
@@ -136,7 +140,7 @@ def magnitude_gradients(
         unscaled, d = z[:, start:stop], d_out[:, start:stop]
         if layer.linear.bias is not None:
             unscaled = unscaled - layer.linear.bias[start:stop]
-        unscaled = torch.addmm(unscaled, h, B.T, alpha=layer.scaling)
+        add_matmul(unscaled, h, B.T, layer.scaling)
         dms.append((d * unscaled).sum(0, dtype=torch.float32) / norm)
         d.mul_((m / norm).to(d.dtype))
     return d_out, dms

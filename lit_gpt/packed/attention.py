@@ -8,6 +8,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lit_gpt.fused import fused
+from lit_gpt.matmul import widened
 from lit_gpt.packed import padded
 from lit_gpt.packed.by_document import by_document, by_document_backward
 from lit_gpt.packed.documents import Documents
@@ -47,7 +48,8 @@ def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, .
     if flash_can(qkv, heads):
         return flash(q, k, v, documents, heads)
     if qkv.device.type == "cpu":
-        return by_document(q, k, v, documents, heads)
+        y, *kept = by_document(*widened(q, k, v), documents, heads)
+        return y.to(qkv.dtype), *kept
     return (padded.attend(q, k, v, documents.lengths, heads),)
 
 
@@ -59,7 +61,8 @@ def attended_backward(
     if flash_can(qkv, heads):
         return flash_backward(dy, q, k, v, y, *kept, documents, heads)
     if qkv.device.type == "cpu":
-        return by_document_backward(dy, q, k, v, y, kept, documents, heads)
+        gradients = by_document_backward(*widened(dy, q, k, v, y), kept, documents, heads)
+        return tuple(x.to(qkv.dtype) for x in gradients)
     return padded.attend_backward(dy, q, k, v, y, documents.lengths, heads)
 
 

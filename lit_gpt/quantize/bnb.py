@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_gpt.errors import UserError
 from lit_gpt.linear import LinearLayer
+from lit_gpt.matmul import linear, matmul, widens
 from lit_gpt.quantize.frozen import QuantizedLinear, frozen
 
 
@@ -44,10 +45,12 @@ class FourBitLinear(QuantizedLinear):
 
     def product_of_rows(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if widens(x):
+            return linear(x, self.unpacked(x.dtype), bias)
         return package().matmul_4bit(x, self.weight.t(), self.state, bias=bias)  # transposed for releases < 0.50
 
     def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
-        return dy @ self.unpacked(dy.dtype)
+        return matmul(dy, self.unpacked(dy.dtype))
 
     def dequantize(self) -> Tensor:
         return self.unpacked(torch.float32)
@@ -91,7 +94,7 @@ class OutlierInt8Linear(QuantizedLinear):
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
-        return dy @ self.weight.to(dy.dtype).mul_(self.absmax.unsqueeze(1) / self.LARGEST)
+        return matmul(dy, self.weight.to(dy.dtype).mul_(self.absmax.unsqueeze(1) / self.LARGEST))
 
     def dequantize(self) -> Tensor:
         return self.weight.float() * (self.absmax.unsqueeze(1) / self.LARGEST)

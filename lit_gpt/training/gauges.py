@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lit_gpt.matmul import matmul
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.training.budget import process_seconds
 
@@ -148,7 +149,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(8):
         wait(device)
         start = time.perf_counter()
-        x @ x
+        matmul(x, x)
         wait(device)
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
