@@ -217,6 +217,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_nobody_else_may_meanwhi
 ) -> None:
     hub.add(REPO, SMALL | {"model.safetensors": BIG})
     hub.stalls["model.safetensors"] = CHUNK + 9
+    download.env["HF_HUB_DOWNLOAD_TIMEOUT"] = str(PATIENCE)  # else the client asks again after 10 s
     first = download.start("--repo_id", REPO)
     kept = part(tmp_path, "model.safetensors", BIG)
     wait_for(lambda: kept.exists() and kept.stat().st_size == CHUNK)
