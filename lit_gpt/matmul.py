@@ -1,7 +1,7 @@
 """Matrix products in 16 bits, on a CPU that has none by those of fp32.
 
-A CPU with neither avx512_bf16 nor amx takes 7 to 60 times as long for a product in 16 bits as for one in fp32. There
-the factors are widened, a part of the weight at a time, so that no whole copy of it exists, and the result is rounded.
+A CPU without AVX-512 takes 7 to 60 times as long for a large product in 16 bits as for one in fp32. There the factors
+are widened, a part of the weight at a time, so that no whole copy of it exists, and the result is rounded.
 
 Shapes: K channels of the input, M of the output; N rows.
 """
