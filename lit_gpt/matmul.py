@@ -74,7 +74,5 @@ def add_matmul(out: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
     """out (N, M) += alpha * a @ b, (N, K) and (K, M)."""
     if not widens(a):
         out.addmm_(a, b, alpha=alpha)
-    elif out.dtype == torch.float32:
-        out.addmm_(a.float(), b.float(), alpha=alpha)
     else:
         out.add_(torch.zeros_like(out, dtype=torch.float32).addmm_(a.float(), b.float()), alpha=alpha)

@@ -139,6 +139,15 @@ def test_a_step_in_16_bits_is_within_rounding_of_that_in_32(kind, method, proces
         assert_near(got, want, 0.1)
 
 
+def test_under_autocast_dora_trains_on_layers_with_biases(processor):
+    model = prepared("neox", "dora")
+    batch = collate(documents_of(LENGTHS))
+    want = gradients(model, loss_sum(model, batch))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_sum(model, batch)
+    assert_near(gradients(model, loss), want, 0.1)
+
+
 @pytest.mark.parametrize("trains", [False, True])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_under_autocast_a_layer_gives_what_autocast_would(trains, dtype, monkeypatch):

@@ -139,7 +139,7 @@ def magnitude_gradients(
     for norm, m, B, h, (start, stop) in zip(norms, trained[-len(norms) :], Bs, parts, layer.blocks, strict=True):
         unscaled, d = z[:, start:stop], d_out[:, start:stop]
         if layer.linear.bias is not None:
-            unscaled = unscaled - layer.linear.bias[start:stop]
+            unscaled = (unscaled - layer.linear.bias[start:stop]).to(h.dtype)  # autocast leaves a bias in fp32
         add_matmul(unscaled, h, B.T, layer.scaling)
         dms.append((d * unscaled).sum(0, dtype=torch.float32) / norm)
         d.mul_((m / norm).to(d.dtype))
