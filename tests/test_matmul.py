@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ALL
 from test_packed import LENGTHS, documents_of, gradients, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt import adapter, adapter_v2, full, lora, matmul
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs
@@ -146,6 +147,37 @@ def test_under_autocast_dora_trains_on_layers_with_biases(processor):
     with torch.autocast("cpu", torch.bfloat16):
         loss = loss_sum(model, batch)
     assert_near(gradients(model, loss), want, 0.1)
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes of the matrix products that are made, those of a few rows apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("mm", "bmm", "addmm", "addmm_", "baddbmm"):
+            a = args[1] if name.startswith(("addmm", "baddbmm")) else args[0]
+            if a.size(-2) > matmul.FEW:
+                self.dtypes.add(a.dtype)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "gemma2", "mistral"])  # mistral's window is shorter than documents are
+@pytest.mark.parametrize("method", METHODS)
+def test_under_autocast_all_products_are_made_as_the_processor_has_them(kind, method, processor):
+    model = prepared(kind, method)
+    batch = collate(documents_of(LENGTHS))
+    want = gradients(model, loss_sum(model, batch))
+    with Products() as products:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_sum(model, batch)
+        got = gradients(model, loss)
+    of_norms = {torch.float32} if method == "dora" else set()
+    assert products.dtypes == ({torch.float32} if processor == "without" else {torch.bfloat16} | of_norms)
+    assert_near(got, want, 0.1)
 
 
 @pytest.mark.parametrize("trains", [False, True])

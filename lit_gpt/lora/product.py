@@ -103,11 +103,12 @@ def channel_norms(layer: "LoRALinear", A: Tensor, Bs: list[Tensor]) -> list[Tens
     if layer.linear.bias is not None:
         crossed = crossed - layer.linear.bias
     norms, R, s = [], Bs[0].size(1), layer.scaling
-    for a, a_w, B, (start, stop) in zip(A.split(R), crossed.split(R), Bs, layer.blocks, strict=True):
-        a, b = a.float(), B.float()
-        update = 2 * s * (b * a_w[:, start:stop].float().T).sum(1) + s * s * ((b @ (a @ a.T)) * b).sum(1)
-        squared = (layer.squared_norms[start:stop] + update).clamp(min=0)
-        norms.append(squared.sqrt().clamp(min=SMALLEST_NORM))
+    with torch.autocast(A.device.type, enabled=False):
+        for a, a_w, B, (start, stop) in zip(A.split(R), crossed.split(R), Bs, layer.blocks, strict=True):
+            a, b = a.float(), B.float()
+            update = 2 * s * (b * a_w[:, start:stop].float().T).sum(1) + s * s * ((b @ (a @ a.T)) * b).sum(1)
+            squared = (layer.squared_norms[start:stop] + update).clamp(min=0)
+            norms.append(squared.sqrt().clamp(min=SMALLEST_NORM))
     return norms
 
 
