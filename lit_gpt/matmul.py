@@ -1,15 +1,20 @@
-"""Matrix products in 16 bits, on a CPU that has none by those of fp32.
+"""Matrix products in fp32 with weights that are stored as something else, a part of the weight at a time.
 
 A CPU without AVX-512 takes 7 to 60 times as long for a large product in 16 bits as for one in fp32. There the factors
-are widened, a part of the weight at a time, so that no whole copy of it exists, and the result is rounded.
+are widened and the result is rounded; weights in 8 and 4 bits are widened on any CPU. A part of a weight that a cache
+holds is made in a fifth of the time that all of it takes, and no whole copy exists.
 
 Shapes: K channels of the input, M of the output; N rows.
 """
+
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Rows = Callable[[int, int], Tensor]
+"""Of a matrix, the rows from one number up to another, in fp32."""
 PART = 2**20
 """Numbers of a weight that exist in fp32 at a time, about: 4 MB, which a core's cache holds."""
 FEW = 8
@@ -36,8 +41,13 @@ def dtype_of_product(x: Tensor) -> torch.dtype:
 
 
 def widens(x: Tensor) -> bool:
-    """Whether products with `x` are made in fp32."""
+    """Whether products with `x` are made in fp32, but would be made in 16 bits elsewhere."""
     return x.device.type == "cpu" and dtype_of_product(x) in MISSING
+
+
+def in_fp32(x: Tensor) -> bool:
+    """Whether products with `x` are made in fp32, on a CPU."""
+    return widens(x) or (x.device.type == "cpu" and dtype_of_product(x) == torch.float32)
 
 
 def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -48,26 +58,45 @@ def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b, (..., K) and (K, M) -> (..., M)."""
-    if not widens(a):
-        return a @ b
-    rows, step = a.flatten(0, -2), max(1, PART // b.size(1))
-    y = rows.new_zeros(rows.size(0), b.size(1), dtype=torch.float32)
-    for of_a, of_b in zip(rows.split(step, 1), b.split(step), strict=True):
-        y.addmm_(of_a.float(), of_b.float())  # in place, autocast leaves it alone
-    return y.to(dtype_of_product(a)).view(*a.shape[:-1], b.size(1))
+    return matmul_by_rows(a, rows_of(b), b.size(1), dtype_of_product(a)) if widens(a) else a @ b
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, (..., K) and (M, K) -> (..., M)."""
     if not widens(x) or x.numel() <= FEW * x.size(-1):
         return F.linear(x, weight, bias)
-    y = x.new_empty(*x.shape[:-1], weight.size(0), dtype=dtype_of_product(x))
-    wide, step = x.float(), max(1, PART // weight.size(1))
-    with torch.autocast("cpu", enabled=False):
-        for at in range(0, weight.size(0), step):
-            of_weight, of_bias = (None if p is None else p[at : at + step].float() for p in (weight, bias))
-            y[..., at : at + step] = F.linear(wide, of_weight, of_bias)
+    return linear_by_rows(x, rows_of(weight), weight.size(0), dtype_of_product(x), bias)
+
+
+def rows_of(weight: Tensor) -> Rows:
+    """Rows of a matrix that exists."""
+    return lambda start, stop: weight[start:stop].float()
+
+
+def matmul_by_rows(a: Tensor, rows: Rows, M: int, dtype: torch.dtype) -> Tensor:
+    """a @ W in `dtype`, (..., K) -> (..., M), summed in fp32, for W of (K, M)."""
+    of_a = a.flatten(0, -2)
+    y = of_a.new_zeros(of_a.size(0), M, dtype=torch.float32)
+    with torch.autocast(a.device.type, enabled=False):
+        for start, stop in spans(of_a.size(1), M):
+            y.addmm_(of_a[:, start:stop].float(), rows(start, stop))
+    return y.to(dtype).view(*a.shape[:-1], M)
+
+
+def linear_by_rows(x: Tensor, rows: Rows, M: int, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+    """x W^T + bias in `dtype`, (..., K) -> (..., M), computed in fp32, for W of (M, K)."""
+    y, wide = x.new_empty(*x.shape[:-1], M, dtype=dtype), x.float()
+    with torch.autocast(x.device.type, enabled=False):
+        for start, stop in spans(M, x.size(-1)):
+            of_bias = None if bias is None else bias[start:stop].float()
+            y[..., start:stop] = F.linear(wide, rows(start, stop), of_bias)
     return y
+
+
+def spans(n: int, width: int) -> Iterator[tuple[int, int]]:
+    """The first and one past the last row of each part, of n that are `width` wide."""
+    step = max(1, PART // width)
+    return ((start, min(start + step, n)) for start in range(0, n, step))
 
 
 def add_matmul(out: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:

@@ -5,8 +5,9 @@ from typing import get_args
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_gpt import args
+from lit_gpt import args, matmul
 from lit_gpt.errors import UserError
 from lit_gpt.linear import Linear
 from lit_gpt.quantize import QUANTIZATIONS, quantized, require_quantizable
@@ -145,6 +146,52 @@ def test_a_model_in_16_bits_gets_16_bits_back(kind, dtype):
     want = x.float() @ weight.T + linear.bias.float()
     assert error(y, want) < of(INPUT_ERROR, kind) + rounding
     assert error(dx, dy.float() @ weight) < of(INPUT_ERROR, kind) + rounding
+
+
+@pytest.mark.parametrize("kind", QUANTIZATIONS)
+@pytest.mark.parametrize("n_in, n_out", [(256, 96), (70, 33)])  # of 70, blocks of 64 end within a row
+def test_some_rows_of_a_weight_are_those_of_all_of_it(kind, n_in, n_out):
+    layer = quantized(make_linear(n_in, n_out), kind)
+    whole = layer.dequantize()
+    for start, stop in ((0, n_out), (0, 1), (3, 7), (n_out - 1, n_out), (5, 5 + n_out // 2)):
+        assert torch.equal(layer.rows(start, stop), whole[start:stop])
+    if kind in FOUR_BIT:
+        import bitsandbytes as bnb
+
+        assert torch.equal(bnb.functional.dequantize_4bit(layer.weight, layer.state), whole)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.is_floating_point():
+            self.numel = max(self.numel, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("kind", [kind for kind in QUANTIZATIONS if "bnb.int8" not in kind])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_in, n_out", [(256, 96), (70, 33)])
+def test_a_cpu_makes_a_few_rows_of_a_weight_at_a_time(kind, dtype, n_in, n_out, monkeypatch):
+    monkeypatch.setattr(matmul, "MISSING", frozenset({torch.bfloat16}))
+    layer = quantized(make_linear(n_in, n_out), kind)
+    x, dy = torch.randn(9, n_in).to(dtype), torch.randn(9, n_out).to(dtype)
+    want = layer.product(x), layer.input_gradient(dy)
+    room = 9 * n_in  # as many as the rows of x and y have
+    monkeypatch.setattr(matmul, "PART", room)
+    if kind in BNB:
+        monkeypatch.delattr("bitsandbytes.matmul_4bit")  # which unpacks all of a weight, unseen by `Largest`
+    with Largest() as largest:
+        got = layer.product(x), layer.input_gradient(dy)
+    assert largest.numel <= room + 2 * 64 < n_in * n_out
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", QUANTIZATIONS)

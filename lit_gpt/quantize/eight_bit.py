@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_gpt.fused import fused
 from lit_gpt.linear import LinearLayer
+from lit_gpt.matmul import linear_by_rows, matmul_by_rows, rows_of
 from lit_gpt.quantize.frozen import QuantizedLinear, frozen
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -37,8 +38,42 @@ class EightBitLinear(QuantizedLinear):
         self.weight = frozen(torch.cat([c.view(torch.int8) for c in codes]).view(self.dtype))
         self.register_buffer("scale", torch.cat(scales).flatten())
 
-    def dequantize(self) -> Tensor:
-        return self.weight.float() * self.scale.unsqueeze(1)
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.weight[start:stop].float() * self.scale[start:stop].unsqueeze(1)
+
+    def product_of_rows(self, x: Tensor) -> Tensor:
+        codes, by_token = round_tokens(filled_up(x), self.dtype)
+        if self.has_products():
+            y = self.multiplied(codes, by_token, x.dtype)
+        else:
+            sums = linear_by_rows(codes, rows_of(self.weight), self.out_features, torch.float32)
+            y = rescale(sums, by_token, self.scale, self.bias, x.dtype)
+        return y[: x.size(0)]
+
+    def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
+        codes, by_token = round_tokens(filled_up(dy), self.dtype, self.scale)
+        if self.has_products():
+            dx = self.multiplied_back(codes, by_token, dy.dtype)
+        else:
+            sums = matmul_by_rows(codes, rows_of(self.weight), self.in_features, torch.float32)
+            dx = rescale(sums, by_token, None, None, dy.dtype)
+        return dx[: dy.size(0)]
+
+    def has_products(self) -> bool:
+        """Whether the device multiplies 8 bits in these sizes; no model that we know has others.
+
+        A CPU's `torch._int_mm` is 20 times slower than fp32 unless it has AVX512. fp32 holds integers up to 2^24
+        exactly, which sums of random codes do not reach below K of 100,000; larger ones are rounded by 2^-24.
+        """
+        return self.weight.is_cuda and self.in_features % MULTIPLE == 0 and self.out_features % MULTIPLE == 0
+
+    def multiplied(self, codes: Tensor, by_token: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the codes (N, in_features) with scales (N, 1) stand for, times W^T, plus bias, by a GPU's products."""
+        raise NotImplementedError
+
+    def multiplied_back(self, codes: Tensor, by_token: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same of codes (N, out_features) that the scales of W are in already, times W."""
+        raise NotImplementedError
 
 
 class Int8Linear(EightBitLinear):
@@ -46,15 +81,11 @@ class Int8Linear(EightBitLinear):
 
     dtype = torch.int8
 
-    def product_of_rows(self, x: Tensor) -> Tensor:
-        codes, by_token = round_tokens(filled_up(x), self.dtype)
-        sums = int8_product(codes, self.weight.t())
-        return rescale(sums, by_token, self.scale, self.bias, x.dtype)[: x.size(0)]
+    def multiplied(self, codes: Tensor, by_token: Tensor, dtype: torch.dtype) -> Tensor:
+        return rescale(torch._int_mm(codes, self.weight.t()), by_token, self.scale, self.bias, dtype)
 
-    def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
-        codes, by_token = round_tokens(filled_up(dy), self.dtype, self.scale)
-        sums = int8_product(codes, column_major(self.weight))
-        return rescale(sums, by_token, None, None, dy.dtype)[: dy.size(0)]
+    def multiplied_back(self, codes: Tensor, by_token: Tensor, dtype: torch.dtype) -> Tensor:
+        return rescale(torch._int_mm(codes, column_major(self.weight)), by_token, None, None, dtype)
 
 
 class Fp8Linear(EightBitLinear):
@@ -66,16 +97,13 @@ class Fp8Linear(EightBitLinear):
 
     dtype = torch.float8_e4m3fn
 
-    def product_of_rows(self, x: Tensor) -> Tensor:
-        codes, by_token = round_tokens(filled_up(x), self.dtype)
-        y = fp8_product(codes, self.weight.t(), by_token, self.scale.unsqueeze(0), use_fast_accum=True)[: x.size(0)]
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+    def multiplied(self, codes: Tensor, by_token: Tensor, dtype: torch.dtype) -> Tensor:
+        y = scaled_mm(codes, self.weight.t(), by_token, self.scale.unsqueeze(0), use_fast_accum=True)
+        return (y if self.bias is None else y + self.bias).to(dtype)
 
-    def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
-        codes, by_token = round_tokens(filled_up(dy), self.dtype, self.scale)
+    def multiplied_back(self, codes: Tensor, by_token: Tensor, dtype: torch.dtype) -> Tensor:
         ones = by_token.new_ones(1, self.in_features)
-        dx = fp8_product(codes, column_major(self.weight), by_token, ones, use_fast_accum=False)
-        return dx[: dy.size(0)].to(dy.dtype)
+        return scaled_mm(codes, column_major(self.weight), by_token, ones, use_fast_accum=False).to(dtype)
 
 
 def round_rows(x: Tensor, dtype: torch.dtype, channels: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -121,8 +149,6 @@ def column_major(codes: Tensor) -> Tensor:
 
     It is a copy that lives for one product: kept, it would double the memory of the weight.
     """
-    if not codes.is_cuda:
-        return codes
     return transpose(codes.view(torch.int8)).view(codes.dtype).t()
 
 
@@ -135,30 +161,12 @@ def filled_up(x: Tensor) -> Tensor:
     return nn.functional.pad(x, (0, 0, 0, missing))
 
 
-def int8_product(a: Tensor, b: Tensor) -> Tensor:
-    """(N, K) and (K, M) int8 -> (N, M) int32, or the same numbers in fp32 where there is no fast int8 product.
-
-    A CPU's `torch._int_mm` is 20 times slower than fp32 unless it has AVX512. fp32 holds integers up to 2^24 exactly,
-    which sums of random codes do not reach below K of 100,000; larger ones are rounded by 2^-24.
-    """
-    if a.is_cuda and fits(b):
-        return torch._int_mm(a, b)
-    return a.float() @ b.float()
-
-
-def fp8_product(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, use_fast_accum: bool) -> Tensor:
-    """(N, K) and (K, M) of e4m3 with scales (N, 1) and (1, M) -> (N, M), bf16 on a GPU and fp32 elsewhere.
+def scaled_mm(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, use_fast_accum: bool) -> Tensor:
+    """(N, K) and (K, M) of e4m3 with scales (N, 1) and (1, M) -> (N, M) in bf16, on a GPU.
 
     Args:
         use_fast_accum: sum in the tensor cores' own registers, which have fewer bits than fp32.
     """
-    if a.is_cuda and fits(b):
-        return torch._scaled_mm(
-            a, b, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16, use_fast_accum=use_fast_accum
-        )
-    return (a.float() @ b.float()) * scale_a * scale_b
-
-
-def fits(b: Tensor) -> bool:
-    """Whether the GPU's 8-bit products take the second factor; no model that we know has other sizes."""
-    return b.size(0) % MULTIPLE == 0 and b.size(1) % MULTIPLE == 0
+    return torch._scaled_mm(
+        a, b, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16, use_fast_accum=use_fast_accum
+    )

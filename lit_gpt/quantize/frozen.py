@@ -31,6 +31,13 @@ class QuantizedLinear(LinearLayer):
         """dy W, (N, out_features) -> (N, in_features) in the dtype of dy, for N of at least 1."""
         raise NotImplementedError
 
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows of W, (stop - start, in_features) in fp32."""
+        raise NotImplementedError
+
+    def dequantize(self) -> Tensor:
+        return self.rows(0, self.out_features)
+
     def product(self, x: Tensor) -> Tensor:
         return by_rows(self.product_of_rows, x, self.out_features)
 

@@ -13,6 +13,7 @@ from functools import cache
 import torch
 
 from lit_gpt.linear import LinearLayer
+from lit_gpt.matmul import PART
 from lit_gpt.model import GPT
 from lit_gpt.training.loss import LOGITS
 from lit_gpt.training.memory import (
@@ -135,8 +136,9 @@ def passing_bytes(job: Job, chosen: dict[str, LinearLayer], tokens: int) -> int:
     unpacked = 0
     if chosen:
         largest = max(layer.in_features * layer.out_features for layer in chosen.values())
-        in_fp32 = job.device.kind == "cpu"
-        unpacked = largest * (4 if in_fp32 else 2 * job.weight_dtype.itemsize)
+        on_cpu = job.device.kind == "cpu"
+        at_once = min(PART, largest) if on_cpu and job.quantize in ("int8", "fp8") else largest
+        unpacked = at_once * (4 if on_cpu else 2 * job.weight_dtype.itemsize)
     return tokens * per_token * job.compute_itemsize + unpacked
 
 
