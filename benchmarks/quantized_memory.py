@@ -52,9 +52,7 @@ def main() -> None:
         )
     print("their bytes: all frozen weights, the scales of 4 bits apart (0.06 GB; 0.02 GB in nf4-dq)")
     print("loading, a step: the peak, less what Python and torch had before; loaded: what is left after loading, with")
-    print(
-        "what the allocator does not give back, which is another amount in each kind and differs by 0.1 GB between runs"
-    )
+    print("what the allocator does not give back, which differs by up to 0.5 GB between kinds and between runs")
 
 
 def make_model(folder: Path) -> None:
