@@ -8,6 +8,7 @@ Shapes: K channels of the input, M of the output; N rows.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +78,7 @@ def matmul_by_rows(a: Tensor, rows: Rows, M: int, dtype: torch.dtype) -> Tensor:
     """a @ W in `dtype`, (..., K) -> (..., M), summed in fp32, for W of (K, M)."""
     of_a = a.flatten(0, -2)
     y = of_a.new_zeros(of_a.size(0), M, dtype=torch.float32)
-    with torch.autocast(a.device.type, enabled=False):
+    with as_they_are(a):
         for start, stop in spans(of_a.size(1), M):
             y.addmm_(of_a[:, start:stop].float(), rows(start, stop))
     return y.to(dtype).view(*a.shape[:-1], M)
@@ -86,11 +87,16 @@ def matmul_by_rows(a: Tensor, rows: Rows, M: int, dtype: torch.dtype) -> Tensor:
 def linear_by_rows(x: Tensor, rows: Rows, M: int, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias in `dtype`, (..., K) -> (..., M), computed in fp32, for W of (M, K)."""
     y, wide = x.new_empty(*x.shape[:-1], M, dtype=dtype), x.float()
-    with torch.autocast(x.device.type, enabled=False):
+    with as_they_are(x):
         for start, stop in spans(M, x.size(-1)):
             of_bias = None if bias is None else bias[start:stop].float()
             y[..., start:stop] = F.linear(wide, rows(start, stop), of_bias)
     return y
+
+
+def as_they_are(x: Tensor) -> AbstractContextManager:
+    """Within it, products of tensors on the device of x are made in their own dtype, whatever autocast says."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def spans(n: int, width: int) -> Iterator[tuple[int, int]]:

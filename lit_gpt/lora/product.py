@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lit_gpt.dropout import add_dropped, dropped
 from lit_gpt.lean import save, saved
-from lit_gpt.matmul import add_matmul, matmul
+from lit_gpt.matmul import add_matmul, as_they_are, matmul
 
 if TYPE_CHECKING:
     from lit_gpt.lora.layer import LoRALinear
@@ -103,7 +103,7 @@ def channel_norms(layer: "LoRALinear", A: Tensor, Bs: list[Tensor]) -> list[Tens
     if layer.linear.bias is not None:
         crossed = crossed - layer.linear.bias
     norms, R, s = [], Bs[0].size(1), layer.scaling
-    with torch.autocast(A.device.type, enabled=False):
+    with as_they_are(A):
         for a, a_w, B, (start, stop) in zip(A.split(R), crossed.split(R), Bs, layer.blocks, strict=True):
             a, b = a.float(), B.float()
             update = 2 * s * (b * a_w[:, start:stop].float().T).sum(1) + s * s * ((b @ (a @ a.T)) * b).sum(1)
