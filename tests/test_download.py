@@ -72,6 +72,14 @@ def download(tmp_path: Path, hub: Hub) -> Script:
     return Script(tmp_path, hub)
 
 
+@pytest.fixture
+def heeds_sigint() -> Iterator[None]:
+    """What a script started in the background ignores, and so would all that it starts: Python keeps it that way."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def content(folder: Path, repo_id: str = REPO) -> dict[str, bytes]:
     """What a user finds in the checkpoint folder."""
     return {p.name: p.read_bytes() for p in (folder / "checkpoints" / repo_id).iterdir() if p.is_file()}
@@ -211,6 +219,7 @@ def test_a_file_that_ends_early_is_not_taken_for_whole(hub: Hub, download: Scrip
     assert content(tmp_path) == SMALL
 
 
+@pytest.mark.usefixtures("heeds_sigint")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_where_it_stopped_and_nobody_else_may_meanwhile(
     hub: Hub, download: Script, tmp_path: Path, how: signal.Signals
