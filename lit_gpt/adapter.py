@@ -100,7 +100,7 @@ class PromptedAttention(Function):
     """
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cpu", enabled=False)  # as in `PackedAttention`
     def forward(
         ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, prompt_k: Tensor, prompt_v: Tensor, gate: Tensor,
         documents: Documents, heads: Heads,

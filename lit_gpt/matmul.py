@@ -1,8 +1,8 @@
 """Matrix products in fp32 with weights that are stored as something else, a part of the weight at a time.
 
 A CPU without AVX-512 takes 7 to 60 times as long for a large product in 16 bits as for one in fp32. There the factors
-are widened and the result is rounded; weights in 8 and 4 bits are widened on any CPU. A part of a weight that a cache
-holds is made in a fifth of the time that all of it takes, and no whole copy exists.
+are widened and the result is rounded. Weights in 8 bits are widened on any CPU, those in 4 bits where the product is
+made in fp32. A part of a weight stays in the cache until it is used, and no whole copy exists.
 
 Shapes: K channels of the input, M of the output; N rows.
 """

@@ -165,7 +165,7 @@ class Products(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["llama-gqa", "gemma2", "mistral"])  # mistral's window is shorter than documents are
+@pytest.mark.parametrize("kind", ["llama-gqa", "gemma2", "mistral", "qwen3"])  # a window, normed heads
 @pytest.mark.parametrize("method", METHODS)
 def test_under_autocast_all_products_are_made_as_the_processor_has_them(kind, method, processor):
     model = prepared(kind, method)

@@ -137,6 +137,7 @@ def passing_bytes(job: Job, chosen: dict[str, LinearLayer], tokens: int) -> int:
     if chosen:
         largest = max(layer.in_features * layer.out_features for layer in chosen.values())
         on_cpu = job.device.kind == "cpu"
+        # bitsandbytes may unpack all of a weight, even there
         at_once = min(PART, largest) if on_cpu and job.quantize in ("int8", "fp8") else largest
         unpacked = at_once * (4 if on_cpu else 2 * job.weight_dtype.itemsize)
     return tokens * per_token * job.compute_itemsize + unpacked
