@@ -1,7 +1,8 @@
 """A row: one conversation before tokenization, and the place in the file that it came from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
@@ -12,6 +13,8 @@ class Row:
     """A system text or none, then user and assistant in turns. Rows that say the same are equal, wherever from."""
 
     turns: tuple[Turn, ...]
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False, kw_only=True)
+    """Schemas of the functions that the assistant may call, as chat templates take them."""
     file: str = field(default="", compare=False)
     place: str = field(default="", compare=False)
     """Entry or line in the file, as a person would look it up."""

@@ -1,9 +1,10 @@
 """What is said in a conversation, and by whom."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,10 @@ class Turn:
     text: str
     context: str = ""
     """What a user's text refers to (Alpaca's `input`); may be empty, and is for other roles."""
+    taught: bool = True
+    """Whether an answer carries loss; without meaning for other roles."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further keys of the message that a chat template may show: reasoning_content, tool_calls, tool_call_id, name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +30,5 @@ class Exchange:
     """None if it is still to be given."""
     end: str | None = None
     """The token that ends the answer; None is the tokenizer's end of sequence."""
+    taught: bool = True
+    """Whether the answer and the token that ends it carry loss."""
