@@ -11,7 +11,7 @@ from typing import Literal
 
 
 def main(
-    to: Literal["peft", "lit"],
+    to: Literal["peft", "lit", "gguf"],
     checkpoint_dir: Path,
     peft_dir: Path,
     finetuned_path: Path | None = None,
@@ -21,7 +21,7 @@ def main(
     """Convert LoRA weights.
 
     Args:
-        to: peft reads the run and writes peft_dir; lit reads peft_dir and writes the run.
+        to: peft reads the run and writes peft_dir, gguf does so for llama.cpp; lit reads peft_dir and writes the run.
         checkpoint_dir: folder of the checkpoint that was finetuned.
         peft_dir: folder with adapter_config.json and adapter_model.safetensors.
         finetuned_path: the run's folder; out/lora/<name of the checkpoint> if not given.
@@ -29,6 +29,7 @@ def main(
         overwrite: replace what is written to if it holds something.
     """
     from lit_gpt.checkpoint import default_out_dir
+    from lit_gpt.gguf_adapter import write_gguf_adapter
     from lit_gpt.interchange import read_adapter, write_adapter
 
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
@@ -36,6 +37,9 @@ def main(
     if to == "peft":
         write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite)
         print(f"Saved the adapter to {peft_dir}")
+    elif to == "gguf":
+        path = write_gguf_adapter(checkpoint_dir, run_dir, peft_dir, overwrite)
+        print(f"Saved the adapter to {path}; llama-cli --model <the checkpoint's gguf> --lora {path}")
     else:
         read_adapter(checkpoint_dir, peft_dir, run_dir, prompt_style, overwrite)
         print(f"Saved the run to {run_dir}")

@@ -35,6 +35,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "checkpoint": {"", "adapter", "adapter_v2", "config", "convert", "files", "full", "lora", "model", "quantize"}
     | {"rope"},
     "convert": {"", "files", "config", "families", "lora", "model", "rope", "tokenizer", "convert"},
+    "gguf_adapter": {"checkpoint", "convert", "files"},
     "interchange": {"", "checkpoint", "convert", "files", "prompts"},
     "merging": {"", "checkpoint", "convert", "data", "files", "linear", "lora", "merging", "model", "prompts"}
     | {"quantize", "tokenizer"},
