@@ -138,7 +138,7 @@ def rebuilt(path, folder):
     return Tokenizer(folder)
 
 
-TEXTS = [SAMPLE, "", " ", "a  b", "the king</s>", "\n\nthe king"]
+TEXTS = [SAMPLE, "", " ", "a  b", "the king<e>", "\n\nthe king"]
 LEFT_OUT = {f"tokenizer.ggml.{key}": None for key in ("add_bos_token", "add_eos_token", "add_space_prefix")}
 
 
@@ -171,11 +171,13 @@ def sentencepiece(tmp_path_factory):
         vocab_size=400,
         hard_vocab_limit=False,
         byte_fallback=True,
+        bos_piece="<b>",
+        eos_piece="<e>",
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
-    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<b>", "eos_token": "<e>", "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
