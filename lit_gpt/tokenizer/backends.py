@@ -71,6 +71,10 @@ class HuggingFace:
     def vocab_size(self) -> int:
         return max(self.backend.get_vocab().values()) + 1
 
+    def n_pieces(self) -> int:
+        added = self.backend.get_added_tokens_decoder()
+        return max((i for i in self.backend.get_vocab().values() if i not in added), default=-1) + 1
+
     def beyond_the_file(self) -> list[Any]:
         """What decides on ids besides tokenizer.json."""
         return self.promoted
@@ -183,7 +187,10 @@ class SentencePiece:
         return False
 
     def vocab_size(self) -> int:
-        return max([self.backend.vocab_size(), *(t.id + 1 for t in self.tokens)])
+        return max([self.n_pieces(), *(t.id + 1 for t in self.tokens)])
+
+    def n_pieces(self) -> int:
+        return self.backend.vocab_size()
 
     def beyond_the_file(self) -> list[Any]:
         """What decides on ids besides tokenizer.model."""

@@ -83,6 +83,11 @@ class Tokenizer:
         """Rows that a model needs: one more than the largest id, added tokens included; ids may leave gaps."""
         return self.backend.vocab_size()
 
+    @property
+    def n_pieces(self) -> int:
+        """Rows that a model needs for the tokens that were not added later: one more than their largest id."""
+        return self.backend.n_pieces()
+
     def fingerprint(self) -> str:
         """Equal for two tokenizers exactly if they come from equal files and frame a text equally."""
         framing = [self.bos_id, self.eos_id, self.use_bos, *self.backend.beyond_the_file()]
