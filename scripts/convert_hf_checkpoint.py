@@ -23,6 +23,9 @@ def main(
         dtype: dtype of the converted weights; as in the files if not given.
         pad_vocab_multiple: fill the vocabulary's tensors with zero rows up to a multiple of this; 64 suits GPUs.
     """
+    from lit_gpt.places import require_downloaded
+
+    require_downloaded(checkpoint_dir)  # before what takes long to import
     from dataclasses import replace
 
     import torch
@@ -57,4 +60,4 @@ def main(
 if __name__ == "__main__":
     from lit_gpt.cli import run
 
-    run(main)
+    run(main, unchecked=("checkpoint_dir",))  # which is not a checkpoint yet
