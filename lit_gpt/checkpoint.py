@@ -26,7 +26,7 @@ from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, Precision
 from lit_gpt.config import Config
 from lit_gpt.convert.lit import WEIGHTS, open_lit
 from lit_gpt.errors import UserError
-from lit_gpt.files import Spec, load_state, open_state, save_state, write_text
+from lit_gpt.files import Spec, links, load_state, open_state, save_state, write_text
 from lit_gpt.model import GPT
 from lit_gpt.places import RUN, require_run
 from lit_gpt.places import default_out_dir as default_out_dir  # here, too, for those that need this module anyway
@@ -77,7 +77,8 @@ def make_fabric(precision: Precision | None = None, seed: int | None = None, mix
         if torch.cuda.is_available():
             precision = "bf16-true" if torch.cuda.is_bf16_supported() else "16-true"
             precision = precision.replace("true", "mixed") if mixed else precision
-    fabric = Fabric(devices=1, precision=precision)
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"  # not a Mac's GPU, for which nothing of ours is tested
+    fabric = Fabric(accelerator, devices=1, precision=precision)
     if seed is not None:
         fabric.seed_everything(seed, verbose=False)
     return fabric
@@ -243,7 +244,7 @@ def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
     for weights in found:
         if weights.is_file():
             weights.unlink()
-    best.unlink(missing_ok=True)
+    links.remove(best)
     if checkpoints.is_dir():
         shutil.rmtree(checkpoints)
     out_dir.mkdir(parents=True, exist_ok=True)

@@ -80,6 +80,8 @@ def _outcome(error: BaseException, flags: list[str]) -> tuple[int, str | None]:
     if isinstance(error, OSError) and (error.filename is not None or error.strerror is not None):
         where = f": {error.filename}" if error.filename else ""
         return 1, f"{error.strerror or error}{where} ({TRACEBACK}=1 shows what wanted it)"
+    if isinstance(error, ModuleNotFoundError) and error.name == "triton":  # which torch has under Linux only
+        return 1, "torch has no Triton here, which compiles for the GPU; pass --compile false"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc_cpu" in str(error)):
         return 1, f"this machine has too little memory; {_for_less_memory(flags)}"
     if type(error).__name__ == "OutOfMemoryError":  # torch's own; its import would cost `--help` seconds
