@@ -204,3 +204,41 @@ def test_where_an_error_comes_from_is_shown_to_who_asks(statement, code, line, t
 def test_a_bug_of_ours_keeps_its_traceback(statement, tmp_path):
     process = python(RAISES.format(statement), tmp_path)
     assert process.returncode == 1 and process.stderr.startswith("Traceback") and "error: " not in process.stderr
+
+
+@pytest.mark.parametrize("allow_changes", [False, True])
+@pytest.mark.parametrize(
+    "change, offered",
+    [
+        ({"method_args": {"lora_r": 16, "lora_alpha": 16}}, False),
+        ({"method": "adapter"}, False),
+        ({"training": {"optimizer": "adamw8bit", "batch_size": 128}}, False),
+        ({"training": {"optimizer": "adamw", "batch_size": 64}}, True),
+        ({"method_args": {"lora_r": 8, "lora_alpha": 32}}, True),
+    ],
+)
+def test_resuming_with_other_arguments_offers_only_what_can_work(change, offered, allow_changes, capsys):
+    from dataclasses import replace
+
+    from lit_gpt.checkpoint import Run
+    from lit_gpt.errors import UserError
+    from lit_gpt.training.resume import require_same
+
+    before = Run(
+        method="lora",
+        method_args={"lora_r": 8, "lora_alpha": 16},
+        prompt_style="plain",
+        base="x",
+        base_digest="0",
+        data={},
+        training={"optimizer": "adamw", "batch_size": 128},
+        versions={},
+    )
+    if offered and allow_changes:
+        require_same(replace(before, **change), before, allow_changes)
+        assert "Changed: " in capsys.readouterr().out
+        return
+    with pytest.raises(UserError, match="this would be another run: ") as caught:
+        require_same(replace(before, **change), before, allow_changes)
+    assert ("--allow_changes true goes on" in str(caught.value)) is offered
+    assert ("or start a new run with another --out_dir" in str(caught.value)) is not offered
