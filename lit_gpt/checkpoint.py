@@ -26,12 +26,13 @@ from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, Precision
 from lit_gpt.config import Config
 from lit_gpt.convert.lit import WEIGHTS, open_lit
 from lit_gpt.errors import UserError
-from lit_gpt.files import Spec, load_state, open_state, save_state, write_text
+from lit_gpt.files import Spec, links, load_state, open_state, save_state, write_text
 from lit_gpt.model import GPT
+from lit_gpt.places import RUN, require_run
+from lit_gpt.places import default_out_dir as default_out_dir  # here, too, for those that need this module anyway
 from lit_gpt.quantize import QUANTIZATIONS, quantizable, quantized, require_quantizable
 from lit_gpt.rope import Rope
 
-RUN = "finetuned.json"
 CHECKPOINTS, BEST = "checkpoints", "best"
 METHODS: dict[str, tuple[Callable[[GPT, Any], None], type]] = {
     "lora": (lora.inject, LoRAArgs),
@@ -76,7 +77,8 @@ def make_fabric(precision: Precision | None = None, seed: int | None = None, mix
         if torch.cuda.is_available():
             precision = "bf16-true" if torch.cuda.is_bf16_supported() else "16-true"
             precision = precision.replace("true", "mixed") if mixed else precision
-    fabric = Fabric(devices=1, precision=precision)
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"  # not a Mac's GPU, for which nothing of ours is tested
+    fabric = Fabric(accelerator, devices=1, precision=precision)
     if seed is not None:
         fabric.seed_everything(seed, verbose=False)
     return fabric
@@ -207,11 +209,8 @@ def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str
 
 def read_run(run_dir: Path) -> Run:
     """Raises: UserError if the folder has no whole record of a run."""
+    require_run(run_dir)
     path = run_dir / RUN
-    if not path.is_file():
-        raise UserError(
-            f"{run_dir} holds no finetuned model (no {RUN}); pass --finetuned_path, or run a finetune script"
-        )
     try:
         run = Run(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as e:
@@ -221,11 +220,6 @@ def read_run(run_dir: Path) -> Run:
     if run.quantize is not None and run.quantize not in QUANTIZATIONS:
         raise UserError(f"{path} names the weights {run.quantize!r}; known are {', '.join(QUANTIZATIONS)}")
     return run
-
-
-def default_out_dir(method: str, checkpoint_dir: Path) -> Path:
-    """Where a finetune script saves if it is not told, and where the scripts after it look: out/<method>/<name>."""
-    return Path("out", method, checkpoint_dir.absolute().name)  # a link goes by its own name
 
 
 def trained_path(run_dir: Path, method: str) -> Path:
@@ -250,7 +244,7 @@ def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
     for weights in found:
         if weights.is_file():
             weights.unlink()
-    best.unlink(missing_ok=True)
+    links.remove(best)
     if checkpoints.is_dir():
         shutil.rmtree(checkpoints)
     out_dir.mkdir(parents=True, exist_ok=True)

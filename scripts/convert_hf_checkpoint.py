@@ -25,6 +25,9 @@ def main(
         pad_vocab_multiple: fill the vocabulary's tensors with zero rows up to a multiple of this; 64 suits GPUs. Tokens
             that were added to the tokenizer and not to the model get such a row, too.
     """
+    from lit_gpt.places import require_downloaded
+
+    require_downloaded(checkpoint_dir)  # before what takes long to import
     import torch
 
     from lit_gpt.convert.configs import config_from_hf
@@ -60,4 +63,4 @@ def main(
 if __name__ == "__main__":
     from lit_gpt.cli import run
 
-    run(main)
+    run(main, unchecked=("checkpoint_dir",))  # which is not a checkpoint yet

@@ -28,11 +28,16 @@ def main(
         prompt_style: with --to lit, the style in which generate/lora.py is to ask; alpaca if nothing else is known.
         overwrite: replace what is written to if it holds something.
     """
-    from lit_gpt.checkpoint import default_out_dir
-    from lit_gpt.interchange import read_adapter, write_adapter
+    from lit_gpt.places import default_out_dir, require_run, require_there
 
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
     run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    if to == "peft":  # before what takes long to import
+        require_run(run_dir, given=finetuned_path is not None)
+    else:
+        require_there("peft_dir", peft_dir)
+    from lit_gpt.interchange import read_adapter, write_adapter
+
     if to == "peft":
         write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite)
         print(f"Saved the adapter to {peft_dir}")
@@ -44,4 +49,4 @@ def main(
 if __name__ == "__main__":
     from lit_gpt.cli import run
 
-    run(main)
+    run(main, unchecked=("finetuned_path",))  # which is made with --to lit

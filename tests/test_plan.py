@@ -190,7 +190,7 @@ def test_devices_go_by_name():
         named("rtx4900")
     with pytest.raises(UserError, match="known are a100-40gb"):
         named("abacus")
-    assert all(d.gib > 10 and d.sheet_tflops > 20 for d in DEVICES.values())
+    assert all(d.gib > 5 and d.sheet_tflops > 15 for d in DEVICES.values())
     machine = this_machine(torch.device("cpu"))
     assert machine.kind == "cpu" and machine.gib > 0.5
 

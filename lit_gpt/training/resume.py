@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_gpt.checkpoint import Run
 from lit_gpt.errors import UserError
+from lit_gpt.training.refusal import impossible, refusal
 from lit_gpt.training.saves import RECORD, Saves, read_progress
 
 FREE = ("logger", "log_interval", "save_interval", "keep_last", "max_time", "recompute", "compile", "packing")
@@ -56,14 +57,14 @@ def require_same(run: Run, earlier: Run, allow_changes: bool) -> None:
         UserError: arguments, data or base weights that make it another run.
     """
     now, before = facts(run), facts(earlier)
-    changes = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+    changes = {
+        name: f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in dict.fromkeys((*before, *now))
         if before.get(name) != now.get(name)
-    ]
-    if changes and not allow_changes:
-        raise UserError(f"this would be another run: {'; '.join(changes)}; --allow_changes true goes on all the same")
-    for change in changes:
+    }
+    if impossible(changes) or (changes and not allow_changes):
+        raise UserError(refusal(changes))
+    for change in changes.values():
         print(f"Changed: {change}")
     for package in run.versions.keys() & earlier.versions.keys():
         if run.versions[package] != earlier.versions[package]:

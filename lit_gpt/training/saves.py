@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_gpt.checkpoint import BEST, CHECKPOINTS, RUN, save_trained, trained_path
 from lit_gpt.errors import UserError
-from lit_gpt.files import load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
+from lit_gpt.files import links, load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
 from lit_gpt.model import GPT
 
 STATE, RECORD = "state.pth", "state.json"
@@ -142,10 +142,7 @@ class Saves:
         replace_with(self.weights, lambda path: link_or_copy(weights, path))
         if progress.best_step is None or not self.place(progress.best_step).is_dir():
             return
-        temporary = self.out_dir / f".{BEST}.{os.getpid()}.tmp"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(self.place(progress.best_step).relative_to(self.out_dir), target_is_directory=True)
-        temporary.replace(self.out_dir / BEST)
+        links.point(self.out_dir / BEST, self.place(progress.best_step))
 
     def prune(self, progress: Progress) -> None:
         """Remove all but the latest checkpoints and the best one."""

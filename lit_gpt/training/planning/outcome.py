@@ -14,6 +14,7 @@ from lit_gpt.training.gauges import Gauges, clock, matrix_rate, memory_gb
 from lit_gpt.training.planning.devices import this_machine
 from lit_gpt.training.planning.job import config_of, job_of
 from lit_gpt.training.planning.plan import Data, Plan, make_plan
+from lit_gpt.training.planning.show import risks
 
 PLAN = "plan.json"
 
@@ -32,6 +33,8 @@ def plan_of_run(fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
         print(
             f"That is more than the {device.n_bytes / 1e9:.2f} GB of {device.name}; --dry_run true says what would fit"
         )
+    for risk in risks(plan):
+        print(risk)
     return plan
 
 
