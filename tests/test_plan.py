@@ -378,9 +378,9 @@ def test_gauges_tell_the_end_and_the_share_of_the_peak(monkeypatch):
     # after step 3: 70 samples at 0.2 s and two validations of 6 s
     assert gauges.forecast.step == 3 and gauges.forecast.seconds == pytest.approx(119 + 14 + 12)
     assert gauges.of_peak(100) == pytest.approx(0.2) and Gauges(torch.device("cpu"), 1).of_peak(5) is None
-    line = gauges.line(40, 100.0)
+    line = gauges.line(4, 40, 100.0)
     assert line.startswith("100 tok/s, 20% of peak, ") and "0:00:24 left, deadline in 1:00:00" in line
-    assert gauges.line(40, 100.0, short=True).startswith("0:00:24 left, deadline in 1:00:00, 100 tok/s, ")
+    assert gauges.line(4, 40, 100.0, short=True).startswith("0:00:24 left, deadline in 1:00:00, 100 tok/s, ")
 
 
 def test_loggers_are_fabrics_and_a_missing_one_is_one_line(tmp_path, monkeypatch):

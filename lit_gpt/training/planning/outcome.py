@@ -48,6 +48,7 @@ def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
         plan.work.n_validations,
         budget.deadline_in if budget.max_seconds else None,
         plan.work.n_saves,
+        budget.max_seconds,
     )
 
 
