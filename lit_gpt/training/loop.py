@@ -60,6 +60,7 @@ def fit(
             if due and progress.validated_step != step and not stop.signal:
                 progress = validated(fabric, model, val_data, session, train, validation, progress, lambda: stop.signal)
             ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or feed.n_steps + 1)
+            ends = ends or not budget.has_time_for_a_step()  # the validation took some
             progress = keeper.keep(progress, ends or bool(stop.signal))
             if ends or stop.signal:
                 gradients.settle(monitor.say)

@@ -220,6 +220,19 @@ def read_progress(place: Path) -> Progress:
     return progress_of(record, place)
 
 
+def position(place: Path | None) -> tuple[int, int]:
+    """Optimizer steps that a checkpoint is after, and their samples; none without a checkpoint.
+
+    Raises:
+        UserError: as `read_progress`, which looks at all of its files, too.
+    """
+    if place is None:
+        return 0, 0
+    record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    progress = progress_of({name: value for name, value in record.items() if name not in ("files", "digest")}, place)
+    return progress.step, progress.samples
+
+
 def progress_of(record: dict[str, Any], place: Path) -> Progress:
     """Where the run was, from what a checkpoint of this version or an earlier one says; what an earlier one does not
     say has its default.
