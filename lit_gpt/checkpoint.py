@@ -258,7 +258,12 @@ def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
 
 def save_run(run: Run, out_dir: Path) -> None:
     """Write finetuned.json."""
-    write_text(out_dir / RUN, json.dumps(asdict(run), indent=2, default=str) + "\n")
+    write_text(out_dir / RUN, run_text(run))
+
+
+def run_text(run: Run) -> str:
+    """What finetuned.json says of a run."""
+    return json.dumps(asdict(run), indent=2, default=str) + "\n"
 
 
 def save_trained(model: GPT, path: Path) -> None:
