@@ -9,7 +9,6 @@ out/<method>/<name>/       what was trained (trained_path), finetuned.json, metr
 import hashlib
 import json
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -232,28 +231,6 @@ def trained_path(run_dir: Path, method: str) -> Path:
     """Where a run of this method keeps its weights: as Lit-GPT calls the files."""
     kind = {"adapter_v2": "_adapter", "full": ""}.get(method, f"_{method}")
     return run_dir / f"lit_model{kind}_finetuned.pth"
-
-
-def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
-    """Make the folder of a run, and take another run's weights and checkpoints out of it if `overwrite` is set.
-
-    Raises:
-        UserError: the folder has those of another run, and `overwrite` is not set.
-    """
-    checkpoints, best = out_dir / CHECKPOINTS, out_dir / BEST
-    found = [*out_dir.glob("lit_model*_finetuned.pth"), *checkpoints.glob("step-*")]
-    if found and not overwrite:
-        raise UserError(
-            f"{out_dir} holds another run; pass --resume true to go on with it, another --out_dir, or --overwrite true "
-            "to replace it"
-        )
-    for weights in found:
-        if weights.is_file():
-            weights.unlink()
-    best.unlink(missing_ok=True)
-    if checkpoints.is_dir():
-        shutil.rmtree(checkpoints)
-    out_dir.mkdir(parents=True, exist_ok=True)
 
 
 def save_run(run: Run, out_dir: Path) -> None:

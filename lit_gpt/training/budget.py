@@ -14,6 +14,8 @@ import torch
 
 from lit_gpt.training.length import Length
 
+LEDGER = "seconds_used.txt"
+"""File of a run's folder with the time that all of its processes have used."""
 NOTED = 5.0
 """Seconds between entries of the ledger."""
 STARTED = time.monotonic()

@@ -4,7 +4,7 @@ from lightning.fabric import Fabric
 
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.training.average import require_checkpoints
-from lit_gpt.training.budget import Budget
+from lit_gpt.training.budget import LEDGER, Budget
 from lit_gpt.training.describe import description
 from lit_gpt.training.ending import Ending
 from lit_gpt.training.finetuning import Finetuning
@@ -17,9 +17,6 @@ from lit_gpt.training.planning.outcome import gauges_of, plan_of_run, settle
 from lit_gpt.training.saves import Saves, position
 from lit_gpt.training.session import Session
 from lit_gpt.training.start import enter, find_place, load_data, load_model
-
-LEDGER = "seconds_used.txt"
-"""File of a run's folder with the time that a run with a deadline has used."""
 
 
 def finetune(fabric: Fabric, asked: Finetuning) -> None:
