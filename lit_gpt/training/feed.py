@@ -66,11 +66,11 @@ class Feed:
         with self.autocast():
             packing = packing_of(self.model, self.train, self.device, max_tokens)
         self.packing = packing if self.shares(packing) else replace(packing, share_up_to=0)
-        if n_recomputed is None:
-            n_recomputed = blocks_to_recompute(self.model, self.train, self.most_tokens, self.device)
-        self.model.n_recomputed = n_recomputed
         self.coming = None
         with self.autocast():
+            if n_recomputed is None:
+                n_recomputed = blocks_to_recompute(self.model, self.train, self.most_tokens, self.device)
+            self.model.n_recomputed = n_recomputed
             self.hidden_of = recorded_hidden(self.model, self.packing, self.data.lengths, self.train.records)
 
     def shares(self, packing: Packing) -> bool:

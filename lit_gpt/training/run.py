@@ -65,6 +65,8 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
     if progress.stopped_by:
         print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")
         return
+    if not progress.step:
+        print(f"No optimizer step was taken: --max_time {train.max_time} has no room for one; raise it")
     if gauges.has_trained:
         settle(planned, gauges, out_dir, whole=place is None and progress.step == planned.work.n_steps)
     ending.finish(progress)
