@@ -9,7 +9,6 @@ out/<method>/<name>/       what was trained (trained_path), finetuned.json, metr
 import hashlib
 import json
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, Precision
 from lit_gpt.config import Config
 from lit_gpt.convert.lit import WEIGHTS, open_lit
 from lit_gpt.errors import UserError
-from lit_gpt.files import Spec, links, load_state, open_state, save_state, write_text
+from lit_gpt.files import Spec, load_state, open_state, save_state, write_text
 from lit_gpt.model import GPT
 from lit_gpt.places import RUN, require_run
 from lit_gpt.places import default_out_dir as default_out_dir  # here, too, for those that need this module anyway
@@ -228,31 +227,14 @@ def trained_path(run_dir: Path, method: str) -> Path:
     return run_dir / f"lit_model{kind}_finetuned.pth"
 
 
-def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
-    """Make the folder of a run, and take another run's weights and checkpoints out of it if `overwrite` is set.
-
-    Raises:
-        UserError: the folder has those of another run, and `overwrite` is not set.
-    """
-    checkpoints, best = out_dir / CHECKPOINTS, out_dir / BEST
-    found = [*out_dir.glob("lit_model*_finetuned.pth"), *checkpoints.glob("step-*")]
-    if found and not overwrite:
-        raise UserError(
-            f"{out_dir} holds another run; pass --resume true to go on with it, another --out_dir, or --overwrite true "
-            "to replace it"
-        )
-    for weights in found:
-        if weights.is_file():
-            weights.unlink()
-    links.remove(best)
-    if checkpoints.is_dir():
-        shutil.rmtree(checkpoints)
-    out_dir.mkdir(parents=True, exist_ok=True)
-
-
 def save_run(run: Run, out_dir: Path) -> None:
     """Write finetuned.json."""
-    write_text(out_dir / RUN, json.dumps(asdict(run), indent=2, default=str) + "\n")
+    write_text(out_dir / RUN, run_text(run))
+
+
+def run_text(run: Run) -> str:
+    """What finetuned.json says of a run."""
+    return json.dumps(asdict(run), indent=2, default=str) + "\n"
 
 
 def save_trained(model: GPT, path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from lit_gpt.training.gauges import clock
+from lit_gpt.training.length import outlook
 from lit_gpt.training.planning.plan import Plan
 
 NEARLY_FULL = 0.03
@@ -66,6 +67,7 @@ def work_lines(plan: Plan) -> Iterator[str]:
         yield f"  {work.n_computed:,} of the tokens are computed: {saved:.0%} are in prefixes that samples share"
     yield f"  no padding; {filled}padded by {plan.job.train.micro_batch_size}: {waste:+.0%}"
     yield f"  {work.n_validations} validations of {work.n_val_tokens:,} tokens, {work.n_saves} saves"
+    yield from (f"  {line}" for line in outlook(0, plan.length))
 
 
 def time_lines(plan: Plan, now: datetime) -> Iterator[str]:
