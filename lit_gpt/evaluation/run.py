@@ -11,7 +11,6 @@ from lit_gpt.args import EvalArgs
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM
 from lit_gpt.files import write_text
-from lit_gpt.fused import set_compile
 from lit_gpt.model import GPT
 from lit_gpt.prompts import open_style
 from lit_gpt.tokenizer import Tokenizer
@@ -55,7 +54,6 @@ def evaluate(
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.utils import handle_non_serializable, make_table
 
-    set_compile(True)
     manager, chosen = tasks
     lm = LitLM(model, tokenizer, args.batch_size, style, name=model.config.name, autocast=fabric.autocast)
     results = simple_evaluate(
