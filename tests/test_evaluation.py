@@ -163,8 +163,8 @@ def test_a_prompt_style_wraps_the_one_question(checkpoint):
     assert lm.apply_chat_template([{"role": "user", "content": "Why?"}]) == wrapped
     started = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Since"}]
     assert lm.apply_chat_template(started, add_generation_prompt=False) == wrapped + "Since"
-    with pytest.raises(UserError, match="system, user"):
-        lm.apply_chat_template([{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Why?"}])
+    told = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Why?"}]
+    assert lm.apply_chat_template(told) == f"<|im_start|>system\nBe brief<|im_end|>\n{wrapped}"
     assert choose_style(EvalArgs(apply_prompt_style=True), "alpaca") == "alpaca"
     assert choose_style(EvalArgs(apply_prompt_style=True, prompt_style="chatml"), "alpaca") == "chatml"
     assert choose_style(EvalArgs(), "alpaca") is None
