@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Source = Path | dict[str, Path]
 """The file of the split that a task evaluates, or the file of each split by its name."""
+_SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 _SUFFIXES = (".jsonl", ".json", ".csv")
 
 
@@ -206,18 +207,19 @@ def use_local_data(
     _check_rows(files, config)
     if is_mmlu(config):
         files = {s: rows_as_the_hubs(path, scratch) for s, path in files.items()}
-    config |= {
+    # what draws the examples depends on the names of all splits: those that have a file stay, by their own names
+    named = {key: config.get(key) if config.get(key) in files else None for key in _SPLITS}
+    if split in (evaluated, None):
+        # lm-eval leaves a question out of its own examples only where both are of the test split
+        named = {**dict.fromkeys(_SPLITS), "test_split": evaluated, "fewshot_split": split}
+    config |= named | {
         "dataset_path": "json",
         "dataset_name": None,
-        "training_split": None,
-        "validation_split": None,
-        # lm-eval leaves a question out of its own examples only where both are of the test split
-        "test_split": evaluated,
-        "fewshot_split": split,
         "dataset_kwargs": {"data_files": {s: str(path.resolve()) for s, path in files.items()}},
     }
-    if "split" in (config.get("fewshot_config") or {}):
-        config["fewshot_config"] = {**config["fewshot_config"], "split": split}
+    examples = config.get("fewshot_config") or {}
+    if "split" in examples and examples["split"] not in files:
+        config["fewshot_config"] = {**examples, "split": named["fewshot_split"]}
     manager.task_index[task] = replace(manager.task_index[task], yaml_path=None, cfg=config)
     return Examples(given[split], split, own if own != split else None) if split else None
 
