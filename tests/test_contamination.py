@@ -169,7 +169,7 @@ def test_drop_writes_the_set_without_them(evaluation, prepared, tmp_path):
     assert meta["samples"] == {"train": 40, "val": 1} and meta["decontaminated"]["dropped"] == {"train": 9, "val": 2}
     assert meta["tokens"]["train"] == len(after[0].ids) and meta["tokenizer"] == before[2]["tokenizer"]
     assert not any(check_contamination(tmp_path / "clean", ContaminationArgs(evaluation)).values())
-    with pytest.raises(UserError, match="clean holds a prepared data set.*--overwrite true"):
+    with pytest.raises(UserError, match=r"clean holds a prepared data set.*--overwrite true"):
         check_contamination(folder, args)
     args = replace(args, overwrite=True)
     with pytest.raises(UserError, match="no row of train is left"):

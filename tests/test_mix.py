@@ -137,7 +137,7 @@ def test_what_one_source_validates_on_no_other_trains_on(sources, checkpoint, tm
         "read": 80, "kept": 70, "dropped": {"of b in another validation set": 10}, "cut": {}, "repeated": 0
     }  # fmt: skip
     args = MixArgs({"one": sources["one"], "b": tmp_path / "again1"}, weights={"one": 1, "b": 1})
-    with pytest.raises(UserError, match="m holds a prepared data set.*--overwrite true"):
+    with pytest.raises(UserError, match=r"m holds a prepared data set.*--overwrite true"):
         mix(tmp_path / "m", args, AugmentArgs(), QUIET, None)
     mix(tmp_path / "m", args, AugmentArgs(), replace(QUIET, overwrite=True), None)
     assert store.load(tmp_path / "m")[2]["mix"]["sources"]["b"]["train"] == 30

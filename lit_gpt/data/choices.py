@@ -74,7 +74,7 @@ def _right(answer: Any, labels: Sequence[str], options: Sequence[str], what: str
         return answer
     if isinstance(answer, str):
         said = answer.strip()
-        for names in (labels, _LETTERS[: len(options)], options):
+        for names in (labels, tuple(_LETTERS[: len(options)]), options):
             if said in names:
                 return list(names).index(said)
         if said.isdecimal() and int(said) < len(options):

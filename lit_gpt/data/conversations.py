@@ -120,9 +120,11 @@ class Conversation:
         pair = (self.names.get("role"), self.names.get("content"))
         found = next((p for p in _PAIRS if isinstance(message, dict) and p[0] in message), _PAIRS[0])
         speaker, said = pair[0] or found[0], pair[1] or found[1]
-        require_object(message, at, (speaker,))
-        if said not in message and not any(key in message for key in ("tool_calls", "function_call")):
-            raise UserError(f"{at}: no key {said!r}; found {found_keys(message)}; name yours with --columns")
+        require_object(message, at, ())
+        calls = any(key in message for key in ("tool_calls", "function_call"))
+        for key in (speaker, *(() if calls else (said,))):
+            if key not in message:
+                raise UserError(f"{at}: no key {key!r}; found {found_keys(message)}; name yours with --columns")
         return speaker, said
 
     def _role(self, value: Any, at: str, key: str) -> str:
