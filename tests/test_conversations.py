@@ -65,9 +65,9 @@ READ = [  # entry, turns, tools
     (chat(USER, ANSWER | {"reasoning_content": ""}), (ASK, SAY), ()),
     (chat(USER, ANSWER | {"thinking": "hm"}), (ASK, answer("b", reasoning_content="hm")), ()),
     (chat(USER, ANSWER | {"tool_calls": [TEXT_CALL]}), (ASK, answer("b", **CALLED)), ()),
-    (chat(USER, assistant(content=None, tool_calls=[TEXT_CALL])), (ASK, answer("", **CALLED)), ()),
-    (chat(USER, assistant(tool_calls=json.dumps([TEXT_CALL]))), (ASK, answer("", **CALLED)), ()),
-    (chat(USER, assistant(function_call=TEXT_CALL["function"])), (ASK, answer("", tool_calls=[CALL])), ()),
+    (chat(USER, assistant(content=None, tool_calls=[TEXT_CALL])), (ASK, answer("", **CALLED, content=None)), ()),
+    (chat(USER, assistant(tool_calls=json.dumps([TEXT_CALL]))), (ASK, answer("", **CALLED, content=None)), ()),
+    (chat(USER, assistant(function_call=CALL["function"])), (ASK, answer("", tool_calls=[CALL], content=None)), ()),
     (
         chat(USER, assistant(content="", tool_calls=[TEXT_CALL, TEXT_CALL]),
              {"role": "tool", "content": "1", "tool_call_id": "c1"}, {"role": "tool", "content": "2", "name": "look"},

@@ -4,7 +4,7 @@ They are read batch by batch, so that the memory does not grow with them. Decodi
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,17 +79,34 @@ def _rows(data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, entry) of each row of a data set of `datasets`."""
     number = 0
     for table in data.with_format("arrow").iter(batch_size=BATCH):
+        kinds = {field.name: field.type for field in table.schema}
         for entry in table.to_pylist():
             number += 1
-            yield f"row {number}", without_nulls(entry)
+            yield f"row {number}", _without_nulls(entry, kinds)
 
 
-def without_nulls(value: Any) -> Any:
-    """`value` without keys of objects that are null: Arrow gives each object all keys that one of the others has."""
-    if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [without_nulls(inner) for inner in value]
+def _without_nulls(entry: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """An object without the keys that are null: Arrow gives each all keys that one of the others has."""
+    return {key: _plain(value, kinds[key]) for key, value in entry.items() if value is not None}
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """A value of Arrow as it was before Arrow took it in.
+
+    What is of one type here and of another there, `datasets` keeps as JSON, but texts that are JSON themselves, such
+    as 29 and true, as they are: those stay texts.
+    """
+    import pyarrow
+
+    if value is None:
+        return None
+    if isinstance(kind, getattr(pyarrow, "JsonType", ())):
+        found = json.loads(value)
+        return found if isinstance(found, dict | list | str) else value
+    if pyarrow.types.is_struct(kind):
+        return _without_nulls(value, {field.name: field.type for field in kind})
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_plain(inner, kind.value_type) for inner in value]
     return value
 
 
@@ -120,7 +137,7 @@ def _one_line_errors(what: str) -> Iterator[None]:
         raise UserError(f"{what} is read with the library datasets; pip install 'lit-gpt[datasets]'") from e
     try:
         yield
-    except (UserError, GeneratorExit, KeyboardInterrupt):
+    except UserError:
         raise
     except Exception as e:
         reason = " ".join(str(e).split()) or type(e).__name__

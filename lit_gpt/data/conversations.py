@@ -110,6 +110,7 @@ class Conversation:
             content = "" if extra["tool_calls"] else None
         if content is None:
             content = _without_content(role, extra, at, said)
+            extra["content"] = None  # to a template, none is not the same as an empty one
         turn = Turn(role, content, taught=taught, extra=extra)  # type: ignore[arg-type]
         prefix = f"{self.key}[]."
         unused = unused_keys(message, (speaker, said, *flags, *keys), prefix)
