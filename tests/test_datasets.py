@@ -182,7 +182,11 @@ def test_a_data_set_of_the_hub_is_fetched_once_by_split_and_configuration(tmp_pa
         ]  # fmt: skip
         said, output = fetch(hub, tmp_path, *asked)
         assert [line.split()[0] for line in said] == ["ok"] * 4 + ["error"] * 4 + ["ok"] * 2
-        for line, parts in zip(said[4:8], (["dev", "train"], ["small", "large"], ["org/none"], ["gated"]), strict=True):
+        for line, parts in zip(
+            said[4:8],
+            (["dev", "train", "--split"], ["large", "--dataset_config"], ["none of this name"], ["gated", "HF_TOKEN"]),
+            strict=True,
+        ):
             assert all(part in line for part in ("--dataset org/", *parts)), line
         assert "org__plain.train.jsonl was fetched before" in output
     folder = tmp_path / "data"

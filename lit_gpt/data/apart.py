@@ -12,9 +12,10 @@ MOST_ALIKE = 20
 _WINDOW = 16
 """Characters of the runs that are counted."""
 _COMMON = 0.2
-"""A run that this part of a group's texts has, and three of them at least, is shared."""
-_MOST_COUNTED = 1 << 22
+"""A run that this part of the texts has is shared."""
+_MOST_COUNTED = 1 << 20
 """Characters whose runs are counted, of texts that are spread over the group."""
+_LONGEST_WORD = 16
 _DEPTH = 4
 """Templates within templates."""
 
@@ -34,12 +35,12 @@ def _apart(texts: Sequence[str], threshold: float, most: int, depth: int) -> np.
     firsts: dict[str, int] = {}
     first = np.array([firsts.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.int64)
     unlike = np.array(list(firsts.values()), dtype=np.int64)
-    labels = groups(list(firsts), threshold)
+    own = own_parts(list(firsts), MOST_ALIKE)  # what so many share would also make them costly to compare
+    labels = groups(own, threshold)
     for members in large(labels, most) if depth else []:
-        whole = [texts[i] for i in unlike[members]]
-        own = own_parts(whole)
-        if own != whole:
-            labels[members] = members[_apart(own, threshold, most, depth - 1)]
+        alike = [own[i] for i in members]
+        if (apart := own_parts(alike)) != alike:
+            labels[members] = members[_apart(apart, threshold, most, depth - 1)]
     group_of = np.arange(len(texts))
     group_of[unlike] = unlike[labels]
     return group_of[first]
@@ -54,31 +55,36 @@ def large(labels: np.ndarray, most: int) -> list[np.ndarray]:
     return [order[ends[i] - sizes[i] : ends[i]] for i in found.nonzero()[0]]
 
 
-def own_parts(texts: Sequence[str]) -> list[str]:
+def own_parts(texts: Sequence[str], least: int = 3) -> list[str]:
     """What each of the texts has to itself, without the runs of characters that many of them have.
 
     Punctuation at the seams goes too, so that what is left of two texts that differ in a full stop is the same. Time
     and memory grow with the length of the texts.
+
+    Args:
+        least: different texts that have to have a run.
     """
-    shared = _shared_runs(texts)
-    return [_without(text, shared) for text in texts]
+    shared = _shared_runs(texts, least)
+    return [_without(text, shared) for text in texts] if len(shared) else list(texts)
 
 
-def _shared_runs(texts: Sequence[str]) -> np.ndarray:
+def _shared_runs(texts: Sequence[str], least: int) -> np.ndarray:
     """(s,) uint64, sorted: the runs that many of the texts have."""
     unlike = list(dict.fromkeys(texts))
+    if len(unlike) < least:
+        return np.zeros(0, dtype=np.uint64)
     step = max(1, -(-sum(map(len, unlike)) // _MOST_COUNTED))
     counted = unlike[::step]
     runs = [np.unique(_runs(text)) for text in counted]
     values, counts = np.unique(np.concatenate(runs), return_counts=True)
-    return values[counts >= max(3, _COMMON * len(counted))]
+    return values[counts >= max(least, _COMMON * len(counted))]
 
 
 def _without(text: str, shared: np.ndarray) -> str:
     """The text without the shared runs; what was around one stands apart."""
     runs = _runs(text)
     places = np.searchsorted(shared, runs)
-    found = shared[np.minimum(places, len(shared) - 1)] == runs if len(shared) else np.zeros(len(runs), dtype=bool)
+    found = shared[np.minimum(places, len(shared) - 1)] == runs
     if not found.any():
         return text
     edges = np.zeros(len(text) + 1, dtype=np.int64)
@@ -86,8 +92,28 @@ def _without(text: str, shared: np.ndarray) -> str:
     np.add.at(edges, starts, 1)
     np.add.at(edges, starts + _WINDOW, -1)
     kept = np.cumsum(edges[:-1]) == 0
-    left = "".join(c if keep else "\0" for c, keep in zip(text, kept, strict=True))
-    return " ".join(piece for part in left.split("\0") if (piece := _stripped(part)))
+    turns = np.diff(np.concatenate([[0], kept.astype(np.int8), [0]])).nonzero()[0]
+    pieces = [
+        _stripped(_whole_words(text, a, b)) for a, b in zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True)
+    ]
+    return " ".join(filter(None, pieces))
+
+
+def _whole_words(text: str, start: int, stop: int) -> str:
+    """The piece from `start` to `stop` with the rest of the words that it begins and ends with: one in five texts may
+    share their first letter, too.
+    """
+    first, last = start, stop
+    while first > 0 and start - first < _LONGEST_WORD and _in_a_word(text[first - 1 : first + 1]):
+        first -= 1
+    while last < len(text) and last - stop < _LONGEST_WORD and _in_a_word(text[last - 1 : last + 1]):
+        last += 1
+    return text[first:last]
+
+
+def _in_a_word(two: str) -> bool:
+    """Whether two characters are of one word, in scripts that have spaces between words."""
+    return two.isalnum() and max(two) < "\u2e80"
 
 
 def _stripped(part: str) -> str:

@@ -16,6 +16,18 @@ BATCH = 1000
 PARQUET = ".parquet"
 _SAVED, _SPLITS = "state.json", "dataset_dict.json"
 """What says that a folder holds a data set, or one a split."""
+_NO_SUCH = "; there is none of this name, or it is private and needs HF_TOKEN"
+_WAYS = {
+    "Bad split": "; pass another --split",
+    "Unknown split": "; pass another --split",
+    "Config name is missing": "; pass one with --dataset_config",
+    "BuilderConfig": "; pass one with --dataset_config",
+    "is a gated dataset": "; ask for access on its page, and set HF_TOKEN",
+    "401": _NO_SUCH,
+    "404": _NO_SUCH,
+    "doesn't exist on the Hub": _NO_SUCH,
+}
+"""What the library says -> what to do."""
 
 
 def is_saved(folder: Path) -> bool:
@@ -141,4 +153,6 @@ def _one_line_errors(what: str) -> Iterator[None]:
         raise
     except Exception as e:
         reason = " ".join(str(e).split()) or type(e).__name__
-        raise UserError(f"{what} could not be read ({reason[:300]})") from e
+        advice = next((way for sign, way in _WAYS.items() if sign in reason), "")
+        reason = reason.split(" Example of usage")[0].split(" For more information")[0]
+        raise UserError(f"{what} could not be read ({reason[:300]}){advice}") from e
