@@ -25,14 +25,13 @@ def main(
         subsets: names, separated by commas, with or without _10templates; all if not given.
         validation_file: rows for validation in the place of the subsets' test sets.
     """
-    from lit_gpt.convert.lit import require_checkpoint
     from lit_gpt.data import schemas
     from lit_gpt.data.download import locate
     from lit_gpt.data.flan import subset_files
-    from lit_gpt.data.prepare import Files
+    from lit_gpt.data.prepare import Files, require_ready
     from lit_gpt.data.prepare import prepare as prepare_files
 
-    require_checkpoint(checkpoint_dir)  # before a download
+    require_ready(destination_path, checkpoint_dir, prepare)  # before a download
     names = None if subsets is None else ",".join(subsets)
     splits = {split: subset_files(names, split) for split in ("train", "test")}
     train = tuple(locate(None, url, name, destination_path) for url, name in splits["train"])
