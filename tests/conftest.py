@@ -12,6 +12,7 @@ import torch
 
 NEEDS = {"test_evaluation.py": "lm_eval", "test_data_and_files.py": "jsonargparse"}
 NEEDS |= dict.fromkeys(("test_augment.py", "test_prepare.py", "test_rows.py", "test_tokenizers.py"), "hypothesis")
+NEEDS["test_chat_templates.py"] = "hypothesis"
 collect_ignore = [file for file, package in NEEDS.items() if find_spec(package) is None]
 """Files that import what a machine with a GPU may lack, where `pytest -m gpu` is all that is wanted."""
 

@@ -242,12 +242,7 @@ def summary(part: Part) -> str:
     notes = [f"dropped: {said(counts.dropped)}"] if counts.dropped else []
     notes += [f"cut: {said(counts.cut)}"] if counts.cut else []
     notes = notes or ["none dropped or cut"]
-    if counts.apart:
-        notes.append(f"in {counts.apart:,} rows the ids differ from those of tokenizing prompt and response as one")
-    if counts.last_only:
-        notes.append(
-            f"in {counts.last_only:,} rows only the last answer carries loss: the template shows earlier ones otherwise"
-        )
+    notes += counts.notes()
     if not len(lengths):
         return f"no samples; {'; '.join(notes)}"
     return (
