@@ -122,6 +122,16 @@ SHAPES = {
         history=False,
         whole=False,
     ),
+    "deepseek 3.2": Shape(
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|Assistant|></think>' }}"
+        "{{ m.content + eos_token }}{% else %}{{ ('<|User|>' if m.role == 'user' else '') + m.content }}{% endif %}"
+        "{% endfor %}{{ '<|Assistant|><think></think>' if add_generation_prompt }}",
+        ("<|begin|>", "<|end|>", "<|User|>", "<|Assistant|>", "<think>", "</think>"),
+        "<|end|>",
+        bos="<|begin|>",
+        history=False,
+        whole=False,
+    ),
     "gemma 4": Shape(
         "{{ bos_token }}{% for m in messages %}"
         "{{ '<|turn>' + m.role + '\n' + m.content | trim + '<turn|>\n' }}{% endfor %}"
@@ -137,7 +147,7 @@ SHAPES = {
         "{{ bos_token }}{% for m in messages %}{{ '<|TURN|><|' + m.role | upper + '|>' }}"
         "{% if m.role == 'assistant' %}{{ '<|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' }}{% else %}"
         "{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}"
-        "{{ '<|TURN|><|ASSISTANT|><|START_THINKING|><|END_THINKING|>' if add_generation_prompt }}",
+        "{{ '<|TURN|><|ASSISTANT|><|START_THINKING|><|END_THINKING|>' }}",  # whoever asks
         ("<BOS>", "<|END_OF_TURN|>", "<|TURN|>", "<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>", "<|START_RESPONSE|>",
          "<|END_RESPONSE|>", "<|START_THINKING|>", "<|END_THINKING|>"),
         "<|END_OF_TURN|>",

@@ -205,6 +205,40 @@ def test_calls_are_taught_where_the_template_shows_them_and_results_are_not(text
     assert asks == reference.decode(asked["input_ids"])
 
 
+LATE = (  # as Apertus: calls and their results are in one turn of the assistant, which only the next turn ends
+    "{% for m in messages %}{% set before = messages[loop.index0 - 1].role if loop.index0 else '' %}"
+    "{% if m.role == 'user' %}{{ '<|end|>' if before == 'assistant' }}{{ '<|user|>' + m.content }}{% endif %}"
+    "{% if m.role == 'tool' %}{{ '[' + m.content + ']' }}{% endif %}{% if m.role == 'assistant' %}"
+    "{{ '<|assistant|>' if before == 'user' }}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ '<|calls|>' + c.function.name + '<|called|>' }}{% endfor %}{% endif %}"
+    "{% endfor %}{{ '<|assistant|>' if add_generation_prompt and messages[-1].role == 'user' }}"
+)
+
+
+@pytest.mark.parametrize("n_turns", [2, 4])
+def test_calls_that_no_other_turn_follows_end_as_those_before_results_do(n_turns, tmp_path):
+    special = ("<|user|>", "<|assistant|>", "<|calls|>", "<|called|>", "<|end|>")
+    reference, encoder = of_template(LATE, tmp_path, special, "<|end|>")
+    turns = calling("")[:n_turns]
+    ids, labels, _ = sample(encoder, turns)
+    whole = reference.apply_chat_template(messages_of(turns))["input_ids"]
+    end, called = reference.convert_tokens_to_ids(["<|end|>", "<|called|>"])
+    assert ids == (whole if n_turns == 2 else [*whole, end])
+    assert [run[-1] for run in parts_taught(ids, labels)] == [called, end][: n_turns // 2]
+    assert encoder.end_ids == {called, end} & set(ids)
+
+
+def test_an_answer_after_a_result_that_is_shown_otherwise_later_is_found(tmp_path):
+    """As Hermes 2 Pro: a line break after the last result goes once more turns follow."""
+    template = CALLING.replace("'<result>' + m.content + '</result>'", "m.content + ('' if loop.last else '\n')")
+    reference, encoder = of_template(template, tmp_path)
+    ids, labels, counts = sample(encoder, calling(), TOOLS)
+    asked = reference.apply_chat_template(messages_of(calling()[:-1]), tools=TOOLS, add_generation_prompt=True)
+    (run,) = parts_taught(ids, labels)[-1:]
+    assert ids == asked["input_ids"] + run and reference.decode(run) == "It is 29 m tall.<|im_end|>"
+    assert counts.taught == 2
+
+
 HIDES = {
     "tools": CALLING.replace("{% if tools %}", "{% if false %}"),
     r"tool_calls[;,]": CALLING.replace("m.tool_calls or []", "[]"),

@@ -32,7 +32,7 @@ class Counts:
             setattr(self, name, mine + theirs)
 
     def record(self) -> dict[str, Any]:
-        """As meta.json has it."""
+        """As meta.json has it; the last keys only where they say that something is not taught."""
         return {
             "read": self.read,
             "kept": self.kept,
@@ -40,9 +40,8 @@ class Counts:
             "cut": dict(self.cut),
             "tokenized_apart": self.apart,
             "last_answer_only": self.last_only,
-            "answers": self.answers,
-            "answers_taught": self.taught,
-            "not_shown": dict(self.left_out),
+            **({"answers": self.answers, "answers_taught": self.taught} if self.taught < self.answers else {}),
+            **({"not_shown": dict(self.left_out)} if self.left_out else {}),
         }
 
     def notes(self) -> list[str]:

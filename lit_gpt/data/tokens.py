@@ -36,7 +36,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, args: PrepareArgs, limit: int) -> None:
         self.tokenizer, self.args, self.limit = tokenizer, args, limit
-        self.style = open_style(args.prompt_style, tokenizer.path.parent, tokenizer)
+        folder, kwargs = tokenizer.path.parent, args.template_kwargs
+        self.style = open_style(args.prompt_style, folder, tokenizer, template_kwargs=kwargs)
         self.eos = tokenizer.id_to_token(tokenizer.eos_id)
         self.end_ids: set[int] = set()
         self.apart: dict[tuple[str, str], bool] = {}

@@ -4,15 +4,15 @@ https://huggingface.co/docs/transformers/chat_templating says what a template ma
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError
-from lit_gpt.prompts.ends import find_ending
+from lit_gpt.prompts.ends import MARK, find_ending
 from lit_gpt.prompts.environment import Program, Span
 from lit_gpt.prompts.marked import marked_exchanges
-from lit_gpt.prompts.messages import message, takes_text
+from lit_gpt.prompts.messages import calls_of, message, name_of, takes_text
 from lit_gpt.prompts.shown import after_prompt, answer_after, require_shown
 from lit_gpt.prompts.turns import Exchange, Turn
 from lit_gpt.tokenizer import Tokenizer
@@ -149,8 +149,8 @@ class ChatTemplate:
         text, end = self.ending.cut(answered[len(asked) :], turns[i].text.strip())
         if not whole.startswith(text, len(asked)):
             return None
-        if end is None and (late := self.ending.after(whole[len(asked) + len(text) :])):
-            text, end = text + late[0], late[1]
+        if end is None and (late := self.ending.after(text, whole[len(asked) + len(text) :])):
+            text, end = late
         return _Answer(i, len(asked), text, end) if whole.startswith(text + (end or ""), len(asked)) else None
 
     def _last(
@@ -158,15 +158,11 @@ class ChatTemplate:
     ) -> tuple[str, str | None]:
         """The last answer and the token that ends it, as they follow the text that asks for it. Raises: UserError."""
         said = turns[-1].text.strip()
-        found = ("", whole[len(asked) :]) if whole.startswith(asked) else None
-        if found is None:
-            found = after_prompt(asked, whole, before=self.render(turns[:-1], False, tools))
-        if (
-            found is None
-        ):  # what is before it is shown otherwise, too: the answer is what follows the last question alone
+        found = self._after_prompt(turns, tools, asked, whole)
+        if found is None:  # what is before it is shown otherwise, too: the answer is what follows the last question
             since = max((i for i, t in enumerate(turns) if t.role == "user"), default=0)
             alone, shown = self.render(turns[since:-1], True, tools), self.render(turns[since:], False, tools)
-            found = after_prompt(alone, shown, before=self.render(turns[since:-1], False, tools))
+            found = self._after_prompt(turns[since:], tools, alone, shown)
         if found is None or not whole.endswith(found[1]):
             raise UserError(
                 f"the chat template of {self.folder} ends with {asked[-20:]!r} where it asks for an answer, and does "
@@ -176,8 +172,38 @@ class ChatTemplate:
         text, end = self.ending.cut(tail, said)
         text = answer_after(opening, text, said, self.folder)
         if end is None and self.ending.late:
-            text, end = text + self.ending.between, self.ending.token
+            return self._late(turns, tools, whole, text)
         return text, end
+
+    def _after_prompt(
+        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], asked: str, whole: str
+    ) -> tuple[str, str] | None:
+        """As `after_prompt`, of the last answer. Raises: UserError."""
+        if whole.startswith(asked):
+            return "", whole[len(asked) :]
+        *before, asks, _ = turns
+        text = message(asks)["content"].strip()
+        marked = self.render([*before, replace(asks, text=MARK, context="")], True, tools)
+        since = marked.find(MARK) + len(text)
+        if MARK not in marked or asked[:since] != marked[: marked.find(MARK)] + text:
+            since = len(self.render([*before, asks], False, tools))
+        return after_prompt(asked, whole, since)
+
+    def _late(
+        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, text: str
+    ) -> tuple[str, str | None]:
+        """The last answer and the token that would end it once another turn follows. Raises: UserError."""
+        plain = text + self.ending.between, self.ending.token
+        calls = calls_of(turns[-1])
+        if not calls:
+            return plain
+        result = Turn("tool", "a", extra={"name": name_of(calls[0]), "tool_call_id": "abcdefghi"})
+        try:
+            more = self.render([*turns, result], False, tools)
+        except UserError:
+            more = ""
+        rest = more[len(whole) :] if more.startswith(whole) else ""
+        return self.ending.after(text, rest) or plain
 
 
 def _special_tokens(checkpoint_dir: Path, tokenizer: Tokenizer) -> dict[str, str]:

@@ -8,8 +8,10 @@ from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
 from lit_gpt.tokenizer import Tokenizer
 
-_ASKED, _ANSWERED, _AGAIN = "\ue000q", "\ue000a", "\ue000r"
-"""Texts of the conversation that is shown; no template has their first character."""
+MARK = "\ue000"
+"""A character that no template has."""
+_ASKED, _ANSWERED, _AGAIN = f"{MARK}q", f"{MARK}a", f"{MARK}r"
+"""Texts of the conversation that is shown."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,28 @@ class Ending:
         if places:
             at, _, token = min(places)
             return tail[:at], token
-        *_, last = (None, *self.added.finditer(tail, after))
-        if last is not None and not self.late and not tail[last.end() :].strip():
-            return tail[: last.start()], last[0]  # another one than after a plain answer, such as after calls
+        if not self.late and (last := self.closing(tail, after)):
+            return last
         if self.token is None and self.between:
             tail = tail.removesuffix(self.between)
         return tail, None
 
-    def after(self, rest: str) -> tuple[str, str] | None:
-        """(white space, token) with which `rest`, what comes after an answer, ends it late; None if it does not."""
-        found = re.match(r"\s*", rest)[0]
-        at = [token for token in self.known if rest.startswith(token, len(found))]
-        return (found, max(at, key=len)) if self.late and at else None
+    def closing(self, tail: str, after: int = 0) -> tuple[str, str] | None:
+        """(text, token) of a text that closes with a token, another one than after a plain answer, as calls may do."""
+        *_, last = (None, *self.added.finditer(tail, after))
+        return (tail[: last.start()], last[0]) if last is not None and not tail[last.end() :].strip() else None
+
+    def after(self, text: str, rest: str) -> tuple[str, str] | None:
+        """(answer, token) of a `text` that is ended late, by what comes after it, or closes with a token; else None.
+
+        Args:
+            rest: what comes after the text.
+        """
+        if not self.late:
+            return None
+        space = re.match(r"\s*", rest)[0]
+        found = [token for token in self.known if rest.startswith(token, len(space))]
+        return (text + space, max(found, key=len)) if found else self.closing(text)
 
 
 def find_ending(render: Callable[[Sequence[Turn]], str], tokenizer: Tokenizer) -> Ending:

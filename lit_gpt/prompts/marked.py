@@ -20,24 +20,31 @@ def marked_exchanges(
         shown: gives the text of the first n turns.
     """
     parts = sorted((start, end) for start, end in spans if start < end)
+    owners = _owners(whole, parts, turns, shown)
     found: list[Exchange] = []
     done, before = 0, -1
-    for (start, end), turn in zip(parts, _owners(whole, parts, turns, shown), strict=True):
+    for i, ((start, end), turn) in enumerate(zip(parts, owners, strict=True)):
         taught, continues = turns[turn].taught, turn == before
-        text, token, rest = _cut(whole[start:end], ending.known)
+        text, token, rest = _cut(whole[start:end], ending, is_last=owners[i + 1 : i + 2] != [turn])
         found.append(Exchange(whole[done:start], text, token, taught, token is not None, continues))
         if rest:
             found.append(Exchange("", rest, None, taught, ended=False, continues=True))
         done, before = end, turn
-    while found and found[-1].prompt == "" and found[-1].continues and not (found[-1].answer or "").strip():
+    while len(found) > 1 and not (found[-1].ended or found[-1].prompt or (found[-1].answer or "").strip()):
         found.pop()
     return found
 
 
-def _cut(part: str, known: Sequence[str]) -> tuple[str, str | None, str]:
-    """(answer, token that ends it, white space after that) of a marked part; without a token it is all answer."""
+def _cut(part: str, ending: Ending, is_last: bool) -> tuple[str, str | None, str]:
+    """(answer, token that ends it, white space after that) of a marked part; without a token it is all answer.
+
+    Args:
+        is_last: of its answer; a token that ends it need not be the one that ends a plain answer.
+    """
     text = part.rstrip()
-    ends = [token for token in known if text.endswith(token)]
+    ends = [token for token in ending.known if text.endswith(token)]
+    if is_last and not ends:
+        ends = [m[0] for m in ending.added.finditer(text) if m.end() == len(text)]
     if not ends:
         return part, None, ""
     token = max(ends, key=len)

@@ -19,7 +19,7 @@ def n_same(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def after_prompt(asked: str, whole: str, before: str) -> tuple[str, str] | None:
+def after_prompt(asked: str, whole: str, since: int) -> tuple[str, str] | None:
     """(what of `asked` the template does not show before the answer, the answer with all that follows it).
 
     The first is empty as a rule. It is not where the template asks with a thought, closed or open, that it does not
@@ -28,19 +28,25 @@ def after_prompt(asked: str, whole: str, before: str) -> tuple[str, str] | None:
     Args:
         asked: the conversation and what asks for the answer.
         whole: the conversation with the answer.
-        before: the conversation up to the answer.
+        since: where in `asked` the conversation ends.
 
     Returns:
-        None if neither is so.
+        None if `whole` does not have the conversation as `asked` has it.
     """
     if whole.startswith(asked):
         return "", whole[len(asked) :]
-    if not (asked.startswith(before) and whole.startswith(before)):
-        return None
     same = n_same(asked, whole)
-    if begun := _BEGUN.search(whole, len(before), same):  # two tags may begin alike
+    if same < since:
+        return None
+    if begun := _BEGUN.search(whole, since, same):  # two tags may begin alike
         same = begun.start()
-    return asked[same:], whole[same:]
+    opening, tail = asked[same:], whole[same:]
+    tags = [m.start() for m in _TAG.finditer(opening)]
+    for end in (len(opening), *reversed(tags)):  # the same, but for white space before it
+        if end and tail.lstrip().startswith(begins := opening[:end].lstrip()):
+            return opening[end:], tail.lstrip().removeprefix(begins)
+    shared = next((opening[i:] for i in tags if tail.startswith(opening[i:])), "")
+    return opening, tail.removeprefix(shared)
 
 
 def answer_after(opening: str, answer: str, said: str, folder: Any) -> str:
@@ -111,6 +117,8 @@ def require_shown(
             for name in filter(None, map(name_of, calls_of(turns[i]))):
                 require(name in answers.get(i, whole), f"the tool_calls of turn {i + 1} ({name})")
     for i, answer in answers.items():
+        words = re.findall(r"\w+|\S", turns[i].text)
+        require(bool(calls_of(turns[i])) or not words or any(w in answer for w in words), f"the text of turn {i + 1}")
         require(_squeezed(thought_of(turns[i])) in _squeezed(answer), f"the reasoning_content of turn {i + 1}")
 
 
