@@ -1,8 +1,8 @@
 """Where rows come from, and how they become tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
@@ -49,6 +49,8 @@ class PrepareArgs:
     """Name of the prompt style: alpaca, chatml, plain, llama2, vicuna ... (docs/prepare_data.md), or chat_template for
     the model's own. If not given, instructions take alpaca, and conversations the checkpoint's chat template, or vicuna
     where it has none."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What else the chat template is given, such as "{enable_thinking: false}"; stored with the data and the run."""
     mask_inputs: bool = True
     """Train on the responses only."""
     last_turn_only: bool = False

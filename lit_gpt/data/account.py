@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lit_gpt.data.counts import Counts
 from lit_gpt.data.rows import Row
 from lit_gpt.data.split import prompt_of
-from lit_gpt.data.tokens import Counts
 
 _MOST_KEYS = 1000
 """Different keys that are counted one by one: in some files keys are data."""
@@ -66,12 +66,7 @@ def summary(part: Part) -> str:
     notes = [f"dropped: {said(counts.dropped)}"] if counts.dropped else []
     notes += [f"cut: {said(counts.cut)}"] if counts.cut else []
     notes = notes or ["none dropped or cut"]
-    if counts.apart:
-        notes.append(f"in {counts.apart:,} rows the ids differ from those of tokenizing prompt and response as one")
-    if counts.last_only:
-        notes.append(
-            f"in {counts.last_only:,} rows only the last answer carries loss: the template shows earlier ones otherwise"
-        )
+    notes += counts.notes()
     if not len(lengths):
         return f"no samples; {'; '.join(notes)}"
     return (

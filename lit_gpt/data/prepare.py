@@ -17,12 +17,13 @@ from lit_gpt.convert.lit import read_config, require_checkpoint
 from lit_gpt.data import store
 from lit_gpt.data.account import Part, Scan, print_unused, said, summary
 from lit_gpt.data.check import check
+from lit_gpt.data.counts import Counts
 from lit_gpt.data.download import locate
 from lit_gpt.data.rows import Row, RowError
 from lit_gpt.data.schemas import Parse
 from lit_gpt.data.sources import read_entries
 from lit_gpt.data.split import held_out
-from lit_gpt.data.tokens import Counts, Encoder, Pair
+from lit_gpt.data.tokens import Encoder, Pair
 from lit_gpt.errors import UserError
 from lit_gpt.files import write_text
 from lit_gpt.prompts import CHAT_TEMPLATE, open_style, read_template
@@ -112,7 +113,7 @@ def require_ready(folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None
     require_checkpoint(checkpoint_dir)
     store.require_room(folder, args.overwrite)
     if args.prompt_style is not None:
-        open_style(args.prompt_style, checkpoint_dir)
+        open_style(args.prompt_style, checkpoint_dir, template_kwargs=args.template_kwargs)
 
 
 def with_style(args: PrepareArgs, is_chat: bool, checkpoint_dir: Path) -> PrepareArgs:
@@ -235,6 +236,7 @@ def describe(
     }
     if args.prompt_style == CHAT_TEMPLATE:
         meta["chat_template"] = encoder.style.text
+        meta["template_kwargs"] = args.template_kwargs
     return meta
 
 

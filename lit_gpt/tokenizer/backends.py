@@ -68,6 +68,9 @@ class HuggingFace:
     def adds(self, token_id: int | None) -> bool:
         return self.backend.encode("", add_special_tokens=True).ids[:1] == [token_id]
 
+    def added_tokens(self) -> list[str]:
+        return [t.content for t in self.backend.get_added_tokens_decoder().values()]
+
     def vocab_size(self) -> int:
         return max(self.backend.get_vocab().values()) + 1
 
@@ -185,6 +188,9 @@ class SentencePiece:
 
     def adds(self, token_id: int | None) -> bool:
         return False
+
+    def added_tokens(self) -> list[str]:
+        return [t.content for t in self.tokens]
 
     def vocab_size(self) -> int:
         return max([self.n_pieces(), *(t.id + 1 for t in self.tokens)])

@@ -78,6 +78,10 @@ class Tokenizer:
         """The token as a text has it written out; None if there is none of that id."""
         return self.backend.id_to_token(token_id)
 
+    def added_tokens(self) -> list[str]:
+        """The tokens that are cut out of a text before the rest is split into pieces, special or not."""
+        return self.backend.added_tokens()
+
     @property
     def vocab_size(self) -> int:
         """Rows that a model needs: one more than the largest id, added tokens included; ids may leave gaps."""
