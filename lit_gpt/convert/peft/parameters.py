@@ -54,6 +54,8 @@ def read_weights(base: Base, state: Mapping[str, Tensor]) -> Adapter:
     kinds: dict[str, dict[str, Tensor]] = {}
     for key, x in state.items():
         name = key.removeprefix("base_model.model.")
+        if ".lora_velora_" in name:  # of its backward pass
+            continue
         match = next((m for pattern in _KEYS if (m := pattern.fullmatch(name))), None)
         if match is None:
             raise UserError(f"the adapter's {key} is of no known kind; {MERGE}")

@@ -13,6 +13,7 @@ from lit_gpt.config import Config
 from lit_gpt.convert.peft.parameters import Adapter, changed_parameters, read_weights
 from lit_gpt.convert.peft.places import Base, Piece, all_pieces, flag_of, pieces
 from lit_gpt.convert.peft.settings import MERGE, Scaling, read_settings
+from lit_gpt.convert.peft.starts import STARTS, follow_tied_start, take_off_starts
 from lit_gpt.errors import UserError
 
 
@@ -42,9 +43,14 @@ def from_peft(
     scaling = read_settings(theirs)
     base = Base(config, get)
     adapter = read_weights(base, state)
+    start = theirs.get("init_lora_weights")
+    if start in STARTS:
+        follow_tied_start(base, adapter, scaling, start)
     changed, merged = changed_parameters(base, adapter, theirs, scaling)
     adapter.updates = {module: x for module, x in adapter.updates.items() if module not in merged}
     _check_updates(base, adapter, scaling, bool(theirs.get("use_dora")))
+    if start in STARTS:
+        take_off_starts(base, adapter, scaling, start)
     if args is not None and not changed and not merged:
         trained = _as_it_was(config, adapter, scaling, args)
         if trained is not None:

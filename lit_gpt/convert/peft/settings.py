@@ -15,27 +15,33 @@ MERGE = (
     "merge it into its base with PEFT (merge_and_unload), save_pretrained the result with the tokenizer, and take that "
     "folder through scripts/convert_hf_checkpoint.py"
 )
-SUBTRACT = (
-    "its base was changed at the start of the training; save it where it was trained with "
-    "save_pretrained(..., path_initial_model_for_weight_conversion=...), or, if that is gone, "
+CONVERT = (
+    "its base was changed at the start of the training, in a way that the base does not tell; save it where it was "
+    "trained with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 )
 REFUSED = {
-    "layer_replication": MERGE,
+    "layer_replication": (
+        "make a base that has these layers: load the adapter with PEFT, unload() it, put the state_dict into "
+        "AutoModelForCausalLM.from_config(its config), save_pretrained that with the tokenizer, convert it with "
+        "scripts/convert_hf_checkpoint.py, and write null for it in adapter_config.json"
+    ),
     "target_parameters": MERGE,
     "use_bdlora": MERGE,
     "kasa_config": MERGE,
     "monteclora_config": MERGE,
     "arrow_config": "read one of the adapters that it chooses among",
     "alora_invocation_tokens": "it acts on a part of the tokens only, which nothing here does: generate with PEFT",
-    "use_qalora": "it is for the weights of GPTQ only; generate with PEFT",
+    "use_qalora": "write false for it in adapter_config.json if the base is not one of GPTQ, where it does nothing",
     "megatron_config": "write null for it in adapter_config.json if the layers are plain ones",
 }
 """Settings that change what an adapter computes in a way that nothing here does, and the way out."""
 WITHOUT_EFFECT = {"eva_config", "corda_config", "lora_ga_config", "loftq_config", "velora_config", "runtime_config"}
 """Settings in the form of those that name a variant, which matter while training only."""
-PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
-"""Values of init_lora_weights that leave the base as it is: trained weights say all."""
+READ_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pissa", "olora")
+"""Values of init_lora_weights that leave the base as it is, and those whose change the base itself tells (`starts`)."""
 MERGEABLE = ("ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "LN_TUNING", "RANDLORA")
+MERGEABLE += ("TRAINABLE_TOKENS",)
+"""Other methods of PEFT that have merge_and_unload."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,8 @@ def read_settings(theirs: Mapping[str, Any]) -> Scaling:
         if theirs[name]:
             raise UserError(f"the adapter has {name}={_short(theirs[name])}, which is not known here; {MERGE}")
     start = theirs.get("init_lora_weights")
-    if start not in PLAIN_STARTS:
-        raise UserError(f"the adapter has init_lora_weights={start!r}: {SUBTRACT}{MERGE}")
+    if start not in READ_STARTS:
+        raise UserError(f"the adapter has init_lora_weights={start!r}: {CONVERT}")
     try:
         return Scaling(
             int(theirs.get("r", 8)),
