@@ -21,7 +21,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from lit_gpt import adapter, adapter_v2, full, lora
-from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, Precision
+from lit_gpt.args import AdapterArgs, FullArgs, LoRARunArgs, Precision
 from lit_gpt.config import Config
 from lit_gpt.convert.lit import WEIGHTS, open_lit
 from lit_gpt.errors import UserError
@@ -34,7 +34,7 @@ from lit_gpt.rope import Rope
 
 CHECKPOINTS, BEST = "checkpoints", "best"
 METHODS: dict[str, tuple[Callable[[GPT, Any], None], type]] = {
-    "lora": (lora.inject, LoRAArgs),
+    "lora": (lora.inject, LoRARunArgs),
     "adapter": (adapter.inject, AdapterArgs),
     "adapter_v2": (adapter_v2.inject, AdapterArgs),
     "full": (full.inject, FullArgs),

@@ -35,7 +35,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "files": {"files"},
     "checkpoint": {"", "adapter", "adapter_v2", "config", "convert", "files", "full", "lora", "model", "quantize"}
     | {"places", "rope"},
-    "convert": {"", "files", "config", "families", "lora", "model", "places", "rope", "tokenizer", "convert"},
+    "convert": {"", "files", "config", "families", "linear", "lora", "model", "places", "rope", "tokenizer", "convert"},
     "interchange": {"", "checkpoint", "convert", "files", "prompts"},
     "merging": {"", "checkpoint", "convert", "data", "files", "linear", "lora", "merging", "model", "prompts"}
     | {"quantize", "tokenizer"},
