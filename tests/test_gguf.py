@@ -245,7 +245,7 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path):
             open_gguf(path)
     for architecture, changes, message in (
         ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1.0}}, "no llama model with rope_scaling"),
-        ("gemma2", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar=7"),
+        ("gemma2", {"query_pre_attn_scalar": 7, "tie_embeddings": True}, "query_pre_attn_scalar=7"),
         ("gemma3", {"query_pre_attn_scalar": 128, "sliding_window": 0}, "no gemma3 model with sliding_window=0"),
         ("gemma3", {"query_pre_attn_scalar": 128, "sliding_window": 8}, "no gemma3 model with sliding_layers=None"),
         ("llama", {"rope_local_base": 1e4, "sliding_window": 8}, "no llama model with rope_local_base=10000.0"),

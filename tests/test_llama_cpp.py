@@ -12,8 +12,8 @@ import pytest
 import requests
 import torch
 from conftest import SHAPES, SHARED, rewrite_gguf, tiny_hf, write_tokenizer
+from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers
 
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
@@ -24,6 +24,7 @@ from lit_gpt.convert.gguf.splitting import SAMPLE, SPLITTINGS, steps_of
 from lit_gpt.convert.gguf.values import QUANTIZED, dequantize
 from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
+from lit_gpt.errors import UserError
 from lit_gpt.files import spec_of
 from lit_gpt.generation.engine import generate
 from lit_gpt.model import GPT
@@ -71,6 +72,10 @@ class LlamaCpp:
         asked = {"content": text, "add_special": special, "parse_special": True}
         return requests.post(f"{self.server.listening_address}/tokenize", json=asked, timeout=60).json()["tokens"]
 
+    def template(self) -> str:
+        """The chat template that it uses unasked."""
+        return requests.get(f"{self.server.listening_address}/props", timeout=60).json()["chat_template"]
+
     def greedy(self, text: str, n: int) -> str:
         asked = {"prompt": text, "max_tokens": n, "temperature": 0, "ignore_eos": True}
         return self.server.handle_completions(asked)["choices"][0]["text"]
@@ -87,7 +92,7 @@ def checkpoint(kind, folder, **overrides):
 
 
 def write(config, state, source, folder, kind):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     return write_gguf(config, {n: spec_of(x) for n, x in state.items()}, state.__getitem__, source, folder, kind)
 
 
@@ -126,6 +131,50 @@ def test_llama_cpp_computes_what_transformers_does(kind, tmp_path, monkeypatch):
         got = lcpp.log_probabilities(IDS[0, :n].tolist())
         tolerance = 2e-2 if config.activation.startswith("gelu") else 1e-4
         torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
+
+
+ONE_EACH = ("llama", "llama-tied", "neox", "falcon", "falcon-40b", "falcon-11b", "mistral-full", "mixtral")
+ONE_EACH += ("phi3", "gemma3", "qwen2", "qwen3", "qwen3-moe", "smollm3", "olmo2", "olmo3", "stablelm", "stablelm-12b")
+"""Of SHAPES, one of each architecture whose head may be tied or not."""
+
+
+@pytest.mark.parametrize("kind", ONE_EACH)
+@torch.no_grad()
+def test_llama_cpp_loads_what_is_tied_here_and_not_there(kind, tmp_path, monkeypatch):
+    monkeypatch.setitem(writing.FILE_TYPES, "F32", 0)
+    tied = tiny_hf(kind, **LLAMA_CPP.get(kind, {})).config.tie_word_embeddings
+    theirs, config, state = checkpoint(kind, tmp_path / "there", tie_word_embeddings=not tied)
+    assert config.tie_embeddings is not tied
+    lcpp = LlamaCpp(write(config, state, tmp_path / "there", tmp_path / "out", "F32"))
+    want = theirs(IDS[:, :7]).logits[0, -1].log_softmax(-1)
+    tolerance = 2e-2 if config.activation.startswith("gelu") else 1e-4
+    torch.testing.assert_close(lcpp.log_probabilities(IDS[0, :7].tolist()), want, rtol=0, atol=tolerance)
+    torch.testing.assert_close(ours_of(tmp_path / "out")(IDS[:, :7])[0, -1].log_softmax(-1), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma2"])
+def test_a_head_of_its_own_where_llama_cpp_has_none_is_refused(kind, tmp_path):
+    _, config, state = checkpoint(kind, tmp_path / "there", tie_word_embeddings=False)
+    with pytest.raises(UserError, match=f"no {kind} model with tie_embeddings=False"):
+        write(config, state, tmp_path / "there", tmp_path / "out", "F16")
+
+
+PHI_3 = ["<unk>", "<|endoftext|>", "<|user|>", "<|end|>"]
+
+
+@pytest.mark.parametrize("tokens", [[], PHI_3], ids=["others", "phi3"])
+@pytest.mark.parametrize("strips", [False, True])
+@pytest.mark.parametrize("name", ["my-bot", "Phi-3-mini", "no-phi3", "modern-bert"])
+def test_the_name_of_a_model_does_not_decide_how_its_texts_are_split(name, tokens, strips, tmp_path):
+    """llama.cpp asks for Phi 3's tokens, and has whitespace after special ones taken along, if the name says Phi 3."""
+    write_tokenizer(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    alone = ("<unk>", "<s>", "<|endoftext|>")
+    backend.add_special_tokens([AddedToken(t, rstrip=strips and t not in alone, special=True) for t in tokens])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    ours, lcpp = Tokenizer(tmp_path), vocabulary_only(tmp_path, tmp_path / "out", name)
+    for text in ("<|user|>\nHi <|end|>\n\n<|user|> x", "<s> a", "a<|endoftext|> b"):
+        assert lcpp.encode(text) == ours.encode(text), text
 
 
 @pytest.mark.parametrize("kind", ["llama-tied", "mixtral", "gemma2", "phi3", "qwen3", "stablelm-12b"])
@@ -194,13 +243,19 @@ def test_a_mixture_of_types_as_in_q4_k_m(tmp_path):
     torch.testing.assert_close(got, want, rtol=0, atol=0.4)
 
 
-def vocabulary_only(folder, out):
-    """llama.cpp with the tokenizer of a folder and a model that is as small as can be."""
+def vocabulary_file(folder, out, name="tiny"):
+    """A gguf file with the tokenizer of a folder and a model that is as small as can be."""
     n = Tokenizer(folder).vocab_size
-    config = Config(name="tiny", architecture="llama", n_layer=1, n_head=1, n_embd=32, padded_vocab_size=n, **TRAITS)
+    config = Config(name=name, architecture="llama", n_layer=1, n_head=1, n_embd=32, padded_vocab_size=n, **TRAITS)
     with torch.device("meta"):
         specs = {name: spec_of(x) for name, x in GPT(config).state_dict().items()}
-    return LlamaCpp(write_gguf(config, specs, lambda name: torch.zeros(specs[name].shape), folder, out, "F16"))
+    out.mkdir(exist_ok=True)
+    return write_gguf(config, specs, lambda name: torch.zeros(specs[name].shape), folder, out, "F16")
+
+
+def vocabulary_only(folder, out, name="tiny"):
+    """llama.cpp with the tokenizer of a folder."""
+    return LlamaCpp(vocabulary_file(folder, out, name))
 
 
 def texts(seed: int, n: int = 150) -> list[str]:

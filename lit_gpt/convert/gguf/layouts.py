@@ -64,6 +64,8 @@ class Layout:
     """Every n-th layer does not rotate; 0: all layers do."""
     windowless: int = 0
     """Every n-th layer of a model with a window has none; 0: all layers have it."""
+    head: Literal["either", "own", "tied"] = "either"
+    """Whether the file may leave out the output projection and share the embeddings, has to have it, or must not."""
     local_base: Literal["none", "same", "own"] = "none"
     """By which layers with a window rotate, if their rotation is not scaled as that of the others: by the same, or by
     one that the file states."""
@@ -85,22 +87,22 @@ LAYOUTS = {  # our architecture -> theirs
     "llama": LLAMA,
     "mistral": LLAMA,
     "mixtral": LLAMA,
-    "gpt_neox": Layout("gptneox", FUSED_QKV),
+    "gpt_neox": Layout("gptneox", FUSED_QKV, head="own"),
     "falcon": FALCON,
     "falcon-40b": Layout("falcon", FUSED_QKV | TWO_NORMS),
     "falcon-11b": FALCON,
-    "phi": Layout("phi2"),
+    "phi": Layout("phi2", head="own"),
     "phi3": Layout("phi3", FUSED_QKV | GATE_UP, has_window=True, scalings=("longrope",)),
-    "gemma": Layout("gemma"),
-    "gemma2": Layout("gemma2", has_window=True, hides=True, windowless=2),
+    "gemma": Layout("gemma", head="tied"),
+    "gemma2": Layout("gemma2", head="tied", has_window=True, hides=True, windowless=2),
     "gemma3": Layout("gemma3", has_window=True, hides=True, windowless=6, local_base="own", scalings=()),
     "qwen2": Layout("qwen2"),
     "qwen3": Layout("qwen3"),
     "qwen3_moe": Layout("qwen3moe"),
-    "olmo2": Layout("olmo2"),
-    "olmo3": Layout("olmo2", has_window=True, hides=True, windowless=4, local_base="same"),
+    "olmo2": Layout("olmo2", head="own"),
+    "olmo3": Layout("olmo2", head="own", has_window=True, hides=True, windowless=4, local_base="same"),
     "smollm3": Layout("smollm3", pairs=True, unrotated=4),
-    "stablelm": Layout("stablelm", biases=("qkv_bias",)),
+    "stablelm": Layout("stablelm", biases=("qkv_bias",), head="own"),
 }
 
 

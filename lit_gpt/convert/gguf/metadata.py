@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_gpt.config import Config
 from lit_gpt.convert.gguf.layouts import LAYOUTS, Layout, every, unlike
-from lit_gpt.convert.gguf.scaling import SCALING, scaling_from_metadata, scaling_to_metadata
+from lit_gpt.convert.gguf.scaling import OLD_FACTOR, SCALING, scaling_from_metadata, scaling_to_metadata
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
 
@@ -34,6 +34,8 @@ EXPERT_LENGTH = "expert_feed_forward_length"
 HEAD = ("attention.key_length", "attention.value_length")
 WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal")
 """Keys that follow from the tensors' shapes, or that only ever have one value in what we read."""
+DEFAULTS = {"rope_base": 10000.0}
+"""Fields that have another value in llama.cpp than in config.json where they are not given."""
 LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """By which llama.cpp knows the one size of a Gemma whose scores are not scaled by the head's."""
 
@@ -70,6 +72,8 @@ def require_layout(config: Config) -> Layout:
     for name in ("qkv_bias", "proj_bias", "mlp_bias", "lm_head_bias"):
         if getattr(config, name) != traits.get(name, False) and name not in layout.biases:
             raise unlike(config, name)
+    if layout.head == "tied" and not config.tie_embeddings:
+        raise unlike(config, "tie_embeddings")
     if (config.unrotated_layers or []) != every(layout.unrotated, config.n_layer):
         raise unlike(config, "unrotated_layers")
     local_bases = {"none": 0.0, "same": config.rope_base, "own": config.rope_local_base}
@@ -106,34 +110,23 @@ def from_metadata(
     """
     kind = str(metadata["general.architecture"])
     values = {k.removeprefix(f"{kind}."): v for k, v in metadata.items() if k.startswith(f"{kind}.")}
-    architecture = find_architecture(kind, values, shapes, path)
-    traits = ARCHITECTURES[architecture].traits
-    epsilon = EPSILON[traits["norm"]]
-    known = {*KEYS.values(), epsilon, *HEAD, WINDOW, PATTERN, PARALLEL, ROTATED, EXPERT_LENGTH, *WITHOUT_EFFECT}
-    if unknown := [k for k in values if k not in known and not k.startswith(SCALING)]:
-        raise UserError(f"{path}: {kind}.{unknown[0]}={values[unknown[0]]!r} is not a field this toolkit knows")
-    needed = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
-    if missing := [k for k in (*needed, epsilon) if k not in values]:
-        raise UserError(f"{path} has no {kind}.{missing[0]}; get it again")
+    values = {k: one_for_all_layers(v, f"{path}: {kind}.{k}") if k != PATTERN else v for k, v in values.items()}
     # a float32 such as 1e-5 comes back with the digits of a float64; config.json has the short ones
     values = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
-    fields = {**traits, **{field: values[key] for field, key in KEYS.items() if key in values}}
-    fields |= {"norm_eps": values[epsilon], "padded_vocab_size": shapes["token_embd.weight"][0]}
-    fields |= fields_of_tensors(fields, shapes) | window(architecture, values)
-    if architecture == "qwen3_moe":
-        fields["intermediate_size"] = values.get(EXPERT_LENGTH, fields["intermediate_size"])
-    if architecture == "olmo3":
-        fields["rope_local_base"] = fields["rope_base"]
-    fields["unrotated_layers"] = every(LAYOUTS[architecture].unrotated, fields["n_layer"]) or None
+    architecture = find_architecture(kind, values, shapes, path)
+    epsilon = EPSILON[ARCHITECTURES[architecture].traits["norm"]]
+    known = {*KEYS.values(), epsilon, *HEAD, WINDOW, PATTERN, PARALLEL, ROTATED, EXPERT_LENGTH, OLD_FACTOR}
+    if unknown := [k for k in values if k not in {*known, *WITHOUT_EFFECT} and not k.startswith(SCALING)]:
+        raise UserError(f"{path}: {kind}.{unknown[0]}={values[unknown[0]]!r} is not a field this toolkit knows")
+    needed = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
+    needed += (epsilon, *(("expert_used_count",) if values.get("expert_count") else ()))
+    if missing := [k for k in needed if k not in values]:
+        raise UserError(f"{path} has no {kind}.{missing[0]}; get it again")
+    fields = fields_of_metadata(architecture, values, shapes) | {"norm_eps": values[epsilon]}
     if any(values.get(key, fields["head_size"]) != fields["head_size"] for key in HEAD):
         raise UserError(f"{path}: {HEAD[0]}={values.get(HEAD[0])} is not the size of a head, {fields['head_size']}")
-    if ROTATED in values:
-        fields["rotary_percentage"] = part(values[ROTATED], fields["head_size"])
-    if architecture == "stablelm":
-        fields["parallel_residual"] = fields["shared_attention_norm"] = "blk.0.ffn_norm.weight" not in shapes
-        fields["qk_norm"] = "per_head" if "blk.0.attn_q_norm.weight" in shapes else "none"
-    elif PARALLEL in values:
-        fields["parallel_residual"] = values[PARALLEL]
+    if architecture == "gemma3" and fields.get("final_logit_softcapping"):
+        raise UserError(f"{path}: a gemma3 model with final_logit_softcapping is not supported")
     config = Config(
         name=str(metadata.get("general.name", path.stem)),
         architecture=architecture,
@@ -143,6 +136,39 @@ def from_metadata(
     if architecture in LAYERS_OF_27B:
         config.query_pre_attn_scalar = scalar_of_gemma(config)
     return replace(config, **scaling_from_metadata(config, values, factors, path))
+
+
+def fields_of_metadata(
+    architecture: str, values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The fields that a file states, and for those that it does not what llama.cpp takes then."""
+    fields = {**ARCHITECTURES[architecture].traits, **DEFAULTS}
+    fields |= {field: values[key] for field, key in KEYS.items() if key in values}
+    fields |= fields_of_tensors(fields, shapes) | window(architecture, values)
+    fields["padded_vocab_size"] = shapes["token_embd.weight"][0]
+    fields["unrotated_layers"] = every(LAYOUTS[architecture].unrotated, fields["n_layer"]) or None
+    head_size = fields["head_size"] or 1  # 0 where a tensor is missing, which will be named
+    fields["rotary_percentage"] = part(values.get(ROTATED, head_size), head_size)
+    if architecture == "qwen3_moe":
+        alike = fields["intermediate_size"] // fields["n_expert_per_token"]
+        fields["intermediate_size"] = values.get(EXPERT_LENGTH) or alike
+    if architecture == "olmo3":
+        fields["rope_local_base"] = fields["rope_base"]  # llama.cpp's code for it has no other, whatever the file says
+    if architecture == "stablelm":
+        fields["parallel_residual"] = fields["shared_attention_norm"] = "blk.0.ffn_norm.weight" not in shapes
+        fields["qk_norm"] = "per_head" if "blk.0.attn_q_norm.weight" in shapes else "none"
+    elif PARALLEL in values:
+        fields["parallel_residual"] = values[PARALLEL]
+    return fields
+
+
+def one_for_all_layers(value: Any, where: str) -> Any:
+    """The value of a key that may list one for each layer. Raises: UserError if layers differ."""
+    if not isinstance(value, list):
+        return value
+    if len(set(value)) != 1:
+        raise UserError(f"{where} differs between layers ({value}), which this toolkit's models cannot")
+    return value[0]
 
 
 def find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str, Any], path: Path) -> str:

@@ -14,7 +14,8 @@ from lit_gpt.convert.gguf.layouts import Layout, unlike
 from lit_gpt.errors import UserError
 from lit_gpt.rope import frequencies, plain
 
-SCALING = "rope.scaling."
+SCALING, OLD_FACTOR = "rope.scaling.", "rope.scale_linear"
+KINDS = ("none", "linear", "yarn", "longrope")
 YARN = {
     "factor": "factor",
     "original_context_length": "original_max_position_embeddings",
@@ -78,6 +79,9 @@ def scaling_from_metadata(
 ) -> dict[str, Any]:
     """Inverse of `scaling_to_metadata` and `rope_tensors`.
 
+    A factor without a kind is linear, a kind without a factor scales by 1, and the factor goes together with those of
+    the tensors, as llama.cpp has it (load_hparams in src/llama-model.cpp, the constructor in src/llama-context.cpp).
+
     Args:
         config: the model without the scaling.
 
@@ -85,34 +89,38 @@ def scaling_from_metadata(
         UserError: a kind of scaling that we do not know.
     """
     stated = {k.removeprefix(SCALING): v for k, v in values.items() if k.startswith(SCALING)}
-    kind, original = stated.get("type", "none"), stated.get("original_context_length")
-    if FREQUENCIES in factors:
-        return {"rope_scaling": of_factors(config, factors[FREQUENCIES])}
-    if LONG in factors:
-        scaling = {"type": "longrope", "long_factor": factors[LONG], "short_factor": factors[SHORT]}
-        scaling["original_max_position_embeddings"] = original or config.block_size
-        return {"rope_scaling": with_magnitude(config, scaling, stated.get("attn_factor", 1.0))}
-    if kind == "none":
-        return {}
-    if kind == "linear":
-        return {"rope_condense_ratio": stated["factor"]}
-    if kind != "yarn" or stated.keys() - {"type", "finetuned", "yarn_attn_factor", *YARN}:
+    kind, original = stated.get("type", "linear"), stated.get("original_context_length")
+    factor = (stated.get("factor", values.get(OLD_FACTOR)) if kind != "none" else None) or 1.0
+    magnitude, is_yarn = stated.get("attn_factor", 1.0), kind == "yarn" and factor != 1
+    beyond = stated.keys() - {"type", "finetuned", "attn_factor", "yarn_attn_factor", *YARN}
+    if kind not in KINDS or (is_yarn and (beyond or factors)):
         raise UserError(f"{path}: rope scaling {stated} is not supported")
-    scaling = {"type": "yarn", **{ours: stated[k] for k, ours in YARN.items() if k in stated}}
-    return {"rope_scaling": with_magnitude(config, scaling, stated.get("yarn_attn_factor"))}
+    if is_yarn:
+        scaling = {"type": "yarn", **{ours: stated[k] for k, ours in YARN.items() if k in stated}, "factor": factor}
+        sharpness = stated.get("yarn_attn_factor") or frequencies(replace(config, rope_scaling=scaling))[1]
+        return {"rope_scaling": with_magnitude(config, scaling, sharpness * magnitude)}
+    if LONG in factors and FREQUENCIES not in factors:
+        long, short = ([factor * f for f in factors[name]] for name in (LONG, SHORT))
+        scaling = {"type": "longrope", "long_factor": long, "short_factor": short}
+        scaling["original_max_position_embeddings"] = original or config.block_size
+        return {"rope_scaling": with_magnitude(config, scaling, magnitude)}
+    if FREQUENCIES in factors or magnitude != 1:
+        found = factors.get(FREQUENCIES, [1.0] * (config.rope_n_elem // 2))
+        return {"rope_scaling": of_factors(config, [factor * f for f in found], magnitude)}
+    return {"rope_condense_ratio": factor} if factor != 1 else {}
 
 
-def with_magnitude(config: Config, scaling: dict[str, Any], magnitude: float | None) -> dict[str, Any]:
-    """A scaling with the factor of cosines and sines that a file states, where it does not follow from the others."""
+def with_magnitude(config: Config, scaling: dict[str, Any], magnitude: float) -> dict[str, Any]:
+    """A scaling with the factor of cosines and sines, where that does not follow from the others."""
     stated = {**scaling, "attention_factor": magnitude}
-    return scaling if magnitude is None or sharpens_alike(replace(config, rope_scaling=stated), scaling) else stated
+    return scaling if sharpens_alike(replace(config, rope_scaling=stated), scaling) else stated
 
 
-def of_factors(config: Config, factors: list[float]) -> dict[str, Any]:
+def of_factors(config: Config, factors: list[float], magnitude: float) -> dict[str, Any]:
     """The scaling that divides the frequencies so: Llama 3's if it is, else one that states each factor."""
     scaling = {"type": "llama3", "factor": float(f"{max(factors):.4g}"), **LLAMA_3}
     made = rope_tensors(replace(config, rope_scaling=scaling))[FREQUENCIES]
-    if torch.allclose(made, torch.tensor(factors), rtol=1e-4, atol=0):
+    if magnitude == 1 and torch.allclose(made, torch.tensor(factors), rtol=1e-4, atol=0):
         return scaling
-    same = {"long_factor": factors, "short_factor": factors, "attention_factor": 1.0}
+    same = {"long_factor": factors, "short_factor": factors, "attention_factor": magnitude}
     return {"type": "longrope", **same, "original_max_position_embeddings": config.block_size}

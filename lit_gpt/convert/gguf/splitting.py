@@ -37,19 +37,27 @@ class Splitting(NamedTuple):
     """A piece that is a token as a whole is not built by merges."""
     nfc: bool = False
     """The text is normalized first. llama.cpp leaves that to who calls it."""
+    begins: bool = False
+    """llama.cpp puts bos before a text if the file does not say."""
     others: tuple[str, ...] = ()
     """Names of tokenizers that split likewise."""
 
 
 SPLITTINGS = (
-    Splitting("gpt-2", ("gpt-2",), others=("olmo", "mpt", "phi-2")),
+    Splitting("gpt-2", ("gpt-2",), others=("olmo", "mpt", "phi-2", "mellum", "a.x-4.0")),
     Splitting("smollm", (r"\p{N}", "gpt-2"), others=("starcoder", "refact", "command-r")),
     Splitting("falcon", ("punctuation", "gpt-2", "digits", "[0-9][0-9][0-9]")),
-    Splitting("llama-bpe", (GPT_4, "bytes"), ignore_merges=True, others=("llama3", "llama-v3", "falcon3")),
+    Splitting(
+        "llama-bpe",
+        (GPT_4, "bytes"),
+        ignore_merges=True,
+        begins=True,
+        others=("llama3", "llama-v3", "falcon3", "midm-2.0"),
+    ),
     Splitting("dbrx", (GPT_4, "bytes"), others=("smaug-bpe",)),
-    Splitting("qwen2", (GPT_4.replace("{1,3}", ""), "bytes"), nfc=True, others=("deepseek-r1-qwen",)),
+    Splitting("qwen2", (GPT_4.replace("{1,3}", ""), "bytes"), nfc=True, others=("deepseek-r1-qwen", "megrez")),
     Splitting("stablelm2", (GPT_4.replace("{1,3}", ""), "bytes")),
-    Splitting("tekken", (TEKKEN, "bytes"), ignore_merges=True),
+    Splitting("tekken", (TEKKEN, "bytes"), ignore_merges=True, begins=True),
     Splitting("gpt-4o", (GPT_4O, "bytes"), others=("llama4",)),
 )
 SAMPLE = (

@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint folder <-> that of a gguf file."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from lit_gpt.config import Config
 from lit_gpt.convert.gguf.reading import read
 from lit_gpt.convert.gguf.sentencepiece import model_proto
 from lit_gpt.convert.gguf.splitting import Splitting, find_splitting, recognize_splitting, steps_of
+from lit_gpt.convert.gguf.templates import read_templates, template_metadata, write_templates
 from lit_gpt.errors import UserError
 from lit_gpt.files import replace_with, write_text
 from lit_gpt.tokenizer import Tokenizer
@@ -19,11 +20,19 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 PREFIX = "tokenizer.ggml."
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 """Ours -> llama.cpp's."""
+LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}
+"""What llama.cpp takes in a tokenizer.model's stead where a file does not say. (In a byte-level tokenizer's it takes 11
+for bos and eos, Falcon's; a file of another model without one is a mistake, which is named when it is used.)"""
 ADDED_SCORE = -1000.0
 
 
-def tokenizer_metadata(checkpoint_dir: Path, config: Config) -> dict[str, Any]:
+def tokenizer_metadata(
+    checkpoint_dir: Path, config: Config, templates: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The keys that hold the tokenizer of a folder, with a token for each row of the embeddings.
+
+    Args:
+        templates: text of each chat template by name, "default" the one that is used unasked; None takes the folder's.
 
     Raises:
         UserError: there is none, or one of a kind that llama.cpp is not known to have.
@@ -45,18 +54,14 @@ def tokenizer_metadata(checkpoint_dir: Path, config: Config) -> dict[str, Any]:
         ids[role] = tokenizer.backend.token_to_id(token) if token else None
     values |= {f"{ROLES[role]}_token_id": i for role, i in ids.items() if i is not None}
     values |= {"add_bos_token": tokenizer.use_bos, "add_eos_token": False}
-    named = {PREFIX + key: value for key, value in values.items()}
-    template = chat_template(checkpoint_dir, settings.config)
-    return named | ({"tokenizer.chat_template": template} if template else {})
+    templates = read_templates(checkpoint_dir) if templates is None else templates
+    return {PREFIX + key: value for key, value in values.items()} | template_metadata(templates)
 
 
-def chat_template(checkpoint_dir: Path, config: dict[str, Any]) -> str | None:
-    """The one of tokenizer_config.json (of several, the default), or of chat_template.jinja."""
-    stated = config.get("chat_template")
-    if isinstance(stated, list):
-        stated = next((t.get("template") for t in stated if t.get("name") == "default"), None)
-    path = checkpoint_dir / "chat_template.jinja"
-    return stated or (path.read_text(encoding="utf-8") if path.is_file() else None)
+def special_tokens(metadata: Mapping[str, Any]) -> list[str]:
+    """The tokens that llama.cpp cuts out of a text before it splits the rest, from what `tokenizer_metadata` gives."""
+    pairs = zip(metadata[f"{PREFIX}tokens"], metadata[f"{PREFIX}token_type"], strict=True)
+    return [token for token, kind in pairs if kind in (CONTROL, USER_DEFINED, UNKNOWN)]
 
 
 def of_sentencepiece(path: Path, added: list[Any]) -> dict[str, Any]:
@@ -135,33 +140,36 @@ def scored(values: dict[str, Any], merges: list[list[str]], saved: dict[str, Any
 
 
 def write_tokenizer(path: Path, folder: Path) -> None:
-    """Write the file's tokenizer into `folder`: tokenizer.json or tokenizer.model, and tokenizer_config.json.
+    """Write the file's tokenizer into `folder`: tokenizer.json or tokenizer.model, settings, chat templates.
+
+    What the file leaves out is what llama.cpp takes then (llama_vocab::impl::load in src/llama-vocab.cpp).
 
     Raises:
         UserError: a kind of tokenizer that we do not rebuild.
     """
-    values = {n.removeprefix(PREFIX): f for n, f in read(path).fields.items() if n.startswith("tokenizer.")}
+    fields = read(path).fields
 
     def value(name: str, default: Any = None) -> Any:
-        return values[name].contents() if name in values else default
+        return fields[PREFIX + name].contents() if PREFIX + name in fields else default
 
     kind, pre = value("model"), value("pre", "default")
     splitting = find_splitting(pre)
     if kind not in ("gpt2", "llama") or (kind == "gpt2" and splitting is None):
         raise UserError(f"{path}: a tokenizer of kind {kind}/{pre} is not rebuilt; put the model's tokenizer beside it")
-    tokens, kinds = value("tokens"), value("token_type")
+    tokens, kinds = value("tokens"), value("token_type") or [NORMAL] * len(value("tokens"))
     end = max(i + 1 for i, k in enumerate(kinds) if not (k == UNUSED and tokens[i].startswith("[PAD")))
     tokens, kinds = tokens[:end], kinds[:end]  # the rows after it are there to fill the table
-    ids = {role: value(f"{theirs}_token_id") for role, theirs in ROLES.items()}
-    config: dict[str, Any] = {"add_bos_token": value("add_bos_token", kind == "llama")}
-    config |= {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None and i < end}
-    if "tokenizer.chat_template" in values:
-        config["chat_template"] = value("tokenizer.chat_template")
+    defaults = LLAMA_IDS if kind == "llama" else {}
+    ids = {role: value(f"{theirs}_token_id", defaults.get(role)) for role, theirs in ROLES.items()}
+    ids = {role: i for role, i in ids.items() if i is not None and i < end}
+    begins = kind == "llama" or (splitting is not None and splitting.begins)
+    config: dict[str, Any] = {"add_bos_token": value("add_bos_token", begins)}
+    config |= {f"{role}_token": tokens[i] for role, i in ids.items()}
     if kind == "llama":
-        scores = value("scores", [0.0] * end)[:end]
-        proto = model_proto(tokens, scores, kinds, ids, value("add_space_prefix", True))
+        scores, prefix = value("scores", [0.0] * end)[:end], value("add_space_prefix", True)
+        proto = model_proto(tokens, scores, kinds, ids, prefix)
         replace_with(folder / "tokenizer.model", lambda temporary: temporary.write_bytes(proto))
-        config |= {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": value("add_space_prefix", True)}
+        config |= {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": prefix}
         config["added_tokens_decoder"] = {
             str(i): {"content": t, "special": k == CONTROL, "normalized": False}
             for i, (t, k) in enumerate(zip(tokens, kinds, strict=True))
@@ -171,6 +179,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
         assert splitting is not None
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         write_text(folder / "tokenizer.json", byte_level(tokens, kinds, value("merges", []), splitting).to_str())
+    write_templates(fields, folder)
     write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
 

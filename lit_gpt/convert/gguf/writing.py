@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +12,17 @@ from torch import Tensor
 from lit_gpt.config import Config
 from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, is_norm, pieces
 from lit_gpt.convert.gguf.metadata import to_metadata
+from lit_gpt.convert.gguf.naming import name_in_file
 from lit_gpt.convert.gguf.reading import is_kept
 from lit_gpt.convert.gguf.scaling import rope_tensors
-from lit_gpt.convert.gguf.tokens import tokenizer_metadata
+from lit_gpt.convert.gguf.tokens import special_tokens, tokenizer_metadata
 from lit_gpt.convert.gguf.values import BLOCK, BYTES, encoded, paired
-from lit_gpt.convert.names import VOCABULARY, fit_rows, is_tied
+from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, fit_rows, is_tied
 from lit_gpt.errors import UserError
 from lit_gpt.files import Spec
 from lit_gpt.files.behind import Behind
 from lit_gpt.files.whole import allocate, require_room
+from lit_gpt.tokenizer import Tokenizer
 
 FILE_TYPES = {"F16": 1, "Q8_0": 7, "BF16": 32}
 """`general.file_type`, by the type of the matrices."""
@@ -47,6 +50,7 @@ def write_gguf(
     folder: Path,
     kind: str,
     rows: int | None = None,
+    templates: Mapping[str, str] | None = None,
 ) -> Path:
     """Write <name>-<kind>.gguf into `folder`: the tokenizer, and the weights with the matrices in one type.
 
@@ -59,6 +63,8 @@ def write_gguf(
         checkpoint_dir: where the tokenizer is.
         kind: one of FILE_TYPES.
         rows: of the vocabulary's tensors; None keeps all.
+        templates: text of each chat template by name, "default" the one that is used unasked; None takes those of
+            `checkpoint_dir`.
 
     Raises:
         UserError: llama.cpp lacks the architecture, a trait of it or the kind of tokenizer; a value too large for F16.
@@ -66,11 +72,16 @@ def write_gguf(
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
     metadata = to_metadata(config)
     names = [name for name in specs if not is_tied(name, config)]
+    if config.tie_embeddings and LAYOUTS[config.architecture].head == "own":
+        names.append(HEAD)
+        specs, get = {**specs, HEAD: specs[EMBEDDINGS]}, partial(tied_head, get)
     extra = rope_tensors(config)
     slots = plan(config, names, specs, kind) | {name: Slot(tuple(x.shape), "F32") for name, x in extra.items()}
     path = folder / f"{config.name}-{kind}.gguf"
     require_room(sum(slot.n_bytes for slot in slots.values()), path)
-    starts = write_header(path, config, metadata, tokenizer_metadata(checkpoint_dir, config), slots, kind)
+    tokenizer = tokenizer_metadata(checkpoint_dir, config, templates)
+    name = name_in_file(config.name, Tokenizer(checkpoint_dir), special_tokens(tokenizer))
+    starts = write_header(path, replace(config, name=name), metadata, tokenizer, slots, kind)
     last = next(reversed(slots))
     with open(path, "rb+") as file:
         allocate(file, starts[last] + slots[last].n_bytes + -slots[last].n_bytes % ALIGNMENT)
@@ -85,6 +96,11 @@ def write_gguf(
         for name, x in extra.items():
             write_values(behind, path, starts[name], x, "F32", name)
     return path
+
+
+def tied_head(get: Callable[[str], Tensor], name: str) -> Tensor:
+    """One of our tensors; of a tied head, the embeddings."""
+    return get(EMBEDDINGS if name == HEAD else name)
 
 
 def plan(config: Config, names: list[str], specs: Mapping[str, Spec], kind: str) -> dict[str, Slot]:

@@ -1,0 +1,34 @@
+"""The name that a gguf file gives the model, by which llama.cpp decides how special tokens are cut out of a text.
+
+See the end of llama_vocab::impl::load in its src/llama-vocab.cpp: under one of Phi 3's names most special tokens take
+the whitespace after them along, and a file that lacks four of Phi 3's tokens is refused.
+"""
+
+import re
+from collections.abc import Sequence
+
+from lit_gpt.tokenizer import Tokenizer
+
+PHI_3, MODERN_BERT = re.compile("(phi)-?(3)", re.IGNORECASE), re.compile("(modern)-(bert)", re.IGNORECASE)
+NEEDED = ("</s>", "<unk>", "<s>", "<|endoftext|>")
+"""Tokens without which a file of Phi 3's name is refused; all but the first of them leave whitespace alone."""
+
+
+def name_in_file(name: str, tokenizer: Tokenizer, special: Sequence[str]) -> str:
+    """The model's name, changed if need be so that it has one of Phi 3's in it exactly if the tokenizer is like that.
+
+    Args:
+        special: the tokens that are cut out of a text before the rest is split.
+    """
+    if strips(tokenizer, special):
+        return name if PHI_3.search(name) else f"{name} (Phi-3)"
+    return MODERN_BERT.sub(r"\1 \2", PHI_3.sub(r"\1 \2", name))
+
+
+def strips(tokenizer: Tokenizer, special: Sequence[str]) -> bool:
+    """Whether most special tokens take the whitespace after them along, and those are there that Phi 3 has."""
+    if not set(special) >= set(NEEDED):
+        return False
+    asked = [token for token in special if token not in NEEDED[1:]]
+    alike = [tokenizer.encode(f"a{t}\n b") == tokenizer.encode(f"a{t}b") for t in asked]
+    return 2 * sum(alike) > len(asked)
