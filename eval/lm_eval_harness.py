@@ -32,6 +32,7 @@ def main(
     from lit_gpt.convert.lit import require_checkpoint
     from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
+    from lit_gpt.fused import compiling
     from lit_gpt.merging.record import trained_style
     from lit_gpt.tokenizer import Tokenizer
 
@@ -50,7 +51,8 @@ def main(
         quantize = run.quantize
         about |= {"finetuned_path": run_dir, "method": run.method}
     about |= {"quantize": quantize}
-    evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
+    with compiling():
+        evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
 
 
 if __name__ == "__main__":

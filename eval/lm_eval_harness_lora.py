@@ -27,11 +27,11 @@ def main(
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the base weights so, and not as in the training; none keeps them in the precision.
     """
-    from lit_gpt import lora
     from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric, read_run
     from lit_gpt.convert.lit import require_checkpoint
     from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
+    from lit_gpt.fused import compiling
     from lit_gpt.tokenizer import Tokenizer
 
     require_checkpoint(checkpoint_dir)
@@ -41,14 +41,13 @@ def main(
     tasks = prepare(evaluation)
     fabric = make_fabric(precision, evaluation.seed)
     model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
-    if run.quantize is None:
-        lora.merge(model)  # the same answers, without the cost of the updates
     about = {"checkpoint_dir": checkpoint_dir, "finetuned_path": run_dir, "method": run.method}
     about |= {"precision": precision, "quantize": run.quantize}
-    evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
+    with compiling():
+        evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
 
 
 if __name__ == "__main__":
     from lit_gpt.cli import run
 
-    run(main)
+    run(main, method="lora")

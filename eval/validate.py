@@ -43,12 +43,14 @@ def main(
     require_checkpoint(checkpoint_dir)
     run_dir = finetuned_path.parent if finetuned_path and finetuned_path.suffix == ".pth" else finetuned_path
     record = run_dir and read_run(run_dir)
-    if data_dir is None and record is None:
-        raise UserError("--data_dir is missing; a pretrained model has no data of its own")
-    data_dir = data_dir or Path(record.data["folder"])
+    trained_on = record.data.get("folder") if record else None
+    if data_dir is None and trained_on is None:
+        whose = f"the adapter that {run_dir} was made of does not name its" if record else "a pretrained model has no"
+        raise UserError(f"--data_dir is missing; {whose} data")
+    data_dir = data_dir or Path(trained_on)
     _, data, meta = store.load(data_dir)
     check_fit(meta, data_dir, Tokenizer(checkpoint_dir), record and record.prompt_style)
-    fabric = make_fabric(precision or (record and record.training["precision"]))
+    fabric = make_fabric(precision or (record and record.training.get("precision")))
     if run_dir is None:
         model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
     else:

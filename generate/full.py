@@ -50,4 +50,4 @@ def main(
 if __name__ == "__main__":
     from lit_gpt.cli import run
 
-    run(main)
+    run(main, method="full")

@@ -9,7 +9,6 @@ out/<method>/<name>/       what was trained (trained_path), finetuned.json, metr
 import hashlib
 import json
 import platform
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,19 +21,20 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from lit_gpt import adapter, adapter_v2, full, lora
-from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, Precision
+from lit_gpt.args import AdapterArgs, FullArgs, LoRARunArgs, Precision
 from lit_gpt.config import Config
 from lit_gpt.convert.lit import WEIGHTS, open_lit
 from lit_gpt.errors import UserError
 from lit_gpt.files import Spec, load_state, open_state, save_state, write_text
 from lit_gpt.model import GPT
+from lit_gpt.places import RUN, require_run
+from lit_gpt.places import default_out_dir as default_out_dir  # here, too, for those that need this module anyway
 from lit_gpt.quantize import QUANTIZATIONS, quantizable, quantized, require_quantizable
 from lit_gpt.rope import Rope
 
-RUN = "finetuned.json"
 CHECKPOINTS, BEST = "checkpoints", "best"
 METHODS: dict[str, tuple[Callable[[GPT, Any], None], type]] = {
-    "lora": (lora.inject, LoRAArgs),
+    "lora": (lora.inject, LoRARunArgs),
     "adapter": (adapter.inject, AdapterArgs),
     "adapter_v2": (adapter_v2.inject, AdapterArgs),
     "full": (full.inject, FullArgs),
@@ -76,7 +76,8 @@ def make_fabric(precision: Precision | None = None, seed: int | None = None, mix
         if torch.cuda.is_available():
             precision = "bf16-true" if torch.cuda.is_bf16_supported() else "16-true"
             precision = precision.replace("true", "mixed") if mixed else precision
-    fabric = Fabric(devices=1, precision=precision)
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"  # not a Mac's GPU, for which nothing of ours is tested
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     if seed is not None:
         fabric.seed_everything(seed, verbose=False)
     return fabric
@@ -207,11 +208,8 @@ def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str
 
 def read_run(run_dir: Path) -> Run:
     """Raises: UserError if the folder has no whole record of a run."""
+    require_run(run_dir)
     path = run_dir / RUN
-    if not path.is_file():
-        raise UserError(
-            f"{run_dir} holds no finetuned model (no {RUN}); pass --finetuned_path, or run a finetune script"
-        )
     try:
         run = Run(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as e:
@@ -223,42 +221,20 @@ def read_run(run_dir: Path) -> Run:
     return run
 
 
-def default_out_dir(method: str, checkpoint_dir: Path) -> Path:
-    """Where a finetune script saves if it is not told, and where the scripts after it look: out/<method>/<name>."""
-    return Path("out", method, checkpoint_dir.absolute().name)  # a link goes by its own name
-
-
 def trained_path(run_dir: Path, method: str) -> Path:
     """Where a run of this method keeps its weights: as Lit-GPT calls the files."""
     kind = {"adapter_v2": "_adapter", "full": ""}.get(method, f"_{method}")
     return run_dir / f"lit_model{kind}_finetuned.pth"
 
 
-def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
-    """Make the folder of a run, and take another run's weights and checkpoints out of it if `overwrite` is set.
-
-    Raises:
-        UserError: the folder has those of another run, and `overwrite` is not set.
-    """
-    checkpoints, best = out_dir / CHECKPOINTS, out_dir / BEST
-    found = [*out_dir.glob("lit_model*_finetuned.pth"), *checkpoints.glob("step-*")]
-    if found and not overwrite:
-        raise UserError(
-            f"{out_dir} holds another run; pass --resume true to go on with it, another --out_dir, or --overwrite true "
-            "to replace it"
-        )
-    for weights in found:
-        if weights.is_file():
-            weights.unlink()
-    best.unlink(missing_ok=True)
-    if checkpoints.is_dir():
-        shutil.rmtree(checkpoints)
-    out_dir.mkdir(parents=True, exist_ok=True)
-
-
 def save_run(run: Run, out_dir: Path) -> None:
     """Write finetuned.json."""
-    write_text(out_dir / RUN, json.dumps(asdict(run), indent=2, default=str) + "\n")
+    write_text(out_dir / RUN, run_text(run))
+
+
+def run_text(run: Run) -> str:
+    """What finetuned.json says of a run."""
+    return json.dumps(asdict(run), indent=2, default=str) + "\n"
 
 
 def save_trained(model: GPT, path: Path) -> None:

@@ -7,21 +7,35 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from lit_gpt.args import LoRAArgs
+from lit_gpt.args import LoRARunArgs
 from lit_gpt.checkpoint import RUN, Run, digest, read_run, require_base, sample, save_run, trained_path, versions
+from lit_gpt.convert.configs import read_json
+from lit_gpt.convert.export import copy_tokenizer
 from lit_gpt.convert.lit import open_lit
-from lit_gpt.convert.peft import CONFIG, WEIGHTS, from_peft, to_peft
+from lit_gpt.convert.names import EMBEDDINGS
+from lit_gpt.convert.peft import CONFIG, PICKLED, WEIGHTS, from_peft, model_card, to_peft
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, replace_folder, save_state
 from lit_gpt.prompts import open_style
 
+PRECISIONS = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}
+"""Dtype of a checkpoint -> precision that takes it as it is; any other is 32-true."""
 
-def write_adapter(checkpoint_dir: Path, run_dir: Path, peft_dir: Path, overwrite: bool) -> None:
-    """Make `peft_dir` of the run in `run_dir`.
+
+def write_adapter(
+    checkpoint_dir: Path, run_dir: Path, peft_dir: Path, overwrite: bool, fold_scale: bool = False
+) -> None:
+    """Make `peft_dir` of the run in `run_dir`: weights, settings, a model card, the tokenizer, and the run's record.
+
+    Args:
+        fold_scale: put the scale into the weights, for what heeds neither alpha nor rsLoRA nor patterns.
 
     Raises:
         UserError: no LoRA run of this checkpoint, or one without a counterpart in PEFT; a folder that holds something.
@@ -32,11 +46,16 @@ def write_adapter(checkpoint_dir: Path, run_dir: Path, peft_dir: Path, overwrite
     config, specs, get = open_lit(checkpoint_dir)
     require_base(run, run_dir, checkpoint_dir, digest({name: sample(name, get(name)) for name in specs}))
     trained = load_state(trained_path(run_dir, run.method), "the finetune script")
-    state, settings = to_peft(config, LoRAArgs(**run.method_args), trained)
+    rows = None
+    if (checkpoint_dir / "config.json").is_file():  # of the model as it was published: ours may have been padded
+        rows = read_json(checkpoint_dir / "config.json").get("vocab_size")
+    state, settings = to_peft(config, LoRARunArgs(**run.method_args), trained, get, fold_scale, rows)
 
     def write(folder: Path) -> None:
         save_file(state, folder / WEIGHTS, {"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(config, settings, run.prompt_style), encoding="utf-8")
+        copy_tokenizer(checkpoint_dir, folder)
         shutil.copyfile(run_dir / RUN, folder / RUN)
 
     replace_folder(peft_dir, write, overwrite)
@@ -53,29 +72,24 @@ def read_adapter(
     Raises:
         UserError: no adapter, one that has no counterpart here, or one of another model; a folder that holds something.
     """
-    if missing := [name for name in (CONFIG, WEIGHTS) if not (peft_dir / name).is_file()]:
-        raise UserError(f"{peft_dir} has no {missing[0]}; PEFT's save_pretrained writes it")
-    try:
-        settings = json.loads((peft_dir / CONFIG).read_text(encoding="utf-8"))
-        state = load_file(peft_dir / WEIGHTS)
-    except (ValueError, SafetensorError) as e:
-        raise UserError(f"{peft_dir} is damaged ({e}); save it again") from e
+    settings, state = _open_adapter(peft_dir)
     config, specs, get = open_lit(checkpoint_dir)
     base_digest = digest({name: sample(name, get(name)) for name in specs})
     before = read_run(peft_dir) if (peft_dir / RUN).is_file() else None
     if before is not None:
         require_base(before, peft_dir, checkpoint_dir, base_digest)
-    args, trained = from_peft(config, settings, state, before and LoRAArgs(**before.method_args))
+    args, trained = from_peft(config, settings, state, get, before and LoRARunArgs(**before.method_args))
     style = prompt_style or (before.prompt_style if before else "alpaca")
     open_style(style, checkpoint_dir)
+    precision = PRECISIONS.get(specs[EMBEDDINGS].dtype, "32-true")
     run = Run(
         method="lora",
-        method_args=asdict(args),
+        method_args={name: x for name, x in asdict(args).items() if x is not None and x != ()},
         prompt_style=style,
         base=str(checkpoint_dir),
         base_digest=base_digest,
         data=before.data if before else {},
-        training=before.training if before else {"from": str(peft_dir)},
+        training=before.training if before else {"from": str(peft_dir), "precision": precision},
         versions=versions(),
         quantize=before.quantize if before else None,
     )
@@ -85,3 +99,22 @@ def read_adapter(
         save_run(run, folder)
 
     replace_folder(run_dir, write, overwrite)
+
+
+def _open_adapter(peft_dir: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return adapter_config.json and the weights, of the file that PEFT takes.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    if not (peft_dir / CONFIG).is_file():
+        raise UserError(f"{peft_dir} has no {CONFIG}; PEFT's save_pretrained writes it")
+    if not any((peft_dir / name).is_file() for name in (WEIGHTS, PICKLED)):
+        raise UserError(f"{peft_dir} has neither {WEIGHTS} nor {PICKLED}; PEFT's save_pretrained writes it")
+    settings = read_json(peft_dir / CONFIG)
+    if not (peft_dir / WEIGHTS).is_file():
+        return settings, load_state(peft_dir / PICKLED, "PEFT's save_pretrained")
+    try:
+        return settings, load_file(peft_dir / WEIGHTS)
+    except (ValueError, SafetensorError) as e:
+        raise UserError(f"{peft_dir} is damaged ({e}); save it again") from e

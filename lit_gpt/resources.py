@@ -1,6 +1,8 @@
-"""What this process has used of the machine, and how it uses the GPU."""
+"""What this process has used of the machine, what the machine has, and how it uses the GPU."""
 
-import resource
+import ctypes
+import math
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -8,13 +10,75 @@ from contextlib import contextmanager
 
 import torch
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Files in which Linux keeps what a group of processes, such as a container, may have."""
+
 
 def peak_memory_gb() -> float:
     """Most memory held so far, in GB (10^9 bytes): the GPU's allocations, or without a GPU the resident process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    if resource is None:
+        return _windows_peak() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there and KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine, or of what this process's group may have of it."""
+    if hasattr(os, "sysconf"):
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    else:
+        limits = [_windows_total()]
+    for path in LIMITS:
+        try:
+            with open(path, encoding="utf-8") as file:
+                limits.append(int(file.read()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)
+
+
+class _Counters(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of psapi.h."""
+
+    _fields_ = (
+        ("cb", ctypes.c_uint32),
+        ("page_faults", ctypes.c_uint32),
+        ("peak_working_set", ctypes.c_size_t),
+        ("others", ctypes.c_size_t * 7),
+    )
+
+
+class _Status(ctypes.Structure):
+    """MEMORYSTATUSEX of sysinfoapi.h."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("others", ctypes.c_uint64 * 6),
+    )
+
+
+def _windows_peak() -> float:
+    """Bytes of the largest working set of this process; nan where Windows does not tell."""
+    kernel, counters = ctypes.windll.kernel32, _Counters(cb=ctypes.sizeof(_Counters))
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    process = ctypes.c_void_p(kernel.GetCurrentProcess())
+    told = kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
+    return counters.peak_working_set if told else math.nan
+
+
+def _windows_total() -> int:
+    """Bytes of memory of a machine under Windows; 16 GB where it does not tell."""
+    status = _Status(length=ctypes.sizeof(_Status))
+    return status.total if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else 16 * 10**9
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 python scripts/convert_hf_checkpoint.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b
 
-Reads safetensors, .bin or gguf; writes lit_model.pth and lit_config.json (and the tokenizer of a gguf) beside them.
+Reads safetensors, .bin or gguf; writes lit_model.pth and lit_config.json beside them, and tokenizer.json where
+the tokenizer is in a gguf or in vocab.json and merges.txt.
 """
 
 from pathlib import Path
@@ -21,28 +22,33 @@ def main(
         checkpoint_dir: the folder with the downloaded files.
         model_name: what to call the model; the folder's name if not given.
         dtype: dtype of the converted weights; as in the files if not given.
-        pad_vocab_multiple: fill the vocabulary's tensors with zero rows up to a multiple of this; 64 suits GPUs.
+        pad_vocab_multiple: fill the vocabulary's tensors with zero rows up to a multiple of this; 64 suits GPUs. Tokens
+            that were added to the tokenizer and not to the model get such a row, too.
     """
-    from dataclasses import replace
+    from lit_gpt.places import require_downloaded
 
+    require_downloaded(checkpoint_dir)  # before what takes long to import
     import torch
 
     from lit_gpt.convert.configs import config_from_hf
     from lit_gpt.convert.gguf import write_tokenizer
     from lit_gpt.convert.names import EMBEDDINGS, HEAD, plan_from_hf, stream_from_hf
     from lit_gpt.convert.readers import open_source
-    from lit_gpt.convert.vocabulary import check_vocabulary, pad_vocabulary
+    from lit_gpt.convert.vocab_merges import join_vocabulary_and_merges
+    from lit_gpt.convert.vocabulary import pad_vocabulary
     from lit_gpt.files import replace_with, save_stream
 
     to = getattr(torch, dtype) if dtype else None
     source = open_source(checkpoint_dir, to)
     name = model_name or checkpoint_dir.resolve().name
     config = config_from_hf(source.hf_config, name, str(source.config_file))
-    rows, config = config.padded_vocab_size, pad_vocabulary(config, pad_vocab_multiple)
+    rows = config.padded_vocab_size
     has_tokenizer = any((checkpoint_dir / f"tokenizer.{suffix}").is_file() for suffix in ("json", "model"))
     if source.files[0].suffix == ".gguf" and not has_tokenizer:
         write_tokenizer(source.files[0], checkpoint_dir)
-    check_vocabulary(replace(config, padded_vocab_size=rows), checkpoint_dir)
+    elif not has_tokenizer:
+        join_vocabulary_and_merges(checkpoint_dir)
+    config = pad_vocabulary(config, pad_vocab_multiple, checkpoint_dir)
     print(f"Model config {config}")
     print(f"Reading {len(source.names)} tensors from {', '.join(f.name for f in source.files)}")
     specs = plan_from_hf(config, source.specs, to)
@@ -57,4 +63,4 @@ def main(
 if __name__ == "__main__":
     from lit_gpt.cli import run
 
-    run(main)
+    run(main, unchecked=("checkpoint_dir",))  # which is not a checkpoint yet

@@ -44,4 +44,4 @@ def main(
 if __name__ == "__main__":
     from lit_gpt.cli import run
 
-    run(main)
+    run(main, unchecked=("checkpoint_dir",))  # which is made there

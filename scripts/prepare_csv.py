@@ -2,6 +2,7 @@
 
 python scripts/prepare_csv.py --checkpoint_dir ... --csv_path my.csv
 python scripts/prepare_csv.py --checkpoint_dir ... --csv_path my.csv --columns "[question, answer]"
+python scripts/prepare_csv.py --csv_path my.csv --columns "{instruction: question, response: answer, system: persona}"
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ def main(
     csv_path: Path,
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     destination_path: Path = Path("data/csv"),
-    columns: tuple[str, ...] = ("instruction", "input", "output"),
+    columns: dict[str, str] | tuple[str, ...] = ("instruction", "input", "output"),
     validation_file: Path | None = None,
     prepare: PrepareArgs = PrepareArgs(test_split_fraction=0.1),
 ) -> None:
@@ -23,14 +24,15 @@ def main(
         csv_path: the file.
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
-        columns: names of the columns with instruction, input and output, or with instruction and output.
+        columns: names of the columns with instruction, input and output, or with instruction and output; or which
+            column is what, as for prepare_json.py.
         validation_file: rows for validation, a CSV file too; a part of the rows is held out if not given.
     """
+    from lit_gpt.data.columns import by_columns
     from lit_gpt.data.prepare import Files
     from lit_gpt.data.prepare import prepare as prepare_files
-    from lit_gpt.data.schemas import table
 
-    parse = table(columns)
+    parse = by_columns(columns)
     validation = Files((validation_file,), parse) if validation_file else None
     prepare_files(Files((csv_path,), parse), validation, destination_path, checkpoint_dir, prepare)
 

@@ -13,7 +13,7 @@ from lit_gpt.args import PrepareArgs
 def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     destination_path: Path = Path("data/flan"),
-    subsets: str | None = None,
+    subsets: tuple[str, ...] | None = None,
     validation_file: Path | None = None,
     prepare: PrepareArgs = PrepareArgs(),
 ) -> None:
@@ -22,18 +22,18 @@ def main(
     Args:
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
-        subsets: names separated by commas, with or without _10templates; all if not given.
+        subsets: names, separated by commas, with or without _10templates; all if not given.
         validation_file: rows for validation in the place of the subsets' test sets.
     """
-    from lit_gpt.convert.lit import require_checkpoint
     from lit_gpt.data import schemas
     from lit_gpt.data.download import locate
     from lit_gpt.data.flan import subset_files
-    from lit_gpt.data.prepare import Files
+    from lit_gpt.data.prepare import Files, require_ready
     from lit_gpt.data.prepare import prepare as prepare_files
 
-    require_checkpoint(checkpoint_dir)  # before a download
-    splits = {split: subset_files(subsets, split) for split in ("train", "test")}
+    require_ready(destination_path, checkpoint_dir, prepare)  # before a download
+    names = None if subsets is None else ",".join(subsets)
+    splits = {split: subset_files(names, split) for split in ("train", "test")}
     train = tuple(locate(None, url, name, destination_path) for url, name in splits["train"])
     if validation_file is not None:
         validation = Files((validation_file,))

@@ -1,41 +1,45 @@
-"""Prepare a JSON or JSON-lines file, here or at an address, for finetuning; its schema is recognised.
+"""Prepare a file of rows, here, at an address or on the Hugging Face hub, for finetuning; its schema is recognised.
 
 python scripts/prepare_json.py --checkpoint_dir ... --json_path my.jsonl
 python scripts/prepare_json.py --json_path https://... --columns "{instruction: question, response: answer}"
+python scripts/prepare_json.py --checkpoint_dir ... --dataset tatsu-lab/alpaca
 """
 
 from pathlib import Path
 
 from lit_gpt.args import PrepareArgs
+from lit_gpt.args.data import DatasetArgs
 
 
 def main(
-    json_path: str,
+    json_path: str | None = None,
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     destination_path: Path = Path("data/json"),
-    columns: dict[str, str] | None = None,
+    columns: dict[str, str] | tuple[str, ...] | None = None,
     validation_file: Path | None = None,
+    hub: DatasetArgs = DatasetArgs(),
     prepare: PrepareArgs = PrepareArgs(test_split_fraction=0.1),
 ) -> None:
-    """Prepare a file of Alpaca's keys, prompt and completion, messages, conversations, or keys of its own.
+    """Prepare rows of Alpaca's keys, prompt and completion, messages, conversations, or keys of their own.
 
     Args:
-        json_path: a file, or an address that begins with http; CSV files are read too.
+        json_path: a JSON, JSON-lines, CSV or Parquet file, an address that begins with http, or a folder of
+            datasets.save_to_disk.
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
-        columns: names of the keys with instruction, response and, if there are any, context and system.
+        columns: which key is what: "{instruction: question, response: answer, context: passage, system: persona}", or
+            "{conversations: dialog, role: speaker, content: text}", or "{question: stem, choices: options, answer: a}".
         validation_file: rows for validation, of the same schema; a part of the rows is held out if not given.
     """
-    from lit_gpt.convert.lit import require_checkpoint
-    from lit_gpt.data.download import fetched
-    from lit_gpt.data.prepare import Files
+    from lit_gpt.data.columns import by_columns
+    from lit_gpt.data.download import fetched_rows
+    from lit_gpt.data.prepare import Files, require_ready
     from lit_gpt.data.prepare import prepare as prepare_files
-    from lit_gpt.data.schemas import mapped
 
-    require_checkpoint(checkpoint_dir)  # before a download
-    parse = mapped(columns) if columns else None
-    path = fetched(json_path, destination_path)
-    validation = Files((validation_file,), parse) if validation_file else None
+    parse = by_columns(columns) if columns else None
+    require_ready(destination_path, checkpoint_dir, prepare)  # before a download
+    path, validation_path = fetched_rows(json_path, validation_file, hub, destination_path)
+    validation = Files((validation_path,), parse) if validation_path else None
     prepare_files(Files((path,), parse), validation, destination_path, checkpoint_dir, prepare)
 
 

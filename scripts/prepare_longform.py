@@ -24,13 +24,12 @@ def main(
     """
     from dataclasses import replace
 
-    from lit_gpt.convert.lit import require_checkpoint
     from lit_gpt.data import schemas
     from lit_gpt.data.download import locate
-    from lit_gpt.data.prepare import prepare_source
+    from lit_gpt.data.prepare import prepare_source, require_ready
 
     if source.data_file is None and source.validation_file is None:
-        require_checkpoint(checkpoint_dir)  # before a download
+        require_ready(destination_path, checkpoint_dir, prepare)  # before a download
         test = locate(None, f"{URL}/test.json", "test.json", destination_path)
         source = replace(source, validation_file=test)
     prepare_source(schemas.longform, source, destination_path, checkpoint_dir, prepare)

@@ -29,7 +29,7 @@ def main(
         language: trees in this language only (en, de, es ...); all languages if not given.
     """
     from lit_gpt.data.prepare import prepare_source
-    from lit_gpt.data.schemas import Trees
+    from lit_gpt.data.trees import Trees
 
     prepare_source(Trees(paths, language), source, destination_path, checkpoint_dir, prepare)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-NEEDS = {"test_evaluation.py": "lm_eval", "test_data_and_files.py": "jsonargparse"}
-NEEDS |= dict.fromkeys(("test_augment.py", "test_prepare.py", "test_rows.py", "test_tokenizers.py"), "hypothesis")
+TESTS = Path(__file__).parent
+NEEDS = {path.name: "lm_eval" for path in TESTS.glob("test_evaluation*.py")}
+NEEDS |= {"test_data_and_files.py": "jsonargparse"}
+NEEDS |= {p.name: "hypothesis" for p in TESTS.glob("test_*.py") if "\nfrom hypothesis" in p.read_text(encoding="utf-8")}
 collect_ignore = [file for file, package in NEEDS.items() if find_spec(package) is None]
 """Files that import what a machine with a GPU may lack, where `pytest -m gpu` is all that is wanted."""
 

@@ -9,7 +9,8 @@ ANY = {"args", "errors"}  # plain data, imported from everywhere
 MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "args": {"args"},
     "errors": set(),
-    "cli": set(),
+    "cli": {"cli", "places"},
+    "places": set(),
     "families": {"families", "config"},  # config for annotations only
     "config": {"families"},  # inside from_name only
     "rope": {"config"},
@@ -33,8 +34,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "resources": set(),
     "files": {"files"},
     "checkpoint": {"", "adapter", "adapter_v2", "config", "convert", "files", "full", "lora", "model", "quantize"}
-    | {"rope"},
-    "convert": {"", "files", "config", "families", "lora", "model", "rope", "tokenizer", "convert"},
+    | {"places", "rope"},
+    "convert": {"", "files", "config", "families", "linear", "lora", "model", "places", "rope", "tokenizer", "convert"},
     "gguf_adapter": {"checkpoint", "convert", "files"},
     "interchange": {"", "checkpoint", "convert", "files", "prompts"},
     "merging": {"", "checkpoint", "convert", "data", "files", "linear", "lora", "merging", "model", "prompts"}

@@ -3,6 +3,7 @@ that only speaks of the same things is not."""
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,9 @@ def test_drop_writes_the_set_without_them(evaluation, prepared, tmp_path):
     assert meta["samples"] == {"train": 40, "val": 1} and meta["decontaminated"]["dropped"] == {"train": 9, "val": 2}
     assert meta["tokens"]["train"] == len(after[0].ids) and meta["tokenizer"] == before[2]["tokenizer"]
     assert not any(check_contamination(tmp_path / "clean", ContaminationArgs(evaluation)).values())
+    with pytest.raises(UserError, match=r"clean holds a prepared data set.*--overwrite true"):
+        check_contamination(folder, args)
+    args = replace(args, overwrite=True)
     with pytest.raises(UserError, match="no row of train is left"):
         check_contamination(prepared(list(plants.values())[:3]), args)
     assert len(store.load(tmp_path / "clean")[0]) == 40

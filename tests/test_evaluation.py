@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import ROOT, SHARED, assert_one_line_error, run
 from lightning.fabric import Fabric
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval_reference import assert_same_answers, ours, requests, theirs, write_rows
 
 from lit_gpt import lora
 from lit_gpt.args import EvalArgs, LoRAArgs, ValidationArgs
@@ -24,10 +24,11 @@ from lit_gpt.convert.gguf import open_gguf, write_tokenizer
 from lit_gpt.convert.names import from_hf
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM
-from lit_gpt.evaluation.local_data import use_local_data
+from lit_gpt.evaluation.local_data import local_files, use_local_data
+from lit_gpt.evaluation.names import leaves, resolve
 from lit_gpt.evaluation.run import choose_style, evaluate
 from lit_gpt.evaluation.score import task_score
-from lit_gpt.evaluation.tasks import leaves, local_files, prepare, resolve
+from lit_gpt.evaluation.tasks import prepare
 from lit_gpt.merging.write import write_merged
 from lit_gpt.model import GPT
 from lit_gpt.prompts import make_prompt
@@ -58,29 +59,6 @@ PAIRS = [
     ("caf\u00e9 \u2014 na\u00efve", " \u00fcber \U0001f999"),
 ]
 TEXTS = ["the thing", "", "a text that needs several windows of the model: " + "and the ring and the king " * 100]
-
-
-def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
-    return [Instance(kind, {}, args, i) for i, args in enumerate(arguments)]
-
-
-def theirs(folder: Path, batch_size: int, bos: bool | None = None) -> HFLM:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=bos)
-
-
-def ours(folder: Path, batch_size: int, style: str | None = None) -> LitLM:
-    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
-    model, _ = load_base(fabric, folder)
-    return LitLM(model, Tokenizer(folder), batch_size, style, name="tiny", autocast=fabric.autocast)
-
-
-def assert_same_answers(a: list[tuple[float, bool]], b: list[tuple[float, bool]], atol: float) -> None:
-    assert [greedy for _, greedy in a] == [greedy for _, greedy in b]
-    torch.testing.assert_close(torch.tensor([v for v, _ in a]), torch.tensor([v for v, _ in b]), atol=atol, rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -185,8 +163,8 @@ def test_a_prompt_style_wraps_the_one_question(checkpoint):
     assert lm.apply_chat_template([{"role": "user", "content": "Why?"}]) == wrapped
     started = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Since"}]
     assert lm.apply_chat_template(started, add_generation_prompt=False) == wrapped + "Since"
-    with pytest.raises(UserError, match="system, user"):
-        lm.apply_chat_template([{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Why?"}])
+    told = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Why?"}]
+    assert lm.apply_chat_template(told) == f"<|im_start|>system\nBe brief<|im_end|>\n{wrapped}"
     assert choose_style(EvalArgs(apply_prompt_style=True), "alpaca") == "alpaca"
     assert choose_style(EvalArgs(apply_prompt_style=True, prompt_style="chatml"), "alpaca") == "chatml"
     assert choose_style(EvalArgs(), "alpaca") is None
@@ -244,11 +222,6 @@ ROWS = [
     }
     for n in range(1, 6)
 ]
-
-
-def write_rows(path: Path, rows: list[dict], as_list: bool = False) -> Path:
-    path.write_text(json.dumps(rows, indent=1) if as_list else "\n".join(json.dumps(r) for r in rows) + "\n")
-    return path
 
 
 def test_the_script_scores_local_data_without_a_network(checkpoint, tmp_path):

@@ -695,3 +695,27 @@ def test_replace_with_lets_the_writers_own_errors_through(tmp_path):
 
     with pytest.raises(RuntimeError, match="a bug of ours"):
         replace_with(tmp_path / "x", write)
+
+
+def test_what_is_written_is_for_others_to_read_as_far_as_the_umask_lets_them(tmp_path):
+    """Also where the writer goes through a temporary file of its own, which only its owner may read."""
+
+    def owners_alone(path: Path) -> None:
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+
+    def fill(folder: Path) -> None:
+        save_file({"x": torch.zeros(1)}, folder / "x.safetensors")
+        owners_alone(folder / "x.json")
+        (folder / "inner").mkdir(mode=0o700)
+
+    for umask, file, whole in ((0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)):
+        before = os.umask(umask)
+        try:
+            replace_with(tmp_path / "file", owners_alone)
+            replace_folder(tmp_path / "folder", fill, overwrite=True)
+        finally:
+            os.umask(before)
+        found = {p.name: p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
+        assert found.pop("folder") == found.pop("inner") == whole
+        assert found == dict.fromkeys(("file", "x.safetensors", "x.json"), file)

@@ -14,7 +14,6 @@ from lit_gpt import full, lora
 from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs
 from lit_gpt.checkpoint import (
     Run,
-    claim_out_dir,
     load_base,
     load_finetuned,
     save_run,
@@ -158,10 +157,6 @@ def test_what_is_saved_is_a_complete_model(kind, tmp_path):
     assert 0 < (in_8_bits(ids) - model(ids)).norm() < 0.1 * model(ids).norm()
     with pytest.raises(UserError, match="other weights"):
         load_finetuned(fabric, again, run_dir)
-    with pytest.raises(UserError, match="holds another run"):
-        claim_out_dir(run_dir, overwrite=False)
-    claim_out_dir(run_dir, overwrite=True)
-    assert not path.exists()
 
 
 def test_quantized_weights_are_refused():

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,7 +137,9 @@ def test_what_one_source_validates_on_no_other_trains_on(sources, checkpoint, tm
         "read": 80, "kept": 70, "dropped": {"of b in another validation set": 10}, "cut": {}, "repeated": 0
     }  # fmt: skip
     args = MixArgs({"one": sources["one"], "b": tmp_path / "again1"}, weights={"one": 1, "b": 1})
-    mix(tmp_path / "m", args, AugmentArgs(), QUIET, None)
+    with pytest.raises(UserError, match=r"m holds a prepared data set.*--overwrite true"):
+        mix(tmp_path / "m", args, AugmentArgs(), QUIET, None)
+    mix(tmp_path / "m", args, AugmentArgs(), replace(QUIET, overwrite=True), None)
     assert store.load(tmp_path / "m")[2]["mix"]["sources"]["b"]["train"] == 30
     with pytest.raises(UserError, match="another source has all training rows of b for validation"):
         mix(tmp_path / "n", MixArgs({"one": sources["one"], "b": tmp_path / "again0"}), AugmentArgs(), QUIET, None)

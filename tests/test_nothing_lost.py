@@ -18,6 +18,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 from lit_gpt.training import budget as budget_module
 from lit_gpt.training.budget import Budget
+from lit_gpt.training.length import length_of
 from lit_gpt.training.loop import fit
 from lit_gpt.training.monitor import Monitor
 from lit_gpt.training.saves import Progress, Saves, read_progress
@@ -258,9 +259,10 @@ def test_the_schedule_ends_where_the_time_does(monkeypatch):
     for n_steps, max_seconds, least, most in ((1000, 500.0, 220, 225), (100, 500.0, 100, 100)):
         clock.now = 20.0  # the model is loaded
         budget, rates = Budget(max_seconds), []
+        length = length_of(TrainArgs(max_steps=n_steps), 10**6)
         while len(rates) < n_steps and budget.has_time_for_a_step():
             budget.begin_step(device)
-            rates.append(learning_rate(len(rates) + 1, budget.expected_steps(len(rates), n_steps), args))
+            rates.append(learning_rate(len(rates) + 1, budget.cut(length, len(rates)).n_steps, args))
             clock.now += 30.0 if len(rates) == 1 else 2.0  # the first step compiles
         assert least <= len(rates) <= most and clock.now <= max_seconds
         assert max(rates) > 0.99 and rates[-1] < 0.001
@@ -268,9 +270,12 @@ def test_the_schedule_ends_where_the_time_does(monkeypatch):
             assert rates == [learning_rate(s, n_steps, args) for s in range(1, n_steps + 1)]
 
 
+TAKEN = {"seconds": 0.0, "validation_seconds": 30.0, "save_seconds": 2.0, "finish_seconds": 8.0}
+
+
 def test_time_that_a_validation_took_is_kept_for_the_last_one_and_not_spent_twice(monkeypatch):
     clock, budget = Clock(monkeypatch), Budget(100.0)
-    budget.take_up(0.0, 30.0, 2.0, 8.0)  # 1.2 * 40 and 5 seconds are kept
+    budget.take_up(**TAKEN)  # 1.2 * 40 and 5 seconds are kept
     for now, step, validation in ((40.0, True, True), (48.0, False, True), (80.0, False, True), (84.0, False, False)):
         clock.now = now
         assert (budget.has_time_for_a_step(), budget.has_time_to_validate()) == (step, validation), now
@@ -300,13 +305,11 @@ def test_what_a_killed_process_used_since_its_last_checkpoint_counts(tmp_path, m
         budget.begin_step(torch.device("cpu"))
     clock.now = 20.0  # another process
     again = Budget(1000.0, ledger=ledger)
-    again.take_up(150.0, 0.0, 0.0, 0.0)
+    again.take_up(**TAKEN | {"seconds": 150.0})
     assert again.used == 320.0
     ledger.write_text("")  # by a full disk
-    again.take_up(150.0, 0.0, 0.0, 0.0)
+    again.take_up(**TAKEN | {"seconds": 150.0})
     assert again.used == 170.0
-    Budget(None, ledger=tmp_path / "none").note()
-    assert not (tmp_path / "none").exists()
 
 
 def test_time_used_before_a_resume_counts(tmp_path):
@@ -314,8 +317,8 @@ def test_time_used_before_a_resume_counts(tmp_path):
     assert progress.seconds > 0
     budget = Budget(3600.0)
     before = budget.left
-    budget.take_up(1800.0, 60.0, 10.0, 20.0)
-    assert before - budget.left == pytest.approx(1800 + 1.2 * 90, abs=1)
+    budget.take_up(**TAKEN | {"seconds": 1800.0})
+    assert before - budget.left == pytest.approx(1800 + 1.2 * 40, abs=1)
 
 
 def test_no_clock_that_somebody_sets_counts(monkeypatch):

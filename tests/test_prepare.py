@@ -33,7 +33,7 @@ def tokenizer(checkpoint):
 
 def encode(tokenizer, rows, limit=10**6, **flags):
     counts = Counts()
-    samples = Encoder(tokenizer, PrepareArgs(**flags), limit).encode(rows, counts)
+    samples = Encoder(tokenizer, PrepareArgs(**{"prompt_style": "alpaca", **flags}), limit).encode(rows, counts)
     assert (
         counts.read == len(rows)
         and counts.kept == len(samples)
@@ -198,7 +198,7 @@ def test_nothing_is_written_until_all_is_read_and_a_failure_leaves_the_old_data(
     ]
     for files, flags, message in failures:
         with pytest.raises(UserError, match=message):
-            prepare(files, None, data, checkpoint, PrepareArgs(**flags))
+            prepare(files, None, data, checkpoint, PrepareArgs(overwrite=True, **flags))
         assert {p.name: p.read_bytes() for p in data.iterdir()} == before
     assert store.load(data)[2]["rows"]["train"] == {
         "read": 27,
@@ -208,7 +208,9 @@ def test_nothing_is_written_until_all_is_read_and_a_failure_leaves_the_old_data(
         "tokenized_apart": 0,
         "last_answer_only": 0,
     }
-    prepare(failures[0][0], None, data, checkpoint, PrepareArgs(bad_rows="drop", test_split_fraction=0.2))
+    prepare(
+        failures[0][0], None, data, checkpoint, PrepareArgs(bad_rows="drop", test_split_fraction=0.2, overwrite=True)
+    )
     meta = store.load(data)[2]
     assert meta["rows"]["train"]["dropped"] == {"not of the schema": 1} and meta["rows"]["train"]["read"] == 8
     assert (data / "mine.txt").is_file() and not list(data.glob(".*"))
@@ -275,7 +277,7 @@ def test_flan_takes_its_own_test_sets_and_says_what_it_lacks(checkpoint, tmp_pat
     train, val, meta = store.load(folder)
     assert (len(train), len(val)) == (11, 3) and "coqa_10templates_test.jsonl" in meta["validation_source"]
     with pytest.raises(UserError, match="FLAN has no 'nope'"):
-        call("flan", "--checkpoint_dir", checkpoint, "--subsets", "nope")
+        call("flan", "--checkpoint_dir", checkpoint, "--subsets", "nope", "--overwrite", "true")
 
 
 MEASURED = {  # row of the table in docs/prepare_data.md -> (file, prompt style, paths of trees)
@@ -313,10 +315,13 @@ def test_a_script_checks_what_it_prepared_and_fails_in_one_line(checkpoint, tmp_
     done = run(*common, "[question, answer]", cwd=tmp_path)
     assert done.returncode == 0 and "30 rows read" not in done.stdout and "27 rows read, 27 kept" in done.stdout
     assert (
-        "not used: about" in done.stdout
+        "the key 'about' of 30 rows is not used" in done.stdout
         and "learns to write" in done.stdout
         and (tmp_path / "data/csv/lengths.png").is_file()
     )
     assert_one_line_error(
-        run(*common, "[question, reply]", cwd=tmp_path), "rows.csv: no column 'reply'; found", "'answer'", "--columns"
+        run(*common, "[question, reply]", "--overwrite", "true", cwd=tmp_path),
+        "rows.csv: no column 'reply'; found",
+        "'answer'",
+        "--columns",
     )

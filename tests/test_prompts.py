@@ -206,7 +206,6 @@ def test_the_last_turn_only_and_prompts_too(checkpoint):
         ("{{ ''.__class__.__mro__ }}", "refuses a conversation"),
         ("{{ 1 // 0 }}", "refuses a conversation"),
         ("{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}", "does not show the answer"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think>' if add_generation_prompt }}", "<think>"),
     ],
 )
 def test_a_chat_template_that_cannot_serve_is_named(tmp_path, template, message):

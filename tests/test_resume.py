@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, run, tiny_hf, write_tokenizer
 
-from lit_gpt.training.run import LEDGER
+from lit_gpt.training.budget import LEDGER
 from lit_gpt.training.saves import Saves, read_progress
 
 ROWS = [{"instruction": f"say {w} {n} times", "input": "", "output": " ".join([w] * n)}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.data import entries, schemas
+from lit_gpt.data.columns import by_columns
 from lit_gpt.data.download import PUBLISHED, locate, verify
 from lit_gpt.data.entries import read_objects
 from lit_gpt.data.flan import SUBSETS, subset_files
@@ -114,7 +115,7 @@ def test_keys_of_the_users_own(tmp_path):
         with pytest.raises(UserError, match=message):
             list(read_rows(tmp_path / "q.jsonl", columns=columns))
     (tmp_path / "q.csv").write_text('question;answer;x\n"two\nlines; and";yes;\n\nb;"say ""c""";z\n')
-    parse = schemas.table(["question", "answer"])
+    parse = by_columns(["question", "answer"])
     rows = list(read_rows(tmp_path / "q.csv", parse))
     assert rows == [Row.single("two\nlines; and", "", "yes"), Row.single("b", "", 'say "c"')]
     assert [r.place for r in rows] == ["line 2", "line 5"]
@@ -156,7 +157,7 @@ BAD = [  # name, bytes, what the message says
     ("x.jsonl", turns("user", "user", "assistant"), ["line 1", "turn 2", "expected assistant, found user"]),
     ("x.jsonl", turns("assistant", "user"), ["turn 1", "expected user, found assistant"]),
     ("x.jsonl", turns("user", "system"), ["turn 2", "expected assistant, found system"]),
-    ("x.jsonl", turns("user", "tool"), ["messages[1]", "'tool'"]),
+    ("x.jsonl", turns("user", "tool"), ["line 1", "turn 2", "expected assistant, found tool"]),
     ("x.jsonl", turns(), ["at least one turn"]),
     ("x.jsonl", turns("user").replace('"x"', "null"), ["messages[0]", "'content'", "null"]),
     ("x.jsonl", '{"conversations": "hi"}', ["'conversations' must be a list", "text"]),

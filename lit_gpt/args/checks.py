@@ -45,6 +45,8 @@ class ContaminationArgs:
     """Write the data set without the rows that overlap to --destination_path."""
     destination_path: Path | None = None
     """Folder for the cleaned data set."""
+    overwrite: bool = False
+    """Replace the data set that destination_path holds."""
 
     def __post_init__(self) -> None:
         if not self.task_data:

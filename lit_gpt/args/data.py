@@ -1,8 +1,8 @@
 """Where rows come from, and how they become tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
@@ -23,12 +23,34 @@ class SourceArgs:
 
 
 @dataclass(frozen=True)
+class DatasetArgs:
+    """A data set of the Hugging Face hub in the place of a file; needs pip install "lit-gpt[datasets]"."""
+
+    dataset: str | None = None
+    """Its id, such as tatsu-lab/alpaca; a private or gated one needs HF_TOKEN. Its rows are kept in the folder of the
+    prepared data and not fetched again."""
+    dataset_config: str | None = None
+    """Its configuration (subset), if it has several."""
+    split: str = "train"
+    """Rows to train on."""
+    validation_split: str | None = None
+    """Rows for validation; a part of the others is held out if not given."""
+
+    def __post_init__(self) -> None:
+        if self.dataset is None and (self.dataset_config or self.validation_split or self.split != "train"):
+            raise UserError("--dataset_config, --split and --validation_split go with --dataset")
+
+
+@dataclass(frozen=True)
 class PrepareArgs:
     """How rows become tokens."""
 
-    prompt_style: str = "alpaca"
+    prompt_style: str | None = None
     """Name of the prompt style: alpaca, chatml, plain, llama2, vicuna ... (docs/prepare_data.md), or chat_template for
-    the model's own."""
+    the model's own. If not given, instructions take alpaca, and conversations the checkpoint's chat template, or vicuna
+    where it has none."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What else the chat template is given, such as "{enable_thinking: false}"; stored with the data and the run."""
     mask_inputs: bool = True
     """Train on the responses only."""
     last_turn_only: bool = False
@@ -43,6 +65,8 @@ class PrepareArgs:
     """Part of the rows that is held out for validation; unused with --validation_file."""
     seed: int = 42
     """Decides which rows are held out."""
+    overwrite: bool = False
+    """Replace the data set that destination_path holds."""
     check: bool = True
     """Look the data over at the end, as scripts/check_data.py does."""
 

@@ -13,8 +13,9 @@ class EvalArgs:
 
     eval_tasks: tuple[str, ...] = ("arc_challenge", "piqa", "hellaswag", "hendrycksTest-*")
     """Names of tasks, groups or tags of lm-eval, also with * and ?; the names of 2023 work too."""
-    task_data: dict[str, Path] | None = None
-    """Local data: task -> JSON or JSONL file with rows as the hub's, or a folder with <task>.jsonl for each task."""
+    task_data: dict[str, Path | dict[str, Path]] | None = None
+    """Local data: task -> JSON or JSONL file with rows as the hub's; or a file for each split, {test: FILE, dev: FILE};
+    or a folder with <task>.jsonl, or <task>/<split>.jsonl, for each task."""
     task_path: Path | None = None
     """Your own tasks: a YAML file of lm-eval, or a folder with such files."""
     batch_size: int = 1
@@ -32,7 +33,14 @@ class EvalArgs:
     apply_prompt_style: bool = False
     """Wrap each question in a prompt style: that of --prompt_style, else the one the model was finetuned with."""
     prompt_style: str | None = None
-    """Name of the prompt style: alpaca, chatml or plain."""
+    """Name of the prompt style: alpaca, chatml, plain, or chat_template for the model's own."""
+    fewshot_as_multiturn: bool | None = None
+    """Show solved examples as turns of a conversation, and not within the one question; if not given, with the prompt
+    style chat_template alone, as lm-eval does."""
+    system: str | None = None
+    """Text that comes before everything; a system text where the questions are in a prompt style."""
+    confirm_run_unsafe_code: bool = False
+    """Run what the model writes, for tasks that execute it (humaneval, mbpp): on this machine, unguarded."""
     seed: int = 1234
     """Decides which solved examples are shown, and the draws of tasks that sample."""
 
@@ -43,5 +51,6 @@ class EvalArgs:
             require("num_fewshot", self.num_fewshot, at_least=0)
         if self.limit is not None and self.limit <= 0:
             raise UserError(f"--limit {self.limit} evaluates nothing; it must be more than 0")
-        if self.prompt_style is not None and not self.apply_prompt_style:
-            raise UserError("--prompt_style does nothing without --apply_prompt_style true")
+        for name in ("prompt_style", "fewshot_as_multiturn"):
+            if getattr(self, name) not in (None, False) and not self.apply_prompt_style:
+                raise UserError(f"--{name} does nothing without --apply_prompt_style true")

@@ -1,8 +1,8 @@
 """What each finetuning method leaves to choose."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
@@ -38,11 +38,19 @@ class LoRAArgs:
     """Train a magnitude for each adapted output channel, too (arXiv:2402.09353); takes a third product a layer."""
     lora_plus_ratio: float = 1.0
     """The second matrix of an update learns so many times faster than the first one (arXiv:2402.12354)."""
+    ranks: ClassVar[dict[str, int] | None] = None
+    whole: ClassVar[tuple[str, ...]] = ()
 
     @property
     def scaling(self) -> float:
         """Factor of the updates."""
         return self.lora_alpha / (self.lora_r if self.lora_scaling == "plain" else math.sqrt(self.lora_r))
+
+    def with_rank(self, r: int) -> "LoRAArgs":
+        """Return the same arguments for updates of another rank and the same scale."""
+        if r == self.lora_r:
+            return self
+        return replace(self, lora_r=r, lora_alpha=self.scaling * r, lora_scaling="plain")
 
     def __post_init__(self) -> None:
         require("lora_r", self.lora_r, at_least=1)
@@ -54,6 +62,17 @@ class LoRAArgs:
         targets = ("query", "key", "value", "projection", "mlp", "head")
         if not any(getattr(self, f"lora_{t}") for t in targets):
             raise UserError(f"LoRA adapts nothing: set one of {', '.join(f'--lora_{t} true' for t in targets)}")
+
+
+@dataclass(frozen=True)
+class LoRARunArgs(LoRAArgs):
+    """What a run of LoRA may be beyond what the flags say: one that was made of an adapter of another toolkit."""
+
+    ranks: dict[str, int] | None = None
+    """Rank of each update by its name, such as `transformer.h.0.attn.qkv.query` or `lm_head`: these updates are there
+    and no others. None stands for lora_r wherever the flags say."""
+    whole: tuple[str, ...] = ()
+    """Parameters that the run has values of its own for, by their names in the adapted model."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ class PlanArgs:
     dry_run: bool = False
     """Say how much memory and time the run will take, and stop: nothing is written."""
     device: str | None = None
-    """Plan for this device, such as a100-40gb, rtx4090 or 24gb; the one of this machine if not given."""
+    """Plan for this device, such as a100-40gb, rtx4090, 24gb or cpu; the one of this machine if not given."""
     probe: bool | None = None
     """Time a few steps on this machine; if not given, when the weights are there and no other --device is named."""
     fit: bool = False
@@ -23,5 +23,5 @@ class PlanArgs:
         for name in ("fit", "device", "probe"):
             if getattr(self, name) and not self.dry_run:
                 raise UserError(f"--{name} is for planning; add --dry_run true")
-        if self.probe and self.device:
+        if self.probe and self.device not in (None, "cpu"):
             raise UserError(f"--probe true times this machine, and --device {self.device} is another; leave out one")

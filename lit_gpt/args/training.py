@@ -104,8 +104,9 @@ class TrainArgs:
 
     @property
     def records(self) -> bool:
-        """Whether the step may be recorded as CUDA graphs, in which all gradients are there at once."""
-        return self.compile and not self.offload_gradients
+        """Whether the step may be recorded as CUDA graphs, in which all gradients are there at once, of micro-batches
+        that fill the room of a forward pass."""
+        return self.compile and self.packing and not self.offload_gradients
 
     @property
     def max_seconds(self) -> float | None:
@@ -124,15 +125,24 @@ class TrainArgs:
         Args:
             per_epoch: samples in the training set.
         """
+        return min(self.limits(per_epoch).values())
+
+    def limits(self, per_epoch: int, step: int = 0, seen: int = 0) -> dict[str, int]:
+        """Samples after which each limit ends the run, by the name of its flag.
+
+        Args:
+            per_epoch: samples in the training set.
+            step, seen: optimizer steps and samples that are done, where a run goes on.
+        """
         max_iters = self.max_iters
         if max_iters is None and self.epochs is None and self.max_steps is None:
             max_iters = 50_000
-        limits = [
-            self.epochs and max(1, round(self.epochs * per_epoch)),
-            max_iters and max_iters * self.micro_batch_size,
-            self.max_steps and self.max_steps * self.batch_size,
-        ]
-        return min(limit for limit in limits if limit is not None)
+        limits = {
+            "epochs": self.epochs and max(1, round(self.epochs * per_epoch)),
+            "max_iters": max_iters and max_iters * self.micro_batch_size,
+            "max_steps": self.max_steps and seen + (self.max_steps - step) * self.batch_size,
+        }
+        return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 @dataclass(frozen=True)

@@ -10,70 +10,51 @@ from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
 from lit_gpt.rope import REQUIRED
 
-# Keys that do not change what the forward pass computes in a finetuned or evaluated model, but where an architecture's
-# table has one (Falcon's `activation`).
-WITHOUT_EFFECT = frozenset(
-    [
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_flash_attn_2_enabled",
-        "_name_or_path",
-        "activation",
-        "architectures",
-        "attention_dropout",
-        "attention_probs_dropout_prob",
-        "attn_implementation",
-        "auto_map",
-        "bos_token_id",
-        "cache_implementation",
-        "chunk_size_feed_forward",
-        "classifier_dropout",
-        "custom_pipelines",
-        "do_sample",
-        "dtype",
-        "embd_pdrop",
-        "eos_token_id",
-        "finetuning_task",
-        "hidden_dropout",
-        "hidden_dropout_prob",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "is_encoder_decoder",
-        "is_llama_config",
-        "keys_to_ignore_at_inference",
-        "label2id",
-        "license",
-        "max_length",
-        "max_sequence_length",
-        "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "pad_token_id",
-        "pretraining_tp",
-        "problem_type",
-        "repetition_penalty",
-        "resid_pdrop",
-        "return_dict",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-        "task_specific_params",
-        "temperature",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "transformers.js_config",
-        "transformers_version",
-        "type_vocab_size",
-        "unsloth_fixed",
-        "unsloth_version",
-        "use_cache",
-        "use_return_dict",
-    ]
-)
+_OF_THE_MODEL = """
+    _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled _name_or_path activation
+    architectures attention_dropout attention_probs_dropout_prob attn_implementation auto_map bos_token_id
+    chunk_size_feed_forward classifier_dropout custom_pipelines dtype embd_pdrop eos_token_id finetuning_task
+    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
+    is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id license max_sequence_length
+    model_type output_attentions output_hidden_states output_router_logits pad_token_id prefix pretraining_tp
+    problem_type pruned_heads resid_pdrop return_dict router_aux_loss_coef router_jitter_noise sep_token_id
+    task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config
+    transformers_version type_vocab_size unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
+"""
+_OF_GENERATION = """
+    _from_model_config assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight
+    assistant_lookbehind bad_words_ids begin_suppress_tokens cache_config cache_implementation compile_config
+    constraints continuous_batching_config decoder_start_token_id disable_compile diversity_penalty do_sample
+    dola_layers early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
+    exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id guidance_scale
+    is_assistant length_penalty low_memory max_cache_len max_length max_matching_ngram_size max_new_tokens
+    max_time min_length min_new_tokens min_p no_repeat_ngram_size num_assistant_tokens
+    num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences output_logits output_scores
+    penalty_alpha prefill_chunk_size prompt_lookup_num_tokens remove_invalid_values renormalize_logits
+    repetition_penalty return_dict_in_generate sequence_bias speculation_type stop_strings suppress_tokens
+    target_lookbehind temperature token_healing top_h top_k top_p typical_p use_mtp watermarking_config
+"""
+"""transformers once kept in config.json, too, how it generates."""
+WITHOUT_EFFECT = frozenset([*_OF_THE_MODEL.split(), *_OF_GENERATION.split()])
+"""Keys that do not change what the forward pass computes in a finetuned or evaluated model, but where an
+architecture's table has one (Falcon's `activation`)."""
+NEEDED_ON = frozenset(["causal", "is_causal", "rotary", "use_rope", "use_rotary"])
+"""Switches of what every model here does. Any other switch that is off says that nothing is added."""
 
+QUANTIZERS = {
+    "awq": "AWQ",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors of llm-compressor",
+    "eetq": "EETQ",
+    "fbgemm_fp8": "FP8 of FBGEMM",
+    "fp8": "FP8",
+    "gptq": "GPTQ",
+    "hqq": "HQQ",
+    "mxfp4": "MXFP4",
+    "quanto": "Quanto",
+    "torchao": "torchao",
+}
+"""`quant_method` in a config.json -> the name that people know."""
 STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "padded_vocab_size", "norm_eps")
 """Config fields without a default that holds for every model: config.json has to give them."""
 
@@ -93,6 +74,7 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
     Raises:
         UserError: an architecture we do not have, or a field of it that we do not honour, by name.
     """
+    require_unquantized(hf, where)
     architecture = find_architecture(hf, where)
     fields = dict(architecture.traits)
     check_types(architecture, hf, where)
@@ -105,7 +87,7 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
         elif key in architecture.config_values:
             if value not in architecture.config_values[key]:
                 raise UserError(f"{where}: {key}={value!r} is not supported for {architecture.name} models")
-        elif key not in WITHOUT_EFFECT and key not in ROPE:
+        elif not (key in WITHOUT_EFFECT or key in ROPE or is_off(key, value)):
             raise UserError(
                 f"{where}: {key}={value!r} is not a field this toolkit knows for {architecture.name} models"
             )
@@ -124,6 +106,11 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
         vocab_size=known.get("vocab_size") or fields["padded_vocab_size"],
         **fields,
     )
+
+
+def is_off(key: str, value: Any) -> bool:
+    """Whether a key that no table has says of something that it is not there: null, false or an empty collection."""
+    return value is None or value in ({}, []) or (value is False and key not in NEEDED_ON)
 
 
 def config_to_hf(config: Config) -> dict[str, Any]:
@@ -173,6 +160,22 @@ def fields_of(architecture: Architecture, key: str) -> tuple[str, ...]:
     """Our fields that a key of theirs sets."""
     fields = architecture.config_keys[key]
     return (fields,) if isinstance(fields, str) else fields
+
+
+def require_unquantized(hf: dict[str, Any], where: str) -> None:
+    """Raises: UserError if the weights are those of a quantized model, with its method and bits."""
+    stated = hf.get("quantization_config") or hf.get("compression_config")
+    if not stated:
+        return
+    stated = stated if isinstance(stated, dict) else {}
+    method = str(stated.get("quant_method") or stated.get("quant_type") or "")
+    bits = next((f"in {n} bits" for key in ("bits", "w_bit", "num_bits", "nbits") if (n := stated.get(key))), "")
+    bits = bits or next((f"in {n} bits" for n in (4, 8) if stated.get(f"load_in_{n}bit")), "")
+    kind = " ".join(filter(None, (QUANTIZERS.get(method, method), bits))) or "a method that it does not name"
+    raise UserError(
+        f"{where}: by its quantization_config the weights are quantized ({kind}), which is not read; take the 16-bit "
+        "model that they were made of: --quantize bnb.nf4 or int8 quantizes it as it is loaded"
+    )
 
 
 def find_architecture(hf: dict[str, Any], where: str) -> Architecture:

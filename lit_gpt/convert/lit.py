@@ -6,7 +6,6 @@ do, and has its configuration in model_config.yaml.
 
 import json
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Interleaved
 from lit_gpt.files import Spec, open_state
+from lit_gpt.places import CONFIG, LITGPT_CONFIG, WEIGHTS, require_checkpoint
 
-WEIGHTS, CONFIG, LITGPT_CONFIG = "lit_model.pth", "lit_config.json", "model_config.yaml"
 FOREIGN = ("_norm_class", "norm_class_name")
 """Keys by which the configurations of the others are told from ours."""
 
@@ -110,23 +109,6 @@ def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[s
         return stacked
 
     return config, {ours: specs[name] for ours, name in theirs.items()}, read
-
-
-def require_checkpoint(checkpoint_dir: Path) -> None:
-    """Raises: UserError if the folder is not a converted checkpoint; it says what is missing and what to run."""
-    if not checkpoint_dir.is_dir():
-        local = [str(p) for p in Path("checkpoints").glob("*/*") if (p / WEIGHTS).is_file()]
-        close = get_close_matches(str(checkpoint_dir), local, n=3, cutoff=0.3)
-        hint = f"here are {', '.join(close)}" if close else "get one with python scripts/download.py --repo_id ORG/NAME"
-        raise UserError(f"there is no folder {checkpoint_dir}; {hint}")
-    missing = [name for name in (WEIGHTS, CONFIG) if not (checkpoint_dir / name).is_file()]
-    if missing == [CONFIG] and (checkpoint_dir / LITGPT_CONFIG).is_file():
-        return
-    if missing:
-        raise UserError(
-            f"{checkpoint_dir} has no {' and no '.join(missing)}; make them with "
-            f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
-        )
 
 
 def read_config(checkpoint_dir: Path) -> Config:

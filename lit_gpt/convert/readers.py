@@ -52,13 +52,10 @@ def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; download one with scripts/download.py --repo_id <org>/<name>")
-    for pattern, index, open_file in (
-        ("model*.safetensors", "model.safetensors.index.json", open_safetensors),
-        ("pytorch_model*.bin", "pytorch_model.bin.index.json", open_bin),
-    ):
-        files, weight_map = weight_files(folder, pattern, folder / index)
+    for name, open_file in (("model.safetensors", open_safetensors), ("pytorch_model.bin", open_bin)):
+        files, weight_map = weight_files(folder, name)
         if files:
-            return open_files(folder, files, open_file, weight_map, index)
+            return open_files(folder, files, open_file, weight_map, f"{name}.index.json")
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) > 1 and ggufs != parts_of(ggufs[0]):
         raise UserError(f"{folder} has {len(ggufs)} gguf files; leave one of {', '.join(f.name for f in ggufs)}")
@@ -69,20 +66,26 @@ def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
     raise UserError(f"{folder} has no weights (model*.safetensors, pytorch_model*.bin or *.gguf); it holds {held}")
 
 
-def weight_files(folder: Path, pattern: str, index: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files that `index` names, and its table tensor -> file; without an index all that match `pattern`, and None.
+def weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] | None]:
+    """The file called `name`, else its shards; and the index's table tensor -> file where one says which they are.
+
+    As in transformers, the one file wins over an index and shards that a save before it may have left. Without either,
+    all files are taken that are called like shards.
 
     Raises:
         UserError: the index is damaged, or a file is missing.
     """
+    if (folder / name).is_file():
+        return [folder / name], None
+    index = folder / f"{name}.index.json"
     if not index.is_file():
-        return require_all_shards(sorted(folder.glob(pattern))), None
+        return require_all_shards(sorted(folder.glob(name.replace(".", "*.")))), None
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map, the table of tensors and files; {AGAIN}")
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{index} gives {name!r} as the file of {tensor!r}, which is no file's name; {AGAIN}")
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise UserError(f"{index} gives {file!r} as the file of {tensor!r}, which is no file's name; {AGAIN}")
     names = sorted(set(weight_map.values()))
     if missing := [n for n in names if not (folder / n).is_file()]:
         raise missing_shard(folder, missing[0], f"{len(missing)} of {len(names)} files of {index.name}")
@@ -129,6 +132,10 @@ def open_files(
             )
         specs |= found
         places |= dict.fromkeys(found, path)
+    if any(name.endswith(".qweight") for name in specs):  # AutoGPTQ and AutoAWQ say how in a file of their own
+        for stated in ("quantize_config.json", "quant_config.json"):
+            if "quantization_config" not in hf_config and (folder / stated).is_file():
+                hf_config["quantization_config"] = read_json(folder / stated)
     return Source(hf_config, config_file, list(specs), OneFileOpen(places, open_file), files, specs)
 
 

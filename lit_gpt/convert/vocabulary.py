@@ -1,4 +1,4 @@
-"""Check that a checkpoint's tokenizer and embedding table belong together."""
+"""Check that a checkpoint's tokenizer and embedding table belong together, and give the table its rows."""
 
 import math
 from dataclasses import replace
@@ -8,19 +8,42 @@ from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
+_N_NAMED = 5
+"""Tokens without a row that a message names."""
+
 
 def check_vocabulary(config: Config, checkpoint_dir: Path) -> None:
     """Raises: UserError if the tokenizer is missing or has tokens that the model has no row for."""
-    n_tokens = Tokenizer(checkpoint_dir).vocab_size
-    if n_tokens > config.padded_vocab_size:
-        raise UserError(
-            f"{checkpoint_dir}: the tokenizer has {n_tokens:,} tokens and the model {config.padded_vocab_size:,} rows; "
-            "they do not belong together"
-        )
+    pad_vocabulary(config, 1, checkpoint_dir)
 
 
-def pad_vocabulary(config: Config, multiple: int) -> Config:
-    """`config` with rows for its vocabulary up to a multiple. Raises: UserError if `multiple` is below 1."""
+def pad_vocabulary(config: Config, multiple: int, checkpoint_dir: Path) -> Config:
+    """`config` with rows for its vocabulary up to a multiple, and so many that each token of the tokenizer has one.
+
+    A pad token is often added to a tokenizer and not to its model. Prints which tokens get a row of zeros that way.
+
+    Args:
+        config: with the rows of the checkpoint's own table.
+        multiple: 1 leaves the rows as they are.
+
+    Raises:
+        UserError: `multiple` is below 1, the tokenizer is missing, is one of another model, or has tokens without a
+            row while `multiple` is 1.
+    """
     if multiple < 1:
         raise UserError(f"--pad_vocab_multiple {multiple} is no number of rows; pass 1 to leave them as they are")
-    return replace(config, padded_vocab_size=math.ceil(config.padded_vocab_size / multiple) * multiple)
+    tokenizer, rows = Tokenizer(checkpoint_dir), config.padded_vocab_size
+    n_tokens = tokenizer.vocab_size
+    sizes = f"{checkpoint_dir}: the tokenizer has {n_tokens:,} tokens and the model {rows:,} rows"
+    if tokenizer.n_pieces > rows:
+        raise UserError(f"{sizes}; they do not belong together")
+    if n_tokens > rows:
+        ids = [i for i in range(rows, n_tokens) if tokenizer.id_to_token(i) is not None]
+        named = ", ".join(repr(tokenizer.id_to_token(i)) for i in ids[:_N_NAMED]) + " ..." * (len(ids) > _N_NAMED)
+        if multiple == 1:
+            raise UserError(
+                f"{sizes}, none for {named}; take the model's own tokenizer, or, if nothing was trained with them, "
+                "pass --pad_vocab_multiple 64 to scripts/convert_hf_checkpoint.py, which gives them rows of zeros"
+            )
+        print(f"Rows of zeros for {named}: the tokenizer has them, and the checkpoint has no rows for them")
+    return replace(config, padded_vocab_size=math.ceil(max(rows, n_tokens) / multiple) * multiple)

@@ -82,14 +82,17 @@ class Order:
         return self.latest[1]
 
 
-def steps(samples: Samples, order: Order, batch_size: int, packing: Packing, first: int = 1) -> Iterator[list[Batch]]:
-    """The micro-batches of each optimizer step, `first` and those after it.
+def steps(samples: Samples, order: Order, batch_size: int, packing: Packing, seen: int = 0) -> Iterator[list[Batch]]:
+    """The micro-batches of each optimizer step to come.
 
     Which samples a step has depends on `order` and `batch_size` alone; a step may span two passes over the data. The
     step's loss is a sum over its samples, so that which of them share a micro-batch changes memory and speed and
     nothing else.
+
+    Args:
+        seen: samples of the order that earlier steps had.
     """
-    for start in range((first - 1) * batch_size, len(order), batch_size):
+    for start in range(seen, len(order), batch_size):
         yield micro_batches(samples, order.rows(start, start + batch_size), packing)
 
 

@@ -1,9 +1,12 @@
 """The file of a data set: where it is, or fetched from its address, whole or not at all."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_gpt.args.data import DatasetArgs
+from lit_gpt.data.arrow import fetched_dataset
 from lit_gpt.errors import UserError
 
 
@@ -26,6 +29,10 @@ PUBLISHED = {
 """By the last part of the address."""
 
 
+_ID = re.compile(r"[\w.-]+/[\w.-]*\w(?<!\.json)(?<!\.jsonl)(?<!\.csv)(?<!\.parquet)")
+"""What may be the id of a data set of the hub, and not the path of a file."""
+
+
 def locate(data_file: Path | None, url: str, name: str, folder: Path, access_token: str | None = None) -> Path:
     """The file to read: `data_file`, or `folder / name`, downloaded from `url` if it is not there yet.
 
@@ -43,9 +50,16 @@ def locate(data_file: Path | None, url: str, name: str, folder: Path, access_tok
 
 
 def fetched(path: str, folder: Path) -> Path:
-    """The file at a path, or at an address that begins with http; downloads go to `folder`. Raises: UserError."""
+    """The file or folder at a path, or the file at an address that begins with http; downloads go to `folder`.
+
+    Raises:
+        UserError: there is nothing, or the download failed.
+    """
     if not path.startswith(("http://", "https://")):
-        return locate(Path(path), "", "", folder)
+        if not Path(path).exists():
+            hint = f"; a data set of the hub is read with --dataset {path}" if _ID.fullmatch(path) else ""
+            raise UserError(f"there is no file {path}{hint}")
+        return Path(path)
     return locate(None, path, path.split("?")[0].rstrip("/").rsplit("/", 1)[-1], folder)
 
 
@@ -95,3 +109,20 @@ def verify(path: Path, url: str) -> None:
             f"{url} gave another file than the published one (SHA-256 {digest.hexdigest()[:16]}..., expected "
             f"{known.sha256[:16]}...); if you want it all the same, pass the path of a local copy"
         )
+
+
+def fetched_rows(path: str | None, validation: Path | None, hub: DatasetArgs, folder: Path) -> tuple[Path, Path | None]:
+    """The files of rows to train and to validate on: those that are named, or those of a data set of the hub.
+
+    Raises:
+        UserError: neither or both are named, or they are not there.
+    """
+    if (path is None) == (hub.dataset is None):
+        raise UserError("--json_path names a file of rows, --dataset a data set of the hub; pass one of them")
+    if path is not None:
+        return fetched(path, folder), validation
+    if hub.validation_split and validation is not None:
+        raise UserError("--validation_split and --validation_file contradict each other; pass one of them")
+    splits = (hub.split, *((hub.validation_split,) if hub.validation_split else ()))
+    found = [fetched_dataset(hub.dataset, hub.dataset_config, split, folder) for split in splits]
+    return found[0], found[1] if len(found) > 1 else validation

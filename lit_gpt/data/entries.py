@@ -21,6 +21,8 @@ MAX_ENTRY = 32 * 2**20
 """Bytes of a line, characters of a list's entry."""
 SPACE, NUMBER = re.compile(r"[ \t\n\r]*"), re.compile(r"[-+.0-9eE]*")
 NOT_TEXT = {b"PAR1": "a Parquet file", b"PK": "a zip archive", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")
+"""What pandas calls a column without a name, when it writes and when it reads."""
 GZIP, BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 
 
@@ -52,11 +54,14 @@ def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         if first.lstrip().startswith("<"):
             raise UserError(f"{path}: expected CSV, found a web page or XML (it begins with '<'); get the file again")
         rows = table_rows(path, chain([first], lines), delimiter=max(",;\t", key=first.count))
-        header = unique(next(rows)[1], path)
-        for line, row in rows:
+        names = next(rows)[1]
+        n_index = index_columns(names)
+        header = unique(names[n_index:], path)
+        for line, cells in rows:
+            row = without_index(cells, n_index, f"{path}, line {line}")
             if len(row) != len(header):
                 raise UserError(
-                    f"{path}, line {line}: expected {len(header)} columns ({', '.join(header)}), found {len(row)}; "
+                    f"{path}, line {line}: expected {len(names)} columns ({', '.join(names)}), found {len(cells)}; "
                     "a text with a separator or a line break in it stands in double quotes"
                 )
             yield f"line {line}", dict(zip(header, row, strict=True))
@@ -74,6 +79,19 @@ def table_rows(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tup
             line = table.line_num + 1
     except csv.Error as e:
         raise UserError(f"{path}, line {line}: a row begins that is not valid CSV ({e})") from e
+
+
+def index_columns(header: list[str]) -> int:
+    """Columns at the beginning that have no name, or the one that pandas gives to those: the rows' numbers."""
+    return next((i for i, name in enumerate(header) if not UNNAMED.fullmatch(name.strip())), 0)
+
+
+def without_index(cells: list[str], n: int, where: str) -> list[str]:
+    """The cells after the first n. Raises: UserError if those are no numbers of rows, so that something was lost."""
+    for cell in cells[:n]:
+        if not cell.strip().isdecimal():
+            raise UserError(f"{where}: the first column has no name in the header, and holds {cell[:40]!r}; name it")
+    return cells[n:]
 
 
 def unique(header: list[str], path: Path) -> list[str]:

@@ -2,9 +2,9 @@
 
 import json
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ from tqdm import tqdm
 from lit_gpt.args import PrepareArgs, SourceArgs
 from lit_gpt.convert.lit import read_config, require_checkpoint
 from lit_gpt.data import store
+from lit_gpt.data.account import Part, Scan, print_unused, said, summary
 from lit_gpt.data.check import check
+from lit_gpt.data.counts import Counts
 from lit_gpt.data.download import locate
-from lit_gpt.data.rows import Row
-from lit_gpt.data.schemas import Keys, Parse, recognise
-from lit_gpt.data.sources import entries, read_entries
-from lit_gpt.data.split import held_out, prompt_of
-from lit_gpt.data.tokens import Counts, Encoder, Pair
+from lit_gpt.data.rows import Row, RowError
+from lit_gpt.data.schemas import Parse
+from lit_gpt.data.sources import read_entries
+from lit_gpt.data.split import held_out
+from lit_gpt.data.tokens import Encoder, Pair
 from lit_gpt.errors import UserError
 from lit_gpt.files import write_text
-from lit_gpt.prompts import CHAT_TEMPLATE, open_style
+from lit_gpt.prompts import CHAT_TEMPLATE, open_style, read_template
 from lit_gpt.tokenizer import Tokenizer
 
 BATCH = 1000
@@ -40,17 +42,6 @@ class Files:
     """Their schema; None recognises it, for each file by its first entry."""
 
 
-@dataclass
-class Scan:
-    """What was found in files that were read to their end."""
-
-    n_rows: int
-    left_out: Counter[str]
-    """Entries that gave no row, by reason."""
-    prompts: list[str]
-    """Of each row, if they were wanted."""
-
-
 def prepare_source(
     parse: Parse | None,
     source: SourceArgs,
@@ -64,8 +55,7 @@ def prepare_source(
     Raises:
         UserError: as `locate` and `prepare`.
     """
-    require_checkpoint(checkpoint_dir)  # before a download
-    open_style(args.prompt_style, checkpoint_dir)
+    require_ready(folder, checkpoint_dir, args)  # before a download
     path = locate(source.data_file, source.data_file_url, source.data_file_name, folder, access_token)
     validation = Files((source.validation_file,), parse) if source.validation_file else None
     prepare(Files((path,), parse), validation, folder, checkpoint_dir, args)
@@ -84,21 +74,21 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
         UserError: rows that do not fit their schema or leave nothing to train or to validate on, an unknown prompt
             style, no checkpoint; or, once the data is stored, a finding of the check that makes training useless.
     """
-    require_checkpoint(checkpoint_dir)
-    store.require_room(folder)
+    require_ready(folder, checkpoint_dir, args)
     tokenizer = Tokenizer(checkpoint_dir)
-    block_size = read_config(checkpoint_dir).block_size
-    limit = min(args.max_seq_length or block_size, block_size)
-    encoder = Encoder(tokenizer, args, limit)
     scan = read_all(train, args, with_prompts=validation is None)
-    print_unused(train)
+    print_unused(scan.unused)
+    args = with_style(args, scan.n_chat > 0, checkpoint_dir)
+    block_size = read_config(checkpoint_dir).block_size
+    encoder = Encoder(tokenizer, args, min(args.max_seq_length or block_size, block_size))
     if validation is None:
-        out = held_out(scan.prompts, args.test_split_fraction, args.seed)
-        scan.prompts.clear()
+        out = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
+        scan.prompts, scan.systems, scan.known = [], [], {}
         n_train, n_val, left_out = int((~out).sum()), int(out.sum()), (scan.left_out, Counter())
         sources = (chosen(rows_of(train, args), ~out), chosen(rows_of(train, args), out))
     else:
         second = read_all(validation, args, with_prompts=False)
+        print_unused({key: n for key, n in second.unused.items() if key not in scan.unused})
         n_train, n_val, left_out = scan.n_rows, second.n_rows, (scan.left_out, second.left_out)
         sources = (rows_of(train, args), rows_of(validation, args))
     print(f"train has {n_train:,} rows, val has {n_val:,}")
@@ -107,34 +97,46 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
         for name, rows, n, missing in zip(("train", "val"), sources, (n_train, n_val), left_out, strict=True):
             counts = Counts(read=missing.total(), dropped=Counter(missing))
             parts[name] = write_split(temporary, name, rows, n, encoder, counts)
-        meta = describe(train, validation, checkpoint_dir, encoder, parts)
+        meta = describe(train, validation, checkpoint_dir, encoder, parts, unused=scan.unused)
         write_text(temporary / store.META, json.dumps(meta, indent=2) + "\n")
     print(f"Saved to {folder}")
     if args.check:
         check(folder, checkpoint_dir=checkpoint_dir)
 
 
-def print_unused(files: Files) -> None:
-    """Say which keys of single-turn entries nobody reads: a context under another name would go unnoticed."""
-    told = {""}
-    for path in files.paths:
-        place, entry = next(entries(path), ("", None))
-        parse = files.parse or (recognise(entry, f"{path}, {place}") if place else None)
-        if not (isinstance(parse, Keys) and isinstance(entry, dict)):
-            continue
-        unused = ", ".join(key for key in entry if key not in parse.names)
-        if unused not in told:
-            print(f"{path.name}: not used: {unused}")
-        told.add(unused)
+def require_ready(folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:
+    """See that a data set can be prepared, before anything is downloaded or read.
+
+    Raises:
+        UserError: no checkpoint, no such prompt style, a data set in the folder that may not be replaced.
+    """
+    require_checkpoint(checkpoint_dir)
+    store.require_room(folder, args.overwrite)
+    if args.prompt_style is not None:
+        open_style(args.prompt_style, checkpoint_dir, template_kwargs=args.template_kwargs)
+
+
+def with_style(args: PrepareArgs, is_chat: bool, checkpoint_dir: Path) -> PrepareArgs:
+    """The arguments with a prompt style: the one that was asked for, else by what the rows are; prints which."""
+    if args.prompt_style is not None:
+        return args
+    if not is_chat:
+        return replace(args, prompt_style="alpaca")
+    name = checkpoint_dir.absolute().name
+    try:
+        read_template(checkpoint_dir)
+        style, why = CHAT_TEMPLATE, f"the rows are conversations, and {name} has a chat template"
+    except UserError:
+        style, why = "vicuna", f"the rows are conversations, and {name} has no chat template"
+    print(f"prompt style: {style} ({why}); --prompt_style takes another one, such as alpaca")
+    return replace(args, prompt_style=style)
 
 
 def read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:
     """Read the files to their end. Raises: UserError at the first thing that is wrong, or if there are no rows."""
-    scan = Scan(0, Counter(), [])
+    scan = Scan()
     for row in rows_of(files, args, scan.left_out):
-        scan.n_rows += 1
-        if with_prompts:
-            scan.prompts.append(prompt_of(row))
+        scan.add(row, with_prompts)
     if not scan.n_rows:
         reason = f" ({said(scan.left_out)})" if scan.left_out else ""
         raise UserError(f"{', '.join(map(str, files.paths))} has no rows{reason}")
@@ -150,22 +152,16 @@ def rows_of(files: Files, args: PrepareArgs, left_out: Counter[str] | None = Non
     left_out = Counter() if left_out is None else left_out
     for path in files.paths:
         for rows in read_entries(path, files.parse, args.bad_rows == "drop"):
-            yield from rows or []
+            if isinstance(rows, UserError):
+                left_out[rows.reason if isinstance(rows, RowError) else "not of the schema"] += 1
+                continue
+            yield from rows
             if not rows:
-                left_out["not of the schema" if rows is None else "no conversation in the entry"] += 1
+                left_out["no conversation in the entry"] += 1
 
 
 def chosen(rows: Iterator[Row], mask: np.ndarray) -> Iterator[Row]:
     return (row for row, wanted in zip(rows, mask, strict=True) if wanted)
-
-
-@dataclass
-class Part:
-    """A split as it was written."""
-
-    counts: Counts
-    lengths: np.ndarray
-    n_targets: int
 
 
 def write_split(folder: Path, name: str, rows: Iterator[Row], n_rows: int, encoder: Encoder, counts: Counts) -> Part:
@@ -208,7 +204,13 @@ def encoded(rows: Iterator[Row], encoder: Encoder) -> Iterator[tuple[list[Pair],
 
 
 def describe(
-    train: Files, validation: Files | None, checkpoint_dir: Path, encoder: Encoder, parts: dict[str, Part]
+    train: Files,
+    validation: Files | None,
+    checkpoint_dir: Path,
+    encoder: Encoder,
+    parts: dict[str, Part],
+    *,
+    unused: Mapping[str, int],
 ) -> dict[str, Any]:
     """What meta.json says."""
     args = encoder.args
@@ -230,34 +232,12 @@ def describe(
         "targets": {name: part.n_targets for name, part in parts.items()},
         "longest": {name: int(part.lengths.max()) for name, part in parts.items()},
         "rows": {name: part.counts.record() for name, part in parts.items()},
+        "unused_keys": dict(unused),
     }
     if args.prompt_style == CHAT_TEMPLATE:
         meta["chat_template"] = encoder.style.text
+        meta["template_kwargs"] = args.template_kwargs
     return meta
-
-
-def summary(part: Part) -> str:
-    """One line: how many samples and tokens, how long, and what was left out, cut, or tokenized apart."""
-    counts, lengths = part.counts, part.lengths
-    notes = [f"dropped: {said(counts.dropped)}"] if counts.dropped else []
-    notes += [f"cut: {said(counts.cut)}"] if counts.cut else []
-    notes = notes or ["none dropped or cut"]
-    if counts.apart:
-        notes.append(f"in {counts.apart:,} rows the ids differ from those of tokenizing prompt and response as one")
-    if counts.last_only:
-        notes.append(
-            f"in {counts.last_only:,} rows only the last answer carries loss: the template shows earlier ones otherwise"
-        )
-    if not len(lengths):
-        return f"no samples; {'; '.join(notes)}"
-    return (
-        f"{len(lengths):,} samples, {lengths.sum():,} tokens of which {part.n_targets:,} are targets, "
-        f"length {np.median(lengths):.0f} in the median and {lengths.max()} at most; {'; '.join(notes)}"
-    )
-
-
-def said(counts: Counter[str]) -> str:
-    return ", ".join(f"{n:,} {what}" for what, n in counts.items())
 
 
 def tokenize(rows: Sequence[Row], tokenizer: Tokenizer, args: PrepareArgs, limit: int) -> tuple[list[Pair], Counts]:
@@ -267,4 +247,5 @@ def tokenize(rows: Sequence[Row], tokenizer: Tokenizer, args: PrepareArgs, limit
         UserError: as `Encoder` and its `encode`.
     """
     counts = Counts()
+    args = with_style(args, any(row.is_chat for row in rows), tokenizer.path.parent)
     return Encoder(tokenizer, args, limit).encode(rows, counts), counts

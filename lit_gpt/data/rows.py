@@ -7,6 +7,22 @@ from typing import Any
 from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
 
+_MAY_FOLLOW = {
+    "": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
+"""Role -> roles of the next turn; what a tool says may come in several turns, one a call."""
+
+
+class RowError(UserError):
+    """What is wrong with a row, and in few words why rows of its kind are left out where they are dropped."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -18,6 +34,10 @@ class Row:
     file: str = field(default="", compare=False)
     place: str = field(default="", compare=False)
     """Entry or line in the file, as a person would look it up."""
+    is_chat: bool = field(default=False, compare=False, kw_only=True)
+    """Whether the file says turn by turn who speaks, as conversations do, and not an instruction and its answer."""
+    unused: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
+    """Keys of the entry that hold something and are not read, such as `source` or `messages[].id`."""
 
     @classmethod
     def single(cls, instruction: str, context: str, response: str, file: str = "", place: str = "") -> "Row":
@@ -27,6 +47,11 @@ class Row:
     @property
     def where(self) -> str:
         return ", ".join(filter(None, (self.file, self.place)))
+
+    @property
+    def system(self) -> str:
+        """The system text, or an empty one."""
+        return self.turns[0].text if self.turns and self.turns[0].role == "system" else ""
 
     @property
     def instruction(self) -> str:
@@ -47,17 +72,27 @@ class Row:
         return next((t for t in self.turns if t.role == role), Turn("user", ""))
 
 
-def conversation(turns: Sequence[Turn], file: str, place: str) -> Row:
+def conversation(
+    turns: Sequence[Turn],
+    file: str,
+    place: str,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    unused: tuple[str, ...] = (),
+) -> Row:
     """The turns as a row.
 
     Raises:
-        UserError: roles that do not alternate, naming the first turn that is out of order.
+        UserError: roles out of order, naming the first turn that is.
     """
     n_system = int(bool(turns) and turns[0].role == "system")
+    before = ""
     for i, turn in enumerate(turns[n_system:]):
-        expected = ("user", "assistant")[i % 2]
-        if turn.role != expected:
-            raise UserError(f"{file}, {place}, turn {i + n_system + 1}: expected {expected}, found {turn.role}")
+        if turn.role not in _MAY_FOLLOW[before]:
+            expected = " or ".join(_MAY_FOLLOW[before])
+            message = f"{file}, {place}, turn {i + n_system + 1}: expected {expected}, found {turn.role}"
+            raise RowError(message, "with roles out of order")
+        before = turn.role
     if len(turns) == n_system:
         raise UserError(f"{file}, {place}: expected at least one turn of a user, found none")
-    return Row(tuple(turns), file, place)
+    return Row(tuple(turns), tools=tuple(tools), file=file, place=place, is_chat=True, unused=unused)

@@ -17,6 +17,8 @@ SLACK = 0.15
 """How far below the threshold an estimate may lie (4 standard errors of 128 hashes) for its pair to be measured."""
 MOST = 2000
 """Texts that are compared with each other at most."""
+MOST_GRAMS = 1 << 22
+"""Grams that are remembered while texts are compared, of 8 bytes each."""
 CHUNK = 1 << 20
 """Characters whose grams are in memory at a time; a signature takes as much as 256 of them."""
 
@@ -49,30 +51,49 @@ def link(texts: Sequence[str], threshold: float) -> np.ndarray:
     signatures = sign(texts)
     parents = np.arange(len(texts))
     last_bytes = signatures.astype(np.uint8)  # as good for an estimate, and faster to compare
+    grams = _Grams(texts)
     for bucket in buckets(signatures, rows_per_band(threshold)):
         waiting = bucket
         while len(waiting) > 1:  # breadth first through the bucket
             seeds, waiting = waiting[:1], waiting[1:]
             while len(seeds) and len(waiting):
-                found = like(int(seeds[0]), waiting, texts, last_bytes, parents, threshold)
+                found = like(int(seeds[0]), waiting, grams, last_bytes, parents, threshold)
                 seeds, waiting = np.concatenate([seeds[1:], waiting[found]]), waiting[~found]
     return np.array([root(parents, i) for i in range(len(texts))], dtype=np.int64)
 
 
+class _Grams:
+    """The grams of texts, of which the last MOST_GRAMS are remembered: in a bucket each text is met again and again."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts, self.known, self.room = texts, {}, MOST_GRAMS
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        found = self.known.get(i)
+        if found is None:
+            found = grams_of(self.texts[i])
+            if len(found) > self.room:
+                self.known, self.room = {}, MOST_GRAMS
+            self.known[i] = found
+            self.room -= len(found)
+        return found
+
+
 def like(
-    one: int, others: np.ndarray, texts: Sequence[str], last_bytes: np.ndarray, parents: np.ndarray, threshold: float
+    one: int, others: np.ndarray, grams: _Grams, last_bytes: np.ndarray, parents: np.ndarray, threshold: float
 ) -> np.ndarray:
     """Which of `others` are in the group of `one` now, a mask; links those that are near enough."""
     agreeing = np.count_nonzero(last_bytes[others] == last_bytes[one], axis=1)
     found = agreeing >= (threshold - SLACK) * N_HASHES
-    grams = None
-    for i in found.nonzero()[0]:
-        mine, theirs = root(parents, one), root(parents, int(others[i]))
-        if mine != theirs:
-            grams = grams_of(texts[one]) if grams is None else grams
-            found[i] = jaccard(grams, grams_of(texts[others[i]])) >= threshold
-            if found[i]:
-                parents[max(mine, theirs)] = min(mine, theirs)
+    mine = root(parents, one)
+    unknown = [i for i in found.nonzero()[0] if root(parents, int(others[i])) != mine]
+    for i, share in zip(unknown, jaccards(grams[one], [grams[int(others[i])] for i in unknown]), strict=True):
+        found[i] = share >= threshold
+        if found[i]:
+            mine, theirs = root(parents, one), root(parents, int(others[i]))
+            parents[max(mine, theirs)] = min(mine, theirs)
+    for i in unknown:
+        found[i] = root(parents, int(others[i])) == root(parents, one)
     return found
 
 
@@ -86,8 +107,18 @@ def root(parents: np.ndarray, i: int) -> int:
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     """Share of the grams of either that both have."""
-    common = len(np.intersect1d(a, b, assume_unique=True))
-    return common / (len(a) + len(b) - common)
+    return float(jaccards(a, [b])[0])
+
+
+def jaccards(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """(n,) float64: for each of the others the share of the grams of either that both have."""
+    if not others:
+        return np.zeros(0)
+    sizes = np.array([len(other) for other in others])
+    together = np.concatenate(others)
+    places = np.minimum(np.searchsorted(one, together), len(one) - 1)
+    common = np.add.reduceat((one[places] == together).astype(np.int64), np.cumsum([0, *sizes[:-1]]))
+    return common / (len(one) + sizes - common)
 
 
 def rows_per_band(threshold: float) -> int:

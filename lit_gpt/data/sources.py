@@ -1,37 +1,41 @@
 """Rows out of somebody's file, of whatever schema, one after the other."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.data.arrow import PARQUET, read_parquet, read_saved
+from lit_gpt.data.columns import by_columns
 from lit_gpt.data.entries import read_objects, read_table
 from lit_gpt.data.rows import Row
-from lit_gpt.data.schemas import Keys, Parse, alpaca, mapped, recognise
+from lit_gpt.data.schemas import Keys, Parse, alpaca, recognise
 from lit_gpt.errors import UserError
 
 TABLES = (".csv", ".tsv")
 
 
-def read_rows(path: Path, parse: Parse | None = None, columns: Mapping[str, str] | None = None) -> Iterator[Row]:
-    """The rows of a file: JSON list, JSON lines, or CSV by its name; each also gzipped.
+def read_rows(
+    path: Path, parse: Parse | None = None, columns: Mapping[str, str] | Sequence[str] | None = None
+) -> Iterator[Row]:
+    """The rows of a file: JSON list, JSON lines, CSV or Parquet by its name, or a folder of `datasets.save_to_disk`.
 
     Args:
         parse: the schema of its entries; None recognises it by the first one's keys.
-        columns: what a schema of the user's own calls instruction, response and, if it has them, context and system.
+        columns: how a schema of the user's own calls what; see `by_columns`.
 
     Raises:
         UserError: naming file, place and key of the first thing that is wrong, when it is reached; no rows at all.
     """
     found = False
-    for rows in read_entries(path, mapped(columns) if columns else parse):
+    for rows in read_entries(path, by_columns(columns) if columns else parse):
         found = True
-        yield from rows or []
+        yield from rows
     if not found:
         raise UserError(f"{path} has no rows")
 
 
-def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterator[list[Row] | None]:
-    """The rows of each entry; None for one that does not fit, with `drop`. Raises: UserError as `read_rows`."""
+def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterator[list[Row] | UserError]:
+    """The rows of each entry; with `drop` what is wrong with one in their place. Raises: UserError as `read_rows`."""
     for n, (place, entry) in enumerate(entries(path)):
         parse = parse or recognise(entry, f"{path}, {place}")
         if n == 0 and isinstance(parse, Keys) and is_table(path):
@@ -41,12 +45,16 @@ def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterato
         except UserError as e:
             if not drop:
                 raise UserError(f"{e}; mend it, or leave such rows out with --bad_rows drop") from e
-            rows = None
+            rows = e
         yield rows
 
 
 def entries(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, value) of each entry of the file."""
+    if path.is_dir():
+        return read_saved(path)
+    if path.name.endswith(PARQUET):
+        return read_parquet(path)
     return read_table(path) if is_table(path) else read_objects(path)
 
 

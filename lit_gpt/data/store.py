@@ -114,10 +114,19 @@ def header(n: int) -> dict[str, Any]:
     return {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (n,)}
 
 
-def require_room(folder: Path) -> None:
-    """Raises: UserError if a file is where the folder, or one that it is in, would be."""
+def require_room(folder: Path, overwrite: bool = True) -> None:
+    """See that a prepared data set may be written to `folder`.
+
+    Raises:
+        UserError: a file is where the folder, or one that it is in, would be; it holds a prepared data set, and
+            `overwrite` is not set.
+    """
     if (first := next(p for p in (folder, *folder.parents) if p.exists())) and not first.is_dir():
         raise UserError(f"--destination_path {folder}: {first} is a file; pass another folder")
+    if (folder / META).exists() and not overwrite:
+        raise UserError(
+            f"{folder} holds a prepared data set; pass another --destination_path, or --overwrite true to replace it"
+        )
 
 
 @contextmanager

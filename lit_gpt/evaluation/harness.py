@@ -6,6 +6,7 @@ only where there is something to score, and a question is read once for all of i
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,16 +14,17 @@ from typing import Any
 import torch
 
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.conversation import conversation_text
+from lit_gpt.evaluation.drawing import cut, generation_settings
 from lit_gpt.evaluation.scoring import Ids, batches, passes, score
 from lit_gpt.generation.engine import generate_batch
 from lit_gpt.model import GPT
-from lit_gpt.prompts import Turn, open_style
+from lit_gpt.prompts import open_style
 from lit_gpt.tokenizer import Tokenizer
 
 try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM
-    from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
 except ModuleNotFoundError as e:
@@ -30,8 +32,6 @@ except ModuleNotFoundError as e:
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """((context, continuation) as text, or None; ids of the context; ids of the continuation)."""
-WITHOUT_EFFECT = {"top_p": 1, "num_beams": 1, "repetition_penalty": 1, "num_return_sequences": 1}
-"""Settings of tasks that we do not have, and the value at which they change nothing."""
 
 
 class LitLM(TemplateLM):
@@ -59,6 +59,8 @@ class LitLM(TemplateLM):
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self.prompt_style, self.name, self.autocast = prompt_style, name, autocast
         self.style = open_style(prompt_style or "plain", tokenizer.path.parent, tokenizer)
+        self.lead: str = getattr(self.style, "lead", "")  # what the style leaves to the answer
+        self.said: set[str] = set()
         self._device = model.transformer.wte.weight.device
 
     @property
@@ -93,6 +95,27 @@ class LitLM(TemplateLM):
 
     # loglikelihoods
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of a context and of its continuation, as lm-eval has them; spaces between are the continuation's.
+
+        Raises:
+            UserError: a context of spaces alone, of which no token is left.
+        """
+        if self.lead and context.endswith(self.lead) and continuation[:1].isspace():
+            context = context.removesuffix(self.lead)
+        ids = super()._encode_pair(context, continuation)
+        if not ids[0]:
+            raise UserError(
+                f"a question of a task is white space alone ({context!r}), and this model's texts begin with no token "
+                f"that its answer {continuation!r} could follow; an empty question would be fine"
+            )
+        return ids
+
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability, whether it is greedy) of each continuation; (0, True) for nothing after nothing."""
+        found = iter(super().loglikelihood([r for r in requests if any(r.args)], disable_tqdm=disable_tqdm))
+        return [next(found) if any(r.args) else (0.0, True) for r in requests]
+
     @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
@@ -106,7 +129,10 @@ class LitLM(TemplateLM):
             UserError: a continuation that is longer than the model.
         """
         rows: dict[Ids, list[int]] = {}  # ids that are fed -> requests they answer
+        answers = self.melted(requests)
         for i, (_, context, continuation) in enumerate(requests):
+            if i in answers:
+                continue
             if len(continuation) > self.max_length:
                 raise UserError(
                     f"an answer has {len(continuation)} tokens, and the model has room for {self.max_length}"
@@ -116,8 +142,8 @@ class LitLM(TemplateLM):
         for row, members in rows.items():
             n_scored = max(len(requests[i][2]) for i in members)
             heads.setdefault(row[: len(row) - n_scored], []).append(row)
-        answers: dict[int, tuple[float, bool]] = {}
-        progress = tqdm(total=len(requests), desc="Log-likelihoods", disable=disable_tqdm)
+        self.warn_of_cuts(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
+        progress = tqdm(total=len(requests), initial=len(answers), desc="Log-likelihoods", disable=disable_tqdm)
         with self.autocast():
             for batch, ends, hidden in passes(self.model, heads, self.batch_size):
                 targets = [[requests[i][2] for i in rows[row]] for row in batch]
@@ -129,6 +155,30 @@ class LitLM(TemplateLM):
                     progress.update()
         progress.close()
         return [answers[i] for i in range(len(requests))]
+
+    def melted(self, requests: Sequence[Request]) -> dict[int, tuple[float, bool]]:
+        """Request -> answer, for continuations that melt into the last token of their context: of no tokens, the
+        log-probability is 0, and all are greedy."""
+        found = [i for i, (_, _, continuation) in enumerate(requests) if not continuation]
+        if found:
+            texts = requests[found[0]][0] or ("", "")
+            self.warn(
+                f"{len(found)} of {len(requests)} answers have no token of their own: tokenized together, "
+                f"{texts[0][-20:]!r} and {texts[1]!r} end in one token; their score says nothing. Where the task has "
+                'target_delimiter: "", a space there helps'
+            )
+        return dict.fromkeys(found, (0.0, True))
+
+    def warn_of_cuts(self, n_cut: int, n: int, room: int | None = None) -> None:
+        """Say how many questions are longer than the model.
+
+        Args:
+            room: tokens that are left for a question; what the model has if not given.
+        """
+        if n_cut:
+            self.warn(
+                f"{n_cut} of {n} questions are longer than {room or self.max_length} tokens: cut at the beginning"
+            )
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text. One longer than the model is cut into windows without overlap."""
@@ -160,9 +210,11 @@ class LitLM(TemplateLM):
         texts = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
         for members in groups.values():
-            settings = self.generation_settings(requests[members[0]].args[1])
+            settings = generation_settings(requests[members[0]].args[1], self.max_gen_toks, self.max_length)
             room = self.max_length - settings["max_new_tokens"]
-            prompts = {i: (self.tok_encode(requests[i].args[0]) or [self.prefix_token_id])[-room:] for i in members}
+            prompts = {i: self.tok_encode(requests[i].args[0].removesuffix(self.lead)) for i in members}
+            self.warn_of_cuts(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
+            prompts = {i: (ids or [self.prefix_token_id])[-room:] for i, ids in prompts.items()}
             for batch in batches(sorted(members, key=lambda i: len(prompts[i]), reverse=True), self.batch_size):
                 for i, text in zip(batch, self.complete([prompts[i] for i in batch], **settings), strict=True):
                     texts[i] = text
@@ -170,28 +222,6 @@ class LitLM(TemplateLM):
                 progress.update(len(batch))
         progress.close()
         return texts
-
-    def generation_settings(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Keyword arguments of `complete` for the `generation_kwargs` of a task. Raises: UserError."""
-        kwargs = dict(normalize_gen_kwargs(given, self.max_gen_toks))
-        max_new_tokens = kwargs.pop("max_gen_toks")
-        if max_new_tokens >= self.max_length:
-            raise UserError(
-                f"a task asks for {max_new_tokens} new tokens, and the model has room for {self.max_length}"
-            )
-        temperature = kwargs.pop("temperature", 1.0)
-        sampled = kwargs.pop("do_sample") and temperature > 0
-        settings = {
-            "until": [s for s in kwargs.pop("until") if s],
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature if sampled else 0,
-            "top_k": kwargs.pop("top_k", None) or None,
-        }
-        for key, value in kwargs.items():
-            neutral = value is None or value == WITHOUT_EFFECT.get(key) or (key == "top_p" and not sampled)
-            if not neutral:
-                raise UserError(f"a task asks for generation with {key}={value!r}, which this toolkit does not have")
-        return settings
 
     def complete(
         self, prompts: list[list[int]], until: list[str], max_new_tokens: int, temperature: float, top_k: int | None
@@ -225,20 +255,28 @@ class LitLM(TemplateLM):
     # prompt styles
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The question in the prompt style, with the beginning of the answer where the task gives one.
+        """The turns as text in the prompt style, with the beginning of the answer where the task gives one.
+
+        A system text that the style refuses is left out, and said to be, as in lm-eval's own `hf` model.
 
         Raises:
-            UserError: a system text, or more than one turn: our prompt styles have one instruction.
+            UserError: the style refuses the other turns.
         """
-        question, *rest = chat_history
-        started = not add_generation_prompt and [m["role"] for m in rest] == ["assistant"]
-        if question["role"] != "user" or not (started or not rest):
-            roles = ", ".join(m["role"] for m in chat_history)
-            raise UserError(
-                f"a prompt style holds one instruction, and a task gave {roles}; leave --apply_prompt_style out"
-            )
-        prompt = self.style.exchanges([Turn("user", question["content"])])[0].prompt
-        return prompt + (rest[0]["content"] if started else "")
+        try:
+            return conversation_text(self.style, self.tokenizer, chat_history, add_generation_prompt)
+        except UserError as e:
+            others = [m for m in chat_history if m["role"] != "system"]
+            if len(others) == len(chat_history):
+                raise
+            text = conversation_text(self.style, self.tokenizer, others, add_generation_prompt)
+            self.warn(f"system texts and tasks' descriptions are left out of the questions: {e}")
+            return text
+
+    def warn(self, text: str) -> None:
+        """Say something on stderr, once."""
+        if text not in self.said:
+            self.said.add(text)
+            print(f"warning: {text}", file=sys.stderr)
 
     @property
     def tokenizer_name(self) -> str:
@@ -247,8 +285,3 @@ class LitLM(TemplateLM):
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         return self.prompt_style or ""
-
-
-def cut(text: str, until: list[str]) -> str:
-    """`text` up to its first stop string."""
-    return text[: min((at for s in until if (at := text.find(s)) >= 0), default=None)]

@@ -11,9 +11,8 @@ from lit_gpt.args import EvalArgs
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM
 from lit_gpt.files import write_text
-from lit_gpt.fused import set_compile
 from lit_gpt.model import GPT
-from lit_gpt.prompts import open_style
+from lit_gpt.prompts import CHAT_TEMPLATE, open_style
 from lit_gpt.tokenizer import Tokenizer
 
 
@@ -55,7 +54,6 @@ def evaluate(
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.utils import handle_non_serializable, make_table
 
-    set_compile(True)
     manager, chosen = tasks
     lm = LitLM(model, tokenizer, args.batch_size, style, name=model.config.name, autocast=fabric.autocast)
     results = simple_evaluate(
@@ -68,15 +66,22 @@ def evaluate(
         limit=args.limit,
         bootstrap_iters=args.bootstrap_iters,
         log_samples=args.log_samples,
+        system_instruction=args.system,
         apply_chat_template=style is not None,
-        fewshot_as_multiturn=False,  # our prompt styles have one turn, which then holds the examples
+        fewshot_as_multiturn=style == CHAT_TEMPLATE if args.fewshot_as_multiturn is None else args.fewshot_as_multiturn,
+        confirm_run_unsafe_code=args.confirm_run_unsafe_code,
         random_seed=args.seed,
         numpy_random_seed=args.seed,
         torch_random_seed=args.seed,
         fewshot_random_seed=args.seed,
     )
     about = {name: str(value) if isinstance(value, Path) else value for name, value in about.items()}
-    results["config"] |= {"model": "lit_gpt", "model_args": about, "prompt_style": style}
+    results["config"] |= {
+        "model": "lit_gpt",
+        "model_args": about,
+        "prompt_style": style,
+        "system_instruction": args.system,
+    }
     results |= {"model_name": model.config.name, "eot_token_id": lm.eot_token_id, "max_length": lm.max_length}
     print(make_table(results))
     if results.get("groups"):

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric import Fabric
 
@@ -46,14 +47,38 @@ def task_score(
         model.eval()
         with redirect_stdout(io.StringIO()):  # the table is not what is asked for
             results = evaluate(fabric, model, tokenizer, tasks, args, style, {})
-        metrics = {
-            key.partition(",")[0]: value
-            for key, value in results["results"][name].items()
-            if "," in key and isinstance(value, int | float) and "_stderr" not in key
-        }
+        metrics = _metrics_of(name, results)
         wanted = validation.best_metric or next(iter(metrics), None)
         if wanted not in metrics or not math.isfinite(metrics[wanted]):
             raise UserError(f"--best_metric {wanted}: the task {name} has {', '.join(metrics) or 'no metric'}")
-        return float(metrics[wanted])
+        return metrics[wanted]
 
     return score
+
+
+def _metrics_of(name: str, results: dict[str, Any]) -> dict[str, float]:
+    """Metric -> value of what `name` stands for: a task's or a group's own, else the mean over its tasks.
+
+    A metric with several filters goes by `metric,filter`, too; its name alone is that of the first filter.
+
+    Args:
+        name: one that --eval_tasks takes.
+        results: of `evaluate`, for nothing but that name.
+    """
+    scored = {task: _numbers(entry) for task, entry in results["results"].items()}
+    if scored.get(name):
+        return scored[name]
+    tasks = [scored[task] for task in results["n-samples"]]
+    common = [metric for metric in tasks[0] if all(metric in entry for entry in tasks)]
+    return {metric: sum(entry[metric] for entry in tasks) / len(tasks) for metric in common}
+
+
+def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    """The metrics among what lm-eval says of a task or group."""
+    found: dict[str, float] = {}
+    for key, value in entry.items():
+        metric, comma, _ = key.partition(",")
+        if comma and isinstance(value, int | float) and not metric.endswith("_stderr"):
+            found.setdefault(metric, float(value))
+            found[key] = float(value)
+    return found

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
+from stat import S_IMODE
 from typing import IO, Any
 
 from lit_gpt.errors import UserError
@@ -31,7 +32,9 @@ def replace_with(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = temporary_beside(path)
     try:
         with naming_a_full_disk(path):
+            mode = _plain_mode(temporary)
             write(temporary)
+            _give_mode(temporary, mode)
             sync(temporary)
         temporary.replace(path)
     finally:
@@ -55,8 +58,11 @@ def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) 
         with naming_a_full_disk(folder):
             temporary.mkdir(parents=True)
             write(temporary)
-            for path in (*temporary.rglob("*"), temporary):
+            mode = temporary.stat().st_mode
+            for path in temporary.rglob("*"):
+                _give_mode(path, mode if path.is_dir() else mode & 0o666)
                 sync(path)
+            sync(temporary)
         if place.exists():
             place.replace(aside)
         temporary.replace(place)
@@ -65,6 +71,26 @@ def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) 
         if aside.exists() and not place.exists():  # interrupted between the two renames
             aside.replace(place)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _plain_mode(path: Path) -> int:
+    """Return the mode that a new file gets at `path`, where none is left; only making one tells what the umask is."""
+    path.touch()
+    mode = path.stat().st_mode
+    path.unlink()
+    return mode
+
+
+def _give_mode(path: Path, mode: int) -> None:
+    """Let others read a file or folder as far as the user's umask allows, however it was written.
+
+    Writers that go through a temporary file, as safetensors' `save_file` does, leave it to its owner alone.
+
+    Args:
+        mode: of a file or folder that was made in the plain way.
+    """
+    if not path.is_symlink() and S_IMODE(path.stat().st_mode) != S_IMODE(mode):
+        path.chmod(S_IMODE(mode))
 
 
 def require_replaceable(folder: Path, overwrite: bool) -> None:

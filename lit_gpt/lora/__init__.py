@@ -3,6 +3,9 @@
 `inject` swaps linear layers of a loaded model in place; `merge` folds the updates in and swaps them back.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
 import torch.nn as nn
 
@@ -10,6 +13,9 @@ from lit_gpt.args import LoRAArgs
 from lit_gpt.linear import Linear, LinearLayer
 from lit_gpt.lora.layer import LoRALinear
 from lit_gpt.model import GPT
+
+BLOCKS = ("query", "key", "value")
+"""Blocks of the output channels of `attn.qkv`, each of which has an update of its own."""
 
 
 def inject(model: GPT, args: LoRAArgs, begins: bool = True) -> None:
@@ -21,21 +27,46 @@ def inject(model: GPT, args: LoRAArgs, begins: bool = True) -> None:
     Raises:
         UserError: PiSSA is to begin on quantized weights.
     """
-    q, k, v = model.config.qkv_sizes
-    rows = {"query": (0, q), "key": (q, q + k), "value": (q + k, q + k + v)}
-    blocks = [rows[name] for name in rows if getattr(args, f"lora_{name}")]
-    for block in model.transformer.h:
-        if blocks:
-            block.attn.qkv = LoRALinear(block.attn.qkv, args, blocks, begins)
-        if args.lora_projection:
-            block.attn.proj = LoRALinear(block.attn.proj, args, begins=begins)
-        if args.lora_mlp:
-            for parent, name, linear in linear_layers(block.mlp):
-                setattr(parent, name, LoRALinear(linear, args, begins=begins))
-    if args.lora_head:
-        model.lm_head = LoRALinear(model.lm_head, args, begins=begins)
+    sizes = model.config.qkv_sizes
+    rows = {name: (sum(sizes[:i]), sum(sizes[: i + 1])) for i, name in enumerate(BLOCKS)}
+    for path, names in list(adapted_layers(model, args)):
+        ranks = {name: args.lora_r for name in names}
+        if args.ranks is not None:
+            ranks = {n: r for n in names if (r := args.ranks.get(update_name(path, n)))}
+        if ranks:  # those of a layer are computed at once, the lower ones filled up with zeros
+            blocks = [rows[n] for n in ranks] if names != [""] else None
+            layer = LoRALinear(model.get_submodule(path), args.with_rank(max(ranks.values())), blocks, begins)
+            model.set_submodule(path, layer)
+    for name in args.whole:
+        _make_own(model, name)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = trainable(name)
+        parameter.requires_grad = trainable(name) or name in args.whole
+
+
+def adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]]]:
+    """Yield the path of each layer that the flags mean, and which of BLOCKS get an update; [""] is the whole layer."""
+    blocks = [name for name in BLOCKS if getattr(args, f"lora_{name}")]
+    for i, block in enumerate(model.transformer.h):
+        if blocks:
+            yield f"transformer.h.{i}.attn.qkv", blocks
+        if args.lora_projection:
+            yield f"transformer.h.{i}.attn.proj", [""]
+        if args.lora_mlp:
+            for name, module in block.mlp.named_modules():
+                if isinstance(module, LinearLayer):
+                    yield f"transformer.h.{i}.mlp.{name}", [""]
+    if args.lora_head:
+        yield "lm_head", [""]
+
+
+def update_name(path: str, block: str) -> str:
+    """Return the name of an update, as in `LoRARunArgs.ranks`.
+
+    Args:
+        path: of the layer in the model.
+        block: one of BLOCKS, or "".
+    """
+    return f"{path}.{block}" if block else path
 
 
 def trainable(name: str) -> bool:
@@ -56,8 +87,7 @@ def merge(model: GPT) -> None:
             linear = child.linear
             merged = child.merged().to(model.transformer.wte.weight.dtype)
             if not isinstance(linear, Linear):  # 4 or 8 bits have no room for an update: the layer leaves them
-                bias, linear = linear.bias, Linear(linear.in_features, linear.out_features, device="meta")
-                linear.weight, linear.bias = nn.Parameter(merged, requires_grad=False), bias
+                linear = _with_weight(linear, merged)
             elif linear.weight is model.transformer.wte.weight:  # a tied head moves away from the embeddings
                 linear.weight = nn.Parameter(merged, requires_grad=False)
                 model.config.tie_embeddings = False
@@ -66,6 +96,24 @@ def merge(model: GPT) -> None:
             setattr(parent, name, linear)
 
 
-def linear_layers(module: nn.Module) -> list[tuple[nn.Module, str, LinearLayer]]:
-    """(parent, attribute, layer) of every linear layer below `module`."""
-    return [(m, n, c) for m in module.modules() for n, c in m.named_children() if isinstance(c, LinearLayer)]
+@torch.no_grad()
+def _make_own(model: GPT, name: str) -> None:
+    """Give a parameter memory of its own, where it has none or is another one, too; its values stay the same."""
+    path, _, leaf = name.rpartition(".")
+    module, like = model.get_submodule(path), model.transformer.wte.weight
+    if leaf == "weight" and isinstance(module, LinearLayer) and not isinstance(module, Linear):
+        module = _with_weight(module, module.dequantize().to(like.dtype))
+        model.set_submodule(path, module)
+    before = getattr(module, leaf)
+    if before is None:  # a bias that the base has not
+        before = torch.zeros(module.out_features, dtype=like.dtype, device=module.weight.device)
+    if model.config.tie_embeddings and before is like:
+        model.config = replace(model.config, tie_embeddings=False)
+    setattr(module, leaf, nn.Parameter(before.detach().clone()))
+
+
+def _with_weight(linear: LinearLayer, weight: torch.Tensor) -> Linear:
+    """Return the layer with a weight that is stored as it is in the place of a quantized one."""
+    made = Linear(linear.in_features, linear.out_features, device="meta")
+    made.weight, made.bias = nn.Parameter(weight, requires_grad=False), linear.bias
+    return made

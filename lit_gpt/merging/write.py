@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt import lora
-from lit_gpt.args import LoRAArgs
+from lit_gpt.args import LoRARunArgs
 from lit_gpt.checkpoint import Run, check_fit, digest, require_base, sample, trained_parameters, trained_path
 from lit_gpt.convert.export import BESIDE
 from lit_gpt.convert.lit import CONFIG, WEIGHTS, open_lit
@@ -64,21 +64,27 @@ def write_merged(
     if any(earlier["weights"] == identity for earlier in runs):
         raise UserError(f"{run_dir} is merged into {checkpoint_dir} already; generate/base.py takes that folder")
     require_base(run, run_dir, checkpoint_dir, digest({name: sample(name, get(name)) for name in specs}))
-    args = LoRAArgs(**run.method_args)
+    args = LoRARunArgs(**run.method_args)
     with torch.device("meta"):
         model = GPT(config)
         chosen = quantizable(model) if run.quantize else set()
         lora.inject(model, args)
     check_fit(trained, trained_parameters(model), path)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
-    tied = config.tie_embeddings and HEAD.rpartition(".")[0] not in layers
+    own = {name.replace(".linear.", "."): trained[name] for name in args.whole}
+    if unknown := own.keys() - specs.keys():
+        raise UserError(
+            f"{run_dir} has {min(unknown)}, and a checkpoint of {config.name} has no place for it; the run itself goes "
+            "into generate/lora.py and the scripts of eval/"
+        )
+    tied = config.tie_embeddings and HEAD.rpartition(".")[0] not in layers and not own.keys() & {HEAD, EMBEDDINGS}
     shared = {HEAD: EMBEDDINGS} if tied else {}
     specs = {name: Spec(spec.shape, dtype or spec.dtype) for name, spec in specs.items()}
 
     def tensor(name: str) -> Tensor:
         module, _, leaf = name.rpartition(".")
-        x = get(name)
-        if base == "trained":
+        x = own[name] if name in own else get(name)
+        if base == "trained" and name not in own:
             x = as_trained(x, run, module in chosen and leaf == "weight")
         if module in layers and leaf == "weight":
             x = merged(x, layers[module], {n: t for n, t in trained.items() if n.startswith(f"{module}.lora_")}, module)

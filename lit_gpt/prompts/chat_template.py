@@ -3,159 +3,236 @@
 https://huggingface.co/docs/transformers/chat_templating says what a template may expect.
 """
 
-import json
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError
+from lit_gpt.prompts.ends import MARK, find_ending
+from lit_gpt.prompts.environment import Program, Span
+from lit_gpt.prompts.marked import marked_exchanges
+from lit_gpt.prompts.messages import calls_of, message, name_of, takes_text
+from lit_gpt.prompts.shown import after_prompt, answer_after, require_shown
 from lit_gpt.prompts.turns import Exchange, Turn
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_optional, read_settings
 
 FILE = "chat_template.jinja"
+_FOLDER = "additional_chat_templates"
+"""Where a tokenizer keeps templates with names of their own."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer in the text that a model is trained on."""
+
+    turn: int
+    start: int
+    text: str
+    end: str | None
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.text) + len(self.end or "")
 
 
 class ChatTemplate:
     """The chat template of a checkpoint folder.
 
+    Args:
+        template_kwargs: what else the template is given, such as `enable_thinking`.
+
     Raises:
         UserError: the folder has none, or one that is no Jinja program.
     """
 
-    def __init__(self, checkpoint_dir: Path, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint_dir: Path,
+        tokenizer: Tokenizer | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         tokenizer = tokenizer or Tokenizer(checkpoint_dir)
         self.folder, self.text = checkpoint_dir, read_template(checkpoint_dir)
-        names = read_settings(checkpoint_dir).names
-        self.tokens = {
-            role: content(value) for role, value in names.items() if role.endswith("_token") and content(value)
-        }
-        ends = {i: tokenizer.id_to_token(i) for i in (tokenizer.eos_id, *sorted(tokenizer.stop_ids))}
-        self.ends = [token for token in ends.values() if token]
-        self.template = compiled(self.text, checkpoint_dir)
+        self.template_kwargs = dict(template_kwargs or {})
+        self.tokens = _special_tokens(checkpoint_dir, tokenizer)
+        self._program = Program(self.text, checkpoint_dir)
+        with_tools = read_templates(checkpoint_dir).get("tool_use")
+        self._with_tools = Program(with_tools, checkpoint_dir) if with_tools else self._program
+        self._as_text = False
+        self._as_text = takes_text(lambda turns: self.render(turns, ask=False))
+        self.ending = find_ending(lambda turns: self.render(turns, ask=False), tokenizer)
 
-    def render(self, turns: Sequence[Turn], ask: bool) -> str:
+    def render(self, turns: Sequence[Turn], ask: bool, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The text for `turns`.
 
         Args:
             ask: with what comes before the next answer.
+            tools: schemas of the functions that may be called.
 
         Raises:
             UserError: the template refuses them.
         """
-        messages = [{"role": t.role, "content": f"{t.text}\n\n{t.context}" if t.context else t.text} for t in turns]
+        return self.render_marked(turns, ask, tools)[0]
+
+    def render_marked(
+        self, turns: Sequence[Turn], ask: bool, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[str, list[Span]]:
+        """The text, and what in it the template marks as the assistant's. Raises: UserError, as `render`."""
+        given = {
+            "messages": [message(t, self._as_text) for t in turns],
+            "tools": list(tools) or None,
+            "documents": None,
+            "add_generation_prompt": ask,
+        }
         try:
-            return self.template.render(messages=messages, add_generation_prompt=ask, **self.tokens)
+            return (self._with_tools if tools else self._program).run(given | self.tokens | self.template_kwargs)
         except Exception as e:  # somebody's program: its mistakes are of any kind
             reason = " ".join(str(e).split())
             raise UserError(f"the chat template of {self.folder} refuses a conversation: {reason}") from e
 
-    def exchanges(self, turns: Sequence[Turn]) -> list[Exchange]:
+    def exchanges(self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()) -> list[Exchange]:
         """Prompt and answer in turns; the last answer may be missing.
 
-        An answer is what the template adds to the text that asks for it, up to the token that ends it. Where it shows
-        an answer otherwise once more turns follow, as Qwen 3 leaves out what was thought, the last answer is the only
-        one, and its prompt has the others as generation will see them.
+        A template that marks what the assistant says has that taught, and nothing else. Of others, an answer is what
+        the template adds to the text that asks for it, up to the token that ends it. The last one is taught after the
+        very text that asks for it, whatever the template shows there afterwards. One before it is taught where the
+        template goes on showing it, and what is before it, as generation saw them; where it does not (Qwen 3 leaves out
+        what was thought, Mistral moves the system text to the last question), it is a part of the next prompt.
 
         Raises:
-            UserError: the template refuses the conversation, or does not go on from the text that asks for an answer.
+            UserError: the template refuses the conversation, does not show tools, calls or thoughts that are in it, or
+                does not go on from the text that asks for an answer.
         """
         asks = turns[-1].role != "assistant"
-        whole = self.render(turns, asks)
-        answers = [self.answer_in(whole, turns, i) for i, t in enumerate(turns) if t.role == "assistant"]
-        if not asks and answers[-1] is None:
-            end = self.render(turns[:-1], ask=True)[-20:]
+        whole, spans = self.render_marked(turns, asks, tools)
+        marks = (self._with_tools if tools else self._program).marks
+        if marks:
+            found = marked_exchanges(whole, spans, turns, self.ending, lambda n: self.render(turns[:n], False, tools))
+            taught = {} if asks else {len(turns) - 1: whole}
+        else:
+            answers, whole = self._answers(turns, tools, whole, asks)
+            taught = {a.turn: a.text for a in answers}
+            found = [
+                Exchange(whole[before.stop if before else 0 : a.start], a.text, a.end, turns[a.turn].taught)
+                for before, a in zip([None, *answers], answers, strict=False)
+            ]
+        require_shown(lambda other, schemas: self.render(other, asks, schemas), self.folder, turns, tools, taught)
+        done = sum(len(e.prompt) + len(e.answer or "") + len(e.end or "") for e in found)
+        return [*found, Exchange(whole[done:])] if asks or not found else found
+
+    def _answers(
+        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, asks: bool
+    ) -> tuple[list[_Answer], str]:
+        """The answers that are as generation sees and makes them, and the text in which they are. Raises: UserError."""
+        last: list[_Answer] = []
+        if not asks:
+            asked = self.render(turns[:-1], True, tools)
+            text, end = self._last(turns, tools, whole, asked)
+            whole = asked + text + (end or "")
+            last = [_Answer(len(turns) - 1, len(asked), text, end)]
+        found = [self._answer_in(whole, turns, i, tools) for i, t in enumerate(turns[:-1]) if t.role == "assistant"]
+        return [*filter(None, found), *last], whole
+
+    def _answer_in(
+        self, whole: str, turns: Sequence[Turn], i: int, tools: Sequence[Mapping[str, Any]]
+    ) -> _Answer | None:
+        """The answer of turn i, which is not the last; None if what the model would have written there is not in
+        `whole`. Raises: UserError."""
+        asked = self.render(turns[:i], True, tools)
+        if not whole.startswith(asked):
+            return None
+        answered = self.render(turns[: i + 1], False, tools)
+        if not answered.startswith(asked):
+            return None
+        text, end = self.ending.cut(answered[len(asked) :], turns[i].text.strip())
+        if not whole.startswith(text, len(asked)):
+            return None
+        if end is None and (late := self.ending.after(text, whole[len(asked) + len(text) :])):
+            text, end = late
+        return _Answer(i, len(asked), text, end) if whole.startswith(text + (end or ""), len(asked)) else None
+
+    def _last(
+        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, asked: str
+    ) -> tuple[str, str | None]:
+        """The last answer and the token that ends it, as they follow the text that asks for it. Raises: UserError."""
+        said = turns[-1].text.strip()
+        found = self._after_prompt(turns, tools, asked, whole)
+        if found is None:  # what is before it is shown otherwise, too: the answer is what follows the last question
+            since = max((i for i, t in enumerate(turns) if t.role == "user"), default=0)
+            alone, shown = self.render(turns[since:-1], True, tools), self.render(turns[since:], False, tools)
+            found = self._after_prompt(turns[since:], tools, alone, shown)
+        if found is None or not whole.endswith(found[1]):
             raise UserError(
-                f"the chat template of {self.folder} ends with {end!r} where it asks for an answer, and does not show "
-                "the answer after that; take another --prompt_style"
+                f"the chat template of {self.folder} ends with {asked[-20:]!r} where it asks for an answer, and does "
+                "not show the answer after that; take another --prompt_style"
             )
-        if None in answers:
-            answers = [] if asks else answers[-1:]
-        found, done = [], 0
-        for start, answer, end in answers:
-            found.append(Exchange(whole[done:start], answer, end))
-            done = start + len(answer) + len(end or "")
-        return [*found, Exchange(whole[done:])] if asks else found
+        opening, tail = found
+        text, end = self.ending.cut(tail, said)
+        text = answer_after(opening, text, said, self.folder)
+        if end is None and self.ending.late:
+            return self._late(turns, tools, whole, text)
+        return text, end
 
-    def answer_in(self, whole: str, turns: Sequence[Turn], i: int) -> tuple[int, str, str | None] | None:
-        """Where in `whole` the answer of turn i begins, the answer, and the token that ends it; None if what the model
-        would have written there is not in `whole`.
+    def _after_prompt(
+        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], asked: str, whole: str
+    ) -> tuple[str, str] | None:
+        """As `after_prompt`, of the last answer. Raises: UserError."""
+        if whole.startswith(asked):
+            return "", whole[len(asked) :]
+        *before, asks, _ = turns
+        text = message(asks)["content"].strip()
+        marked = self.render([*before, replace(asks, text=MARK, context="")], True, tools)
+        since = marked.find(MARK) + len(text)
+        if MARK not in marked or asked[:since] != marked[: marked.find(MARK)] + text:
+            since = len(self.render([*before, asks], False, tools))
+        return after_prompt(asked, whole, since)
 
-        Raises:
-            UserError: the template refuses the conversation up to there.
-        """
-        asked = self.render(turns[:i], ask=True)
-        answered = whole if i == len(turns) - 1 else self.render(turns[: i + 1], ask=False)
-        answer, end = self.cut(answered[len(asked) :], turns[i].text.strip())
-        there = answered.startswith(asked) and whole.startswith(asked + answer + (end or ""))
-        return (len(asked), answer, end) if there else None
+    def _late(
+        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, text: str
+    ) -> tuple[str, str | None]:
+        """The last answer and the token that would end it once another turn follows. Raises: UserError."""
+        plain = text + self.ending.between, self.ending.token
+        calls = calls_of(turns[-1])
+        if not calls:
+            return plain
+        result = Turn("tool", "a", extra={"name": name_of(calls[0]), "tool_call_id": "abcdefghi"})
+        try:
+            more = self.render([*turns, result], False, tools)
+        except UserError:
+            more = ""
+        rest = more[len(whole) :] if more.startswith(whole) else ""
+        return self.ending.after(text, rest) or plain
 
-    def cut(self, tail: str, said: str) -> tuple[str, str | None]:
-        """(answer, token that ends it) of what a template puts after the text that asks for it."""
-        after = tail.find(said) + len(said) if said in tail else 0
-        places = [(at, -len(token), token) for token in self.ends if (at := tail.find(token, after)) >= 0]
-        if not places:
-            return tail, None
-        at, _, token = min(places)
-        return tail[:at], token
+
+def _special_tokens(checkpoint_dir: Path, tokenizer: Tokenizer) -> dict[str, str]:
+    """Role (`bos_token` ...) -> token. What the settings do not name, the tokenizer's own file says."""
+    names = read_settings(checkpoint_dir).names
+    tokens = {role: token for role, value in names.items() if role.endswith("_token") and (token := content(value))}
+    for role, i in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
+        if i is not None and (token := tokenizer.id_to_token(i)):
+            tokens.setdefault(role, token)
+    return tokens
+
+
+def read_templates(checkpoint_dir: Path) -> dict[str, str]:
+    """Name -> template, of all that the folder has; `default` is the one of chat_template.jinja, if that is there."""
+    stated = read_optional(checkpoint_dir / "tokenizer_config.json").get("chat_template")
+    entries = stated if isinstance(stated, list) else [{"name": "default", "template": stated}]
+    named = {e.get("name"): e.get("template") for e in entries if isinstance(e, dict)}
+    named |= {p.stem: p.read_text(encoding="utf-8") for p in sorted((checkpoint_dir / _FOLDER).glob("*.jinja"))}
+    if (path := checkpoint_dir / FILE).is_file():
+        named["default"] = path.read_text(encoding="utf-8")
+    return {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str)}
 
 
 def read_template(checkpoint_dir: Path) -> str:
     """The template's text: chat_template.jinja, else that of tokenizer_config.json. Raises: UserError."""
-    if (path := checkpoint_dir / FILE).is_file():
-        return path.read_text(encoding="utf-8")
-    found = read_optional(checkpoint_dir / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):  # several, by name
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
-    if not isinstance(found, str):
+    found = read_templates(checkpoint_dir).get("default")
+    if found is None:
         raise UserError(
             f"{checkpoint_dir} has no chat template (no {FILE}, none in tokenizer_config.json); "
             "pass another --prompt_style"
         )
     return found
-
-
-def compiled(text: str, folder: Path) -> Any:
-    """Raises: UserError if the text is no Jinja program."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", generation_extension()]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    try:
-        return environment.from_string(text)
-    except jinja2.TemplateError as e:
-        raise UserError(f"the chat template of {folder} is no Jinja program ({e})") from e
-
-
-def generation_extension() -> type:
-    """A tag `{% generation %}` ... `{% endgeneration %}` that shows what is in it; transformers masks by it."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    return Generation
-
-
-def to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own would write `<` and `'` as HTML wants them."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
-
-
-def refuse(message: str) -> None:
-    """What templates call with a conversation that they cannot show."""
-    import jinja2
-
-    raise jinja2.TemplateError(message)

@@ -6,6 +6,7 @@ follows the answer; `again` comes after that.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lit_gpt.prompts.turns import Exchange, Turn
 
@@ -30,13 +31,13 @@ class Style:
     lead: str = ""
     """What an answer begins with: a space after a colon is the model's to write, with the word after it."""
 
-    def exchanges(self, turns: Sequence[Turn]) -> list[Exchange]:
+    def exchanges(self, turns: Sequence[Turn], tools: Sequence[Any] = ()) -> list[Exchange]:
         """Prompt and answer in turns; the last answer may be missing."""
         system = turns[0].text if turns[0].role == "system" else self.system
         found: list[Exchange] = []
         for turn in turns[turns[0].role == "system" :]:
             if turn.role == "assistant":
-                found[-1] = Exchange(found[-1].prompt, self.lead + turn.text)
+                found[-1] = Exchange(found[-1].prompt, self.lead + turn.text, None, turn.taught)
             else:
                 found.append(Exchange(self.again_prompt(turn) if found else self.first_prompt(turn, system)))
         return found

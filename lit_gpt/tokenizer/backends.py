@@ -68,8 +68,15 @@ class HuggingFace:
     def adds(self, token_id: int | None) -> bool:
         return self.backend.encode("", add_special_tokens=True).ids[:1] == [token_id]
 
+    def added_tokens(self) -> list[str]:
+        return [t.content for t in self.backend.get_added_tokens_decoder().values()]
+
     def vocab_size(self) -> int:
         return max(self.backend.get_vocab().values()) + 1
+
+    def n_pieces(self) -> int:
+        added = self.backend.get_added_tokens_decoder()
+        return max((i for i in self.backend.get_vocab().values() if i not in added), default=-1) + 1
 
     def beyond_the_file(self) -> list[Any]:
         """What decides on ids besides tokenizer.json."""
@@ -182,8 +189,14 @@ class SentencePiece:
     def adds(self, token_id: int | None) -> bool:
         return False
 
+    def added_tokens(self) -> list[str]:
+        return [t.content for t in self.tokens]
+
     def vocab_size(self) -> int:
-        return max([self.backend.vocab_size(), *(t.id + 1 for t in self.tokens)])
+        return max([self.n_pieces(), *(t.id + 1 for t in self.tokens)])
+
+    def n_pieces(self) -> int:
+        return self.backend.vocab_size()
 
     def beyond_the_file(self) -> list[Any]:
         """What decides on ids besides tokenizer.model."""

@@ -78,10 +78,19 @@ class Tokenizer:
         """The token as a text has it written out; None if there is none of that id."""
         return self.backend.id_to_token(token_id)
 
+    def added_tokens(self) -> list[str]:
+        """The tokens that are cut out of a text before the rest is split into pieces, special or not."""
+        return self.backend.added_tokens()
+
     @property
     def vocab_size(self) -> int:
         """Rows that a model needs: one more than the largest id, added tokens included; ids may leave gaps."""
         return self.backend.vocab_size()
+
+    @property
+    def n_pieces(self) -> int:
+        """Rows that a model needs for the tokens that were not added later: one more than their largest id."""
+        return self.backend.n_pieces()
 
     def fingerprint(self) -> str:
         """Equal for two tokenizers exactly if they come from equal files and frame a text equally."""

@@ -1,5 +1,6 @@
 """The time that a run may take: what is used, what is left for steps, and how many steps that will be."""
 
+import bisect
 import math
 import os
 import statistics
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import torch
 
+from lit_gpt.training.length import Length
+
+LEDGER = "seconds_used.txt"
+"""File of a run's folder with the time that all of its processes have used."""
 NOTED = 5.0
 """Seconds between entries of the ledger."""
 STARTED = time.monotonic()
@@ -36,6 +41,7 @@ class Budget:
             nothing; it is called once, early, to know how long that takes.
         validates_again: the loss is measured once more after that.
         ledger: file that keeps the time used, so that what a killed process used since its last checkpoint counts.
+        eval_interval, save_interval: optimizer steps between validations, and between saves; None is none of them.
     """
 
     def __init__(
@@ -44,9 +50,12 @@ class Budget:
         finish: Callable[[Path], None] | None = None,
         validates_again: bool = False,
         ledger: Path | None = None,
+        eval_interval: int | None = None,
+        save_interval: int | None = None,
     ) -> None:
         self.max_seconds, self.finish, self.validates_again = max_seconds, finish, validates_again
         self.ledger, self.noted = ledger, -math.inf
+        self.eval_interval, self.save_interval = eval_interval, save_interval
         self.finish_seconds = 0.0
         self.used_before = 0.0
         self.validation_seconds = self.save_seconds = 0.0
@@ -54,19 +63,35 @@ class Budget:
         self.loss_seconds = 0.0
         """Of the last validation, without the score of a task."""
         self.durations: deque[float] = deque(maxlen=101)
-        self.began = 0.0
+        self.expected_seconds = 0.0
+        """What a step is expected to take before one was timed; 0 if nothing is known."""
+        self.began = self.paused = 0.0
         self.n_begun = 0
         self.event: torch.cuda.Event | None = None
 
     def state(self) -> dict[str, float]:
         """What another process of the run goes on with; `take_up` takes it."""
-        names = ("validation_seconds", "save_seconds", "finish_seconds")
+        names = ("validation_seconds", "save_seconds", "finish_seconds", "step_seconds")
         return {"seconds": self.used} | {name: getattr(self, name) for name in names}
 
-    def take_up(self, seconds: float, validation_seconds: float, save_seconds: float, finish_seconds: float) -> None:
+    def take_up(
+        self,
+        *,
+        seconds: float,
+        validation_seconds: float,
+        save_seconds: float,
+        finish_seconds: float,
+        step_seconds: float = 0.0,
+    ) -> None:
         """Go on with a run that has used some time already: what its checkpoint says, or the ledger if that is more."""
         self.used_before, self.finish_seconds = max(seconds, self.entry()), finish_seconds
         self.validation_seconds, self.save_seconds = validation_seconds, save_seconds
+        self.expected_seconds = step_seconds
+
+    def begin_anew(self) -> None:
+        """Begin a new run: what the ledger says is another's."""
+        if self.ledger is not None:
+            self.ledger.unlink(missing_ok=True)
 
     def entry(self) -> float:
         """Seconds that the ledger says; 0 if it cannot be read."""
@@ -77,7 +102,7 @@ class Budget:
 
     def note(self) -> None:
         """Write the time used to the ledger; a full disk is no reason to stop."""
-        if self.ledger is not None and self.max_seconds is not None:
+        if self.ledger is not None:  # without a limit, too: one can be set when the run goes on
             with suppress(OSError):
                 self.ledger.write_text(f"{self.used:.1f}\n", encoding="utf-8")
 
@@ -116,9 +141,20 @@ class Budget:
         return self.left <= 0
 
     @property
-    def step_seconds(self) -> float | None:
-        """The median of the latest steps, without the first one, which warms up; None before there is one."""
-        return statistics.median(self.durations) if self.durations else None
+    def step_seconds(self) -> float:
+        """The median of the latest steps, without the first one, which warms up; before there is one, what is expected,
+        or 0 if nothing is known."""
+        return statistics.median(self.durations) if self.durations else self.expected_seconds
+
+    def validated(self, seconds: float, loss_seconds: float) -> None:
+        """A validation is done, which is no part of a step; the loss alone took `loss_seconds`."""
+        self.validation_seconds, self.loss_seconds = seconds, loss_seconds
+        self.paused += seconds
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint is written, which is no part of a step."""
+        self.save_seconds = seconds
+        self.paused += seconds
 
     def begin_step(self, device: torch.device) -> None:
         """A step begins, and so the one before has ended.
@@ -135,26 +171,40 @@ class Budget:
             self.note()
             self.noted = now
         if self.n_begun >= 2:
-            self.durations.append(now - self.began)
+            self.durations.append(max(0.0, now - self.began - self.paused))
         self.n_begun += 1
-        self.began = now
+        self.began, self.paused = now, 0.0
 
     def has_time_to_validate(self) -> bool:
         """Whether the whole of the limit leaves time for the last validation, and for what comes after it."""
         return self.left + 1.2 * self.validation_seconds > 0
 
     def has_time_for_a_step(self) -> bool:
-        return self.left > (self.step_seconds or 0.0)
+        """Whether another step ends in time, by those that were timed; the first ones are tried, and maybe given up."""
+        return self.left > 0 and (not self.durations or self.left >= self.step_seconds)
 
-    def expected_steps(self, done: int, n_steps: int) -> float:
-        """Steps that the run will have: `n_steps`, or fewer if the time ends before.
+    def cut(self, length: Length, step: int) -> Length:
+        """How long the run will be: `length`, or less if the time ends before.
 
-        The schedule runs over this number. Where time is what ends the run, done / expected is the fraction of time
-        used; where it is not, nothing depends on the clock.
+        The schedule runs over these steps. Where time is what ends the run, it follows the clock; where it is not,
+        nothing depends on that.
 
         Args:
-            done: steps so far.
+            step: optimizer steps that are done.
         """
-        if self.max_seconds is None or self.step_seconds is None:
-            return n_steps
-        return min(n_steps, done + max(1.0, self.left / self.step_seconds))
+        if self.max_seconds is None or not self.step_seconds:
+            return length
+        more = range(1, max(1, length.n_steps - step) + 1)
+        fitting = bisect.bisect_right(more, self.left, key=lambda n: self.seconds_of(step, n))
+        return length if fitting == len(more) else length.cut(step + max(1, fitting), "max_time")
+
+    def seconds_of(self, step: int, n: int) -> float:
+        """What `n` steps after `step` take, with the validations and saves between them; those at the end are kept."""
+
+        def between(interval: int | None) -> int:
+            return (step + n - 1) // interval - step // interval if interval else 0
+
+        n_validations, n_saves = between(self.eval_interval), between(self.save_interval)
+        if self.eval_interval and self.save_interval:  # each validation can be the best, and is saved then
+            n_saves += n_validations - between(math.lcm(self.eval_interval, self.save_interval))
+        return n * self.step_seconds + n_validations * self.validation_seconds + n_saves * self.save_seconds

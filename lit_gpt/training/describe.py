@@ -10,16 +10,20 @@ from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
 from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.flops import estimated_flops, measured_flops
+from lit_gpt.training.length import length_of
 from lit_gpt.training.packing import micro_batch_tokens
 from lit_gpt.training.schedule import warmup_of
 
 
-def description(model: GPT, data: Samples, asked: Finetuning, device: torch.device) -> Iterator[str]:
-    """It, line by line.
+def description(
+    model: GPT, data: Samples, asked: Finetuning, device: torch.device, done: tuple[int, int] = (0, 0)
+) -> Iterator[str]:
+    """What a run is, line by line: parameters, samples, steps and operations.
 
     Args:
         data: to train on.
         device: of the run.
+        done: optimizer steps, and samples of these, that an earlier process of the run did.
     """
     with torch.device("meta"):
         counted = GPT(copy.deepcopy(model.config))  # quantized weights would count as what they are packed in
@@ -30,8 +34,8 @@ def description(model: GPT, data: Samples, asked: Finetuning, device: torch.devi
     yield f"Number of trainable parameters: {trained:,}"
     yield f"Number of non trainable parameters: {frozen:,}"
     train = asked.train
-    n_samples = train.n_samples(len(data))
-    n_steps = -(-n_samples // train.batch_size)
+    length = length_of(train, len(data), *done)
+    n_samples, n_steps = length.n_samples, length.n_steps
     yield (
         f"Training {n_samples:,} samples = {n_samples / len(data):.2f} epochs in {n_steps:,} steps "
         f"of {train.batch_size}; {warmup_of(train, n_steps)} steps of warm-up"

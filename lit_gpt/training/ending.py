@@ -20,12 +20,11 @@ from lit_gpt.report.page import REPORT, write_report
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.training.average import AVERAGED, save_average, write_mean
 from lit_gpt.training.finetuning import Finetuning
+from lit_gpt.training.folder import MERGED
 from lit_gpt.training.monitor import CURVE, METRICS, plot_losses
 from lit_gpt.training.saves import Progress, Saves
 from lit_gpt.training.validation import validate
 
-MERGED = "merged"
-"""Folder of the merged checkpoint within that of the run."""
 REHEARSAL = "rehearsal"
 
 

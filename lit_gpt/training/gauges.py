@@ -1,7 +1,7 @@
 """What a run's figures mean: share of the device's peak, memory, and when it will end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from lit_gpt.matmul import matmul
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.training.budget import process_seconds
+from lit_gpt.training.length import Length
 
 FIRST_STEPS = 3
 """Optimizer steps after which the end of the run is told; the first of them is not counted, as it warms up."""
@@ -55,6 +56,7 @@ class Gauges:
         peak: operations a second that a large matrix product reaches here; 0 if unknown.
         n_validations, n_saves: of the whole run.
         time_left: seconds to the deadline; None if there is none.
+        max_seconds: that the whole run may take, where there is a deadline.
     """
 
     def __init__(
@@ -66,13 +68,19 @@ class Gauges:
         n_validations: int = 0,
         time_left: Callable[[], float] | None = None,
         n_saves: int = 0,
+        max_seconds: float | None = None,
     ) -> None:
-        self.device, self.n_samples, self.time_left = device, n_samples, time_left
+        self.device, self.n_samples, self.time_left, self.max_seconds = device, n_samples, time_left, max_seconds
+        self.length: Length | None = None
         self.flops_per_token, self.peak = flops_per_token, peak
         self.validations, self.saves = Pauses(n_validations), Pauses(n_saves)
         self.begun: tuple[int, float] | None = None
         self.per_sample: float | None = None
         self.forecast: Forecast | None = None
+
+    def expect(self, length: Length) -> None:
+        """The run is now known to be that long."""
+        self.length, self.n_samples = length, length.n_samples
 
     def iterated(self, step: int, samples: int, is_step: bool, n_samples: int, seconds: float) -> None:
         """A line's micro-batches are done.
@@ -116,7 +124,7 @@ class Gauges:
             return None
         return (self.n_samples - samples) * self.per_sample + self.validations.left + self.saves.left
 
-    def line(self, samples: int, tokens_per_sec: float, short: bool = False) -> str:
+    def line(self, step: int, samples: int, tokens_per_sec: float, short: bool = False) -> str:
         """All of it, for a reader.
 
         Args:
@@ -127,12 +135,23 @@ class Gauges:
         if share is not None:
             speed.append(f"{share:.0%} of peak")
         speed.append(f"{memory_gb(self.device):.1f} GB")
-        left, times = self.seconds_left(samples), []
-        if left is not None:
-            times.append(f"{clock(left)} left")
-        if self.time_left is not None:
-            times.append(f"deadline in {clock(self.time_left())}")
+        times = list(self.times(step, samples, short))
         return ", ".join(times + speed if short else speed + times)
+
+    def times(self, step: int, samples: int, short: bool) -> Iterator[str]:
+        """How far the run is on the way to the limit that will end it, and when that is."""
+        left = self.seconds_left(samples)
+        if self.length is not None and not short:
+            yield f"{step}/{self.length.n_steps} steps"
+        ended_by = self.length.ended_by if self.length is not None else ""
+        ends = f" (--{ended_by} ends it)" if ended_by and not short else ""
+        if ended_by == "max_time" and self.time_left is not None:
+            yield f"{clock(self.time_left())} left of {clock(self.max_seconds or 0.0)}{ends}"
+            return
+        if left is not None:
+            yield f"{clock(left)} left{ends}"
+        if self.time_left is not None:
+            yield f"deadline in {clock(self.time_left())}"
 
 
 def memory_gb(device: torch.device) -> float:

@@ -49,17 +49,18 @@ def fit(
     monitor, budget = session.monitor, session.budget
     keeper = Keeper(fabric, model, optimizer, feed, session, train.save_interval)
     progress = keeper.begin()
-    rehearse(fabric, model, feed, gradients)
+    rehearse(fabric, model, feed, gradients, budget)
     keeper.restore()
 
     with stop_signals() as stop, keeper.saving_what_fails():
         while True:
             step = progress.step
-            ends = step == feed.n_steps or not budget.has_time_for_a_step()
+            ends = step >= feed.n_steps or not budget.has_time_for_a_step()
             due = (ends or step % validation.eval_interval == 0) and (step == 0 or budget.has_time_to_validate())
             if due and progress.validated_step != step and not stop.signal:
                 progress = validated(fabric, model, val_data, session, train, validation, progress, lambda: stop.signal)
             ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or feed.n_steps + 1)
+            ends = ends or not budget.has_time_for_a_step()  # the validation took some
             progress = keeper.keep(progress, ends or bool(stop.signal))
             if ends or stop.signal:
                 gradients.settle(monitor.say)
@@ -68,11 +69,13 @@ def fit(
             gradients.require_finite(feed.rows)
             model.train()
             budget.begin_step(fabric.device)
-            rate = learning_rate(step + 1, budget.expected_steps(step, feed.n_steps), train)
+            length = budget.cut(feed.length, step)
+            monitor.expect(step, length)
+            rate = learning_rate(step + 1, length.n_steps, train)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_factor"]
             if accumulate(
                 fabric, model, feed, step + 1, gradients, monitor, rate, lambda: stop.signal or budget.is_over
             ):
                 gradients.step(step + 1, monitor.say)
-                progress = replace(progress, step=step + 1)
+                progress = replace(progress, step=step + 1, samples=feed.length.seen_after(step + 1))

@@ -1,9 +1,12 @@
 """What the forward pass keeps for the backward pass, and which blocks had better compute it again."""
 
+from collections.abc import Collection
+
 import torch
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.config import Config
+from lit_gpt.linear import Linear, LinearLayer
 from lit_gpt.model import GPT
 from lit_gpt.training.optimizer import STATE_BYTES
 
@@ -62,22 +65,51 @@ def state_bytes(model: GPT, optimizer: str) -> int:
     return sum(p.numel() * (2 * p.element_size() if per_value is None else per_value) for p in trained)
 
 
-def training_bytes(model: GPT, train: TrainArgs) -> int:
-    """What gradients and the optimizer's state will take."""
-    return gradient_bytes(model, train) + state_bytes(model, train.optimizer)
+def cast_bytes(model: GPT) -> int:
+    """What the 16-bit copies of trained matrices take, which autocast holds from the forward pass on."""
+    return 2 * sum(p.numel() for p in model.parameters() if p.requires_grad and p.dim() == 2)
 
 
-def block_bytes(model: GPT, n_tokens: int, itemsize: int) -> tuple[int, int]:
-    """What a block keeps of so many tokens, and what it keeps if it computes the rest again: its input."""
-    kept = (kept_values(model.config) + kept_by_wrappers(model)) * itemsize * n_tokens
-    return int(kept), model.config.n_embd * itemsize * n_tokens
+def training_bytes(model: GPT, train: TrainArgs, mixed: bool = False) -> int:
+    """What gradients and the optimizer's state will take, and in mixed precision the copies in 16 bits."""
+    copies = cast_bytes(model) if mixed else 0
+    return gradient_bytes(model, train) + state_bytes(model, train.optimizer) + copies
+
+
+def block_bytes(
+    model: GPT, n_tokens: int, itemsize: int, mixed: bool = False, quantized: Collection[LinearLayer] = ()
+) -> tuple[int, int]:
+    """What a block keeps of so many tokens, and what it keeps if it computes the rest again: its input.
+
+    Args:
+        itemsize: bytes of a value that its layers hand on: in mixed precision 2.
+        mixed: the weights are in fp32, and so is what goes from block to block.
+        quantized: layers that keep nothing because their weights are in fewer bits, where `model` does not show that.
+    """
+    c = model.config
+    kept = (kept_values(c) + kept_by_wrappers(model)) * itemsize * n_tokens
+    if not mixed:
+        return int(kept), c.n_embd * itemsize * n_tokens
+    residuals = (1 if c.parallel_residual else 2) * c.n_embd * n_tokens
+    kept += (4 - itemsize) * residuals + itemsize * _copied(model, {id(layer) for layer in quantized})
+    return int(kept), c.n_embd * 4 * n_tokens
+
+
+def _copied(model: GPT, quantized: set[int]) -> int:
+    """Frozen weights of a block that autograd keeps a 16-bit copy of: those of layers that no method wraps."""
+    layers = [
+        m
+        for name, m in model.transformer.h[-1].named_modules()
+        if type(m) is Linear and not name.endswith(".linear") and id(m) not in quantized
+    ]
+    return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
 
 
 def blocks_to_recompute(model: GPT, train: TrainArgs, n_tokens: int, device: torch.device) -> int:
-    """How many blocks compute their forward pass twice, by `train.recompute`.
+    """How many blocks compute their forward pass twice, by `train.recompute`; to be asked under the run's autocast.
 
     Args:
-        n_tokens: of a forward pass.
+        n_tokens: of the largest forward pass.
         device: whose free memory decides if that is `auto`; a CPU has enough.
     """
     n_layer = model.config.n_layer
@@ -87,10 +119,11 @@ def blocks_to_recompute(model: GPT, train: TrainArgs, n_tokens: int, device: tor
         return 0
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    itemsize = torch.finfo(model.transformer.wte.weight.dtype).bits // 8
-    kept = block_bytes(model, n_tokens, itemsize)
+    mixed, dtype = torch.is_autocast_enabled("cuda"), model.transformer.wte.weight.dtype
+    itemsize = (torch.get_autocast_dtype("cuda") if mixed else dtype).itemsize
+    kept = block_bytes(model, n_tokens, itemsize, mixed)
     lowest = lowest_trained(model)
-    n = fewest_recomputed(n_layer - lowest, *kept, free - training_bytes(model, train))
+    n = fewest_recomputed(n_layer - lowest, *kept, free - training_bytes(model, train, mixed))
     return lowest + n if n else 0  # those below keep nothing as it is, and come first
 
 

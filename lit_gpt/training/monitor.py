@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lit_gpt.data.batches import Batch
 from lit_gpt.files import replace_with
 from lit_gpt.training.gauges import Gauges, memory_gb
+from lit_gpt.training.length import Length, outlook
 from lit_gpt.training.loggers import Logger, figures
 
 COLUMNS = [
@@ -125,6 +126,16 @@ class Monitor:
             self.bar.n = self.samples
             self.bar.refresh()
 
+    def expect(self, step: int, length: Length) -> None:
+        """The run is now known to be that long, after `step` steps; the first time, say what it is going to do."""
+        if self.gauges.length is None:
+            for line in outlook(step, length):
+                self.say(line)
+        self.gauges.expect(length)
+        self.n_samples = length.n_samples
+        if self.bar is not None:
+            self.bar.total = length.n_samples
+
     def iterated(self, step: int, batch: Batch, loss: Tensor, learning_rate: float, is_step: bool) -> None:
         """A micro-batch is under way; `loss` is the sum over its targets."""
         self.report()
@@ -171,13 +182,14 @@ class Monitor:
         share = self.gauges.of_peak(rate)
         measured |= {"of_peak": "" if share is None else f"{share:.4f}"}
         self.write(due.row | measured | {"memory_gb": f"{memory_gb(self.gauges.device):.3f}"})
-        line = self.gauges.line(samples, rate, short=self.bar is not None)
+        line = self.gauges.line(step, samples, rate, short=self.bar is not None)
         if self.bar is None:
             is_step = " (optimizer.step)" if due.is_step else ""
             print(f"iter {due.row['iter']} step {step}: loss {mean:.4f}, iter time: {iter_time}ms{is_step}, {line}")
         else:
             self.bar.update(samples - self.bar.n)
-            self.bar.set_postfix_str(f"step {step}, loss {mean:.4f}, {line}")
+            of = f"/{self.gauges.length.n_steps}" if self.gauges.length is not None else ""
+            self.bar.set_postfix_str(f"step {step}{of}, loss {mean:.4f}, {line}")
 
     def validated(self, step: int, loss: float, seconds: float) -> None:
         """A validation is done, in so many seconds; `loss` is the mean over its targets. To be reported before it."""

@@ -1,11 +1,14 @@
 """Which checkpoint a run goes on from, and whether it would still be the same run."""
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checkpoint import Run
+from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.checkpoint import METHODS, Run, run_text
 from lit_gpt.errors import UserError
+from lit_gpt.training.refusal import impossible, refusal
 from lit_gpt.training.saves import RECORD, Saves, read_progress
 
 FREE = ("logger", "log_interval", "save_interval", "keep_last", "max_time", "recompute", "compile", "packing")
@@ -55,15 +58,10 @@ def require_same(run: Run, earlier: Run, allow_changes: bool) -> None:
     Raises:
         UserError: arguments, data or base weights that make it another run.
     """
-    now, before = facts(run), facts(earlier)
-    changes = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in dict.fromkeys((*before, *now))
-        if before.get(name) != now.get(name)
-    ]
-    if changes and not allow_changes:
-        raise UserError(f"this would be another run: {'; '.join(changes)}; --allow_changes true goes on all the same")
-    for change in changes:
+    changes = changes_of(run, earlier)
+    if impossible(changes) or (changes and not allow_changes):
+        raise UserError(refusal(changes))
+    for change in changes.values():
         print(f"Changed: {change}")
     for package in run.versions.keys() & earlier.versions.keys():
         if run.versions[package] != earlier.versions[package]:
@@ -71,8 +69,26 @@ def require_same(run: Run, earlier: Run, allow_changes: bool) -> None:
             print(f"{package} was {was} and is {is_}: results may differ in the last digits")
 
 
+def changes_of(run: Run, earlier: Run) -> dict[str, str]:
+    """What is another than before, by the name of the flag or of the file's key, and how it changed.
+
+    Flags that came with a later version of this toolkit had their default before.
+    """
+    now, before = facts(run), facts(earlier)
+    before = {name: default for name, default in defaults(run.method).items() if name in now} | before
+    names = dict.fromkeys((*before, *now))
+    return {n: f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names if before.get(n) != now.get(n)}
+
+
+def defaults(method: str) -> dict[str, Any]:
+    """The default of every flag that a record has, by its name."""
+    kinds = (TrainArgs, ValidationArgs, METHODS[method][1])
+    return {f.name: f.default for kind in kinds for f in fields(kind)}
+
+
 def facts(run: Run) -> dict[str, Any]:
-    """What makes a run that run, by the name of the flag or of the file's key."""
+    """What makes a run that run, by the name of the flag or of the file's key, in JSON's values."""
+    run = Run(**json.loads(run_text(run)))
     data = {f"data {name}": value for name, value in run.data.items() if name not in ELSEWHERE}
     training = {name: value for name, value in run.training.items() if name not in FREE}
     record = {k: v for k, v in asdict(run).items() if k in ("method", "prompt_style", "base_digest", "quantize")}

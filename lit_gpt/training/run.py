@@ -4,7 +4,7 @@ from lightning.fabric import Fabric
 
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.training.average import require_checkpoints
-from lit_gpt.training.budget import Budget
+from lit_gpt.training.budget import LEDGER, Budget
 from lit_gpt.training.describe import description
 from lit_gpt.training.ending import Ending
 from lit_gpt.training.finetuning import Finetuning
@@ -14,12 +14,9 @@ from lit_gpt.training.monitor import Monitor
 from lit_gpt.training.offload import require_offload
 from lit_gpt.training.planning.dry_run import dry_run
 from lit_gpt.training.planning.outcome import gauges_of, plan_of_run, settle
-from lit_gpt.training.saves import Saves
+from lit_gpt.training.saves import Saves, position
 from lit_gpt.training.session import Session
 from lit_gpt.training.start import enter, find_place, load_data, load_model
-
-LEDGER = "seconds_used.txt"
-"""File of a run's folder with the time that a run with a deadline has used."""
 
 
 def finetune(fabric: Fabric, asked: Finetuning) -> None:
@@ -41,20 +38,35 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
 
     model, base_digest = load_model(fabric, asked, begins=place is None)
     score = task_score(fabric, model, asked.checkpoint_dir, validation, meta["prompt_style"])
-    print(*description(model, train_data, asked, fabric.device), sep="\n")
+    print(*description(model, train_data, asked, fabric.device, position(place)), sep="\n")
     run = enter(fabric, asked, (train_data.digest(), meta), base_digest, place)
 
     ending = Ending(fabric, model, val_data, asked, saves, run)
-    budget = Budget(train.max_seconds, ending.rehearse, train.average_last > 0, ledger=out_dir / LEDGER)
+    budget = Budget(
+        train.max_seconds,
+        ending.rehearse,
+        train.average_last > 0,
+        ledger=out_dir / LEDGER,
+        eval_interval=validation.eval_interval,
+        save_interval=train.save_interval,
+    )
     gauges = gauges_of(fabric, planned, model, budget)
-    shown = {"gauges": gauges, "logger": make_logger(train.logger, out_dir, run.training)}
-    monitor = Monitor(out_dir, planned.work.n_samples, train.log_interval, goes_on=place is not None, **shown)
+    monitor = Monitor(
+        out_dir,
+        planned.work.n_samples,
+        train.log_interval,
+        goes_on=place is not None,
+        gauges=gauges,
+        logger=make_logger(train.logger, out_dir, run.training),
+    )
     session = Session(saves, monitor, budget, place, score, later_bytes=ending.n_bytes)
     progress = fit(fabric, model, train_data, val_data, session, train, validation, asked.run.seed)
     monitor.close()
     if progress.stopped_by:
         print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")
         return
+    if not progress.step:
+        print(f"No optimizer step was taken: --max_time {train.max_time} has no room for one; raise it")
     if gauges.has_trained:
         settle(planned, gauges, out_dir, whole=place is None and progress.step == planned.work.n_steps)
     ending.finish(progress)

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ from torch import Tensor
 
 from lit_gpt.checkpoint import BEST, CHECKPOINTS, RUN, save_trained, trained_path
 from lit_gpt.errors import UserError
-from lit_gpt.files import load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
+from lit_gpt.files import links, load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
 from lit_gpt.model import GPT
 
 STATE, RECORD = "state.pth", "state.json"
+
+
+class OtherVersion(UserError):
+    """A checkpoint is whole, and says what this version does not know."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Progress:
 
     step: int = 0
     """Steps taken."""
+    samples: int = 0
+    """Samples that these steps had: the place in the data."""
     seconds: float = 0.0
     """Time used by all processes of the run."""
     best_step: int | None = None
@@ -48,6 +54,8 @@ class Progress:
     """How long the last save took."""
     finish_seconds: float = 0.0
     """How long what comes after the training takes."""
+    step_seconds: float = 0.0
+    """How long a step takes; 0 where none was timed."""
     micro_batch_tokens: int | None = None
     """What the forward passes have room for, if that is less than what the arguments say."""
     n_recomputed: int = 0
@@ -142,10 +150,7 @@ class Saves:
         replace_with(self.weights, lambda path: link_or_copy(weights, path))
         if progress.best_step is None or not self.place(progress.best_step).is_dir():
             return
-        temporary = self.out_dir / f".{BEST}.{os.getpid()}.tmp"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(self.place(progress.best_step).relative_to(self.out_dir), target_is_directory=True)
-        temporary.replace(self.out_dir / BEST)
+        links.point(self.out_dir / BEST, self.place(progress.best_step))
 
     def prune(self, progress: Progress) -> None:
         """Remove all but the latest checkpoints and the best one."""
@@ -155,10 +160,16 @@ class Saves:
                 remove(self.place(step))
 
     def newest(self, say: Callable[[str], None] = print) -> Path | None:
-        """The latest checkpoint that is whole; says which ones are not. None if there is none."""
+        """The latest checkpoint that is whole; says which ones are not. None if there is none.
+
+        Raises:
+            UserError: it is whole, and from a version of this toolkit that says more.
+        """
         for step in reversed(self.steps()):
             try:
                 read_progress(self.place(step))
+            except OtherVersion:  # as are the others
+                raise
             except UserError as e:
                 say(f"{e}; taking the one before")
                 continue
@@ -191,7 +202,7 @@ def read_progress(place: Path) -> Progress:
     """Where the run was, from a checkpoint whose files are all as they were written.
 
     Raises:
-        UserError: one is missing, or not what was written.
+        UserError: one is missing, or not what was written, or from a version that says more.
     """
     try:
         record = json.loads((place / RECORD).read_text(encoding="utf-8"))
@@ -200,10 +211,39 @@ def read_progress(place: Path) -> Progress:
         for name, digest in record.pop("files").items():
             if file_digest(place / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-        return Progress(**record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         reason = f"there is no {Path(e.filename).name}" if isinstance(e, FileNotFoundError) and e.filename else e
         raise UserError(f"the checkpoint {place} is damaged ({reason})") from e
+    return progress_of(record, place)
+
+
+def position(place: Path | None) -> tuple[int, int]:
+    """Optimizer steps that a checkpoint is after, and their samples; none without a checkpoint.
+
+    Raises:
+        UserError: as `read_progress`, which looks at all of its files, too.
+    """
+    if place is None:
+        return 0, 0
+    record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    progress = progress_of({name: value for name, value in record.items() if name not in ("files", "digest")}, place)
+    return progress.step, progress.samples
+
+
+def progress_of(record: dict[str, Any], place: Path) -> Progress:
+    """Where the run was, from what a checkpoint of this version or an earlier one says; what an earlier one does not
+    say has its default.
+
+    Raises:
+        UserError: it says what this version does not know.
+    """
+    if unknown := sorted(record.keys() - {f.name for f in fields(Progress)}):
+        raise OtherVersion(
+            f"the checkpoint {place} is from another version of this toolkit: it says {', '.join(unknown)}, which this "
+            "one does not know; go on with that version, or pass another --out_dir"
+        )
+    record.setdefault("samples", record.get("monitor", {}).get("samples", 0))  # until then, only the monitor counted
+    return Progress(**record)
 
 
 def read_state(place: Path, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

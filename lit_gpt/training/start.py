@@ -5,13 +5,14 @@ from pathlib import Path
 
 from lightning.fabric import Fabric
 
-from lit_gpt.checkpoint import Run, apply, claim_out_dir, load_base, read_run, save_run, versions
+from lit_gpt.checkpoint import Run, apply, load_base, read_run, save_run, versions
 from lit_gpt.data import store
 from lit_gpt.data.fit import check_fit
 from lit_gpt.fused import set_compile
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.finetuning import Finetuning
+from lit_gpt.training.folder import claim_out_dir
 from lit_gpt.training.resume import checkpoint_to_resume, require_same
 from lit_gpt.training.saves import Saves
 

@@ -58,6 +58,9 @@ class Keeper:
             self.budget.take_up(**{name: getattr(self.progress, name) for name in self.budget.state()})
             self.saves.forget_after(self.progress.step)
             self.saves.point_to(self.progress)
+            self.feed.begin_at(self.progress.step, self.progress.samples)
+        else:
+            self.budget.begin_anew()
         self.budget.note()
         trained = sum(x.numel() * x.element_size() for x in trained_parameters(self.model).values())
         self.saves.require_room(3 * trained, self.later_bytes)  # with the optimizer's state
@@ -133,8 +136,9 @@ class Keeper:
         if self.saved is None:
             read_progress(place)  # what is written can be read, before the first hour is spent
         first, self.saved, self.owes = self.saved is None, self.progress, False
-        self.budget.save_seconds = time.monotonic() - began
-        self.monitor.saved(self.budget.save_seconds)
+        seconds = time.monotonic() - began
+        self.budget.saved(seconds)
+        self.monitor.saved(seconds)
         if first:
             self.monitor.paused(self.budget.rehearse_finish(place))
 

@@ -1,7 +1,8 @@
 """The gradients of one optimizer step: all of its micro-batches, or nothing of it."""
 
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.fabric import Fabric
 from torch import Tensor
@@ -9,11 +10,15 @@ from torch import Tensor
 from lit_gpt.data.batches import Batch, batch_of
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory
+from lit_gpt.training.budget import Budget
 from lit_gpt.training.feed import Feed
+from lit_gpt.training.gauges import wait
 from lit_gpt.training.gradients import Gradients
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.monitor import Monitor
 from lit_gpt.training.randomness import random_states, set_random_states, undisturbed
+
+Result = TypeVar("Result")
 
 
 def accumulate(
@@ -55,38 +60,61 @@ def accumulate(
                 return False
         return True
 
-    while True:
-        complete = attempt(all_of_it)
-        if complete is True:
-            return True
+    complete = in_memory(all_of_it, feed, undo)
+    if not complete:
         undo()
-        if complete is False:
-            return False
-        if not feed.shrink():
-            raise complete
-        undo()  # a new recording has drawn random numbers
+    return complete
 
 
-def rehearse(fabric: Fabric, model: GPT, feed: Feed, gradients: Gradients) -> None:
+def rehearse(fabric: Fabric, model: GPT, feed: Feed, gradients: Gradients, budget: Budget) -> None:
     """Try the largest micro-batch forward and backward and let the optimizer take its memory; changes nothing.
+
+    Where there is a limit and no step was timed yet, do it again and tell the budget what a step will take by that.
 
     Raises:
         RuntimeError: no memory, and nothing smaller to try.
     """
     model.train()
 
-    def largest() -> bool:
+    def largest() -> float:
+        """Seconds that a step is expected to take."""
         batch = batch_of(feed.data, feed.largest()).to(fabric.device)
+        wait(fabric.device)
+        began = time.monotonic()
         forward_backward(fabric, model, feed, batch, batch.n_targets)
+        wait(fabric.device)
+        computed = time.monotonic()
         gradients.zero()
         gradients.allocate()
-        return True
+        wait(fabric.device)
+        return (computed - began) * feed.tokens_a_step() / batch.n_computed + time.monotonic() - computed
 
     with undisturbed(fabric.device):
-        while (failed := attempt(largest)) is not True:
-            gradients.zero()
-            if not feed.shrink():
-                raise failed
+        in_memory(largest, feed, gradients.zero)
+        if budget.max_seconds is not None and not budget.step_seconds:
+            budget.expected_seconds = largest()  # the first time, kernels were compiled and memory was asked for
+
+
+def in_memory(work: Callable[[], Result], feed: Feed, undo: Callable[[], None]) -> Result:
+    """What `work` returns, with smaller micro-batches each time the memory runs out.
+
+    Args:
+        undo: takes back what was done of it when that happened.
+
+    Raises:
+        RuntimeError: no memory, and nothing smaller to try; nothing of the work is left then.
+    """
+    while True:
+        try:
+            return work()
+        except RuntimeError as e:
+            if not is_out_of_memory(e):
+                raise
+            failed = e.with_traceback(None)  # its frames hold on to the memory
+        undo()
+        if not feed.shrink():
+            raise failed
+        undo()  # a new recording has drawn random numbers
 
 
 def forward_backward(fabric: Fabric, model: GPT, feed: Feed, batch: Batch, n_targets: int) -> Tensor:
@@ -99,13 +127,3 @@ def forward_backward(fabric: Fabric, model: GPT, feed: Feed, batch: Batch, n_tar
         loss = loss_sum(model, batch, feed.hidden_of)
     fabric.backward(loss / max(1, n_targets))
     return loss.detach()
-
-
-def attempt(work: Callable[[], bool]) -> bool | RuntimeError:
-    """What `work` returns, or that the memory ran out, without the frames that hold on to it."""
-    try:
-        return work()
-    except RuntimeError as e:
-        if not is_out_of_memory(e):
-            raise
-        return e.with_traceback(None)

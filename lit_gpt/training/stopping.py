@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -23,7 +23,9 @@ def stop_signals() -> Iterator[Stop]:
     def note(number: int, frame: FrameType | None) -> None:
         if stop.signal is None:
             stop.signal = signal.Signals(number).name
-            print(f"\n{stop.signal}: stopping after this micro-batch; once more stops at once", flush=True)
+            said = f"\n{stop.signal}: stopping after this micro-batch; once more stops at once\n"
+            with suppress(OSError):  # not print: the signal may have come in the middle of one
+                os.write(1, said.encode())
             return
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

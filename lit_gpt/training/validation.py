@@ -34,11 +34,12 @@ def validated(
     loss = validate(fabric, model, data, train, validation, stopped)
     if loss is None:
         return progress
-    session.budget.loss_seconds = time.monotonic() - began
+    loss_seconds = time.monotonic() - began
     with undisturbed(fabric.device):
         score = session.score and session.score()
-    session.budget.validation_seconds = time.monotonic() - began
-    session.monitor.validated(progress.step, loss, session.budget.validation_seconds)
+    seconds = time.monotonic() - began
+    session.budget.validated(seconds, loss_seconds)
+    session.monitor.validated(progress.step, loss, seconds)
     if score is not None:
         session.monitor.say(f"step {progress.step}: {validation.best_task or 'score'} {score:.4f}")
     return progress.validated(loss, score)

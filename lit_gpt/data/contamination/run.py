@@ -47,8 +47,11 @@ def check_contamination(
         task -> what its questions and the data have in common.
 
     Raises:
-        UserError: no such files, files of another kind, not prepared, nothing left after dropping.
+        UserError: no such files, files of another kind, not prepared, nothing left after dropping, a data set where the
+            cleaned one is to be written.
     """
+    if args.destination_path is not None:
+        store.require_room(args.destination_path, args.overwrite)
     train, val, meta = store.load(folder)
     tokenizer = tokenizer_of(folder, meta, checkpoint_dir)
     files = task_files(args.task_data)

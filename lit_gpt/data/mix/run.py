@@ -29,13 +29,13 @@ def mix(folder: Path, args: MixArgs, augment: AugmentArgs, prepare: PrepareArgs,
         checkpoint_dir: for raw sources; None is the one that the prepared sources name.
 
     Raises:
-        UserError: sources that are not there or do not go together, amounts that leave nothing, a source in
-            the folder's place.
+        UserError: sources that are not there or do not go together, amounts that leave nothing, a source or
+            another data set in the folder's place.
     """
-    store.require_room(folder)
     for name, path in args.sources.items():
         if path.resolve() == folder.resolve():
             raise UserError(f"--destination_path {folder} is the source {name}; pass another folder")
+    store.require_room(folder, prepare.overwrite)
     with ExitStack() as stack:
         sources = open_sources(folder, args, augment, prepare, checkpoint_dir, stack)
         first = next(iter(sources.values()))

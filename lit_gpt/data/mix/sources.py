@@ -4,7 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ from lit_gpt.args import PrepareArgs
 from lit_gpt.args.checks import AugmentArgs, MixArgs
 from lit_gpt.convert.lit import read_config, require_checkpoint
 from lit_gpt.data import store
+from lit_gpt.data.account import Part, Scan, print_unused
+from lit_gpt.data.arrow import is_saved
 from lit_gpt.data.augment import augmented
-from lit_gpt.data.prepare import Files, Part, describe, rows_of, write_split
-from lit_gpt.data.split import held_out, prompt_of
+from lit_gpt.data.prepare import Files, describe, rows_of, with_style, write_split
+from lit_gpt.data.split import held_out
 from lit_gpt.data.tokens import Counts, Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.files.whole import temporary_beside
 from lit_gpt.tokenizer import Tokenizer
 
-SAME = ("tokenizer", "prompt_style", "chat_template", "mask_inputs", "last_turn_only")
+SAME = ("tokenizer", "prompt_style", "chat_template", "template_kwargs", "mask_inputs", "last_turn_only")
 """What the sources of a mixture must have in common, in the words of meta.json."""
 
 
@@ -50,7 +52,7 @@ def open_sources(
     for name, path in args.sources.items():
         if not path.exists():
             raise UserError(f"--sources: {name} is not there: {path}")
-    ready = {name: path for name, path in args.sources.items() if path.is_dir()}
+    ready = {name: path for name, path in args.sources.items() if path.is_dir() and not is_saved(path)}
     opened = {name: Source(path, *store.load(path)) for name, path in ready.items()}
     raw = {name: path for name, path in args.sources.items() if name not in ready}
     if augment.any and not raw:
@@ -62,6 +64,7 @@ def open_sources(
         if place is None:
             raise UserError("--checkpoint_dir is missing: a raw source needs its tokenizer")
         require_checkpoint(place)
+        prepare = _styled(prepare, opened, raw, place)
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = temporary_beside(folder.with_name(f"{folder.name}.sources"))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
@@ -73,6 +76,20 @@ def open_sources(
     return sources
 
 
+def _styled(
+    prepare: PrepareArgs, ready: Mapping[str, Source], raw: Mapping[str, Path], checkpoint_dir: Path
+) -> PrepareArgs:
+    """The arguments with one prompt style for all raw sources: that of the prepared ones, else by what their rows are.
+
+    Raises:
+        UserError: a row does not fit its schema.
+    """
+    if prepare.prompt_style is None and ready:
+        return replace(prepare, prompt_style=next(iter(ready.values())).meta["prompt_style"])
+    is_chat = prepare.prompt_style is None and any(row.is_chat for row in rows_of(Files(tuple(raw.values())), prepare))
+    return with_style(prepare, is_chat, checkpoint_dir)
+
+
 def tokenized(
     name: str, path: Path, folder: Path, checkpoint_dir: Path, augment: AugmentArgs, args: PrepareArgs
 ) -> Source:
@@ -80,10 +97,13 @@ def tokenized(
     tokenizer = Tokenizer(checkpoint_dir)
     block_size = read_config(checkpoint_dir).block_size
     encoder = Encoder(tokenizer, args, min(args.max_seq_length or block_size, block_size))
-    left_out: Counter[str] = Counter()
+    scan, rows = Scan(), []
     files = Files((path,))
-    rows = list(rows_of(files, args, left_out))
-    out = held_out([prompt_of(row) for row in rows], args.test_split_fraction, args.seed)
+    for row in rows_of(files, args, scan.left_out):
+        scan.add(row, with_prompt=True)
+        rows.append(row)
+    print_unused(scan.unused)
+    out = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
     made: Counter[str] = Counter()
     kept = (row for row, held in zip(rows, out, strict=True) if not held)
     train = list(augmented(kept, augment, f"{args.seed}:{name}", made))
@@ -91,10 +111,10 @@ def tokenized(
     print(f"{name}: {len(rows):,} rows of {path}")
     folder.mkdir()
     parts: dict[str, Part] = {}
-    for split, part, missing in (("train", train, left_out), ("val", val, Counter())):
+    for split, part, missing in (("train", train, scan.left_out), ("val", val, Counter())):
         counts = Counts(read=missing.total(), dropped=Counter(missing))
         parts[split] = write_split(folder, split, iter(part), len(part), encoder, counts)
-    meta = describe(files, None, checkpoint_dir, encoder, parts)
+    meta = describe(files, None, checkpoint_dir, encoder, parts, unused=scan.unused)
     samples = [
         store.Samples(*(np.load(folder / f"{s}.{p}.npy", mmap_mode="r") for p in ("ids", "labels", "offsets")))
         for s in ("train", "val")

@@ -39,11 +39,14 @@ def dry_run(fabric: Fabric, asked: Finetuning) -> None:
     """
     args, checkpoint_dir = asked.plan, asked.checkpoint_dir
     device = named(args.device) if args.device else this_machine(fabric.device)
+    is_here = args.device is None or device == this_machine(fabric.device)
     there = (checkpoint_dir / WEIGHTS).is_file()
     config = config_of(checkpoint_dir)
     train_data, val_data, meta = store.load(asked.data_dir)
     if there:
         check_fit(meta, asked.data_dir, Tokenizer(checkpoint_dir), asked.run.prompt_style)
+    if args.probe and not is_here:
+        raise UserError(f"--probe true times this machine's GPU, and --device {args.device} is another; leave out one")
     if args.probe and not there:
         raise UserError(f"--probe true needs the weights, and {checkpoint_dir} has no {WEIGHTS}; leave it out")
     precision = default_precision(asked.precision, asked.method, device)
@@ -53,7 +56,7 @@ def dry_run(fabric: Fabric, asked: Finetuning) -> None:
     plan = make_plan(job, data)
     if args.fit:
         plan = fitted(plan, data)
-    if plan.fits and (there and args.device is None if args.probe is None else args.probe):
+    if plan.fits and (there and is_here if args.probe is None else args.probe):
         plan = probed(plan, fabric, asked, data)
         if args.fit:
             plan = in_time(plan, data)

@@ -18,6 +18,7 @@ from lit_gpt.model import GPT
 from lit_gpt.training.loss import LOGITS
 from lit_gpt.training.memory import (
     block_bytes,
+    cast_bytes,
     fewest_recomputed,
     gradient_bytes,
     lowest_trained,
@@ -74,8 +75,9 @@ def n_recomputed(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
     if job.device.kind == "cpu":
         return 0
     taken = CONTEXT + base_bytes(model, chosen, job.quantize) + trained_bytes(model)
-    taken += training_bytes(model, job.train)
-    kept = block_bytes(model, work.room, job.weight_dtype.itemsize)
+    taken += training_bytes(model, job.train, job.mixed)
+    tokens = max(work.room, work.largest)  # a sample that is longer than the room for many goes alone
+    kept = block_bytes(model, tokens, job.compute_itemsize, job.mixed, chosen.values())
     lowest = lowest_trained(model)
     n = fewest_recomputed(c.n_layer - lowest, *kept, job.device.n_bytes - int(taken))
     return lowest + n if n else 0
@@ -88,10 +90,8 @@ def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
         n_again: blocks that compute their forward pass twice.
     """
     c, itemsize = job.config, job.compute_itemsize
-    trains = [p for p in model.parameters() if p.requires_grad]
     tokens = work.largest
-    kept, input_ = block_bytes(model, tokens, itemsize)
-    kept += (4 - itemsize) * 2 * c.n_embd * tokens if job.mixed else 0  # residuals stay in fp32
+    kept, input_ = block_bytes(model, tokens, itemsize, job.mixed, chosen.values())
     lowest = lowest_trained(model)
     again = max(0, n_again - lowest)
     activations = (c.n_layer - max(lowest, n_again)) * kept + again * input_ + (kept if again else 0)
@@ -110,7 +110,7 @@ def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
         "one block's work": passing_bytes(job, chosen, tokens),
     }
     if job.mixed:
-        items["weights cast to 16 bits"] = sum(2 * p.numel() for p in trains if p.dim() == 2)
+        items["weights cast to 16 bits"] = cast_bytes(model)
     constant, part = HELD_BACK[job.device.kind]
     items["held back by the allocator"] = int(constant + part * (activations + items["one block's work"]))
     items["runtime"] = int(CONTEXT) if job.device.kind == "cuda" else resident_bytes()

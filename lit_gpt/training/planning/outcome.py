@@ -10,12 +10,12 @@ from lit_gpt.files import write_text
 from lit_gpt.model import GPT
 from lit_gpt.training.budget import Budget, process_seconds
 from lit_gpt.training.finetuning import Finetuning
+from lit_gpt.training.folder import PLAN
 from lit_gpt.training.gauges import Gauges, clock, matrix_rate, memory_gb
 from lit_gpt.training.planning.devices import this_machine
 from lit_gpt.training.planning.job import config_of, job_of
 from lit_gpt.training.planning.plan import Data, Plan, make_plan
-
-PLAN = "plan.json"
+from lit_gpt.training.planning.show import risks
 
 
 def plan_of_run(fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
@@ -32,6 +32,8 @@ def plan_of_run(fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
         print(
             f"That is more than the {device.n_bytes / 1e9:.2f} GB of {device.name}; --dry_run true says what would fit"
         )
+    for risk in risks(plan):
+        print(risk)
     return plan
 
 
@@ -48,6 +50,7 @@ def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
         plan.work.n_validations,
         budget.deadline_in if budget.max_seconds else None,
         plan.work.n_saves,
+        budget.max_seconds,
     )
 
 

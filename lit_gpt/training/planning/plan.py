@@ -5,6 +5,7 @@ from typing import Any
 
 from lit_gpt.data.store import Samples
 from lit_gpt.training.flops import training_flops
+from lit_gpt.training.length import Length, length_of
 from lit_gpt.training.planning.job import Job
 from lit_gpt.training.planning.memory_items import host_bytes, memory_items, n_recomputed, peak_of
 from lit_gpt.training.planning.seconds import Rates, Times, rates_of_device, times_of
@@ -49,6 +50,19 @@ class Plan:
     def seconds(self) -> float | None:
         """From the command to its end."""
         return self.times and self.times.total
+
+    @property
+    def length(self) -> Length:
+        """The run's steps and what ends it; by the times, where that is --max_time."""
+        length, times, limit = length_of(self.job.train, self.work.n_rows), self.times, self.job.train.max_seconds
+        if times is None or limit is None:
+            return length
+        # of validations and saves, the first and the last one are there however long the run is
+        pauses = ((times.validating, self.work.n_validations), (times.saving, self.work.n_saves))
+        between = sum(seconds * max(0, n - 2) / n for seconds, n in pauses)
+        a_step = (times.training + between) / length.n_steps
+        fitting = int((limit - times.total) / a_step + length.n_steps)
+        return length if fitting >= length.n_steps else length.cut(max(1, fitting), "max_time")
 
     def record(self) -> dict[str, Any]:
         """As plan.json keeps it."""

@@ -80,7 +80,7 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
         share *= OF_BF16[kind if job.device.fp8 or kind != "fp8" else "bnb.nf4"]
     if not job.train.compile:
         share *= EAGER
-    elif n_again or job.config.mlp == "moe" or job.method == "full":
+    elif n_again or job.config.mlp == "moe" or job.method == "full" or not job.train.records:
         share *= CALLED
     share *= 0.5 if job.weight_dtype.itemsize == 4 and not job.mixed else 1.0  # TF32 has half the rate
     tokens = work.n_computed / work.n_passes

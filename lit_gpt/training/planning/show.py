@@ -4,7 +4,11 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from lit_gpt.training.gauges import clock
+from lit_gpt.training.length import outlook
 from lit_gpt.training.planning.plan import Plan
+
+NEARLY_FULL = 0.03
+"""Part of the memory that a plan should leave: about what it is wrong by (docs/plan_a_run.md)."""
 
 
 def lines_of(plan: Plan, now: datetime | None = None) -> Iterator[str]:
@@ -14,6 +18,7 @@ def lines_of(plan: Plan, now: datetime | None = None) -> Iterator[str]:
         now: when the run would start.
     """
     yield from memory_lines(plan)
+    yield from (f"  {risk}" for risk in risks(plan))
     yield from work_lines(plan)
     yield from time_lines(plan, now or datetime.now())
 
@@ -34,6 +39,22 @@ def memory_lines(plan: Plan) -> Iterator[str]:
     yield f"  weights in {weights}; up to {plan.work.largest:,} tokens a forward pass; {kept}"
 
 
+def risks(plan: Plan) -> Iterator[str]:
+    """What may go wrong with a plan that is possible, one sentence each, with what avoids it."""
+    left = 1 - plan.needed / plan.job.device.n_bytes
+    if plan.job.device.kind == "cuda" and 0 <= left < NEARLY_FULL:
+        yield (
+            f"Risk: {left:.1%} of the memory is left besides the margin, and plans can be wrong by more; what a screen "
+            "or another process takes may end the run; --recompute all or a smaller --micro_batch_tokens leaves room"
+        )
+    if plan.job.precision == "16-true":
+        other = "bf16-true, which this device has" if plan.job.device.bf16 else "16-mixed, which scales the loss"
+        yield (
+            "Risk: 16-true is fp16 without loss scaling: it ends at 65,504 and loses small gradients, so that losses "
+            f"can become nan; safer is --precision {other}"
+        )
+
+
 def work_lines(plan: Plan) -> Iterator[str]:
     work = plan.work
     waste = work.n_padded / work.n_tokens - 1
@@ -46,6 +67,7 @@ def work_lines(plan: Plan) -> Iterator[str]:
         yield f"  {work.n_computed:,} of the tokens are computed: {saved:.0%} are in prefixes that samples share"
     yield f"  no padding; {filled}padded by {plan.job.train.micro_batch_size}: {waste:+.0%}"
     yield f"  {work.n_validations} validations of {work.n_val_tokens:,} tokens, {work.n_saves} saves"
+    yield from (f"  {line}" for line in outlook(0, plan.length))
 
 
 def time_lines(plan: Plan, now: datetime) -> Iterator[str]:

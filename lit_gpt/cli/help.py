@@ -1,0 +1,75 @@
+"""The help of a script, and its flags with their values as a config file."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_gpt.cli.flags import ALIASES, Flag, flags_of
+from lit_gpt.errors import CommandLineError
+
+PRINTED = ("", "skip_default", "skip_null")
+"""Values of --print_config."""
+CONFIG = "YAML file with values for the flags below"
+PRINT = "print the flags with their values as such a file, and stop; =skip_default leaves out what is as it would be"
+
+
+def help_of(main: Callable[..., None]) -> str:
+    """What --help prints: the script's docstring and each flag with its meaning, type and default."""
+    from jsonargparse import ArgumentParser, set_parsing_settings  # only here: it takes as long as all of a start
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the text under a dataclass field is its help
+    parser = ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)), epilog=_short_ways(main))
+    parser.add_argument("--config", help=CONFIG)
+    parser.add_argument("--print_config", metavar="[=skip_default]", help=PRINT)
+    parameters = inspect.signature(main).parameters
+    groups = {n: p for n, p in parameters.items() if is_dataclass(p.annotation)}
+    parser.add_function_arguments(main, skip=set(groups))
+    for parameter in groups.values():
+        given = None if parameter.default is inspect.Parameter.empty else parameter.default
+        parser.add_class_arguments(parameter.annotation, **({"default": given} if given is not None else {}))
+    return parser.format_help()
+
+
+def _short_ways(main: Callable[..., None]) -> str:
+    """The usual names that are understood, as far as the script has what they stand for."""
+    flags = flags_of(main)
+    names = [f"--{alias} is --{flag}" for alias, flag in ALIASES.items() if flag in flags]
+    values = {"quantize": "nf4 and fp4 are bnb.nf4 and bnb.fp4", "precision": "bf16, 16 and 32 are *-true"}
+    values |= {"dtype": "bf16, fp16 and fp32 are understood, too"}
+    said = [f"--{flag}: {text}" for flag, text in values.items() if flag in flags]
+    lists = "Lists are written a,b or [a, b]"
+    return "; ".join([lists, *names, *said]) + ". LIT_GPT_TRACEBACK=1 shows where an error comes from."
+
+
+def config_text(flags: Mapping[str, Flag], values: Mapping[str, Any], how: str = "") -> str:
+    """The flags with their values as YAML that --config takes.
+
+    Args:
+        values: those that were given; the others have their defaults, and those without one are left out.
+        how: one of PRINTED.
+
+    Raises:
+        CommandLineError: it is none of these.
+    """
+    if how not in PRINTED:
+        raise CommandLineError(f"--print_config={how} is none of --print_config, {', '.join(PRINTED[1:])}")
+    rows = {}
+    for name, flag in flags.items():
+        value = values.get(name, flag.default)
+        same = how == "skip_default" and value == flag.default
+        if value is not MISSING and not same and not (how == "skip_null" and value is None):
+            rows[name] = _plain(value)
+    return yaml.safe_dump(rows, sort_keys=False, allow_unicode=True, width=10**6) if rows else ""
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML has it."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value

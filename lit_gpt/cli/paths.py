@@ -1,0 +1,68 @@
+"""Sees that the paths among a script's flags are there, and are what they should be, before anything is imported."""
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_gpt import places
+from lit_gpt.cli.flags import flags_of
+
+READ = ("data_file", "validation_file", "csv_path", "best_task_path", "task_path")
+"""Flags that name a file to be read, or a folder where there are several."""
+FOLDERS = ("task_path", "best_task_path")
+"""Those of READ that may be a folder."""
+READ_MANY = ("task_data", "best_task_data", "sources")
+"""Flags that name a file or folder, or several by name."""
+MADE = ("out_dir", "destination_path", "output_dir")
+"""Flags that name a folder to be made."""
+WRITTEN = ("save_filepath",)
+"""Flags that name a file to be written."""
+
+
+def check_paths(
+    main: Callable[..., None], values: Mapping[str, Any], unchecked: Collection[str] = (), method: str | None = None
+) -> None:
+    """See that what a script will read is there.
+
+    Args:
+        values: of all flags.
+        unchecked: flags to leave alone.
+        method: whose run is meant where --finetuned_path is not given.
+
+    Raises:
+        UserError: a path that is not there or is something else; which one may be meant.
+    """
+    given = {name: value for name, value in values.items() if value is not None and name not in unchecked}
+    for name, check in _checks(given, "finetuned_path" in flags_of(main)).items():
+        if name in given:
+            check(given[name])
+    if method is not None and values["finetuned_path"] is None:
+        places.require_run(places.default_out_dir(method, values["checkpoint_dir"]), given=False)
+
+
+def _checks(given: Mapping[str, Any], takes_runs: bool) -> dict[str, Callable[[Any], None]]:
+    """Flag -> what sees to its value."""
+    checks: dict[str, Callable[[Any], None]] = {}
+    if not given.get("dry_run"):  # a plan needs no weights
+        checks["checkpoint_dir"] = lambda path: places.require_checkpoint(path, takes_runs)
+    checks |= {"data_dir": places.require_data, "finetuned_path": places.require_run, "json_path": _check_rows}
+    for name in READ:
+        require = places.require_there if name in FOLDERS else places.require_file
+        checks[name] = lambda path, name=name, require=require: require(name, path)
+    for name in READ_MANY:
+        checks[name] = lambda value, name=name: _check_many(name, value)
+    for name in (*MADE, *WRITTEN):
+        checks[name] = lambda path, name=name: places.require_free_for(name, path, folder=name in MADE)
+    return checks
+
+
+def _check_many(name: str, value: Path | Mapping[str, Path]) -> None:
+    for path in value.values() if isinstance(value, Mapping) else [value]:
+        places.require_there(name, path)
+
+
+def _check_rows(name: str) -> None:
+    """--json_path may also be an address or the name of a data set; what has the end of a file's name is a file."""
+    path = Path(name)
+    if "://" not in name and path.suffix in places.ROWS and not path.exists():
+        places.require_there("json_path", path)

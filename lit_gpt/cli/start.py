@@ -1,0 +1,111 @@
+"""Runs a script's `main` with what was typed; what the user can mend ends as one line on stderr."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import MISSING
+from typing import Any
+
+from lit_gpt.cli.flags import arguments_of, flags_of, meaning
+from lit_gpt.cli.help import config_text, help_of
+from lit_gpt.cli.paths import check_paths
+from lit_gpt.cli.words import Asked, read
+from lit_gpt.errors import CommandLineError, UserError
+
+TRACEBACK = "LIT_GPT_TRACEBACK"
+"""Environment variable: anything but 0 shows where an error comes from, above its line."""
+
+
+def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str | None = None) -> None:
+    """Call `main` with arguments from the command line.
+
+    Parameters annotated with a dataclass become one flag a field, without a prefix: `train: TrainArgs` gives
+    `--learning_rate`. Mistakes of the user end as one line on stderr and exit code 1 (2 for the command line itself);
+    paths that are not there are among them, before `main` imports anything.
+
+    Args:
+        unchecked: flags that are paths by name, which need not be there.
+        method: whose run is meant where --finetuned_path is not given.
+    """
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is written
+    try:
+        asked = read(sys.argv[1:], flags_of(main))
+        if asked.help:
+            print(help_of(main), end="")
+        elif asked.print_config is not None:
+            print(config_text(flags_of(main), asked.values, asked.print_config), end="")
+        else:
+            values = _all_values(main, asked)
+            arguments = arguments_of(main, values)
+            check_paths(main, values, unchecked, method)
+            main(**arguments)
+    except (Exception, KeyboardInterrupt) as e:
+        code, message = _outcome(e, list(flags_of(main)))
+        if message is None:
+            raise
+        if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+            traceback.print_exc()
+        _fail(message, code)
+
+
+def parse(main: Callable[..., None], argv: list[str]) -> dict[str, Any]:
+    """The keyword arguments for `main` that `argv` stands for.
+
+    Raises:
+        CommandLineError: unknown flag, missing flag, or a value of another type.
+        UserError: values that contradict each other (from the dataclasses' own checks).
+    """
+    return arguments_of(main, _all_values(main, read(argv, flags_of(main))))
+
+
+def _all_values(main: Callable[..., None], asked: Asked) -> dict[str, Any]:
+    """A value for every flag of `main`. Raises: CommandLineError if one without a default was not given."""
+    flags = flags_of(main)
+    missing = [flag for flag in flags.values() if flag.default is MISSING and flag.name not in asked.values]
+    if missing:
+        said = [f"--{flag.name} ({meaning(main, flag) or 'see --help'})" for flag in missing]
+        raise CommandLineError(f"missing {' and '.join(said)}")
+    return {name: asked.values.get(name, flag.default) for name, flag in flags.items()}
+
+
+def _outcome(error: BaseException, flags: list[str]) -> tuple[int, str | None]:
+    """Exit code and the line that says what went wrong; None for a bug of ours, and empty where nobody reads."""
+    if isinstance(error, UserError):
+        return (2 if isinstance(error, CommandLineError) else 1), str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, BrokenPipeError):  # `generate/base.py ... | head`
+        return 1, ""
+    if isinstance(error, OSError) and (error.filename is not None or error.strerror is not None):
+        where = f": {error.filename}" if error.filename else ""
+        return 1, f"{error.strerror or error}{where} ({TRACEBACK}=1 shows what wanted it)"
+    if isinstance(error, ModuleNotFoundError) and error.name == "triton":  # which torch has under Linux only
+        return 1, "torch has no Triton here, which compiles for the GPU; pass --compile false"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc_cpu" in str(error)):
+        return 1, f"this machine has too little memory; {_for_less_memory(flags)}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's own; its import would cost `--help` seconds
+        return 1, f"the GPU has too little memory ({str(error).split('. ')[0]}); {_for_less_memory(flags)}"
+    return 1, None
+
+
+def _for_less_memory(flags: list[str]) -> str:
+    """What to try, of what the script has."""
+    ways = {
+        "recompute": "--recompute all",
+        "micro_batch_tokens": "--micro_batch_tokens 1024",
+        "quantize": "--quantize bnb.nf4",
+        "batch_size": "a smaller --batch_size",
+    }
+    if "micro_batch_tokens" in flags:
+        ways.pop("batch_size")
+    return "try " + " or ".join([way for flag, way in ways.items() if flag in flags] or ["a smaller model"])
+
+
+def _fail(message: str, code: int) -> None:
+    """Print one line to stderr, if there is something to say, and exit."""
+    if message:
+        print("error: " + message.replace("\n", " "), file=sys.stderr)
+    else:
+        sys.stderr.close()
+    sys.exit(code)

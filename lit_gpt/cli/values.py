@@ -1,0 +1,219 @@
+"""Text -> a value of the type that a flag is annotated with, or a sentence that says what would be one.
+
+Flags and config files take the same road: what YAML holds stays text until the annotation says what it is to be. So
+`max_time: 24:00:00` is no number in base 60, `precision: 16` no integer, and `1e-5` is a number everywhere.
+"""
+
+import math
+import types
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+ALIASES = {"nf4": "bnb.nf4", "nf4-dq": "bnb.nf4-dq", "fp4": "bnb.fp4", "fp4-dq": "bnb.fp4-dq"}
+ALIASES |= {"int8-training": "bnb.int8-training"}
+ALIASES |= dict.fromkeys(("bf16", "bfloat16"), "bf16-true")
+ALIASES |= dict.fromkeys(("16", "fp16", "float16", "half"), "16-true")
+ALIASES |= dict.fromkeys(("32", "fp32", "float32"), "32-true")
+"""Usual name of a value -> ours, where a flag has that one among its choices."""
+DTYPES = {"bf16": "bfloat16", "16": "float16", "fp16": "float16", "half": "float16", "32": "float32", "fp32": "float32"}
+"""As ALIASES, of dtypes."""
+WORDS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
+NULLS = ("null", "~")
+LONGEST = 80
+"""Characters of a wrong value that are shown."""
+
+
+class Unfit(ValueError):
+    """A value that is none of its flag's. The message is what is wrong with it, if more than its type."""
+
+
+class Loader(yaml.BaseLoader):
+    """YAML whose scalars stay text; an empty one, null and ~ without quotes are None."""
+
+
+def _scalar(loader: Loader, node: yaml.ScalarNode) -> str | None:
+    return None if node.style is None and node.value.lower() in ("", *NULLS) else node.value
+
+
+Loader.add_constructor("tag:yaml.org,2002:str", _scalar)
+for _tag in ("null", "bool", "int", "float", "timestamp"):  # where a file says so itself: !!float 1
+    Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _scalar)
+
+
+def convert(kind: Any, raw: Any) -> Any:
+    """`raw` as a value of the annotation `kind`.
+
+    Args:
+        raw: text, None, or lists and dictionaries of such.
+
+    Raises:
+        Unfit: it is none.
+    """
+    kinds = _alternatives(kind)
+    if raw is None or (isinstance(raw, str) and raw in NULLS and str not in kinds):
+        return _null(kinds)
+    if raw == "null" and type(None) in kinds:
+        return None
+    choices = [choice for k in kinds if get_origin(k) is Literal for choice in get_args(k)]
+    if choices:
+        return _choice(choices, raw, type(None) in kinds)
+    reasons = []
+    for k in sorted((k for k in kinds if k is not type(None)), key=_rank):
+        try:
+            return READERS[get_origin(k) or k](k, raw)
+        except Unfit as e:
+            reasons.append(str(e))
+    raise Unfit(next((reason for reason in reasons if reason), ""))
+
+
+def allowed(kind: Any) -> str:
+    """What a value of this annotation is, for a sentence that begins with "must be"."""
+    kinds = [k for k in _alternatives(kind) if k is not type(None)]
+    choices = [str(choice) for k in kinds if get_origin(k) is Literal for choice in get_args(k)]
+    if choices:
+        return f"one of {', '.join(choices)}"
+    names = dict.fromkeys(NAMES[get_origin(k) or k] for k in sorted(kinds, key=_rank))
+    if "a number" in names:
+        names.pop("a whole number", None)
+    return " or ".join(names)
+
+
+def is_list(kind: Any) -> bool:
+    """Whether the annotation takes a list."""
+    return any(get_origin(k) in (tuple, list) for k in _alternatives(kind))
+
+
+def shown(raw: Any) -> str:
+    """A wrong value as the message quotes it."""
+    text = repr(raw) if isinstance(raw, str) else "nothing" if raw is None else str(raw)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; the one of anything else."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return tuple(k for part in get_args(kind) for k in _alternatives(part))
+    return (kind,)
+
+
+def _rank(kind: Any) -> int:
+    """Which alternative of a union is tried first: what takes any text comes last."""
+    return list(READERS).index(get_origin(kind) or kind)
+
+
+def _null(kinds: tuple[Any, ...]) -> None:
+    if type(None) not in kinds:
+        raise Unfit
+    return None
+
+
+def _choice(choices: list[str], raw: Any, optional: bool) -> str | None:
+    """One of `choices`, by its own or a usual name, however it is capitalised."""
+    if not isinstance(raw, str):
+        raise Unfit
+    text = raw.strip()
+    by_name = {choice.lower(): choice for choice in choices}
+    for name in (text.lower(), ALIASES.get(text.lower()), DTYPES.get(text.lower())):
+        if name in by_name:
+            return by_name[name]
+    if optional and text.lower() == "none":
+        return None
+    by_name |= {alias: by_name[name] for alias, name in (ALIASES | DTYPES).items() if name in by_name}
+    close = get_close_matches(text.lower(), by_name, n=1)
+    raise Unfit(f"did you mean {by_name[close[0]]}?" if close else "")
+
+
+def _bool(kind: Any, raw: Any) -> bool:
+    if not isinstance(raw, str) or raw.strip().lower() not in WORDS:
+        raise Unfit
+    return WORDS[raw.strip().lower()]
+
+
+def _number(kind: Any, raw: Any) -> float:
+    try:
+        value = float(raw) if isinstance(raw, str) else math.nan
+    except ValueError:
+        raise Unfit from None
+    if not math.isfinite(value):
+        raise Unfit
+    return value
+
+
+def _whole(kind: Any, raw: Any) -> int:
+    """Also such as 5e4."""
+    value = _number(kind, raw)
+    if not value.is_integer():
+        raise Unfit
+    try:
+        return int(raw)  # all digits of it, where there are more than a float has
+    except ValueError:
+        return int(value)
+
+
+def _path(kind: Any, raw: Any) -> Path:
+    if not isinstance(raw, str) or raw.strip() == "" or "\0" in raw:
+        raise Unfit
+    if raw.startswith("{"):
+        raise Unfit('names and values are written "{name: value}"')
+    return Path(raw).expanduser()
+
+
+def _text(kind: Any, raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise Unfit
+    return raw
+
+
+def _list(kind: Any, raw: Any) -> tuple[Any, ...]:
+    """`a,b` as well as `[a, b]` and YAML's lines that begin with a dash."""
+    if isinstance(raw, str):
+        raw = _loaded(raw) if raw.lstrip().startswith(("[", "- ")) else [p.strip() for p in raw.split(",") if p.strip()]
+    if not isinstance(raw, list):
+        raise Unfit
+    return tuple(_part(get_args(kind)[0], item, "in it ") for item in raw)
+
+
+def _dict(kind: Any, raw: Any) -> dict[str, Any]:
+    if isinstance(raw, str):
+        if not raw.lstrip().startswith("{"):
+            raise Unfit
+        raw = _loaded(raw)
+    if not isinstance(raw, dict):
+        raise Unfit
+    glued = [key for key, value in raw.items() if value is None and ":" in str(key)]
+    if glued:
+        raise Unfit(f"put a space after the colon in {glued[0]!r}")
+    if any(not isinstance(key, str) for key in raw):
+        raise Unfit
+    return {key: _part(get_args(kind)[1], value, f"{key} ") for key, value in raw.items()}
+
+
+def _part(kind: Any, raw: Any, where: str) -> Any:
+    """One value of a list or a dictionary."""
+    try:
+        return convert(kind, raw)
+    except Unfit as e:
+        raise Unfit(f"{where}{shown(raw)} must be {allowed(kind)}{f'; {e}' if str(e) else ''}") from None
+
+
+def _loaded(text: str) -> Any:
+    """A list or dictionary that is written as YAML."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError:
+        pair, example = ("[]", '"[a, b]"') if text.lstrip().startswith("[") else ("{}", '"{a: x, b: y}"')
+        if not text.rstrip().endswith(pair[1]):
+            reason = f"the closing {pair[1]} is missing; put quotes around all of it, where it has spaces: {example}"
+        else:
+            reason = f"what is between {pair[0]} and {pair[1]} is not written as in {example}"
+        raise Unfit(reason) from None
+
+
+READERS = {bool: _bool, int: _whole, float: _number, list: _list, tuple: _list, dict: _dict, Path: _path, str: _text}
+"""Type -> what reads it, in the order in which the types of a union are tried."""
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
+NAMES |= dict.fromkeys((list, tuple), "a list such as a,b") | {dict: 'names with values such as "{a: x, b: y}"'}
+"""Type -> how it is called."""

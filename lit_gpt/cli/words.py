@@ -1,0 +1,146 @@
+"""What was typed, and what stands in config files, as values of flags; each mistake is one sentence."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_gpt.cli.flags import Flag, find, nearest
+from lit_gpt.cli.values import Loader, Unfit, allowed, convert, is_list, shown
+from lit_gpt.errors import CommandLineError
+from lit_gpt.places import suggestion
+
+
+@dataclass
+class Asked:
+    """What a command line asks for."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """By flag, of those that were given; of a flag that was given twice, the last one."""
+    help: bool = False
+    print_config: str | None = None
+    """How to print the values in the place of running: all of them (empty), skip_default or skip_null."""
+
+
+def read(argv: list[str], flags: Mapping[str, Flag]) -> Asked:
+    """The values of flags that `argv` stands for; those of a config file where its --config stands.
+
+    Raises:
+        CommandLineError: no such flag, no such file, or a value that is none.
+    """
+    asked = Asked()
+    for word, value in _pairs(argv, flags):
+        name = find(word, flags)
+        if name is None:
+            raise CommandLineError(f"unknown flag --{word}; {_hint(word, flags)}")
+        if name == "help":
+            asked.help = True
+        elif name == "print_config":
+            asked.print_config = value or ""
+        elif value is None:
+            raise CommandLineError(f"--{word} has no value; it must be {_allowed(name, flags)}")
+        elif name == "config":
+            asked.values |= _read_config(value, flags)
+        else:
+            asked.values[name] = _value(flags[name], value, f"--{word}" if word == name else f"--{word} (--{name})")
+    return asked
+
+
+def _pairs(argv: list[str], flags: Mapping[str, Flag]) -> Iterator[tuple[str, str | None]]:
+    """(flag without dashes, value) of each flag in turn.
+
+    Raises:
+        CommandLineError: a word that belongs to none.
+    """
+    words, last = list(argv), None
+    while words:
+        word = words.pop(0)
+        if word == "-h":
+            word = "--help"
+        if not word.startswith("--") or word == "--":
+            raise CommandLineError(_stray(word, last, flags))
+        name, equals, value = word[2:].partition("=")
+        last = find(name, flags)
+        alone = equals or last in ("help", "print_config") or not words or _is_flag(words[0])
+        yield name, (value if equals else None) if alone else words.pop(0)
+
+
+def _is_flag(word: str) -> bool:
+    """Whether a word is the next flag and no text that begins with dashes."""
+    return word.startswith("--") and " " not in word
+
+
+def _stray(word: str, last: str | None, flags: Mapping[str, Flag]) -> str:
+    """What to say of a word that is neither a flag nor a flag's value."""
+    if word.startswith("-"):
+        return f"unknown flag {word}; {_hint(word.lstrip('-'), flags)}"
+    if last in flags and is_list(flags[last].kind):
+        return f"unexpected {word!r}; --{last} takes a list without spaces, such as a,b"
+    if last is not None:
+        return f"unexpected {word!r} after --{last} and its value; put quotes around a value that has spaces"
+    return f"unexpected {word!r}; each value stands after its flag, as in --flag {word}"
+
+
+def _allowed(name: str, flags: Mapping[str, Flag]) -> str:
+    return "a YAML file" if name == "config" else allowed(flags[name].kind)
+
+
+def _hint(word: str, flags: Mapping[str, Flag], dashes: str = "--") -> str:
+    close = nearest(word, flags)
+    return f"did you mean {' or '.join(dashes + name for name in close)}?" if close else "--help lists the flags"
+
+
+def _value(flag: Flag, raw: Any, where: str) -> Any:
+    """Raises: CommandLineError if `raw` is no value of the flag."""
+    try:
+        return convert(flag.kind, raw)
+    except Unfit as e:
+        reason = f"; {e}" if str(e) else ""
+        raise CommandLineError(f"{where} must be {allowed(flag.kind)}, found {shown(raw)}{reason}") from None
+
+
+def _read_config(name: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """The values in a config file.
+
+    Raises:
+        CommandLineError: no file, no YAML, a key that is no flag, or a value that is none; with its line.
+    """
+    values: dict[str, Any] = {}
+    for key, raw, line in _entries(Path(name).expanduser()):
+        flag = find(key, flags)
+        place = f"{name}, line {line}"
+        if flag is None or flag not in flags:
+            nested = isinstance(raw, dict) and raw and set(raw) <= set(flags)
+            way_out = f"write {', '.join(raw)} without it" if nested else _hint(key, flags, dashes="")
+            raise CommandLineError(f"{place}: {key!r} is no flag of this script; {way_out}")
+        if flag in values:
+            raise CommandLineError(f"{place}: {flag} stands there twice; leave one out")
+        values[flag] = _value(flags[flag], raw, f"{place}: {key}")
+    return values
+
+
+def _entries(path: Path) -> list[tuple[str, Any, int]]:
+    """(key, value, line) of each entry of a YAML file."""
+    try:
+        loader = Loader(path.read_text(encoding="utf-8-sig"))
+        node = loader.get_single_node()
+        if node is None:
+            return []
+        if not isinstance(node, yaml.MappingNode):
+            raise CommandLineError(f"--config {path} has no flags with values, one a line, such as learning_rate: 3e-4")
+        pairs = [(loader.construct_object(k, True), loader.construct_object(v, True), k) for k, v in node.value]
+        return [(str(key), value, k.start_mark.line + 1) for key, value, k in pairs]
+    except FileNotFoundError:
+        raise CommandLineError(f"--config {path}: there is no such file{suggestion(path)}") from None
+    except OSError as e:
+        raise CommandLineError(f"--config {path} cannot be read ({e.strerror})") from None
+    except UnicodeDecodeError:
+        raise CommandLineError(f"--config {path} is not a text file in UTF-8") from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        raise CommandLineError(
+            f"--config {path}{f', line {mark.line + 1}' if mark else ''} is not YAML; write one flag a line, "
+            "such as learning_rate: 3e-4, without indentation, and put quotes around a text that has a colon"
+        ) from None

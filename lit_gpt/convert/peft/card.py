@@ -1,0 +1,48 @@
+"""The README.md of an adapter's folder, as the hub's pages show it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lit_gpt.config import Config
+
+
+def model_card(config: Config, settings: Mapping[str, Any], prompt_style: str) -> str:
+    """Return the model card of an adapter.
+
+    Args:
+        settings: adapter_config.json.
+        prompt_style: in which the run asked.
+    """
+    repo = config.hf_repo
+    tags = ([f"base_model:adapter:{repo}"] if repo else []) + ["lora", "transformers"]
+    header = [
+        f"base_model: {repo}" if repo else "# base_model: the id of the model that this adapts",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "# license: yours to choose, within that of the base model",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+    ]
+    kind = "DoRA" if settings["use_dora"] else "LoRA"
+    targets = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in settings["target_modules"]))
+    asked = (
+        "in the chat template of its tokenizer" if prompt_style == "chat_template" else f"in the style `{prompt_style}`"
+    )
+    return f"""---
+{chr(10).join(header)}
+---
+
+# {kind} adapter of {config.name}
+
+Rank {settings["r"]}, alpha {settings["lora_alpha"]}, on {targets}. It was trained with prompts {asked}.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+adapter = "."  # this folder, or its id on the hub
+model = AutoModelForCausalLM.from_pretrained("{repo or "BASE"}")
+model = PeftModel.from_pretrained(model, adapter)
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+```
+"""

@@ -1,0 +1,205 @@
+"""Where each update and each parameter of ours is in their model.
+
+Letters: r rank of our updates, R rank of a piece (2 r where there is a start to be taken off).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_gpt import lora
+from lit_gpt.args import LoRAArgs
+from lit_gpt.config import Config
+from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, hf_sources, pack, unpack
+from lit_gpt.errors import UserError
+from lit_gpt.families.family import Part, Rule, Separate
+from lit_gpt.linear import LinearLayer
+from lit_gpt.lora.layer import LoRALinear
+from lit_gpt.model import GPT
+
+
+@dataclass
+class Piece:
+    """One update of ours, and its place in a module of theirs."""
+
+    path: str
+    """Of our layer."""
+    index: int
+    """Of the update among those of the layer."""
+    block: str
+    """Which of lora.BLOCKS it is, or the empty string for a whole layer."""
+    layer: LoRALinear
+    theirs: str
+    """Module of theirs."""
+    rule: Rule
+
+    @property
+    def name(self) -> str:
+        """The update's own name, as in `LoRARunArgs.ranks`."""
+        return lora.update_name(self.path, self.block)
+
+    @property
+    def rows(self) -> slice:
+        """Output channels of our layer that the update changes."""
+        return slice(*self.layer.blocks[self.index])
+
+    @property
+    def rank(self) -> int:
+        """R, with which the layer computes."""
+        return self.layer.lora_A[0].size(0) * (1 if self.layer.lora_A_start is None else 2)
+
+    def spread(self, x: Tensor, config: Config) -> Tensor:
+        """Return rows of the update as rows of their module, zeros in the others."""
+        if isinstance(self.rule, Separate):
+            return x
+        full = x.new_zeros(self.layer.linear.out_features, *x.shape[1:])
+        full[self.rows] = x
+        if isinstance(self.rule, Part):
+            parts = [full if i == self.rule.index else torch.zeros_like(full) for i in range(self.rule.of)]
+            return torch.cat(parts)
+        return unpack(self.rule, full, config)[0]
+
+    def gather(self, x: Tensor, config: Config) -> Tensor | None:
+        """Invert `spread`; None if x has another number of rows."""
+        if isinstance(self.rule, Separate):
+            return x if x.size(0) == self.rows.stop - self.rows.start else None
+        full = pack(self.rule, [x], [self.layer.linear.out_features, *x.shape[1:]], config)
+        return None if full is None or full.size(0) != self.layer.linear.out_features else full[self.rows]
+
+
+def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
+    """Return every update of a run, without values.
+
+    Raises:
+        UserError: their model has no module for one.
+    """
+    if config.mlp == "moe" and args.lora_mlp:
+        raise UserError("PEFT has no linear layers for the experts of a mixture; a run with --lora_mlp cannot be one")
+    with torch.device("meta"):
+        model = GPT(config)
+        lora.inject(model, args)
+    found = []
+    starts = [sum(config.qkv_sizes[:i]) for i in range(3)]
+    for path, layer in model.named_modules():
+        if not isinstance(layer, LoRALinear):
+            continue
+        rule, names = hf_sources(f"{path}.weight", config)
+        for index, (start, _) in enumerate(layer.blocks):
+            place = starts.index(start) if path.endswith("attn.qkv") else 0
+            name = names[place if isinstance(rule, Separate) else 0].removesuffix(".weight")
+            block = lora.BLOCKS[place] if path.endswith("attn.qkv") else ""
+            found.append(Piece(path, index, block, layer, name, rule))
+    return found
+
+
+def all_pieces(config: Config) -> list[Piece]:
+    """Return every update that a module of theirs can have."""
+    targets = ("query", "key", "value", "projection", "head", *(() if config.mlp == "moe" else ("mlp",)))
+    return pieces(config, LoRAArgs(lora_r=1, **{f"lora_{name}": True for name in targets}))
+
+
+def flag_of(piece: Piece) -> str:
+    """Return the flag of LoRA that makes this update."""
+    if piece.block:
+        return f"lora_{piece.block}"
+    if piece.path == "lm_head":
+        return "lora_head"
+    return "lora_projection" if piece.path.endswith("attn.proj") else "lora_mlp"
+
+
+class Base:
+    """The parameters of a checkpoint of ours, under their names.
+
+    Args:
+        get: reads one under our name.
+        own: parameters in the place of the checkpoint's, under our names.
+    """
+
+    def __init__(self, config: Config, get: Callable[[str], Tensor], own: Mapping[str, Tensor] | None = None) -> None:
+        with torch.device("meta"):
+            model = GPT(config)
+        self.config, self.get, self.own = config, get, own or {}
+        self.shapes = {name: list(x.shape) for name, x in model.state_dict().items()}
+        self.linear = {path for path, module in model.named_modules() if isinstance(module, LinearLayer)}
+        self.modules: dict[str, list[str]] = {}
+        """Module of theirs -> those of ours that are in it."""
+        for path in dict.fromkeys(name.rpartition(".")[0] for name in self.shapes):
+            for source in hf_sources(f"{path}.weight", config)[1]:
+                self.modules.setdefault(source.removesuffix(".weight"), []).append(path)
+
+    def shape(self, name: str) -> list[int] | None:
+        """Return the shape of one of our parameters; a linear layer may get a bias that it has not."""
+        module, _, leaf = name.rpartition(".")
+        if name not in self.shapes and leaf == "bias" and module in self.linear:
+            return self.shapes[f"{module}.weight"][:1]
+        return self.shapes.get(name)
+
+    def ours(self, name: str) -> Tensor:
+        """Return one of our parameters; zeros are a bias that the layer has not."""
+        if name in self.own:
+            return self.own[name]
+        if name not in self.shapes:
+            return torch.zeros(self.shape(name))
+        return self.get(EMBEDDINGS if name == HEAD and self.config.tie_embeddings else name)
+
+    def their_shape(self, name: str) -> list[int]:
+        """Return the shape of one of their parameters; reads nothing."""
+        shapes = Base(self.config, lambda ours: torch.empty(self.shapes[ours], device="meta"))
+        return list(shapes.theirs(name).shape)
+
+    def theirs(self, name: str) -> Tensor | None:
+        """Return one of their parameters; None if their model has none of this name."""
+        module, _, leaf = name.rpartition(".")
+        found = {}
+        for path in self.modules.get(module, ()):
+            ours = f"{path}.{leaf}"
+            if self.shape(ours) is None:
+                return None
+            rule, sources = hf_sources(ours, self.config)
+            place = rule.index if isinstance(rule, Part) else 0
+            found[place] = dict(zip(sources, unpack(rule, self.ours(ours), self.config), strict=True))[name]
+        return torch.cat([found[i] for i in sorted(found)]) if found else None
+
+    def rows(self, name: str, x: Tensor) -> Tensor:
+        """Return a tensor of the vocabulary with the checkpoint's rows where `x` has none; any other as it is.
+
+        Raises:
+            UserError: `x` has more rows than the checkpoint.
+        """
+        n = self.config.padded_vocab_size
+        if not self.has_vocabulary(name) or len(x) == n:
+            return x
+        if len(x) > n:
+            raise UserError(
+                f"the adapter's {name} has {len(x):,} rows and the checkpoint {n:,}: tokens were added before "
+                f"it was trained; load the base with transformers, resize_token_embeddings({len(x)}), save_pretrained "
+                "it with the tokenizer, and convert that folder"
+            )
+        return torch.cat((x, self.theirs(name)[len(x) :].to(x.dtype)))
+
+    def has_vocabulary(self, name: str) -> bool:
+        """Return whether one of their parameters has a row for each token."""
+        module, _, leaf = name.rpartition(".")
+        return f"{self.modules[module][0]}.{leaf}" in VOCABULARY
+
+    def to_ours(self, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return our parameters that these of theirs make, the rest of each taken from the checkpoint.
+
+        Raises:
+            UserError: the shape of one is another.
+        """
+        found: dict[str, Tensor] = {}
+        for name in theirs:
+            module, _, leaf = name.rpartition(".")
+            for path in self.modules[module]:
+                ours = f"{path}.{leaf}"
+                rule, sources = hf_sources(ours, self.config)
+                parts = [theirs[s] if s in theirs else self.theirs(s) for s in sources]
+                x = pack(rule, parts, self.shape(ours), self.config)
+                if x is None or list(x.shape) != self.shape(ours):
+                    raise UserError(f"the adapter's {name} has the shape {list(theirs[name].shape)}, which is not that "
+                                    f"of {self.config.name}")  # fmt: skip
+                found[ours] = x
+        return found

@@ -1,0 +1,145 @@
+"""A run of ours as an adapter of PEFT."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_gpt.args import LoRAArgs
+from lit_gpt.config import Config
+from lit_gpt.convert.names import hf_sources
+from lit_gpt.convert.peft.places import Base, Piece, pieces
+from lit_gpt.convert.peft.settings import write_settings
+from lit_gpt.errors import UserError
+from lit_gpt.families import ARCHITECTURES
+
+
+def to_peft(
+    config: Config,
+    args: LoRAArgs,
+    trained: dict[str, Tensor],
+    get: Callable[[str], Tensor] | None = None,
+    fold_scale: bool = False,
+    rows: int | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return weights and settings of the adapter that computes what a run's updates do.
+
+    PiSSA becomes updates of twice the rank, which are added to the base as it is.
+
+    Args:
+        trained: the run's weights.
+        get: reads a tensor of the checkpoint; needed for a run that has parameters of its own besides the updates.
+        fold_scale: put the scale into B and give all updates the highest rank, filled up with zeros, so that what
+            heeds neither alpha nor rsLoRA nor patterns computes the same.
+        rows: of the vocabulary in the model that the adapter is for; None is as many as the checkpoint has.
+
+    Raises:
+        UserError: their model has no module for one, or magnitudes are trained for a part of a module of theirs.
+    """
+    modules: dict[str, list[Piece]] = {}
+    for piece in _with_values(pieces(config, args), trained):
+        modules.setdefault(piece.theirs, []).append(piece)
+    updates = {module: _update(module, parts, config, args) for module, parts in modules.items()}
+    if fold_scale:
+        r = max((len(weights["A"]) for weights in updates.values()), default=args.lora_r)
+        updates = {module: _folded(weights, args.scaling, r) for module, weights in updates.items()}
+    base = Base(config, get or (lambda name: torch.empty(0)))
+    linear = [module for module, ours in base.modules.items() if any(path in base.linear for path in ours)]
+    if not updates:  # PEFT takes no adapter without one
+        out_features, in_features = base.their_shape(f"{linear[0]}.weight")
+        updates[linear[0]] = {"A": torch.zeros(1, in_features), "B": torch.zeros(out_features, 1)}
+    state, more = {}, {}
+    if args.whole:
+        own = {name.replace(".linear.", "."): trained[name] for name in args.whole}
+        state, more = _parameters(base, own, 1 if fold_scale else args.scaling, set(modules))
+    for module, weights in updates.items():
+        state |= {f"{module}.lora_{kind}.weight": x for kind, x in weights.items() if kind != "magnitude_vector"}
+        if "magnitude_vector" in weights:
+            state[f"{module}.lora_magnitude_vector"] = weights["magnitude_vector"]
+    newer = {theirs: name for name, theirs in ARCHITECTURES[config.architecture].aliases.items()}
+    ranks = {newer.get(m, m): len(updates[m]["A"]) if m in updates else None for m in linear}
+    if more.get("modules_to_save"):
+        more["modules_to_save"] = sorted(newer.get(module, module) for module in more["modules_to_save"])
+    return _keys(base, state, newer, rows), write_settings(config, args, ranks, fold_scale, more)
+
+
+def _keys(base: Base, state: dict[str, Tensor], newer: dict[str, str], rows: int | None) -> dict[str, Tensor]:
+    """Return an adapter's weights by PEFT's keys, those with a row for each token with `rows` of them.
+
+    Args:
+        state: module of theirs, and what comes after it -> weight.
+        newer: module as our tables have it -> its name in today's transformers.
+    """
+    found = {}
+    for name, x in state.items():
+        module = max((m for m in base.modules if name.startswith(f"{m}.")), key=len)
+        rest = name.removeprefix(f"{module}.")
+        is_cut = rows and not rest.startswith("lora_A") and base.has_vocabulary(f"{module}.weight")
+        key = f"base_model.model.{newer.get(module, module)}.{rest}"
+        found[key] = (x[:rows] if is_cut else x).clone(memory_format=torch.contiguous_format)
+    return found
+
+
+def _with_values(ours: list[Piece], trained: dict[str, Tensor]) -> list[Piece]:
+    for path, layer in {piece.path: piece.layer for piece in ours}.items():
+        values = {n.removeprefix(f"{path}."): x for n, x in trained.items() if n.startswith(f"{path}.lora_")}
+        layer.load_state_dict(values, strict=False, assign=True)
+    return ours
+
+
+def _update(module: str, parts: list[Piece], config: Config, args: LoRAArgs) -> dict[str, Tensor]:
+    """Return A, B and magnitudes of a module of theirs.
+
+    Raises:
+        UserError: magnitudes are trained for a part of it.
+    """
+    factors = [part.layer.factors()[part.index] for part in parts]
+    Bs = [part.spread(B, config) for part, (_, B) in zip(parts, factors, strict=True)]
+    if all(torch.equal(A, factors[0][0]) for A, _ in factors[1:]):  # as an adapter of theirs was read: one A for all
+        weights = {"A": factors[0][0], "B": torch.stack(Bs).sum(0)}
+    else:
+        weights = {"A": torch.cat([A for A, _ in factors]), "B": torch.cat(Bs, 1)}
+    if not args.lora_dora:
+        return weights
+    ms = [part.layer.lora_magnitude[part.index].detach() for part in parts]
+    if sum(len(m) for m in ms) < len(weights["B"]):
+        raise UserError(f"PEFT has magnitudes for all channels of {module} or for none, and the run for some")
+    spread = [part.spread(m, config) for part, m in zip(parts, ms, strict=True)]
+    return weights | {"magnitude_vector": torch.stack(spread).sum(0)}
+
+
+def _folded(weights: dict[str, Tensor], scale: float, r: int) -> dict[str, Tensor]:
+    A, B = weights["A"], weights["B"] * scale
+    A = torch.cat((A, A.new_zeros(r - len(A), A.size(1))))
+    return weights | {"A": A, "B": torch.cat((B, B.new_zeros(len(B), r - B.size(1))), 1)}
+
+
+def _parameters(base: Base, own: dict[str, Tensor], scale: float, adapted: set[str]) -> tuple[dict, dict[str, Any]]:
+    """Return the weights of an adapter that stand for parameters of a run, by name, and the settings that go with them.
+
+    Whole modules become modules_to_save, other biases those that PEFT trains with bias="all", and biases that the base
+    has not those of B.
+
+    Args:
+        own: the parameters, by the names of the base.
+        scale: of the updates, and so of B's biases.
+        adapted: modules of theirs that have updates.
+    """
+    reader = Base(base.config, base.get, own)
+    state, saved, settings = {}, set(), {}
+    names = {source: name for name in own for source in hf_sources(name, base.config)[1]}
+    for name, ours in names.items():
+        module, _, leaf = name.rpartition(".")
+        if ours not in base.shapes:
+            if module in adapted:  # else they are zeros, of the rows of ours that are another module's
+                state[f"{module}.lora_B.bias"] = reader.theirs(name) / scale
+                settings["lora_bias"] = True
+        elif leaf == "bias" and f"{module}.weight" not in names:
+            state[f"{module}.base_layer.bias" if module in adapted else name] = reader.theirs(name)
+            settings["bias"] = "all"
+        else:
+            saved.add(module)
+            leaves = [x for x in ("weight", "bias") if f"{ours.rpartition('.')[0]}.{x}" in base.shapes]
+            state |= {f"{module}.{x}": reader.theirs(f"{module}.{x}") for x in leaves}
+    return state, settings | {"modules_to_save": saved or None}

@@ -1,0 +1,55 @@
+"""A conversation that lm-eval asks, as the text that the model continues, in a prompt style."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lit_gpt.errors import UserError
+from lit_gpt.prompts import ChatTemplate, Style, Turn
+from lit_gpt.tokenizer import Tokenizer
+
+_MARK = "\ue000\ue001 "
+"""Put behind an answer that is to be continued: where it comes out of a template, the answer ends. The space at its end
+tells whether the template cuts off spaces."""
+
+
+def conversation_text(
+    style: Style | ChatTemplate, tokenizer: Tokenizer, history: Sequence[dict[str, str]], ask: bool
+) -> str:
+    """The text of the turns, up to where the model goes on.
+
+    In a chat template it is that of transformers' `apply_chat_template`, to the byte. Between turns of the other styles
+    stands the token that ends an answer in training.
+
+    Args:
+        history: turns with their role and content.
+        ask: the model begins an answer; otherwise it goes on with the last turn.
+
+    Raises:
+        UserError: the style refuses the turns.
+    """
+    turns = [Turn(m["role"], m["content"]) for m in history]
+    if isinstance(style, Style):
+        return _styled(style, tokenizer, turns)
+    return style.render(turns, ask=True) if ask else _continued(style, turns)
+
+
+def _styled(style: Style, tokenizer: Tokenizer, turns: Sequence[Turn]) -> str:
+    """Ends with the space that a style leaves to the answer, or with the beginning of one."""
+    if turns[-1].role == "assistant":
+        return _styled(style, tokenizer, turns[:-1]) + turns[-1].text
+    # a style puts its own line breaks after a system text, and lm-eval's descriptions end with some
+    stripped = [replace(t, text=t.text.strip()) if t.role == "system" else t for t in turns]
+    *before, last = style.exchanges(stripped)
+    eos = tokenizer.id_to_token(tokenizer.eos_id) or ""
+    told = "".join(e.prompt + (e.answer or "") + (eos if e.end is None else e.end) for e in before)
+    return told + last.prompt + style.lead
+
+
+def _continued(template: ChatTemplate, turns: Sequence[Turn]) -> str:
+    """Up to the end of what the last turn says, as transformers' `continue_final_message` has it. Raises: UserError."""
+    last = replace(turns[-1], text=turns[-1].text + _MARK)
+    text = template.render([*turns[:-1], last], ask=False)
+    at = text.rfind(_MARK.strip())
+    if at < 0:
+        raise UserError(f"the chat template of {template.folder} does not show the beginning of an answer")
+    return text[:at] if text[at:].startswith(_MARK) else text[:at].rstrip()

@@ -1,0 +1,73 @@
+"""The solved examples before a question: whether there are enough, and where they are from."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lit_gpt.errors import UserError
+from lit_gpt.evaluation.local_data import Examples, n_shots
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+
+def check_examples(task: "Task", num_fewshot: int | None, source: Examples | None) -> None:
+    """See whether there are as many solved examples as are to be shown before each question.
+
+    Args:
+        num_fewshot: as asked for; None is the task's own number.
+        source: where they come from, if it is a local file.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    wanted = n_shots(task.config.num_fewshot, num_fewshot)
+    pool = getattr(getattr(task, "sampler", None), "df", None)
+    if not wanted or pool is None:
+        return
+    # lm-eval's own condition for leaving the question out
+    left_out = _most_copies(task, pool) if task.fewshot_cfg.split == task.config.test_split else 0
+    room = max(0, len(pool) - left_out)
+    if wanted <= room:
+        return
+    asked = "--num_fewshot" if num_fewshot is not None else "it shows"
+    where = source.file if source else f"its {task.fewshot_cfg.split or 'own'} examples"
+    beside = " beside the one that is asked" if left_out else ""
+    more = f", or name a file with more: {_way(task.config.task, source)}" if source and source.own else ""
+    raise UserError(
+        f"task {task.config.task}: {asked} {wanted} solved examples, and {where} has {room}{beside}; "
+        f"pass --num_fewshot {room} or less{more}"
+    )
+
+
+def _most_copies(task: "Task", pool: list) -> int:
+    """How often, at most, a question is among its own examples; at least once, since lm-eval draws one more."""
+    copies = Counter(json.dumps(row, sort_keys=True, default=str) for row in pool)
+    asked = (json.dumps(row, sort_keys=True, default=str) for row in task.eval_docs)
+    return max(1, max((copies[row] for row in asked), default=1))
+
+
+def _way(task: str, source: Examples) -> str:
+    """The flag that gives examples a file of their own."""
+    return f'--task_data "{{{task}: {{{source.split}: {source.file}, {source.own}: FILE}}}}"'
+
+
+def say_where_from(sources: Mapping[str, Examples]) -> list[str]:
+    """Sentences on where the solved examples of local data come from, one for each way that they do.
+
+    Args:
+        sources: by task.
+    """
+    sentences = []
+    for apart in (True, False):
+        tasks = [task for task, source in sources.items() if (source.own is None) is apart]
+        if not tasks:
+            continue
+        first = sources[tasks[0]]
+        others = f" (and {len(tasks) - 1} more tasks likewise)" if len(tasks) > 1 else ""
+        text = f"Solved examples of {tasks[0]}: from {first.file}, split {first.split}{others}"
+        if not apart:
+            text += f". The task's own are of its split {first.own}: {_way(tasks[0], first)}"
+        sentences.append(text)
+    return sentences

@@ -1,0 +1,203 @@
+"""What the folders of this toolkit are known by, and what to say of one that is not what was asked for.
+
+Imports nothing that takes long, so that a wrong path is told at once.
+"""
+
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import UserError
+
+WEIGHTS, CONFIG, LITGPT_CONFIG = "lit_model.pth", "lit_config.json", "model_config.yaml"
+"""Of a checkpoint; the last one in the place of CONFIG in those of litgpt."""
+RUN = "finetuned.json"
+"""What a run says of itself."""
+META = "meta.json"
+"""What a prepared data set says of itself."""
+HF_CONFIG = "config.json"
+"""Of a checkpoint that is downloaded and not yet converted."""
+CHECKPOINTS, RUNS, DATA = "checkpoints/*/*", "out/*/*", "data/*"
+"""Where they usually are."""
+ROWS = (".json", ".jsonl", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".parquet", ".arrow", ".txt")
+"""Ends of the names of files with rows."""
+
+
+def default_out_dir(method: str, checkpoint_dir: Path) -> Path:
+    """Where a finetune script saves if it is not told, and where the scripts after it look: out/<method>/<name>."""
+    return Path("out", method, checkpoint_dir.absolute().name)  # a link goes by its own name
+
+
+def require_checkpoint(checkpoint_dir: Path, takes_runs: bool = False) -> None:
+    """See that a folder is a converted checkpoint.
+
+    Args:
+        takes_runs: the caller has a --finetuned_path, too.
+
+    Raises:
+        UserError: it is not; the message says what it is, or what is missing, and what to run.
+    """
+    if not checkpoint_dir.is_dir():
+        if checkpoint_dir.is_file():
+            raise UserError(f"--checkpoint_dir {checkpoint_dir} is a file; pass the folder {checkpoint_dir.parent}")
+        hint = suggestion(checkpoint_dir, CHECKPOINTS)
+        get_one = "; get one with python scripts/download.py --repo_id ORG/NAME"
+        raise UserError(f"there is no folder {checkpoint_dir} (--checkpoint_dir){hint or get_one}")
+    missing = [name for name in (WEIGHTS, CONFIG) if not (checkpoint_dir / name).is_file()]
+    if not missing or (missing == [CONFIG] and (checkpoint_dir / LITGPT_CONFIG).is_file()):
+        return
+    if (checkpoint_dir / RUN).is_file():
+        raise UserError(_use_of_run(checkpoint_dir, takes_runs))
+    inside = [str(p.parent) for p in sorted(checkpoint_dir.glob(f"*/{WEIGHTS}"))[:3]]
+    inside = inside or [str(p.parent) for p in sorted(checkpoint_dir.glob(f"*/*/{WEIGHTS}"))[:3]]
+    if inside:
+        raise UserError(f"{checkpoint_dir} is no checkpoint, but holds some: --checkpoint_dir {' or '.join(inside)}")
+    if (checkpoint_dir / META).is_file():
+        raise UserError(f"--checkpoint_dir {checkpoint_dir} is a prepared data set; pass it as --data_dir")
+    raise UserError(
+        f"{checkpoint_dir} has no {' and no '.join(missing)}; make them with "
+        f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
+    )
+
+
+def require_downloaded(checkpoint_dir: Path) -> None:
+    """Raises: UserError if a folder to be converted is not there."""
+    if not checkpoint_dir.is_dir():
+        if checkpoint_dir.is_file():
+            raise UserError(f"--checkpoint_dir {checkpoint_dir} is a file; pass the folder {checkpoint_dir.parent}")
+        hint = suggestion(checkpoint_dir, CHECKPOINTS, HF_CONFIG)
+        get_one = "; download one with python scripts/download.py --repo_id ORG/NAME"
+        raise UserError(f"there is no folder {checkpoint_dir} (--checkpoint_dir){hint or get_one}")
+
+
+def require_run(run_dir: Path, given: bool = True) -> None:
+    """See that a folder, or the folder of a weights file, holds a run.
+
+    Args:
+        given: the user named it; else it is where a finetune script leaves a run.
+
+    Raises:
+        UserError: it does not.
+    """
+    folder = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    if (folder / RUN).is_file():
+        return
+    if not given:
+        hint = suggestion(folder, RUNS, RUN)
+        raise UserError(f"{folder} holds no finetuned model (no {RUN}); pass --finetuned_path{hint or _train()}")
+    if not run_dir.exists():
+        hint = suggestion(run_dir, RUNS, RUN)
+        raise UserError(f"there is no {run_dir} (--finetuned_path){hint or _train()}")
+    if (folder / WEIGHTS).is_file():
+        raise UserError(f"--finetuned_path {run_dir} is a checkpoint and no run; pass it as --checkpoint_dir")
+    inside = sorted(folder.glob(f"*/{RUN}")) or sorted(folder.glob(f"*/*/{RUN}"))
+    runs = " or ".join(str(p.parent) for p in inside[:3])
+    hint = f", but runs are in it: --finetuned_path {runs}" if runs else "; pass the folder of a run"
+    raise UserError(f"{folder} holds no finetuned model (no {RUN}){hint}")
+
+
+def require_data(data_dir: Path) -> None:
+    """Raises: UserError if a folder is no prepared data set; it says which one may be meant, or what to run."""
+    if (data_dir / META).is_file():
+        return
+    make_one = (
+        f"python scripts/prepare_alpaca.py --destination_path {data_dir} --checkpoint_dir FOLDER, "
+        "or of your own rows with scripts/prepare_json.py"
+    )
+    if data_dir.is_file():
+        if data_dir.name == META or data_dir.suffix == ".npy":
+            raise UserError(f"--data_dir {data_dir} is a file; pass the folder {data_dir.parent}")
+        raise UserError(
+            f"--data_dir {data_dir} is a file, not a prepared data set; make one of it with "
+            f"python scripts/prepare_json.py --json_path {data_dir} --checkpoint_dir FOLDER"
+        )
+    if not data_dir.is_dir():
+        hint = suggestion(data_dir, DATA, META)
+        raise UserError(f"there is no folder {data_dir} (--data_dir){hint or f'; make one with {make_one}'}")
+    if (data_dir / WEIGHTS).is_file():
+        raise UserError(f"--data_dir {data_dir} is a checkpoint; pass it as --checkpoint_dir")
+    inside = " or ".join(str(p.parent) for p in sorted(data_dir.glob(f"*/{META}"))[:3])
+    hint = f", but holds some: --data_dir {inside}" if inside else f"; make one with {make_one}"
+    raise UserError(f"{data_dir} is not a prepared data set (no {META}){hint}")
+
+
+def require_there(flag: str, path: Path) -> None:
+    """Raises: UserError if there is no such file or folder."""
+    if not path.exists():
+        raise UserError(f"there is no {path} (--{flag}){suggestion(path) or '; check the path'}")
+
+
+def require_file(flag: str, path: Path) -> None:
+    """Raises: UserError if there is no such file."""
+    require_there(flag, path)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in ROWS)[:3]
+        inside = f"; it holds {', '.join(map(str, files))}" if files else ""
+        raise UserError(f"--{flag} {path} is a folder, and a file is wanted{inside}")
+
+
+def require_free_for(flag: str, path: Path, folder: bool) -> None:
+    """Raises: UserError if what is to be written would take the place of a folder by a file, or the other way round."""
+    if folder and path.is_file():
+        raise UserError(f"--{flag} {path} is a file, and a folder is to be made there; pass another one")
+    if not folder and path.is_dir():
+        raise UserError(f"--{flag} {path} is a folder, and a file is to be written; pass a name in it")
+
+
+def suggestion(path: Path, usual: str | None = None, mark: str = WEIGHTS) -> str:
+    """`; did you mean X?`, by what there is where a path stops to be right or, else, in the usual place; empty if
+    nothing is near.
+
+    Args:
+        usual: pattern of folders where it could be, too.
+        mark: file that these have.
+    """
+    there = next((p for p in path.parents if p.is_dir()), Path())
+    rest = path.parts[len(there.parts) if there != Path() else 0 :]
+    names = {name.lower(): name for name in _names(there)}
+    found = [names[low] for low in get_close_matches(rest[0].lower(), names, n=3)] if rest else []
+    near = [place for place in (there.joinpath(name, *rest[1:]) for name in found) if place.exists()]
+    if not near and usual:
+        places = {str(p): p for p in sorted(Path().glob(usual)) if (p / mark).is_file()}
+        by_name = {p.name.lower(): p for p in places.values()}
+        near = [by_name[name] for name in get_close_matches(path.name.lower(), by_name, n=3, cutoff=0.6)]
+        if not near and places:
+            return f"; here {'is' if len(places) == 1 else 'are'} {', '.join(list(places)[:3])}"
+    return f"; did you mean {' or '.join(map(str, near))}?" if near else ""
+
+
+def _names(folder: Path) -> Iterable[str]:
+    """What is in a folder, as far as it may be read; hidden names are not meant."""
+    try:
+        return [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _train() -> str:
+    return "; run a finetune script first, such as python finetune/lora.py"
+
+
+def _use_of_run(run_dir: Path, takes_runs: bool) -> str:
+    """What to do with a run that was passed as a checkpoint."""
+    record = _record(run_dir)
+    method, base = record.get("method", "lora"), record.get("base", "BASE")
+    flags = f"--checkpoint_dir {base} --finetuned_path {run_dir}"
+    said = f"--checkpoint_dir {run_dir} is a run of finetune/{method}.py on {base}, not a checkpoint"
+    if (run_dir / "merged" / WEIGHTS).is_file():
+        said += f"; its merged weights are one: --checkpoint_dir {run_dir / 'merged'}"
+    if takes_runs:
+        return f"{said}; pass {flags}"
+    merge = f", and python scripts/merge_lora.py {flags} makes a checkpoint of it" if method == "lora" else ""
+    return f"{said}; python generate/{method}.py {flags} asks it{merge}"
+
+
+def _record(run_dir: Path) -> dict[str, Any]:
+    """What a run says of itself; nothing if it is damaged."""
+    try:
+        record = json.loads((run_dir / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

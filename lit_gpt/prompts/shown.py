@@ -1,0 +1,144 @@
+"""Whether a chat template shows what a conversation says."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lit_gpt.errors import UserError
+from lit_gpt.prompts.messages import calls_of, name_of, thought_of
+from lit_gpt.prompts.turns import Exchange, Turn
+
+_TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+_BEGUN = re.compile(r"[<\[][^<>\[\]\s]*\Z")
+"""A tag that has begun and not ended."""
+
+
+def n_same(a: str, b: str) -> int:
+    """How many characters two texts have in common from their beginnings on."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def after_prompt(asked: str, whole: str, since: int) -> tuple[str, str] | None:
+    """(what of `asked` the template does not show before the answer, the answer with all that follows it).
+
+    The first is empty as a rule. It is not where the template asks with a thought, closed or open, that it does not
+    show in what was answered (Gemma 4, DeepSeek R1).
+
+    Args:
+        asked: the conversation and what asks for the answer.
+        whole: the conversation with the answer.
+        since: where in `asked` the conversation ends.
+
+    Returns:
+        None if `whole` does not have the conversation as `asked` has it.
+    """
+    if whole.startswith(asked):
+        return "", whole[len(asked) :]
+    same = n_same(asked, whole)
+    if same < since:
+        return None
+    if begun := _BEGUN.search(whole, since, same):  # two tags may begin alike
+        same = begun.start()
+    opening, tail = asked[same:], whole[same:]
+    tags = [m.start() for m in _TAG.finditer(opening)]
+    for end in (len(opening), *reversed(tags)):  # the same, but for white space before it
+        if end and tail.lstrip().startswith(begins := opening[:end].lstrip()):
+            return opening[end:], tail.lstrip().removeprefix(begins)
+    shared = next((opening[i:] for i in tags if tail.startswith(opening[i:])), "")
+    return opening, tail.removeprefix(shared)
+
+
+def answer_after(opening: str, answer: str, said: str, folder: Any) -> str:
+    """What is taught after a prompt that ends in `opening`, which the template shows in no answer.
+
+    An answer that begins with the same thought goes on with it, though the template leaves thoughts out.
+
+    Args:
+        answer: as the template shows it.
+        said: as the row has it.
+
+    Raises:
+        UserError: the prompt has closed the thought, and the answer has one.
+    """
+    begun = opening.strip()
+    if begun and said.startswith(begun):
+        shown = answer.lstrip()  # an end of what was said, and perhaps calls
+        since = next((i for i in range(len(begun), len(said)) if shown.startswith(said[i:])), len(said))
+        return said[len(begun) :].lstrip("\n") + shown[len(said) - since :]
+    tags = _TAG.findall(opening)
+    if tags and tags[-1] in answer:
+        raise UserError(
+            f"the chat template of {folder} asks for an answer with {opening!r}, where a thought has ended, and the "
+            "answer has a thought; leave it out, or let --template_kwargs ask for thoughts"
+        )
+    return answer
+
+
+def require_shown(
+    render: Callable[[Sequence[Turn], Sequence[Mapping[str, Any]]], str],
+    folder: Any,
+    turns: Sequence[Turn],
+    tools: Sequence[Mapping[str, Any]],
+    answers: Mapping[int, str],
+) -> None:
+    """See that the template shows tools, calls, what tools said, and the thoughts of answers that are taught.
+
+    Args:
+        answers: turn -> its answer as it is taught.
+
+    Raises:
+        UserError: it does not show one of them, which is named.
+    """
+
+    def require(shown: bool, what: str) -> None:
+        if not shown:
+            raise UserError(
+                f"the chat template of {folder} does not show {what}; take a model whose template does, or leave it out"
+            )
+
+    def changes(others: Sequence[Turn], schemas: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the template shows another conversation otherwise; one that it refuses, it has looked at."""
+        try:
+            return render(others, schemas) != whole
+        except UserError:
+            return True
+
+    said = [i for i, t in enumerate(turns) if t.role == "tool"]
+    calls = [i for i, t in enumerate(turns) if calls_of(t)]
+    if tools or said or calls:
+        whole = render(turns, tools)
+        require(not tools or changes(turns, ()), "tools")
+        without = [replace(t, extra={k: v for k, v in t.extra.items() if k != "tool_calls"}) for t in turns]
+        require(not calls or changes(without, tools), "tool_calls")
+        other = [replace(t, text=t.text + " and so on") if t.role == "tool" else t for t in turns]
+        require(not said or changes(other, tools), "turns of the role tool")
+        for i in calls:
+            for name in filter(None, map(name_of, calls_of(turns[i]))):
+                require(name in answers.get(i, whole), f"the tool_calls of turn {i + 1} ({name})")
+    for i, answer in answers.items():
+        words = re.findall(r"\w+|\S", turns[i].text)
+        require(bool(calls_of(turns[i])) or not words or any(w in answer for w in words), f"the text of turn {i + 1}")
+        require(_squeezed(thought_of(turns[i])) in _squeezed(answer), f"the reasoning_content of turn {i + 1}")
+
+
+def left_out(turns: Sequence[Turn], exchanges: Sequence[Exchange]) -> list[str]:
+    """Which texts of a conversation are not whole in what is trained on, by kind, and each kind once.
+
+    What was said in answers that are not taught is not looked for: templates leave out old thoughts.
+    """
+    shown = _squeezed("".join(e.prompt + (e.answer or "") for e in exchanges))
+    kinds = {"system": "system text", "user": "question"}
+    found = [
+        kinds[t.role]
+        for t in turns
+        if t.role in kinds and not all(_squeezed(text) in shown for text in (t.text, t.context))
+    ]
+    if turns[-1].role == "assistant" and _squeezed(turns[-1].text) not in shown:
+        found.append("answer")
+    return list(dict.fromkeys(found))
+
+
+def _squeezed(text: str) -> str:
+    """Without white space, which templates put and take away."""
+    return "".join(text.split())

@@ -1,0 +1,40 @@
+"""The folder of a run: what is in it, and whether a new one may have it."""
+
+from pathlib import Path
+
+from lit_gpt.checkpoint import BEST, CHECKPOINTS, RUN
+from lit_gpt.errors import UserError
+from lit_gpt.files import links
+from lit_gpt.report.page import REPORT
+from lit_gpt.training.average import AVERAGED
+from lit_gpt.training.budget import LEDGER
+from lit_gpt.training.monitor import CURVE, METRICS
+
+MERGED = "merged"
+"""Folder of the merged checkpoint within that of the run."""
+PLAN = "plan.json"
+"""What the run was planned to take, beside what it took."""
+RESULTS = ("lit_model*_finetuned.pth", f"{CHECKPOINTS}/step-*", MERGED, AVERAGED)
+"""What somebody may want to keep."""
+RECORDS = (RUN, METRICS, CURVE, REPORT, PLAN, LEDGER, CHECKPOINTS, BEST)
+"""What is of no use without that."""
+
+
+def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
+    """Make the folder of a run; if `overwrite` is set, take all out of it that another run has left there.
+
+    What no run leaves there stays. Without results of another run, what is left of one that was stopped before its
+    first checkpoint is taken out, too.
+
+    Raises:
+        UserError: the folder has results of another run, and `overwrite` is not set.
+    """
+    results = [path for pattern in RESULTS for path in out_dir.glob(pattern)]
+    if results and not overwrite:
+        raise UserError(
+            f"{out_dir} holds another run; pass --resume true to go on with it, another --out_dir, or --overwrite true "
+            "to replace it"
+        )
+    for path in (*results, *(out_dir / name for name in RECORDS)):
+        links.remove(path)
+    out_dir.mkdir(parents=True, exist_ok=True)
