@@ -45,8 +45,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "training": {"", "checkpoint", "config", "convert", "data", "evaluation", "files", "fused", "linear", "matmul"}
     | {"merging", "model", "packed", "quantize", "report", "resources", "tokenizer", "training"},
     "report": {"files", "report"},
-    "evaluation": {"", "checkpoint", "data", "files", "fused", "generation", "lora", "model", "prompts", "tokenizer"}
-    | {"evaluation"},
+    "evaluation": {"data", "evaluation", "files", "generation", "model", "prompts", "tokenizer"},
     "hub": {"families", "hub"},
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")
