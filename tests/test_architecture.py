@@ -47,7 +47,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "report": {"files", "report"},
     "evaluation": {"", "checkpoint", "data", "files", "fused", "generation", "lora", "model", "prompts", "tokenizer"}
     | {"evaluation"},
-    "hub": {"families", "hub"},
+    "hub": {"convert", "families", "hub"},  # whether the converter will take what is about to be fetched
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")
 
