@@ -93,6 +93,7 @@ def download(
     Raises:
         UserError: everything that the user can mend, from a misspelt name to a full disk; the message says how.
     """
+    name = name.removeprefix("https://").removeprefix("huggingface.co/").strip("/")  # as it is copied from there
     repo_id = MODELS[name]["hf_repo"] if name in MODELS else name
     folder = root / repo_id
     check_token(token)
