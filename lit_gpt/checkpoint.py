@@ -77,7 +77,7 @@ def make_fabric(precision: Precision | None = None, seed: int | None = None, mix
             precision = "bf16-true" if torch.cuda.is_bf16_supported() else "16-true"
             precision = precision.replace("true", "mixed") if mixed else precision
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"  # not a Mac's GPU, for which nothing of ours is tested
-    fabric = Fabric(accelerator, devices=1, precision=precision)
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     if seed is not None:
         fabric.seed_everything(seed, verbose=False)
     return fabric

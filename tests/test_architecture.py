@@ -45,8 +45,14 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "training": {"", "checkpoint", "config", "convert", "data", "evaluation", "files", "fused", "linear", "matmul"}
     | {"merging", "model", "packed", "quantize", "report", "resources", "tokenizer", "training"},
     "report": {"files", "report"},
+<<<<<<< HEAD
     "evaluation": {"data", "evaluation", "files", "generation", "model", "prompts", "tokenizer"},
     "hub": {"families", "hub"},
+=======
+    "evaluation": {"", "checkpoint", "data", "files", "fused", "generation", "lora", "model", "prompts", "tokenizer"}
+    | {"evaluation"},
+    "hub": {"convert", "families", "hub"},  # whether the converter will take what is about to be fetched
+>>>>>>> 3993c5fee662c75ac2bce155920ed8fd4e49abc5
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")
 
