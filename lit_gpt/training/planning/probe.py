@@ -19,6 +19,7 @@ from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.offload import make_gradients
 from lit_gpt.training.optimizer import make_optimizer
 from lit_gpt.training.planning.seconds import WRITING, Rates
+from lit_gpt.training.validation import AT_ONCE
 
 LEAST_SECONDS, MOST_SECONDS = 6.0, 30.0
 """Of timed forward and backward passes: the first, and the second if one pass takes that long."""
@@ -84,7 +85,7 @@ def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, pac
     model.eval()
     flops = seconds = 0.0
     with torch.no_grad(), fabric.autocast():
-        for batch in chosen(data, len(data), packing, fabric.device)[:4]:
+        for batch in chosen(data, min(len(data), AT_ONCE), packing, fabric.device)[:4]:
             seconds += timed(fabric.device, lambda batch=batch: loss_sum(model, batch))
             flops += forward_flops(counted, *size(batch))
             if seconds > LEAST_SECONDS:
