@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from test_offload import gradients_of, loss_of, model_of
-from test_training import TINY
+from tiny import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt.args import TrainArgs, ValidationArgs

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ALL, VARIANTS
 from lightning.fabric import Fabric
-from test_packed import documents_of, tiny
+from tiny import documents_of, tiny
 
 from lit_gpt import lora
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, TrainArgs
