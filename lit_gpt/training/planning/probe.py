@@ -77,7 +77,15 @@ def probe(
             break
     validation = validation_rate(fabric, model, counted, val_data, packing)
     source = f"from {n} forward and backward passes on this machine, {flops / seconds / 1e12:.3g} TFLOP/s"
-    return Rates(flops / seconds, validation, step_seconds, starting, saved_bytes / WRITING, 0.0, source)
+    return Rates(
+        training=flops / seconds,
+        validation=validation,
+        optimizer_seconds=step_seconds,
+        starting=starting,
+        saving=saved_bytes / WRITING,
+        shortest=0.0,
+        source=source,
+    )
 
 
 def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, packing: Packing) -> float:
