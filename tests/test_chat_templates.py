@@ -2,8 +2,10 @@
 end. What a template says comes from transformers."""
 
 import json
+import shutil
 from functools import cache
 
+import numpy as np
 import pytest
 from chat_shapes import CHATML, SHAPES, Shape
 from conftest import SHARED
@@ -11,12 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.args import PrepareArgs
+from lit_gpt.data import store
 from lit_gpt.data.counts import Counts
+from lit_gpt.data.prepare import Files, prepare
 from lit_gpt.data.rows import Row
 from lit_gpt.data.store import IGNORE
 from lit_gpt.data.tokens import Encoder
 from lit_gpt.errors import UserError
-from lit_gpt.prompts import Turn, open_style
+from lit_gpt.prompts import Turn, make_prompt, open_style, with_kwargs
 from lit_gpt.tokenizer import Tokenizer
 
 
@@ -311,7 +315,7 @@ def test_a_thought_that_the_prompt_begins_is_gone_on_with(place):
 
 def test_a_thought_where_the_prompt_has_closed_it_is_refused_by_name(tmp_path):
     folder = SHAPES["qwen 3"].write(tmp_path)
-    style = open_style("chat_template", folder, template_kwargs={"enable_thinking": False})
+    style = open_style(with_kwargs("chat_template", {"enable_thinking": False}), folder)
     plain = [Turn("user", "a"), Turn("assistant", "b")]
     (exchange,) = style.exchanges(plain)
     assert exchange.prompt.endswith("<think>\n\n</think>\n\n") and exchange.answer == "b"
@@ -353,7 +357,7 @@ def test_options_and_the_rest_of_what_transformers_gives_reach_the_template(tmp_
     )
     folder = Shape(template, ("<s>", "</s>"), "</s>", bos="<s>").write(tmp_path)
     reference, _ = of_folder(folder)
-    style = open_style("chat_template", folder, template_kwargs={"enable_thinking": False})
+    style = open_style(with_kwargs("chat_template", {"enable_thinking": False}), folder)
     turns = [Turn("user", "<hi> é", extra={"name": "Ann", "content_type": None}), Turn("user", "b")]
     wanted = reference.apply_chat_template(messages_of(turns), tokenize=False, enable_thinking=False)
     assert style.render(turns, ask=False) == wanted and '"name": "Ann"' in wanted
@@ -384,3 +388,48 @@ def test_a_published_tokenizer_is_trained_on_what_transformers_renders():
         ids, _, counts = sample(encoder, said)
         whole = reference.apply_chat_template(messages_of(said))["input_ids"]
         assert ids == whole[: len(ids)] and reference.decode(whole[len(ids) :]) == "\n" and counts.taught == 2
+
+
+def checkpoint_with(folder, checkpoint, shape):
+    """A tiny converted checkpoint with the tokenizer and template of a shape."""
+    shutil.copytree(checkpoint, folder)
+    shape.write(folder)
+    return folder
+
+
+def test_a_prepared_set_and_its_run_say_how_they_end_and_what_the_template_was_given(checkpoint, tmp_path, capsys):
+    asks = '{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "No %d."}]}\n'
+    (tmp_path / "rows.jsonl").write_text("".join(asks % (i, i * i) for i in range(20)))
+    template = CHATML + "{{ '/' if add_generation_prompt and quick }}"
+    shape = Shape(template, SHAPES["chatml, base"].special, "<|endoftext|>")
+    place = checkpoint_with(tmp_path / "model", checkpoint, shape)
+    args = PrepareArgs("chat_template", test_split_fraction=0.2, template_kwargs={"quick": True})
+    prepare(Files((tmp_path / "rows.jsonl",)), None, tmp_path / "data", place, args)
+    meta = store.load(tmp_path / "data")[2]
+    tokenizer = Tokenizer(place)
+    end = tokenizer.token_to_id("<|im_end|>")
+    assert meta["end_ids"] == [end] != [tokenizer.eos_id] and "of sequence ends each of" in capsys.readouterr().out
+    assert meta["prompt_style"] == 'chat_template {"quick": true}'
+    asked = make_prompt(meta["prompt_style"], "1?", checkpoint_dir=place)  # as a run asks, which keeps the style's name
+    assert asked.endswith("1?<|im_end|>\n<|im_start|>assistant\n/")
+    train = store.load(tmp_path / "data")[0]
+    assert tokenizer.eos_id not in train.ids and (np.asarray(train.labels) == end).sum() == len(train)
+    for style, message in (
+        ("chat_template []", "followed by a JSON object"),
+        ("chat_template {", "followed by a JSON object"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_style(style, place)
+    with pytest.raises(UserError, match="alpaca takes none"):
+        Encoder(tokenizer, PrepareArgs("alpaca", template_kwargs={"quick": True}), 9)
+
+
+def test_a_template_that_marks_no_end_is_prepared_with_a_warning(checkpoint, tmp_path, capsys):
+    rows = '{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "No %d."}]}\n'
+    (tmp_path / "rows.jsonl").write_text("".join(rows % (i, i * i) for i in range(20)))
+    shape = Shape(MARKS["no end"], ("</s>", "<|im_start|>", "<|im_end|>"), "<|im_end|>")
+    place = checkpoint_with(tmp_path / "model", checkpoint, shape)
+    args = PrepareArgs("chat_template", test_split_fraction=0.2)
+    prepare(Files((tmp_path / "rows.jsonl",)), None, tmp_path / "data", place, args)
+    assert store.load(tmp_path / "data")[2]["end_ids"] == []
+    assert "marks no token that ends an answer" in capsys.readouterr().out

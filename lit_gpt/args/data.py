@@ -30,7 +30,7 @@ class PrepareArgs:
     """Name of the prompt style: alpaca, chatml, plain, llama2, vicuna ... (docs/prepare_data.md), or chat_template for
     the model's own."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """What else the chat template is given, such as "{enable_thinking: false}"; stored with the data and the run."""
+    """What else the chat template is given, such as "{enable_thinking: false}"; a part of the style that is stored."""
     mask_inputs: bool = True
     """Train on the responses only."""
     last_turn_only: bool = False

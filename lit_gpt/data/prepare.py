@@ -65,7 +65,7 @@ def prepare_source(
         UserError: as `locate` and `prepare`.
     """
     require_checkpoint(checkpoint_dir)  # before a download
-    open_style(args.prompt_style, checkpoint_dir, template_kwargs=args.template_kwargs)
+    open_style(args.prompt_style, checkpoint_dir)
     path = locate(source.data_file, source.data_file_url, source.data_file_name, folder, access_token)
     validation = Files((source.validation_file,), parse) if source.validation_file else None
     prepare(Files((path,), parse), validation, folder, checkpoint_dir, args)
@@ -218,7 +218,7 @@ def describe(
     meta |= {
         "checkpoint_dir": str(checkpoint_dir),
         "tokenizer": encoder.tokenizer.fingerprint(),
-        "prompt_style": args.prompt_style,
+        "prompt_style": encoder.style_name,
         "mask_inputs": args.mask_inputs,
         "last_turn_only": args.last_turn_only,
         "max_seq_length": encoder.limit,
@@ -233,7 +233,6 @@ def describe(
     }
     if args.prompt_style == CHAT_TEMPLATE:
         meta["chat_template"] = encoder.style.text
-        meta["template_kwargs"] = args.template_kwargs
     return meta
 
 

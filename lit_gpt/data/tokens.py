@@ -10,7 +10,7 @@ from lit_gpt.data.counts import Counts
 from lit_gpt.data.pieces import Pair, Piece, cut_end, labelled, n_taught, total
 from lit_gpt.data.rows import Row
 from lit_gpt.errors import UserError
-from lit_gpt.prompts import ChatTemplate, Exchange, Turn, calls_of, left_out, open_style
+from lit_gpt.prompts import ChatTemplate, Exchange, Turn, calls_of, left_out, open_style, with_kwargs
 from lit_gpt.tokenizer import Tokenizer
 
 HEAD = re.compile(r"\s{0,16}\S{0,24}\s?")
@@ -36,8 +36,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, args: PrepareArgs, limit: int) -> None:
         self.tokenizer, self.args, self.limit = tokenizer, args, limit
-        folder, kwargs = tokenizer.path.parent, args.template_kwargs
-        self.style = open_style(args.prompt_style, folder, tokenizer, template_kwargs=kwargs)
+        self.style_name = with_kwargs(args.prompt_style, args.template_kwargs)
+        self.style = open_style(self.style_name, tokenizer.path.parent, tokenizer)
         self.eos = tokenizer.id_to_token(tokenizer.eos_id)
         self.end_ids: set[int] = set()
         self.apart: dict[tuple[str, str], bool] = {}
