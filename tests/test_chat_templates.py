@@ -163,6 +163,30 @@ def test_what_a_template_marks_is_taught_and_nothing_else_as_in_the_mask_of_tran
     assert [int(label != IGNORE) for label in labels] == [0] * since + mask[since:n] and counts.taught == 1
 
 
+TOOLS = [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object", "properties": {}}}}]
+CALL = {"id": "call_0001", "type": "function", "function": {"name": "lookup", "arguments": {"q": "tower <1>"}}}
+
+
+@pytest.mark.parametrize("calls", [(), (CALL,)])
+def test_a_token_within_a_marked_answer_is_no_end_and_one_that_closes_its_calls_is(calls, tmp_path):
+    template = CHATML.replace(
+        "+ m.content + '<|im_end|>\n' }}",
+        "}}{% if m.role == 'assistant' %}{% generation %}{{ '<think>hm</think>' }}{% endgeneration %}{{ '\n' }}"
+        "{% generation %}{{ m.content + ('<|call|>' if m.tool_calls else '<|im_end|>') }}{% endgeneration %}{{ '\n' }}"
+        "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}",
+    )
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|call|>")
+    reference, encoder = of_template(template.replace("'<|call|>'", "'lookup<|call|>'"), tmp_path, special, special[0])
+    turns = [Turn("user", "a"), Turn("assistant", "b", extra={"tool_calls": list(calls)})]
+    ids, labels, counts = sample(encoder, turns)
+    whole = reference.apply_chat_template(messages_of(turns), return_dict=True, return_assistant_tokens_mask=True)
+    assert (
+        ids == whole["input_ids"][:-1] and [int(label != IGNORE) for label in labels] == whole["assistant_masks"][:-1]
+    )
+    assert encoder.end_ids == {reference.convert_tokens_to_ids("<|call|>" if calls else "<|im_end|>")}
+    assert (counts.answers, counts.taught) == (1, 1)
+
+
 def test_a_row_of_which_nothing_is_marked_is_dropped_and_named(tmp_path):
     mark = "m.content }}{% if m.learn %}{% generation %}{{ '<|im_end|>' }}{% endgeneration %}{% endif %}{{ '\n' }}"
     template = CHATML.replace("m.content + '<|im_end|>\n' }}", mark)
@@ -172,8 +196,6 @@ def test_a_row_of_which_nothing_is_marked_is_dropped_and_named(tmp_path):
     assert counts.dropped == {"no answer that is taught": 1}
 
 
-TOOLS = [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object", "properties": {}}}}]
-CALL = {"id": "call_0001", "type": "function", "function": {"name": "lookup", "arguments": {"q": "tower <1>"}}}
 CALLING = (  # as Qwen's: tools in a system text of their own, calls after the text, results as a user's
     "{% if tools %}{{ '<|im_start|>system\n' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{ '<|im_end|>\n' }}"
     "{% endif %}{% for m in messages %}{{ '<|im_start|>' + ('user' if m.role == 'tool' else m.role) + '\n' }}"
