@@ -266,8 +266,9 @@ def test_an_answer_after_a_result_that_is_shown_otherwise_later_is_found(tmp_pat
 
 
 HIDES = {
-    "tools": CALLING.replace("{% if tools %}", "{% if false %}"),
-    r"tool_calls[;,]": CALLING.replace("m.tool_calls or []", "[]"),
+    "tools;": CALLING.replace("{% if tools %}", "{% if false %}"),
+    "tool_calls, tools;": CALLING.replace("m.tool_calls or []", "[]").replace("{% if tools %}", "{% if false %}"),
+    "tool_calls;": CALLING.replace("m.tool_calls or []", "[]"),
     r"the tool_calls of turn 2 \(second\)": CALLING.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]"),
     "turns of the role tool": CALLING.replace("'<result>' + m.content + '</result>'", "'done'"),
     "the reasoning_content of turn 2": CALLING,
@@ -279,6 +280,8 @@ def test_what_a_template_does_not_show_is_refused_by_name(what, tmp_path):
     _, encoder = of_template(HIDES[what], tmp_path)
     second = {"type": "function", "function": {"name": "second", "arguments": {}}}
     turns = calling(calls=(CALL, second))
+    if what == "tools;":
+        turns = [Turn("user", "a"), Turn("assistant", "b")]
     if "reasoning" in what:
         turns = [Turn("user", "a"), Turn("assistant", "b", extra={"reasoning_content": "hm"})]
     row = Row(tuple(turns), tools=tuple(TOOLS), file="x.jsonl", place="line 3")
@@ -287,6 +290,13 @@ def test_what_a_template_does_not_show_is_refused_by_name(what, tmp_path):
     _, encoder = of_template(HIDES[what], tmp_path, bad_rows="drop")
     counts = Counts()
     assert encoder.encode([row], counts) == [] and counts.dropped == {"refused by the chat template": 1}
+
+
+def test_tools_that_are_not_shown_beside_calls_that_are_are_counted(tmp_path):
+    _, encoder = of_template(HIDES["tools;"], tmp_path)
+    *_, counts = sample(encoder, calling(), TOOLS)
+    assert counts.left_out == {"tools": 1} and counts.taught == 2
+    assert counts.record()["not_shown"] == {"tools": 1}
 
 
 def test_arguments_reach_a_template_that_can_show_texts_only(tmp_path):

@@ -61,7 +61,8 @@ class Encoder:
             if fitting is not None:
                 kept.append(labelled(fitting, self.args.mask_inputs, self.args.last_turn_only))
                 uncut.append(exchanges)
-                self.count_answers(turns, exchanges, fitting, counts)
+                self.count_answers(row, turns, exchanges, counts)
+                counts.taught += n_taught(fitting, self.args.last_turn_only)
         counts.kept += len(kept)
         counts.apart += self.count_apart(uncut)
         return kept
@@ -86,18 +87,15 @@ class Encoder:
             counts.dropped["no answer that is taught"] += 1
         return found or None
 
-    def count_answers(
-        self, turns: Sequence[Turn], exchanges: Sequence[Exchange], pieces: Sequence[Piece], counts: Counts
-    ) -> None:
-        """Count which answers of a row carry loss, and what of it the chat template does not show."""
+    def count_answers(self, row: Row, turns: Sequence[Turn], exchanges: Sequence[Exchange], counts: Counts) -> None:
+        """Count which answers of a row can carry loss, and what of it the chat template does not show."""
         wanted = sum(t.taught for t in turns if t.role == "assistant")
         shown = sum(e.taught and not e.continues for e in exchanges)
         last_only = self.args.last_turn_only
         counts.answers += min(wanted, 1) if last_only else wanted
-        counts.taught += n_taught(pieces, last_only)
         counts.last_only += shown < wanted and not last_only
         if isinstance(self.style, ChatTemplate):
-            counts.left_out.update(left_out(turns, exchanges))
+            counts.left_out.update(left_out(turns, row.tools, exchanges))
 
     def pieces(self, rows: Sequence[Sequence[Exchange]]) -> list[list[Piece]]:
         """Ids of the exchanges of each row, tokenized all at once."""
