@@ -1,5 +1,6 @@
 """Prompt styles by name: how a conversation becomes the text that the model sees."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,35 +17,56 @@ CHAT_TEMPLATE = "chat_template"
 """The style that is the model's own."""
 
 __all__ = ["CHAT_TEMPLATE", "STYLES", "ChatTemplate", "Exchange", "Style", "Turn"]
-__all__ += ["calls_of", "left_out", "make_prompt", "open_style", "read_template"]
+__all__ += ["calls_of", "left_out", "make_prompt", "open_style", "read_template", "with_kwargs"]
 
 
 def open_style(
-    name: str,
-    checkpoint_dir: Path | None = None,
-    tokenizer: Tokenizer | None = None,
-    *,
-    template_kwargs: Mapping[str, Any] | None = None,
+    name: str, checkpoint_dir: Path | None = None, tokenizer: Tokenizer | None = None
 ) -> Style | ChatTemplate:
     """The style of that name.
 
     Args:
+        name: may say after `chat_template` what else the template is given, as `with_kwargs` writes it.
         checkpoint_dir: where the tokenizer and its chat template are; needed for `chat_template` only.
         tokenizer: that of the folder, if it is open already.
-        template_kwargs: what else a chat template is given, such as `enable_thinking`.
 
     Raises:
-        UserError: no style of that name, or the folder has no chat template; `template_kwargs` for another style.
+        UserError: no style of that name, or the folder has no chat template.
     """
-    if name == CHAT_TEMPLATE:
+    bare, _, kwargs = name.partition(" ")
+    if bare == CHAT_TEMPLATE:
         if checkpoint_dir is None:
             raise UserError(f"the prompt style {CHAT_TEMPLATE} is a checkpoint's own, and none is named here")
-        return ChatTemplate(checkpoint_dir, tokenizer, template_kwargs)
-    if template_kwargs:
-        raise UserError(f"--template_kwargs is for --prompt_style {CHAT_TEMPLATE}; the style {name!r} takes none")
+        return ChatTemplate(checkpoint_dir, tokenizer, _read_kwargs(kwargs) if kwargs else None)
     if name not in STYLES:
         raise UserError(f"unknown prompt style {name!r}; known are {', '.join((*STYLES, CHAT_TEMPLATE))}")
     return STYLES[name]
+
+
+def with_kwargs(name: str, kwargs: Mapping[str, Any]) -> str:
+    """The name of a style that says what else its template is given, as `chat_template {"enable_thinking": false}`.
+
+    What is recorded as a run's prompt style so says all that asks as the training did.
+
+    Raises:
+        UserError: a style that takes nothing else.
+    """
+    if not kwargs:
+        return name
+    if name != CHAT_TEMPLATE:
+        raise UserError(f"--template_kwargs goes with --prompt_style {CHAT_TEMPLATE}; {name} takes none")
+    return f"{name} {json.dumps(kwargs, sort_keys=True)}"
+
+
+def _read_kwargs(text: str) -> dict[str, Any]:
+    """Raises: UserError if it is not the JSON object that `with_kwargs` writes."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"--prompt_style {CHAT_TEMPLATE} is followed by a JSON object, if by anything; found {text!r}")
+    return found
 
 
 def make_prompt(style: str, instruction: str, context: str = "", checkpoint_dir: Path | None = None) -> str:

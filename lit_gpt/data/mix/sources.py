@@ -24,7 +24,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.files.whole import temporary_beside
 from lit_gpt.tokenizer import Tokenizer
 
-SAME = ("tokenizer", "prompt_style", "chat_template", "template_kwargs", "mask_inputs", "last_turn_only")
+SAME = ("tokenizer", "prompt_style", "chat_template", "mask_inputs", "last_turn_only")
 """What the sources of a mixture must have in common, in the words of meta.json."""
 
 
