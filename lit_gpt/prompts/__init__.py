@@ -4,7 +4,8 @@ from pathlib import Path
 
 from lit_gpt.errors import UserError
 from lit_gpt.prompts.chat_template import ChatTemplate, read_template
-from lit_gpt.prompts.styles import STYLES, Style
+from lit_gpt.prompts.style import Style
+from lit_gpt.prompts.styles import STYLES
 from lit_gpt.prompts.turns import Exchange, Turn
 from lit_gpt.tokenizer import Tokenizer
 
@@ -12,7 +13,7 @@ CHAT_TEMPLATE = "chat_template"
 """The style that is the model's own."""
 
 __all__ = ["CHAT_TEMPLATE", "STYLES", "ChatTemplate", "Exchange", "Style", "Turn"]
-__all__ += ["make_prompt", "open_style", "read_template"]
+__all__ += ["ends_of", "make_prompt", "open_style", "read_template", "stop_ids"]
 
 
 def open_style(
@@ -21,7 +22,8 @@ def open_style(
     """The style of that name.
 
     Args:
-        checkpoint_dir: where the tokenizer and its chat template are; needed for `chat_template` only.
+        checkpoint_dir: where the tokenizer and its chat template are. Without it, `chat_template` is not to be had, and
+            the others have the special tokens of the models that they are known by.
         tokenizer: that of the folder, if it is open already.
 
     Raises:
@@ -33,7 +35,23 @@ def open_style(
         return ChatTemplate(checkpoint_dir, tokenizer)
     if name not in STYLES:
         raise UserError(f"unknown prompt style {name!r}; known are {', '.join((*STYLES, CHAT_TEMPLATE))}")
-    return STYLES[name]
+    if tokenizer is None and checkpoint_dir is not None:
+        tokenizer = Tokenizer(checkpoint_dir)
+    return STYLES[name].of(tokenizer) if tokenizer else STYLES[name]
+
+
+def ends_of(style: Style | ChatTemplate) -> list[str]:
+    """The token with which an answer ends in the style, if it is not the tokenizer's end of sequence."""
+    try:
+        end = style.exchanges([Turn("user", "a"), Turn("assistant", "b")])[0].end
+    except UserError:  # somebody's program, that does not show such a conversation
+        end = None
+    return [] if end is None else [end]
+
+
+def stop_ids(style: Style | ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end an answer: the model's own, and those of the style."""
+    return tokenizer.stop_ids | {tokenizer.token_to_id(end) for end in ends_of(style)}
 
 
 def make_prompt(style: str, instruction: str, context: str = "", checkpoint_dir: Path | None = None) -> str:
