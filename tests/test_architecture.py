@@ -34,7 +34,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "files": {"files"},
     "checkpoint": {"", "adapter", "adapter_v2", "config", "convert", "files", "full", "lora", "model", "quantize"}
     | {"rope"},
-    "convert": {"", "files", "config", "families", "lora", "model", "rope", "tokenizer", "convert"},
+    "convert": {"", "files", "config", "families", "lora", "model", "prompts", "rope", "tokenizer", "convert"},
     "interchange": {"", "checkpoint", "convert", "files", "prompts"},
     "merging": {"", "checkpoint", "convert", "data", "files", "linear", "lora", "merging", "model", "prompts"}
     | {"quantize", "tokenizer"},

@@ -15,6 +15,8 @@ from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_optional, read_settings
 
 FILE = "chat_template.jinja"
+_FOLDER = "additional_chat_templates"
+"""Where a tokenizer keeps templates with names of their own."""
 
 
 class ChatTemplate:
@@ -101,15 +103,21 @@ class ChatTemplate:
         return tail[:at], token
 
 
+def read_templates(checkpoint_dir: Path) -> dict[str, str]:
+    """Name -> template, of all that the folder has; `default` is the one of chat_template.jinja, if that is there."""
+    stated = read_optional(checkpoint_dir / "tokenizer_config.json").get("chat_template")
+    entries = stated if isinstance(stated, list) else [{"name": "default", "template": stated}]
+    named = {e.get("name"): e.get("template") for e in entries if isinstance(e, dict)}
+    named |= {p.stem: p.read_text(encoding="utf-8") for p in sorted((checkpoint_dir / _FOLDER).glob("*.jinja"))}
+    if (path := checkpoint_dir / FILE).is_file():
+        named["default"] = path.read_text(encoding="utf-8")
+    return {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str)}
+
+
 def read_template(checkpoint_dir: Path) -> str:
     """The template's text: chat_template.jinja, else that of tokenizer_config.json. Raises: UserError."""
-    if (path := checkpoint_dir / FILE).is_file():
-        return path.read_text(encoding="utf-8")
-    found = read_optional(checkpoint_dir / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):  # several, by name
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
-    if not isinstance(found, str):
+    found = read_templates(checkpoint_dir).get("default")
+    if found is None:
         raise UserError(
             f"{checkpoint_dir} has no chat template (no {FILE}, none in tokenizer_config.json); "
             "pass another --prompt_style"
