@@ -39,8 +39,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "merging": {"", "checkpoint", "convert", "data", "files", "linear", "lora", "merging", "model", "prompts"}
     | {"quantize", "tokenizer"},
     "data": {"", "checkpoint", "convert", "files", "packed", "tokenizer", "prompts", "data"},
-    "generation": {"config", "fused", "linear", "mlp", "model", "quantize", "rope", "tokenizer", "resources"}
-    | {"generation"},
+    "generation": {"config", "data", "fused", "linear", "mlp", "model", "prompts", "quantize", "rope", "tokenizer"}
+    | {"generation", "resources"},  # data reads a conversation as it reads rows
     "training": {"", "checkpoint", "config", "convert", "data", "evaluation", "files", "fused", "linear", "matmul"}
     | {"merging", "model", "packed", "quantize", "report", "resources", "tokenizer", "training"},
     "report": {"files", "report"},

@@ -32,3 +32,8 @@ class Exchange:
     """The token that ends the answer; None is the tokenizer's end of sequence."""
     taught: bool = True
     """Whether the answer and the token that ends it carry loss."""
+    ended: bool = True
+    """Whether a token ends the answer here: not where it goes on in the next exchange, nor where a chat template marks
+    what is taught and leaves the end out."""
+    continues: bool = False
+    """Whether the answer is a further part of the one before, with `prompt` between them."""
