@@ -54,7 +54,7 @@ def main(
     tokenizer = Tokenizer(checkpoint_dir)
     rows = tokenizer.vocab_size if unpad_vocab else None
     to, max_bytes = getattr(torch, dtype) if dtype else None, int(max_shard_gb * 1e9)
-    with styled(checkpoint_dir, trained_style(checkpoint_dir)) as (source, said):
+    with styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf") as (source, said):
         write = {
             "hf": lambda out: write_hf(*model, source, out, to, rows, max_bytes),
             "gguf": lambda out: write_modelfile(write_gguf(*model, source, out, gguf_type, rows), source),

@@ -94,7 +94,8 @@ def test_a_merged_run_and_its_export_have_the_chat_template_of_the_training(styl
         for turns in conversations():
             asks = turns[-1].role == "user"
             got = reference.apply_chat_template(messages(turns), add_generation_prompt=asks, tokenize=False)
-            assert got == "<s>" + text_of(trained.exchanges(turns), "</s>")
+            assert got.removeprefix("<s>") == text_of(trained.exchanges(turns), "</s>").removeprefix("<s>")
+            assert got.startswith("<s>") and not got.startswith("<s><s>")
         assert reference.apply_chat_template(messages(QUESTION), chat_template="tool_use", tokenize=False) == "tools!"
         assert reference.apply_chat_template(messages(QUESTION), chat_template="rag", tokenize=False) == "documents!"
         assert "chat_template" not in json.loads((folder / "tokenizer_config.json").read_text())
@@ -163,7 +164,8 @@ def test_llama_cpp_asks_as_the_training_did(style, checkpoint, tmp_path, capsys)
         if turns[-1].role == "user":
             asked = {"messages": messages(turns)}
             answer = requests.post(f"{server.listening_address}/apply-template", json=asked, timeout=60).json()
-            assert answer["prompt"] == text_of(trained.exchanges(turns), "</s>"), turns
+            wanted = text_of(trained.exchanges(turns), "</s>").removeprefix("<s>")  # which llama.cpp writes itself
+            assert answer["prompt"] == wanted, turns
 
 
 def stripped(turns):
@@ -186,7 +188,8 @@ def test_ollamas_template_language_shows_the_same(tmp_path):
                 system = turns[0].text if turns[0].role == "system" else style.default_system
                 said = [{"Role": t.role, "Content": t.text} for t in turns]
                 asked.append({"Template": go_of(style), "System": system, "Messages": said})
-                wanted.append(text_of(style.exchanges(turns), style.eos))
+                text = text_of(style.exchanges(turns), style.eos)
+                wanted.append(text.removeprefix(style.own_bos) if style.first_bos else text)  # Ollama writes that
     (tmp_path / "main.go").write_text(GO)
     done = subprocess.run(
         [go, "run", tmp_path / "main.go"], input=json.dumps(asked), capture_output=True, text=True, check=True
@@ -247,3 +250,37 @@ def test_a_modelfile_has_what_ollama_needs_and_says_what_it_lacks(tmp_path):
         written = modelfile(tmp_path)
         assert go_of(style.of(tokenizer)) in written
         assert ("SYSTEM" in written) is bool(style.default_system) and style.default_system in written
+
+
+def write_spacing_tokenizer(folder):
+    """As Mistral's tokenizer.json: a space is put before the first text, unless a token stands there written out."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers, processors
+
+    folder_of("llama", folder)
+    merges = [("\u2581", "B"), ("\u2581", "A"), ("\u2581", "W")]
+    tokens = ["<unk>", *map(chr, range(32, 127)), "\n", "\u2581", *(a + b for a, b in merges)]
+    backend = Backend(models.BPE({t: i for i, t in enumerate(tokens)}, merges, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.add_special_tokens(["<s>", "</s>"])
+    bos = ("<s>", backend.token_to_id("<s>"))
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[bos])
+    backend.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_transformers_tokenizes_begins_as_the_training_did(style, tmp_path):
+    from transformers import AutoTokenizer
+
+    write_spacing_tokenizer(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    wanted = tokenizer.encode(open_style(style, tmp_path).exchanges(QUESTION)[0].prompt)
+    carry_style(tmp_path, style)
+    assert carry_style(tmp_path, style) == [f"Prompt style {style}: the chat template that goes along is that style's"]
+    asked = {"add_generation_prompt": True, "return_dict": True}
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    assert reference.apply_chat_template(messages(QUESTION), **asked)["input_ids"] == wanted
+    of_transformers = (tmp_path / "chat_template.jinja").read_text()
+    carry_style(tmp_path, style, llama_cpp=True)  # which puts that space there after a token, too
+    gap = STYLES[style].begins == "no"
+    assert ("'<s> '" in of_transformers) is gap and "'<s> '" not in (tmp_path / "chat_template.jinja").read_text()

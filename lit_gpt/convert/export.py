@@ -78,11 +78,12 @@ def copy_tokenizer(checkpoint_dir: Path, folder: Path) -> None:
 
 
 @contextmanager
-def styled(checkpoint_dir: Path, prompt_style: str | None) -> Iterator[tuple[Path, list[str]]]:
+def styled(checkpoint_dir: Path, prompt_style: str | None, llama_cpp: bool = False) -> Iterator[tuple[Path, list[str]]]:
     """A folder with the files beside the weights that a model trained in a style has, and lines that say so.
 
     Args:
         prompt_style: None for a model that was not trained here, whose own files are the right ones.
+        llama_cpp: whether they are for llama.cpp, which tokenizes the beginning of a text otherwise than transformers.
 
     Raises:
         UserError: no such style, or no tokenizer.
@@ -91,10 +92,10 @@ def styled(checkpoint_dir: Path, prompt_style: str | None) -> Iterator[tuple[Pat
         yield checkpoint_dir, []
         return
     with TemporaryDirectory() as name:
-        yield Path(name), copy_styled(checkpoint_dir, Path(name), prompt_style)
+        yield Path(name), copy_styled(checkpoint_dir, Path(name), prompt_style, llama_cpp)
 
 
-def copy_styled(checkpoint_dir: Path, folder: Path, prompt_style: str) -> list[str]:
+def copy_styled(checkpoint_dir: Path, folder: Path, prompt_style: str, llama_cpp: bool = False) -> list[str]:
     """Copy the files beside the weights as a model trained in a style has them; returns lines that say so.
 
     Raises:
@@ -103,7 +104,7 @@ def copy_styled(checkpoint_dir: Path, folder: Path, prompt_style: str) -> list[s
     copy_tokenizer(checkpoint_dir, folder)
     if (path := checkpoint_dir / "config.json").is_file():
         shutil.copyfile(path, folder / path.name)
-    return carry_style(folder, prompt_style)
+    return carry_style(folder, prompt_style, llama_cpp)
 
 
 def special_ids(checkpoint_dir: Path) -> dict[str, Any]:

@@ -23,10 +23,13 @@ _PROBES = (_CHAT[:1], _CHAT, (Turn("system", "Be brief."), *_CHAT))
 """Conversations by which a template is told from a style."""
 
 
-def carry_style(folder: Path, name: str) -> list[str]:
+def carry_style(folder: Path, name: str, llama_cpp: bool = False) -> list[str]:
     """Give a folder the chat template of a prompt style and let generation end where its answers do.
 
     A template of the model's own that shows the same is kept. Templates with names of their own stay.
+
+    Args:
+        llama_cpp: whether the template is for llama.cpp, and not for transformers.
 
     Returns:
         Lines for the person; none if the template is the model's own.
@@ -39,49 +42,60 @@ def carry_style(folder: Path, name: str) -> list[str]:
     _write_stops(folder, stop_ids(style, tokenizer))
     if isinstance(style, ChatTemplate):
         return []
-    templates, text = read_templates(folder), jinja_of(style)
-    own = templates.get(_DEFAULT)
-    if own != text:
-        if shows_the_same(folder, style, tokenizer):
-            return []
-        write_templates(folder, templates | {_DEFAULT: text})
-    instead = {None: ", and the base has none", text: ""}.get(own, ", not the base's own")
-    return [f"Prompt style {name}: the chat template that goes along is that style's{instead}"]
+    templates, gap = read_templates(folder), _gap(style, tokenizer)
+    own, text = templates.get(_DEFAULT), jinja_of(style, "" if llama_cpp else gap)
+    written = f"Prompt style {name}: the chat template that goes along is that style's"
+    if own in (jinja_of(style), jinja_of(style, gap)):
+        instead = ""
+    elif _shows_the_same(folder, style, tokenizer, "" if llama_cpp else gap):
+        return []
+    else:
+        instead = ", and the base has none" if own is None else ", not the base's own"
+    write_templates(folder, templates | {_DEFAULT: text})
+    return [written + instead]
 
 
-def shows_the_same(folder: Path, style: Style, tokenizer: Tokenizer) -> bool:
-    """Whether the folder has a chat template that asks as the style does, but for a begin-of-sequence token."""
+def _gap(style: Style, tokenizer: Tokenizer) -> str:
+    """A space, if a text after a begin-of-sequence token that is written out is tokenized as that token itself is
+    followed by with a space only: such tokenizers put one before the first text of all, written out or not.
+
+    llama.cpp puts it there after that token as well.
+    """
+    text = _asked(style, _PROBES[0])
+    if not style.own_bos or style.first_bos or tokenizer.encode(style.own_bos + text) == tokenizer.encode(text):
+        return ""
+    return " " if tokenizer.encode(f"{style.own_bos} {text}") == tokenizer.encode(text) else ""
+
+
+def _shows_the_same(folder: Path, style: Style, tokenizer: Tokenizer, gap: str) -> bool:
+    """Whether the folder has a chat template that asks as the style does, with the token that a text begins with."""
+    begin = "" if style.first_bos or not style.own_bos else style.own_bos + gap
     try:
-        return _asks_alike(ChatTemplate(folder, tokenizer), style)
-    except UserError:  # there is none, or it is no program
+        template = ChatTemplate(folder, tokenizer)
+        return all(_asked(template, turns) == begin + _asked(style, turns) for turns in _PROBES)
+    except UserError:  # there is none, it is no program, or it refuses a conversation
         return False
 
 
 def style_shown(folder: Path, tokenizer: Tokenizer) -> Style | None:
-    """The style that the folder's chat template shows, with a system text of its own where it has one; None if none."""
+    """The style that the folder's chat template shows, with a system text of its own where it has one; None if none.
+
+    A begin-of-sequence token makes no difference.
+    """
     try:
         template = ChatTemplate(folder, tokenizer)
-        asked = template.render(_CHAT[:1], ask=True)
-    except UserError:  # there is none, or it is no program
+        shown = [_asked(template, turns) for turns in _PROBES]
+    except UserError:  # there is none, it is no program, or it refuses a conversation
         return None
     for style in (style.of(tokenizer) for style in STYLES.values()):
-        with_system = _asked(style, (Turn("system", _MARK), *_CHAT[:1])).removeprefix(style.bos)
+        bos = style.bos
+        with_system = _asked(style, (Turn("system", _MARK), *_PROBES[0])).removeprefix(bos)
         pattern = re.escape(with_system).replace(_MARK, "(.+?)")
-        found = re.fullmatch(pattern, asked.removeprefix(style.bos), re.DOTALL)
-        shown = replace(style, default_system=found[1] if found else "")
-        if _asks_alike(template, shown):
-            return shown
+        found = re.fullmatch(pattern, shown[0].removeprefix(bos), re.DOTALL)
+        style = replace(style, default_system=found[1] if found else "")
+        if all(_asked(style, t).removeprefix(bos) == s.removeprefix(bos) for t, s in zip(_PROBES, shown, strict=True)):
+            return style
     return None
-
-
-def _asks_alike(template: ChatTemplate, style: Style) -> bool:
-    try:
-        return all(
-            _asked(template, turns).removeprefix(style.bos) == _asked(style, turns).removeprefix(style.bos)
-            for turns in _PROBES
-        )
-    except UserError:  # the template refuses a conversation
-        return False
 
 
 def _asked(style: Style | ChatTemplate, turns: Sequence[Turn]) -> str:

@@ -17,7 +17,7 @@ def go_of(style: Style) -> str:
     system = f"{{{{ if .System }}}}{_shown(ahead)}{{{{ .System }}}}{_shown(after)}{{{{ end }}}}"
     again = style.after + (style.bos if style.begins == "question" else "")
     parts = [
-        _shown(style.first_bos),
+        "" if style.own_bos else _shown(style.first_bos),
         "" if inside else system,
         _shown(style.opening),
         "{{- $later := false }}{{- range .Messages }}",

@@ -5,10 +5,13 @@ from lit_gpt.prompts.style import Style, around, filled
 _ALTERNATE = "this prompt style shows user and assistant in turns, after a system text at most"
 
 
-def jinja_of(style: Style) -> str:
+def jinja_of(style: Style, gap: str = "") -> str:
     """The Jinja program that shows a conversation as the style does.
 
     Special tokens are written out in it. A question has no context of its own there: it is the user's text as a whole.
+
+    Args:
+        gap: what it shows after a begin-of-sequence token that the tokenizer writes otherwise.
     """
     before, behind = around(filled(style.question, eos=style.eos), "{prompt}")
     inside = "{system}" in before
@@ -25,7 +28,7 @@ def jinja_of(style: Style) -> str:
         "{%- if messages[0]['role'] == 'system' %}",
         "{%- set system = messages[0]['content'] %}{%- set turns = messages[1:] %}",
         f"{{%- else %}}{{%- set system = {_text(style.default_system)} %}}{{%- set turns = messages %}}{{%- endif %}}",
-        _shown(style.first_bos or style.own_bos),
+        _shown(style.first_bos or (style.own_bos and style.own_bos + gap)),
         "" if inside else f"{{%- if system %}}{{{{- {system} }}}}{{%- endif %}}",
         _shown(style.opening),
         "{%- for m in turns %}",

@@ -50,16 +50,17 @@ class Style:
     bos: str = "<s>"
     eos: str = "</s>"
     first_bos: str = ""
-    """The begin-of-sequence token if the style begins with it and the tokenizer does not write it by itself."""
+    """The begin-of-sequence token if the style begins with it: written out, so that what comes next is tokenized as it
+    is after that token."""
     own_bos: str = ""
-    """The begin-of-sequence token if the tokenizer does."""
+    """The begin-of-sequence token if the tokenizer writes it before a text by itself, unless it is there already."""
 
     def of(self, tokenizer: Tokenizer) -> "Style":
         """The style with the special tokens of a tokenizer; one that lacks `end` ends answers with its own."""
         bos = "" if tokenizer.bos_id is None else tokenizer.id_to_token(tokenizer.bos_id) or ""
         eos = tokenizer.id_to_token(tokenizer.eos_id) or ""
         end = self.end if self.end and tokenizer.backend.token_to_id(self.end) is not None else None
-        first_bos = bos if self.begins != "no" and not tokenizer.use_bos else ""
+        first_bos = bos if self.begins != "no" else ""
         own_bos = bos if tokenizer.use_bos else ""
         return replace(self, bos=bos, eos=eos, end=end, first_bos=first_bos, own_bos=own_bos)
 
