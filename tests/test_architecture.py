@@ -35,13 +35,14 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "files": {"files"},
     "checkpoint": {"adapter", "adapter_v2", "config", "convert", "files", "full", "lora", "model", "places"}
     | {"quantize", "rope"},
-    "convert": {"config", "convert", "families", "files", "linear", "lora", "model", "places", "rope", "tokenizer"},
+    "convert": {"config", "convert", "families", "files", "linear", "lora", "model", "places", "prompts"}
+    | {"rope", "tokenizer"},
     "interchange": {"checkpoint", "convert", "files", "prompts"},
     "merging": {"checkpoint", "convert", "data", "files", "linear", "lora", "merging", "model", "prompts"}
     | {"quantize", "tokenizer"},
     "data": {"convert", "data", "files", "packed", "prompts", "tokenizer"},
-    "generation": {"config", "fused", "generation", "linear", "mlp", "model", "quantize", "resources", "rope"}
-    | {"tokenizer"},
+    "generation": {"config", "data", "fused", "generation", "linear", "mlp", "model", "prompts", "quantize"}
+    | {"resources", "rope", "tokenizer"},
     "training": {"checkpoint", "config", "convert", "data", "evaluation", "files", "fused", "linear", "matmul"}
     | {"merging", "model", "packed", "quantize", "report", "resources", "tokenizer", "training"},
     "report": {"files", "report"},

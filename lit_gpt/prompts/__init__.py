@@ -9,7 +9,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.prompts.chat_template import ChatTemplate, read_template
 from lit_gpt.prompts.messages import calls_of
 from lit_gpt.prompts.shown import left_out
-from lit_gpt.prompts.styles import STYLES, Style
+from lit_gpt.prompts.style import Style
+from lit_gpt.prompts.styles import STYLES
 from lit_gpt.prompts.turns import Exchange, Turn
 from lit_gpt.tokenizer import Tokenizer
 
@@ -17,7 +18,7 @@ CHAT_TEMPLATE = "chat_template"
 """The style that is the model's own."""
 
 __all__ = ["CHAT_TEMPLATE", "STYLES", "ChatTemplate", "Exchange", "Style", "Turn"]
-__all__ += ["calls_of", "left_out", "make_prompt", "open_style", "read_template", "with_kwargs"]
+__all__ += ["calls_of", "ends_of", "left_out", "make_prompt", "open_style", "read_template", "stop_ids", "with_kwargs"]
 
 
 def open_style(
@@ -27,7 +28,8 @@ def open_style(
 
     Args:
         name: may say after `chat_template` what else the template is given, as `with_kwargs` writes it.
-        checkpoint_dir: where the tokenizer and its chat template are; needed for `chat_template` only.
+        checkpoint_dir: where the tokenizer and its chat template are. Without it, `chat_template` is not to be had, and
+            the others have the special tokens of the models that they are known by.
         tokenizer: that of the folder, if it is open already.
 
     Raises:
@@ -40,7 +42,23 @@ def open_style(
         return ChatTemplate(checkpoint_dir, tokenizer, _read_kwargs(kwargs) if kwargs else None)
     if name not in STYLES:
         raise UserError(f"unknown prompt style {name!r}; known are {', '.join((*STYLES, CHAT_TEMPLATE))}")
-    return STYLES[name]
+    if tokenizer is None and checkpoint_dir is not None:
+        tokenizer = Tokenizer(checkpoint_dir)
+    return STYLES[name].of(tokenizer) if tokenizer else STYLES[name]
+
+
+def ends_of(style: Style | ChatTemplate) -> list[str]:
+    """The token with which an answer ends in the style, if it is not the tokenizer's end of sequence."""
+    try:
+        end = style.exchanges([Turn("user", "a"), Turn("assistant", "b")])[0].end
+    except UserError:  # somebody's program, that does not show such a conversation
+        end = None
+    return [] if end is None else [end]
+
+
+def stop_ids(style: Style | ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end an answer: the model's own, and those of the style."""
+    return tokenizer.stop_ids | {tokenizer.token_to_id(end) for end in ends_of(style)}
 
 
 def with_kwargs(name: str, kwargs: Mapping[str, Any]) -> str:
