@@ -254,6 +254,8 @@ REFUSED = {  # what adapter_config.json says -> parts of the refusal
     "alpha_pattern": ({"(": 3}, "no regex"),
     "rank_pattern": ({"q_proj": 9}, "q_proj has A"),
     "use_dora": (True, "use_dora=True"),
+    "task_type": ("SEQ_CLS", "task_type='SEQ_CLS'"),
+    "peft_type": ("PROMPT_TUNING", "peft_type='PROMPT_TUNING'"),
 }
 
 
