@@ -8,13 +8,18 @@ Writes the weights, the configuration and the tokenizer, reads them back, and co
 from pathlib import Path
 from typing import Literal
 
+# fmt: off
+GgufType = Literal["F16", "BF16", "Q8_0", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0",
+                   "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS"]
+# fmt: on
+
 
 def main(
     checkpoint_dir: Path,
     output_dir: Path,
     format: Literal["hf", "gguf", "lit"] = "hf",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    gguf_type: Literal["F16", "BF16", "Q8_0"] = "F16",
+    gguf_type: GgufType = "F16",
     max_shard_gb: float = 5.0,
     unpad_vocab: bool = False,
     overwrite: bool = False,
@@ -27,7 +32,7 @@ def main(
         output_dir: the folder to make.
         format: hf for transformers, gguf for llama.cpp, lit for litgpt.
         dtype: dtype of the weights of hf and lit; as they are if not given.
-        gguf_type: type of gguf's matrices; Q8_0 has 8 bits and a scale for every 32 values.
+        gguf_type: type of gguf's matrices; beyond F16, BF16 and Q8_0 llama.cpp's llama-quantize makes them.
         max_shard_gb: size of one file of hf's weights, in 10^9 bytes.
         unpad_vocab: leave out the rows of the vocabulary's tensors for which the tokenizer has no token.
         overwrite: replace output_dir if it holds something.
@@ -35,7 +40,7 @@ def main(
     """
     import torch
 
-    from lit_gpt.convert.compare import largest_difference
+    from lit_gpt.convert.compare import difference_read_back
     from lit_gpt.convert.export import styled, write_hf
     from lit_gpt.convert.gguf import write_gguf
     from lit_gpt.convert.lit import open_lit
@@ -48,7 +53,7 @@ def main(
     from lit_gpt.tokenizer import Tokenizer
 
     if dtype and format == "gguf":
-        raise UserError(f"--dtype {dtype} is for hf and lit; pass --gguf_type F16, BF16 or Q8_0")
+        raise UserError(f"--dtype {dtype} is for hf and lit; pass --gguf_type F16, BF16, Q8_0 or Q4_K_M")
     config, specs, get = model = open_lit(checkpoint_dir)
     check_vocabulary(config, checkpoint_dir)
     tokenizer = Tokenizer(checkpoint_dir)
@@ -65,8 +70,8 @@ def main(
     if format == "gguf":
         print(f"For Ollama: {create_line(output_dir, config.name)}")
     ids = tokenizer.encode(prompt)
-    largest = largest_difference(config, get, output_dir, ids)
-    print(f"Largest difference of the logits, read back, on {len(ids)} tokens: {largest:.3g}")
+    difference = difference_read_back(config, get, output_dir, ids)
+    print(f"Logits, read back, on {len(ids)} tokens: {difference}")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ def main(
     if to == "peft":
         write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite, fold_scale)
         print(f"Saved the adapter to {peft_dir}; share it with: hf upload USER/NAME {peft_dir}")
-        print("finetuned.json in it brings the very run back, and names your folders: --exclude finetuned.json leaves it")
+        print(
+            "finetuned.json in it brings the very run back, and names your folders: --exclude finetuned.json leaves it"
+        )
     elif to == "gguf":
         path = write_gguf_adapter(checkpoint_dir, run_dir, peft_dir, overwrite)
         print(f"Saved the adapter to {path}; llama-cli --model <the checkpoint's gguf> --lora {path}")

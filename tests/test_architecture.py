@@ -48,6 +48,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "report": {"files", "report"},
     "evaluation": {"data", "evaluation", "files", "generation", "model", "prompts", "tokenizer"},
     "hub": {"convert", "families", "hub"},  # whether the converter will take what is about to be fetched
+    "gguf_adapter": {"checkpoint", "convert", "files"},
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")
 

@@ -48,13 +48,15 @@ LLAMA_CPP = {
 class LlamaCpp:
     """llama.cpp with a model, on one core, all caches in fp32."""
 
-    def __init__(self, path: Path, context: int = 512) -> None:
+    def __init__(self, path: Path, context: int = 512, lora: Path | None = None) -> None:
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx, params.n_parallel, params.cpuparams.n_threads, params.verbosity = context, 1, 1, 0
         params.warmup = params.fit_params = False
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if lora:
+            params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
         self.server = xllamacpp.Server(params)
 
     def log_probabilities(self, ids: list[int], n_tokens: int = 320) -> torch.Tensor:
@@ -222,7 +224,7 @@ def test_what_its_quantizer_wrote_has_the_values_that_it_reads(kind):
     read(data.ctypes.data_as(ctypes.c_void_p), ctypes.c_void_p(want.data_ptr()), ctypes.c_int64(x.numel()))
     got = torch.empty(x.shape)
     dequantize(data.reshape(-1), gguf.GGMLQuantizationType[kind], got)
-    assert torch.equal(got, want) and 0 < (got - x).abs().max() < 1
+    assert torch.equal(got, want) and 0 < (got - x).abs().max() < (2 if kind == "Q2_K" else 1)
 
 
 @torch.no_grad()

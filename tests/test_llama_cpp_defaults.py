@@ -9,6 +9,7 @@ from test_llama_cpp import IDS, LlamaCpp, checkpoint, few_merges, ours_of, vocab
 
 from lit_gpt.convert.gguf import write_tokenizer, writing
 from lit_gpt.convert.gguf.splitting import SAMPLE, SPLITTINGS
+from lit_gpt.convert.readers import open_source
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -45,13 +46,17 @@ LOGITS: dict[str, tuple[str, dict]] = {  # what it is about -> kind of model, an
 }
 
 
-def edited(path, to, keys):
-    """A copy of a gguf file in the folder `to` with other keys; those that have a dot at the front are the model's."""
+def edited(path, to, keys, **how):
+    """A copy of a gguf file in the folder `to` with other keys; those that have a dot at the front are the model's.
+
+    Args:
+        how: the package's writer is to split it.
+    """
     reader = gguf.GGUFReader(path)
     kind = reader.fields["general.architecture"].contents()
     keys = {f"{kind}{key}" if key.startswith(".") else key: value for key, value in keys.items()}
     to.mkdir()
-    writer = gguf.GGUFWriter(to / "x.gguf", kind)
+    writer = gguf.GGUFWriter(to / "x.gguf", kind, **how)
     for key, field in reader.fields.items():
         if not key.startswith("GGUF.") and key not in {*keys, "general.architecture"}:
             types = field.types
@@ -100,6 +105,32 @@ def test_what_a_model_of_ours_cannot_be_is_named(keys, message, tmp_path, monkey
         ours_of(path.parent)
 
 
+@pytest.mark.parametrize("how", [{"split_max_tensors": 9}, {"split_max_size": 40_000, "small_first_shard": True}])
+@torch.no_grad()
+def test_the_parts_of_a_model_load_as_one(how, tmp_path, monkeypatch):
+    """As the package's writer cuts it up, with all metadata in the first part and maybe no tensors."""
+    edited(in_fp32("llama", tmp_path, monkeypatch), tmp_path / "again", {}, **how)
+    parts = sorted((tmp_path / "again").iterdir())
+    assert len(parts) > 2
+    got = ours_of(tmp_path / "again")(IDS[:, :7])[0, -1].log_softmax(-1)
+    want = LlamaCpp(parts[0]).log_probabilities(IDS[0, :7].tolist())
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+    assert open_source(tmp_path / "again").files == parts
+    assert rebuilt(parts[0], tmp_path / "ours").eos_id == 265
+    (tmp_path / "again" / "y.gguf").touch()
+    with pytest.raises(UserError, match="leave one of"):
+        ours_of(tmp_path / "again")
+    (tmp_path / "again" / "y.gguf").unlink()
+    parts[1].rename(tmp_path / "aside")
+    with pytest.raises(UserError, match=rf"lacks {parts[1].name}, a part"):
+        ours_of(tmp_path / "again")
+    for part in parts[2:]:
+        part.unlink()
+    parts[0].rename(tmp_path / "again" / "x.gguf")
+    with pytest.raises(UserError, match=rf"x\.gguf is one of {len(parts)} parts"):
+        ours_of(tmp_path / "again")
+
+
 def rebuilt(path, folder):
     """The tokenizer that we make of a gguf file."""
     folder.mkdir()
@@ -107,7 +138,7 @@ def rebuilt(path, folder):
     return Tokenizer(folder)
 
 
-TEXTS = [SAMPLE, "", " ", "a  b", "the king</s>", "\n\nthe king"]
+TEXTS = [SAMPLE, "", " ", "a  b", "the king<e>", "\n\nthe king"]
 LEFT_OUT = {f"tokenizer.ggml.{key}": None for key in ("add_bos_token", "add_eos_token", "add_space_prefix")}
 
 
@@ -140,11 +171,13 @@ def sentencepiece(tmp_path_factory):
         vocab_size=400,
         hard_vocab_limit=False,
         byte_fallback=True,
+        bos_piece="<b>",
+        eos_piece="<e>",
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
-    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<b>", "eos_token": "<e>", "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 

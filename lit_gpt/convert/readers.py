@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_gpt.convert.configs import read_json
-from lit_gpt.convert.gguf import open_gguf
+from lit_gpt.convert.gguf import open_gguf, parts_of
 from lit_gpt.errors import UserError
 from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
 from lit_gpt.files.pickles import RefusedError, load_weights
@@ -57,7 +57,7 @@ def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
         if files:
             return open_files(folder, files, open_file, weight_map, f"{name}.index.json")
     ggufs = sorted(folder.glob("*.gguf"))
-    if len(ggufs) > 1:
+    if len(ggufs) > 1 and ggufs != parts_of(ggufs[0]):
         raise UserError(f"{folder} has {len(ggufs)} gguf files; leave one of {', '.join(f.name for f in ggufs)}")
     if ggufs:
         hf_config, tensors, specs = open_gguf(ggufs[0], dtype)

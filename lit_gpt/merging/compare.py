@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
 from lit_gpt.checkpoint import Run, load_base, load_finetuned
+from lit_gpt.convert.compare import Difference, difference_of
 from lit_gpt.data import store
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
@@ -17,18 +17,6 @@ from lit_gpt.tokenizer import Tokenizer
 
 COMPARED_TOKENS = 512
 """So many are enough to see a difference, and the logits of a large vocabulary still fit in memory twice."""
-
-
-class Difference(NamedTuple):
-    """What merging changed, over all positions of the texts compared."""
-
-    n_tokens: int
-    largest: float
-    """Largest difference of a logit."""
-    kl: float
-    """KL divergence of the merged model's next token from the trained one's, mean, in nats."""
-    agreement: float
-    """Part of the positions at which both find the same token most likely."""
 
 
 @torch.no_grad()
@@ -40,13 +28,7 @@ def compare(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, out_dir: Path, 
     """
     before = logits(fabric, lambda: load_finetuned(fabric, checkpoint_dir, run_dir)[0], texts)
     after = logits(fabric, lambda: load_base(fabric, out_dir)[0], texts)
-    p, q = before.log_softmax(-1), after.log_softmax(-1)
-    return Difference(
-        n_tokens=len(before),
-        largest=float((before - after).abs().max()),
-        kl=float((p.exp() * (p - q)).sum(-1).mean()),
-        agreement=float((before.argmax(-1) == after.argmax(-1)).float().mean()),
-    )
+    return difference_of(before, after)
 
 
 def logits(fabric: Fabric, load: Callable[[], GPT], texts: list[list[int]]) -> Tensor:

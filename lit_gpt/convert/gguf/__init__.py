@@ -4,8 +4,9 @@ Needs the package `gguf` (`pip install -e ".[gguf]"`). The format: https://githu
 What the names and values mean follows llama.cpp's own converter: https://github.com/ggml-org/llama.cpp, conversion/.
 """
 
+from lit_gpt.convert.gguf.parts import parts_of
 from lit_gpt.convert.gguf.reading import open_gguf
 from lit_gpt.convert.gguf.tokens import write_tokenizer
 from lit_gpt.convert.gguf.writing import write_gguf
 
-__all__ = ["open_gguf", "write_gguf", "write_tokenizer"]
+__all__ = ["open_gguf", "parts_of", "write_gguf", "write_tokenizer"]

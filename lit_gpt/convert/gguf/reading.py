@@ -13,14 +13,13 @@ from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.gguf.layouts import FUSED, Piece, is_norm, pieces
 from lit_gpt.convert.gguf.metadata import from_metadata
+from lit_gpt.convert.gguf.parts import AGAIN, COUNT, parts_of, require_whole
 from lit_gpt.convert.gguf.scaling import FREQUENCIES, LONG, SHORT
 from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, STEP, dequantize, unpaired
 from lit_gpt.convert.names import hf_sources, is_tied, lit_shapes, unpack
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Part, Separate
 from lit_gpt.files import Spec
-
-AGAIN = "get it again"
 
 
 def open_gguf(
@@ -29,6 +28,7 @@ def open_gguf(
     """config.json's values and, by Hugging Face name, functions that read and dequantize one tensor, and its shape.
 
     Args:
+        path: of the file, or of one part of a model that was cut up; the others are beside it.
         dtype: of the tensors; None is the file's, or fp32 where it is quantized.
 
     Raises:
@@ -48,23 +48,30 @@ def open_gguf(
 
 
 class GgufFile:
-    """The tensors of a file, by our names. Nothing is mapped: what is read is in memory once, as long as it is used."""
+    """The tensors of a model's file or files, by our names.
+
+    Nothing is mapped: what is read is in memory once, as long as it is used.
+    """
 
     def __init__(self, path: Path, dtype: torch.dtype | None) -> None:
         self.path, self.scratch = path, torch.empty(STEP)
-        reader = read(path)
-        self.tensors = {t.name: t for t in reader.tensors}
-        for tensor in reader.tensors:
+        parts = parts_of(path)
+        readers = [read(part) for part in parts]
+        found = [(part, t) for part, reader in zip(parts, readers, strict=True) for t in reader.tensors]
+        self.tensors, self.files = {t.name: t for _, t in found}, {t.name: part for part, t in found}
+        for part, tensor in found:
             if tensor.tensor_type.name not in (*DTYPES, *QUANTIZED):
                 kind, known = tensor.tensor_type.name, ", ".join((*DTYPES, *QUANTIZED))
-                raise UserError(f"{path}: {tensor.name!r} is of type {kind}, which is not read; known are {known}")
-        metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer")}
+                raise UserError(f"{part}: {tensor.name!r} is of type {kind}, which is not read; known are {known}")
+        fields = readers[0].fields
+        metadata = {name: field.contents() for name, field in fields.items() if not name.startswith("tokenizer")}
+        require_whole(metadata, len(self.tensors), parts)
         shapes = {name: tuple(map(int, reversed(t.shape))) for name, t in self.tensors.items()}
         factors = {n: self.read_piece(Piece(n)).tolist() for n in (FREQUENCIES, LONG, SHORT) if n in shapes}
         self.config: Config = from_metadata(metadata, shapes, factors, path)
         self.shapes = shapes
         self.is_fused = f"{FUSED}.weight".format(0) in shapes
-        matrices = {t.tensor_type.name for t in reader.tensors if len(t.shape) > 1 and not is_kept(t.name)}
+        matrices = {t.tensor_type.name for _, t in found if len(t.shape) > 1 and not is_kept(t.name)}
         stored = DTYPES[matrices.pop()] if len(matrices) == 1 and matrices <= DTYPES.keys() else torch.float32
         self.dtype = dtype or stored
 
@@ -100,17 +107,17 @@ class GgufFile:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def read_piece(self, piece: Piece) -> Tensor:
-        tensor = self.tensors[piece.tensor]
+        tensor, path = self.tensors[piece.tensor], self.files[piece.tensor]
         shape, n_bytes = self.shape_of_piece(piece), int(tensor.n_bytes) // piece.of
         start = int(tensor.data_offset) + piece.index * n_bytes
         if tensor.tensor_type.name in DTYPES:
-            data = torch.from_numpy(np.fromfile(self.path, np.uint8, n_bytes, offset=start))
+            data = torch.from_numpy(np.fromfile(path, np.uint8, n_bytes, offset=start))
             x = data.view(DTYPES[tensor.tensor_type.name]).view(shape)
         else:
             x = torch.empty(shape, dtype=self.dtype)
             row = n_bytes // (x.numel() // shape[-1])
             for part in x.view(-1, shape[-1]).split(max(1, STEP // shape[-1])):
-                data = np.fromfile(self.path, np.uint8, row * len(part), offset=start)
+                data = np.fromfile(path, np.uint8, row * len(part), offset=start)
                 dequantize(data, tensor.tensor_type, part, self.scratch if part.numel() <= STEP else None)
                 start += data.nbytes
         return unpaired(x, piece.heads) if piece.heads else x
@@ -149,7 +156,7 @@ def read(path: Path) -> Any:
         end = max((t.data_offset + t.n_bytes for t in reader.tensors), default=0)
     except (ValueError, IndexError, KeyError, OverflowError) as e:
         raise UserError(f"{path} is truncated or damaged ({e}); {AGAIN}") from e
-    if not end:
+    if not end and COUNT not in reader.fields:  # the first of several parts may have metadata only
         raise UserError(f"{path} holds no tensors; {AGAIN}")
     if end > path.stat().st_size:
         raise UserError(f"{path} is truncated: {path.stat().st_size:,} bytes instead of {end:,}; {AGAIN}")

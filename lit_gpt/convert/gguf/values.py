@@ -17,7 +17,7 @@ do, and the largest number below a half does not become 1."""
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": (BLOCK + 2) / BLOCK}
 """Bytes of a value, in the types that we write."""
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")
+QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 """Types that we read, besides those of `DTYPES`."""
 
 

@@ -13,6 +13,7 @@ from lit_gpt.config import Config
 from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, is_norm, pieces
 from lit_gpt.convert.gguf.metadata import to_metadata
 from lit_gpt.convert.gguf.naming import name_in_file
+from lit_gpt.convert.gguf.quantizing import TYPES, find_quantizer, quantize
 from lit_gpt.convert.gguf.reading import is_kept
 from lit_gpt.convert.gguf.scaling import rope_tensors
 from lit_gpt.convert.gguf.tokens import special_tokens, tokenizer_metadata
@@ -24,7 +25,7 @@ from lit_gpt.files.behind import Behind
 from lit_gpt.files.whole import allocate, require_room
 from lit_gpt.tokenizer import Tokenizer
 
-FILE_TYPES = {"F16": 1, "Q8_0": 7, "BF16": 32}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 """`general.file_type`, by the type of the matrices."""
 
 ALIGNMENT = 32
@@ -54,6 +55,8 @@ def write_gguf(
 ) -> Path:
     """Write <name>-<kind>.gguf into `folder`: the tokenizer, and the weights with the matrices in one type.
 
+    A kind of `quantizing` is made by llama.cpp's own program, of a file that has the values as they are.
+
     Norms and biases are in fp32, and so is what picks the experts; matrices whose rows have no multiple of 32 values
     are in F16 where the others are in Q8_0. All as llama.cpp's own converter has it.
 
@@ -61,14 +64,22 @@ def write_gguf(
         specs: of our tensors.
         get: reads one of them.
         checkpoint_dir: where the tokenizer is.
-        kind: one of FILE_TYPES.
+        kind: one of FILE_TYPES, or of quantizing.TYPES.
         rows: of the vocabulary's tensors; None keeps all.
         templates: text of each chat template by name, "default" the one that is used unasked; None takes those of
             `checkpoint_dir`.
 
     Raises:
-        UserError: llama.cpp lacks the architecture, a trait of it or the kind of tokenizer; a value too large for F16.
+        UserError: llama.cpp lacks the architecture, a trait of it or the kind of tokenizer; a value too large for F16;
+            its quantizer is missing or fails.
     """
+    if kind in TYPES:
+        program, given = find_quantizer(kind), specs[EMBEDDINGS].dtype
+        exact = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(given, "F32")
+        whole = write_gguf(config, specs, get, checkpoint_dir, folder, exact, rows, templates)
+        path = folder / f"{config.name}-{kind}.gguf"
+        quantize(program, whole, path, kind)
+        return path
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
     metadata = to_metadata(config)
     names = [name for name in specs if not is_tied(name, config)]

@@ -1,0 +1,127 @@
+"""LoRA's updates as an adapter of llama.cpp: two small matrices for each tensor that they change.
+
+llama.cpp adds alpha / R B A x to a tensor's product, where R is the rank in the file (src/llama-adapter.h), by one
+alpha for all tensors. Where a run scales otherwise (rsLoRA, ranks that differ), B has what is missing.
+
+Letters: R rank of an update of ours, or the sum of those that share a tensor.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_gpt import lora
+from lit_gpt.args import LoRAArgs
+from lit_gpt.config import Config
+from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, pieces
+from lit_gpt.convert.gguf.metadata import require_layout
+from lit_gpt.convert.gguf.values import paired
+from lit_gpt.errors import UserError
+from lit_gpt.lora.layer import LoRALinear
+from lit_gpt.model import GPT
+
+MERGE = "merge it with scripts/merge_lora.py and convert what comes out"
+
+
+class Update(NamedTuple):
+    """One update of ours, and the part of a tensor that it changes."""
+
+    A: Tensor  # (R, in_features)
+    B: Tensor  # (rows, R), with the scale in it
+    piece: Piece
+    start: int
+    """Its first row of the piece."""
+    rows: int
+    """Of the piece."""
+
+
+def adapter_tensors(config: Config, args: LoRAArgs, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the adapter that computes what a run's updates do, by their names in the file.
+
+    Args:
+        trained: the run's weights.
+
+    Raises:
+        UserError: llama.cpp lacks the architecture, or an adapter cannot have what the run trained.
+    """
+    layout = require_layout(config)
+    if args.lora_dora:
+        raise UserError(f"llama.cpp's adapters have no magnitudes, and the run trained them (DoRA); {MERGE}")
+    if args.lora_head and config.tie_embeddings and layout.head != "own":
+        raise UserError(f"llama.cpp has one tensor for {config.name}'s embeddings and head, and --lora_head; {MERGE}")
+    with torch.device("meta"):
+        model = GPT(config)
+        lora.inject(model, args)
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, LoRALinear)}
+    if beyond := [n for n in trained if n.partition(".lora_")[0] not in layers]:
+        raise UserError(f"the run has {beyond[0]} of its own, and llama.cpp's adapters have updates only; {MERGE}")
+    changed: dict[str, list[Update]] = {}
+    for path, layer in layers.items():
+        prefix = f"{path}."
+        values = {n.removeprefix(prefix): x for n, x in trained.items() if n.startswith(prefix)}
+        layer.load_state_dict(values, strict=False, assign=True)
+        for update in updates(path, layer, config):
+            changed.setdefault(update.piece.tensor, []).append(update)
+    tensors = {}
+    for name, parts in changed.items():
+        A, B = stacked(parts) if parts[0].piece.is_stacked else side_by_side(parts)
+        tensors |= {f"{name}.lora_a": A, f"{name}.lora_b": B * (B.size(-1) / args.lora_alpha)}
+    return tensors
+
+
+def updates(path: str, layer: LoRALinear, config: Config) -> list[Update]:
+    """The updates of one of our layers."""
+    found = pieces(f"{path}.weight", config)
+    sizes = list(config.qkv_sizes) if len(found) == 3 else [layer.linear.out_features]
+    made = []
+    for (start, stop), (A, B) in zip(layer.blocks, layer.factors(), strict=True):
+        i = next(i for i in range(len(sizes)) if stop <= sum(sizes[: i + 1]))
+        piece, B = found[i], B * layer.scaling
+        B = paired(B, piece.heads) if piece.heads else B
+        made.append(Update(A=A, B=B, piece=piece, start=start - sum(sizes[:i]), rows=sizes[i]))
+    return made
+
+
+def side_by_side(parts: list[Update]) -> tuple[Tensor, Tensor]:
+    """A (R, in_features) and B (rows of the tensor, R) of updates of parts of one matrix."""
+    A = torch.cat([part.A for part in parts])
+    B = A.new_zeros(parts[0].rows * parts[0].piece.of, len(A))
+    column = 0
+    for part in parts:
+        row = part.piece.index * part.rows + part.start
+        B[row : row + len(part.B), column : column + len(part.A)] = part.B
+        column += len(part.A)
+    return A, B
+
+
+def stacked(parts: list[Update]) -> tuple[Tensor, Tensor]:
+    """A (experts, R, in_features) and B (experts, rows, R) of updates of some experts; zeros for the others."""
+    rank, first = max(len(part.A) for part in parts), parts[0]
+    A = first.A.new_zeros(first.piece.of, rank, first.A.size(1))
+    B = first.B.new_zeros(first.piece.of, first.rows, rank)
+    for part in parts:
+        A[part.piece.index, : len(part.A)] = part.A
+        B[part.piece.index, :, : len(part.A)] = part.B
+    return A, B
+
+
+def write_adapter(config: Config, args: LoRAArgs, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a gguf file with the tensors of `adapter_tensors`, in fp32 as llama.cpp's own converter has it."""
+    try:
+        from gguf import GGUFWriter
+    except ModuleNotFoundError as e:
+        raise UserError(f'{path.name} needs the package gguf; run: pip install "gguf>=0.10"') from e
+    writer = GGUFWriter(path, LAYOUTS[config.architecture].name)
+    writer.add_type("adapter")
+    writer.add_name(config.name)
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(args.lora_alpha))
+    for name, x in tensors.items():
+        writer.add_tensor(name, x.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,0 +1,39 @@
+"""The files of a model that llama.cpp's gguf-split cut up: <name>-00001-of-00003.gguf and so on."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import UserError
+
+NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+COUNT, TENSORS = "split.count", "split.tensors.count"
+AGAIN = "get it again"
+
+
+def parts_of(path: Path) -> list[Path]:
+    """All files of the model that `path` belongs to, in order; most often that one alone.
+
+    Raises:
+        UserError: a part is missing, by its name.
+    """
+    match = NAME.fullmatch(path.name)
+    if match is None:
+        return [path]
+    name, _, total = match.groups()
+    parts = [path.with_name(f"{name}-{i:05d}-of-{total}.gguf") for i in range(1, int(total) + 1)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{path.parent} lacks {missing[0]}{more}, a part of the model in {path.name}; get it, too")
+    return parts
+
+
+def require_whole(metadata: Mapping[str, Any], n_tensors: int, parts: list[Path]) -> None:
+    """Raises: UserError if the files are not those that the first one's metadata speak of."""
+    count, tensors = metadata.get(COUNT, 0), metadata.get(TENSORS, n_tensors)
+    if count > 1 and count != len(parts):
+        wanted = f"<name>-00001-of-{count:05d}.gguf and so on"
+        raise UserError(f"{parts[0]} is one of {count} parts of a model; have all of them in one folder, as {wanted}")
+    if tensors != n_tensors:
+        raise UserError(f"{parts[0]} and the parts after it hold {n_tensors} tensors instead of {tensors}; {AGAIN}")

@@ -1,0 +1,44 @@
+"""gguf files in the types that llama.cpp's own quantizer writes, by its program llama-quantize."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from lit_gpt.errors import UserError
+
+PROGRAM = "llama-quantize"
+TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_K_S", "Q5_K_M", "Q6_K")
+TYPES += ("IQ4_NL", "IQ4_XS")
+"""What it is asked for, by its names, which are those that Ollama and model pages have."""
+SHOWN = 200
+"""Characters of what it says when it fails."""
+
+
+def find_quantizer(kind: str) -> str:
+    """The program's path. Raises: UserError if it is not installed."""
+    if found := shutil.which(PROGRAM):
+        return found
+    raise UserError(
+        f"--gguf_type {kind} needs llama.cpp's {PROGRAM}, which is not on the PATH: `brew install llama.cpp`, "
+        "`conda install -c conda-forge llama.cpp` or a release from https://github.com/ggml-org/llama.cpp/releases has "
+        f"it. Or write F16, and let Ollama do it: `ollama create NAME --quantize {kind.lower()}`"
+    )
+
+
+def quantize(program: str, whole: Path, path: Path, kind: str) -> None:
+    """Write `path` of the gguf file `whole`, which is taken away.
+
+    Args:
+        program: of `find_quantizer`.
+        whole: in a type that is not quantized.
+        kind: one of TYPES.
+
+    Raises:
+        UserError: the program failed; what it says last.
+    """
+    done = subprocess.run([program, str(whole), str(path), kind], capture_output=True, text=True, errors="replace")
+    if done.returncode or not path.is_file():
+        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        last = said[-1][:SHOWN] if said else f"exit code {done.returncode}"
+        raise UserError(f"{program} could not write {kind} ({last}); write F16 or Q8_0 instead, which need no program")
+    whole.unlink()
