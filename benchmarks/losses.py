@@ -34,7 +34,7 @@ def main() -> None:
     material = Material(args.folder)
     material.make(data, 1, 512)
     prepared = args.folder / "losses_data"
-    script("prepare_alpaca", checkpoint_dir=material.ours, data_file=data, destination_path=prepared)
+    script("prepare_alpaca", checkpoint_dir=material.ours, data_file=data, destination_path=prepared, overwrite=True)
     curves = {kind: curve(kind, material.ours, prepared, args) for kind in args.kinds.split(",")}
     tell(curves)
     if args.picture:

@@ -99,7 +99,7 @@ def ours(args: argparse.Namespace) -> tuple[int, int]:
 
     out = args.folder / "ours"
     train, val = (Files((args.folder / f"{name}.jsonl",), alpaca) for name in ("rows", "val"))
-    prepare(train, val, out, args.checkpoint_dir, PrepareArgs(check=False))
+    prepare(train, val, out, args.checkpoint_dir, PrepareArgs(check=False, overwrite=True))
     samples, _, _ = store.load(out)
     return len(samples.ids), len(samples)
 

@@ -36,15 +36,15 @@ def main(
     from lit_gpt.training.run import finetune
 
     asked = Finetuning(
-        "adapter_v2",
-        adapter,
-        checkpoint_dir,
-        data_dir,
-        out_dir or default_out_dir("adapter_v2", checkpoint_dir),
-        train,
-        validation,
-        run,
-        plan,
+        method="adapter_v2",
+        method_args=adapter,
+        checkpoint_dir=checkpoint_dir,
+        data_dir=data_dir,
+        out_dir=out_dir or default_out_dir("adapter_v2", checkpoint_dir),
+        train=train,
+        validation=validation,
+        run=run,
+        plan=plan,
         precision=precision,
         quantize=quantize,
     )

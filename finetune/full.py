@@ -36,15 +36,15 @@ def main(
     from lit_gpt.training.run import finetune
 
     asked = Finetuning(
-        "full",
-        FullArgs(),
-        checkpoint_dir,
-        data_dir,
-        out_dir or default_out_dir("full", checkpoint_dir),
-        train,
-        validation,
-        run,
-        plan,
+        method="full",
+        method_args=FullArgs(),
+        checkpoint_dir=checkpoint_dir,
+        data_dir=data_dir,
+        out_dir=out_dir or default_out_dir("full", checkpoint_dir),
+        train=train,
+        validation=validation,
+        run=run,
+        plan=plan,
         precision=precision,
     )
     finetune(make_fabric(precision, run.seed, mixed=True), asked)

@@ -8,25 +8,22 @@ The answer goes to stdout, everything else to stderr.
 from pathlib import Path
 from typing import Literal
 
-from lit_gpt.args import Precision, Quantization, SamplingArgs
+from lit_gpt.args import AskArgs, Precision, Quantization, SamplingArgs
 
 
 def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
-    prompt: str = "What food do llamas eat?",
-    input: str = "",
     finetuned_path: Path | None = None,
     precision: Precision | None = None,
     quantize: Quantization | Literal["none"] | None = None,
     compile: bool | None = None,
+    asking: AskArgs = AskArgs(),
     sampling: SamplingArgs = SamplingArgs(max_new_tokens=100),
 ) -> None:
     """Answer an instruction.
 
     Args:
         checkpoint_dir: folder of the checkpoint that was finetuned.
-        prompt: the instruction.
-        input: context that the instruction refers to.
         finetuned_path: the run's folder, or the weights in it; out/adapter/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the base weights so, and not as in the training; none keeps them in the precision.
@@ -35,7 +32,7 @@ def main(
     """
     from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric
     from lit_gpt.generation.answer import loading, print_completion, say_memory
-    from lit_gpt.prompts import make_prompt
+    from lit_gpt.generation.asking import ask
     from lit_gpt.tokenizer import Tokenizer
 
     fabric = make_fabric(precision, sampling.seed)
@@ -43,8 +40,8 @@ def main(
         run_dir = finetuned_path or default_out_dir("adapter", checkpoint_dir)
         model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
         tokenizer = Tokenizer(checkpoint_dir)
-    text = make_prompt(run.prompt_style, prompt, input, checkpoint_dir)
-    print_completion(fabric, model, tokenizer, text, sampling, echo=False, compile=compile)
+    asked = ask(asking, run.prompt_style, checkpoint_dir, tokenizer)
+    print_completion(fabric, model, tokenizer, asked, sampling, echo=False, compile=compile)
     say_memory()
 
 

@@ -7,26 +7,23 @@ The text goes to stdout, everything else to stderr.
 
 from pathlib import Path
 
-from lit_gpt.args import Precision, Quantization, SamplingArgs
+from lit_gpt.args import AskArgs, Precision, Quantization, SamplingArgs
 
 
 def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
-    prompt: str = "What food do llamas eat?",
-    input: str = "",
     prompt_style: str | None = None,
     num_samples: int = 1,
     precision: Precision | None = None,
     quantize: Quantization | None = None,
     compile: bool | None = None,
+    asking: AskArgs = AskArgs(),
     sampling: SamplingArgs = SamplingArgs(max_new_tokens=50),
 ) -> None:
     """Continue a prompt.
 
     Args:
         checkpoint_dir: folder of a converted checkpoint.
-        prompt: text to continue, or instruction; empty starts from the begin-of-sequence token.
-        input: context that the instruction refers to.
         prompt_style: what stands around the prompt; plain is nothing. If not given, a merged checkpoint's own, else
             plain.
         num_samples: how many continuations to draw.
@@ -37,22 +34,22 @@ def main(
     """
     from lit_gpt.checkpoint import load_base, make_fabric
     from lit_gpt.generation.answer import loading, print_completion, say, say_memory
+    from lit_gpt.generation.asking import ask
     from lit_gpt.merging.record import trained_style
-    from lit_gpt.prompts import make_prompt
     from lit_gpt.tokenizer import Tokenizer
 
     style = prompt_style or trained_style(checkpoint_dir) or "plain"
-    text = make_prompt(style, prompt, input, checkpoint_dir)
     fabric = make_fabric(precision, sampling.seed)
     with loading(checkpoint_dir):
         model, _ = load_base(fabric, checkpoint_dir, quantize)
         tokenizer = Tokenizer(checkpoint_dir)
+    asked = ask(asking, style, checkpoint_dir, tokenizer)
     if style != "plain":
         say(
             f"Prompt style: {style}" + ("" if prompt_style else ", that of the training; --prompt_style plain has none")
         )
     for _ in range(num_samples):
-        print_completion(fabric, model, tokenizer, text, sampling, echo=style == "plain", compile=compile)
+        print_completion(fabric, model, tokenizer, asked, sampling, echo=style == "plain", compile=compile)
     say_memory()
 
 

@@ -23,7 +23,7 @@ from lit_gpt.convert.names import EMBEDDINGS
 from lit_gpt.convert.peft import CONFIG, PICKLED, WEIGHTS, from_peft, model_card, to_peft
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, replace_folder, save_state
-from lit_gpt.prompts import open_style
+from lit_gpt.prompts import CHAT_TEMPLATE, make_prompt, open_style, read_template
 
 PRECISIONS = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}
 """Dtype of a checkpoint -> precision that takes it as it is; any other is 32-true."""
@@ -50,24 +50,25 @@ def write_adapter(
     if (checkpoint_dir / "config.json").is_file():  # of the model as it was published: ours may have been padded
         rows = read_json(checkpoint_dir / "config.json").get("vocab_size")
     state, settings = to_peft(config, LoRARunArgs(**run.method_args), trained, get, fold_scale, rows)
+    own_template = run.prompt_style == CHAT_TEMPLATE
+    prompt = None if own_template else make_prompt(run.prompt_style, "{prompt}", checkpoint_dir=checkpoint_dir)
 
     def write(folder: Path) -> None:
         save_file(state, folder / WEIGHTS, {"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(config, settings, run.prompt_style), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(config, settings, prompt), encoding="utf-8")
         copy_tokenizer(checkpoint_dir, folder)
         shutil.copyfile(run_dir / RUN, folder / RUN)
 
     replace_folder(peft_dir, write, overwrite)
 
 
-def read_adapter(
-    checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_style: str | None, overwrite: bool
-) -> None:
-    """Make a run in `run_dir` of the adapter in `peft_dir`.
+def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_style: str | None, overwrite: bool) -> str:
+    """Make a run in `run_dir` of the adapter in `peft_dir`, and return the prompt style that it records.
 
     Args:
-        prompt_style: the run's; None is that of the run which the adapter was, else alpaca.
+        prompt_style: the run's; None is that of the run which the adapter was, else chat_template if the adapter came
+            with the very template of the checkpoint, else alpaca.
 
     Raises:
         UserError: no adapter, one that has no counterpart here, or one of another model; a folder that holds something.
@@ -79,7 +80,7 @@ def read_adapter(
     if before is not None:
         require_base(before, peft_dir, checkpoint_dir, base_digest)
     args, trained = from_peft(config, settings, state, get, before and LoRARunArgs(**before.method_args))
-    style = prompt_style or (before.prompt_style if before else "alpaca")
+    style = prompt_style or (before.prompt_style if before else _likely_style(checkpoint_dir, peft_dir))
     open_style(style, checkpoint_dir)
     precision = PRECISIONS.get(specs[EMBEDDINGS].dtype, "32-true")
     run = Run(
@@ -99,6 +100,15 @@ def read_adapter(
         save_run(run, folder)
 
     replace_folder(run_dir, write, overwrite)
+    return style
+
+
+def _likely_style(checkpoint_dir: Path, peft_dir: Path) -> str:
+    """Return the style in which an adapter was trained, as far as its folder tells: trl saves the template it used."""
+    try:
+        return CHAT_TEMPLATE if read_template(peft_dir) == read_template(checkpoint_dir) else "alpaca"
+    except UserError:  # no template
+        return "alpaca"
 
 
 def _open_adapter(peft_dir: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

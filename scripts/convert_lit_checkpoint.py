@@ -41,29 +41,34 @@ def main(
     import torch
 
     from lit_gpt.convert.compare import difference_read_back
-    from lit_gpt.convert.export import write_hf
+    from lit_gpt.convert.export import styled, write_hf
     from lit_gpt.convert.gguf import write_gguf
     from lit_gpt.convert.lit import open_lit
     from lit_gpt.convert.litgpt import write_litgpt
+    from lit_gpt.convert.modelfile import create_line, write_modelfile
     from lit_gpt.convert.vocabulary import check_vocabulary
     from lit_gpt.errors import UserError
     from lit_gpt.files import replace_folder
+    from lit_gpt.merging.record import trained_style
     from lit_gpt.tokenizer import Tokenizer
 
     if dtype and format == "gguf":
         raise UserError(f"--dtype {dtype} is for hf and lit; pass --gguf_type F16, BF16, Q8_0 or Q4_K_M")
-    config, specs, get = open_lit(checkpoint_dir)
+    config, specs, get = model = open_lit(checkpoint_dir)
     check_vocabulary(config, checkpoint_dir)
     tokenizer = Tokenizer(checkpoint_dir)
     rows = tokenizer.vocab_size if unpad_vocab else None
-    to, max_bytes, source = getattr(torch, dtype) if dtype else None, int(max_shard_gb * 1e9), checkpoint_dir
-    write = {
-        "hf": lambda folder: write_hf(config, specs, get, source, folder, to, rows, max_bytes),
-        "gguf": lambda folder: write_gguf(config, specs, get, source, folder, gguf_type, rows),
-        "lit": lambda folder: write_litgpt(config, specs, get, source, folder, to, rows),
-    }
-    print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}")
-    replace_folder(output_dir, write[format], overwrite)
+    to, max_bytes = getattr(torch, dtype) if dtype else None, int(max_shard_gb * 1e9)
+    with styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf") as (source, said):
+        write = {
+            "hf": lambda out: write_hf(*model, source, out, to, rows, max_bytes),
+            "gguf": lambda out: write_modelfile(write_gguf(*model, source, out, gguf_type, rows), source),
+            "lit": lambda out: write_litgpt(*model, source, out, to, rows),
+        }
+        print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *said, sep="\n")
+        replace_folder(output_dir, write[format], overwrite)
+    if format == "gguf":
+        print(f"For Ollama: {create_line(output_dir, config.name)}")
     ids = tokenizer.encode(prompt)
     difference = difference_read_back(config, get, output_dir, ids)
     print(f"Logits, read back, on {len(ids)} tokens: {difference}")

@@ -16,6 +16,7 @@ def main(
     peft_dir: Path,
     finetuned_path: Path | None = None,
     prompt_style: str | None = None,
+    fold_scale: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Convert LoRA weights.
@@ -23,31 +24,43 @@ def main(
     Args:
         to: peft reads the run and writes peft_dir, gguf does so for llama.cpp; lit reads peft_dir and writes the run.
         checkpoint_dir: folder of the checkpoint that was finetuned.
-        peft_dir: folder with adapter_config.json and adapter_model.safetensors, or with a gguf file.
+        peft_dir: folder with adapter_config.json and adapter_model.safetensors, or adapter_model.bin to read, or with
+            a gguf file.
         finetuned_path: the run's folder; out/lora/<name of the checkpoint> if not given.
-        prompt_style: with --to lit, the style in which generate/lora.py is to ask; alpaca if nothing else is known.
+        prompt_style: with --to lit, the style in which generate/lora.py is to ask; if not given, that of the run which
+            the adapter was, the checkpoint's chat template if the adapter came with it, else alpaca.
+        fold_scale: with --to peft, put the scale into the weights, so that tools which ignore rsLoRA, alpha or rank
+            patterns, as llama.cpp's converter does, compute the same.
         overwrite: replace what is written to if it holds something.
     """
+    from lit_gpt.errors import UserError
     from lit_gpt.places import default_out_dir, require_run, require_there
 
+    if prompt_style and to != "lit":
+        raise UserError("--prompt_style is for --to lit; a run knows the style in which it was trained")
+    if fold_scale and to != "peft":
+        raise UserError("--fold_scale is for --to peft; a run and a gguf file keep the scale that the adapter has")
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
     run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
-    if to != "lit":  # before what takes long to import
-        require_run(run_dir, given=finetuned_path is not None)
-    else:
+    if to == "lit":  # before what takes long to import
         require_there("peft_dir", peft_dir)
+    else:
+        require_run(run_dir, given=finetuned_path is not None)
     from lit_gpt.gguf_adapter import write_gguf_adapter
     from lit_gpt.interchange import read_adapter, write_adapter
 
     if to == "peft":
-        write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite)
-        print(f"Saved the adapter to {peft_dir}")
+        write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite, fold_scale)
+        print(f"Saved the adapter to {peft_dir}; share it with: hf upload USER/NAME {peft_dir}")
+        print(
+            "finetuned.json in it brings the very run back, and names your folders: --exclude finetuned.json leaves it"
+        )
     elif to == "gguf":
         path = write_gguf_adapter(checkpoint_dir, run_dir, peft_dir, overwrite)
         print(f"Saved the adapter to {path}; llama-cli --model <the checkpoint's gguf> --lora {path}")
     else:
-        read_adapter(checkpoint_dir, peft_dir, run_dir, prompt_style, overwrite)
-        print(f"Saved the run to {run_dir}")
+        style = read_adapter(checkpoint_dir, peft_dir, run_dir, prompt_style, overwrite)
+        print(f"Saved the run to {run_dir}; prompts will be asked in the style {style} (--prompt_style)")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ def main(
     revision: str | None = None,
     token: str | None = None,
     tokenizer_only: bool = False,
+    any_model: bool = False,
 ) -> None:
     """Download a model.
 
@@ -25,6 +26,7 @@ def main(
         revision: branch, tag or commit; the main branch if not given.
         token: for gated and private repositories; HF_TOKEN if not given.
         tokenizer_only: leave the weights out.
+        any_model: fetch the weights of a model that this toolkit cannot convert, too.
     """
     if repo_id is None:
         from lit_gpt.families import MODELS
@@ -35,7 +37,7 @@ def main(
 
     from lit_gpt.hub.download import download, human
 
-    folder = download(repo_id, checkpoint_dir, revision, token, tokenizer_only)
+    folder = download(repo_id, checkpoint_dir, revision, token, tokenizer_only, any_model=any_model)
     print(f"{folder} is complete ({human(sum(p.stat().st_size for p in folder.iterdir() if p.is_file()))})")
     if not tokenizer_only:
         print(f"next: python scripts/convert_hf_checkpoint.py --checkpoint_dir {shlex.quote(str(folder))}")

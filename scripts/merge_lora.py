@@ -43,8 +43,9 @@ def main(
     run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
     out_dir = out_dir or default_out_dir("merged", checkpoint_dir)
     run = read_run(run_dir)
-    write_merged(checkpoint_dir, run_dir, run, out_dir, base, getattr(torch, dtype) if dtype else None, overwrite)
-    print(f"Saved the merged checkpoint to {out_dir}")
+    to = getattr(torch, dtype) if dtype else None
+    said = write_merged(checkpoint_dir, run_dir, run, out_dir, base, to, overwrite)
+    print(f"Saved the merged checkpoint to {out_dir}", *said, sep="\n")
     texts, what = texts_to_compare(run, checkpoint_dir)
     fabric = make_fabric(precision or run.training.get("precision"))
     difference = compare(fabric, checkpoint_dir, run_dir, out_dir, texts)

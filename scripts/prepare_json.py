@@ -24,7 +24,7 @@ def main(
 
     Args:
         json_path: a JSON, JSON-lines, CSV or Parquet file, an address that begins with http, or a folder of
-            datasets.save_to_disk.
+            Parquet files or of datasets.save_to_disk.
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
         columns: which key is what: "{instruction: question, response: answer, context: passage, system: persona}", or

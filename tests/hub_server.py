@@ -34,6 +34,8 @@ class Repo:
     revisions: dict[str, dict[str, bytes]]
     readers: set[str] | None = None
     """Tokens that may read the files of a gated repository; None is open to all."""
+    base_model: str | list[str] | None = None
+    """What its page says that it was made from."""
     announced: dict[str, int] = field(default_factory=dict)
     """Sizes that the listing gives instead of the true ones."""
 
@@ -142,6 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 siblings.append(sibling | {"blobId": digest})
         answer = {"id": repo_id, "modelId": repo_id, "sha": commit, "private": False, "siblings": siblings}
+        answer |= {"cardData": {"base_model": repo.base_model}} if repo.base_model else {}
         body = json.dumps(answer | {"gated": "manual" if repo.readers is not None else False}).encode()
         self.answer(200, {"Content-Type": "application/json", "Content-Length": str(len(body))}, body)
 

@@ -13,8 +13,7 @@ import torch
 from conftest import assert_one_line_error, run
 from lightning.fabric import Fabric
 from test_decoding import fast, plainly
-from test_packed import assert_same, documents_of, gradients, kept_by, plain_loss, tiny
-from test_training import TINY, make_samples
+from tiny import TINY, assert_same, documents_of, gradients, kept_by, make_samples, plain_loss, tiny
 
 from lit_gpt import adapter, adapter_v2
 from lit_gpt.adapter import AdapterAttention

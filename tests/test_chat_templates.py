@@ -2,8 +2,10 @@
 end. What a template says comes from transformers."""
 
 import json
+import shutil
 from functools import cache
 
+import numpy as np
 import pytest
 from chat_shapes import CHATML, SHAPES, Shape
 from conftest import SHARED
@@ -11,12 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.args import PrepareArgs
+from lit_gpt.data import store
 from lit_gpt.data.counts import Counts
+from lit_gpt.data.prepare import Files, prepare
 from lit_gpt.data.rows import Row
 from lit_gpt.data.store import IGNORE
 from lit_gpt.data.tokens import Encoder
 from lit_gpt.errors import UserError
-from lit_gpt.prompts import Turn, open_style
+from lit_gpt.prompts import Turn, make_prompt, open_style, with_kwargs
 from lit_gpt.tokenizer import Tokenizer
 
 
@@ -159,6 +163,30 @@ def test_what_a_template_marks_is_taught_and_nothing_else_as_in_the_mask_of_tran
     assert [int(label != IGNORE) for label in labels] == [0] * since + mask[since:n] and counts.taught == 1
 
 
+TOOLS = [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object", "properties": {}}}}]
+CALL = {"id": "call_0001", "type": "function", "function": {"name": "lookup", "arguments": {"q": "tower <1>"}}}
+
+
+@pytest.mark.parametrize("calls", [(), (CALL,)])
+def test_a_token_within_a_marked_answer_is_no_end_and_one_that_closes_its_calls_is(calls, tmp_path):
+    template = CHATML.replace(
+        "+ m.content + '<|im_end|>\n' }}",
+        "}}{% if m.role == 'assistant' %}{% generation %}{{ '<think>hm</think>' }}{% endgeneration %}{{ '\n' }}"
+        "{% generation %}{{ m.content + ('<|call|>' if m.tool_calls else '<|im_end|>') }}{% endgeneration %}{{ '\n' }}"
+        "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}",
+    )
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|call|>")
+    reference, encoder = of_template(template.replace("'<|call|>'", "'lookup<|call|>'"), tmp_path, special, special[0])
+    turns = [Turn("user", "a"), Turn("assistant", "b", extra={"tool_calls": list(calls)})]
+    ids, labels, counts = sample(encoder, turns)
+    whole = reference.apply_chat_template(messages_of(turns), return_dict=True, return_assistant_tokens_mask=True)
+    assert (
+        ids == whole["input_ids"][:-1] and [int(label != IGNORE) for label in labels] == whole["assistant_masks"][:-1]
+    )
+    assert encoder.end_ids == {reference.convert_tokens_to_ids("<|call|>" if calls else "<|im_end|>")}
+    assert (counts.answers, counts.taught) == (1, 1)
+
+
 def test_a_row_of_which_nothing_is_marked_is_dropped_and_named(tmp_path):
     mark = "m.content }}{% if m.learn %}{% generation %}{{ '<|im_end|>' }}{% endgeneration %}{% endif %}{{ '\n' }}"
     template = CHATML.replace("m.content + '<|im_end|>\n' }}", mark)
@@ -168,8 +196,6 @@ def test_a_row_of_which_nothing_is_marked_is_dropped_and_named(tmp_path):
     assert counts.dropped == {"no answer that is taught": 1}
 
 
-TOOLS = [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object", "properties": {}}}}]
-CALL = {"id": "call_0001", "type": "function", "function": {"name": "lookup", "arguments": {"q": "tower <1>"}}}
 CALLING = (  # as Qwen's: tools in a system text of their own, calls after the text, results as a user's
     "{% if tools %}{{ '<|im_start|>system\n' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{ '<|im_end|>\n' }}"
     "{% endif %}{% for m in messages %}{{ '<|im_start|>' + ('user' if m.role == 'tool' else m.role) + '\n' }}"
@@ -240,8 +266,9 @@ def test_an_answer_after_a_result_that_is_shown_otherwise_later_is_found(tmp_pat
 
 
 HIDES = {
-    "tools": CALLING.replace("{% if tools %}", "{% if false %}"),
-    r"tool_calls[;,]": CALLING.replace("m.tool_calls or []", "[]"),
+    "tools;": CALLING.replace("{% if tools %}", "{% if false %}"),
+    "tool_calls, tools;": CALLING.replace("m.tool_calls or []", "[]").replace("{% if tools %}", "{% if false %}"),
+    "tool_calls;": CALLING.replace("m.tool_calls or []", "[]"),
     r"the tool_calls of turn 2 \(second\)": CALLING.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]"),
     "turns of the role tool": CALLING.replace("'<result>' + m.content + '</result>'", "'done'"),
     "the reasoning_content of turn 2": CALLING,
@@ -253,6 +280,8 @@ def test_what_a_template_does_not_show_is_refused_by_name(what, tmp_path):
     _, encoder = of_template(HIDES[what], tmp_path)
     second = {"type": "function", "function": {"name": "second", "arguments": {}}}
     turns = calling(calls=(CALL, second))
+    if what == "tools;":
+        turns = [Turn("user", "a"), Turn("assistant", "b")]
     if "reasoning" in what:
         turns = [Turn("user", "a"), Turn("assistant", "b", extra={"reasoning_content": "hm"})]
     row = Row(tuple(turns), tools=tuple(TOOLS), file="x.jsonl", place="line 3")
@@ -261,6 +290,13 @@ def test_what_a_template_does_not_show_is_refused_by_name(what, tmp_path):
     _, encoder = of_template(HIDES[what], tmp_path, bad_rows="drop")
     counts = Counts()
     assert encoder.encode([row], counts) == [] and counts.dropped == {"refused by the chat template": 1}
+
+
+def test_tools_that_are_not_shown_beside_calls_that_are_are_counted(tmp_path):
+    _, encoder = of_template(HIDES["tools;"], tmp_path)
+    *_, counts = sample(encoder, calling(), TOOLS)
+    assert counts.left_out == {"tools": 1} and counts.taught == 2
+    assert counts.record()["not_shown"] == {"tools": 1}
 
 
 def test_arguments_reach_a_template_that_can_show_texts_only(tmp_path):
@@ -311,7 +347,7 @@ def test_a_thought_that_the_prompt_begins_is_gone_on_with(place):
 
 def test_a_thought_where_the_prompt_has_closed_it_is_refused_by_name(tmp_path):
     folder = SHAPES["qwen 3"].write(tmp_path)
-    style = open_style("chat_template", folder, template_kwargs={"enable_thinking": False})
+    style = open_style(with_kwargs("chat_template", {"enable_thinking": False}), folder)
     plain = [Turn("user", "a"), Turn("assistant", "b")]
     (exchange,) = style.exchanges(plain)
     assert exchange.prompt.endswith("<think>\n\n</think>\n\n") and exchange.answer == "b"
@@ -353,7 +389,7 @@ def test_options_and_the_rest_of_what_transformers_gives_reach_the_template(tmp_
     )
     folder = Shape(template, ("<s>", "</s>"), "</s>", bos="<s>").write(tmp_path)
     reference, _ = of_folder(folder)
-    style = open_style("chat_template", folder, template_kwargs={"enable_thinking": False})
+    style = open_style(with_kwargs("chat_template", {"enable_thinking": False}), folder)
     turns = [Turn("user", "<hi> é", extra={"name": "Ann", "content_type": None}), Turn("user", "b")]
     wanted = reference.apply_chat_template(messages_of(turns), tokenize=False, enable_thinking=False)
     assert style.render(turns, ask=False) == wanted and '"name": "Ann"' in wanted
@@ -384,3 +420,48 @@ def test_a_published_tokenizer_is_trained_on_what_transformers_renders():
         ids, _, counts = sample(encoder, said)
         whole = reference.apply_chat_template(messages_of(said))["input_ids"]
         assert ids == whole[: len(ids)] and reference.decode(whole[len(ids) :]) == "\n" and counts.taught == 2
+
+
+def checkpoint_with(folder, checkpoint, shape):
+    """A tiny converted checkpoint with the tokenizer and template of a shape."""
+    shutil.copytree(checkpoint, folder)
+    shape.write(folder)
+    return folder
+
+
+def test_a_prepared_set_and_its_run_say_how_they_end_and_what_the_template_was_given(checkpoint, tmp_path, capsys):
+    asks = '{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "No %d."}]}\n'
+    (tmp_path / "rows.jsonl").write_text("".join(asks % (i, i * i) for i in range(20)))
+    template = CHATML + "{{ '/' if add_generation_prompt and quick }}"
+    shape = Shape(template, SHAPES["chatml, base"].special, "<|endoftext|>")
+    place = checkpoint_with(tmp_path / "model", checkpoint, shape)
+    args = PrepareArgs("chat_template", test_split_fraction=0.2, template_kwargs={"quick": True})
+    prepare(Files((tmp_path / "rows.jsonl",)), None, tmp_path / "data", place, args)
+    meta = store.load(tmp_path / "data")[2]
+    tokenizer = Tokenizer(place)
+    end = tokenizer.token_to_id("<|im_end|>")
+    assert meta["end_ids"] == [end] != [tokenizer.eos_id] and "of sequence ends each of" in capsys.readouterr().out
+    assert meta["prompt_style"] == 'chat_template {"quick": true}'
+    asked = make_prompt(meta["prompt_style"], "1?", checkpoint_dir=place)  # as a run asks, which keeps the style's name
+    assert asked.endswith("1?<|im_end|>\n<|im_start|>assistant\n/")
+    train = store.load(tmp_path / "data")[0]
+    assert tokenizer.eos_id not in train.ids and (np.asarray(train.labels) == end).sum() == len(train)
+    for style, message in (
+        ("chat_template []", "followed by a JSON object"),
+        ("chat_template {", "followed by a JSON object"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_style(style, place)
+    with pytest.raises(UserError, match="alpaca takes none"):
+        Encoder(tokenizer, PrepareArgs("alpaca", template_kwargs={"quick": True}), 9)
+
+
+def test_a_template_that_marks_no_end_is_prepared_with_a_warning(checkpoint, tmp_path, capsys):
+    rows = '{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "No %d."}]}\n'
+    (tmp_path / "rows.jsonl").write_text("".join(rows % (i, i * i) for i in range(20)))
+    shape = Shape(MARKS["no end"], ("</s>", "<|im_start|>", "<|im_end|>"), "<|im_end|>")
+    place = checkpoint_with(tmp_path / "model", checkpoint, shape)
+    args = PrepareArgs("chat_template", test_split_fraction=0.2)
+    prepare(Files((tmp_path / "rows.jsonl",)), None, tmp_path / "data", place, args)
+    assert store.load(tmp_path / "data")[2]["end_ids"] == []
+    assert "marks no token that ends an answer" in capsys.readouterr().out

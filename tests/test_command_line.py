@@ -273,6 +273,7 @@ def test_the_help_and_the_printed_values_come_without_torch_and_errors_within_a_
 
 PATHS = [  # script, arguments, what its one line says
     (LORA, ["--data_dir", "data/x"], ["checkpoints/org/tiny", "--checkpoint_dir"]),
+    (LORA, [], ["stabilityai/stablelm-base-alpha-3b (--checkpoint_dir, by default); here is checkpoints/org/tiny"]),
     (LORA, ["--checkpoint_dir", "checkpoints/org/tinny"], ["did you mean checkpoints/org/tiny?"]),
     (LORA, ["--checkpoint_dir", "checkpoints/orgg/tiny"], ["did you mean checkpoints/org/tiny?"]),
     (LORA, ["--checkpoint_dir", "tiny"], ["did you mean checkpoints/org/tiny?"]),

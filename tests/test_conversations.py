@@ -86,6 +86,18 @@ def test_a_conversation_is_read_with_all_that_it_says(tmp_path, entry, turns, to
     assert row == Row(turns, tools=tools) and row.is_chat and not row.unused
 
 
+TRL = {"prompt": [{"role": "system", "content": "S"}, USER, ANSWER, USER], "completion": [ANSWER], "source": "x"}
+
+
+def test_lists_of_messages_as_prompt_and_completion(tmp_path):
+    for entry in (TRL, TRL | {"completion": "b"}):
+        (row,) = read(tmp_path, entry)
+        assert row.turns == (Turn("system", "S"), ASK, answer("b", taught=False), ASK, SAY)
+        assert row.unused == ("source",) and row.is_chat
+    with pytest.raises(UserError, match="line 1, turn 2: expected assistant, found user"):
+        read(tmp_path, TRL | {"prompt": [USER], "completion": [USER]})
+
+
 REFUSED = [  # entry, what the message says
     (chat(USER, ANSWER | {"weight": 0.5}), ["messages[1]", "'weight'", "0 or 1", "0.5"]),
     (chat(USER, ANSWER | {"loss": 2.25}), ["messages[1]", "'loss'", "0 or 1", "2.25"]),
@@ -108,6 +120,7 @@ REFUSED = [  # entry, what the message says
     (chat({"role": "tool", "content": "x"}, ANSWER), ["turn 1", "expected user, found tool"]),
     (chat(USER, ANSWER, {"role": "tool", "content": "x"}, USER), ["turn 4", "expected assistant or tool, found user"]),
     (chat(USER, {"role": "critic", "content": "x"}), ["messages[1]", "'critic'", "--columns"]),
+    (chat({"role": "user", "content": [{"type": "image_url"}]}, ANSWER), ["messages[0]", "'image_url'"]),
     (sharegpt(("human", "a"), ("function_call", "look it up")), ["conversations[1]", "not JSON"]),
     (sharegpt(("human", "a"), ("function_call", "[]")), ["conversations[1]", "without tool calls"]),
     ({"prompt": "a", "completion": "b", "label": False}, ["'label' false"]),

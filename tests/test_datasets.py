@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -10,9 +11,12 @@ import pytest
 from conftest import ROOT
 from dataset_hub import DatasetHub
 
+from lit_gpt.args import PrepareArgs
+from lit_gpt.args.checks import AugmentArgs, MixArgs
 from lit_gpt.args.data import DatasetArgs
 from lit_gpt.data import store
 from lit_gpt.data.download import fetched_rows
+from lit_gpt.data.mix import mix
 from lit_gpt.data.prepare import Files, prepare
 from lit_gpt.data.sources import read_entries, read_rows
 from lit_gpt.errors import UserError
@@ -64,10 +68,13 @@ def test_parquet_and_saved_folders_are_read_as_json_lines_are(tmp_path):
     want = list(read_rows(tmp_path / "rows.jsonl"))
     arguments = [row.turns[2].extra["tool_calls"][0]["function"]["arguments"] for row in want]
     assert arguments == [{"place": {"city": "Brielle"}}, {"miles": 3}, {"names": ["a", "b"]}]
-    for name in ("rows.parquet", "saved", "one"):
+    (tmp_path / "shards").mkdir()
+    table.select([0]).to_parquet(tmp_path / "shards" / "train-00000-of-00002.parquet")
+    table.select([1, 2]).to_parquet(tmp_path / "shards" / "train-00001-of-00002.parquet")
+    for name in ("rows.parquet", "saved", "one", "shards"):
         rows = list(read_rows(tmp_path / name))
         assert [r.turns for r in rows] == [r.turns for r in want] and [r.tools for r in rows] == [r.tools for r in want]
-        assert rows[1].unused == ("source",) and rows[1].where.endswith("row 2")
+        assert rows[1].unused == ("source",) and rows[1].where.endswith("row 1" if name == "shards" else "row 2")
         assert [[dict(t.extra) for t in r.turns] for r in rows] == [[dict(t.extra) for t in r.turns] for r in want]
 
 
@@ -102,11 +109,15 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path, monkeypatch):
     datasets.DatasetDict(both).save_to_disk(tmp_path / "two")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1" + bytes(30))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "splits").mkdir()
+    for split, table in both.items():
+        table.to_parquet(tmp_path / "splits" / f"{split}-00000-of-00001.parquet")
     for name, message in (
         ("two", r"two holds the splits test, train; pass the folder of one of them"),
+        ("splits", r"splits holds Parquet files of test, train; pass one file"),
         ("bad.parquet", r"bad.parquet could not be read \(.*\)"),
         ("no.parquet", "there is no file"),
-        ("empty", "empty is a folder, and none of datasets.save_to_disk"),
+        ("empty", "empty is a folder without Parquet files, and none of datasets.save_to_disk"),
     ):
         with pytest.raises(UserError, match=message) as e:
             list(read_rows(tmp_path / name))
@@ -226,11 +237,17 @@ def test_flags_that_contradict_each_other(tmp_path):
 def test_parquet_is_prepared_from_end_to_end(checkpoint, tmp_path):
     rows = [{"prompt": f"{i} {i} {i}", "completion": f"{i}"} for i in range(100, 130)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
-    from lit_gpt.args import PrepareArgs
-
     prepare(
         Files((tmp_path / "rows.parquet",)), None, tmp_path / "d", checkpoint,
         PrepareArgs(check=False, test_split_fraction=0.2),
     )  # fmt: skip
     train, val, meta = store.load(tmp_path / "d")
     assert (len(train), len(val)) == (24, 6) and meta["prompt_style"] == "alpaca"
+    datasets.Dataset.from_list([{"prompt": f"{i} or {i}", "completion": "no"} for i in range(20)]).save_to_disk(
+        tmp_path / "saved"
+    )
+    shutil.copy(tmp_path / "rows.parquet", tmp_path / "d")  # where it was prepared, too
+    sources = {"ready": tmp_path / "d", "saved": tmp_path / "saved", "file": tmp_path / "rows.parquet"}
+    mix(tmp_path / "m", MixArgs(sources), AugmentArgs(), PrepareArgs(check=False, test_split_fraction=0.2), checkpoint)
+    entries = store.load(tmp_path / "m")[2]["mix"]["sources"]
+    assert {name: entry["train"] for name, entry in entries.items()} == {"ready": 24, "saved": 16, "file": 24}

@@ -1,6 +1,7 @@
 """Downloads: the real script with the real client, against a hub on loopback."""
 
 import fcntl
+import json
 import os
 import random
 import signal
@@ -16,7 +17,9 @@ from pathlib import Path
 import pytest
 from hub_server import PATIENCE, Hub, checksum
 
+from lit_gpt.errors import UserError
 from lit_gpt.families import MODELS
+from lit_gpt.hub.supported import check_supported
 
 REPO_ROOT = Path(__file__).parents[1]
 REPO = "someone/tiny"
@@ -346,3 +349,67 @@ def test_without_a_name_the_known_models_are_listed(download: Script) -> None:
     result = download()
     assert result.returncode == 0
     assert result.stdout.splitlines() == [fields["hf_repo"] for fields in MODELS.values()]
+
+
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128}
+LLAMA |= {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320, "max_position_embeddings": 64}
+LLAMA |= {"rms_norm_eps": 1e-6, "num_key_value_heads": 4}
+PAGE = "docs/add_a_family.md"
+
+
+def refused(config: dict, base: str | list[str] | None, tmp_path: Path) -> str:
+    """What is said of a model with this config.json."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as caught:
+        check_supported(tmp_path / "config.json", REPO, [base] if isinstance(base, str) else base or [])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config, base, parts",
+    [
+        ({"model_type": "mystery"}, None, ["mystery is not an architecture", PAGE]),
+        (LLAMA | {"attention_sinks": 4}, None, ["attention_sinks=4", PAGE]),
+        (LLAMA | {"hidden_act": "relu"}, None, ["hidden_act='relu'", PAGE]),
+        (LLAMA | {"quantization_config": {"quant_method": "awq", "bits": 4}}, ["a/x", "a/y"], ["(awq", "a/x or a/y"]),
+        (LLAMA | {"quantization_config": {"quant_method": "fp8"}}, None, ["(fp8)", "the model that it was made from"]),
+        (LLAMA | {"quantization_config": {"_load_in_4bit": True, "quant_method": "bitsandbytes"}}, None, ["bytes, 4"]),
+        (LLAMA | {"quantization_config": {"quant_method": "compressed-tensors"}}, None, ["(compressed-tensors)"]),
+        (LLAMA | {"quantization": {"group_size": 64, "bits": 8}}, None, ["(mlx, 8 bits)"]),
+    ],
+)
+def test_what_cannot_be_converted_is_named(
+    config: dict, base: str | list[str] | None, parts: list[str], tmp_path: Path
+) -> None:
+    line = refused(config, base, tmp_path)
+    assert all(part in line for part in (*parts, REPO, "weights were not downloaded")), line
+
+
+def test_what_cannot_be_converted_is_refused_before_its_weights_are_fetched(hub: Hub, download: Script) -> None:
+    gptq = LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    mystery = {"architectures": ["MysteryForCausalLM"]}
+    for config, parts in (
+        (mystery, ["MysteryForCausalLM is not an architecture", PAGE]),
+        (gptq, ["(gptq, 4 bits)", "download meta-llama/Llama-2-7b-hf, "]),
+    ):
+        files = SMALL | {"config.json": json.dumps(config).encode(), "model.safetensors": BIG}
+        hub.add(REPO, files, base_model="meta-llama/Llama-2-7b-hf")
+        line = download.fails("--repo_id", REPO)
+        assert all(part in line for part in (*parts, REPO, "weights were not downloaded")), line
+        assert {r.file for r in hub.log if r.file} == {"config.json"}
+
+
+def test_what_can_be_converted_is_fetched_and_so_is_anything_that_is_asked_for(
+    hub: Hub, download: Script, tmp_path: Path
+) -> None:
+    weights = {"model.safetensors": b"weights"}
+    hub.add(REPO, SMALL | weights | {"config.json": json.dumps(LLAMA).encode()})
+    assert download("--repo_id", REPO).returncode == 0
+    other = SMALL | weights | {"config.json": json.dumps({"architectures": ["MysteryForCausalLM"]}).encode()}
+    hub.add("someone/mystery", other)
+    assert download("--repo_id", "someone/mystery", "--tokenizer_only", "true").returncode == 0
+    assert download("--repo_id", "someone/mystery", "--any_model", "true").returncode == 0
+    assert content(tmp_path, "someone/mystery") == other
+    hub.log.clear()
+    assert download("--repo_id", "someone/mystery").returncode == 0  # all of it is there
+    assert not [r.file for r in hub.log if r.file]

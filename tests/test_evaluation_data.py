@@ -306,7 +306,7 @@ def test_more_shots_than_rows_are_refused_with_the_most_there_are(n_rows, shots,
 def test_shots_of_a_tasks_own_and_copies_of_a_question_count(tmp_path):
     row = {"question": "How many?", "answer": "It is\n#### 4"}
     data = write_rows(tmp_path / "a.jsonl", [{**row, "question": f"{n}?"} for n in range(4)])
-    with pytest.raises(UserError, match=r"task gsm8k: it shows 5 solved examples, and .*a\.jsonl has 3 beside"):
+    with pytest.raises(UserError, match=r"task gsm8k: it shows 5 examples, .*a\.jsonl has 3 beside"):
         prepare(EvalArgs(eval_tasks=("gsm8k",), task_data={"gsm8k": data}))
     data = write_rows(tmp_path / "a.jsonl", [row, row, *({**row, "question": f"{n}?"} for n in range(4))])
     with pytest.raises(UserError, match=r"a\.jsonl has 4 beside"):

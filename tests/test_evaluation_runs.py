@@ -87,6 +87,18 @@ def test_a_checkpoint_is_picked_by_a_task_under_its_name_of_2023(model, checkpoi
     assert found[0] == pytest.approx((found[1] + found[2]) / 2)
 
 
+def test_a_metric_that_is_better_if_lower_picks_no_checkpoint(model, checkpoint, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", [{"text": "the king"}])
+    text = f"task: words\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+    text += 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n'
+    (tmp_path / "words.yaml").write_text(
+        f"{text}metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}]"
+    )
+    for metric in (None, "byte_perplexity"):
+        with pytest.raises(UserError, match=r"--best_task words: its \w+_perplexity is better if it is lower"):
+            score_of(model, checkpoint, best_task="words", best_task_path=tmp_path / "words.yaml", best_metric=metric)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_score_during_training_leaves_its_switches_alone(compiled, model, checkpoint, own_tasks):
     seen = []

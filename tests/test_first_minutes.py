@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 
@@ -204,6 +205,17 @@ def test_where_an_error_comes_from_is_shown_to_who_asks(statement, code, line, t
 def test_a_bug_of_ours_keeps_its_traceback(statement, tmp_path):
     process = python(RAISES.format(statement), tmp_path)
     assert process.returncode == 1 and process.stderr.startswith("Traceback") and "error: " not in process.stderr
+
+
+def test_a_mac_computes_on_its_cpu(monkeypatch):
+    from lightning.fabric.accelerators import MPSAccelerator
+
+    from lit_gpt.checkpoint import make_fabric
+
+    if torch.cuda.is_available():
+        pytest.skip("this is no Mac")
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    assert make_fabric().device.type == "cpu"
 
 
 @pytest.mark.parametrize("allow_changes", [False, True])

@@ -7,8 +7,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from test_adapters import deep, trained
-from test_packed import documents_of, gradients, kept_by, tiny
-from test_training import TINY, make_samples
+from tiny import TINY, documents_of, gradients, kept_by, make_samples, tiny
 
 from lit_gpt import full, lora
 from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs

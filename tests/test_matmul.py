@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ALL
-from test_packed import LENGTHS, documents_of, gradients, tiny
+from tiny import LENGTHS, documents_of, gradients, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt import adapter, adapter_v2, full, lora, matmul

@@ -3,13 +3,14 @@
 The methods' own tests say what they compute; here is what all of them promise.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ALL, VARIANTS
 from lightning.fabric import Fabric
-from test_packed import documents_of, tiny
+from tiny import documents_of, tiny
 
 from lit_gpt import lora
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, TrainArgs
@@ -89,49 +90,110 @@ def changed(model, before):
     return {name for name, x in before.items() if not torch.equal(x, now[name])}
 
 
-@pytest.mark.parametrize(("shape", "base", "name"), CASES)
-def test_a_method_begins_at_its_base_trains_what_it_has_and_is_read_back(shape, base, name, folders, tmp_path):
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of a method that was put into a base, trained three steps, and saved."""
+
+    shape: str
+    base: str
+    name: str
+    out_dir: Path
+    start: torch.Tensor
+    """Logits of the base."""
+    begun: torch.Tensor
+    """With the method in it."""
+    end: torch.Tensor
+    """After the steps."""
+    dtypes: set[torch.dtype]
+    """Of what trains."""
+    gradients: list[dict[str, tuple[bool, bool, bool]]]
+    """Of each step, by parameter: whether it trains, has a gradient, and one that is not zero."""
+    moved: set[str]
+    trains: set[str]
+    """Names of what is another than before, and of what was to be."""
+
+    @property
+    def method(self):
+        return ARGS[self.name][0]
+
+    @property
+    def rounding(self):
+        return ROUNDING[self.base] * (OTHER_EXPERT if self.shape == "moe" else 1)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def seen(request, folders, tmp_path_factory):
+    """A case, trained once for all that is promised of it."""
+    shape, base, name = request.param
     torch.manual_seed(2)
     model, digest = loaded(folders[shape], base)
     method, args = ARGS[name]
-    rounding = ROUNDING[base] * (OTHER_EXPERT if shape == "moe" else 1)
     start = logits(model)
     METHODS[method][0](model, args)
-    exact = "lora_init" not in VARIANTS.get(name, {})  # what PiSSA takes off it puts on, rounded
-    assert difference(logits(model), start) <= (0 if exact else rounding)
-
+    begun = logits(model)
     trained, frozen = values(model, True), values(model, False)
-    dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
-    assert dtypes == {torch.bfloat16 if (name, base) == ("full", "bf16") else torch.float32}
-    batch = collate(documents_of((40, 33, 40)))
+    batch, found = collate(documents_of((40, 33, 40))), []
     optimizer = make_optimizer(model, TrainArgs(learning_rate=0.01))
-    for step in range(3):
+    for _ in range(3):
         with torch.no_grad():
             loss_sum(model.eval(), batch)
         model.train().zero_grad()
         (loss_sum(model, batch) / batch.n_targets).backward()
-        for n, p in model.named_parameters():
-            begins = step == 0 and ("lora_A" in n or "adapter_wte" in n)  # behind a B, or a gate, of zeros
-            got = p.grad is not None and bool(p.grad.any())
-            assert (p.grad is not None) == p.requires_grad, n
-            assert got == p.requires_grad or begins, n
+        parameters = dict(model.named_parameters()).items()
+        found.append({n: (p.requires_grad, p.grad is not None, p.grad is not None and bool(p.grad.any()))
+                      for n, p in parameters})  # fmt: skip
         optimizer.step()
-    assert changed(model, trained) == trained.keys() and not changed(model, frozen)
-    want = logits(model)
-    assert difference(want, start) > 0.005
-
-    save_trained(model, trained_path(tmp_path, method))
-    quantize = BASES.get(base, base)
+    out_dir = tmp_path_factory.mktemp("run")
+    save_trained(model, trained_path(out_dir, method))
     training = {"precision": "bf16-true" if base == "bf16" else "32-true"}
-    save_run(Run(method, asdict(args), "plain", str(folders[shape]), digest, {}, training, {}, quantize), tmp_path)
-    again, _ = load_finetuned(fabric_of(base), folders[shape], tmp_path)
-    assert torch.equal(logits(again), want)
-    if method == "lora":
-        lora.merge(again)
-        assert not [n for n in again.state_dict() if "lora" in n]
-        assert difference(logits(again), want) < rounding
-        write_merged(folders[shape], tmp_path, read_run(tmp_path), tmp_path / "merged", "trained", torch.float32)
-        assert difference(logits(loaded(tmp_path / "merged", "fp32")[0]), want) < rounding
+    quantize = BASES.get(base, base)
+    save_run(Run(method, asdict(args), "plain", str(folders[shape]), digest, {}, training, {}, quantize), out_dir)
+    return Seen(
+        *(shape, base, name, out_dir, start, begun, logits(model)),
+        dtypes={x.dtype for x in trained.values()},
+        gradients=found,
+        moved=changed(model, trained) | changed(model, frozen),
+        trains=set(trained),
+    )
+
+
+def test_a_method_begins_at_its_base(seen):
+    """To the last bit, but for PiSSA: what it takes off the weight it puts on again, rounded."""
+    exact = "lora_init" not in VARIANTS.get(seen.name, {})
+    assert difference(seen.begun, seen.start) <= (0 if exact else seen.rounding)
+
+
+def test_what_trains_is_in_fp32_unless_it_is_the_base_itself(seen):
+    assert seen.dtypes == {torch.bfloat16 if (seen.name, seen.base) == ("full", "bf16") else torch.float32}
+
+
+def test_gradients_go_to_what_trains_and_nowhere_else(seen):
+    for step, parameters in enumerate(seen.gradients):
+        for n, (trains, there, not_zero) in parameters.items():
+            begins = step == 0 and ("lora_A" in n or "adapter_wte" in n)  # behind a B, or a gate, of zeros
+            assert there == trains and (not_zero == trains or begins), n
+
+
+def test_all_that_trains_moves_and_nothing_else_and_so_do_the_logits(seen):
+    assert seen.moved == seen.trains
+    assert difference(seen.end, seen.start) > 0.005
+
+
+def test_what_a_run_has_saved_is_what_it_ended_with(seen, folders):
+    again, _ = load_finetuned(fabric_of(seen.base), folders[seen.shape], seen.out_dir)
+    assert torch.equal(logits(again), seen.end)
+
+
+def test_merged_in_memory_or_in_a_file_lora_answers_as_the_run(seen, folders, tmp_path):
+    if seen.method != "lora":
+        pytest.skip("only LoRA is merged")
+    again, _ = load_finetuned(fabric_of(seen.base), folders[seen.shape], seen.out_dir)
+    lora.merge(again)
+    assert not [n for n in again.state_dict() if "lora" in n]
+    assert difference(logits(again), seen.end) < seen.rounding
+    run = read_run(seen.out_dir)
+    write_merged(folders[seen.shape], seen.out_dir, run, tmp_path / "merged", "trained", torch.float32)
+    assert difference(logits(loaded(tmp_path / "merged", "fp32")[0]), seen.end) < seen.rounding
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from lightning.fabric import Fabric
-from test_training import TINY, make_samples
+from tiny import TINY, make_samples
 
 from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs

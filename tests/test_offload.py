@@ -7,7 +7,7 @@ import torch
 from lightning.fabric import Fabric
 from test_adapters import deep, trained
 from test_plan import DATA, job_of
-from test_training import TINY
+from tiny import TINY
 
 from lit_gpt import full, lora
 from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs

@@ -6,73 +6,20 @@ import threading
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import ALL, SHAPES, tiny_hf
+from conftest import ALL, SHAPES
+from tiny import LENGTHS, assert_same, documents_of, gradients, kept_by, tiny
 
 from lit_gpt import dropout, lora, matmul
 from lit_gpt.args import LoRAArgs, TrainArgs
 from lit_gpt.checkpoint import make_fabric
-from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.data.batches import ahead, collate
 from lit_gpt.data.packing import packs
 from lit_gpt.data.store import IGNORE
-from lit_gpt.model import GPT
 from lit_gpt.packed import Documents, Heads, PackedAttention, padded
 from lit_gpt.training import loss as loss_module
 from lit_gpt.training.graphs import filling
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import blocks_to_recompute, kept_by_wrappers, kept_values
-
-LENGTHS = (7, 1, 33, 12, 12)  # shorter and longer than the windows of SHAPES; 33 is long for phi3-long
-
-
-def tiny(kind, **overrides):
-    """A model of ours of one of SHAPES, with random weights."""
-    hf = tiny_hf(kind, **overrides)
-    config = config_from_hf({**hf.config.to_dict(), "architectures": [type(hf).__name__]}, kind, "config.json")
-    model = GPT(config).eval()
-    for name, p in model.named_parameters():
-        mean = float("norm" in name and "weight" in name and not config.norm_unit_offset)
-        torch.nn.init.normal_(p, mean=mean * (p.dim() == 1), std=0.2)
-    return model
-
-
-def documents_of(lengths, seed=1):
-    rng = np.random.default_rng(seed)
-    samples = []
-    for n in lengths:
-        ids = rng.integers(0, 320, n).astype(np.int32)
-        labels = np.where(rng.random(n) < 0.6, ids, IGNORE).astype(np.int32)
-        samples.append((ids, labels))
-    return samples
-
-
-def plain_loss(model, samples):
-    """Each document by itself, all logits at once, and torch's own loss."""
-    total = torch.zeros(())
-    for ids, labels in samples:
-        logits = model(torch.from_numpy(ids.astype(np.int64))[None])[0].float()
-        targets = torch.from_numpy(labels.astype(np.int64))
-        total = total + F.cross_entropy(logits[:-1], targets[1:], reduction="sum", ignore_index=IGNORE)
-    return total
-
-
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(model, samples, tolerance=1e-5):
-    want_loss = plain_loss(model, samples)
-    want = gradients(model, want_loss)
-    got_loss = loss_sum(model, collate(samples))
-    got = gradients(model, got_loss)
-    torch.testing.assert_close(got_loss, want_loss, rtol=tolerance, atol=tolerance)
-    assert got.keys() == want.keys() and got
-    for name, g in got.items():
-        size = want[name].abs().max() + 1e-6
-        torch.testing.assert_close(g / size, want[name] / size, rtol=10 * tolerance, atol=tolerance, msg=name)
 
 
 @pytest.fixture
@@ -132,23 +79,6 @@ def test_attention_in_16_bits_is_within_rounding_of_that_in_32(softcap, window, 
         results.append((y.float(), x.grad.float()))
     for got, want in zip(results[1], results[0], strict=True):
         assert (got - want).norm() / want.norm() < 1e-2
-
-
-def kept_by(model, batch):
-    """Values that the forward pass of all blocks leaves for the backward pass, weights and adapters excepted."""
-    storages = {}
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def pack(x):
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage.nbytes() // x.element_size()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        hidden = model.hidden(batch.ids[None], documents=batch.documents)
-    assert hidden.requires_grad
-    return sum(storages.values())
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-gqa", "neox"])

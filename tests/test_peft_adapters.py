@@ -1,24 +1,33 @@
 """What PEFT saves becomes a run with PEFT's logits; what we write is loaded by PEFT, saved again, and comes back."""
 
 import json
+import os
+import runpy
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_hf, write_tokenizer
+from conftest import ALL, ROOT, VARIANTS, tiny_hf, write_tokenizer
 from lightning.fabric import Fabric
+from safetensors.torch import load_file
 
 from lit_gpt import lora
-from lit_gpt.checkpoint import load_base, load_finetuned
+from lit_gpt.args import LoRAArgs
+from lit_gpt.checkpoint import Run, load_base, load_finetuned, read_run, save_run, save_trained, trained_path
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.lit import CONFIG, WEIGHTS
-from lit_gpt.convert.names import from_hf
+from lit_gpt.convert.names import from_hf, stream_from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.errors import UserError
-from lit_gpt.files import save_state
+from lit_gpt.files import load_state, save_state
 from lit_gpt.interchange import read_adapter, write_adapter
+from lit_gpt.merging.compare import texts_to_compare
+from lit_gpt.merging.write import write_merged
 
+UMASK = os.umask(0)
+os.umask(UMASK)
 pytestmark = pytest.mark.filterwarnings("ignore")
 IDS = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
 QV = ["q_proj", "v_proj"]
@@ -245,6 +254,8 @@ REFUSED = {  # what adapter_config.json says -> parts of the refusal
     "alpha_pattern": ({"(": 3}, "no regex"),
     "rank_pattern": ({"q_proj": 9}, "q_proj has A"),
     "use_dora": (True, "use_dora=True"),
+    "task_type": ("SEQ_CLS", "task_type='SEQ_CLS'"),
+    "peft_type": ("PROMPT_TUNING", "peft_type='PROMPT_TUNING'"),
 }
 
 
@@ -332,3 +343,197 @@ def test_tokens_that_were_added_before_the_training_want_a_base_that_has_them(ki
     write_tokenizer(tmp_path / "base")
     read_adapter(convert(tmp_path / "base"), tmp_path / "peft", tmp_path / "run", "plain", overwrite=False)
     close(load_finetuned(fabric(), tmp_path / "base", tmp_path / "run")[0].eval()(IDS), model(IDS).logits)
+
+
+def random_run(folder: Path, base: Path, style: str = "alpaca", **flags):
+    """A run of ours with random updates, and its logits."""
+    model, digest = load_base(fabric(), base)
+    args = LoRAArgs(**{"lora_r": 4, "lora_alpha": 6, "lora_dropout": 0.0} | flags)
+    torch.manual_seed(0)
+    lora.inject(model, args)
+    folder.mkdir()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if lora.trainable(name):
+                p += torch.randn_like(p) * 0.05
+        save_trained(model, trained_path(folder, "lora"))
+        training, data = {"precision": "32-true"}, {"folder": "data/x"}
+        save_run(Run("lora", asdict(args), style, str(base), digest, data, training, {}), folder)
+        return model.eval()(IDS)
+
+
+ROUND_TRIPS = [(kind, variant, False) for kind in ("llama-tied", "neox") for variant in VARIANTS]
+ROUND_TRIPS += [(kind, variant, False) for kind in ("falcon", "phi3") for variant in ("plain", "all")]
+ROUND_TRIPS += [(kind, variant, True) for kind in ("llama-tied", "neox", "phi3") for variant in ("rslora", "all")]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind, variant, is_folded", ROUND_TRIPS)
+def test_a_run_comes_back_from_peft_and_from_pefts_own_saving_of_it(kind, variant, is_folded, bases, tmp_path):
+    """The record brings the very run back, even after PEFT has saved it; without, its logits come."""
+    from peft import PeftModel
+
+    flags = ALL | VARIANTS[variant] | {"lora_plus_ratio": 1.0}
+    want = random_run(tmp_path / "run", bases(kind), **flags)
+    write_adapter(bases(kind), tmp_path / "run", tmp_path / "peft", overwrite=False, fold_scale=is_folded)
+    theirs = PeftModel.from_pretrained(tiny_hf(kind), tmp_path / "peft").eval()
+    close(theirs(IDS).logits, want, 1e-5)
+    theirs.save_pretrained(tmp_path / "resaved")
+    config = json.loads((tmp_path / "resaved/adapter_config.json").read_text())
+    assert any("base_layer" in name for name in load_file(tmp_path / "resaved/adapter_model.safetensors"))
+    if is_folded:  # what heeds neither patterns nor rsLoRA computes the same
+        assert config["r"] == config["lora_alpha"] and not config["use_rslora"]
+        assert not config["rank_pattern"] and not config["alpha_pattern"]
+        ranks = {len(x) for n, x in load_file(tmp_path / "peft/adapter_model.safetensors").items() if "lora_A" in n}
+        assert ranks == {config["r"]}
+    close(read_back(bases, kind, tmp_path / "resaved", tmp_path / "without record")(IDS), want, 1e-5)
+    shutil.copy(tmp_path / "peft/finetuned.json", tmp_path / "resaved")
+    read_back(bases, kind, tmp_path / "resaved", tmp_path / "back")
+    states = [load_state(trained_path(tmp_path / name, "lora"), "test") for name in ("run", "back")]
+    assert states[0].keys() == states[1].keys()
+    for name, x in states[0].items():
+        torch.testing.assert_close(states[1][name], x, rtol=1e-6 if is_folded else 0, atol=0)
+    assert read_run(tmp_path / "back").method_args == read_run(tmp_path / "run").method_args
+
+
+@torch.no_grad()
+def test_a_run_that_peft_trained_on_comes_back_as_what_it_is_now(bases, tmp_path):
+    """GPT-NeoX has one projection for three of ours: trained on, each has learned in the rows of the others."""
+    from peft import PeftModel
+
+    random_run(tmp_path / "run", bases("neox"), lora_key=True)
+    write_adapter(bases("neox"), tmp_path / "run", tmp_path / "peft", overwrite=False)
+    theirs = PeftModel.from_pretrained(tiny_hf("neox"), tmp_path / "peft", is_trainable=True).eval()
+    for p in theirs.parameters():
+        if p.requires_grad:
+            p += torch.randn_like(p) * 0.1
+    theirs.save_pretrained(tmp_path / "peft")
+    assert (tmp_path / "peft/finetuned.json").is_file()
+    close(read_back(bases, "neox", tmp_path / "peft", tmp_path / "back")(IDS), theirs(IDS).logits)
+
+
+@torch.no_grad()
+def test_a_padded_vocabulary_is_cut_for_peft_and_filled_up_when_read(tmp_path):
+    from peft import PeftModel
+
+    base = tmp_path / "base"
+    tiny_hf("llama-gqa").save_pretrained(base)
+    write_tokenizer(base)
+    source = open_source(base)
+    config = replace(config_from_hf(source.hf_config, "tiny", "config.json"), padded_vocab_size=384)
+    save_state(dict(stream_from_hf(config, source.names, source.get, None, 320)), base / WEIGHTS)
+    config.to_json(base / CONFIG)
+    for variant in ("plain", "dora"):
+        want = random_run(tmp_path / variant, base, **ALL, **VARIANTS[variant])[..., :320]
+        write_adapter(base, tmp_path / variant, tmp_path / f"{variant}-peft", overwrite=False)
+        theirs = PeftModel.from_pretrained(tiny_hf("llama-gqa"), tmp_path / f"{variant}-peft").eval()
+        close(theirs(IDS).logits, want, 1e-5)
+        (tmp_path / f"{variant}-peft/finetuned.json").unlink()
+        read_adapter(base, tmp_path / f"{variant}-peft", tmp_path / f"{variant}-back", "plain", overwrite=False)
+        got = load_finetuned(fabric(), base, tmp_path / f"{variant}-back")[0].eval()(IDS)
+        close(got[..., :320], want, 1e-5)
+    for name in ("embeddings in full", "head in full", "tokens", "embeddings"):
+        want = saved_by_peft(tmp_path / name, *SETTINGS[name])(IDS).logits
+        read_adapter(base, tmp_path / name, tmp_path / f"{name}-run", "plain", overwrite=False)
+        close(load_finetuned(fabric(), base, tmp_path / f"{name}-run")[0].eval()(IDS)[..., :320], want)
+        write_adapter(base, tmp_path / f"{name}-run", tmp_path / f"{name}-ours", overwrite=False)
+        close(PeftModel.from_pretrained(tiny_hf("llama-gqa"), tmp_path / f"{name}-ours").eval()(IDS).logits, want)
+
+
+def test_an_adapters_folder_is_ready_to_share(bases, tmp_path):
+    """Readable by others, with a card that the hub parses, and a tokenizer that transformers opens."""
+    from huggingface_hub import ModelCard
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(bases("llama-gqa"), base)
+    config = json.loads((base / CONFIG).read_text())
+    (base / CONFIG).write_text(json.dumps(config | {"hf_repo": "someone/tiny"}))
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    (base / "chat_template.jinja").write_text(template)
+    for style, says in (("alpaca", "### Instruction:\n{prompt}"), ("chat_template", "chat template of its tokenizer")):
+        random_run(tmp_path / style, base, style, lora_scaling="rslora")
+        write_adapter(base, tmp_path / style, tmp_path / f"{style}-peft", overwrite=False)
+        folder = tmp_path / f"{style}-peft"
+        assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o666 & ~UMASK}
+        card = ModelCard.load(folder / "README.md")
+        assert (card.data.base_model, card.data.library_name, card.data.license) == ("someone/tiny", "peft", None)
+        assert "base_model:adapter:someone/tiny" in card.data.tags and says in card.text
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.chat_template == template and tokenizer.encode("the end")
+        (folder / "finetuned.json").unlink()
+        style_found = read_adapter(base, folder, tmp_path / f"{style}-back", None, overwrite=False)
+        assert style_found == "chat_template"  # as far as a folder with the checkpoint's own template tells
+    bare = tmp_path / "bare"
+    saved_by_peft(bare, "llama-gqa", {"target_modules": QV})
+    assert read_adapter(base, bare, tmp_path / "bare-run", None, overwrite=False) == "alpaca"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "both patterns",
+        "dora, one layer",
+        "head, tied",
+        "embeddings in full, tied",
+        "both in full, tied",
+        "tokens, tied",
+        "norms with biases",
+        "a projection in full",
+        "bias all, fused",
+        "head in full",
+    ],
+)
+def test_a_run_that_was_an_adapter_is_quantized_merged_and_exported_like_any_other(name, bases, tmp_path):
+    kind, settings = SETTINGS[name]
+    want = saved_by_peft(tmp_path / "peft", kind, settings)(IDS).logits
+    model = read_back(bases, kind, tmp_path / "peft", tmp_path / "run")
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    write_merged(bases(kind), tmp_path / "run", read_run(tmp_path / "run"), tmp_path / "merged")
+    merged = load_base(fabric(), tmp_path / "merged")[0].eval()
+    close(merged(IDS), want, 2e-5)
+    record = read_run(tmp_path / "run")
+    assert record.training["precision"] == "32-true" and record.prompt_style == "plain"
+    texts, what = texts_to_compare(record, bases(kind))
+    assert texts and what
+    few, _ = load_finetuned(fabric(), bases(kind), tmp_path / "run", "bnb.nf4")
+    for n, p in few.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p, own[n], rtol=0, atol=0)
+    assert (few.eval()(IDS) - want).abs().max() < want.abs().max()
+
+
+@torch.no_grad()
+def test_biases_that_the_base_has_not_stay_in_the_run(bases, tmp_path):
+    saved_by_peft(tmp_path / "peft", *SETTINGS["lora_bias, none in the base"])
+    read_back(bases, "llama-gqa", tmp_path / "peft", tmp_path / "run")
+    with pytest.raises(UserError, match=r"transformer\.h\.0\.attn\.proj\.bias.*no place.*generate/lora\.py"):
+        write_merged(bases("llama-gqa"), tmp_path / "run", read_run(tmp_path / "run"), tmp_path / "merged")
+
+
+@pytest.mark.parametrize("dtype, precision", [(torch.bfloat16, "bf16-true"), (torch.float16, "16-true")])
+def test_the_record_says_in_which_precision_the_checkpoint_is(dtype, precision, bases, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(bases("llama-gqa"), base)
+    save_state({n: x.to(dtype) for n, x in load_state(base / WEIGHTS, "test").items()}, base / WEIGHTS)
+    saved_by_peft(tmp_path / "peft", "llama-gqa", {"target_modules": [*QV, "lm_head"]})
+    read_adapter(base, tmp_path / "peft", tmp_path / "run", None, overwrite=False)
+    assert read_run(tmp_path / "run").training == {"from": str(tmp_path / "peft"), "precision": precision}
+
+
+def test_the_script_says_where_to_go_on(bases, tmp_path, capsys):
+    main = runpy.run_path(str(ROOT / "scripts/convert_peft_adapter.py"))["main"]
+    random_run(tmp_path / "run", bases("llama-gqa"), lora_scaling="rslora")
+    common = {"checkpoint_dir": bases("llama-gqa"), "peft_dir": tmp_path / "a"}
+    main("peft", **common, finetuned_path=tmp_path / "run", fold_scale=True)
+    assert f"hf upload USER/NAME {tmp_path / 'a'}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a/adapter_config.json").read_text())["use_rslora"] is False
+    main("lit", **common, finetuned_path=tmp_path / "back")
+    assert "in the style alpaca" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--fold_scale is for --to peft"):
+        main("lit", **common, finetuned_path=tmp_path / "again", fold_scale=True)
+    with pytest.raises(UserError, match="--prompt_style is for --to lit"):
+        main("peft", **common, finetuned_path=tmp_path / "run", prompt_style="plain", overwrite=True)

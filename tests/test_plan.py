@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, run
 from lightning.fabric import Fabric
-from test_packed import kept_by
+from tiny import kept_by
 
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, PlanArgs, TrainArgs, ValidationArgs
 from lit_gpt.checkpoint import METHODS

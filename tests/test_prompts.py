@@ -137,7 +137,7 @@ FIRST_TURNS = {  # what Lit-GPT's users have trained with; a space that belongs 
     "togethercomputer-instruct": "Q: Q\nA:",
     "falcon": "Do not prefix your replies with 'Bot: '\nUser: Q\n",
     "vicuna": "A chat between a curious user and...questions. USER: Q ASSISTANT:",
-    "llama2": "[INST] <<SYS>>\nYou are a helpful...information.\n<</SYS>>\n\n Q [/INST]",
+    "llama2": "[INST] Q [/INST]",
     "llama2-function-calling": '<FUNCTIONS>{"function": "search_bing",...}</FUNCTIONS>\n\n[INST]<<SYS>>\nYou are...'
     "functions\n<</SYS>>\n\nQ[/INST]\n\n",
     "freewilly2": "### System:\nThis is a system prompt, please behave and help the user.\n\n### User:\nQ\n\n"
@@ -147,8 +147,7 @@ FIRST_TURNS = {  # what Lit-GPT's users have trained with; a space that belongs 
     "codellama": "[INST] Q [/INST]",
     "phi-1": "Q\n\nAnswer:",
     "phi-2": "Instruct: Q\nOutput:",
-    "tinyllama": "<|system|>\nYou are a friendly chatbot who always gives helpful, detailed, and polite answers.</s>\n"
-    "<|user|>\nQ</s>\n<|assistant|>\n",
+    "tinyllama": "<|user|>\nQ</s>\n<|assistant|>\n",
     "gemma": "<start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\n",
 }
 

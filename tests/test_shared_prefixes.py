@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ALL, SHAPES
-from test_packed import gradients, plain_loss, tiny
+from tiny import gradients, plain_loss, tiny
 
 from lit_gpt import adapter, lora
 from lit_gpt.args import AdapterArgs, LoRAArgs, TrainArgs, ValidationArgs

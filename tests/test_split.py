@@ -108,6 +108,8 @@ def test_what_texts_have_to_themselves():
     ask = "请阅读下面的公共交通留言并判断它属于哪一类 只回答一个词 "
     chinese = [f"{ask}{a}{b}" for a in "车站票务司机" for b in "好坏快慢"]
     assert own_parts(chinese)[:2] == ["车好", "车坏"]
+    ends = own_parts([f"{FIXED} Say {word}{end}" for word in WORDS for end in ("", ".", " !")])
+    assert ends == [word for word in WORDS for _ in range(3)]
     assert own_parts([FIXED] * 3) == [FIXED] * 3  # one text: nobody shares it
     assert groups_apart([]).tolist() == [] and groups_apart(["x"]).tolist() == [0]
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
+from tiny import TINY, make_samples, plain_loss
 
 from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
-from lit_gpt.config import Config
 from lit_gpt.data.batches import Order, steps
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import IGNORE, stack
@@ -37,22 +37,6 @@ from lit_gpt.training.saves import Saves
 from lit_gpt.training.schedule import learning_rate
 from lit_gpt.training.session import Session
 from lit_gpt.training.validation import validate
-
-TINY = Config(
-    name="tiny", n_layer=2, n_head=4, n_query_groups=2, n_embd=32, vocab_size=64, padding_multiple=8, block_size=64,
-    norm="rms", mlp="gated", activation="silu", parallel_residual=False, rotary_percentage=1.0, intermediate_size=48,
-)  # fmt: skip
-
-
-def make_samples(n, seed=0):
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(n):
-        length = int(rng.integers(4, 40))
-        ids = rng.integers(1, 60, length).tolist()
-        masked = int(rng.integers(0, length - 1))
-        rows.append((ids, [IGNORE] * masked + ids[masked:]))
-    return stack(rows)
 
 
 def trained(tmp_path, micro_batch_tokens, **kwargs):
@@ -195,12 +179,28 @@ def test_a_terminal_gets_a_bar_with_what_matters_and_one_without_width_plain_lin
 
 
 def test_validation_is_the_mean_over_all_targets_and_leaves_dropout_off(tmp_path):
+    """Each sample by itself and torch's own loss; LoRA's B is drawn at random, or else dropout would change nothing."""
     torch.manual_seed(0)
     model, data = GPT(TINY), make_samples(7)
     lora.inject(model, LoRAArgs(lora_dropout=0.9))
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    samples = [data[i] for i in range(len(data))]
+    n_targets = sum(int((labels[1:] != IGNORE).sum()) for _, labels in samples)
+    with torch.no_grad():
+        want = float(plain_loss(model.eval(), samples)) / n_targets
+        with_dropout = float(plain_loss(model.train(), samples)) / n_targets
+        assert abs(with_dropout / want - 1) > 1e-3  # that is a hundred times what is allowed below
     fabric = Fabric(accelerator="cpu", devices=1)
-    losses = {m: validate(fabric, model, data, TrainArgs(micro_batch_tokens=m), ValidationArgs()) for m in (1, 100)}
-    assert losses[1] == pytest.approx(losses[100], rel=1e-5)
+    for max_tokens in (1, 50, 1000):
+        model.train()
+        found = validate(fabric, model, data, TrainArgs(micro_batch_tokens=max_tokens), ValidationArgs())
+        assert found == pytest.approx(want, rel=1e-5)
+    some = validate(fabric, model, data, TrainArgs(micro_batch_size=2), ValidationArgs(eval_iters=2))
+    with torch.no_grad():
+        want = float(plain_loss(model, samples[:4])) / sum(int((t[1:] != IGNORE).sum()) for _, t in samples[:4])
+    assert some == pytest.approx(want, rel=1e-5)
 
 
 def test_the_schedule_rises_to_the_peak_and_falls_to_zero():

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from lightning.fabric import Fabric
-from test_training import TINY
+from tiny import TINY
 
 from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs

@@ -49,12 +49,12 @@ class PrepareArgs:
     """Name of the prompt style: alpaca, chatml, plain, llama2, vicuna ... (docs/prepare_data.md), or chat_template for
     the model's own. If not given, instructions take alpaca, and conversations the checkpoint's chat template, or vicuna
     where it has none."""
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """What else the chat template is given, such as "{enable_thinking: false}"; stored with the data and the run."""
     mask_inputs: bool = True
     """Train on the responses only."""
     last_turn_only: bool = False
     """Train on the last response of a conversation only, not on all of them."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What else the chat template is given, such as "{enable_thinking: false}"; a part of the style that is stored."""
     max_seq_length: int | None = None
     """Longest sample in tokens; None is the model's own limit."""
     truncation: Literal["drop", "cut_prompt", "cut_end", "error"] = "drop"

@@ -13,7 +13,7 @@ class EvalArgs:
 
     eval_tasks: tuple[str, ...] = ("arc_challenge", "piqa", "hellaswag", "hendrycksTest-*")
     """Names of tasks, groups or tags of lm-eval, also with * and ?; the names of 2023 work too."""
-    task_data: dict[str, Path | dict[str, Path]] | None = None
+    task_data: dict[str, dict[str, Path] | Path] | None = None
     """Local data: task -> JSON or JSONL file with rows as the hub's; or a file for each split, {test: FILE, dev: FILE};
     or a folder with <task>.jsonl, or <task>/<split>.jsonl, for each task."""
     task_path: Path | None = None

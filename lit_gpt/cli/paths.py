@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_gpt import places
 from lit_gpt.cli.flags import flags_of
+from lit_gpt.errors import UserError
 
 READ = ("data_file", "validation_file", "csv_path", "best_task_path", "task_path")
 """Flags that name a file to be read, or a folder where there are several."""
@@ -33,9 +34,15 @@ def check_paths(
         UserError: a path that is not there or is something else; which one may be meant.
     """
     given = {name: value for name, value in values.items() if value is not None and name not in unchecked}
-    for name, check in _checks(given, "finetuned_path" in flags_of(main)).items():
-        if name in given:
+    flags = flags_of(main)
+    for name, check in _checks(given, "finetuned_path" in flags).items():
+        if name not in given:
+            continue
+        try:
             check(given[name])
+        except UserError as e:
+            by_default = f"(--{name}, by default)" if given[name] == flags[name].default else f"(--{name})"
+            raise UserError(str(e).replace(f"(--{name})", by_default)) from None
     if method is not None and values["finetuned_path"] is None:
         places.require_run(places.default_out_dir(method, values["checkpoint_dir"]), given=False)
 

@@ -6,6 +6,7 @@ Flags and config files take the same road: what YAML holds stays text until the 
 
 import math
 import types
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -52,6 +53,8 @@ def convert(kind: Any, raw: Any) -> Any:
     Raises:
         Unfit: it is none.
     """
+    if kind is Any:
+        return _meant(raw)
     kinds = _alternatives(kind)
     if raw is None or (isinstance(raw, str) and raw in NULLS and str not in kinds):
         return _null(kinds)
@@ -189,6 +192,20 @@ def _dict(kind: Any, raw: Any) -> dict[str, Any]:
     if any(not isinstance(key, str) for key in raw):
         raise Unfit
     return {key: _part(get_args(kind)[1], value, f"{key} ") for key, value in raw.items()}
+
+
+def _meant(raw: Any) -> Any:
+    """What a person means where any value will do: null, true and false, a number, else the text."""
+    if isinstance(raw, dict):
+        return {key: _meant(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_meant(value) for value in raw]
+    if raw in ("true", "false"):
+        return raw == "true"
+    for number in (_whole, _number):
+        with suppress(Unfit):
+            return number(None, raw)
+    return None if raw in NULLS else raw
 
 
 def _part(kind: Any, raw: Any, where: str) -> Any:

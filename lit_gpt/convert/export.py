@@ -3,8 +3,10 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf, read_json
 from lit_gpt.convert.names import VOCABULARY, stream_to_hf, to_hf
 from lit_gpt.files import Spec, save_safetensors_shards, spec_of
+from lit_gpt.prompts.exported import carry_style, settle_templates
 from lit_gpt.tokenizer import Tokenizer
 
 BESIDE = (
@@ -23,6 +26,7 @@ BESIDE = (
     "vocab.json",
     "merges.txt",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
 """Files of the checkpoint that go along as they are."""
@@ -64,10 +68,43 @@ def write_hf(
 
 
 def copy_tokenizer(checkpoint_dir: Path, folder: Path) -> None:
-    """Copy the files of the tokenizer and of generation."""
+    """Copy the files of the tokenizer and of generation; of two chat templates, the one that training used."""
     for pattern in BESIDE:
         for path in checkpoint_dir.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
+            at = folder / path.relative_to(checkpoint_dir)
+            at.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, at)
+    settle_templates(folder)
+
+
+@contextmanager
+def styled(checkpoint_dir: Path, prompt_style: str | None, llama_cpp: bool = False) -> Iterator[tuple[Path, list[str]]]:
+    """A folder with the files beside the weights that a model trained in a style has, and lines that say so.
+
+    Args:
+        prompt_style: None for a model that was not trained here, whose own files are the right ones.
+        llama_cpp: whether they are for llama.cpp, which tokenizes the beginning of a text otherwise than transformers.
+
+    Raises:
+        UserError: no such style, or no tokenizer.
+    """
+    if prompt_style is None:
+        yield checkpoint_dir, []
+        return
+    with TemporaryDirectory() as name:
+        yield Path(name), copy_styled(checkpoint_dir, Path(name), prompt_style, llama_cpp)
+
+
+def copy_styled(checkpoint_dir: Path, folder: Path, prompt_style: str, llama_cpp: bool = False) -> list[str]:
+    """Copy the files beside the weights as a model trained in a style has them; returns lines that say so.
+
+    Raises:
+        UserError: no such style, or no tokenizer.
+    """
+    copy_tokenizer(checkpoint_dir, folder)
+    if (path := checkpoint_dir / "config.json").is_file():
+        shutil.copyfile(path, folder / path.name)
+    return carry_style(folder, prompt_style, llama_cpp)
 
 
 def special_ids(checkpoint_dir: Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _shared_runs(texts: Sequence[str], least: int) -> np.ndarray:
     unlike = list(dict.fromkeys(texts))
     if len(unlike) < least:
         return np.zeros(0, dtype=np.uint64)
-    step = max(1, -(-sum(map(len, unlike)) // _MOST_COUNTED))
+    step = min(-(-sum(map(len, unlike)) // _MOST_COUNTED), len(unlike) // (2 * least)) or 1
     counted = unlike[::step]
     runs = [np.unique(_runs(text)) for text in counted]
     values, counts = np.unique(np.concatenate(runs), return_counts=True)

@@ -4,6 +4,7 @@ They are read batch by batch, so that the memory does not grow with them. Decodi
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +31,9 @@ _WAYS = {
 """What the library says -> what to do."""
 
 
-def is_saved(folder: Path) -> bool:
-    """Whether the folder is one of `save_to_disk`."""
-    return (folder / _SAVED).is_file() or (folder / _SPLITS).is_file()
+def holds_rows(folder: Path) -> bool:
+    """Whether the folder is one of `save_to_disk`, or holds Parquet files."""
+    return (folder / _SAVED).is_file() or (folder / _SPLITS).is_file() or any(folder.glob(f"*{PARQUET}"))
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -46,19 +47,28 @@ def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _rows(load_dataset("parquet", data_files=files, split="train", streaming=True))
 
 
-def read_saved(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, entry) of each row of a folder of `save_to_disk`.
+def read_folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, entry) of each row of a folder of `save_to_disk`, or of the Parquet files of one split.
 
     Raises:
         UserError: it holds several splits, or is no such folder, or is damaged.
     """
+    if not (folder / _SAVED).is_file() and (paths := sorted(folder.glob(f"*{PARQUET}"))):
+        names = sorted({re.split(r"-\d", path.stem)[0] for path in paths})  # train-00000-of-00002.parquet
+        if len(names) > 1:
+            raise UserError(
+                f"{folder} holds Parquet files of {', '.join(names)}; pass one file, or a folder of one split"
+            )
+        for path in paths:
+            yield from ((f"{path.name}, {place}", entry) for place, entry in read_parquet(path))
+        return
     if (folder / _SPLITS).is_file():
         names = sorted(path.parent.name for path in folder.glob(f"*/{_SAVED}"))
         if len(names) != 1:
             raise UserError(f"{folder} holds the splits {', '.join(names) or 'none'}; pass the folder of one of them")
         folder = folder / names[0]
     if not (folder / _SAVED).is_file():
-        raise UserError(f"{folder} is a folder, and none of datasets.save_to_disk (it has no {_SAVED}); pass a file")
+        raise UserError(f"{folder} is a folder without Parquet files, and none of datasets.save_to_disk; pass a file")
     with _one_line_errors(str(folder)):
         from datasets import load_from_disk
 

@@ -215,7 +215,8 @@ def _joined_parts(value: Any, where: str, key: str) -> tuple[str | None, tuple[s
         return text(value, where, key), ()
     for part in value:
         if not (isinstance(part, dict) and part.get("type") == "text"):
-            raise UserError(f"{where}: {key!r} must be text, found a list with other parts than texts")
+            found = f"of the type {part.get('type')!r}" if isinstance(part, dict) else kind(part)
+            raise UserError(f"{where}: {key!r} must be text, found a list with other parts than texts ({found})")
     unused = [k for part in value for k in unused_keys(part, ("type", "text"), f"{key}[].")]
     return "".join(text(part.get("text"), where, key) for part in value), tuple(dict.fromkeys(unused))
 

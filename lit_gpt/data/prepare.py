@@ -26,7 +26,7 @@ from lit_gpt.data.split import held_out
 from lit_gpt.data.tokens import Encoder, Pair
 from lit_gpt.errors import UserError
 from lit_gpt.files import write_text
-from lit_gpt.prompts import CHAT_TEMPLATE, open_style, read_template
+from lit_gpt.prompts import CHAT_TEMPLATE, open_style, read_template, with_kwargs
 from lit_gpt.tokenizer import Tokenizer
 
 BATCH = 1000
@@ -113,7 +113,7 @@ def require_ready(folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None
     require_checkpoint(checkpoint_dir)
     store.require_room(folder, args.overwrite)
     if args.prompt_style is not None:
-        open_style(args.prompt_style, checkpoint_dir, template_kwargs=args.template_kwargs)
+        open_style(with_kwargs(args.prompt_style, args.template_kwargs), checkpoint_dir)
 
 
 def with_style(args: PrepareArgs, is_chat: bool, checkpoint_dir: Path) -> PrepareArgs:
@@ -220,7 +220,7 @@ def describe(
     meta |= {
         "checkpoint_dir": str(checkpoint_dir),
         "tokenizer": encoder.tokenizer.fingerprint(),
-        "prompt_style": args.prompt_style,
+        "prompt_style": encoder.style_name,
         "mask_inputs": args.mask_inputs,
         "last_turn_only": args.last_turn_only,
         "max_seq_length": encoder.limit,
@@ -236,7 +236,6 @@ def describe(
     }
     if args.prompt_style == CHAT_TEMPLATE:
         meta["chat_template"] = encoder.style.text
-        meta["template_kwargs"] = args.template_kwargs
     return meta
 
 

@@ -94,6 +94,28 @@ def alpaca_libre(entry: Any, file: str, place: str) -> list[Row]:
     return [row]
 
 
+def prompt_completion(entry: Any, file: str, place: str) -> list[Row]:
+    """A prompt and its completion: texts, or lists of messages, of which the completion alone is taught, as in TRL;
+    https://huggingface.co/docs/trl/dataset_formats.
+    """
+    prompt = entry.get("prompt")
+    if not isinstance(prompt, list):
+        return completion(entry, file, place)
+    answer = entry["completion"]
+    answer = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    rest = {key: value for key, value in entry.items() if key not in ("prompt", "completion")}
+    parse = Conversation("messages")
+    (before,) = parse({**rest, "messages": prompt}, file, place)
+    said = [*prompt, *listed(answer, f"{file}, {place}", "completion")]
+    (row,) = parse({**rest, "messages": said}, file, place)
+    n = len(before.turns)
+    return [
+        replace(
+            row, turns=(*(replace(turn, taught=turn.role != "assistant") for turn in row.turns[:n]), *row.turns[n:])
+        )
+    ]
+
+
 def self_instruct(entry: Any, file: str, place: str) -> list[Row]:
     """An instruction and several instances of it; https://github.com/yizhongw/self-instruct."""
     where = f"{file}, {place}"
@@ -145,7 +167,7 @@ SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [
     (("instruction", "instances"), self_instruct),
     (("instruction", "output"), alpaca),
     (("instruction", "response"), dolly),
-    (("prompt", "completion"), completion),
+    (("prompt", "completion"), prompt_completion),
     (("prompt", "response"), Keys("prompt", "response")),
     (("question", "choices", "answer"), Choice()),
     (("question", "choices", "answerKey"), Choice(answer="answerKey")),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.data.arrow import PARQUET, read_parquet, read_saved
+from lit_gpt.data.arrow import PARQUET, read_folder, read_parquet
 from lit_gpt.data.columns import by_columns
 from lit_gpt.data.entries import read_objects, read_table
 from lit_gpt.data.rows import Row
@@ -52,7 +52,7 @@ def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterato
 def entries(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, value) of each entry of the file."""
     if path.is_dir():
-        return read_saved(path)
+        return read_folder(path)
     if path.name.endswith(PARQUET):
         return read_parquet(path)
     return read_table(path) if is_table(path) else read_objects(path)

@@ -10,7 +10,7 @@ from lit_gpt.data.counts import Counts
 from lit_gpt.data.pieces import Pair, Piece, cut_end, labelled, n_taught, total
 from lit_gpt.data.rows import Row
 from lit_gpt.errors import UserError
-from lit_gpt.prompts import ChatTemplate, Exchange, Turn, calls_of, left_out, open_style
+from lit_gpt.prompts import ChatTemplate, Exchange, Turn, calls_of, left_out, open_style, with_kwargs
 from lit_gpt.tokenizer import Tokenizer
 
 HEAD = re.compile(r"\s{0,16}\S{0,24}\s?")
@@ -36,8 +36,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, args: PrepareArgs, limit: int) -> None:
         self.tokenizer, self.args, self.limit = tokenizer, args, limit
-        folder, kwargs = tokenizer.path.parent, args.template_kwargs
-        self.style = open_style(args.prompt_style, folder, tokenizer, template_kwargs=kwargs)
+        self.style_name = with_kwargs(args.prompt_style, args.template_kwargs)
+        self.style = open_style(self.style_name, tokenizer.path.parent, tokenizer)
         self.eos = tokenizer.id_to_token(tokenizer.eos_id)
         self.end_ids: set[int] = set()
         self.apart: dict[tuple[str, str], bool] = {}
@@ -61,7 +61,8 @@ class Encoder:
             if fitting is not None:
                 kept.append(labelled(fitting, self.args.mask_inputs, self.args.last_turn_only))
                 uncut.append(exchanges)
-                self.count_answers(turns, exchanges, fitting, counts)
+                self.count_answers(row, turns, exchanges, counts)
+                counts.taught += n_taught(fitting, self.args.last_turn_only)
         counts.kept += len(kept)
         counts.apart += self.count_apart(uncut)
         return kept
@@ -86,18 +87,15 @@ class Encoder:
             counts.dropped["no answer that is taught"] += 1
         return found or None
 
-    def count_answers(
-        self, turns: Sequence[Turn], exchanges: Sequence[Exchange], pieces: Sequence[Piece], counts: Counts
-    ) -> None:
-        """Count which answers of a row carry loss, and what of it the chat template does not show."""
+    def count_answers(self, row: Row, turns: Sequence[Turn], exchanges: Sequence[Exchange], counts: Counts) -> None:
+        """Count which answers of a row can carry loss, and what of it the chat template does not show."""
         wanted = sum(t.taught for t in turns if t.role == "assistant")
         shown = sum(e.taught and not e.continues for e in exchanges)
         last_only = self.args.last_turn_only
         counts.answers += min(wanted, 1) if last_only else wanted
-        counts.taught += n_taught(pieces, last_only)
         counts.last_only += shown < wanted and not last_only
         if isinstance(self.style, ChatTemplate):
-            counts.left_out.update(left_out(turns, exchanges))
+            counts.left_out.update(left_out(turns, row.tools, exchanges))
 
     def pieces(self, rows: Sequence[Sequence[Exchange]]) -> list[list[Piece]]:
         """Ids of the exchanges of each row, tokenized all at once."""

@@ -31,12 +31,12 @@ def check_examples(task: "Task", num_fewshot: int | None, source: Examples | Non
     room = max(0, len(pool) - left_out)
     if wanted <= room:
         return
-    asked = "--num_fewshot" if num_fewshot is not None else "it shows"
-    where = source.file if source else f"its {task.fewshot_cfg.split or 'own'} examples"
+    asked = f"--num_fewshot {wanted} asks for" if num_fewshot is not None else f"it shows {wanted} examples,"
+    where = source.file if source else f"its {task.fewshot_cfg.split or 'own'} data"
     beside = " beside the one that is asked" if left_out else ""
     more = f", or name a file with more: {_way(task.config.task, source)}" if source and source.own else ""
     raise UserError(
-        f"task {task.config.task}: {asked} {wanted} solved examples, and {where} has {room}{beside}; "
+        f"task {task.config.task}: {asked} more solved questions than there are, {where} has {room}{beside}; "
         f"pass --num_fewshot {room} or less{more}"
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.conversation import conversation_text
+from lit_gpt.evaluation.conversation import conversation_text, end_ids
 from lit_gpt.evaluation.drawing import cut, generation_settings
 from lit_gpt.evaluation.scoring import Ids, batches, passes, score
 from lit_gpt.generation.engine import generate_batch
@@ -233,7 +233,7 @@ class LitLM(TemplateLM):
         special = {
             ids[0] for s in until if len(ids := self.tok_encode(s, False)) == 1 and not self.tokenizer.decode(ids)
         }
-        stop_ids = self.tokenizer.stop_ids | special
+        stop_ids = self.tokenizer.stop_ids | special | end_ids(self.style, self.tokenizer)
         with self.autocast():
             for drawn in generate_batch(
                 self.model, prompts, max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stop_ids

@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM
 from lit_gpt.files import write_text
 from lit_gpt.model import GPT
-from lit_gpt.prompts import CHAT_TEMPLATE, open_style
+from lit_gpt.prompts import ChatTemplate, open_style
 from lit_gpt.tokenizer import Tokenizer
 
 
@@ -56,6 +56,8 @@ def evaluate(
 
     manager, chosen = tasks
     lm = LitLM(model, tokenizer, args.batch_size, style, name=model.config.name, autocast=fabric.autocast)
+    as_turns = args.fewshot_as_multiturn
+    as_turns = isinstance(lm.style, ChatTemplate) if as_turns is None else as_turns
     results = simple_evaluate(
         model=lm,
         tasks=chosen,
@@ -68,7 +70,7 @@ def evaluate(
         log_samples=args.log_samples,
         system_instruction=args.system,
         apply_chat_template=style is not None,
-        fewshot_as_multiturn=style == CHAT_TEMPLATE if args.fewshot_as_multiturn is None else args.fewshot_as_multiturn,
+        fewshot_as_multiturn=as_turns,
         confirm_run_unsafe_code=args.confirm_run_unsafe_code,
         random_seed=args.seed,
         numpy_random_seed=args.seed,

@@ -26,7 +26,7 @@ def task_score(
         prompt_style: of the training.
 
     Raises:
-        UserError: no such task, no data for it; when called: it has no such metric.
+        UserError: no such task, no data for it, a metric that is better if it is lower; when called: no such metric.
     """
     if validation.best_task is None:
         return None
@@ -41,6 +41,7 @@ def task_score(
         apply_prompt_style=validation.best_apply_prompt_style,
     )
     tasks, style = prepare(args), choose_style(args, prompt_style)
+    _check_direction(tasks[1], validation.best_metric)
     tokenizer = Tokenizer(checkpoint_dir)
 
     def score() -> float:
@@ -54,6 +55,21 @@ def task_score(
         return metrics[wanted]
 
     return score
+
+
+def _check_direction(loaded: list[Any], wanted: str | None) -> None:
+    """Raises: UserError if the metric is better if it is lower: the best checkpoint has the highest score."""
+    for item in loaded:
+        for task in item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]:
+            higher = task.higher_is_better()
+            metric = wanted.partition(",")[0] if wanted else next(iter(higher), None)
+            if higher.get(metric) is False:
+                others = [name for name, is_higher in higher.items() if is_higher]
+                way = f"pass --best_metric {others[0]}, or leave" if others else "leave"
+                raise UserError(
+                    f"--best_task {task.config.task}: its {metric} is better if it is lower, and the best checkpoint "
+                    f"is the one with the highest score; {way} --best_task out, and it is that of the lowest loss"
+                )
 
 
 def _metrics_of(name: str, results: dict[str, Any]) -> dict[str, float]:

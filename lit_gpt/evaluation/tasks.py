@@ -150,7 +150,7 @@ def _check_answer(task: "Task", doc: dict[str, Any], number: int, source: Source
     choices = task.doc_to_choice(doc)
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     for answer in gold if isinstance(gold, list) else [gold]:
-        fits = answer in choices if isinstance(answer, str) else 0 <= answer < len(choices)
-        if not fits:
+        fits = answer in choices if isinstance(answer, str) else answer in range(len(choices))
+        if not fits or isinstance(answer, float):  # which lm-eval does not take for a number of a choice
             shown = ", ".join(map(repr, choices[:6]))
             raise misfit(source, task.config.task, f"question {number}: the answer {answer!r} is none of {shown}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning.fabric import Fabric
 
 from lit_gpt.args import SamplingArgs
+from lit_gpt.generation.asking import Asked
 from lit_gpt.generation.engine import generate
 from lit_gpt.model import GPT
 from lit_gpt.resources import peak_memory_gb
@@ -33,24 +34,24 @@ def print_completion(
     fabric: Fabric,
     model: GPT,
     tokenizer: Tokenizer,
-    prompt: str,
+    asked: Asked,
     args: SamplingArgs,
     echo: bool,
     compile: bool | None = None,
 ) -> None:
-    """Write what `model` makes of `prompt` to stdout as it comes.
+    """Write what `model` makes of a prompt to stdout as it comes.
 
     Args:
-        prompt: the whole text that the model continues; empty starts from the begin-of-sequence token.
+        asked: empty starts from the begin-of-sequence token.
         echo: write the prompt first.
         compile: as for `generate_batch`.
     """
-    ids = tokenizer.encode(prompt)
+    ids = asked.ids
     if not ids:
         ids = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]
     model.eval()
     decoder = StreamDecoder(tokenizer, ids)
-    write(prompt if echo else "")
+    write(asked.text if echo else "")
     n_tokens, blank, start = 0, not echo, time.perf_counter()
     with fabric.autocast():
         tokens = generate(
@@ -59,7 +60,7 @@ def print_completion(
             args.max_new_tokens,
             temperature=args.temperature,
             top_k=args.top_k,
-            stop_ids=tokenizer.stop_ids,
+            stop_ids=asked.stop_ids,
             compile=compile,
         )
         for token in tokens:

@@ -14,10 +14,12 @@ from pathlib import Path
 from lit_gpt.errors import UserError
 from lit_gpt.families import MODELS
 from lit_gpt.hub.failures import one_line_errors
+from lit_gpt.hub.supported import check_supported
 
+CONFIG = "config.json"
 # Names at the top level of a repository; original/, onnx/ and the like are other people's formats.
 TOKENIZER_AND_CONFIG = (
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer*",
     "*.model",
@@ -74,6 +76,8 @@ def download(
     revision: str | None = None,
     token: str | None = None,
     tokenizer_only: bool = False,
+    *,
+    any_model: bool = False,
 ) -> Path:
     """Fetch a model into `root/<org>/<name>` and return that folder.
 
@@ -84,21 +88,28 @@ def download(
         revision: branch, tag or commit; None is the main branch.
         token: None is HF_TOKEN, or the one that `hf auth login` saved.
         tokenizer_only: leave the weights out.
+        any_model: fetch the weights of a model that cannot be converted, too.
 
     Raises:
         UserError: everything that the user can mend, from a misspelt name to a full disk; the message says how.
     """
+    name = name.removeprefix("https://").removeprefix("huggingface.co/").strip("/")  # as it is copied from there
     repo_id = MODELS[name]["hf_repo"] if name in MODELS else name
     folder = root / repo_id
     check_token(token)
     quiet_client()
     with one_line_errors(repo_id, revision, token, folder):
-        commit, listed = list_files(repo_id, revision, token, folder)
+        commit, listed, base_models = list_files(repo_id, revision, token, folder)
         files = choose(repo_id, listed, tokenizer_only)
+        with_check = not (tokenizer_only or any_model or any(f.name.endswith(".gguf") for f in files))
         with only_one(folder):
             missing = [f for f in files if not is_whole(f)]
+            missing.sort(key=lambda f: f.name != CONFIG)  # which says whether the rest is of use
             check_space(missing, folder)
             for i, file in enumerate(missing, 1):
+                if with_check and file.name != CONFIG and (folder / CONFIG).is_file():
+                    check_supported(folder / CONFIG, repo_id, base_models)
+                    with_check = False
                 report(f"[{i}/{len(missing)}]", file)
                 fetch(file, repo_id, commit, token)
             if not tokenizer_only:  # all is there: other parts are of versions that we no longer want
@@ -116,8 +127,11 @@ def check_token(token: str | None) -> None:
         raise UserError("--token or HF_TOKEN is empty or has characters that no token has; copy it again")
 
 
-def list_files(repo_id: str, revision: str | None, token: str | None, folder: Path) -> tuple[str, list[HubFile]]:
-    """The commit that `revision` stands for, and the files at its top level.
+def list_files(
+    repo_id: str, revision: str | None, token: str | None, folder: Path
+) -> tuple[str, list[HubFile], list[str]]:
+    """The commit that `revision` stands for, the files at its top level, and the models that its page says it was
+    made from.
 
     Raises:
         UserError: not a possible name, or the server is not a hub. Errors of the client pass through.
@@ -139,7 +153,9 @@ def list_files(repo_id: str, revision: str | None, token: str | None, folder: Pa
         if s.size is None or not checksum:
             raise UserError(f"{constants.ENDPOINT} does not tell the size of {s.rfilename}; unset HF_ENDPOINT")
         files.append(HubFile(s.rfilename, s.size, checksum, folder))
-    return info.sha, sorted(files, key=lambda f: f.name)
+    made_from = getattr(info.card_data, "base_model", None) or []
+    made_from = [made_from] if isinstance(made_from, str) else list(made_from)
+    return info.sha, sorted(files, key=lambda f: f.name), made_from
 
 
 def choose(repo_id: str, listed: list[HubFile], tokenizer_only: bool) -> list[HubFile]:

@@ -5,7 +5,6 @@ The folder has a record of what is in its weights (`record.py`).
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from lit_gpt import lora
 from lit_gpt.args import LoRARunArgs
 from lit_gpt.checkpoint import Run, check_fit, digest, require_base, sample, trained_parameters, trained_path
-from lit_gpt.convert.export import BESIDE
+from lit_gpt.convert.export import copy_styled
 from lit_gpt.convert.lit import CONFIG, WEIGHTS, open_lit
 from lit_gpt.convert.names import EMBEDDINGS, HEAD
 from lit_gpt.errors import UserError
@@ -38,7 +37,7 @@ def write_merged(
     base: Base = "16bit",
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
-) -> None:
+) -> list[str]:
     """Fill `out_dir` with a checkpoint of the merged weights that every script takes; it is whole or not there.
 
     Args:
@@ -47,6 +46,9 @@ def write_merged(
             its precision or quantized.
         dtype: of what is written; None is that of the checkpoint.
         overwrite: replace what `out_dir` holds.
+
+    Returns:
+        Lines that say which chat template goes along, if it is not the checkpoint's own.
 
     Raises:
         UserError: not a LoRA run, one of another checkpoint, or one that is in its weights already; a folder that holds
@@ -90,15 +92,17 @@ def write_merged(
             x = merged(x, layers[module], {n: t for n, t in trained.items() if n.startswith(f"{module}.lora_")}, module)
         return x.to(specs[name].dtype)
 
+    said: list[str] = []
+
     def write(folder: Path) -> None:
         save_stream(specs, ((name, tensor(name)) for name in specs if name not in shared), folder / WEIGHTS, shared)
         replace(config, tie_embeddings=tied).to_json(folder / CONFIG)
-        for beside in {file for pattern in (*BESIDE, "config.json") for file in checkpoint_dir.glob(pattern)}:
-            shutil.copyfile(beside, folder / beside.name)
+        said.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
         record = {"prompt_style": run.prompt_style, "runs": [*runs, {**asdict(run), "into": base, "weights": identity}]}
         (folder / MERGED).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
 
     replace_folder(out_dir, write, overwrite)
+    return said
 
 
 def merged(weight: Tensor, layer: LoRALinear, trained: dict[str, Tensor], name: str) -> Tensor:

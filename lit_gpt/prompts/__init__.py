@@ -1,5 +1,6 @@
 """Prompt styles by name: how a conversation becomes the text that the model sees."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.prompts.chat_template import ChatTemplate, read_template
 from lit_gpt.prompts.messages import calls_of
 from lit_gpt.prompts.shown import left_out
-from lit_gpt.prompts.styles import STYLES, Style
+from lit_gpt.prompts.style import Style
+from lit_gpt.prompts.styles import STYLES
 from lit_gpt.prompts.turns import Exchange, Turn
 from lit_gpt.tokenizer import Tokenizer
 
@@ -16,35 +18,73 @@ CHAT_TEMPLATE = "chat_template"
 """The style that is the model's own."""
 
 __all__ = ["CHAT_TEMPLATE", "STYLES", "ChatTemplate", "Exchange", "Style", "Turn"]
-__all__ += ["calls_of", "left_out", "make_prompt", "open_style", "read_template"]
+__all__ += ["calls_of", "ends_of", "left_out", "make_prompt", "open_style", "read_template", "stop_ids", "with_kwargs"]
 
 
 def open_style(
-    name: str,
-    checkpoint_dir: Path | None = None,
-    tokenizer: Tokenizer | None = None,
-    *,
-    template_kwargs: Mapping[str, Any] | None = None,
+    name: str, checkpoint_dir: Path | None = None, tokenizer: Tokenizer | None = None
 ) -> Style | ChatTemplate:
     """The style of that name.
 
     Args:
-        checkpoint_dir: where the tokenizer and its chat template are; needed for `chat_template` only.
+        name: may say after `chat_template` what else the template is given, as `with_kwargs` writes it.
+        checkpoint_dir: where the tokenizer and its chat template are. Without it, `chat_template` is not to be had, and
+            the others have the special tokens of the models that they are known by.
         tokenizer: that of the folder, if it is open already.
-        template_kwargs: what else a chat template is given, such as `enable_thinking`.
 
     Raises:
-        UserError: no style of that name, or the folder has no chat template; `template_kwargs` for another style.
+        UserError: no style of that name, or the folder has no chat template.
     """
-    if name == CHAT_TEMPLATE:
+    bare, _, kwargs = name.partition(" ")
+    if bare == CHAT_TEMPLATE:
         if checkpoint_dir is None:
             raise UserError(f"the prompt style {CHAT_TEMPLATE} is a checkpoint's own, and none is named here")
-        return ChatTemplate(checkpoint_dir, tokenizer, template_kwargs)
-    if template_kwargs:
-        raise UserError(f"--template_kwargs is for --prompt_style {CHAT_TEMPLATE}; the style {name!r} takes none")
+        return ChatTemplate(checkpoint_dir, tokenizer, _read_kwargs(kwargs) if kwargs else None)
     if name not in STYLES:
         raise UserError(f"unknown prompt style {name!r}; known are {', '.join((*STYLES, CHAT_TEMPLATE))}")
-    return STYLES[name]
+    if tokenizer is None and checkpoint_dir is not None:
+        tokenizer = Tokenizer(checkpoint_dir)
+    return STYLES[name].of(tokenizer) if tokenizer else STYLES[name]
+
+
+def ends_of(style: Style | ChatTemplate) -> list[str]:
+    """The token with which an answer ends in the style, if it is not the tokenizer's end of sequence."""
+    try:
+        end = style.exchanges([Turn("user", "a"), Turn("assistant", "b")])[0].end
+    except UserError:  # somebody's program, that does not show such a conversation
+        end = None
+    return [] if end is None else [end]
+
+
+def stop_ids(style: Style | ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end an answer: the model's own, and those of the style."""
+    return tokenizer.stop_ids | {tokenizer.token_to_id(end) for end in ends_of(style)}
+
+
+def with_kwargs(name: str, kwargs: Mapping[str, Any]) -> str:
+    """The name of a style that says what else its template is given, as `chat_template {"enable_thinking": false}`.
+
+    What is recorded as a run's prompt style so says all that asks as the training did.
+
+    Raises:
+        UserError: a style that takes nothing else.
+    """
+    if not kwargs:
+        return name
+    if name != CHAT_TEMPLATE:
+        raise UserError(f"--template_kwargs goes with --prompt_style {CHAT_TEMPLATE}; {name} takes none")
+    return f"{name} {json.dumps(kwargs, sort_keys=True)}"
+
+
+def _read_kwargs(text: str) -> dict[str, Any]:
+    """Raises: UserError if it is not the JSON object that `with_kwargs` writes."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"--prompt_style {CHAT_TEMPLATE} is followed by a JSON object, if by anything; found {text!r}")
+    return found
 
 
 def make_prompt(style: str, instruction: str, context: str = "", checkpoint_dir: Path | None = None) -> str:

@@ -110,10 +110,10 @@ class ChatTemplate:
         marks = (self._with_tools if tools else self._program).marks
         if marks:
             found = marked_exchanges(whole, spans, turns, self.ending, lambda n: self.render(turns[:n], False, tools))
-            taught = {} if asks else {len(turns) - 1: whole}
+            taught = {len(turns) - 1: whole} if turns[-1].role == "assistant" and turns[-1].taught else {}
         else:
             answers, whole = self._answers(turns, tools, whole, asks)
-            taught = {a.turn: a.text for a in answers}
+            taught = {a.turn: a.text for a in answers if turns[a.turn].taught}
             found = [
                 Exchange(whole[before.stop if before else 0 : a.start], a.text, a.end, turns[a.turn].taught)
                 for before, a in zip([None, *answers], answers, strict=False)

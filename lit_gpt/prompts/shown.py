@@ -82,7 +82,7 @@ def require_shown(
     tools: Sequence[Mapping[str, Any]],
     answers: Mapping[int, str],
 ) -> None:
-    """See that the template shows tools, calls, what tools said, and the thoughts of answers that are taught.
+    """See that the template shows tools, calls, what tools said, and the answers that are taught with their thoughts.
 
     Args:
         answers: turn -> its answer as it is taught.
@@ -91,43 +91,45 @@ def require_shown(
         UserError: it does not show one of them, which is named.
     """
 
-    def require(shown: bool, what: str) -> None:
-        if not shown:
-            raise UserError(
-                f"the chat template of {folder} does not show {what}; take a model whose template does, or leave it out"
-            )
-
-    def changes(others: Sequence[Turn], schemas: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the template shows another conversation otherwise; one that it refuses, it has looked at."""
+    def hidden(others: Sequence[Turn], schemas: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the template shows another conversation alike; one that it refuses, it has looked at."""
         try:
-            return render(others, schemas) != whole
+            return render(others, schemas) == whole
         except UserError:
-            return True
+            return False
 
     said = [i for i, t in enumerate(turns) if t.role == "tool"]
     calls = [i for i, t in enumerate(turns) if calls_of(t)]
-    if tools or said or calls:
-        whole = render(turns, tools)
-        require(not tools or changes(turns, ()), "tools")
-        without = [replace(t, extra={k: v for k, v in t.extra.items() if k != "tool_calls"}) for t in turns]
-        require(not calls or changes(without, tools), "tool_calls")
-        other = [replace(t, text=t.text + " and so on") if t.role == "tool" else t for t in turns]
-        require(not said or changes(other, tools), "turns of the role tool")
-        for i in calls:
-            for name in filter(None, map(name_of, calls_of(turns[i]))):
-                require(name in answers.get(i, whole), f"the tool_calls of turn {i + 1} ({name})")
+    whole = render(turns, tools) if tools or said or calls else ""
+    without = [replace(t, extra={k: v for k, v in t.extra.items() if k != "tool_calls"}) for t in turns]
+    lost = ["tool_calls"] if calls and hidden(without, tools) else []
+    if tools and (lost or not calls) and hidden(turns, ()):  # where calls are shown, tools are counted: see `left_out`
+        lost.append("tools")
+    other = [replace(t, text=t.text + " and so on") if t.role == "tool" else t for t in turns]
+    lost += ["turns of the role tool"] if said and hidden(other, tools) else []
+    for i in calls if not lost else []:
+        names = filter(None, map(name_of, calls_of(turns[i])))
+        lost += [f"the tool_calls of turn {i + 1} ({name})" for name in names if name not in answers.get(i, whole)]
     for i, answer in answers.items():
         words = re.findall(r"\w+|\S", turns[i].text)
-        require(bool(calls_of(turns[i])) or not words or any(w in answer for w in words), f"the text of turn {i + 1}")
-        require(_squeezed(thought_of(turns[i])) in _squeezed(answer), f"the reasoning_content of turn {i + 1}")
+        if words and not calls_of(turns[i]) and not any(word in answer for word in words):
+            lost.append(f"the text of turn {i + 1}")
+        if _squeezed(thought_of(turns[i])) not in _squeezed(answer):
+            lost.append(f"the reasoning_content of turn {i + 1}")
+    if lost:
+        raise UserError(
+            f"the chat template of {folder} does not show {', '.join(lost)}; take a model whose template does, or "
+            "leave it out"
+        )
 
 
-def left_out(turns: Sequence[Turn], exchanges: Sequence[Exchange]) -> list[str]:
+def left_out(turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], exchanges: Sequence[Exchange]) -> list[str]:
     """Which texts of a conversation are not whole in what is trained on, by kind, and each kind once.
 
     What was said in answers that are not taught is not looked for: templates leave out old thoughts.
     """
     shown = _squeezed("".join(e.prompt + (e.answer or "") for e in exchanges))
+    prompts = "".join(e.prompt for e in exchanges)
     kinds = {"system": "system text", "user": "question"}
     found = [
         kinds[t.role]
@@ -136,6 +138,8 @@ def left_out(turns: Sequence[Turn], exchanges: Sequence[Exchange]) -> list[str]:
     ]
     if turns[-1].role == "assistant" and _squeezed(turns[-1].text) not in shown:
         found.append("answer")
+    if not all(name_of(tool) in prompts for tool in tools):
+        found.append("tools")
     return list(dict.fromkeys(found))
 
 

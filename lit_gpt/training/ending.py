@@ -75,14 +75,14 @@ class Ending:
             print(f"The best checkpoint is that of step {progress.best_step:,}; its weights: {out_dir / BEST}")
         print(f"Saved a report to {write_report(out_dir)}")
         if self.asked.merge:
-            self.merge(out_dir, out_dir / MERGED)
-            print(f"Saved the merged checkpoint to {out_dir / MERGED}")
+            said = self.merge(out_dir, out_dir / MERGED)
+            print(f"Saved the merged checkpoint to {out_dir / MERGED}", *said, sep="\n")
         if self.asked.train.average_last:
             self.average()
 
-    def merge(self, place: Path, folder: Path) -> None:
-        """Write the merged checkpoint of the weights in `place`."""
-        write_merged(self.asked.checkpoint_dir, place, self.run, folder, overwrite=True)
+    def merge(self, place: Path, folder: Path) -> list[str]:
+        """Write the merged checkpoint of the weights in `place`; returns lines on the chat template that goes along."""
+        return write_merged(self.asked.checkpoint_dir, place, self.run, folder, overwrite=True)
 
     def average(self) -> None:
         """Save the mean of the last checkpoints and say its validation loss; the model has these weights then."""

@@ -14,7 +14,7 @@ MERGED = "merged"
 """Folder of the merged checkpoint within that of the run."""
 PLAN = "plan.json"
 """What the run was planned to take, beside what it took."""
-RESULTS = ("lit_model*_finetuned.pth", f"{CHECKPOINTS}/step-*", MERGED, AVERAGED)
+_RESULTS = ("lit_model*_finetuned.pth", f"{CHECKPOINTS}/step-*", MERGED, AVERAGED)
 """What somebody may want to keep."""
 RECORDS = (RUN, METRICS, CURVE, REPORT, PLAN, LEDGER, CHECKPOINTS, BEST)
 """What is of no use without that."""
@@ -29,7 +29,7 @@ def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
     Raises:
         UserError: the folder has results of another run, and `overwrite` is not set.
     """
-    results = [path for pattern in RESULTS for path in out_dir.glob(pattern)]
+    results = [path for pattern in _RESULTS for path in out_dir.glob(pattern)]
     if results and not overwrite:
         raise UserError(
             f"{out_dir} holds another run; pass --resume true to go on with it, another --out_dir, or --overwrite true "

@@ -65,15 +65,23 @@ class Gradients:
 
     def apply(self, factor: Tensor | None, not_finite: Tensor) -> None:
         """Take the optimizer's step with gradients times `factor`, unless they are `not_finite`."""
+        if self.may_step(not_finite):
+            self.update(factor)
+
+    def may_step(self, not_finite: Tensor) -> bool:
+        """Whether to call the optimizer; only one that cannot leave its step out by itself makes the host wait."""
         raw = self.optimizer.optimizer
-        if factor is not None:
-            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
         scaler = getattr(self.fabric._precision, "scaler", None)
         if scaler is None and all(group.get("fused") for group in raw.param_groups):
             raw.found_inf = not_finite.float()  # the fused kernel leaves everything as it is where this is 1
-            self.optimizer.step()
-        elif scaler is not None or not not_finite.item():
-            self.optimizer.step()  # a scaler looks for itself
+            return True
+        return scaler is not None or not not_finite.item()  # a scaler looks for itself
+
+    def update(self, factor: Tensor | None) -> None:
+        """Let the optimizer step with the gradients that are there, times `factor`."""
+        if factor is not None:
+            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
+        self.optimizer.step()
 
     def allocate(self) -> None:
         """Let the optimizer take the memory of its state, if it can do so without a step."""

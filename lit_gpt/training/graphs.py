@@ -49,7 +49,8 @@ def can_record(model: GPT) -> bool:
     """Whether nothing of the forward pass depends on values or lengths that only the host knows."""
     c, weight = model.config, model.transformer.wte.weight
     fixed = c.mlp != "moe" and model.rope.long_from is None and model.n_recomputed == 0
-    n_trained, n = (sum(p.numel() for p in model.parameters() if p.requires_grad >= least) for least in (True, False))
+    n = sum(p.numel() for p in model.parameters())
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     fixed = fixed and n_trained < n / 4  # the gradients of a recording are all there at once
     return fixed and flash_can(weight, model.transformer.h[0].attn.heads) and not torch.is_autocast_enabled("cuda")
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from lit_gpt.args import TrainArgs
 
-FEW_STEPS = 30
+_FEW_STEPS = 30
 """Optimizer steps below which a run hardly learns: its first ones still look for the scale of the gradient."""
-SMALL_BATCH = 8
+_SMALL_BATCH = 8
 """Samples a step that give a small data set steps enough."""
 SMALL_DATA = "finetune/recipes/small_data.yaml"
 
@@ -49,7 +49,9 @@ def length_of(train: TrainArgs, n_rows: int, step: int = 0, seen: int = 0) -> Le
     ended_by = min(limits, key=limits.__getitem__)
     n_samples = max(seen, limits[ended_by])
     n_steps = step + -(-(n_samples - seen) // train.batch_size)
-    return Length(step, seen, train.batch_size, n_samples, n_steps, ended_by)
+    return Length(
+        step=step, seen=seen, batch_size=train.batch_size, n_samples=n_samples, n_steps=n_steps, ended_by=ended_by
+    )
 
 
 def outlook(step: int, length: Length) -> Iterator[str]:
@@ -67,14 +69,14 @@ def outlook(step: int, length: Length) -> Iterator[str]:
     else:
         steps = f"{n_steps:,} optimizer step{'s' * (n_steps != 1)}"
         yield f"{steps} of {length.batch_size} samples, then --{length.ended_by} ends the run"
-    yield from too_few(length)
+    yield from _too_few(length)
 
 
-def too_few(length: Length) -> Iterator[str]:
+def _too_few(length: Length) -> Iterator[str]:
     """That a run has too few steps to learn much, and what gives it more, where that is so."""
-    if length.n_steps >= FEW_STEPS:
+    if length.n_steps >= _FEW_STEPS:
         return
     way = f"raise --{length.ended_by}, which ends the run"
-    if length.batch_size > SMALL_BATCH:
-        way = f"try --batch_size {SMALL_BATCH}, or for LoRA --config {SMALL_DATA}"
+    if length.batch_size > _SMALL_BATCH:
+        way = f"try --batch_size {_SMALL_BATCH}, or for LoRA --config {SMALL_DATA}"
     yield f"{length.n_steps:,} optimizer step{'s' * (length.n_steps != 1)}: too few to learn much; {way}"

@@ -43,11 +43,11 @@ class OffloadedGradients(Gradients):
         there = sorted(self.found)
         return tuple(self.names[i] for i in there), torch.stack([self.found[i].float() for i in there])
 
-    def apply(self, factor: Tensor | None, not_finite: Tensor) -> None:
+    def update(self, factor: Tensor | None) -> None:
         for i in sorted(self.found):
             p = self.parameters[i]
             p.grad = self.waiting[i].to(p.device, non_blocking=True)
-            super().apply(factor, not_finite)
+            super().update(factor)
             p.grad = None
 
     def allocate(self) -> None:

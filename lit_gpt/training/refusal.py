@@ -27,6 +27,6 @@ def refusal(changes: Mapping[str, str]) -> str:
     flags = ", ".join(f"--{name}" for name in stuck)
     what = "the weights" if any(name in RESHAPING for name in stuck) else "the optimizer's state"
     return (
-        f"{said}; {what} of its checkpoints would not fit, not even with --allow_changes true: "
-        f"leave {flags} as before, or start a new run with another --out_dir"
+        f"{said}; {what} of its checkpoints would not fit, not even with --allow_changes true: leave {flags} as "
+        "before, or start a new run with another --out_dir"
     )

@@ -58,7 +58,7 @@ def require_same(run: Run, earlier: Run, allow_changes: bool) -> None:
     Raises:
         UserError: arguments, data or base weights that make it another run.
     """
-    changes = changes_of(run, earlier)
+    changes = _changes(run, earlier)
     if impossible(changes) or (changes and not allow_changes):
         raise UserError(refusal(changes))
     for change in changes.values():
@@ -69,18 +69,18 @@ def require_same(run: Run, earlier: Run, allow_changes: bool) -> None:
             print(f"{package} was {was} and is {is_}: results may differ in the last digits")
 
 
-def changes_of(run: Run, earlier: Run) -> dict[str, str]:
+def _changes(run: Run, earlier: Run) -> dict[str, str]:
     """What is another than before, by the name of the flag or of the file's key, and how it changed.
 
     Flags that came with a later version of this toolkit had their default before.
     """
     now, before = facts(run), facts(earlier)
-    before = {name: default for name, default in defaults(run.method).items() if name in now} | before
+    before = {name: default for name, default in _defaults(run.method).items() if name in now} | before
     names = dict.fromkeys((*before, *now))
     return {n: f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names if before.get(n) != now.get(n)}
 
 
-def defaults(method: str) -> dict[str, Any]:
+def _defaults(method: str) -> dict[str, Any]:
     """The default of every flag that a record has, by its name."""
     kinds = (TrainArgs, ValidationArgs, METHODS[method][1])
     return {f.name: f.default for kind in kinds for f in fields(kind)}

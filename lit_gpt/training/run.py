@@ -43,9 +43,9 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
 
     ending = Ending(fabric, model, val_data, asked, saves, run)
     budget = Budget(
-        train.max_seconds,
-        ending.rehearse,
-        train.average_last > 0,
+        max_seconds=train.max_seconds,
+        finish=ending.rehearse,
+        validates_again=train.average_last > 0,
         ledger=out_dir / LEDGER,
         eval_interval=validation.eval_interval,
         save_interval=train.save_interval,

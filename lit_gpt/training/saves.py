@@ -26,7 +26,7 @@ from lit_gpt.model import GPT
 STATE, RECORD = "state.pth", "state.json"
 
 
-class OtherVersion(UserError):
+class _OtherVersion(UserError):
     """A checkpoint is whole, and says what this version does not know."""
 
 
@@ -168,7 +168,7 @@ class Saves:
         for step in reversed(self.steps()):
             try:
                 read_progress(self.place(step))
-            except OtherVersion:  # as are the others
+            except _OtherVersion:  # as are the others
                 raise
             except UserError as e:
                 say(f"{e}; taking the one before")
@@ -214,7 +214,7 @@ def read_progress(place: Path) -> Progress:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         reason = f"there is no {Path(e.filename).name}" if isinstance(e, FileNotFoundError) and e.filename else e
         raise UserError(f"the checkpoint {place} is damaged ({reason})") from e
-    return progress_of(record, place)
+    return _progress_of(record, place)
 
 
 def position(place: Path | None) -> tuple[int, int]:
@@ -226,11 +226,11 @@ def position(place: Path | None) -> tuple[int, int]:
     if place is None:
         return 0, 0
     record = json.loads((place / RECORD).read_text(encoding="utf-8"))
-    progress = progress_of({name: value for name, value in record.items() if name not in ("files", "digest")}, place)
+    progress = _progress_of({name: value for name, value in record.items() if name not in ("files", "digest")}, place)
     return progress.step, progress.samples
 
 
-def progress_of(record: dict[str, Any], place: Path) -> Progress:
+def _progress_of(record: dict[str, Any], place: Path) -> Progress:
     """Where the run was, from what a checkpoint of this version or an earlier one says; what an earlier one does not
     say has its default.
 
@@ -238,7 +238,7 @@ def progress_of(record: dict[str, Any], place: Path) -> Progress:
         UserError: it says what this version does not know.
     """
     if unknown := sorted(record.keys() - {f.name for f in fields(Progress)}):
-        raise OtherVersion(
+        raise _OtherVersion(
             f"the checkpoint {place} is from another version of this toolkit: it says {', '.join(unknown)}, which this "
             "one does not know; go on with that version, or pass another --out_dir"
         )

@@ -18,7 +18,7 @@ from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.monitor import Monitor
 from lit_gpt.training.randomness import random_states, set_random_states, undisturbed
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 def accumulate(
@@ -60,7 +60,7 @@ def accumulate(
                 return False
         return True
 
-    complete = in_memory(all_of_it, feed, undo)
+    complete = _in_memory(all_of_it, feed, undo)
     if not complete:
         undo()
     return complete
@@ -90,12 +90,12 @@ def rehearse(fabric: Fabric, model: GPT, feed: Feed, gradients: Gradients, budge
         return (computed - began) * feed.tokens_a_step() / batch.n_computed + time.monotonic() - computed
 
     with undisturbed(fabric.device):
-        in_memory(largest, feed, gradients.zero)
+        _in_memory(largest, feed, gradients.zero)
         if budget.max_seconds is not None and not budget.step_seconds:
             budget.expected_seconds = largest()  # the first time, kernels were compiled and memory was asked for
 
 
-def in_memory(work: Callable[[], Result], feed: Feed, undo: Callable[[], None]) -> Result:
+def _in_memory(work: Callable[[], _Result], feed: Feed, undo: Callable[[], None]) -> _Result:
     """What `work` returns, with smaller micro-batches each time the memory runs out.
 
     Args:

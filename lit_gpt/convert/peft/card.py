@@ -6,12 +6,12 @@ from typing import Any
 from lit_gpt.config import Config
 
 
-def model_card(config: Config, settings: Mapping[str, Any], prompt_style: str) -> str:
+def model_card(config: Config, settings: Mapping[str, Any], prompt: str | None) -> str:
     """Return the model card of an adapter.
 
     Args:
         settings: adapter_config.json.
-        prompt_style: in which the run asked.
+        prompt: the prompt that asks {prompt}; None is the chat template of the tokenizer.
     """
     repo = config.hf_repo
     tags = ([f"base_model:adapter:{repo}"] if repo else []) + ["lora", "transformers"]
@@ -25,16 +25,18 @@ def model_card(config: Config, settings: Mapping[str, Any], prompt_style: str) -
     ]
     kind = "DoRA" if settings["use_dora"] else "LoRA"
     targets = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in settings["target_modules"]))
-    asked = (
-        "in the chat template of its tokenizer" if prompt_style == "chat_template" else f"in the style `{prompt_style}`"
-    )
+    asked = "It was trained in the chat template of its tokenizer."
+    if prompt is not None:
+        asked = f"It was trained on prompts of this form:\n\n````text\n{prompt}\n````"
     return f"""---
 {chr(10).join(header)}
 ---
 
 # {kind} adapter of {config.name}
 
-Rank {settings["r"]}, alpha {settings["lora_alpha"]}, on {targets}. It was trained with prompts {asked}.
+Rank {settings["r"]}, alpha {settings["lora_alpha"]}, on {targets}.
+
+{asked}
 
 ```python
 from peft import PeftModel

@@ -5,6 +5,7 @@ Letters: r rank of our updates, R rank of a piece (2 r where there is a start to
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -146,8 +147,11 @@ class Base:
 
     def their_shape(self, name: str) -> list[int]:
         """Return the shape of one of their parameters; reads nothing."""
-        shapes = Base(self.config, lambda ours: torch.empty(self.shapes[ours], device="meta"))
-        return list(shapes.theirs(name).shape)
+        return list(self._without_values.theirs(name).shape)
+
+    @cached_property
+    def _without_values(self) -> "Base":
+        return Base(self.config, lambda ours: torch.empty(self.shapes[ours], device="meta"))
 
     def theirs(self, name: str) -> Tensor | None:
         """Return one of their parameters; None if their model has none of this name."""

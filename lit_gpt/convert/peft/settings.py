@@ -39,6 +39,7 @@ WITHOUT_EFFECT = {"eva_config", "corda_config", "lora_ga_config", "loftq_config"
 """Settings in the form of those that name a variant, which matter while training only."""
 READ_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pissa", "olora")
 """Values of init_lora_weights that leave the base as it is, and those whose change the base itself tells (`starts`)."""
+OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM")
 MERGEABLE = ("ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "LN_TUNING", "RANDLORA")
 MERGEABLE += ("TRAINABLE_TOKENS",)
 """Other methods of PEFT that have merge_and_unload."""
@@ -82,6 +83,10 @@ def read_settings(theirs: Mapping[str, Any]) -> Scaling:
         raise UserError(
             f"the adapter has peft_type={kind!r}, and LORA is read; "
             + (MERGE if kind in MERGEABLE else "nothing here computes it: generate with PEFT")
+        )
+    if theirs.get("task_type") in OTHER_TASKS:
+        raise UserError(
+            f"the adapter has task_type={theirs['task_type']!r}: its model does not go on with a text, as all here do"
         )
     for name, way_out in REFUSED.items():
         if theirs.get(name):

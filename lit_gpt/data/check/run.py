@@ -17,6 +17,7 @@ from lit_gpt.data.check.texts import check_language, check_texts
 from lit_gpt.data.check.tokens import check_tokens, per_sample
 from lit_gpt.data.fit import check_fit, check_tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.prompts import CHAT_TEMPLATE
 from lit_gpt.tokenizer import Tokenizer
 
 MOST_TEXTS = 200_000
@@ -64,8 +65,12 @@ def tokenizer_of(folder: Path, meta: dict[str, Any], checkpoint_dir: Path | None
 
 
 def end_ids_of(meta: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
-    """The tokens that end an answer: the prompt style's, else the tokenizer's end of sequence."""
-    return meta.get("end_ids") or [tokenizer.eos_id]
+    """The tokens that end an answer: the prompt style's, else the tokenizer's end of sequence.
+
+    None where a chat template marks what is taught, and marks no end.
+    """
+    found = meta.get("end_ids", [])
+    return found if found or CHAT_TEMPLATE in meta else [tokenizer.eos_id]
 
 
 def print_rows(meta: dict[str, Any]) -> None:

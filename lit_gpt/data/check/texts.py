@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lit_gpt.data.apart import groups_apart
 from lit_gpt.data.check.finding import Finding, counted
-from lit_gpt.data.similar import groups
 from lit_gpt.errors import UserError
 
 UTF_8_AS_WINDOWS_1252 = "".join(
@@ -49,7 +49,7 @@ def alike(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: f
     first: dict[str, int] = {}
     same = np.array([first.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.int64)
     own = without_common(texts)
-    near = groups(own, threshold)
+    near = groups_apart(own, threshold)
     index = np.arange(len(texts))
     exact = ((same != index) & (index < n_train)).nonzero()[0]
     close = ((near != index) & (same == index) & (index < n_train)).nonzero()[0]

@@ -13,7 +13,7 @@ def check_tokens(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Se
     """Findings about the split called `split`.
 
     Args:
-        end_ids: tokens that end an answer.
+        end_ids: tokens that end an answer; empty if the chat template marks none as taught.
     """
     return [
         targets(split, samples),
@@ -38,6 +38,12 @@ def targets(split: str, samples: Samples) -> Finding:
 
 def ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
     """Whether each row ends with a supervised end of sequence: a model that never saw one never stops."""
+    if not end_ids:
+        return Finding(
+            "warning",
+            f"{split}: the chat template marks what is taught, and marks no token that ends an answer; a model that "
+            "does not stop by itself will not learn to",
+        )
     last = np.asarray(samples.labels)[samples.offsets[1:] - 1]
     ended = np.isin(last, end_ids) & (samples.lengths > 0)
     n, total = int(ended.sum()), len(samples)

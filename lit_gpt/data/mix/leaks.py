@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from lit_gpt.data import store
+from lit_gpt.data.apart import groups_apart
 from lit_gpt.data.check.texts import without_common
 from lit_gpt.data.mix.sources import Source
-from lit_gpt.data.similar import groups
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ def like(train: store.Samples, others: list[str], tokenizer: Tokenizer) -> np.nd
     for start in range(0, len(train) if others else 0, CHUNK):
         stop = min(start + CHUNK, len(train))
         own = texts_of(train, tokenizer, range(start, stop))
-        firsts = groups(without_common([*others, *own]))
+        firsts = groups_apart(without_common([*others, *own]))
         found[start:stop] = firsts[len(others) :] < len(others)
     return found
 

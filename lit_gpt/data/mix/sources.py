@@ -15,7 +15,7 @@ from lit_gpt.args.checks import AugmentArgs, MixArgs
 from lit_gpt.convert.lit import read_config, require_checkpoint
 from lit_gpt.data import store
 from lit_gpt.data.account import Part, Scan, print_unused
-from lit_gpt.data.arrow import is_saved
+from lit_gpt.data.arrow import holds_rows
 from lit_gpt.data.augment import augmented
 from lit_gpt.data.prepare import Files, describe, rows_of, with_style, write_split
 from lit_gpt.data.split import held_out
@@ -24,7 +24,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.files.whole import temporary_beside
 from lit_gpt.tokenizer import Tokenizer
 
-SAME = ("tokenizer", "prompt_style", "chat_template", "template_kwargs", "mask_inputs", "last_turn_only")
+SAME = ("tokenizer", "prompt_style", "chat_template", "mask_inputs", "last_turn_only")
 """What the sources of a mixture must have in common, in the words of meta.json."""
 
 
@@ -52,7 +52,7 @@ def open_sources(
     for name, path in args.sources.items():
         if not path.exists():
             raise UserError(f"--sources: {name} is not there: {path}")
-    ready = {name: path for name, path in args.sources.items() if path.is_dir() and not is_saved(path)}
+    ready = {name: path for name, path in args.sources.items() if _is_prepared(path)}
     opened = {name: Source(path, *store.load(path)) for name, path in ready.items()}
     raw = {name: path for name, path in args.sources.items() if name not in ready}
     if augment.any and not raw:
@@ -74,6 +74,11 @@ def open_sources(
     sources = {name: opened[name] for name in args.sources}
     require_same(sources)
     return sources
+
+
+def _is_prepared(path: Path) -> bool:
+    """Whether a source is a folder of prepared data, or was meant as one."""
+    return path.is_dir() and ((path / store.META).is_file() or not holds_rows(path))
 
 
 def _styled(

@@ -87,16 +87,16 @@ class Job:
 def job_of(asked: Finetuning, config: Config, precision: str, device: Device) -> Job:
     """What is asked for, with this model on this device."""
     return Job(
-        asked.method,
-        asked.method_args,
-        config,
-        asked.train,
-        asked.validation,
-        precision,
-        asked.quantize,
-        device,
-        asked.run.seed,
-        asked.merge,
+        method=asked.method,
+        method_args=asked.method_args,
+        config=config,
+        train=asked.train,
+        validation=asked.validation,
+        precision=precision,
+        quantize=asked.quantize,
+        device=device,
+        seed=asked.run.seed,
+        merge=asked.merge,
     )
 
 

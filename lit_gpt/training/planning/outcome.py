@@ -43,14 +43,14 @@ def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
     if plan.job.mixed:
         dtype = torch.bfloat16 if "bf16" in plan.job.precision else torch.float16
     return Gauges(
-        fabric.device,
-        plan.work.n_samples,
-        plan.flops / plan.work.n_tokens,
-        matrix_rate(fabric.device, dtype),
-        plan.work.n_validations,
-        budget.deadline_in if budget.max_seconds else None,
-        plan.work.n_saves,
-        budget.max_seconds,
+        device=fabric.device,
+        n_samples=plan.work.n_samples,
+        flops_per_token=plan.flops / plan.work.n_tokens,
+        peak=matrix_rate(fabric.device, dtype),
+        n_validations=plan.work.n_validations,
+        time_left=budget.deadline_in if budget.max_seconds else None,
+        n_saves=plan.work.n_saves,
+        max_seconds=budget.max_seconds,
     )
 
 

@@ -19,6 +19,7 @@ from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.offload import make_gradients
 from lit_gpt.training.optimizer import make_optimizer
 from lit_gpt.training.planning.seconds import WRITING, Rates
+from lit_gpt.training.validation import AT_ONCE
 
 LEAST_SECONDS, MOST_SECONDS = 6.0, 30.0
 """Of timed forward and backward passes: the first, and the second if one pass takes that long."""
@@ -76,7 +77,15 @@ def probe(
             break
     validation = validation_rate(fabric, model, counted, val_data, packing)
     source = f"from {n} forward and backward passes on this machine, {flops / seconds / 1e12:.3g} TFLOP/s"
-    return Rates(flops / seconds, validation, step_seconds, starting, saved_bytes / WRITING, 0.0, source)
+    return Rates(
+        training=flops / seconds,
+        validation=validation,
+        optimizer_seconds=step_seconds,
+        starting=starting,
+        saving=saved_bytes / WRITING,
+        shortest=0.0,
+        source=source,
+    )
 
 
 def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, packing: Packing) -> float:
@@ -84,7 +93,7 @@ def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, pac
     model.eval()
     flops = seconds = 0.0
     with torch.no_grad(), fabric.autocast():
-        for batch in chosen(data, len(data), packing, fabric.device)[:4]:
+        for batch in chosen(data, min(len(data), AT_ONCE), packing, fabric.device)[:4]:
             seconds += timed(fabric.device, lambda batch=batch: loss_sum(model, batch))
             flops += forward_flops(counted, *size(batch))
             if seconds > LEAST_SECONDS:

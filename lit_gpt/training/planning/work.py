@@ -12,6 +12,9 @@ from lit_gpt.data.store import IGNORE, Samples
 PACKED_STEPS = 100
 """Optimizer steps whose forward passes are counted one by one; the others are taken to be like them."""
 
+COUNTED = 2**20
+"""Tokens whose labels are in memory at a time, about."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -110,7 +113,16 @@ def every(interval: int, n_steps: int) -> range:
 
 def targets_by_sample(samples: Samples) -> np.ndarray:
     """(n,) positions of each sample that carry loss; a first token never does."""
-    is_target = np.asarray(samples.labels) != IGNORE
-    starts = np.asarray(samples.offsets[:-1])
-    is_target[starts[np.diff(samples.offsets) > 0]] = False
-    return np.diff(np.concatenate([[0], np.cumsum(is_target)])[samples.offsets])
+    offsets = np.asarray(samples.offsets)
+    found = np.zeros(len(samples), dtype=np.int64)
+    first = 0
+    while first < len(samples):  # a part at a time: the labels stay on the disk
+        last = max(first + 1, int(offsets.searchsorted(offsets[first] + COUNTED, side="right")) - 1)
+        is_target = np.asarray(samples.labels[offsets[first] : offsets[last]]) != IGNORE
+        inside = offsets[first : last + 1] - offsets[first]
+        is_target[inside[:-1][np.diff(inside) > 0]] = False
+        before = np.zeros(len(is_target) + 1, np.int32)
+        np.cumsum(is_target, out=before[1:])
+        found[first:last] = np.diff(before[inside])
+        first = last
+    return found

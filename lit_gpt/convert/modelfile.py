@@ -1,0 +1,56 @@
+"""A Modelfile beside a gguf file: what Ollama is told of its prompts and of what ends an answer.
+
+https://docs.ollama.com/modelfile says what may stand in one.
+"""
+
+import re
+from pathlib import Path
+
+from lit_gpt.files import write_text
+from lit_gpt.prompts import CHAT_TEMPLATE, ChatTemplate, Style, open_style, stop_ids
+from lit_gpt.prompts.chat_template import read_templates
+from lit_gpt.prompts.exported import style_shown
+from lit_gpt.prompts.go import go_of
+from lit_gpt.tokenizer import Tokenizer
+
+MODELFILE = "Modelfile"
+_OTHER_TEMPLATE = """\
+# No TEMPLATE: Ollama's language has no words for the model's own chat template. Ollama takes one of its own if it knows
+# this one, and else none; `llama-server --jinja` renders the one that is in the file."""
+_BARE = "# No TEMPLATE: the model has no chat template, and continues the text that it is given."
+
+
+def write_modelfile(gguf: Path, checkpoint_dir: Path) -> Path:
+    """Write a Modelfile into the folder of a gguf file.
+
+    Args:
+        checkpoint_dir: where the file's tokenizer and chat template are from.
+
+    Raises:
+        UserError: no tokenizer.
+    """
+    tokenizer = Tokenizer(checkpoint_dir)
+    style: Style | ChatTemplate | None = style_shown(checkpoint_dir, tokenizer)
+    if style is None and "default" in read_templates(checkpoint_dir):
+        style = open_style(CHAT_TEMPLATE, checkpoint_dir, tokenizer)
+    lines = [f"FROM ./{gguf.name}", ""]
+    if isinstance(style, Style):
+        lines += [f'TEMPLATE """{go_of(style)}"""', ""]
+        lines += [f"SYSTEM {_quoted(style.default_system)}", ""] if style.default_system else []
+    else:
+        lines += [_BARE if style is None else _OTHER_TEMPLATE, ""]
+    ends = tokenizer.stop_ids if style is None else stop_ids(style, tokenizer)
+    lines += [f"PARAMETER stop {_quoted(token)}" for token in map(tokenizer.id_to_token, sorted(ends)) if token]
+    path = gguf.parent / MODELFILE
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def create_line(folder: Path, name: str) -> str:
+    """The command that makes a model of Ollama's of the folder's gguf file."""
+    return f"ollama create {re.sub('[^a-z0-9._-]+', '-', name.lower()).strip('-._')} -f {folder / MODELFILE}"
+
+
+def _quoted(text: str) -> str:
+    """A value of a Modelfile, which knows no escapes."""
+    return f'"""{text}"""' if "\n" in text or '"' in text else f'"{text}"'
