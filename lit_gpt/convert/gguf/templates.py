@@ -1,4 +1,4 @@
-"""The chat templates of a checkpoint folder <-> those of a gguf file."""
+"""Chat templates as a gguf file has them, and back into a checkpoint folder."""
 
 import re
 from collections.abc import Mapping
@@ -6,24 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.files import write_text
-from lit_gpt.tokenizer.settings import read_settings
 
 _DEFAULT, _FILE, _FOLDER = "default", "chat_template.jinja", "additional_chat_templates"
 """The name of the template that is used if none is asked for, its file, and the folder of the others', as in
 transformers."""
 _KEY, _NAMES = "tokenizer.chat_template", "tokenizer.chat_templates"
-
-
-def read_templates(checkpoint_dir: Path) -> dict[str, str]:
-    """A folder's chat templates by name. Files go before tokenizer_config.json, as in training and in transformers."""
-    stated = read_settings(checkpoint_dir).config.get("chat_template")
-    entries = stated if isinstance(stated, list) else [{"name": _DEFAULT, "template": stated}]
-    found = {t.get("name"): t.get("template") for t in entries if isinstance(t, dict)}
-    files = {path.stem: path for path in sorted((checkpoint_dir / _FOLDER).glob("*.jinja"))}
-    if (path := checkpoint_dir / _FILE).is_file():
-        files[_DEFAULT] = path
-    found |= {name: path.read_text(encoding="utf-8") for name, path in files.items()}
-    return {n: text for n, text in found.items() if isinstance(n, str) and isinstance(text, str) and n and text}
 
 
 def template_metadata(templates: Mapping[str, str]) -> dict[str, Any]:

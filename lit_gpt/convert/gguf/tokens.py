@@ -9,9 +9,10 @@ from lit_gpt.config import Config
 from lit_gpt.convert.gguf.reading import read
 from lit_gpt.convert.gguf.sentencepiece import model_proto
 from lit_gpt.convert.gguf.splitting import Splitting, find_splitting, recognize_splitting, steps_of
-from lit_gpt.convert.gguf.templates import read_templates, template_metadata, write_templates
+from lit_gpt.convert.gguf.templates import template_metadata, write_templates
 from lit_gpt.errors import UserError
 from lit_gpt.files import replace_with, write_text
+from lit_gpt.prompts.chat_template import read_templates
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_settings
 
