@@ -23,10 +23,10 @@ from lit_gpt.errors import UserError
 from lit_gpt.lora.layer import LoRALinear
 from lit_gpt.model import GPT
 
-MERGE = "merge it with scripts/merge_lora.py and convert what comes out"
+_MERGE = "merge it with scripts/merge_lora.py and convert what comes out"
 
 
-class Update(NamedTuple):
+class _Update(NamedTuple):
     """One update of ours, and the part of a tensor that it changes."""
 
     A: Tensor  # (R, in_features)
@@ -49,30 +49,30 @@ def adapter_tensors(config: Config, args: LoRAArgs, trained: Mapping[str, Tensor
     """
     layout = require_layout(config)
     if args.lora_dora:
-        raise UserError(f"llama.cpp's adapters have no magnitudes, and the run trained them (DoRA); {MERGE}")
+        raise UserError(f"llama.cpp's adapters have no magnitudes, and the run trained them (DoRA); {_MERGE}")
     if args.lora_head and config.tie_embeddings and layout.head != "own":
-        raise UserError(f"llama.cpp has one tensor for {config.name}'s embeddings and head, and --lora_head; {MERGE}")
+        raise UserError(f"llama.cpp has one tensor for {config.name}'s embeddings and head, and --lora_head; {_MERGE}")
     with torch.device("meta"):
         model = GPT(config)
         lora.inject(model, args)
     layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, LoRALinear)}
     if beyond := [n for n in trained if n.partition(".lora_")[0] not in layers]:
-        raise UserError(f"the run has {beyond[0]} of its own, and llama.cpp's adapters have updates only; {MERGE}")
-    changed: dict[str, list[Update]] = {}
+        raise UserError(f"the run has {beyond[0]} of its own, and llama.cpp's adapters have updates only; {_MERGE}")
+    changed: dict[str, list[_Update]] = {}
     for path, layer in layers.items():
         prefix = f"{path}."
         values = {n.removeprefix(prefix): x for n, x in trained.items() if n.startswith(prefix)}
         layer.load_state_dict(values, strict=False, assign=True)
-        for update in updates(path, layer, config):
+        for update in _updates(path, layer, config):
             changed.setdefault(update.piece.tensor, []).append(update)
     tensors = {}
     for name, parts in changed.items():
-        A, B = stacked(parts) if parts[0].piece.is_stacked else side_by_side(parts)
+        A, B = _stacked(parts) if parts[0].piece.is_stacked else _side_by_side(parts)
         tensors |= {f"{name}.lora_a": A, f"{name}.lora_b": B * (B.size(-1) / args.lora_alpha)}
     return tensors
 
 
-def updates(path: str, layer: LoRALinear, config: Config) -> list[Update]:
+def _updates(path: str, layer: LoRALinear, config: Config) -> list[_Update]:
     """The updates of one of our layers."""
     found = pieces(f"{path}.weight", config)
     sizes = list(config.qkv_sizes) if len(found) == 3 else [layer.linear.out_features]
@@ -81,11 +81,11 @@ def updates(path: str, layer: LoRALinear, config: Config) -> list[Update]:
         i = next(i for i in range(len(sizes)) if stop <= sum(sizes[: i + 1]))
         piece, B = found[i], B * layer.scaling
         B = paired(B, piece.heads) if piece.heads else B
-        made.append(Update(A=A, B=B, piece=piece, start=start - sum(sizes[:i]), rows=sizes[i]))
+        made.append(_Update(A=A, B=B, piece=piece, start=start - sum(sizes[:i]), rows=sizes[i]))
     return made
 
 
-def side_by_side(parts: list[Update]) -> tuple[Tensor, Tensor]:
+def _side_by_side(parts: list[_Update]) -> tuple[Tensor, Tensor]:
     """A (R, in_features) and B (rows of the tensor, R) of updates of parts of one matrix."""
     A = torch.cat([part.A for part in parts])
     B = A.new_zeros(parts[0].rows * parts[0].piece.of, len(A))
@@ -97,7 +97,7 @@ def side_by_side(parts: list[Update]) -> tuple[Tensor, Tensor]:
     return A, B
 
 
-def stacked(parts: list[Update]) -> tuple[Tensor, Tensor]:
+def _stacked(parts: list[_Update]) -> tuple[Tensor, Tensor]:
     """A (experts, R, in_features) and B (experts, rows, R) of updates of some experts; zeros for the others."""
     rank, first = max(len(part.A) for part in parts), parts[0]
     A = first.A.new_zeros(first.piece.of, rank, first.A.size(1))

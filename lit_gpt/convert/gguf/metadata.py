@@ -34,7 +34,7 @@ EXPERT_LENGTH = "expert_feed_forward_length"
 HEAD = ("attention.key_length", "attention.value_length")
 WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal")
 """Keys that follow from the tensors' shapes, or that only ever have one value in what we read."""
-DEFAULTS = {"rope_base": 10000.0}
+_DEFAULTS = {"rope_base": 10000.0}
 """Fields that have another value in llama.cpp than in config.json where they are not given."""
 LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """By which llama.cpp knows the one size of a Gemma whose scores are not scaled by the head's."""
@@ -110,7 +110,7 @@ def from_metadata(
     """
     kind = str(metadata["general.architecture"])
     values = {k.removeprefix(f"{kind}."): v for k, v in metadata.items() if k.startswith(f"{kind}.")}
-    values = {k: one_for_all_layers(v, f"{path}: {kind}.{k}") if k != PATTERN else v for k, v in values.items()}
+    values = {k: _one_for_all_layers(v, f"{path}: {kind}.{k}") if k != PATTERN else v for k, v in values.items()}
     # a float32 such as 1e-5 comes back with the digits of a float64; config.json has the short ones
     values = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
     architecture = find_architecture(kind, values, shapes, path)
@@ -122,7 +122,7 @@ def from_metadata(
     needed += (epsilon, *(("expert_used_count",) if values.get("expert_count") else ()))
     if missing := [k for k in needed if k not in values]:
         raise UserError(f"{path} has no {kind}.{missing[0]}; get it again")
-    fields = fields_of_metadata(architecture, values, shapes) | {"norm_eps": values[epsilon]}
+    fields = _fields_of_metadata(architecture, values, shapes) | {"norm_eps": values[epsilon]}
     if any(values.get(key, fields["head_size"]) != fields["head_size"] for key in HEAD):
         raise UserError(f"{path}: {HEAD[0]}={values.get(HEAD[0])} is not the size of a head, {fields['head_size']}")
     if architecture == "gemma3" and fields.get("final_logit_softcapping"):
@@ -138,11 +138,11 @@ def from_metadata(
     return replace(config, **scaling_from_metadata(config, values, factors, path))
 
 
-def fields_of_metadata(
+def _fields_of_metadata(
     architecture: str, values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
     """The fields that a file states, and for those that it does not what llama.cpp takes then."""
-    fields = {**ARCHITECTURES[architecture].traits, **DEFAULTS}
+    fields = {**ARCHITECTURES[architecture].traits, **_DEFAULTS}
     fields |= {field: values[key] for field, key in KEYS.items() if key in values}
     fields |= fields_of_tensors(fields, shapes) | window(architecture, values)
     fields["padded_vocab_size"] = shapes["token_embd.weight"][0]
@@ -162,7 +162,7 @@ def fields_of_metadata(
     return fields
 
 
-def one_for_all_layers(value: Any, where: str) -> Any:
+def _one_for_all_layers(value: Any, where: str) -> Any:
     """The value of a key that may list one for each layer. Raises: UserError if layers differ."""
     if not isinstance(value, list):
         return value

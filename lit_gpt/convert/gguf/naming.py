@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from lit_gpt.tokenizer import Tokenizer
 
-PHI_3, MODERN_BERT = re.compile("(phi)-?(3)", re.IGNORECASE), re.compile("(modern)-(bert)", re.IGNORECASE)
-NEEDED = ("</s>", "<unk>", "<s>", "<|endoftext|>")
+_PHI_3, _MODERN_BERT = re.compile("(phi)-?(3)", re.IGNORECASE), re.compile("(modern)-(bert)", re.IGNORECASE)
+_NEEDED = ("</s>", "<unk>", "<s>", "<|endoftext|>")
 """Tokens without which a file of Phi 3's name is refused; all but the first of them leave whitespace alone."""
 
 
@@ -20,15 +20,15 @@ def name_in_file(name: str, tokenizer: Tokenizer, special: Sequence[str]) -> str
     Args:
         special: the tokens that are cut out of a text before the rest is split.
     """
-    if strips(tokenizer, special):
-        return name if PHI_3.search(name) else f"{name} (Phi-3)"
-    return MODERN_BERT.sub(r"\1 \2", PHI_3.sub(r"\1 \2", name))
+    if _strips(tokenizer, special):
+        return name if _PHI_3.search(name) else f"{name} (Phi-3)"
+    return _MODERN_BERT.sub(r"\1 \2", _PHI_3.sub(r"\1 \2", name))
 
 
-def strips(tokenizer: Tokenizer, special: Sequence[str]) -> bool:
+def _strips(tokenizer: Tokenizer, special: Sequence[str]) -> bool:
     """Whether most special tokens take the whitespace after them along, and those are there that Phi 3 has."""
-    if not set(special) >= set(NEEDED):
+    if not set(special) >= set(_NEEDED):
         return False
-    asked = [token for token in special if token not in NEEDED[1:]]
+    asked = [token for token in special if token not in _NEEDED[1:]]
     alike = [tokenizer.encode(f"a{t}\n b") == tokenizer.encode(f"a{t}b") for t in asked]
     return 2 * sum(alike) > len(asked)

@@ -7,8 +7,8 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 
-NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-COUNT, TENSORS = "split.count", "split.tensors.count"
+_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+COUNT, _TENSORS = "split.count", "split.tensors.count"
 AGAIN = "get it again"
 
 
@@ -18,7 +18,7 @@ def parts_of(path: Path) -> list[Path]:
     Raises:
         UserError: a part is missing, by its name.
     """
-    match = NAME.fullmatch(path.name)
+    match = _NAME.fullmatch(path.name)
     if match is None:
         return [path]
     name, _, total = match.groups()
@@ -31,7 +31,7 @@ def parts_of(path: Path) -> list[Path]:
 
 def require_whole(metadata: Mapping[str, Any], n_tensors: int, parts: list[Path]) -> None:
     """Raises: UserError if the files are not those that the first one's metadata speak of."""
-    count, tensors = metadata.get(COUNT, 0), metadata.get(TENSORS, n_tensors)
+    count, tensors = metadata.get(COUNT, 0), metadata.get(_TENSORS, n_tensors)
     if count > 1 and count != len(parts):
         wanted = f"<name>-00001-of-{count:05d}.gguf and so on"
         raise UserError(f"{parts[0]} is one of {count} parts of a model; have all of them in one folder, as {wanted}")

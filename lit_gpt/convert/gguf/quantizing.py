@@ -10,7 +10,7 @@ PROGRAM = "llama-quantize"
 TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_K_S", "Q5_K_M", "Q6_K")
 TYPES += ("IQ4_NL", "IQ4_XS")
 """What it is asked for, by its names, which are those that Ollama and model pages have."""
-SHOWN = 200
+_SHOWN = 200
 """Characters of what it says when it fails."""
 
 
@@ -39,6 +39,6 @@ def quantize(program: str, whole: Path, path: Path, kind: str) -> None:
     done = subprocess.run([program, str(whole), str(path), kind], capture_output=True, text=True, errors="replace")
     if done.returncode or not path.is_file():
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        last = said[-1][:SHOWN] if said else f"exit code {done.returncode}"
+        last = said[-1][:_SHOWN] if said else f"exit code {done.returncode}"
         raise UserError(f"{program} could not write {kind} ({last}); write F16 or Q8_0 instead, which need no program")
     whole.unlink()

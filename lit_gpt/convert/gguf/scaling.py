@@ -15,7 +15,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.rope import frequencies, plain
 
 SCALING, OLD_FACTOR = "rope.scaling.", "rope.scale_linear"
-KINDS = ("none", "linear", "yarn", "longrope")
+_KINDS = ("none", "linear", "yarn", "longrope")
 YARN = {
     "factor": "factor",
     "original_context_length": "original_max_position_embeddings",
@@ -93,7 +93,7 @@ def scaling_from_metadata(
     factor = (stated.get("factor", values.get(OLD_FACTOR)) if kind != "none" else None) or 1.0
     magnitude, is_yarn = stated.get("attn_factor", 1.0), kind == "yarn" and factor != 1
     beyond = stated.keys() - {"type", "finetuned", "attn_factor", "yarn_attn_factor", *YARN}
-    if kind not in KINDS or (is_yarn and (beyond or factors)):
+    if kind not in _KINDS or (is_yarn and (beyond or factors)):
         raise UserError(f"{path}: rope scaling {stated} is not supported")
     if is_yarn:
         scaling = {"type": "yarn", **{ours: stated[k] for k, ours in YARN.items() if k in stated}, "factor": factor}

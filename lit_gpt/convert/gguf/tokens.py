@@ -20,7 +20,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 PREFIX = "tokenizer.ggml."
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 """Ours -> llama.cpp's."""
-LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}
+_LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}
 """What llama.cpp takes in a tokenizer.model's stead where a file does not say. (In a byte-level tokenizer's it takes 11
 for bos and eos, Falcon's; a file of another model without one is a mistake, which is named when it is used.)"""
 ADDED_SCORE = -1000.0
@@ -159,7 +159,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     tokens, kinds = value("tokens"), value("token_type") or [NORMAL] * len(value("tokens"))
     end = max(i + 1 for i, k in enumerate(kinds) if not (k == UNUSED and tokens[i].startswith("[PAD")))
     tokens, kinds = tokens[:end], kinds[:end]  # the rows after it are there to fill the table
-    defaults = LLAMA_IDS if kind == "llama" else {}
+    defaults = _LLAMA_IDS if kind == "llama" else {}
     ids = {role: value(f"{theirs}_token_id", defaults.get(role)) for role, theirs in ROLES.items()}
     ids = {role: i for role, i in ids.items() if i is not None and i < end}
     begins = kind == "llama" or (splitting is not None and splitting.begins)

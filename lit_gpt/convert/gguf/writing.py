@@ -74,18 +74,15 @@ def write_gguf(
             its quantizer is missing or fails.
     """
     if kind in TYPES:
-        program, given = find_quantizer(kind), specs[EMBEDDINGS].dtype
-        exact = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(given, "F32")
-        whole = write_gguf(config, specs, get, checkpoint_dir, folder, exact, rows, templates)
-        path = folder / f"{config.name}-{kind}.gguf"
-        quantize(program, whole, path, kind)
-        return path
+        return _write_quantized(
+            config, specs, get, checkpoint_dir, folder=folder, kind=kind, rows=rows, templates=templates
+        )
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
     metadata = to_metadata(config)
     names = [name for name in specs if not is_tied(name, config)]
     if config.tie_embeddings and LAYOUTS[config.architecture].head == "own":
         names.append(HEAD)
-        specs, get = {**specs, HEAD: specs[EMBEDDINGS]}, partial(tied_head, get)
+        specs, get = {**specs, HEAD: specs[EMBEDDINGS]}, partial(_tied_head, get)
     extra = rope_tensors(config)
     slots = plan(config, names, specs, kind) | {name: Slot(tuple(x.shape), "F32") for name, x in extra.items()}
     path = folder / f"{config.name}-{kind}.gguf"
@@ -109,7 +106,26 @@ def write_gguf(
     return path
 
 
-def tied_head(get: Callable[[str], Tensor], name: str) -> Tensor:
+def _write_quantized(
+    config: Config,
+    specs: Mapping[str, Spec],
+    get: Callable[[str], Tensor],
+    checkpoint_dir: Path,
+    folder: Path,
+    kind: str,
+    rows: int | None,
+    templates: Mapping[str, str] | None,
+) -> Path:
+    """`write_gguf` for a kind of `quantizing.TYPES`: by way of a file with the values as they are."""
+    program = find_quantizer(kind)
+    exact = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(specs[EMBEDDINGS].dtype, "F32")
+    whole = write_gguf(config, specs, get, checkpoint_dir, folder=folder, kind=exact, rows=rows, templates=templates)
+    path = folder / f"{config.name}-{kind}.gguf"
+    quantize(program, whole, path, kind)
+    return path
+
+
+def _tied_head(get: Callable[[str], Tensor], name: str) -> Tensor:
     """One of our tensors; of a tied head, the embeddings."""
     return get(EMBEDDINGS if name == HEAD else name)
 
