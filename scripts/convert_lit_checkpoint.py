@@ -41,11 +41,10 @@ def main(
     import torch
 
     from lit_gpt.convert.compare import difference_read_back
-    from lit_gpt.convert.export import styled, write_hf
-    from lit_gpt.convert.gguf import write_gguf
+    from lit_gpt.convert.export import styled
+    from lit_gpt.convert.formats import write_as
     from lit_gpt.convert.lit import open_lit
-    from lit_gpt.convert.litgpt import write_litgpt
-    from lit_gpt.convert.modelfile import create_line, write_modelfile
+    from lit_gpt.convert.modelfile import create_line
     from lit_gpt.convert.vocabulary import check_vocabulary
     from lit_gpt.errors import UserError
     from lit_gpt.files import replace_folder
@@ -59,14 +58,10 @@ def main(
     tokenizer = Tokenizer(checkpoint_dir)
     rows = tokenizer.vocab_size if unpad_vocab else None
     to, max_bytes = getattr(torch, dtype) if dtype else None, int(max_shard_gb * 1e9)
+    options = {"dtype": to, "gguf_type": gguf_type, "rows": rows, "max_shard_bytes": max_bytes}
     with styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf") as (source, said):
-        write = {
-            "hf": lambda out: write_hf(*model, source, out, to, rows, max_bytes),
-            "gguf": lambda out: write_modelfile(write_gguf(*model, source, out, gguf_type, rows), source),
-            "lit": lambda out: write_litgpt(*model, source, out, to, rows),
-        }
         print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *said, sep="\n")
-        replace_folder(output_dir, write[format], overwrite)
+        replace_folder(output_dir, lambda folder: write_as(format, model, source, folder, **options), overwrite)
     if format == "gguf":
         print(f"For Ollama: {create_line(output_dir, config.name)}")
     ids = tokenizer.encode(prompt)
