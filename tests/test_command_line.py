@@ -249,7 +249,7 @@ def test_texts_keep_what_they_are():
     generate = main_of("generate/base.py")
     for text in ("1e-5", "[a, b]", "{x}", "true", "a: b", "", "-1", "--- a", "ä\nb"):
         assert parse(generate, ["--prompt", text])["asking"].prompt == text
-    assert parse(generate, ["--prompt=--merge"])["prompt"] == "--merge"
+    assert parse(generate, ["--prompt=--merge"])["asking"].prompt == "--merge"
     assert parse(generate, ["--top_k", "null"])["sampling"].top_k is None
 
 
