@@ -2,8 +2,8 @@
 # lm-eval 0.4.13, a multiple-choice task over rows whose right answer is a number kept as text ("label": "1", as CSV and
 # many JSON exports have it).
 #
-# One would guess that `doc_to_target: label` and `doc_to_target: "{{label}}"` say the same, as both name the column, and
-# that a label which cannot be used is an error.
+# One would guess that `doc_to_target: label` and `doc_to_target: "{{label}}"` say the same, as both name the column,
+# and that a label which cannot be used is an error.
 # What happens: the template is taken for a number (choice 1); the bare name of the column stays text, is searched for
 # among the texts of the choices, is not found, and every question counts as wrong. A model that is always right scores
 # 1.0 with one and 0.0 with the other; only the log mentions it.
@@ -58,7 +58,7 @@ def accuracy(name, target):
 
 
 template, name = accuracy("by_template", "{{label}}"), accuracy("by_name", "label")
-print(f"lm-eval {version('lm-eval')}: doc_to_target '{{{{label}}}}' scores {template}, doc_to_target 'label' scores {name}")
+print(f"lm-eval {version('lm-eval')}, doc_to_target: '{{{{label}}}}' scores {template}, 'label' scores {name}")
 sys.exit(0 if (template, name) == (1.0, 0.0) else 1)
 ASK
 "$work/venv/bin/python" ask.py 2> log || { tail -20 log; exit 1; }

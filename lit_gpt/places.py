@@ -115,7 +115,8 @@ def require_data(data_dir: Path) -> None:
         )
     if not data_dir.is_dir():
         hint = suggestion(data_dir, DATA, META)
-        raise UserError(f"there is no folder {data_dir} (--data_dir){hint or f'; make one with {make_one}'}")
+        said = f"there is no folder {data_dir} (--data_dir), and so it is not a prepared data set"
+        raise UserError(said + (hint or f"; make one with {make_one}"))
     if (data_dir / WEIGHTS).is_file():
         raise UserError(f"--data_dir {data_dir} is a checkpoint; pass it as --checkpoint_dir")
     inside = " or ".join(str(p.parent) for p in sorted(data_dir.glob(f"*/{META}"))[:3])

@@ -247,9 +247,9 @@ def test_lists_are_taken_by_as_many_flags_as_there_are():
 
 def test_texts_keep_what_they_are():
     generate = main_of("generate/base.py")
-    for text in ("1e-5", "[a, b]", "{x}", "true", "null", "a: b", "", "-1", "--- a", "ä\nb"):
-        assert parse(generate, ["--prompt", text])["prompt"] == text
-    assert parse(generate, ["--prompt=--merge"])["prompt"] == "--merge"
+    for text in ("1e-5", "[a, b]", "{x}", "true", "a: b", "", "-1", "--- a", "ä\nb"):
+        assert parse(generate, ["--prompt", text])["asking"].prompt == text
+    assert parse(generate, ["--prompt=--merge"])["asking"].prompt == "--merge"
     assert parse(generate, ["--top_k", "null"])["sampling"].top_k is None
 
 

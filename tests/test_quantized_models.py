@@ -250,4 +250,4 @@ def test_what_does_not_go_together_is_said_in_one_line(place, script):
     data = ("--data_dir", "data") if "finetune" in script else ()
     p = run(script, "--checkpoint_dir", "tiny", *data, "--quantize", "int8", "--precision", "bf16-mixed", cwd=place)
     assert_one_line_error(p, "--quantize int8", "--precision bf16-mixed", "--precision bf16-true")
-    assert_one_line_error(run(script, "--quantize", "nf4", cwd=place), "--quantize", "nf4", "bnb.nf4")
+    assert_one_line_error(run(script, "--quantize", "nf5", cwd=place), "--quantize", "nf5", "bnb.nf4")

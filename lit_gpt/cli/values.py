@@ -173,6 +173,8 @@ def _text(kind: Any, raw: Any) -> str:
 def _list(kind: Any, raw: Any) -> tuple[Any, ...]:
     """`a,b` as well as `[a, b]` and YAML's lines that begin with a dash."""
     if isinstance(raw, str):
+        if raw.lstrip().startswith("{"):
+            raise Unfit
         raw = _loaded(raw) if raw.lstrip().startswith(("[", "- ")) else [p.strip() for p in raw.split(",") if p.strip()]
     if not isinstance(raw, list):
         raise Unfit

@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.prompts.ends import MARK, find_ending
 from lit_gpt.prompts.environment import Program, Span
 from lit_gpt.prompts.marked import marked_exchanges
-from lit_gpt.prompts.messages import calls_of, message, name_of, takes_text
+from lit_gpt.prompts.messages import CallForm, calls_of, find_form, message, name_of
 from lit_gpt.prompts.shown import after_prompt, answer_after, require_shown
 from lit_gpt.prompts.turns import Exchange, Turn
 from lit_gpt.tokenizer import Tokenizer
@@ -60,8 +60,7 @@ class ChatTemplate:
         self._program = Program(self.text, checkpoint_dir)
         with_tools = read_templates(checkpoint_dir).get("tool_use")
         self._with_tools = Program(with_tools, checkpoint_dir) if with_tools else self._program
-        self._as_text = False
-        self._as_text = takes_text(lambda turns: self.render(turns, ask=False))
+        self._form = find_form(lambda turns, form: self._run(turns, False, (), form)[0])
         self.ending = find_ending(lambda turns: self.render(turns, ask=False), tokenizer)
 
     def render(self, turns: Sequence[Turn], ask: bool, tools: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -74,14 +73,14 @@ class ChatTemplate:
         Raises:
             UserError: the template refuses them.
         """
-        return self.render_marked(turns, ask, tools)[0]
+        return self._run(turns, ask, tools, self._form)[0]
 
-    def render_marked(
-        self, turns: Sequence[Turn], ask: bool, tools: Sequence[Mapping[str, Any]] = ()
+    def _run(
+        self, turns: Sequence[Turn], ask: bool, tools: Sequence[Mapping[str, Any]], form: CallForm
     ) -> tuple[str, list[Span]]:
         """The text, and what in it the template marks as the assistant's. Raises: UserError, as `render`."""
         given = {
-            "messages": [message(t, self._as_text) for t in turns],
+            "messages": [message(t, form) for t in turns],
             "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": ask,
@@ -106,7 +105,7 @@ class ChatTemplate:
                 does not go on from the text that asks for an answer.
         """
         asks = turns[-1].role != "assistant"
-        whole, spans = self.render_marked(turns, asks, tools)
+        whole, spans = self._run(turns, asks, tools, self._form)
         marks = (self._with_tools if tools else self._program).marks
         if marks:
             found = marked_exchanges(whole, spans, turns, self.ending, lambda n: self.render(turns[:n], False, tools))
@@ -182,7 +181,7 @@ class ChatTemplate:
         if whole.startswith(asked):
             return "", whole[len(asked) :]
         *before, asks, _ = turns
-        text = message(asks)["content"].strip()
+        text = message(asks).get("content", "").strip()
         marked = self.render([*before, replace(asks, text=MARK, context="")], True, tools)
         since = marked.find(MARK) + len(text)
         if MARK not in marked or asked[:since] != marked[: marked.find(MARK)] + text:

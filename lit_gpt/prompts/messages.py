@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lit_gpt.errors import UserError
@@ -11,13 +12,25 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which a message has its thoughts; transformers fills the first, and `thinking`, from the others."""
 
 
-def message(turn: Turn, as_text: bool = False) -> dict[str, Any]:
-    """The message of a turn, with exactly the keys that it has; keys without a value are left out, as in transformers.
+@dataclass(frozen=True)
+class CallForm:
+    """How a template takes calls.
 
-    A `content` of None among the turn's extra keys is a message that has none.
+    https://huggingface.co/docs/transformers/chat_extras says that it expects arguments as an object. DeepSeek's put
+    them between texts and fail with one, and show calls only where the content is null, which transformers 5 drops.
+    """
+
+    as_text: bool = False
+    """The arguments are given as JSON text."""
+    with_null: bool = False
+    """An answer that calls tools and says nothing has null as its content, not an empty text."""
+
+
+def message(turn: Turn, form: CallForm = CallForm()) -> dict[str, Any]:
+    """The message of a turn, with exactly the keys that it has; those without a value are left out, as in transformers.
 
     Args:
-        as_text: give the arguments of calls as JSON text.
+        form: how the template takes calls.
     """
     text = f"{turn.text}\n\n{turn.context}" if turn.context else turn.text
     made = {"role": turn.role, "content": text, **turn.extra}
@@ -25,8 +38,10 @@ def message(turn: Turn, as_text: bool = False) -> dict[str, Any]:
     thought = next((made[key] for key in _REASONING if key in made), None)
     if thought is not None:
         made = {"thinking": thought, **made, "reasoning_content": thought}
-    if as_text and made.get("tool_calls"):
+    if form.as_text and made.get("tool_calls"):
         made["tool_calls"] = [_with_text(call) for call in made["tool_calls"]]
+    if form.with_null and made.get("tool_calls") and not text:
+        made["content"] = None
     return made
 
 
@@ -47,22 +62,19 @@ def name_of(call: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def takes_text(render: Callable[[Sequence[Turn]], str]) -> bool:
-    """Whether the template can show the arguments of a call as JSON text only, found by showing it one of each.
-
-    https://huggingface.co/docs/transformers/chat_extras says that templates expect an object. Some, such as DeepSeek's,
-    put the arguments between texts and fail with one.
-    """
-
-    def shows(arguments: Any) -> bool:
-        call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe", "arguments": arguments}}
-        try:
-            render([Turn("user", "a"), Turn("assistant", "", extra={"tool_calls": [call]})])
-        except UserError:
-            return False
-        return True
-
-    return not shows({"q": 1}) and shows('{"q": 1}')
+def find_form(render: Callable[[Sequence[Turn], CallForm], str]) -> CallForm:
+    """The form in which the template shows a call, the usual one first; the usual one, if in none."""
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe", "arguments": {"q": 1}}}
+    turns = [Turn("user", "a"), Turn("assistant", "", extra={"tool_calls": [call]})]
+    for with_null in (False, True):
+        for as_text in (False, True):
+            form = CallForm(as_text, with_null)
+            try:
+                if "probe" in render(turns, form):
+                    return form
+            except UserError:  # this form fails
+                pass
+    return CallForm()
 
 
 def _with_text(call: Any) -> Any:

@@ -111,6 +111,8 @@ def require_shown(
         names = filter(None, map(name_of, calls_of(turns[i])))
         lost += [f"the tool_calls of turn {i + 1} ({name})" for name in names if name not in answers.get(i, whole)]
     for i, answer in answers.items():
+        if lost:  # the first is enough
+            break
         words = re.findall(r"\w+|\S", turns[i].text)
         if words and not calls_of(turns[i]) and not any(word in answer for word in words):
             lost.append(f"the text of turn {i + 1}")

@@ -31,7 +31,7 @@ def named(name: str) -> Device:
     if re.fullmatch(r"\d+gb?", key):
         gb = key.rstrip("gb")
         return Device(f"{gb}gb", 0.983 * int(gb), 0.0)  # what an A100 of 40 GB leaves of them
-    close = get_close_matches(key, _BY_KEY, n=3, cutoff=0.7)
+    close = get_close_matches(key, _BY_KEY, n=3, cutoff=0.75)
     names = dict.fromkeys(_BY_KEY[key].name for key in close)
     hint = f"close matches: {', '.join(names)}; " if names else ""
     raise UserError(
