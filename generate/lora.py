@@ -40,7 +40,7 @@ def main(
         run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
         model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
         tokenizer = Tokenizer(checkpoint_dir)
-    asked = ask(asking, run.prompt_style, checkpoint_dir, tokenizer)
+    asked = ask(asking, run.prompt_style, checkpoint_dir, tokenizer, end_ids=run.data.get("end_ids", ()))
     print_completion(fabric, model, tokenizer, asked, sampling, echo=False, compile=compile)
     say_memory()
 

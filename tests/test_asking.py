@@ -53,6 +53,7 @@ def test_the_question_is_that_of_the_flags_or_of_standard_input(tmp_path, monkey
 
     assert text() == make_prompt("alpaca", QUESTION) and text(prompt="Q", input="I") == make_prompt("alpaca", "Q", "I")
     assert text(prompt="", style="plain") == ""
+    assert ask(AskArgs(), "alpaca", tmp_path, tokenizer, end_ids=[7]).stop_ids == tokenizer.stop_ids | {7}
     monkeypatch.setattr("sys.stdin", io.StringIO("two\nlines\n"))
     assert text(prompt="-") == make_prompt("alpaca", "two\nlines")
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))

@@ -21,6 +21,7 @@ from lit_gpt.data.store import IGNORE
 from lit_gpt.data.tokens import Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Turn, make_prompt, open_style, with_kwargs
+from lit_gpt.prompts.messages import message
 from lit_gpt.tokenizer import Tokenizer
 
 
@@ -471,3 +472,9 @@ def test_a_template_that_marks_no_end_is_prepared_with_a_warning(checkpoint, tmp
     prepare(Files((tmp_path / "rows.jsonl",)), None, tmp_path / "data", place, args)
     assert store.load(tmp_path / "data")[2]["end_ids"] == []
     assert "marks no token that ends an answer" in capsys.readouterr().out
+
+
+def test_an_input_without_an_instruction_is_all_that_is_asked(tmp_path):
+    """Alpaca's rows may have their text in `input`; a line of nothing before it would be another prompt."""
+    assert message(Turn("user", "", "the text"))["content"] == "the text"
+    assert message(Turn("user", "do", "the text"))["content"] == "do\n\nthe text"

@@ -112,6 +112,7 @@ def test_fetches_safetensors_tokenizer_and_configuration_whole_and_only_once(
         "vocab.json": b"{   }",
         "merges.txt": b"a b",
         "chat_template.jinja": b"{{ x }}",
+        "additional_chat_templates/rag.jinja": b"{{ y }}",
     }
     unwanted = {
         "pytorch_model.bin": b"1",
@@ -126,13 +127,16 @@ def test_fetches_safetensors_tokenizer_and_configuration_whole_and_only_once(
         "README.md": b"1",
         "original/tokenizer.model": b"1",
         "onnx/model.safetensors": b"1",
+        "additional_chat_templates/onnx/rag.jinja": b"1",
     }
     hub.add(REPO, wanted | unwanted)
 
     first = download("--repo_id", REPO)
     assert first.returncode == 0, first.stderr
-    assert content(tmp_path) == wanted
-    assert [p.name for p in (tmp_path / "checkpoints" / REPO).iterdir() if p.is_dir()] == [".download"]
+    (named,) = [name for name in wanted if "/" in name]
+    folder = tmp_path / "checkpoints" / REPO
+    assert content(tmp_path) | {named: (folder / named).read_bytes()} == wanted
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {".download", "additional_chat_templates"}
     assert not list(tmp_path.rglob("*.incomplete"))
     assert first.stdout.splitlines() == [
         f"checkpoints/{REPO} is complete (300.1 kB)",

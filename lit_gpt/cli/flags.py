@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 ALIASES = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay", "rank": "lora_r", "alpha": "lora_alpha"}
 ALIASES |= {"num_epochs": "epochs", "num_train_epochs": "epochs", "tasks": "eval_tasks"}
+ALIASES |= {"system_instruction": "system"}
 """Usual name of a flag -> ours, in scripts that have that one."""
 OWN = ("config", "print_config", "help")
 """Flags of every script."""

@@ -63,9 +63,12 @@ def _checks(given: Mapping[str, Any], takes_runs: bool) -> dict[str, Callable[[A
     return checks
 
 
-def _check_many(name: str, value: Path | Mapping[str, Path]) -> None:
-    for path in value.values() if isinstance(value, Mapping) else [value]:
-        places.require_there(name, path)
+def _check_many(name: str, value: Any) -> None:
+    """A path, or names with paths, or with names and paths of their own."""
+    for part in value.values() if isinstance(value, Mapping) else ():
+        _check_many(name, part)
+    if not isinstance(value, Mapping):
+        places.require_there(name, Path(value))
 
 
 def _check_rows(name: str) -> None:

@@ -53,12 +53,3 @@ def _continued(template: ChatTemplate, turns: Sequence[Turn]) -> str:
     if at < 0:
         raise UserError(f"the chat template of {template.folder} does not show the beginning of an answer")
     return text[:at] if text[at:].startswith(_MARK) else text[:at].rstrip()
-
-
-def end_ids(style: Style | ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
-    """The token that ends an answer in the style, where it is not the tokenizer's end of sequence."""
-    try:
-        end = style.exchanges([Turn("user", "a"), Turn("assistant", "b")])[-1].end
-    except UserError:  # somebody's program, which does not show such a conversation
-        end = None
-    return frozenset() if end is None else frozenset([tokenizer.token_to_id(end)])

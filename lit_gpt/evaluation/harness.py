@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.conversation import conversation_text, end_ids
+from lit_gpt.evaluation.conversation import conversation_text
 from lit_gpt.evaluation.drawing import cut, generation_settings
 from lit_gpt.evaluation.scoring import Ids, batches, passes, score
 from lit_gpt.generation.engine import generate_batch
 from lit_gpt.model import GPT
-from lit_gpt.prompts import open_style
+from lit_gpt.prompts import open_style, stop_ids
 from lit_gpt.tokenizer import Tokenizer
 
 try:
@@ -233,10 +233,10 @@ class LitLM(TemplateLM):
         special = {
             ids[0] for s in until if len(ids := self.tok_encode(s, False)) == 1 and not self.tokenizer.decode(ids)
         }
-        stop_ids = self.tokenizer.stop_ids | special | end_ids(self.style, self.tokenizer)
+        stops = special | stop_ids(self.style, self.tokenizer)
         with self.autocast():
             for drawn in generate_batch(
-                self.model, prompts, max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stop_ids
+                self.model, prompts, max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stops
             ):
                 for i, token in enumerate(drawn):
                     if not done[i] and token is not None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +26,13 @@ class Asked(NamedTuple):
     """Tokens that end the answer."""
 
 
-def ask(args: AskArgs, prompt_style: str, checkpoint_dir: Path, tokenizer: Tokenizer) -> Asked:
+def ask(
+    args: AskArgs, prompt_style: str, checkpoint_dir: Path, tokenizer: Tokenizer, end_ids: Collection[int] = ()
+) -> Asked:
     """What the model of a folder is asked, in a prompt style.
+
+    Args:
+        end_ids: tokens that ended answers in the training, besides the style's own: a call may end otherwise.
 
     Raises:
         UserError: flags that contradict each other, a conversation that is none, or one that the style refuses.
@@ -37,7 +42,7 @@ def ask(args: AskArgs, prompt_style: str, checkpoint_dir: Path, tokenizer: Token
     eos = tokenizer.id_to_token(tokenizer.eos_id) or ""
     ended = ((e.end or eos) if e.ended and e.answer is not None else "" for e in exchanges)
     text = "".join(e.prompt + (e.answer or "") + end for e, end in zip(exchanges, ended, strict=True))
-    return Asked(_ids(exchanges, eos, tokenizer), text, stop_ids(style, tokenizer))
+    return Asked(_ids(exchanges, eos, tokenizer), text, stop_ids(style, tokenizer) | set(end_ids))
 
 
 def _conversation(args: AskArgs) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:

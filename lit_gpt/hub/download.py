@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from lit_gpt.hub.failures import one_line_errors
 from lit_gpt.hub.supported import check_supported
 
 CONFIG = "config.json"
-# Names at the top level of a repository; original/, onnx/ and the like are other people's formats.
+# Names in a repository; original/, onnx/ and the like are other people's formats.
 TOKENIZER_AND_CONFIG = (
     CONFIG,
     "generation_config.json",
@@ -29,12 +30,15 @@ TOKENIZER_AND_CONFIG = (
     "vocab.txt",
     "merges.txt",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
 )
 WEIGHTS = (
     ("model*.safetensors", "model.safetensors.index.json"),
     ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
 )
 """Shards and their index, in order of preference."""
+_NAMED_TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
+"""The only files that are taken out of a folder."""
 MAX_HTTP_SIZE = 50 * 10**9
 """Bytes; the hub serves larger files through its xet storage only."""
 
@@ -56,12 +60,15 @@ class HubFile:
     @property
     def part(self) -> Path:
         """What has arrived so far. The checksum in its name keeps versions of the file apart."""
-        return self.folder / ".download" / f"{self.name}.{self.checksum[:12]}.incomplete"
+        return self._beside("incomplete")
 
     @property
     def marker(self) -> Path:
         """An empty file, not older than `path`: the checksum of `path` was found to be right."""
-        return self.folder / ".download" / f"{self.name}.{self.checksum[:12]}.whole"
+        return self._beside("whole")
+
+    def _beside(self, ending: str) -> Path:
+        return self.folder / ".download" / f"{self.name.replace('/', '.')}.{self.checksum[:12]}.{ending}"
 
     @property
     def n_arrived(self) -> int:
@@ -148,7 +155,7 @@ def list_files(
     files = []
     for s in info.siblings or []:
         checksum = s.lfs.sha256 if s.lfs else s.blob_id
-        if "/" in s.rfilename or "\\" in s.rfilename:
+        if ("/" in s.rfilename or "\\" in s.rfilename) and not _NAMED_TEMPLATE.fullmatch(s.rfilename):
             continue
         if s.size is None or not checksum:
             raise UserError(f"{constants.ENDPOINT} does not tell the size of {s.rfilename}; unset HF_ENDPOINT")
@@ -269,6 +276,7 @@ def fetch(file: HubFile, repo_id: str, commit: str, token: str | None) -> None:
     if hash_like(file.checksum, arrived) != file.checksum:
         arrived.unlink()
         raise UserError(f"{file.name} arrived damaged and was thrown away; run the same command again")
+    file.path.parent.mkdir(exist_ok=True)
     os.replace(arrived, file.path)
     file.marker.touch()
 

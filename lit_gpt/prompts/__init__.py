@@ -49,10 +49,7 @@ def open_style(
 
 def ends_of(style: Style | ChatTemplate) -> list[str]:
     """The token with which an answer ends in the style, if it is not the tokenizer's end of sequence."""
-    try:
-        end = style.exchanges([Turn("user", "a"), Turn("assistant", "b")])[0].end
-    except UserError:  # somebody's program, that does not show such a conversation
-        end = None
+    end = style.ending.token if isinstance(style, ChatTemplate) else style.end
     return [] if end is None else [end]
 
 

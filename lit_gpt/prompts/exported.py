@@ -10,7 +10,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.prompts import STYLES, ChatTemplate, Style, Turn, open_style, stop_ids
 from lit_gpt.prompts.chat_template import FILE, read_templates
 from lit_gpt.prompts.jinja import jinja_of
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.tokenizer import FILES, Tokenizer
 from lit_gpt.tokenizer.settings import read_optional, read_settings
 
 FOLDER = "additional_chat_templates"
@@ -32,11 +32,13 @@ def carry_style(folder: Path, name: str, llama_cpp: bool = False) -> list[str]:
         llama_cpp: whether the template is for llama.cpp, and not for transformers.
 
     Returns:
-        Lines for the person; none if the template is the model's own.
+        Lines for the person; none if the template is the model's own, or the folder has no tokenizer to ask with.
 
     Raises:
-        UserError: no such style, or no tokenizer in the folder.
+        UserError: no such style, or a damaged tokenizer.
     """
+    if not any((folder / name).is_file() for name in FILES):
+        return []
     tokenizer = Tokenizer(folder)
     style = open_style(name, folder, tokenizer)
     _write_stops(folder, stop_ids(style, tokenizer))

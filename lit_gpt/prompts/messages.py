@@ -32,7 +32,7 @@ def message(turn: Turn, form: CallForm = CallForm()) -> dict[str, Any]:
     Args:
         form: how the template takes calls.
     """
-    text = f"{turn.text}\n\n{turn.context}" if turn.context else turn.text
+    text = "\n\n".join(filter(str.strip, (turn.text, turn.context))) if turn.context else turn.text
     made = {"role": turn.role, "content": text, **turn.extra}
     made = {key: value for key, value in made.items() if value is not None}
     thought = next((made[key] for key in _REASONING if key in made), None)

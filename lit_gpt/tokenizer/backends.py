@@ -83,6 +83,8 @@ class HuggingFace:
         return self.promoted
 
 
+FILES = ("tokenizer.json", "tokenizer.model")
+"""Either holds the tokenizer of a folder; the first comes first."""
 WITHOUT_PREFIX = b"\x1a\x02\x18\x00"
 """normalizer_spec {add_dummy_prefix: false}, to append to a model: protobuf merges fields that come twice."""
 
@@ -209,7 +211,7 @@ def open_backend(checkpoint_dir: Path, settings: Settings) -> tuple[Path, Huggin
     Raises:
         UserError: neither file is there, or it is damaged.
     """
-    for name, backend in (("tokenizer.json", HuggingFace), ("tokenizer.model", SentencePiece)):
+    for name, backend in zip(FILES, (HuggingFace, SentencePiece), strict=True):
         if (path := checkpoint_dir / name).is_file():
             return path, backend(path, settings)
     raise UserError(f"{checkpoint_dir} has no tokenizer.json and no tokenizer.model; scripts/download.py fetches them")
