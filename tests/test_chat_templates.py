@@ -453,11 +453,11 @@ def test_a_prepared_set_and_its_run_say_how_they_end_and_what_the_template_was_g
     assert asked.endswith("1?<|im_end|>\n<|im_start|>assistant\n/")
     train = store.load(tmp_path / "data")[0]
     assert tokenizer.eos_id not in train.ids and (np.asarray(train.labels) == end).sum() == len(train)
-    for style, message in (
+    for style, said in (
         ("chat_template []", "followed by a JSON object"),
         ("chat_template {", "followed by a JSON object"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=said):
             open_style(style, place)
     with pytest.raises(UserError, match="alpaca takes none"):
         Encoder(tokenizer, PrepareArgs("alpaca", template_kwargs={"quick": True}), 9)
