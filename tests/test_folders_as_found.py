@@ -23,7 +23,7 @@ from lit_gpt.tokenizer import Tokenizer
 @pytest.fixture
 def folder(downloaded, tmp_path):
     """A folder as it is downloaded, to be changed."""
-    return shutil.copytree(downloaded["llama-gqa"], tmp_path / "tiny")
+    return shutil.copytree(downloaded["llama-gqa"], tmp_path / "tiny", ignore=shutil.ignore_patterns("lit_*"))
 
 
 def convert(folder, **kwargs):
