@@ -3,8 +3,13 @@
 import pytest
 from chat_shapes import CHATML, SHAPES, Shape
 
+from lit_gpt.args import PrepareArgs
+from lit_gpt.data.counts import Counts
+from lit_gpt.data.rows import Row
+from lit_gpt.data.tokens import Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Turn, chat_template, open_style
+from lit_gpt.tokenizer import Tokenizer
 
 TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAG = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
@@ -61,3 +66,24 @@ def test_turns_are_shown_about_as_often_as_there_are_turns(n, tmp_path, monkeypa
     turns = conversation(n, system=True)
     assert len(style.exchanges(turns)) == n
     assert sum(shown) < 30 * len(turns)
+
+
+@pytest.mark.parametrize("limit", (900, 1_850, 2_100, 2_390))
+def test_questions_of_a_long_conversation_are_shortened_in_a_few_rounds(limit, tmp_path, monkeypatch):
+    folder = Shape(CHATML, TOKENS, "<|endoftext|>", "<|im_end|>").write(tmp_path)
+    encoder = Encoder(Tokenizer(folder), PrepareArgs(prompt_style="chatml", truncation="cut_prompt"), limit)
+    rounds = []
+    exchanges = encoder.style.exchanges
+    monkeypatch.setattr(
+        type(encoder.style), "exchanges", lambda self, *args: rounds.append(0) or exchanges(*args), raising=True
+    )
+    turns = [t for i in range(60) for t in (Turn("user", f"{i:02d}" * 5), Turn("assistant", f"answer {i:02d}"))]
+    counts = Counts()
+    found = encoder.encode([Row(tuple(turns))], counts)
+    assert len(rounds) < 20
+    if limit == 900:  # the answers alone are longer
+        assert not found and counts.dropped.total() == 1
+    else:
+        (ids, _) = found[0]
+        assert limit - 20 < len(ids) <= limit
+        assert "answer 00" in encoder.tokenizer.decode(ids)
