@@ -63,6 +63,7 @@ READ = [  # entry, turns, tools
     (chat(USER, ANSWER | {"train": True, "loss": None, "train_on_turn": 0.0}), (ASK, answer("b", taught=False)), ()),
     (chat(USER, ANSWER | {"reasoning_content": "hm"}), (ASK, answer("b", reasoning_content="hm")), ()),
     (chat(USER, ANSWER | {"reasoning_content": ""}), (ASK, SAY), ()),
+    (chat(USER, ANSWER, label=True), (ASK, SAY), ()),
     (chat(USER, ANSWER | {"thinking": "hm"}), (ASK, answer("b", reasoning_content="hm")), ()),
     (chat(USER, ANSWER | {"tool_calls": [TEXT_CALL]}), (ASK, answer("b", **CALLED)), ()),
     (chat(USER, assistant(content=None, tool_calls=[TEXT_CALL])), (ASK, answer("", **CALLED, content=None)), ()),
@@ -124,6 +125,9 @@ REFUSED = [  # entry, what the message says
     (sharegpt(("human", "a"), ("function_call", "look it up")), ["conversations[1]", "not JSON"]),
     (sharegpt(("human", "a"), ("function_call", "[]")), ["conversations[1]", "without tool calls"]),
     ({"prompt": "a", "completion": "b", "label": False}, ["'label' false"]),
+    ({"prompt": [USER], "completion": [ANSWER], "label": False}, ["'label' false"]),
+    (chat(USER, ANSWER, label=False), ["'label' false"]),
+    (sharegpt(("human", "a"), ("gpt", "b"), kto_tag=False), ["'kto_tag' false"]),
 ]
 
 

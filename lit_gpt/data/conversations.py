@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lit_gpt.data.calls import read_calls, read_tools
-from lit_gpt.data.rows import Row, RowError, conversation
+from lit_gpt.data.rows import Row, RowError, conversation, verdicts
 from lit_gpt.data.values import found_keys, from_json, kind, listed, require_object, text, unused_keys
 from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
@@ -68,12 +68,13 @@ class Conversation:
         if media := next((key for key in _MEDIA if entry.get(key)), None):
             message = f"{where}: {media!r} is not empty, and only texts are taught"
             raise RowError(message, "with pictures, videos or sound")
+        good = verdicts(entry, where)
         turns, unused = self._turns(entry, where)
         systems, tools = self._named("system", _SYSTEMS), self._named("tools", _TOOLS)
         for key in systems:
             turns = _with_system(turns, entry.get(key), where, key)
         functions = tuple(tool for key in tools for tool in read_tools(entry.get(key), where, key))
-        unused = unused_keys(entry, (self.key, *systems, *tools, *_MEDIA)) + tuple(dict.fromkeys(unused))
+        unused = unused_keys(entry, (self.key, *systems, *tools, *_MEDIA, *good)) + tuple(dict.fromkeys(unused))
         return [conversation(turns, file, place, tools=functions, unused=unused)]
 
     def _named(self, name: str, known: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_gpt.data.choices import Choice
 from lit_gpt.data.conversations import Conversation
-from lit_gpt.data.rows import Row, RowError, conversation
+from lit_gpt.data.rows import Row, conversation, verdicts
 from lit_gpt.data.trees import Trees
 from lit_gpt.data.values import found_keys, from_json, kind, listed, optional, require_object, text, unused_keys
 from lit_gpt.errors import UserError
@@ -15,8 +15,6 @@ from lit_gpt.prompts.turns import Turn
 
 Parse = Callable[[Any, str, str], list[Row]]
 """(entry, file, place) -> rows. Raises UserError naming file, place and key."""
-_VERDICTS = ("label", "kto_tag")
-"""Keys that say whether an answer is a good one, in sets for KTO."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,12 @@ class Keys:
     def __call__(self, entry: Any, file: str, place: str) -> list[Row]:
         where = f"{file}, {place}"
         require_object(entry, where, self.needed)
-        if bad := next((key for key in _VERDICTS if entry.get(key) is False), None):
-            message = f"{where}: {bad!r} false says that the answer is a bad one, not to be learned"
-            raise RowError(message, f"with {bad} false")
+        good = verdicts(entry, where)
         instruction, response = (text(entry[key], where, key) for key in (self.instruction, self.response))
         before = self._before(entry, where)
         turns = (*before, Turn("user", instruction, optional(entry, where, self.context)), Turn("assistant", response))
         if system := optional(entry, where, self.system):
             turns = (Turn("system", system), *turns)
-        good = (key for key in _VERDICTS if entry.get(key) is True)
         read = (self.instruction, self.response, self.context, self.system, self.history, *good)
         return [Row(turns, file=file, place=place, is_chat=bool(before), unused=unused_keys(entry, read))]
 
