@@ -125,6 +125,7 @@ REFUSED = [  # entry, what the message says
     (sharegpt(("human", "a"), ("function_call", "look it up")), ["conversations[1]", "not JSON"]),
     (sharegpt(("human", "a"), ("function_call", "[]")), ["conversations[1]", "without tool calls"]),
     ({"prompt": "a", "completion": "b", "label": False}, ["'label' false"]),
+    ({"prompt": "a", "completion": "b", "label": "False"}, ["'label' false"]),  # as a table has it
     ({"prompt": [USER], "completion": [ANSWER], "label": False}, ["'label' false"]),
     (chat(USER, ANSWER, label=False), ["'label' false"]),
     (sharegpt(("human", "a"), ("gpt", "b"), kto_tag=False), ["'kto_tag' false"]),
@@ -148,6 +149,7 @@ UNUSED = [  # entry, keys
     (chat(USER | {"weight": 1}, ANSWER), ("messages[].weight",)),  # nothing is learned of what a user says
     (chat(USER, ANSWER | {"reasoning_content": "x", "reasoning": "y"}), ("messages[].reasoning",)),
     ({"instruction": "a", "output": "b", "source": "c4", "n": 0}, ("source", "n")),
+    ({"instruction": "a", "output": "b", "input": "c", "context": "d"}, ("context",)),
     ({"conversations": ["a", "b"], "source": "x"}, ("source",)),
     ({"question": "a", "choices": ["x", "y"], "answer": 0, "subject": "s"}, ("subject",)),
 ]  # fmt: skip
@@ -169,6 +171,14 @@ SINGLE = [  # entry, turns
     ({"instruction": "a", "output": "b", "history": []}, (ASK, SAY)),
     ({"system_prompt": "S", "question": "a", "response": "b"}, (SYSTEM, ASK, SAY)),
     ({"question": "a", "answer": "b"}, (ASK, SAY)),
+    ({"question": "a", "answer": "b", "context": "c"}, (Turn("user", "a", "c"), SAY)),
+    ({"instruction": "a", "response": "b", "input": "c"}, (Turn("user", "a", "c"), SAY)),
+    ({"instruction": "a", "output": "b", "input": "", "context": "c"}, (Turn("user", "a", "c"), SAY)),
+    (
+        {"instruction": "a", "response": "b", "history": [["c", "d"]]},
+        (Turn("user", "c"), Turn("assistant", "d"), ASK, SAY),
+    ),
+    ({"prompt": "a", "completion": "b", "label": "True"}, (ASK, SAY)),
     ({"prompt": "a", "completion": "b", "label": True}, (ASK, SAY)),
 ]
 

@@ -107,7 +107,8 @@ def verdicts(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
     Raises:
         RowError: one says that it is a bad one.
     """
-    if bad := next((key for key in _VERDICTS if entry.get(key) is False), None):
+    said = {key: str(entry[key]).strip().lower() for key in _VERDICTS if isinstance(entry.get(key), bool | str)}
+    if bad := next((key for key, verdict in said.items() if verdict == "false"), None):  # a table's cells are texts
         message = f"{where}: {bad!r} false says that the answer is a bad one, not to be learned"
         raise RowError(message, f"with {bad} false")
-    return tuple(key for key in _VERDICTS if entry.get(key) is True)
+    return tuple(key for key, verdict in said.items() if verdict == "true")

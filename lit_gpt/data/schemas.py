@@ -29,6 +29,8 @@ class Keys:
     """Of earlier questions and answers, a list of pairs."""
     needs_context: bool = False
     """The context's key must be there."""
+    other_context: str | None = None
+    """The context's key in rows where `context` holds nothing."""
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -50,10 +52,11 @@ class Keys:
         good = verdicts(entry, where)
         instruction, response = (text(entry[key], where, key) for key in (self.instruction, self.response))
         before = self._before(entry, where)
-        turns = (*before, Turn("user", instruction, optional(entry, where, self.context)), Turn("assistant", response))
+        context = self.other_context if self.context and not entry.get(self.context) else self.context
+        turns = (*before, Turn("user", instruction, optional(entry, where, context)), Turn("assistant", response))
         if system := optional(entry, where, self.system):
             turns = (Turn("system", system), *turns)
-        read = (self.instruction, self.response, self.context, self.system, self.history, *good)
+        read = (self.instruction, self.response, context, self.system, self.history, *good)
         return [Row(turns, file=file, place=place, is_chat=bool(before), unused=unused_keys(entry, read))]
 
     def _before(self, entry: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
@@ -68,9 +71,9 @@ class Keys:
         return tuple(turns)
 
 
-alpaca = Keys("instruction", "output", "input", history="history")
+alpaca = Keys("instruction", "output", "input", history="history", other_context="context")
 """https://github.com/tatsu-lab/stanford_alpaca#data-release; `input` may be absent. LLaMA-Factory adds history."""
-dolly = Keys("instruction", "response", "context")
+dolly = Keys("instruction", "response", "context", history="history", other_context="input")
 """https://huggingface.co/datasets/databricks/databricks-dolly-15k; `context` may be absent."""
 completion = Keys("prompt", "completion")
 longform = Keys("input", "output")
@@ -169,7 +172,7 @@ SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [
     (("question", "options", "answer"), Choice(choices="options")),
     (("question", "A", "B", "answer"), Choice(choices=None)),
     (("input", "A", "B", "target"), Choice("input", None, "target")),
-    (("question", "answer"), Keys("question", "answer")),
+    (("question", "answer"), Keys("question", "answer", "context")),
     (("question", "response"), orca),
     (("inputs", "targets"), flan),
     (("input", "output"), longform),
