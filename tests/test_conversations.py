@@ -189,6 +189,12 @@ def test_single_turns_take_what_stands_beside_them(tmp_path, entry, turns):
     assert row.turns == turns and not row.unused and row.is_chat == (len(turns) == 4)
 
 
+@pytest.mark.parametrize("columns", ({"conversations": "data"}, {"messages": "data", "role": "who", "content": "what"}))
+def test_texts_in_turns_are_a_conversation_under_any_key(tmp_path, columns):
+    (row,) = read(tmp_path, {"data": ["a", "b", "a", "b"], "id": "0"}, columns=columns)
+    assert row.turns == (ASK, SAY, ASK, SAY) and row.unused == ("id",) and row.is_chat
+
+
 QUESTION = Turn("user", "Which?\nA. w\nB. x\nC. y\nD. z\nAnswer:")
 LETTERS = dict(zip("ABCD", "wxyz", strict=True))
 CHOICES = [

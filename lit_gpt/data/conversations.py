@@ -83,7 +83,7 @@ class Conversation:
 
     def _turns(self, entry: dict[str, Any], where: str) -> tuple[list[Turn], list[str]]:
         """The turns, and the keys of messages that are not read. Raises: UserError naming the message."""
-        said = _rows_of_columns(from_json(entry[self.key], where, self.key))
+        said = self._spoken(_rows_of_columns(from_json(entry[self.key], where, self.key)))
         turns: list[Turn] = []
         unused: list[str] = []
         for i, message in enumerate(listed(said, where, self.key)):
@@ -95,6 +95,13 @@ class Conversation:
             else:
                 turns.append(turn)
         return turns, unused
+
+    def _spoken(self, said: Any) -> Any:
+        """Messages of user and assistant in turns in place of a list of texts; other values as they are."""
+        if not (isinstance(said, list) and said and all(isinstance(message, str) for message in said)):
+            return said
+        speaker, content = self.names.get("role", "role"), self.names.get("content", "content")
+        return [{speaker: ("user", "assistant")[i % 2], content: message} for i, message in enumerate(said)]
 
     def _turn(self, message: Any, at: str) -> tuple[Turn, bool, tuple[str, ...]]:
         """A turn, whether its text was calls, and the keys that are not read. Raises: UserError."""
