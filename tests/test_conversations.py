@@ -125,6 +125,10 @@ REFUSED = [  # entry, what the message says
     (sharegpt(("human", "a"), ("function_call", "look it up")), ["conversations[1]", "not JSON"]),
     (sharegpt(("human", "a"), ("function_call", "[]")), ["conversations[1]", "without tool calls"]),
     ({"prompt": "a", "completion": "b", "label": False}, ["'label' false"]),
+    (
+        {"question": "a", "answer": "b", "context": {"title": ["x"]}},
+        ["'context' must be text, found an object", '--columns "{instruction: question, response: answer}" leaves it'],
+    ),
     ({"prompt": "a", "completion": "b", "label": "False"}, ["'label' false"]),  # as a table has it
     ({"prompt": [USER], "completion": [ANSWER], "label": False}, ["'label' false"]),
     (chat(USER, ANSWER, label=False), ["'label' false"]),

@@ -53,6 +53,9 @@ class Keys:
         instruction, response = (text(entry[key], where, key) for key in (self.instruction, self.response))
         before = self._before(entry, where)
         context = self.other_context if self.context and not entry.get(self.context) else self.context
+        if context and not isinstance(entry.get(context), str | None):
+            way = f'--columns "{{instruction: {self.instruction}, response: {self.response}}}" leaves it out'
+            raise UserError(f"{where}: {context!r} must be text, found {kind(entry[context])}; {way}")
         turns = (*before, Turn("user", instruction, optional(entry, where, context)), Turn("assistant", response))
         if system := optional(entry, where, self.system):
             turns = (Turn("system", system), *turns)
