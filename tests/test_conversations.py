@@ -63,6 +63,7 @@ READ = [  # entry, turns, tools
     (chat(USER, ANSWER | {"train": True, "loss": None, "train_on_turn": 0.0}), (ASK, answer("b", taught=False)), ()),
     (chat(USER, ANSWER | {"reasoning_content": "hm"}), (ASK, answer("b", reasoning_content="hm")), ()),
     (chat(USER, ANSWER | {"reasoning_content": ""}), (ASK, SAY), ()),
+    (chat(USER, ANSWER, label=True), (ASK, SAY), ()),
     (chat(USER, ANSWER | {"thinking": "hm"}), (ASK, answer("b", reasoning_content="hm")), ()),
     (chat(USER, ANSWER | {"tool_calls": [TEXT_CALL]}), (ASK, answer("b", **CALLED)), ()),
     (chat(USER, assistant(content=None, tool_calls=[TEXT_CALL])), (ASK, answer("", **CALLED, content=None)), ()),
@@ -124,6 +125,14 @@ REFUSED = [  # entry, what the message says
     (sharegpt(("human", "a"), ("function_call", "look it up")), ["conversations[1]", "not JSON"]),
     (sharegpt(("human", "a"), ("function_call", "[]")), ["conversations[1]", "without tool calls"]),
     ({"prompt": "a", "completion": "b", "label": False}, ["'label' false"]),
+    (
+        {"question": "a", "answer": "b", "context": {"title": ["x"]}},
+        ["'context' must be text, found an object", '--columns "{instruction: question, response: answer}" leaves it'],
+    ),
+    ({"prompt": "a", "completion": "b", "label": "False"}, ["'label' false"]),  # as a table has it
+    ({"prompt": [USER], "completion": [ANSWER], "label": False}, ["'label' false"]),
+    (chat(USER, ANSWER, label=False), ["'label' false"]),
+    (sharegpt(("human", "a"), ("gpt", "b"), kto_tag=False), ["'kto_tag' false"]),
 ]
 
 
@@ -144,6 +153,7 @@ UNUSED = [  # entry, keys
     (chat(USER | {"weight": 1}, ANSWER), ("messages[].weight",)),  # nothing is learned of what a user says
     (chat(USER, ANSWER | {"reasoning_content": "x", "reasoning": "y"}), ("messages[].reasoning",)),
     ({"instruction": "a", "output": "b", "source": "c4", "n": 0}, ("source", "n")),
+    ({"instruction": "a", "output": "b", "input": "c", "context": "d"}, ("context",)),
     ({"conversations": ["a", "b"], "source": "x"}, ("source",)),
     ({"question": "a", "choices": ["x", "y"], "answer": 0, "subject": "s"}, ("subject",)),
 ]  # fmt: skip
@@ -165,6 +175,14 @@ SINGLE = [  # entry, turns
     ({"instruction": "a", "output": "b", "history": []}, (ASK, SAY)),
     ({"system_prompt": "S", "question": "a", "response": "b"}, (SYSTEM, ASK, SAY)),
     ({"question": "a", "answer": "b"}, (ASK, SAY)),
+    ({"question": "a", "answer": "b", "context": "c"}, (Turn("user", "a", "c"), SAY)),
+    ({"instruction": "a", "response": "b", "input": "c"}, (Turn("user", "a", "c"), SAY)),
+    ({"instruction": "a", "output": "b", "input": "", "context": "c"}, (Turn("user", "a", "c"), SAY)),
+    (
+        {"instruction": "a", "response": "b", "history": [["c", "d"]]},
+        (Turn("user", "c"), Turn("assistant", "d"), ASK, SAY),
+    ),
+    ({"prompt": "a", "completion": "b", "label": "True"}, (ASK, SAY)),
     ({"prompt": "a", "completion": "b", "label": True}, (ASK, SAY)),
 ]
 
@@ -173,6 +191,12 @@ SINGLE = [  # entry, turns
 def test_single_turns_take_what_stands_beside_them(tmp_path, entry, turns):
     (row,) = read(tmp_path, entry)
     assert row.turns == turns and not row.unused and row.is_chat == (len(turns) == 4)
+
+
+@pytest.mark.parametrize("columns", ({"conversations": "data"}, {"messages": "data", "role": "who", "content": "what"}))
+def test_texts_in_turns_are_a_conversation_under_any_key(tmp_path, columns):
+    (row,) = read(tmp_path, {"data": ["a", "b", "a", "b"], "id": "0"}, columns=columns)
+    assert row.turns == (ASK, SAY, ASK, SAY) and row.unused == ("id",) and row.is_chat
 
 
 QUESTION = Turn("user", "Which?\nA. w\nB. x\nC. y\nD. z\nAnswer:")

@@ -203,6 +203,11 @@ def test_a_group_has_a_folder_or_a_file_for_each_of_its_tasks(group, tmp_path):
     ways += [dict(reversed(ways[-1].items()))]
     for task_data in ways:  # what is given to one task goes before what is given to its group, in any order
         assert questions_of(EvalArgs(**common, task_data=task_data)) == expected
+    one = EvalArgs(
+        eval_tasks=("my_virology",), task_path=group, task_data={"my": {"my_virology": files["my_virology"]}}
+    )
+    _, (task,) = prepare(one)  # a single one of them is evaluated
+    assert task.eval_docs[0]["question"] == expected["my_virology"]
     with pytest.raises(UserError, match=r"has no my_astronomy\.jsonl, and no my_astronomy/test\.jsonl"):
         prepare(EvalArgs(**common, task_data={"my": tmp_path}))
     with pytest.raises(UserError, match=r"no task 'mmlu_anatomy'; did you mean my_anatomy"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lit_gpt.data.calls import read_calls, read_tools
-from lit_gpt.data.rows import Row, RowError, conversation
+from lit_gpt.data.rows import Row, RowError, conversation, verdicts
 from lit_gpt.data.values import found_keys, from_json, kind, listed, require_object, text, unused_keys
 from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
@@ -68,12 +68,13 @@ class Conversation:
         if media := next((key for key in _MEDIA if entry.get(key)), None):
             message = f"{where}: {media!r} is not empty, and only texts are taught"
             raise RowError(message, "with pictures, videos or sound")
+        good = verdicts(entry, where)
         turns, unused = self._turns(entry, where)
         systems, tools = self._named("system", _SYSTEMS), self._named("tools", _TOOLS)
         for key in systems:
             turns = _with_system(turns, entry.get(key), where, key)
         functions = tuple(tool for key in tools for tool in read_tools(entry.get(key), where, key))
-        unused = unused_keys(entry, (self.key, *systems, *tools, *_MEDIA)) + tuple(dict.fromkeys(unused))
+        unused = unused_keys(entry, (self.key, *systems, *tools, *_MEDIA, *good)) + tuple(dict.fromkeys(unused))
         return [conversation(turns, file, place, tools=functions, unused=unused)]
 
     def _named(self, name: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ class Conversation:
 
     def _turns(self, entry: dict[str, Any], where: str) -> tuple[list[Turn], list[str]]:
         """The turns, and the keys of messages that are not read. Raises: UserError naming the message."""
-        said = _rows_of_columns(from_json(entry[self.key], where, self.key))
+        said = self._spoken(_rows_of_columns(from_json(entry[self.key], where, self.key)))
         turns: list[Turn] = []
         unused: list[str] = []
         for i, message in enumerate(listed(said, where, self.key)):
@@ -94,6 +95,13 @@ class Conversation:
             else:
                 turns.append(turn)
         return turns, unused
+
+    def _spoken(self, said: Any) -> Any:
+        """Messages of user and assistant in turns in place of a list of texts; other values as they are."""
+        if not (isinstance(said, list) and said and all(isinstance(message, str) for message in said)):
+            return said
+        speaker, content = self.names.get("role", "role"), self.names.get("content", "content")
+        return [{speaker: ("user", "assistant")[i % 2], content: message} for i, message in enumerate(said)]
 
     def _turn(self, message: Any, at: str) -> tuple[Turn, bool, tuple[str, ...]]:
         """A turn, whether its text was calls, and the keys that are not read. Raises: UserError."""

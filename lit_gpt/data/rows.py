@@ -15,6 +15,9 @@ _MAY_FOLLOW = {
 }
 """Role -> roles of the next turn; what a tool says may come in several turns, one a call."""
 
+_VERDICTS = ("label", "kto_tag")
+"""Keys that say whether an answer is a good one, in sets for KTO."""
+
 
 class RowError(UserError):
     """What is wrong with a row, and in few words why rows of its kind are left out where they are dropped."""
@@ -96,3 +99,16 @@ def conversation(
     if len(turns) == n_system:
         raise UserError(f"{file}, {place}: expected at least one turn of a user, found none")
     return Row(tuple(turns), tools=tuple(tools), file=file, place=place, is_chat=True, unused=unused)
+
+
+def verdicts(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The keys of an entry that say that its answer is a good one.
+
+    Raises:
+        RowError: one says that it is a bad one.
+    """
+    said = {key: str(entry[key]).strip().lower() for key in _VERDICTS if isinstance(entry.get(key), bool | str)}
+    if bad := next((key for key, verdict in said.items() if verdict == "false"), None):  # a table's cells are texts
+        message = f"{where}: {bad!r} false says that the answer is a bad one, not to be learned"
+        raise RowError(message, f"with {bad} false")
+    return tuple(key for key, verdict in said.items() if verdict == "true")

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_gpt.data.choices import Choice
 from lit_gpt.data.conversations import Conversation
-from lit_gpt.data.rows import Row, RowError, conversation
+from lit_gpt.data.rows import Row, conversation, verdicts
 from lit_gpt.data.trees import Trees
 from lit_gpt.data.values import found_keys, from_json, kind, listed, optional, require_object, text, unused_keys
 from lit_gpt.errors import UserError
@@ -15,8 +15,6 @@ from lit_gpt.prompts.turns import Turn
 
 Parse = Callable[[Any, str, str], list[Row]]
 """(entry, file, place) -> rows. Raises UserError naming file, place and key."""
-_VERDICTS = ("label", "kto_tag")
-"""Keys that say whether an answer is a good one, in sets for KTO."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,8 @@ class Keys:
     """Of earlier questions and answers, a list of pairs."""
     needs_context: bool = False
     """The context's key must be there."""
+    other_context: str | None = None
+    """The context's key in rows where `context` holds nothing."""
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -49,16 +49,17 @@ class Keys:
     def __call__(self, entry: Any, file: str, place: str) -> list[Row]:
         where = f"{file}, {place}"
         require_object(entry, where, self.needed)
-        if bad := next((key for key in _VERDICTS if entry.get(key) is False), None):
-            message = f"{where}: {bad!r} false says that the answer is a bad one, not to be learned"
-            raise RowError(message, f"with {bad} false")
+        good = verdicts(entry, where)
         instruction, response = (text(entry[key], where, key) for key in (self.instruction, self.response))
         before = self._before(entry, where)
-        turns = (*before, Turn("user", instruction, optional(entry, where, self.context)), Turn("assistant", response))
+        context = self.other_context if self.context and not entry.get(self.context) else self.context
+        if context and not isinstance(entry.get(context), str | None):
+            way = f'--columns "{{instruction: {self.instruction}, response: {self.response}}}" leaves it out'
+            raise UserError(f"{where}: {context!r} must be text, found {kind(entry[context])}; {way}")
+        turns = (*before, Turn("user", instruction, optional(entry, where, context)), Turn("assistant", response))
         if system := optional(entry, where, self.system):
             turns = (Turn("system", system), *turns)
-        good = (key for key in _VERDICTS if entry.get(key) is True)
-        read = (self.instruction, self.response, self.context, self.system, self.history, *good)
+        read = (self.instruction, self.response, context, self.system, self.history, *good)
         return [Row(turns, file=file, place=place, is_chat=bool(before), unused=unused_keys(entry, read))]
 
     def _before(self, entry: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
@@ -73,9 +74,9 @@ class Keys:
         return tuple(turns)
 
 
-alpaca = Keys("instruction", "output", "input", history="history")
+alpaca = Keys("instruction", "output", "input", history="history", other_context="context")
 """https://github.com/tatsu-lab/stanford_alpaca#data-release; `input` may be absent. LLaMA-Factory adds history."""
-dolly = Keys("instruction", "response", "context")
+dolly = Keys("instruction", "response", "context", history="history", other_context="input")
 """https://huggingface.co/datasets/databricks/databricks-dolly-15k; `context` may be absent."""
 completion = Keys("prompt", "completion")
 longform = Keys("input", "output")
@@ -174,7 +175,7 @@ SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [
     (("question", "options", "answer"), Choice(choices="options")),
     (("question", "A", "B", "answer"), Choice(choices=None)),
     (("input", "A", "B", "target"), Choice("input", None, "target")),
-    (("question", "answer"), Keys("question", "answer")),
+    (("question", "answer"), Keys("question", "answer", "context")),
     (("question", "response"), orca),
     (("inputs", "targets"), flan),
     (("input", "output"), longform),

@@ -166,24 +166,34 @@ class Encoder:
             UserError: as `exchanges`.
         """
         while (excess := total(pieces) - self.limit) > 0:
-            longest = max(
-                ((i, name) for i, t in enumerate(turns) if t.role == "user" for name in ("text", "context")),
-                key=lambda place: len(getattr(turns[place[0]], place[1])),
-            )
-            i, name = longest
-            text = getattr(turns[i], name)
-            if not text:
+            shorter = self.shortened(turns, excess)
+            if shorter == turns:
                 counts.dropped[self.too_long] += 1
                 return None
-            n_tokens = len(self.tokenizer.encode(text, bos=False))
-            n_characters = min(len(text) - 1, len(text) * max(0, n_tokens - excess) // max(1, n_tokens))
-            turns = (*turns[:i], replace(turns[i], **{name: text[:n_characters]}), *turns[i + 1 :])
+            turns = shorter
             exchanges = self.exchanges(row, turns, counts)
             if exchanges is None:
                 return None
             (pieces,) = self.pieces([exchanges])
         counts.cut["in the prompt"] += 1
         return pieces
+
+    def shortened(self, turns: tuple[Turn, ...], excess: int) -> tuple[Turn, ...]:
+        """The turns with the user's longest texts cut, one after the other, until half of the excess must be gone: what
+        a text's tokens are within the whole, only the whole tells."""
+        texts = [
+            (len(getattr(t, n)), i, n) for i, t in enumerate(turns) if t.role == "user" for n in ("text", "context")
+        ]
+        found, left = list(turns), excess
+        for length, i, name in sorted(texts, key=lambda text: -text[0]):
+            if not length or 2 * left < excess:
+                break
+            text = getattr(found[i], name)
+            n_tokens = len(self.tokenizer.encode(text, bos=False))
+            n_characters = min(length - 1, length * max(0, n_tokens - left) // max(1, n_tokens))
+            found[i] = replace(found[i], **{name: text[:n_characters]})
+            left -= min(n_tokens, left)
+        return tuple(found)
 
     def count_apart(self, rows: Sequence[Sequence[Exchange]]) -> int:
         """Rows in which two texts melt when they are tokenized as one: a prompt and its answer, or an answer and what

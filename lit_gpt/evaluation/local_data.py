@@ -65,7 +65,7 @@ def _sources(
 ) -> dict[str, Source]:
     """Task -> its files, for one entry of --task_data. Raises: UserError."""
     data_sets = {_data_set(task, manager) for task in tasks}
-    if isinstance(given, Mapping) and len(data_sets) > 1:
+    if isinstance(given, Mapping) and (len(data_sets) > 1 or _names_tasks(name, given, manager)):
         return _by_task(name, given, tasks, manager)
     for path in given.values() if isinstance(given, Mapping) else [given]:
         if not path.exists():
@@ -81,6 +81,12 @@ def _sources(
             f'--task_data "{{{tasks[0]}: FILE, {tasks[1]}: FILE}}"'
         )
     return dict.fromkeys(tasks, given)
+
+
+def _names_tasks(name: str, given: Mapping[str, Any], manager: "TaskManager") -> bool:
+    """Whether a mapping is by the tasks of a group, of which perhaps one alone is evaluated."""
+    members = {leaf for n in resolve(name, manager) for leaf in leaves(n, manager)}
+    return len(members) > 1 and all(key in manager.task_index for key in given)
 
 
 def _by_task(name: str, given: Mapping[str, Path], tasks: list[str], manager: "TaskManager") -> dict[str, Source]:

@@ -15,12 +15,15 @@ from lit_gpt.prompts.marked import marked_exchanges
 from lit_gpt.prompts.messages import CallForm, calls_of, find_form, message, name_of
 from lit_gpt.prompts.shown import after_prompt, answer_after, require_shown
 from lit_gpt.prompts.turns import Exchange, Turn
+from lit_gpt.prompts.windows import Place, exact_place, places_by_windows
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_optional, read_settings
 
 FILE = "chat_template.jinja"
 _FOLDER = "additional_chat_templates"
 """Where a tokenizer keeps templates with names of their own."""
+_MANY = 12
+"""Answers of a conversation from which on they are looked for in short ones."""
 
 
 @dataclass(frozen=True)
@@ -131,26 +134,40 @@ class ChatTemplate:
             text, end = self._last(turns, tools, whole, asked)
             whole = asked + text + (end or "")
             last = [_Answer(len(turns) - 1, len(asked), text, end)]
-        found = [self._answer_in(whole, turns, i, tools) for i, t in enumerate(turns[:-1]) if t.role == "assistant"]
+        earlier = [i for i, t in enumerate(turns[:-1]) if t.role == "assistant"]
+        found = [
+            self._answer_at(whole, turns, i, place) for i, place in self._places(whole, turns, earlier, tools).items()
+        ]
         return [*filter(None, found), *last], whole
 
-    def _answer_in(
-        self, whole: str, turns: Sequence[Turn], i: int, tools: Sequence[Mapping[str, Any]]
-    ) -> _Answer | None:
+    def _places(
+        self, whole: str, turns: Sequence[Turn], answers: Sequence[int], tools: Sequence[Mapping[str, Any]]
+    ) -> dict[int, Place]:
+        """Where the answers are that `whole` shows after what asks for them. Raises: UserError."""
+
+        def render(some: Sequence[Turn], ask: bool) -> str:
+            return self.render(some, ask, tools)
+
+        if len(answers) >= _MANY:
+            try:
+                found = places_by_windows(whole, turns, answers, render)
+            except UserError:  # the template refuses the short conversation
+                found = None
+            if found is not None:
+                return found
+        exact = {i: exact_place(whole, turns, i, render) for i in answers}
+        return {i: place for i, place in exact.items() if place is not None}
+
+    def _answer_at(self, whole: str, turns: Sequence[Turn], i: int, place: Place) -> _Answer | None:
         """The answer of turn i, which is not the last; None if what the model would have written there is not in
-        `whole`. Raises: UserError."""
-        asked = self.render(turns[:i], True, tools)
-        if not whole.startswith(asked):
+        `whole`."""
+        at, tail = place
+        text, end = self.ending.cut(tail, turns[i].text.strip())
+        if not whole.startswith(text, at):
             return None
-        answered = self.render(turns[: i + 1], False, tools)
-        if not answered.startswith(asked):
-            return None
-        text, end = self.ending.cut(answered[len(asked) :], turns[i].text.strip())
-        if not whole.startswith(text, len(asked)):
-            return None
-        if end is None and (late := self.ending.after(text, whole[len(asked) + len(text) :])):
+        if end is None and (late := self.ending.after(text, whole[at + len(text) :])):
             text, end = late
-        return _Answer(i, len(asked), text, end) if whole.startswith(text + (end or ""), len(asked)) else None
+        return _Answer(i, at, text, end) if whole.startswith(text + (end or ""), at) else None
 
     def _last(
         self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, asked: str
