@@ -34,7 +34,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "resources": set(),
     "files": {"files"},
     "checkpoint": {"adapter", "adapter_v2", "config", "convert", "files", "full", "lora", "model", "places"}
-    | {"quantize", "rope"},
+    | {"prompts", "quantize", "rope"},
     "convert": {"config", "convert", "families", "files", "linear", "lora", "model", "places", "prompts"}
     | {"rope", "tokenizer"},
     "interchange": {"checkpoint", "convert", "files", "prompts"},
