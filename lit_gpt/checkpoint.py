@@ -29,6 +29,7 @@ from lit_gpt.files import Spec, load_state, open_state, save_state, write_text
 from lit_gpt.model import GPT
 from lit_gpt.places import RUN, require_run
 from lit_gpt.places import default_out_dir as default_out_dir  # here, too, for those that need this module anyway
+from lit_gpt.prompts.wording import reworded, say
 from lit_gpt.quantize import QUANTIZATIONS, quantizable, quantized, require_quantizable
 from lit_gpt.rope import Rope
 
@@ -207,7 +208,11 @@ def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str
 
 
 def read_run(run_dir: Path) -> Run:
-    """Raises: UserError if the folder has no whole record of a run."""
+    """What a run says of itself; a note on stderr says if its prompt style writes other texts now.
+
+    Raises:
+        UserError: the folder has no whole record of a run.
+    """
     require_run(run_dir)
     path = run_dir / RUN
     try:
@@ -218,6 +223,8 @@ def read_run(run_dir: Path) -> Run:
         raise UserError(f"{path} names the method {run.method!r}; known are {', '.join(METHODS)}")
     if run.quantize is not None and run.quantize not in QUANTIZATIONS:
         raise UserError(f"{path} names the weights {run.quantize!r}; known are {', '.join(QUANTIZATIONS)}")
+    if said := reworded(run.data):
+        say(said)
     return run
 
 

@@ -15,6 +15,8 @@ WEIGHTS, CONFIG, LITGPT_CONFIG = "lit_model.pth", "lit_config.json", "model_conf
 """Of a checkpoint; the last one in the place of CONFIG in those of litgpt."""
 RUN = "finetuned.json"
 """What a run says of itself."""
+_RESULTS = ("lit_model*_finetuned.pth", "checkpoints/step-*", "merged", "averaged")
+"""What is in the folder of a run, besides what says how it went."""
 META = "meta.json"
 """What a prepared data set says of itself."""
 HF_CONFIG = "config.json"
@@ -145,6 +147,20 @@ def require_free_for(flag: str, path: Path, folder: bool) -> None:
         raise UserError(f"--{flag} {path} is a file, and a folder is to be made there; pass another one")
     if not folder and path.is_dir():
         raise UserError(f"--{flag} {path} is a folder, and a file is to be written; pass a name in it")
+
+
+def results_of(out_dir: Path) -> list[Path]:
+    """What a run left in its folder that somebody may want to keep."""
+    return [path for pattern in _RESULTS for path in out_dir.glob(pattern)]
+
+
+def require_no_results(out_dir: Path) -> None:
+    """Raises: UserError if the folder of a new run has results of another one."""
+    if results_of(out_dir):
+        raise UserError(
+            f"{out_dir} holds another run; pass --resume true to go on with it, another --out_dir, or --overwrite true "
+            "to replace it"
+        )
 
 
 def suggestion(path: Path, usual: str | None = None, mark: str = WEIGHTS) -> str:

@@ -6,6 +6,7 @@ python scripts/convert_peft_adapter.py --to lit --checkpoint_dir checkpoints/ope
 `peft.PeftModel.from_pretrained(model, "a")` loads the one, generate/lora.py the other. PEFT need not be installed.
 """
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -51,13 +52,13 @@ def main(
 
     if to == "peft":
         write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite, fold_scale)
-        print(f"Saved the adapter to {peft_dir}; share it with: hf upload USER/NAME {peft_dir}")
+        print(f"Saved the adapter to {peft_dir}; share it with: hf upload USER/NAME {shlex.quote(str(peft_dir))}")
         print(
             "finetuned.json in it brings the very run back, and names your folders: --exclude finetuned.json leaves it"
         )
     elif to == "gguf":
         path = write_gguf_adapter(checkpoint_dir, run_dir, peft_dir, overwrite)
-        print(f"Saved the adapter to {path}; llama-cli --model <the checkpoint's gguf> --lora {path}")
+        print(f"Saved the adapter to {path}; llama-cli --model <the checkpoint's gguf> --lora {shlex.quote(str(path))}")
     else:
         style = read_adapter(checkpoint_dir, peft_dir, run_dir, prompt_style, overwrite)
         print(f"Saved the run to {run_dir}; prompts will be asked in the style {style} (--prompt_style)")

@@ -34,7 +34,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "resources": set(),
     "files": {"files"},
     "checkpoint": {"adapter", "adapter_v2", "config", "convert", "files", "full", "lora", "model", "places"}
-    | {"quantize", "rope"},
+    | {"prompts", "quantize", "rope"},
     "convert": {"config", "convert", "families", "files", "linear", "lora", "model", "places", "prompts"}
     | {"rope", "tokenizer"},
     "interchange": {"checkpoint", "convert", "files", "prompts"},
@@ -44,7 +44,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts it may import
     "generation": {"config", "data", "fused", "generation", "linear", "mlp", "model", "prompts", "quantize"}
     | {"resources", "rope", "tokenizer"},
     "training": {"checkpoint", "config", "convert", "data", "evaluation", "files", "fused", "linear", "matmul"}
-    | {"merging", "model", "packed", "quantize", "report", "resources", "tokenizer", "training"},
+    | {"merging", "model", "packed", "places", "quantize", "report", "resources", "tokenizer", "training"},
     "report": {"files", "report"},
     "evaluation": {"data", "evaluation", "files", "generation", "model", "prompts", "tokenizer"},
     "hub": {"convert", "families", "hub"},  # whether the converter will take what is about to be fetched

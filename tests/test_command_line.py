@@ -358,6 +358,7 @@ PATHS = [  # script, arguments, what its one line says
         ["--to", "peft", "TINY", "--peft_dir", "no"],
         ["out/lora/tiny holds no finetuned"],
     ),
+    ("finetune/lora.py", ["TINY", "DATA", "--out_dir", "out/full/z"], ["out/full/z holds another run; pass --resume"]),
     ("scripts/merge_lora.py", ["TINY"], ["out/lora/tiny holds no finetuned model"]),
     ("scripts/write_report.py", ["--finetuned_path", "out/lora/xx"], ["did you mean out/lora/x?"]),
     ("scripts/plan.py", ["--method", "lora", "TINY", "--data_dir", "data/suport"], ["did you mean data/support?"]),
@@ -404,6 +405,14 @@ def test_a_wrong_path_is_told_before_anything_slow_is_imported(script, argv, par
     process = without_torch(script, argv, folder)
     assert_one_line_error(process, *parts)
     assert process.returncode == 1 and process.stderr.count("\n") == 1, process.stderr
+
+
+def test_a_null_that_is_not_the_default_is_printed_by_skip_null_too():
+    """Reading it back would give the default."""
+    flags = flags_of(main_of("generate/lora.py"))
+    assert flags["top_k"].default == 200
+    printed = config_text(flags, {"top_k": None}, "skip_null")
+    assert "top_k: null" in printed and "finetuned_path" not in printed
 
 
 def test_every_script_with_a_path_to_read_is_among_those():

@@ -116,11 +116,13 @@ def test_the_script_makes_an_adapter_of_a_run(tmp_path, monkeypatch, capsys):
     save_state(run, trained_path(run_dir, "lora"))
     base_digest = digest({name: sample(name, x) for name, x in state.items()})
     save_run(Run("lora", asdict(args), "alpaca", str(base), base_digest, {}, {}, {}), run_dir)
-    script("convert_peft_adapter")("gguf", base, tmp_path / "adapter", run_dir)
-    assert f"--lora {tmp_path / 'adapter' / 'tiny-lora.gguf'}" in capsys.readouterr().out
+    folder = tmp_path / "my adapter"
+    with torch.enable_grad():  # as a script starts
+        script("convert_peft_adapter")("gguf", base, folder, run_dir)
+    assert f"--lora '{folder / 'tiny-lora.gguf'}'" in capsys.readouterr().out
     path = write(config, state, base, tmp_path / "out", "F32")
     model, _ = load_finetuned(make_fabric("32-true"), base, run_dir)
-    got = LlamaCpp(path, lora=tmp_path / "adapter" / "tiny-lora.gguf").log_probabilities(IDS[0, :7].tolist())
+    got = LlamaCpp(path, lora=folder / "tiny-lora.gguf").log_probabilities(IDS[0, :7].tolist())
     torch.testing.assert_close(got, model.eval()(IDS[:, :7])[0, -1].log_softmax(-1), rtol=0, atol=2e-3)
     with pytest.raises(UserError, match=r"adapter.*--overwrite"):
-        script("convert_peft_adapter")("gguf", base, tmp_path / "adapter", run_dir)
+        script("convert_peft_adapter")("gguf", base, folder, run_dir)

@@ -61,7 +61,7 @@ def config_text(flags: Mapping[str, Flag], values: Mapping[str, Any], how: str =
     for name, flag in flags.items():
         value = values.get(name, flag.default)
         same = how == "skip_default" and value == flag.default
-        if value is not MISSING and not same and not (how == "skip_null" and value is None):
+        if value is not MISSING and not same and not (how == "skip_null" and value is None and flag.default is None):
             rows[name] = _plain(value)
     return yaml.safe_dump(rows, sort_keys=False, allow_unicode=True, width=10**6) if rows else ""
 

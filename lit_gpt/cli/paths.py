@@ -60,7 +60,14 @@ def _checks(given: Mapping[str, Any], takes_runs: bool) -> dict[str, Callable[[A
         checks[name] = lambda value, name=name: _check_many(name, value)
     for name in (*MADE, *WRITTEN):
         checks[name] = lambda path, name=name: places.require_free_for(name, path, folder=name in MADE)
+    if "resume" in given and not (given["resume"] or given["overwrite"] or given["dry_run"]):  # a new run
+        checks["out_dir"] = _check_new_run
     return checks
+
+
+def _check_new_run(out_dir: Path) -> None:
+    places.require_free_for("out_dir", out_dir, folder=True)
+    places.require_no_results(out_dir)
 
 
 def _check_many(name: str, value: Any) -> None:

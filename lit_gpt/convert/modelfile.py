@@ -4,6 +4,7 @@ https://docs.ollama.com/modelfile says what may stand in one.
 """
 
 import re
+import shlex
 from pathlib import Path
 
 from lit_gpt.files import write_text
@@ -48,7 +49,8 @@ def write_modelfile(gguf: Path, checkpoint_dir: Path) -> Path:
 
 def create_line(folder: Path, name: str) -> str:
     """The command that makes a model of Ollama's of the folder's gguf file."""
-    return f"ollama create {re.sub('[^a-z0-9._-]+', '-', name.lower()).strip('-._')} -f {folder / MODELFILE}"
+    model = re.sub("[^a-z0-9._-]+", "-", name.lower()).strip("-._")
+    return f"ollama create {model} -f {shlex.quote(str(folder / MODELFILE))}"
 
 
 def _quoted(text: str) -> str:

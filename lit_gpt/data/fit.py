@@ -5,11 +5,12 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import CHAT_TEMPLATE, read_template
+from lit_gpt.prompts.wording import reworded, say
 from lit_gpt.tokenizer import Tokenizer
 
 
 def check_fit(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer, prompt_style: str | None = None) -> None:
-    """See that a prepared data set suits a run.
+    """See that a prepared data set suits a run; a note on stderr says if its style writes other texts now.
 
     Args:
         tokenizer: of the checkpoint to be trained.
@@ -24,6 +25,8 @@ def check_fit(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer, prompt_s
             f"{folder} was prepared with the prompt style {meta['prompt_style']!r}, not {prompt_style!r}; "
             f"prepare it again with --prompt_style {prompt_style}, or leave the flag out"
         )
+    if said := reworded(meta):
+        say(said)
     template = meta.get(CHAT_TEMPLATE)
     if template is not None and template != read_template(tokenizer.path.parent):
         raise UserError(

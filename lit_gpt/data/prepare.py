@@ -27,6 +27,7 @@ from lit_gpt.data.tokens import Encoder, Pair
 from lit_gpt.errors import UserError
 from lit_gpt.files import write_text
 from lit_gpt.prompts import CHAT_TEMPLATE, open_style, read_template, with_kwargs
+from lit_gpt.prompts.wording import WORDING, wording
 from lit_gpt.tokenizer import Tokenizer
 
 BATCH = 1000
@@ -221,6 +222,7 @@ def describe(
         "checkpoint_dir": str(checkpoint_dir),
         "tokenizer": encoder.tokenizer.fingerprint(),
         "prompt_style": encoder.style_name,
+        WORDING: wording(encoder.style_name),
         "mask_inputs": args.mask_inputs,
         "last_turn_only": args.last_turn_only,
         "max_seq_length": encoder.limit,

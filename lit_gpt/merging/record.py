@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from lit_gpt.errors import UserError
+from lit_gpt.prompts.wording import reworded, say
 
 MERGED = "merged.json"
 
@@ -11,10 +12,15 @@ MERGED = "merged.json"
 def trained_style(checkpoint_dir: Path) -> str | None:
     """The prompt style that a merged checkpoint was trained with; None for a checkpoint that was not merged.
 
+    A note on stderr says if the style writes other texts now.
+
     Raises:
         UserError: the record is damaged.
     """
-    return read_record(checkpoint_dir).get("prompt_style")
+    record = read_record(checkpoint_dir)
+    if record.get("runs") and (said := reworded(record["runs"][-1].get("data", {}))):
+        say(said)
+    return record.get("prompt_style")
 
 
 def merged_runs(checkpoint_dir: Path) -> list[dict]:

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from lit_gpt.checkpoint import BEST, CHECKPOINTS, RUN
-from lit_gpt.errors import UserError
 from lit_gpt.files import links
+from lit_gpt.places import require_no_results, results_of
 from lit_gpt.report.page import REPORT
-from lit_gpt.training.average import AVERAGED
 from lit_gpt.training.budget import LEDGER
 from lit_gpt.training.monitor import CURVE, METRICS
 
@@ -14,10 +13,8 @@ MERGED = "merged"
 """Folder of the merged checkpoint within that of the run."""
 PLAN = "plan.json"
 """What the run was planned to take, beside what it took."""
-_RESULTS = ("lit_model*_finetuned.pth", f"{CHECKPOINTS}/step-*", MERGED, AVERAGED)
-"""What somebody may want to keep."""
 RECORDS = (RUN, METRICS, CURVE, REPORT, PLAN, LEDGER, CHECKPOINTS, BEST)
-"""What is of no use without that."""
+"""What is of no use without the results."""
 
 
 def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
@@ -29,12 +26,8 @@ def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
     Raises:
         UserError: the folder has results of another run, and `overwrite` is not set.
     """
-    results = [path for pattern in _RESULTS for path in out_dir.glob(pattern)]
-    if results and not overwrite:
-        raise UserError(
-            f"{out_dir} holds another run; pass --resume true to go on with it, another --out_dir, or --overwrite true "
-            "to replace it"
-        )
-    for path in (*results, *(out_dir / name for name in RECORDS)):
+    if not overwrite:
+        require_no_results(out_dir)
+    for path in (*results_of(out_dir), *(out_dir / name for name in RECORDS)):
         links.remove(path)
     out_dir.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ class _Update(NamedTuple):
     """Of the piece."""
 
 
+@torch.no_grad()  # weights that are put into a layer ask for gradients
 def adapter_tensors(config: Config, args: LoRAArgs, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the adapter that computes what a run's updates do, by their names in the file.
 

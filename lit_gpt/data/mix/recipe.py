@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_gpt.args.checks import AugmentArgs, MixArgs
 from lit_gpt.data.mix.sources import SAME, Source
+from lit_gpt.prompts.wording import WORDING, wording_of
 
 
 def recipe(
@@ -35,6 +36,7 @@ def recipe(
     return {
         "source": ", ".join(str(source.path) for source in sources.values()),
         **{key: first[key] for key in ("checkpoint_dir", *SAME) if key in first},
+        WORDING: wording_of(first),
         "max_seq_length": max(source.meta["max_seq_length"] for source in sources.values()),
         "end_ids": sorted({i for source in sources.values() for i in source.meta.get("end_ids", [])}),
         "seed": seed,

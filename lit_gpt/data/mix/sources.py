@@ -22,6 +22,7 @@ from lit_gpt.data.split import held_out
 from lit_gpt.data.tokens import Counts, Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.files.whole import temporary_beside
+from lit_gpt.prompts.wording import wording_of
 from lit_gpt.tokenizer import Tokenizer
 
 SAME = ("tokenizer", "prompt_style", "chat_template", "mask_inputs", "last_turn_only")
@@ -138,4 +139,9 @@ def require_same(sources: Mapping[str, Source]) -> None:
             shown = f" ({a!r} and {b!r})" if key != "chat_template" else ""
             raise UserError(
                 f"--sources: {first} and {name} differ in {key}{shown}; prepare them alike, or name their files instead"
+            )
+        if wording_of(one.meta) != wording_of(other.meta):  # one of them was prepared by another version
+            raise UserError(
+                f"--sources: the prompt style {one.meta['prompt_style']} wrote other texts in the version that "
+                f"prepared {first} than in that of {name}; prepare both with this version, or name their files instead"
             )

@@ -1,0 +1,50 @@
+"""What a style writes around texts, kept with what was made in it: another version of this toolkit may write others."""
+
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from lit_gpt.prompts.styles import STYLES
+from lit_gpt.prompts.turns import Turn
+
+WORDING = "style_writes"
+"""Key of meta.json."""
+_TURNS = [Turn(role, text) for role, text in (("user", "Q1"), ("assistant", "A1"), ("user", "Q2"), ("assistant", "A2"))]
+_OTHERS_BEFORE = frozenset(
+    ("chatml", "codellama", "gemma", "llama2", "llama2-function-calling", "stablelm-zephyr", "tinyllama")
+)
+"""Styles that wrote other texts in versions that did not keep them; with some tokenizers they come to the same ids."""
+_MAY_DIFFER = "wrote other texts in the version that prepared the data, for most models, than it does now"
+
+
+def wording(name: str) -> str | None:
+    """What the style of that name writes around two turns; None for a chat template, whose own text is kept."""
+    if name not in STYLES:
+        return None
+    return "".join(f"{e.prompt}{e.answer}{e.end or '</s>'}" for e in STYLES[name].exchanges(_TURNS))
+
+
+def wording_of(meta: Mapping[str, Any]) -> str | None:
+    """What the style wrote as the data of a meta.json was prepared; empty where that was another text, and not kept."""
+    if WORDING in meta:
+        return meta[WORDING]
+    return "" if meta["prompt_style"] in _OTHERS_BEFORE else wording(meta["prompt_style"])
+
+
+def reworded(meta: Mapping[str, Any]) -> str | None:
+    """One line if the style of prepared data, or of the run that was trained on it, writes other texts now."""
+    name = meta.get("prompt_style", "")
+    if name not in STYLES or wording_of(meta) == wording(name):
+        return None
+    differs = f"now writes other texts than {meta[WORDING]!r}" if meta.get(WORDING) else _MAY_DIFFER
+    return (
+        f"note: the prompt style {name} {differs}: {wording(name)!r}; what is trained on the data is then asked "
+        "otherwise than it was trained; prepare the data again and train anew to have both alike"
+    )
+
+
+@cache
+def say(line: str) -> None:
+    """Print a line on stderr, once."""
+    print(line, file=sys.stderr)
