@@ -1,7 +1,7 @@
 """What a model is asked, to the byte, and what it answers are as with lm-eval's own `hf` model in any kind of task."""
 
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from lit_gpt.checkpoint import load_base
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.run import evaluate
 from lit_gpt.evaluation.tasks import prepare
-from lit_gpt.prompts import Style, Turn, open_style
+from lit_gpt.prompts import Turn, open_style
 from lit_gpt.tokenizer import Tokenizer
 
 TEMPLATES = {
@@ -196,13 +196,6 @@ def test_turns_in_a_style_are_what_training_shows(name, checkpoint):
     assert lm._encode_pair(asked, " 4") == lm._encode_pair(asked.removesuffix(lead), " 4")  # one space, not two
 
 
-class Ended(Style):
-    """A style that ends answers with a token that is not the tokenizer's end of sequence."""
-
-    def exchanges(self, *given):
-        return [replace(e, end="<s>") for e in super().exchanges(*given)]
-
-
 def test_an_answer_stops_at_the_token_that_ends_it_in_the_style(checkpoint):
     lm = ours(checkpoint, 1, style="plain")
     (end,), (letter,) = lm.tok_encode("<s>", False), lm.tok_encode("x", False)
@@ -210,7 +203,7 @@ def test_an_answer_stops_at_the_token_that_ends_it_in_the_style(checkpoint):
     lm.model.lm_head.register_forward_hook(lambda _, __, out: out.index_fill(-1, torch.tensor(next(said)), 1e4))
     asked = requests("generate_until", [("the", {"until": [], "max_gen_toks": 5, "do_sample": False})])
     assert lm.generate_until(asked, disable_tqdm=True) == ["xxxx"]  # a special token is not shown
-    lm.style = Ended(**{f.name: getattr(lm.style, f.name) for f in fields(lm.style)})
+    lm.style = replace(lm.style, end="<s>")
     assert lm.generate_until(asked, disable_tqdm=True) == ["x"]
     told = [HISTORY[1], HISTORY[2], HISTORY[3]]
     assert lm.apply_chat_template(told).startswith("1 and 1?2<s>")
