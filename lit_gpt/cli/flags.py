@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, get_type_hints
 
 ALIASES = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay", "rank": "lora_r", "alpha": "lora_alpha"}
@@ -82,9 +81,3 @@ def meaning(main: Callable[..., None], flag: Flag) -> str:
     else:
         found = re.search(rf"^ +{flag.name}: ([^;\n]+)", inspect.getdoc(main) or "", re.MULTILINE)
     return re.sub(r"\s+", " ", found[1]).strip().rstrip(".") if found else ""
-
-
-def script_of(main: Callable[..., None]) -> str:
-    """The script as its user names it: the last folder and the file."""
-    file = Path(inspect.getsourcefile(main) or "script.py")
-    return "/".join(file.absolute().parts[-2:])

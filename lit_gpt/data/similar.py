@@ -105,11 +105,6 @@ def root(parents: np.ndarray, i: int) -> int:
     return i
 
 
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of the grams of either that both have."""
-    return float(jaccards(a, [b])[0])
-
-
 def jaccards(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
     """(n,) float64: for each of the others the share of the grams of either that both have."""
     if not others:
