@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.names import lit_shapes, stream_to_hf, to_hf
+from lit_gpt.families import config_for
 from lit_gpt.files import save_safetensors_shards, spec_of
 
 COPIES = "copying the files twice"
@@ -103,7 +103,7 @@ def make_checkpoint(folder: Path) -> int:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder.mkdir(parents=True)
-    config = Config.from_name(MODEL)
+    config = config_for(MODEL)
     meta = {n: torch.empty(s, dtype=torch.bfloat16, device="meta") for n, s in lit_shapes(config).items()}
     specs = {name: spec_of(x) for name, x in to_hf(config, meta).items()}
     weights = stream_to_hf(config, meta, lambda name: torch.randn(meta[name].shape).mul_(0.02).bfloat16())

@@ -39,6 +39,7 @@ from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.names import to_hf
 from lit_gpt.errors import UserError
+from lit_gpt.families import config_for
 from lit_gpt.model import GPT
 
 MODELS = (
@@ -106,7 +107,7 @@ def main() -> None:
 
 def require_known(name: str) -> None:
     try:
-        Config.from_name(name)
+        config_for(name)
     except UserError as e:
         sys.exit(f"error: {e}")
 
@@ -157,7 +158,7 @@ def compared(name: str, args: argparse.Namespace, device: torch.device) -> dict[
 
 def shape(name: str, on_gpu: bool) -> Config:
     """A listed model with fewer layers, and on a CPU less wide: the same traits, and heads shared in the same way."""
-    c = Config.from_name(name)
+    c = config_for(name)
     n_layer = 2 if c.mlp == "moe" and on_gpu else 4
     layers = {
         field: None if (of := getattr(c, field)) is None else [i for i in of if i < n_layer]

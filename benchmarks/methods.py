@@ -95,8 +95,9 @@ def measured(folder: Path, checkpoint: Path, data: Path, key: dict) -> dict:
 def untouched(folder: Path, checkpoint: Path, data: Path) -> dict:
     """The row of the model before any training."""
     from lit_gpt.args import TrainArgs, ValidationArgs
-    from lit_gpt.checkpoint import load_base, make_fabric
+    from lit_gpt.checkpoints.base import load_base
     from lit_gpt.data import store
+    from lit_gpt.fabric import make_fabric
     from lit_gpt.training.validation import validate
 
     fabric = make_fabric()

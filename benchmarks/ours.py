@@ -14,10 +14,10 @@ from lit_gpt.data.batches import Batch, micro_batches
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import Samples
 from lit_gpt.errors import UserError
-from lit_gpt.fused import set_compile
-from lit_gpt.lora import inject
+from lit_gpt.layers.compiled import set_compile
+from lit_gpt.layers.quantize import quantized
+from lit_gpt.methods.lora import inject
 from lit_gpt.model import GPT
-from lit_gpt.quantize import quantized
 from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.loss import loss_sum
 

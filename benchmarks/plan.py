@@ -89,7 +89,8 @@ def make_shallow(like: Path, folder: Path, n_layer: int) -> None:
     """Write a checkpoint of fewer layers, with random weights and the same tokenizer."""
     import torch
 
-    from lit_gpt.convert.lit import CONFIG, WEIGHTS, read_config
+    from lit_gpt.args.folders import CONFIG, WEIGHTS
+    from lit_gpt.checkpoints.layouts import read_config
     from lit_gpt.files import save_state
     from lit_gpt.model import GPT
 

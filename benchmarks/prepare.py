@@ -56,7 +56,7 @@ def main() -> None:
 def write_rows(args: argparse.Namespace) -> None:
     """The rows of the data file over and over, each with a number, in Alpaca's schema."""
     sys.path.insert(0, str(ROOT))
-    from lit_gpt.data.sources import read_rows
+    from lit_gpt.data.prepare.sources import read_rows
 
     rows = list(read_rows(args.data_file))
     with open(args.folder / "rows.jsonl", "w", encoding="utf-8") as file:
@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace) -> None:
     """Prepare the rows in one way and print its figures."""
     import torch  # noqa: F401  both ways have it in memory, and neither counts its import
 
-    from lit_gpt.data import prepare  # noqa: F401
+    from lit_gpt.data.prepare import run as prepare  # noqa: F401
 
     start = time.perf_counter()
     tokens, n_rows = (ours if args.way == "ours" else original)(args)
@@ -94,8 +94,8 @@ def ours(args: argparse.Namespace) -> tuple[int, int]:
     """(tokens, rows) of what a prepare script leaves."""
     from lit_gpt.args import PrepareArgs
     from lit_gpt.data import store
-    from lit_gpt.data.prepare import Files, prepare
-    from lit_gpt.data.schemas import alpaca
+    from lit_gpt.data.prepare.run import Files, prepare
+    from lit_gpt.data.prepare.schemas import alpaca
 
     out = args.folder / "ours"
     train, val = (Files((args.folder / f"{name}.jsonl",), alpaca) for name in ("rows", "val"))

@@ -59,12 +59,12 @@ def make_model(folder: Path) -> None:
     """A checkpoint with random weights, written one tensor at a time."""
     import torch
 
-    from lit_gpt.config import Config
-    from lit_gpt.convert.lit import CONFIG, WEIGHTS
+    from lit_gpt.args.folders import CONFIG, WEIGHTS
+    from lit_gpt.families import config_for
     from lit_gpt.files import Spec, save_stream
     from lit_gpt.model import GPT
 
-    config = Config.from_name(SHAPE)
+    config = config_for(SHAPE)
     with torch.device("meta"):
         shapes = {name: x.shape for name, x in GPT(config).state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,12 +106,13 @@ def measure(folder: Path, kind: str | None, n_tokens: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from lit_gpt import lora
     from lit_gpt.args import LoRAArgs
-    from lit_gpt.checkpoint import load_base, make_fabric
+    from lit_gpt.checkpoints.base import load_base
     from lit_gpt.data.batches import collate
-    from lit_gpt.linear import Linear
-    from lit_gpt.quantize import quantized
+    from lit_gpt.fabric import make_fabric
+    from lit_gpt.layers.linear import Linear
+    from lit_gpt.layers.quantize import quantized
+    from lit_gpt.methods import lora
     from lit_gpt.resources import peak_memory_gb
     from lit_gpt.training.loss import loss_sum
 

@@ -28,12 +28,14 @@ def main(
         quantize: keep the weights of the blocks in 4 or 8 bits, or in the precision (none); if not given, as a run was
             trained, and a pretrained model in the precision.
     """
-    from lit_gpt.checkpoint import load_base, load_finetuned, make_fabric, read_run
-    from lit_gpt.convert.lit import require_checkpoint
+    from lit_gpt.args.folders import require_checkpoint
+    from lit_gpt.checkpoints.base import load_base
+    from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
-    from lit_gpt.fused import compiling
-    from lit_gpt.merging.record import trained_style
+    from lit_gpt.fabric import make_fabric
+    from lit_gpt.layers.compiled import compiling
+    from lit_gpt.merge.record import trained_style
     from lit_gpt.tokenizer import Tokenizer
 
     require_checkpoint(checkpoint_dir)

@@ -27,11 +27,12 @@ def main(
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the base weights so, and not as in the training; none keeps them in the precision.
     """
-    from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric, read_run
-    from lit_gpt.convert.lit import require_checkpoint
+    from lit_gpt.args.folders import default_out_dir, require_checkpoint
+    from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
-    from lit_gpt.fused import compiling
+    from lit_gpt.fabric import make_fabric
+    from lit_gpt.layers.compiled import compiling
     from lit_gpt.tokenizer import Tokenizer
 
     require_checkpoint(checkpoint_dir)

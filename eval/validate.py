@@ -32,11 +32,13 @@ def main(
             trained, and a pretrained model in the precision.
         micro_batch_tokens: tokens per forward pass; 4096 on a GPU and 512 on a CPU if not given.
     """
-    from lit_gpt.checkpoint import load_base, load_finetuned, make_fabric, read_run
-    from lit_gpt.convert.lit import require_checkpoint
+    from lit_gpt.args.folders import require_checkpoint
+    from lit_gpt.checkpoints.base import load_base
+    from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.data import store
-    from lit_gpt.data.fit import check_fit
+    from lit_gpt.data.compatibility import check_fit
     from lit_gpt.errors import UserError
+    from lit_gpt.fabric import make_fabric
     from lit_gpt.tokenizer import Tokenizer
     from lit_gpt.training.validation import validate
 

@@ -33,9 +33,10 @@ def main(
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
     """
-    from lit_gpt.checkpoint import default_out_dir, make_fabric
-    from lit_gpt.training.finetuning import Finetuning
-    from lit_gpt.training.run import finetune
+    from lit_gpt.args.finetuning import Finetuning
+    from lit_gpt.args.folders import default_out_dir
+    from lit_gpt.fabric import make_fabric
+    from lit_gpt.finetuning import finetune
 
     asked = Finetuning(
         method="lora",

@@ -30,7 +30,9 @@ def main(
         compile: true takes some seconds to make each token faster, false does not; if not given, it is true on a GPU
             from 32 new tokens on.
     """
-    from lit_gpt.checkpoint import default_out_dir, load_finetuned, make_fabric
+    from lit_gpt.args.folders import default_out_dir
+    from lit_gpt.checkpoints.runs import load_finetuned
+    from lit_gpt.fabric import make_fabric
     from lit_gpt.generation.answer import loading, print_completion, say_memory
     from lit_gpt.generation.asking import ask
     from lit_gpt.tokenizer import Tokenizer

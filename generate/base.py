@@ -32,10 +32,11 @@ def main(
         compile: true takes some seconds to make each token faster, false does not; if not given, it is true on a GPU
             from 32 new tokens on.
     """
-    from lit_gpt.checkpoint import load_base, make_fabric
+    from lit_gpt.checkpoints.base import load_base
+    from lit_gpt.fabric import make_fabric
     from lit_gpt.generation.answer import loading, print_completion, say, say_memory
     from lit_gpt.generation.asking import ask
-    from lit_gpt.merging.record import trained_style
+    from lit_gpt.merge.record import trained_style
     from lit_gpt.tokenizer import Tokenizer
 
     style = prompt_style or trained_style(checkpoint_dir) or "plain"

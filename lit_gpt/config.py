@@ -150,17 +150,6 @@ class Config:
         return "local" if self.rope_local_base and self.is_sliding(layer) else "usual"
 
     @classmethod
-    def from_name(cls, name: str, **overrides: Any) -> "Config":
-        """Look a model up by short name or `org/name`.
-
-        Raises:
-            UserError: no family declares `name`; the message lists close matches.
-        """
-        from lit_gpt.families import find
-
-        return cls(**{**find(name), **overrides})
-
-    @classmethod
     def from_json(cls, path: Path) -> "Config":
         """Read what `to_json` wrote.
 

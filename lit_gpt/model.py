@@ -12,13 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
-from lit_gpt.linear import Embedding, Linear
-from lit_gpt.matmul import widened
-from lit_gpt.mlp import MLPS
-from lit_gpt.neftune import noisy
-from lit_gpt.norms import make_norm, make_qk_norm
-from lit_gpt.packed import Documents, Heads, PackedAttention
-from lit_gpt.rope import Rope, apply_rope
+from lit_gpt.layers.attention import Documents, Heads, PackedAttention
+from lit_gpt.layers.cpu_matmul import widened
+from lit_gpt.layers.linear import Embedding, Linear
+from lit_gpt.layers.mlp import MLPS
+from lit_gpt.layers.neftune import noisy
+from lit_gpt.layers.norms import make_norm, make_qk_norm
+from lit_gpt.layers.rope import Rope, apply_rope
 
 
 class GPT(nn.Module):

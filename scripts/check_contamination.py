@@ -7,7 +7,7 @@ python scripts/check_contamination.py --data_dir data/alpaca --task_data "{truth
 
 from pathlib import Path
 
-from lit_gpt.args.checks import ContaminationArgs
+from lit_gpt.args.curation import ContaminationArgs
 
 
 def main(
@@ -19,7 +19,7 @@ def main(
         data_dir: folder of the prepared data.
         checkpoint_dir: the checkpoint whose tokenizer decodes it; the one it was prepared for if not given.
     """
-    from lit_gpt.data.contamination import check_contamination
+    from lit_gpt.data.curate.contamination import check_contamination
 
     check_contamination(data_dir, contamination, checkpoint_dir)
 

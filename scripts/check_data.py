@@ -5,7 +5,7 @@ python scripts/check_data.py --data_dir data/alpaca
 
 from pathlib import Path
 
-from lit_gpt.args.checks import CheckArgs
+from lit_gpt.args.curation import CheckArgs
 
 
 def main(
@@ -19,7 +19,7 @@ def main(
         data_dir: folder of the prepared data.
         checkpoint_dir: the checkpoint whose tokenizer decodes it; the one it was prepared for if not given.
     """
-    from lit_gpt.data.check import check as check_data
+    from lit_gpt.data.curate.check import check as check_data
 
     check_data(data_dir, check, checkpoint_dir)
 

@@ -25,7 +25,7 @@ def main(
         pad_vocab_multiple: fill the vocabulary's tensors with zero rows up to a multiple of this; 64 suits GPUs. Tokens
             that were added to the tokenizer and not to the model get such a row, too.
     """
-    from lit_gpt.places import require_downloaded
+    from lit_gpt.args.folders import require_downloaded
 
     require_downloaded(checkpoint_dir)  # before what takes long to import
     import torch

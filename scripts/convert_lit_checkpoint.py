@@ -40,15 +40,15 @@ def main(
     """
     import torch
 
-    from lit_gpt.convert.compare import difference_read_back
+    from lit_gpt.checkpoints.layouts import open_lit
     from lit_gpt.convert.export import styled
     from lit_gpt.convert.formats import write_as
-    from lit_gpt.convert.lit import open_lit
     from lit_gpt.convert.modelfile import create_line
+    from lit_gpt.convert.verify import difference_read_back
     from lit_gpt.convert.vocabulary import check_vocabulary
     from lit_gpt.errors import UserError
     from lit_gpt.files import replace_folder
-    from lit_gpt.merging.record import trained_style
+    from lit_gpt.merge.record import trained_style
     from lit_gpt.tokenizer import Tokenizer
 
     if dtype and format == "gguf":

@@ -34,8 +34,8 @@ def main(
             patterns, as llama.cpp's converter does, compute the same.
         overwrite: replace what is written to if it holds something.
     """
+    from lit_gpt.args.folders import default_out_dir, require_run, require_there
     from lit_gpt.errors import UserError
-    from lit_gpt.places import default_out_dir, require_run, require_there
 
     if prompt_style and to != "lit":
         raise UserError("--prompt_style is for --to lit; a run knows the style in which it was trained")
@@ -47,8 +47,8 @@ def main(
         require_there("peft_dir", peft_dir)
     else:
         require_run(run_dir, given=finetuned_path is not None)
-    from lit_gpt.gguf_adapter import write_gguf_adapter
-    from lit_gpt.interchange import read_adapter, write_adapter
+    from lit_gpt.convert.gguf.adapter import write_gguf_adapter
+    from lit_gpt.convert.peft.runs import read_adapter, write_adapter
 
     if to == "peft":
         write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite, fold_scale)

@@ -35,9 +35,11 @@ def main(
     """
     import torch
 
-    from lit_gpt.checkpoint import default_out_dir, make_fabric, read_run
-    from lit_gpt.merging.compare import compare, texts_to_compare
-    from lit_gpt.merging.write import write_merged
+    from lit_gpt.args.folders import default_out_dir
+    from lit_gpt.checkpoints.runs import read_run
+    from lit_gpt.fabric import make_fabric
+    from lit_gpt.merge.compare import compare, texts_to_compare
+    from lit_gpt.merge.write import write_merged
 
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
     run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir

@@ -28,9 +28,9 @@ def main(
             column is what, as for prepare_json.py.
         validation_file: rows for validation, a CSV file too; a part of the rows is held out if not given.
     """
-    from lit_gpt.data.columns import by_columns
-    from lit_gpt.data.prepare import Files
-    from lit_gpt.data.prepare import prepare as prepare_files
+    from lit_gpt.data.prepare.columns import by_columns
+    from lit_gpt.data.prepare.run import Files
+    from lit_gpt.data.prepare.run import prepare as prepare_files
 
     parse = by_columns(columns)
     validation = Files((validation_file,), parse) if validation_file else None

@@ -22,8 +22,8 @@ def main(
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
     """
-    from lit_gpt.data import schemas
-    from lit_gpt.data.prepare import prepare_source
+    from lit_gpt.data.prepare import schemas
+    from lit_gpt.data.prepare.run import prepare_source
 
     prepare_source(schemas.dolly, source, destination_path, checkpoint_dir, prepare)
 

@@ -25,11 +25,11 @@ def main(
         subsets: names, separated by commas, with or without _10templates; all if not given.
         validation_file: rows for validation in the place of the subsets' test sets.
     """
-    from lit_gpt.data import schemas
-    from lit_gpt.data.download import locate
-    from lit_gpt.data.flan import subset_files
-    from lit_gpt.data.prepare import Files, require_ready
-    from lit_gpt.data.prepare import prepare as prepare_files
+    from lit_gpt.data.prepare import schemas
+    from lit_gpt.data.prepare.download import locate
+    from lit_gpt.data.prepare.flan import subset_files
+    from lit_gpt.data.prepare.run import Files, require_ready
+    from lit_gpt.data.prepare.run import prepare as prepare_files
 
     require_ready(destination_path, checkpoint_dir, prepare)  # before a download
     names = None if subsets is None else ",".join(subsets)

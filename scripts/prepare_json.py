@@ -31,10 +31,10 @@ def main(
             "{conversations: dialog, role: speaker, content: text}", or "{question: stem, choices: options, answer: a}".
         validation_file: rows for validation, of the same schema; a part of the rows is held out if not given.
     """
-    from lit_gpt.data.columns import by_columns
-    from lit_gpt.data.download import fetched_rows
-    from lit_gpt.data.prepare import Files, require_ready
-    from lit_gpt.data.prepare import prepare as prepare_files
+    from lit_gpt.data.prepare.columns import by_columns
+    from lit_gpt.data.prepare.download import fetched_rows
+    from lit_gpt.data.prepare.run import Files, require_ready
+    from lit_gpt.data.prepare.run import prepare as prepare_files
 
     parse = by_columns(columns) if columns else None
     require_ready(destination_path, checkpoint_dir, prepare)  # before a download

@@ -30,8 +30,8 @@ def main(
     """
     import os
 
-    from lit_gpt.data import schemas
-    from lit_gpt.data.prepare import prepare_source
+    from lit_gpt.data.prepare import schemas
+    from lit_gpt.data.prepare.run import prepare_source
 
     parse = schemas.lima if include_multiturn_conversations else schemas.lima_first
     token = access_token or os.environ.get("HF_TOKEN")

@@ -24,9 +24,9 @@ def main(
     """
     from dataclasses import replace
 
-    from lit_gpt.data import schemas
-    from lit_gpt.data.download import locate
-    from lit_gpt.data.prepare import prepare_source, require_ready
+    from lit_gpt.data.prepare import schemas
+    from lit_gpt.data.prepare.download import locate
+    from lit_gpt.data.prepare.run import prepare_source, require_ready
 
     if source.data_file is None and source.validation_file is None:
         require_ready(destination_path, checkpoint_dir, prepare)  # before a download

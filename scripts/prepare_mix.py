@@ -8,7 +8,7 @@ python scripts/prepare_mix.py --sources "{lima: data/lima, mine: my.jsonl}" --si
 from pathlib import Path
 
 from lit_gpt.args import PrepareArgs
-from lit_gpt.args.checks import AugmentArgs, MixArgs
+from lit_gpt.args.curation import AugmentArgs, MixArgs
 
 
 def main(
@@ -24,7 +24,7 @@ def main(
         destination_path: folder for the mixture.
         checkpoint_dir: the checkpoint whose tokenizer raw sources take; that of the prepared ones if not given.
     """
-    from lit_gpt.data.mix import mix as mix_sources
+    from lit_gpt.data.curate.mix import mix as mix_sources
 
     mix_sources(destination_path, mix, augment, prepare, checkpoint_dir)
 

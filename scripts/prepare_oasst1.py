@@ -28,8 +28,8 @@ def main(
         paths: best goes from each message to the best-ranked reply, one path a tree; all takes every path.
         language: trees in this language only (en, de, es ...); all languages if not given.
     """
-    from lit_gpt.data.prepare import prepare_source
-    from lit_gpt.data.trees import Trees
+    from lit_gpt.data.prepare.run import prepare_source
+    from lit_gpt.data.prepare.trees import Trees
 
     prepare_source(Trees(paths, language), source, destination_path, checkpoint_dir, prepare)
 

@@ -14,10 +14,10 @@ def main(finetuned_path: Path) -> None:
     Args:
         finetuned_path: the run's folder.
     """
-    from lit_gpt.checkpoint import read_run
+    from lit_gpt.checkpoints.runs import read_run
     from lit_gpt.errors import UserError
     from lit_gpt.report.page import write_report
-    from lit_gpt.training.monitor import CURVE, METRICS, plot_losses
+    from lit_gpt.training.run.monitor import CURVE, METRICS, plot_losses
 
     read_run(finetuned_path)
     metrics = finetuned_path / METRICS

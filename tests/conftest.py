@@ -191,8 +191,8 @@ def downloaded(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def checkpoint(downloaded) -> Path:
     """A converted checkpoint, Llama-shaped with GQA."""
+    from lit_gpt.args.folders import CONFIG, WEIGHTS
     from lit_gpt.convert.configs import config_from_hf
-    from lit_gpt.convert.lit import CONFIG, WEIGHTS
     from lit_gpt.convert.names import from_hf
     from lit_gpt.convert.readers import open_source
     from lit_gpt.files import save_state

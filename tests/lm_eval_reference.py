@@ -8,7 +8,7 @@ from lightning.fabric import Fabric
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from lit_gpt.checkpoint import load_base
+from lit_gpt.checkpoints.base import load_base
 from lit_gpt.evaluation.harness import LitLM
 from lit_gpt.tokenizer import Tokenizer
 

@@ -15,24 +15,26 @@ from lightning.fabric import Fabric
 from test_decoding import fast, plainly
 from tiny import TINY, assert_same, documents_of, gradients, kept_by, make_samples, plain_loss, tiny
 
-from lit_gpt import adapter, adapter_v2
-from lit_gpt.adapter import AdapterAttention
 from lit_gpt.args import AdapterArgs, TrainArgs, ValidationArgs
-from lit_gpt.checkpoint import METHODS, Run, load_base, load_finetuned, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run, save_trained, trained_path
 from lit_gpt.config import Config
 from lit_gpt.data.batches import collate
 from lit_gpt.errors import UserError
+from lit_gpt.families import config_for
 from lit_gpt.generation.decode import Decoder
 from lit_gpt.generation.engine import generate_batch
-from lit_gpt.linear import Linear
+from lit_gpt.layers.linear import Linear
+from lit_gpt.methods import METHODS, adapter, adapter_v2
+from lit_gpt.methods.adapter import AdapterAttention
 from lit_gpt.model import GPT
 from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import kept_by_wrappers, kept_values
-from lit_gpt.training.monitor import Monitor
-from lit_gpt.training.saves import Saves
-from lit_gpt.training.session import Session
+from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.monitor import Monitor
+from lit_gpt.training.run.session import Session
 from lit_gpt.training.validation import validate
 
 V = {"adapter": adapter, "adapter_v2": adapter_v2}
@@ -70,7 +72,7 @@ def method(request):
 @pytest.mark.parametrize("name", COUNTS)
 def test_trainable_counts_are_the_published_ones(name, method):
     with torch.device("meta"):
-        model = GPT(Config.from_name(name))
+        model = GPT(config_for(name))
         V[method].inject(model, AdapterArgs())
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == int(COUNTS[name][method])
 
@@ -298,7 +300,7 @@ def test_what_is_saved_is_read_back_without_being_told_how(method, quantize, che
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
     model, digest = load_base(fabric, checkpoint, quantize)
     args = AdapterArgs(adapter_prompt_length=3, adapter_start_layer=1)
-    METHODS[method][0](model, args)
+    METHODS[method].inject(model, args)
     move(model)
     path = trained_path(tmp_path, method)
     assert path.name == "lit_model_adapter_finetuned.pth"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_gpt.args.checks import AugmentArgs
-from lit_gpt.data.augment import PERTURBATIONS, augmented, perturb_prompt, shuffle_options
-from lit_gpt.data.augment.words import CONTRACTED, EXPANDED, MISSPELT, NEIGHBOURS
-from lit_gpt.data.rows import Row
+from lit_gpt.args.curation import AugmentArgs
+from lit_gpt.data.curate.augment import PERTURBATIONS, augmented, perturb_prompt, shuffle_options
+from lit_gpt.data.curate.augment.words import CONTRACTED, EXPANDED, MISSPELT, NEIGHBOURS
+from lit_gpt.data.prepare.rows import Row
 from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from lit_gpt.args import PrepareArgs
 from lit_gpt.data import store
-from lit_gpt.data.counts import Counts
-from lit_gpt.data.prepare import Files, prepare
-from lit_gpt.data.rows import Row
+from lit_gpt.data.prepare.counts import Counts
+from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.run import Files, prepare
+from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.data.store import IGNORE
-from lit_gpt.data.tokens import Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Turn, make_prompt, open_style, with_kwargs
 from lit_gpt.prompts.messages import message

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from conftest import SHARED, assert_one_line_error, run
 
-from lit_gpt.args.checks import CheckArgs
+from lit_gpt.args.curation import CheckArgs
 from lit_gpt.data import store
-from lit_gpt.data.check import check
-from lit_gpt.data.check.lengths import edges, histogram
-from lit_gpt.data.check.texts import FAULTS, without_common
-from lit_gpt.data.check.tokens import doubled, per_sample
+from lit_gpt.data.curate.check import check
+from lit_gpt.data.curate.check.lengths import edges, histogram
+from lit_gpt.data.curate.check.texts import FAULTS, without_common
+from lit_gpt.data.curate.check.tokens import doubled, per_sample
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import assert_one_line_error, run
 
-from lit_gpt.args.checks import ContaminationArgs
+from lit_gpt.args.curation import ContaminationArgs
 from lit_gpt.data import store
-from lit_gpt.data.contamination import check_contamination
-from lit_gpt.data.contamination.index import LEAST_WORDS, Index
-from lit_gpt.data.contamination.questions import Question, read_questions, task_files, words
+from lit_gpt.data.curate.contamination import check_contamination
+from lit_gpt.data.curate.contamination.index import LEAST_WORDS, Index
+from lit_gpt.data.curate.contamination.questions import Question, read_questions, task_files, words
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from conftest import ROOT
 
-from lit_gpt.data.columns import by_columns
-from lit_gpt.data.rows import Row
-from lit_gpt.data.sources import read_rows
+from lit_gpt.data.prepare.columns import by_columns
+from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.sources import read_rows
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Turn
 

@@ -15,7 +15,7 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data import packing as packing_module
 from lit_gpt.data.store import IGNORE, Samples, Writer, stack
 from lit_gpt.model import GPT
-from lit_gpt.training.planning.work import COUNTED, targets_by_sample
+from lit_gpt.planning.work import COUNTED, targets_by_sample
 from lit_gpt.training.validation import validate
 
 

@@ -13,10 +13,10 @@ from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.data import store
-from lit_gpt.data.download import locate
-from lit_gpt.data.prepare import Files, prepare, tokenize
-from lit_gpt.data.rows import Row
-from lit_gpt.data.sources import read_alpaca
+from lit_gpt.data.prepare.download import locate
+from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.run import Files, prepare, tokenize
+from lit_gpt.data.prepare.sources import read_alpaca
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import StreamDecoder, Tokenizer
 

@@ -12,13 +12,13 @@ from conftest import ROOT
 from dataset_hub import DatasetHub
 
 from lit_gpt.args import PrepareArgs
-from lit_gpt.args.checks import AugmentArgs, MixArgs
+from lit_gpt.args.curation import AugmentArgs, MixArgs
 from lit_gpt.args.data import DatasetArgs
 from lit_gpt.data import store
-from lit_gpt.data.download import fetched_rows
-from lit_gpt.data.mix import mix
-from lit_gpt.data.prepare import Files, prepare
-from lit_gpt.data.sources import read_entries, read_rows
+from lit_gpt.data.curate.mix import mix
+from lit_gpt.data.prepare.download import fetched_rows
+from lit_gpt.data.prepare.run import Files, prepare
+from lit_gpt.data.prepare.sources import read_entries, read_rows
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Turn
 

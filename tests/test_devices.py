@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
-from lit_gpt.config import Config
 from lit_gpt.data.store import Samples
 from lit_gpt.errors import UserError
-from lit_gpt.training.planning.cards import DEVICES, GIB
-from lit_gpt.training.planning.devices import named, this_machine
-from lit_gpt.training.planning.job import Job
-from lit_gpt.training.planning.memory_items import MARGIN
-from lit_gpt.training.planning.plan import make_plan
-from lit_gpt.training.planning.show import lines_of, risks
+from lit_gpt.families import config_for
+from lit_gpt.planning.cards import DEVICES, GIB
+from lit_gpt.planning.devices import named, this_machine
+from lit_gpt.planning.job import Job
+from lit_gpt.planning.memory_items import MARGIN
+from lit_gpt.planning.plan import make_plan
+from lit_gpt.planning.show import lines_of, risks
 
 DRIVER = {  # as nvidia-smi and rocm-smi write them -> our name, dense TFLOP/s in 16 bits
     "NVIDIA H100 80GB HBM3": ("h100-80gb", 989),
@@ -147,7 +147,7 @@ def plan_on(device, precision):
     ids = np.arange(640, dtype=np.uint16) % 300
     data = Samples(ids, ids.astype(np.int32), np.arange(0, 641, 40))
     train = TrainArgs(max_steps=2, batch_size=8, micro_batch_tokens=256, recompute="none")
-    config = Config.from_name("pythia-14m")
+    config = config_for("pythia-14m")
     return make_plan(Job("lora", LoRAArgs(), config, train, ValidationArgs(), precision, None, device), (data, data))
 
 

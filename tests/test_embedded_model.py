@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, write_tokenizer
 from lit_gpt.convert.names import from_hf
 from lit_gpt.errors import UserError
+from lit_gpt.families import config_for
 from lit_gpt.files import spec_of
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ def test_configuration_tokenizer_and_logits_are_those_of_transformers(gguf, tmp_
 
     hf, tensors, specs = open_gguf(gguf)
     config = config_from_hf(hf, "SmolLM2-135M-Instruct", str(gguf))
-    assert config == Config.from_name("SmolLM2-135M-Instruct")
+    assert config == config_for("SmolLM2-135M-Instruct")
     ours = GPT(config).eval()
     assert all(specs[name] == spec_of(read()) for name, read in tensors.items())
     ours.load_state_dict(from_hf(config, tensors, lambda name: tensors[name]()))

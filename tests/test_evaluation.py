@@ -16,9 +16,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval_reference import assert_same_answers, ours, requests, theirs, write_rows
 
-from lit_gpt import lora
 from lit_gpt.args import EvalArgs, LoRAArgs, ValidationArgs
-from lit_gpt.checkpoint import Run, default_out_dir, load_base, read_run, save_run, save_trained, trained_path
+from lit_gpt.args.folders import default_out_dir
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import Run, read_run, save_run, save_trained, trained_path
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, write_tokenizer
 from lit_gpt.convert.names import from_hf
@@ -29,7 +30,8 @@ from lit_gpt.evaluation.names import leaves, resolve
 from lit_gpt.evaluation.run import choose_style, evaluate
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.evaluation.tasks import prepare
-from lit_gpt.merging.write import write_merged
+from lit_gpt.merge.write import write_merged
+from lit_gpt.methods import lora
 from lit_gpt.model import GPT
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval_reference import assert_same_answers, ours, requests, theirs, write_rows
 
 from lit_gpt.args import EvalArgs
-from lit_gpt.checkpoint import load_base
+from lit_gpt.checkpoints.base import load_base
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.run import evaluate
 from lit_gpt.evaluation.tasks import prepare

@@ -10,14 +10,16 @@ from conftest import ROOT
 from lightning.fabric import Fabric
 from lm_eval_reference import write_rows
 
-from lit_gpt import fused, lora
 from lit_gpt.args import EvalArgs, LoRAArgs, ValidationArgs
-from lit_gpt.checkpoint import Run, load_base, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import Run, save_run, save_trained, trained_path
 from lit_gpt.data import store
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.run import evaluate
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.evaluation.tasks import prepare
+from lit_gpt.layers import compiled as fused
+from lit_gpt.methods import lora
 from lit_gpt.tokenizer import Tokenizer
 
 ROWS = [{"text": f"{n} and {n} is", "answers": [str(2 * n), "nothing", "a number"], "gold": n % 3} for n in range(1, 9)]

@@ -83,7 +83,7 @@ def test_a_gemma_without_caps_is_written_without_them(tmp_path, capsys):
 )
 @torch.no_grad()
 def test_logits_of_one_block_at_a_time_are_those_of_the_whole_model(kind, tmp_path, capsys):
-    from lit_gpt.convert.lit import open_lit
+    from lit_gpt.checkpoints.layouts import open_lit
     from lit_gpt.convert.verify import streamed_logits
 
     theirs, _ = convert(kind, tmp_path, capsys)

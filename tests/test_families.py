@@ -12,7 +12,7 @@ from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf, config_to_hf
 from lit_gpt.convert.names import from_hf, to_hf
 from lit_gpt.errors import UserError
-from lit_gpt.families import ARCHITECTURES
+from lit_gpt.families import ARCHITECTURES, config_for
 from lit_gpt.families.overview import overview
 from lit_gpt.model import GPT
 
@@ -176,7 +176,7 @@ HUB = {  # what config.json says in repositories of the hub, the keys that decid
 
 @pytest.mark.parametrize("name", HUB)
 def test_config_json_of_the_hub_says_what_we_list(name):
-    listed = Config.from_name(name)
+    listed = config_for(name)
     found = config_from_hf(HUB[name], name, "config.json")
     assert found == replace(listed, padding_multiple=found.padding_multiple)  # of which config.json knows nothing
 
@@ -254,7 +254,7 @@ def test_layers_without_rotation_are_listed_or_counted_and_may_have_the_window()
 
 
 def test_a_lit_config_from_before_a_field_is_read(tmp_path):
-    config = Config.from_name("Mistral-7B-v0.1")
+    config = config_for("Mistral-7B-v0.1")
     config.to_json(tmp_path / "lit_config.json")
     values = json.loads((tmp_path / "lit_config.json").read_text())
     for field in ("unrotated_layers", "rope_local_base"):
@@ -281,7 +281,7 @@ def test_the_rotation_of_layers_with_a_window_is_stated_in_two_ways_and_is_not_s
 
 def test_without_a_word_five_of_six_layers_have_the_window():
     hf = {k: v for k, v in HUB["gemma-3-1b-pt"].items() if k != "sliding_window_pattern"}
-    assert config_from_hf(hf, "gemma-3-1b-pt", "x").sliding_layers == Config.from_name("gemma-3-1b-pt").sliding_layers
+    assert config_from_hf(hf, "gemma-3-1b-pt", "x").sliding_layers == config_for("gemma-3-1b-pt").sliding_layers
     config = config_from_hf(hf | {"sliding_window_pattern": 4}, "other", "config.json")
     assert [i for i in range(8) if not config.is_sliding(i)] == [3, 7]
 

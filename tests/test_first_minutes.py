@@ -14,7 +14,7 @@ from conftest import ROOT
 
 
 def test_a_signal_that_comes_while_a_line_is_written_is_noted_all_the_same(monkeypatch, capfd):
-    from lit_gpt.training.stopping import stop_signals
+    from lit_gpt.training.run.stopping import stop_signals
 
     class Pipe(io.RawIOBase):
         """Where the signal comes in the middle of a write."""
@@ -210,7 +210,7 @@ def test_a_bug_of_ours_keeps_its_traceback(statement, tmp_path):
 def test_a_mac_computes_on_its_cpu(monkeypatch):
     from lightning.fabric.accelerators import MPSAccelerator
 
-    from lit_gpt.checkpoint import make_fabric
+    from lit_gpt.fabric import make_fabric
 
     if torch.cuda.is_available():
         pytest.skip("this is no Mac")
@@ -232,9 +232,9 @@ def test_a_mac_computes_on_its_cpu(monkeypatch):
 def test_resuming_with_other_arguments_offers_only_what_can_work(change, offered, allow_changes, capsys):
     from dataclasses import replace
 
-    from lit_gpt.checkpoint import Run
+    from lit_gpt.checkpoints.runs import Run
     from lit_gpt.errors import UserError
-    from lit_gpt.training.resume import require_same
+    from lit_gpt.training.run.resume import require_same
 
     before = Run(
         method="lora",

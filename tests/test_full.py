@@ -9,28 +9,21 @@ from lightning.fabric import Fabric
 from test_adapters import deep, trained
 from tiny import TINY, documents_of, gradients, kept_by, make_samples, tiny
 
-from lit_gpt import full, lora
 from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs
-from lit_gpt.checkpoint import (
-    Run,
-    load_base,
-    load_finetuned,
-    save_run,
-    save_trained,
-    trained_path,
-)
-from lit_gpt.convert.lit import CONFIG, WEIGHTS
+from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run, save_trained, trained_path
 from lit_gpt.data.batches import Order, collate, steps
 from lit_gpt.data.packing import Packing
 from lit_gpt.errors import UserError
 from lit_gpt.files import save_state
+from lit_gpt.layers.quantize import quantizable, quantized
+from lit_gpt.methods import full, lora
 from lit_gpt.model import GPT
-from lit_gpt.quantize import quantizable, quantized
 from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import kept_values, training_bytes
-from lit_gpt.training.optimizer import BITSANDBYTES, make_optimizer
-from lit_gpt.training.schedule import learning_rate
+from lit_gpt.training.optimizer import BITSANDBYTES, learning_rate, make_optimizer
 
 KINDS = ("llama", "llama-gqa", "llama-mqa", "llama-tied", "mixtral", "qwen3", "stablelm-12b", "neox", "gemma2")
 
@@ -89,8 +82,8 @@ def test_the_loop_is_adamw_written_out_by_hand(tmp_path):
 
 
 def test_weight_decay_spares_norms_biases_scales_and_gates():
-    from lit_gpt import adapter_v2
     from lit_gpt.args import AdapterArgs
+    from lit_gpt.methods import adapter_v2
 
     model = tiny("stablelm-12b")  # whose norms of queries have two dimensions
     for inject, args in ((full.inject, FullArgs()), (adapter_v2.inject, AdapterArgs(adapter_start_layer=1))):

@@ -22,6 +22,7 @@ from lit_gpt.convert.gguf.writing import add
 from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.errors import UserError
+from lit_gpt.families import config_for
 from lit_gpt.files import spec_of
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
@@ -199,9 +200,9 @@ def test_eight_bits_are_those_of_the_reference():
 def test_keys_of_files_that_llama_cpp_made_itself_mean_what_they_say():
     """Which layers have the window, how sharp YaRN is, and an MLP's size beside that of the experts."""
     made = {
-        "gemma3": Config.from_name("gemma-3-270m"),
-        "olmo2": Config.from_name("Olmo-3-1025-7B"),
-        "qwen3moe": Config.from_name("Qwen3-30B-A3B", vocab_size=151936),
+        "gemma3": config_for("gemma-3-270m"),
+        "olmo2": config_for("Olmo-3-1025-7B"),
+        "qwen3moe": config_for("Qwen3-30B-A3B", vocab_size=151936),
     }
 
     def read(kind, **more):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_llama_cpp import IDS, LlamaCpp, checkpoint, ours_of, write
 
-from lit_gpt.convert.compare import difference_of
 from lit_gpt.convert.gguf import quantizing
+from lit_gpt.convert.verify import difference_of
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 

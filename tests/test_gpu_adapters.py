@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_gpu_training import SHAPES, SIZES, batch_of, step
 
-from lit_gpt import adapter, adapter_v2
 from lit_gpt.args import AdapterArgs
 from lit_gpt.config import Config
-from lit_gpt.fused import set_compile
 from lit_gpt.generation.decode import Decoder
+from lit_gpt.layers.compiled import set_compile
+from lit_gpt.methods import adapter, adapter_v2
 from lit_gpt.model import GPT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

@@ -8,11 +8,11 @@ import torch
 from lit_gpt.config import Config
 from lit_gpt.generation.decode import Decoder
 from lit_gpt.generation.engine import generate_batch
-from lit_gpt.linear import Linear
-from lit_gpt.mlp import ACTIVATIONS
+from lit_gpt.layers.linear import Linear
+from lit_gpt.layers.mlp import ACTIVATIONS
+from lit_gpt.layers.quantize import quantized
+from lit_gpt.layers.rope import apply_rope
 from lit_gpt.model import GPT, attend, visible
-from lit_gpt.quantize import quantized
-from lit_gpt.rope import apply_rope
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

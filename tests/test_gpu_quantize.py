@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from lit_gpt.fused import set_compile
-from lit_gpt.linear import Linear
-from lit_gpt.quantize import QUANTIZATIONS, quantized
-from lit_gpt.quantize.eight_bit import column_major, rescale, round_rows, round_tokens, transpose
+from lit_gpt.layers.compiled import set_compile
+from lit_gpt.layers.linear import Linear
+from lit_gpt.layers.quantize import QUANTIZATIONS, quantized
+from lit_gpt.layers.quantize.eight_bit import column_major, rescale, round_rows, round_tokens, transpose
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

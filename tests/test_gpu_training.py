@@ -7,16 +7,17 @@ import pytest
 import torch
 from conftest import ALL
 
-from lit_gpt import dropout, lora
 from lit_gpt.args import LoRAArgs, TrainArgs
 from lit_gpt.config import Config
 from lit_gpt.data.batches import collate
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import IGNORE
-from lit_gpt.fused import set_compile
+from lit_gpt.layers import dropout
+from lit_gpt.layers.compiled import set_compile
+from lit_gpt.methods import lora
 from lit_gpt.model import GPT
+from lit_gpt.training.batching import packing_of
 from lit_gpt.training.loss import loss_sum
-from lit_gpt.training.packing import packing_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -218,8 +219,8 @@ def test_gradients_that_wait_on_the_host_change_nothing_but_where_they_are(tmp_p
     """The same weights to the last bit, over several micro-batches a step, with less memory at the peak."""
     from lightning.fabric import Fabric
 
-    from lit_gpt import full
     from lit_gpt.args import FullArgs, TrainArgs
+    from lit_gpt.methods import full
     from lit_gpt.training.offload import make_gradients
     from lit_gpt.training.optimizer import make_optimizer
 

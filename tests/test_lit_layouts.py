@@ -9,9 +9,10 @@ import torch
 import yaml
 from conftest import assert_one_line_error, run, tiny_hf, write_tokenizer
 
-from lit_gpt.checkpoint import load_base, make_fabric
-from lit_gpt.convert.lit import translated
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.layouts import translated
 from lit_gpt.errors import UserError
+from lit_gpt.fabric import make_fabric
 
 FIELDS = {
     "name": "tiny-model",

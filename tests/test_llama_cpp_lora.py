@@ -8,14 +8,16 @@ import torch
 from conftest import ROOT
 from test_llama_cpp import IDS, LlamaCpp, checkpoint, write
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
-from lit_gpt.checkpoint import METHODS, Run, digest, load_finetuned, make_fabric, sample, save_run, trained_path
+from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.checkpoints.base import digest, sample
+from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run, trained_path
 from lit_gpt.convert.gguf import writing
 from lit_gpt.convert.gguf.adapter import adapter_tensors, write_adapter
-from lit_gpt.convert.lit import CONFIG, WEIGHTS
 from lit_gpt.errors import UserError
+from lit_gpt.fabric import make_fabric
 from lit_gpt.files import save_state
+from lit_gpt.methods import METHODS, lora
 from lit_gpt.model import GPT
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -110,7 +112,7 @@ def test_the_script_makes_an_adapter_of_a_run(tmp_path, monkeypatch, capsys):
     _, config, state = checkpoint("olmo2", base, tie_word_embeddings=True)
     save_state(state, base / WEIGHTS)
     config.to_json(base / CONFIG)
-    args = METHODS["lora"][1](**EVERY)
+    args = METHODS["lora"].args(**EVERY)
     _, run = trained(config, state, args)
     run_dir.mkdir()
     save_state(run, trained_path(run_dir, "lora"))

@@ -4,9 +4,9 @@ import pytest
 from chat_shapes import CHATML, SHAPES, Shape
 
 from lit_gpt.args import PrepareArgs
-from lit_gpt.data.counts import Counts
-from lit_gpt.data.rows import Row
-from lit_gpt.data.tokens import Encoder
+from lit_gpt.data.prepare.counts import Counts
+from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Turn, chat_template, open_style
 from lit_gpt.tokenizer import Tokenizer

@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import ALL, ours_of, tiny_hf
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
-from lit_gpt.config import Config
-from lit_gpt.linear import Linear
-from lit_gpt.lora.layer import LoRALinear
+from lit_gpt.families import config_for
+from lit_gpt.layers.linear import Linear
+from lit_gpt.methods import lora
+from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
 
 
@@ -156,6 +156,6 @@ COUNTS = {  # (query and value, everything), r 8, as the original counted them
 def test_trainable_counts_are_the_published_ones(name):
     for args, count in zip((LoRAArgs(), LoRAArgs(**ALL)), COUNTS[name], strict=True):
         with torch.device("meta"):
-            model = GPT(Config.from_name(name))
+            model = GPT(config_for(name))
             lora.inject(model, args)
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count

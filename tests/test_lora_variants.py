@@ -6,19 +6,22 @@ import torch
 import torch.nn.functional as F
 from conftest import ALL, ROOT, VARIANTS, ours_of, tiny_hf
 
-from lit_gpt import cli, lora
+from lit_gpt import cli
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
-from lit_gpt.checkpoint import Run, load_base, load_finetuned, make_fabric, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run, save_trained, trained_path
 from lit_gpt.convert.peft import to_peft
 from lit_gpt.data.batches import Order, steps
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import stack
 from lit_gpt.errors import UserError
-from lit_gpt.linear import Linear
-from lit_gpt.lora.layer import LoRALinear, principal
+from lit_gpt.fabric import make_fabric
+from lit_gpt.layers.linear import Linear
+from lit_gpt.methods import lora
+from lit_gpt.methods.lora.layer import LoRALinear, principal
 from lit_gpt.training.loop import fit
-from lit_gpt.training.saves import Saves
-from lit_gpt.training.session import Session
+from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.session import Session
 
 IDS = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
 
@@ -214,7 +217,7 @@ def test_a_run_of_pissa_is_loaded_without_a_search_for_its_start(checkpoint, tmp
     move(model)
     save_trained(model, trained_path(tmp_path, "lora"))
     save_run(Run("lora", vars(args), "plain", str(checkpoint), digest, {}, {}, {}), tmp_path)
-    monkeypatch.setattr("lit_gpt.lora.layer.principal", None)
+    monkeypatch.setattr("lit_gpt.methods.lora.layer.principal", None)
     with torch.no_grad():
         want = model.eval()(IDS)
         assert torch.equal(load_finetuned(make_fabric("32-true"), checkpoint, tmp_path)[0].eval()(IDS), want)

@@ -9,10 +9,11 @@ from conftest import ALL
 from tiny import LENGTHS, documents_of, gradients, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_gpt import adapter, adapter_v2, full, lora, matmul
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs
 from lit_gpt.data.batches import collate
-from lit_gpt.linear import Linear
+from lit_gpt.layers import cpu_matmul as matmul
+from lit_gpt.layers.linear import Linear
+from lit_gpt.methods import adapter, adapter_v2, full, lora
 from lit_gpt.training.loss import loss_sum
 
 HALVES = (torch.bfloat16, torch.float16)

@@ -12,14 +12,15 @@ from conftest import ALL, VARIANTS
 from lightning.fabric import Fabric
 from tiny import documents_of, tiny
 
-from lit_gpt import lora
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, TrainArgs
-from lit_gpt.checkpoint import METHODS, Run, load_base, load_finetuned, read_run, save_run, save_trained, trained_path
-from lit_gpt.convert.lit import CONFIG, WEIGHTS
+from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run, save_run, save_trained, trained_path
 from lit_gpt.data.batches import collate
 from lit_gpt.files import save_state
-from lit_gpt.lora.layer import LoRALinear
-from lit_gpt.merging.write import write_merged
+from lit_gpt.merge.write import write_merged
+from lit_gpt.methods import METHODS, lora
+from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.optimizer import make_optimizer
 
@@ -129,7 +130,7 @@ def seen(request, folders, tmp_path_factory):
     model, digest = loaded(folders[shape], base)
     method, args = ARGS[name]
     start = logits(model)
-    METHODS[method][0](model, args)
+    METHODS[method].inject(model, args)
     begun = logits(model)
     trained, frozen = values(model, True), values(model, False)
     batch, found = collate(documents_of((40, 33, 40))), []

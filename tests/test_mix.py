@@ -12,12 +12,12 @@ import pytest
 from conftest import ROOT, assert_one_line_error, run
 
 from lit_gpt.args import PrepareArgs
-from lit_gpt.args.checks import AugmentArgs, ContaminationArgs, MixArgs
+from lit_gpt.args.curation import AugmentArgs, ContaminationArgs, MixArgs
 from lit_gpt.data import store
-from lit_gpt.data.contamination import check_contamination
-from lit_gpt.data.mix import leaks, mix
-from lit_gpt.data.mix.amounts import draw, shares
-from lit_gpt.data.prepare import Files, prepare
+from lit_gpt.data.curate.contamination import check_contamination
+from lit_gpt.data.curate.mix import leaks, mix
+from lit_gpt.data.curate.mix.amounts import draw, shares
+from lit_gpt.data.prepare.run import Files, prepare
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -158,7 +158,7 @@ def test_leaks_are_found_in_every_chunk(sources, checkpoint, monkeypatch):
 def test_what_a_killed_mixture_left_is_removed_by_the_next_one(sources, checkpoint, tmp_path):
     folder = tmp_path / "mixes"
     code = (
-        "import os, signal, lit_gpt.data.mix.sources as s\n"
+        "import os, signal, lit_gpt.data.curate.mix.sources as s\n"
         "s.write_split = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from pathlib import Path\nfrom lit_gpt.data.mix import mix\n"
         "from lit_gpt.args import PrepareArgs\nfrom lit_gpt.args.checks import AugmentArgs, MixArgs\n"

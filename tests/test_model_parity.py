@@ -7,14 +7,13 @@ import pytest
 import torch
 from conftest import SHAPES, tiny_hf
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
-from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf, config_to_hf
 from lit_gpt.convert.names import from_hf, to_hf
 from lit_gpt.convert.readers import open_source
-from lit_gpt.families import MODELS
+from lit_gpt.families import MODELS, config_for
 from lit_gpt.generation.engine import generate, generate_batch
+from lit_gpt.methods import lora
 from lit_gpt.model import GPT, KVCache
 
 KINDS = list(SHAPES)
@@ -145,15 +144,15 @@ COUNTS = {  # of models that came since, as published; tied heads counted once
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_are_the_published_ones(name):
     with torch.device("meta"):
-        model = GPT(Config.from_name(name))
+        model = GPT(config_for(name))
     assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_model_of_lit_gpt_is_here_with_its_counts(name):
     row = PUBLISHED[name]
-    config = Config.from_name(row["hf_repo"])
-    assert config == Config.from_name(name)
+    config = config_for(row["hf_repo"])
+    assert config == config_for(name)
     everything = {f"lora_{part}": True for part in ("query", "key", "value", "projection", "mlp", "head")}
     for column, args in (("lora_query_value", LoRAArgs()), ("lora_all", LoRAArgs(**everything))):
         with torch.device("meta"):
@@ -169,9 +168,9 @@ def test_every_model_of_lit_gpt_is_here_with_its_counts(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_we_list_has_a_configuration(name):
-    assert Config.from_name(MODELS[name]["hf_repo"]) == Config.from_name(name)
+    assert config_for(MODELS[name]["hf_repo"]) == config_for(name)
 
 
 def test_an_unknown_name_shows_close_matches():
     with pytest.raises(ValueError, match="pythia-160m"):
-        Config.from_name("EleutherAI/pythia-165m")
+        config_for("EleutherAI/pythia-165m")

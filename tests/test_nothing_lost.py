@@ -12,18 +12,18 @@ import torch
 from lightning.fabric import Fabric
 from tiny import TINY, make_samples
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.errors import UserError
+from lit_gpt.methods import lora
 from lit_gpt.model import GPT
-from lit_gpt.training import budget as budget_module
-from lit_gpt.training.budget import Budget
 from lit_gpt.training.length import length_of
 from lit_gpt.training.loop import fit
-from lit_gpt.training.monitor import Monitor
-from lit_gpt.training.saves import Progress, Saves, read_progress
-from lit_gpt.training.schedule import learning_rate
-from lit_gpt.training.session import Session
+from lit_gpt.training.optimizer import learning_rate
+from lit_gpt.training.run import budget as budget_module
+from lit_gpt.training.run.budget import Budget
+from lit_gpt.training.run.checkpoint_store import Progress, Saves, read_progress
+from lit_gpt.training.run.monitor import Monitor
+from lit_gpt.training.run.session import Session
 
 
 def model_with_lora(dropout=0.1):

@@ -9,17 +9,17 @@ from test_adapters import deep, trained
 from test_plan import DATA, job_of
 from tiny import TINY
 
-from lit_gpt import full, lora
 from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs
-from lit_gpt.config import Config
 from lit_gpt.errors import UserError
+from lit_gpt.families import config_for
+from lit_gpt.methods import full, lora
 from lit_gpt.model import GPT
+from lit_gpt.planning.devices import named
+from lit_gpt.planning.fit import fitted, flags_of, lighter
+from lit_gpt.planning.plan import make_plan
+from lit_gpt.planning.show import lines_of
 from lit_gpt.training.offload import OffloadedGradients, make_gradients, require_offload
 from lit_gpt.training.optimizer import make_optimizer
-from lit_gpt.training.planning.devices import named
-from lit_gpt.training.planning.fit import fitted, flags_of, lighter
-from lit_gpt.training.planning.plan import make_plan
-from lit_gpt.training.planning.show import lines_of
 
 
 def weights(model):
@@ -180,7 +180,7 @@ def test_scaled_gradients_are_refused_before_anything_happens():
 @pytest.mark.parametrize("name", ["open_llama_3b", "pythia-1.4b"])
 def test_a_plan_never_chooses_what_a_run_refuses(name):
     """On a T4, which has no bf16, the script's own precision is 16-mixed."""
-    config = Config.from_name(name)
+    config = config_for(name)
     asked = job_of("full", config, named("t4"), precision="16-mixed", micro_batch_tokens=None)
     for job in lighter(asked):
         require_offload(job.train, job.precision)
@@ -189,7 +189,7 @@ def test_a_plan_never_chooses_what_a_run_refuses(name):
 
 def test_a_full_finetuning_of_7b_is_planned_into_24_gb():
     """Weights 13.5 GB; gradients and the optimizer's state on the host, which the plan says."""
-    config = Config.from_name("open_llama_7b")
+    config = config_for("open_llama_7b")
     asked = job_of("full", config, named("rtx4090"), precision="bf16-mixed", micro_batch_tokens=None)
     plan = fitted(make_plan(asked, DATA), DATA)
     assert plan.fits and plan.memory["trained weights"] == 2 * 6_738_415_616

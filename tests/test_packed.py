@@ -9,13 +9,15 @@ import torch
 from conftest import ALL, SHAPES
 from tiny import LENGTHS, assert_same, documents_of, gradients, kept_by, tiny
 
-from lit_gpt import dropout, lora, matmul
 from lit_gpt.args import LoRAArgs, TrainArgs
-from lit_gpt.checkpoint import make_fabric
 from lit_gpt.data.batches import ahead, collate
 from lit_gpt.data.packing import packs
 from lit_gpt.data.store import IGNORE
-from lit_gpt.packed import Documents, Heads, PackedAttention, padded
+from lit_gpt.fabric import make_fabric
+from lit_gpt.layers import cpu_matmul as matmul
+from lit_gpt.layers import dropout
+from lit_gpt.layers.attention import Documents, Heads, PackedAttention, padded
+from lit_gpt.methods import lora
 from lit_gpt.training import loss as loss_module
 from lit_gpt.training.graphs import filling
 from lit_gpt.training.loss import loss_sum

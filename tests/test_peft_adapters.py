@@ -13,18 +13,19 @@ from conftest import ALL, ROOT, VARIANTS, tiny_hf, write_tokenizer
 from lightning.fabric import Fabric
 from safetensors.torch import load_file
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
-from lit_gpt.checkpoint import Run, load_base, load_finetuned, read_run, save_run, save_trained, trained_path
+from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run, save_run, save_trained, trained_path
 from lit_gpt.convert.configs import config_from_hf
-from lit_gpt.convert.lit import CONFIG, WEIGHTS
 from lit_gpt.convert.names import from_hf, stream_from_hf
+from lit_gpt.convert.peft.runs import read_adapter, write_adapter
 from lit_gpt.convert.readers import open_source
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, save_state
-from lit_gpt.interchange import read_adapter, write_adapter
-from lit_gpt.merging.compare import texts_to_compare
-from lit_gpt.merging.write import write_merged
+from lit_gpt.merge.compare import texts_to_compare
+from lit_gpt.merge.write import write_merged
+from lit_gpt.methods import lora
 
 UMASK = os.umask(0)
 os.umask(UMASK)

@@ -13,34 +13,35 @@ from lightning.fabric import Fabric
 from tiny import kept_by
 
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, PlanArgs, TrainArgs, ValidationArgs
-from lit_gpt.checkpoint import METHODS
+from lit_gpt.args.finetuning import Finetuning
 from lit_gpt.config import Config
 from lit_gpt.data import store
 from lit_gpt.data.batches import Order, collate, steps
 from lit_gpt.data.packing import Packing, fullest
 from lit_gpt.data.store import IGNORE, Samples, stack
 from lit_gpt.errors import UserError
-from lit_gpt.linear import Linear
+from lit_gpt.families import config_for
+from lit_gpt.layers.linear import Linear
+from lit_gpt.layers.quantize import QUANTIZATIONS, quantized
+from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
-from lit_gpt.quantize import QUANTIZATIONS, quantized
+from lit_gpt.planning import fit as fitting
+from lit_gpt.planning.devices import DEVICES, GIB, Device, named, this_machine
+from lit_gpt.planning.dry_run import dry_run
+from lit_gpt.planning.job import Job, config_of
+from lit_gpt.planning.memory_items import base_bytes, memory_items, quantized_bytes
+from lit_gpt.planning.outcome import settle
+from lit_gpt.planning.plan import make_plan
+from lit_gpt.planning.probe import STEPS, chosen, size
+from lit_gpt.planning.seconds import Rates
+from lit_gpt.planning.work import work_of
 from lit_gpt.tokenizer import Tokenizer
-from lit_gpt.training.finetuning import Finetuning
 from lit_gpt.training.flops import training_flops
-from lit_gpt.training.gauges import Gauges
-from lit_gpt.training.loggers import figures, make_logger, require_logger
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import block_bytes
 from lit_gpt.training.optimizer import make_optimizer
-from lit_gpt.training.planning import fit as fitting
-from lit_gpt.training.planning.devices import DEVICES, GIB, Device, named, this_machine
-from lit_gpt.training.planning.dry_run import dry_run
-from lit_gpt.training.planning.job import Job, config_of
-from lit_gpt.training.planning.memory_items import base_bytes, memory_items, quantized_bytes
-from lit_gpt.training.planning.outcome import settle
-from lit_gpt.training.planning.plan import make_plan
-from lit_gpt.training.planning.probe import STEPS, chosen, size
-from lit_gpt.training.planning.seconds import Rates
-from lit_gpt.training.planning.work import work_of
+from lit_gpt.training.run.gauges import Gauges
+from lit_gpt.training.run.loggers import figures, make_logger, require_logger
 
 SIZES = {"n_layer": 4, "n_head": 4, "n_embd": 64, "vocab_size": 300, "padding_multiple": 4, "block_size": 512}
 LLAMA = {"norm": "rms", "mlp": "gated", "activation": "silu", "parallel_residual": False, "intermediate_size": 160}
@@ -75,7 +76,7 @@ def job_of(method="lora", config=MIDDLE, device=CPU, quantize=None, precision="3
 def trained(job):
     torch.manual_seed(0)
     model = GPT(replace(job.config)).train()
-    METHODS[job.method][0](model, job.method_args)
+    METHODS[job.method].inject(model, job.method_args)
     return model
 
 
@@ -220,7 +221,7 @@ def test_for_an_h100_the_plan_is_near_what_was_measured_there(key, args, quantiz
     text = (ROOT / "benchmarks/results/gpu.txt").read_text()
     measured = json.loads(re.search(r"^figures (\{.*)$", text, re.M)[1])
     data, train = seven_b(8, 2048, **train)
-    config = Config.from_name("Llama-2-7b-hf")
+    config = config_for("Llama-2-7b-hf")
     job = Job("lora", args, config, TrainArgs(**train), ValidationArgs(), "bf16-true", quantize, named("h100-80gb"))
     plan = make_plan(job, data)
     assert plan.peak / 1e9 == pytest.approx(measured[f"{key}.reserved_gb"], rel=tolerance)
@@ -236,7 +237,7 @@ def test_what_fit_chooses_fits(name, method):
     precision = "bf16-true" if named(name).bf16 else "16-true"
     precision = precision if method != "full" else precision.replace("true", "mixed")
     args = ARGS[method]
-    config = Config.from_name("Llama-2-7b-hf")
+    config = config_for("Llama-2-7b-hf")
     job = Job(method, args, config, TrainArgs(**train), ValidationArgs(), precision, None, named(name))
     try:
         plan = fitting.fitted(make_plan(job, data), data)
@@ -381,7 +382,7 @@ def test_the_error_of_the_plan_is_printed_and_kept(tmp_path, capsys):
 
 def test_gauges_tell_the_end_and_the_share_of_the_peak(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("lit_gpt.training.gauges.process_seconds", lambda: now[0])
+    monkeypatch.setattr("lit_gpt.training.run.gauges.process_seconds", lambda: now[0])
     gauges = Gauges(torch.device("cpu"), 100, 2e6, 1e9, n_validations=3, time_left=lambda: 3600.0)
     gauges.validations.add(6.0)
     now[0] += 6
@@ -400,7 +401,7 @@ def test_loggers_are_fabrics_and_a_missing_one_is_one_line(tmp_path, monkeypatch
     row = {"loss": "0.5", "val_loss": "", "learning_rate": "0.001", "step": 3}
     assert figures(row) == {"loss": 0.5, "learning_rate": 0.001}
     assert make_logger("csv", tmp_path) is None
-    monkeypatch.setattr("lit_gpt.training.loggers.find_spec", lambda name: None)
+    monkeypatch.setattr("lit_gpt.training.run.loggers.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--logger wandb needs the package wandb; run: pip install -e"):
         require_logger("wandb")
     monkeypatch.undo()

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from lit_gpt.args import PrepareArgs
 from lit_gpt.cli import parse
-from lit_gpt.data import schemas, store
-from lit_gpt.data.prepare import Files, prepare
-from lit_gpt.data.rows import Row
-from lit_gpt.data.sources import read_rows
-from lit_gpt.data.split import held_out
+from lit_gpt.data import store
+from lit_gpt.data.prepare import schemas
+from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.run import Files, prepare
+from lit_gpt.data.prepare.sources import read_rows
+from lit_gpt.data.prepare.split import held_out
+from lit_gpt.data.prepare.tokens import Counts, Encoder
 from lit_gpt.data.store import IGNORE
-from lit_gpt.data.tokens import Counts, Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import STYLES, Turn
 from lit_gpt.tokenizer import Tokenizer
@@ -218,7 +219,7 @@ def test_nothing_is_written_until_all_is_read_and_a_failure_leaves_the_old_data(
 
 
 def test_many_rows_are_stored_as_one_batch_is(checkpoint, tokenizer, tmp_path, monkeypatch):
-    import lit_gpt.data.prepare as module
+    import lit_gpt.data.prepare.run as module
 
     files = write(tmp_path / "a.jsonl", 50)
     monkeypatch.setattr(module, "BATCH", 7)

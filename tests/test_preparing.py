@@ -8,11 +8,11 @@ import pytest
 from conftest import ROOT
 
 from lit_gpt.args import PrepareArgs
-from lit_gpt.args.checks import AugmentArgs, MixArgs
+from lit_gpt.args.curation import AugmentArgs, MixArgs
 from lit_gpt.cli import parse
 from lit_gpt.data import store
-from lit_gpt.data.mix import mix
-from lit_gpt.data.prepare import Files, prepare
+from lit_gpt.data.curate.mix import mix
+from lit_gpt.data.prepare.run import Files, prepare
 from lit_gpt.errors import UserError
 
 TEMPLATE = (

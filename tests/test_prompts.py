@@ -7,9 +7,9 @@ import pytest
 from conftest import SHARED, write_tokenizer
 
 from lit_gpt.args import PrepareArgs
-from lit_gpt.data.rows import Row
+from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.tokens import Counts, Encoder
 from lit_gpt.data.store import IGNORE
-from lit_gpt.data.tokens import Counts, Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import STYLES, Turn, make_prompt, open_style
 from lit_gpt.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ def conversations():
     made += [[Turn("system", "Be brief."), *made[i], *made[i + 1], *made[i + 9]] for i in range(0, 50, 7)]
     path = SHARED / "instruct" / "sharegpt_500.json"
     if path.is_file():
-        from lit_gpt.data.sources import read_rows
+        from lit_gpt.data.prepare.sources import read_rows
 
         made += [row.turns for row in list(read_rows(path))[:60]]
     return made

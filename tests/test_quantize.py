@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_gpt import args, matmul
+from lit_gpt import args
 from lit_gpt.errors import UserError
-from lit_gpt.linear import Linear
-from lit_gpt.quantize import QUANTIZATIONS, quantized, require_quantizable
+from lit_gpt.layers import cpu_matmul as matmul
+from lit_gpt.layers.linear import Linear
+from lit_gpt.layers.quantize import QUANTIZATIONS, quantized, require_quantizable
 
 BNB = [kind for kind in QUANTIZATIONS if kind.startswith("bnb.")]
 FOUR_BIT = [kind for kind in BNB if "int8" not in kind]

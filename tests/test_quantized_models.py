@@ -8,26 +8,20 @@ from conftest import assert_one_line_error, ours_of, run, tiny_hf
 from test_lora_variants import as_peft, close, move, state_of
 from torch.profiler import ProfilerActivity, profile
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
-from lit_gpt.checkpoint import (
-    Run,
-    load_base,
-    load_finetuned,
-    make_fabric,
-    save_run,
-    save_trained,
-    trained_path,
-)
+from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run, save_trained, trained_path
 from lit_gpt.config import Config
-from lit_gpt.convert.lit import CONFIG, WEIGHTS
 from lit_gpt.convert.peft import to_peft
 from lit_gpt.errors import UserError
+from lit_gpt.fabric import make_fabric
 from lit_gpt.files import save_state
-from lit_gpt.linear import Linear, LinearLayer
+from lit_gpt.layers.linear import Linear, LinearLayer
+from lit_gpt.layers.quantize import QUANTIZATIONS, quantizable, quantized
+from lit_gpt.layers.quantize.frozen import QuantizedLinear
+from lit_gpt.methods import lora
 from lit_gpt.model import GPT
-from lit_gpt.quantize import QUANTIZATIONS, quantizable, quantized
-from lit_gpt.quantize.frozen import QuantizedLinear
 
 IDS = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
 ROWS = [{"instruction": f"say {n}", "input": "", "output": "ab " * n} for n in range(1, 9)]

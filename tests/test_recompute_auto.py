@@ -11,11 +11,11 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.batches import collate
 from lit_gpt.data.packing import Packing, fullest
 from lit_gpt.data.store import stack
-from lit_gpt.training.feed import Feed
+from lit_gpt.planning.devices import Device
+from lit_gpt.planning.memory_items import memory_items, n_recomputed
+from lit_gpt.planning.work import work_of
+from lit_gpt.training.loader import Feed
 from lit_gpt.training.memory import WORKSPACE, block_bytes, blocks_to_recompute, cast_bytes, training_bytes
-from lit_gpt.training.planning.devices import Device
-from lit_gpt.training.planning.memory_items import memory_items, n_recomputed
-from lit_gpt.training.planning.work import work_of
 
 GPU = Device("a gpu", 24.0, 100.0)
 WIDE = replace(MIDDLE, n_embd=256, head_size=64, intermediate_size=640)

@@ -18,8 +18,8 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error, run, tiny_hf, write_tokenizer
 
-from lit_gpt.training.budget import LEDGER
-from lit_gpt.training.saves import Saves, read_progress
+from lit_gpt.training.run.budget import LEDGER
+from lit_gpt.training.run.checkpoint_store import Saves, read_progress
 
 ROWS = [{"instruction": f"say {w} {n} times", "input": "", "output": " ".join([w] * n)}
         for w in ("ab", "cd", "the", "king") for n in range(1, 9)]  # fmt: skip

@@ -8,13 +8,13 @@ from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_gpt.data import entries, schemas
-from lit_gpt.data.columns import by_columns
-from lit_gpt.data.download import PUBLISHED, locate, verify
-from lit_gpt.data.entries import read_objects
-from lit_gpt.data.flan import SUBSETS, subset_files
-from lit_gpt.data.rows import Row
-from lit_gpt.data.sources import read_rows
+from lit_gpt.data.prepare import entries, schemas
+from lit_gpt.data.prepare.columns import by_columns
+from lit_gpt.data.prepare.download import PUBLISHED, locate, verify
+from lit_gpt.data.prepare.entries import read_objects
+from lit_gpt.data.prepare.flan import SUBSETS, subset_files
+from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.sources import read_rows
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Turn
 

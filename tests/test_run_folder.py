@@ -6,9 +6,9 @@ from test_nothing_lost import trained
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.errors import UserError
-from lit_gpt.training.budget import LEDGER, Budget
-from lit_gpt.training.folder import RECORDS, claim_out_dir
-from lit_gpt.training.saves import Saves
+from lit_gpt.training.run.budget import LEDGER, Budget
+from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.folder import RECORDS, claim_out_dir
 
 LEFT = ("lit_model_lora_finetuned.pth", "merged/lit_model.pth", "averaged/finetuned.json", "checkpoints/step-000003/x")
 """What is left of a run that somebody may want to keep."""
@@ -60,7 +60,7 @@ def test_a_new_run_is_not_charged_the_time_that_another_one_used_in_its_folder(t
 
 
 def test_what_a_killed_run_without_a_limit_used_counts_when_it_goes_on_under_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_gpt.training.budget.process_seconds", lambda: 300.0)
+    monkeypatch.setattr("lit_gpt.training.run.budget.process_seconds", lambda: 300.0)
     Budget(None, ledger=tmp_path / LEDGER).begin_step(torch.device("cpu"))
     again = Budget(1000.0, ledger=tmp_path / LEDGER)
     again.take_up(seconds=150.0, validation_seconds=0.0, save_seconds=0.0, finish_seconds=0.0)

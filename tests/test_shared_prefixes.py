@@ -11,18 +11,18 @@ import torch
 from conftest import ALL, SHAPES
 from tiny import gradients, plain_loss, tiny
 
-from lit_gpt import adapter, lora
 from lit_gpt.args import AdapterArgs, LoRAArgs, TrainArgs, ValidationArgs
-from lit_gpt.checkpoint import make_fabric
 from lit_gpt.data.batches import Order, micro_batches, steps
 from lit_gpt.data.packing import Packing, cuts, n_computed, packs, prefixes_of
 from lit_gpt.data.store import IGNORE, stack
-from lit_gpt.packed import Continuations, Documents, Heads, attended, attended_backward, attention, flash
-from lit_gpt.training import packing
-from lit_gpt.training.feed import Feed
+from lit_gpt.fabric import make_fabric
+from lit_gpt.layers.attention import Continuations, Documents, Heads, attended, attended_backward, attention, flash
+from lit_gpt.methods import adapter, lora
+from lit_gpt.training import batching as packing
+from lit_gpt.training.batching import packing_of, share_up_to
 from lit_gpt.training.graphs import prefixes_fit
+from lit_gpt.training.loader import Feed
 from lit_gpt.training.loss import loss_sum
-from lit_gpt.training.packing import packing_of, share_up_to
 from lit_gpt.training.validation import validate
 
 STYLES = ((0, 20), (20, 37))

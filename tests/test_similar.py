@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from lit_gpt.data.similar import GRAM, buckets, grams_of, groups, jaccards, normalize
+from lit_gpt.data.prepare.similar import GRAM, buckets, grams_of, groups, jaccards, normalize
 
 WORDS = [f"{a}{b}{c}" for a in ("ba", "ne", "sto", "gri") for b in ("lu", "mo", "ti") for c in ("n", "r", "sk", "ld")]
 
@@ -73,7 +73,7 @@ def test_many_copies_of_one_template_are_one_group():
 
 
 def test_texts_of_one_template_are_told_apart_and_their_doubles_found(monkeypatch):
-    monkeypatch.setattr("lit_gpt.data.similar.MOST", 50)
+    monkeypatch.setattr("lit_gpt.data.prepare.similar.MOST", 50)
     rng = random.Random(5)
     template = "Classify the sentiment of this review of a film as positive or as negative, and give reasons: "
     texts = [template + " ".join(rng.choices(WORDS, k=14)) for _ in range(2000)]
@@ -84,7 +84,7 @@ def test_texts_of_one_template_are_told_apart_and_their_doubles_found(monkeypatc
 
 
 def test_equal_signatures_share_a_bucket_however_many_agree(monkeypatch):
-    monkeypatch.setattr("lit_gpt.data.similar.MOST", 10)
+    monkeypatch.setattr("lit_gpt.data.prepare.similar.MOST", 10)
     half = np.random.default_rng(0).integers(0, 2, (600, 128), dtype=np.uint32)
     found = [set(bucket.tolist()) for bucket in buckets(np.concatenate([half, half]), n_rows=6)]
     assert all(any({i, i + 600} <= bucket for bucket in found) for i in range(0, 600, 7))

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from lit_gpt.data.apart import groups_apart, own_parts
-from lit_gpt.data.rows import Row
-from lit_gpt.data.similar import groups
-from lit_gpt.data.sources import read_rows
-from lit_gpt.data.split import held_out, prompt_of
+from lit_gpt.data.prepare.apart import groups_apart, own_parts
+from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.similar import groups
+from lit_gpt.data.prepare.sources import read_rows
+from lit_gpt.data.prepare.split import held_out, prompt_of
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Turn
 
@@ -126,7 +126,7 @@ def test_the_reported_set_is_held_out_in_proportion():
 
 def test_the_split_takes_time_in_proportion_to_the_rows():
     """Twice the rows behind one text: counted in texts that are looked at, since time is nobody's here."""
-    import lit_gpt.data.apart as apart
+    import lit_gpt.data.prepare.apart as apart
 
     looked_at = []
     original = apart.groups

@@ -12,13 +12,14 @@ from conftest import ROOT
 from lightning.fabric import Fabric
 from test_styles import KINDS, conversations, folder_of, messages, text_of
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
-from lit_gpt.checkpoint import Run, load_base, read_run, save_run, save_trained, trained_path
-from lit_gpt.convert.lit import CONFIG, WEIGHTS
+from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import Run, read_run, save_run, save_trained, trained_path
 from lit_gpt.convert.modelfile import write_modelfile
-from lit_gpt.merging.record import MERGED
-from lit_gpt.merging.write import write_merged
+from lit_gpt.merge.record import MERGED
+from lit_gpt.merge.write import write_merged
+from lit_gpt.methods import lora
 from lit_gpt.prompts import STYLES, Turn, open_style
 from lit_gpt.prompts.chat_template import read_templates
 from lit_gpt.prompts.exported import carry_style

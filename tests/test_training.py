@@ -18,25 +18,25 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from tiny import TINY, make_samples, plain_loss
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.data.batches import Order, steps
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import IGNORE, stack
 from lit_gpt.errors import UserError
+from lit_gpt.layers.attention import Documents
+from lit_gpt.layers.neftune import noisy
+from lit_gpt.methods import lora
 from lit_gpt.model import GPT
-from lit_gpt.neftune import noisy
-from lit_gpt.packed import Documents
-from lit_gpt.training import monitor as monitor_module
-from lit_gpt.training.average import require_checkpoints, save_average
 from lit_gpt.training.flops import estimated_flops, measured_flops
-from lit_gpt.training.gauges import Gauges
 from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import loss_sum
-from lit_gpt.training.monitor import Monitor
-from lit_gpt.training.saves import Saves
-from lit_gpt.training.schedule import learning_rate
-from lit_gpt.training.session import Session
+from lit_gpt.training.optimizer import learning_rate
+from lit_gpt.training.run import monitor as monitor_module
+from lit_gpt.training.run.average import require_checkpoints, save_average
+from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.gauges import Gauges
+from lit_gpt.training.run.monitor import Monitor
+from lit_gpt.training.run.session import Session
 from lit_gpt.training.validation import validate
 
 

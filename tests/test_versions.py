@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, TrainArgs, ValidationArgs
-from lit_gpt.checkpoint import Run, read_run, save_run
+from lit_gpt.checkpoints.runs import Run, read_run, save_run
 from lit_gpt.errors import UserError
-from lit_gpt.training.resume import FREE, require_same
+from lit_gpt.training.run.resume import FREE, require_same
 
 ARGS = {"lora": LoRAArgs(), "adapter": AdapterArgs(), "adapter_v2": AdapterArgs(), "full": FullArgs()}
 

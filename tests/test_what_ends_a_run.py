@@ -8,19 +8,19 @@ import torch
 from lightning.fabric import Fabric
 from tiny import TINY
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.data.store import stack
+from lit_gpt.methods import lora
 from lit_gpt.model import GPT
-from lit_gpt.training import budget as budget_module
-from lit_gpt.training.budget import Budget
-from lit_gpt.training.gauges import Gauges
 from lit_gpt.training.length import Length, length_of, outlook
 from lit_gpt.training.loop import fit
-from lit_gpt.training.monitor import Monitor
-from lit_gpt.training.saves import Saves
-from lit_gpt.training.schedule import learning_rate
-from lit_gpt.training.session import Session
+from lit_gpt.training.optimizer import learning_rate
+from lit_gpt.training.run import budget as budget_module
+from lit_gpt.training.run.budget import Budget
+from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.gauges import Gauges
+from lit_gpt.training.run.monitor import Monitor
+from lit_gpt.training.run.session import Session
 
 PASS, VALIDATION = 2.0, 3.0
 """Seconds of a sample's forward and backward pass, and of its forward pass in a validation."""
@@ -37,7 +37,7 @@ def clock(monkeypatch):
     """A clock that stands but for forward passes."""
     now = [0.0]
     monkeypatch.setattr(budget_module, "process_seconds", lambda: now[0])
-    monkeypatch.setattr("lit_gpt.training.gauges.process_seconds", lambda: now[0])
+    monkeypatch.setattr("lit_gpt.training.run.gauges.process_seconds", lambda: now[0])
     for name in ("monotonic", "perf_counter"):
         monkeypatch.setattr(budget_module.time, name, lambda: now[0])
     return now

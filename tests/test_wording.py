@@ -5,10 +5,10 @@ import json
 import pytest
 from test_versions import run_of
 
-from lit_gpt.checkpoint import read_run, save_run
-from lit_gpt.data.mix.sources import Source, require_same
+from lit_gpt.checkpoints.runs import read_run, save_run
+from lit_gpt.data.curate.mix.sources import Source, require_same
 from lit_gpt.errors import UserError
-from lit_gpt.merging.record import MERGED, trained_style
+from lit_gpt.merge.record import MERGED, trained_style
 from lit_gpt.prompts import STYLES
 from lit_gpt.prompts.wording import WORDING, reworded, say, wording
 

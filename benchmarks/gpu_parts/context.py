@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from lit_gpt.config import Config
+from lit_gpt.families import config_for
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class Context:
     @property
     def config(self) -> Config:
         """Llama-2-7B's shape, or a toy of the same kind."""
-        return toy() if self.tiny else Config.from_name("Llama-2-7b-hf")
+        return toy() if self.tiny else config_for("Llama-2-7b-hf")
 
     @property
     def rows(self) -> int:

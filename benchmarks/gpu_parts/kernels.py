@@ -15,9 +15,9 @@ from gpu_parts.context import Context, Skip
 from gpu_parts.timing import measure
 from torch import Tensor
 
-from lit_gpt.lean import GatedFunction, RMSNormFunction
-from lit_gpt.mlp import GATED
-from lit_gpt.packed import rotated, rotated_back
+from lit_gpt.layers.attention import rotated, rotated_back
+from lit_gpt.layers.mlp import GATED
+from lit_gpt.layers.recompute import GatedFunction, RMSNormFunction
 from lit_gpt.training.loss import cross_entropy
 
 Work = Callable[..., Tensor]

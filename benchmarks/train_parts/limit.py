@@ -7,7 +7,7 @@ from torch import Tensor
 from train_parts.job import Job
 
 from lit_gpt.config import Config
-from lit_gpt.matmul import linear, matmul
+from lit_gpt.layers.cpu_matmul import linear, matmul
 
 ROWS = 512
 """Tokens of a product, as in a micro-batch."""

@@ -67,8 +67,8 @@ class Material:
         """Tokenize as our prepare scripts do."""
         from lit_gpt.args import PrepareArgs
         from lit_gpt.data import store
-        from lit_gpt.data.prepare import tokenize
-        from lit_gpt.data.sources import read_alpaca
+        from lit_gpt.data.prepare.run import tokenize
+        from lit_gpt.data.prepare.sources import read_alpaca
         from lit_gpt.tokenizer import Tokenizer
 
         args = PrepareArgs(max_seq_length=max_seq_length)

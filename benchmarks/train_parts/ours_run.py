@@ -9,15 +9,16 @@ from lightning.fabric import Fabric
 from train_parts.job import Job
 from train_parts.record import Record
 
-from lit_gpt import full, lora
 from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs, ValidationArgs
-from lit_gpt.checkpoint import load_base, make_fabric
+from lit_gpt.checkpoints.base import load_base
 from lit_gpt.data.batches import Batch
 from lit_gpt.data.store import Samples
+from lit_gpt.fabric import make_fabric
+from lit_gpt.methods import full, lora
 from lit_gpt.model import GPT
 from lit_gpt.training.loop import fit
-from lit_gpt.training.saves import Saves
-from lit_gpt.training.session import Session
+from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.session import Session
 from lit_gpt.training.validation import validate
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_gpt import places
+from lit_gpt.args import folders as places
 from lit_gpt.cli.flags import flags_of
 from lit_gpt.errors import UserError
 

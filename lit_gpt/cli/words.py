@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from lit_gpt.args.folders import suggestion
 from lit_gpt.cli.flags import Flag, find, nearest
 from lit_gpt.cli.values import Loader, Unfit, allowed, convert, is_list, shown
 from lit_gpt.errors import CommandLineError
-from lit_gpt.places import suggestion
 
 
 @dataclass

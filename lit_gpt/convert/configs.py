@@ -8,7 +8,7 @@ from lit_gpt.config import HINTS, TYPES, Config
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
-from lit_gpt.rope import REQUIRED
+from lit_gpt.layers.rope import REQUIRED
 
 _OF_THE_MODEL = """
     _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled _name_or_path activation

@@ -12,9 +12,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from lit_gpt.args.folders import LITGPT_CONFIG, WEIGHTS
+from lit_gpt.checkpoints.layouts import MLPS, RENAMED, SAME
 from lit_gpt.config import Config
 from lit_gpt.convert.export import copy_tokenizer
-from lit_gpt.convert.lit import LITGPT_CONFIG, MLPS, RENAMED, SAME, WEIGHTS
 from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, fit_rows, is_tied
 from lit_gpt.errors import UserError
 from lit_gpt.files import Spec, save_stream, write_text

@@ -12,6 +12,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
 from lit_gpt.families.family import Architecture, Interleaved, Part, PerHead, Rule, Separate
 from lit_gpt.files import Spec
+from lit_gpt.layers.qkv import interleave_qkv, stack_qkv
 from lit_gpt.model import GPT
 
 HEAD, EMBEDDINGS = "lm_head.weight", "transformer.wte.weight"
@@ -202,11 +203,7 @@ def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> T
             sizes = [[n, *shape[1:]] for n in config.qkv_sizes]
             return torch.cat(parts) if [list(p.shape) for p in parts] == sizes else None
         case Interleaved():
-            if list(parts[0].shape) != shape:
-                return None
-            q_per_kv, rest = config.n_head // config.n_query_groups, shape[1:]
-            x = parts[0].reshape(config.n_query_groups, q_per_kv + 2, config.head_size, *rest)
-            return torch.cat([p.reshape(-1, *rest) for p in x.split((q_per_kv, 1, 1), dim=1)])
+            return stack_qkv(parts[0], config) if list(parts[0].shape) == shape else None
         case Part():
             if parts[0].size(0) != rule.of * shape[0]:
                 return None
@@ -223,9 +220,7 @@ def unpack(rule: Rule, x: Tensor, config: Config) -> list[Tensor]:
         case Separate():
             return list(x.split(config.qkv_sizes))
         case Interleaved():
-            groups, rest = config.n_query_groups, x.shape[1:]
-            parts = [p.reshape(groups, -1, config.head_size, *rest) for p in x.split(config.qkv_sizes)]
-            return [torch.cat(parts, dim=1).reshape(-1, *rest)]
+            return [interleave_qkv(x, config)]
         case PerHead():
             return list(x)
         case _:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_gpt.data.packing import NONE, Packing, Prefixes, packs, prefixes_of, sharing
 from lit_gpt.data.store import IGNORE, Samples
-from lit_gpt.packed import Documents
+from lit_gpt.layers.attention import Documents
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.data.entries import decoded_lines, opened, read_objects, table_rows
+from lit_gpt.data.prepare.entries import decoded_lines, opened, read_objects, table_rows
 from lit_gpt.errors import UserError
 
 _LETTERS = "ABCD"

@@ -5,6 +5,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Architecture, Family
 
@@ -19,8 +20,11 @@ NAMES: dict[str, str] = {fields["hf_repo"]: name for name, fields in MODELS.item
 """`org/name` -> short name, which mostly is the same name."""
 
 
-def find(name: str) -> dict[str, Any]:
-    """Config fields of a model, by short name or `org/name`.
+def config_for(name: str, **overrides: Any) -> Config:
+    """Return the configuration of a model, by short name or `org/name`.
+
+    Args:
+        overrides: fields of Config to set otherwise.
 
     Raises:
         UserError: no family declares `name`; the message lists close matches.
@@ -30,4 +34,4 @@ def find(name: str) -> dict[str, Any]:
         close = get_close_matches(short, MODELS, n=4, cutoff=0.4)
         hint = f"close matches: {', '.join(close)}" if close else "python scripts/download.py lists the known ones"
         raise UserError(f"unknown model {name!r}; {hint}")
-    return MODELS[short]
+    return Config(**{**MODELS[short], **overrides})

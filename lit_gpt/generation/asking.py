@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_gpt.args import AskArgs
-from lit_gpt.data.schemas import recognise
+from lit_gpt.data.prepare.schemas import recognise
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Exchange, Turn, open_style, stop_ids
 from lit_gpt.tokenizer import Tokenizer

@@ -13,9 +13,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lit_gpt.fused import compiling
 from lit_gpt.generation.cache import CacheSlice, StaticCache, room
 from lit_gpt.generation.steps import compiled, with_kernels
+from lit_gpt.layers.compiled import compiling
 from lit_gpt.model import GPT
 from lit_gpt.resources import never_waiting
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.generation.cache import LayerSlice
-from lit_gpt.linear import Linear, LinearLayer
-from lit_gpt.mlp import GatedMLP
+from lit_gpt.layers.linear import Linear, LinearLayer
+from lit_gpt.layers.mlp import GatedMLP
+from lit_gpt.layers.quantize.eight_bit import EightBitLinear
+from lit_gpt.layers.rope import apply_rope
 from lit_gpt.model import GPT, CausalSelfAttention, score_scale, softcap, visible
-from lit_gpt.quantize.eight_bit import EightBitLinear
-from lit_gpt.rope import apply_rope
 
 MOST_VARIANTS = 64
 """Of a compiled block in a process: for each model, dtype and number of rows."""

@@ -15,8 +15,8 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lit_gpt.data.packing import Packing
+from lit_gpt.layers.attention import Continuations, Documents, flash_can
 from lit_gpt.model import GPT
-from lit_gpt.packed import Continuations, Documents, flash_can
 from lit_gpt.resources import never_waiting
 
 PREFIXES = 12

@@ -7,15 +7,14 @@ from lightning.fabric import Fabric
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
-from lit_gpt.training.feed import Feed
+from lit_gpt.training.loader import Feed
 from lit_gpt.training.offload import make_gradients
-from lit_gpt.training.optimizer import make_optimizer
-from lit_gpt.training.saves import Progress
-from lit_gpt.training.schedule import learning_rate
-from lit_gpt.training.session import Session
-from lit_gpt.training.state import Keeper
+from lit_gpt.training.optimizer import learning_rate, make_optimizer
+from lit_gpt.training.run.checkpoint_store import Progress
+from lit_gpt.training.run.checkpointer import Keeper
+from lit_gpt.training.run.session import Session
+from lit_gpt.training.run.stopping import stop_signals
 from lit_gpt.training.step import accumulate, rehearse
-from lit_gpt.training.stopping import stop_signals
 from lit_gpt.training.validation import validated
 
 

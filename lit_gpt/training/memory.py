@@ -6,7 +6,7 @@ import torch
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.config import Config
-from lit_gpt.linear import Linear, LinearLayer
+from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.model import GPT
 from lit_gpt.training.optimizer import STATE_BYTES
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from lit_gpt.data.batches import Batch, batch_of
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory
-from lit_gpt.training.budget import Budget
-from lit_gpt.training.feed import Feed
-from lit_gpt.training.gauges import wait
 from lit_gpt.training.gradients import Gradients
+from lit_gpt.training.loader import Feed
 from lit_gpt.training.loss import loss_sum
-from lit_gpt.training.monitor import Monitor
 from lit_gpt.training.randomness import random_states, set_random_states, undisturbed
+from lit_gpt.training.run.budget import Budget
+from lit_gpt.training.run.gauges import wait
+from lit_gpt.training.run.monitor import Monitor
 
 _Result = TypeVar("_Result")
 

@@ -11,11 +11,11 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.batches import micro_batches
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
+from lit_gpt.training.batching import packing_of
 from lit_gpt.training.loss import loss_sum
-from lit_gpt.training.packing import packing_of
 from lit_gpt.training.randomness import undisturbed
-from lit_gpt.training.saves import Progress
-from lit_gpt.training.session import Session
+from lit_gpt.training.run.checkpoint_store import Progress
+from lit_gpt.training.run.session import Session
 
 AT_ONCE = 512
 """Samples that are packed together: the time that takes grows with the square of their number."""

@@ -13,14 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
+from lit_gpt.checkpoints.base import digest, sample
+from lit_gpt.checkpoints.layouts import open_lit
+from lit_gpt.checkpoints.runs import read_run, require_base, trained_path
 from lit_gpt.config import Config
 from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, pieces
 from lit_gpt.convert.gguf.metadata import require_layout
 from lit_gpt.convert.gguf.values import paired
 from lit_gpt.errors import UserError
-from lit_gpt.lora.layer import LoRALinear
+from lit_gpt.files import load_state, replace_folder
+from lit_gpt.methods import METHODS, lora
+from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
 
 _MERGE = "merge it with scripts/merge_lora.py and convert what comes out"
@@ -126,3 +130,21 @@ def write_adapter(config: Config, args: LoRAArgs, tensors: Mapping[str, Tensor],
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_gguf_adapter(checkpoint_dir: Path, run_dir: Path, folder: Path, overwrite: bool) -> Path:
+    """Make `folder` with <name>-lora.gguf of the run in `run_dir`; returns the file's path.
+
+    Raises:
+        UserError: no LoRA run of this checkpoint, one that an adapter cannot hold; a folder that holds something.
+    """
+    run = read_run(run_dir)
+    if run.method != "lora":
+        raise UserError(f"{run_dir} is a run of {run.method}, and only LoRA's become adapters of llama.cpp")
+    config, specs, get = open_lit(checkpoint_dir)
+    require_base(run, run_dir, checkpoint_dir, digest({name: sample(name, get(name)) for name in specs}))
+    args = METHODS["lora"].args(**run.method_args)
+    tensors = adapter_tensors(config, args, load_state(trained_path(run_dir, run.method), "the finetune script"))
+    name = f"{config.name}-lora.gguf"
+    replace_folder(folder, lambda temporary: write_adapter(config, args, tensors, temporary / name), overwrite)
+    return folder / name

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_gpt.config import Config
 from lit_gpt.convert.gguf.layouts import Layout, unlike
 from lit_gpt.errors import UserError
-from lit_gpt.rope import frequencies, plain
+from lit_gpt.layers.rope import frequencies, plain
 
 SCALING, OLD_FACTOR = "rope.scaling.", "rope.scale_linear"
 _KINDS = ("none", "linear", "yarn", "longrope")

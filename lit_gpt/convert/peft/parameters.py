@@ -17,7 +17,7 @@ from lit_gpt.convert.peft.places import Base
 from lit_gpt.convert.peft.settings import MERGE, Scaling, token_indices
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
-from lit_gpt.lora.product import SMALLEST_NORM
+from lit_gpt.methods.lora.layer import SMALLEST_NORM
 
 _KEYS = (
     re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_[AB]|[AB]|magnitude_vector)(\.default)?(\.(weight|(?P<bias>bias)))?"),

@@ -10,14 +10,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lit_gpt import lora
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
 from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, hf_sources, pack, unpack
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Part, Rule, Separate
-from lit_gpt.linear import LinearLayer
-from lit_gpt.lora.layer import LoRALinear
+from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.methods import lora
+from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
 
 

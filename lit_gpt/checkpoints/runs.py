@@ -1,0 +1,141 @@
+"""Finetuned runs: what the folder out/<method>/<name>/ holds, and how a finetuned model gets out of it.
+
+out/<method>/<name>/       what was trained (trained_path), finetuned.json, metrics.csv, loss.png      (finetune/*.py)
+  checkpoints/, best       what a run resumes from, and a link to the best of them
+                           (lit_gpt/training/run/checkpoint_store.py)
+  plan.json, report.html, seconds_used.txt      plan and fact, the page, and the time of a run with a deadline
+"""
+
+import json
+import platform
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+
+from lit_gpt.args.folders import RUN, require_run
+from lit_gpt.checkpoints.base import build, check_fit, digest, load_base, sample
+from lit_gpt.checkpoints.layouts import open_lit
+from lit_gpt.errors import UserError
+from lit_gpt.files import load_state, open_state, save_state, write_text
+from lit_gpt.layers.quantize import QUANTIZATIONS
+from lit_gpt.methods import METHODS, trained_parameters
+from lit_gpt.model import GPT
+from lit_gpt.prompts.wording import reworded, say
+
+CHECKPOINTS, BEST = "checkpoints", "best"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What finetuned.json says: all it takes to load what was trained, and where it came from."""
+
+    method: str
+    """Key of METHODS."""
+    method_args: dict[str, Any]
+    prompt_style: str
+    base: str
+    """Folder of the checkpoint that was finetuned."""
+    base_digest: str
+    """`digest` of its weights."""
+    data: dict[str, Any]
+    """meta.json of the data that was trained on, and its folder."""
+    training: dict[str, Any]
+    """Arguments of the training."""
+    versions: dict[str, str]
+    quantize: str | None = None
+    """Key of QUANTIZATIONS: what the base weights were trained with; None is the precision of the training."""
+
+
+def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize: str | None = None) -> tuple[GPT, Run]:
+    """The model of `checkpoint_dir` with what the run in `run_dir` trained, whatever its method.
+
+    Args:
+        run_dir: a run's folder, or the weights file in it.
+        quantize: what base weights to use instead of those that the run was trained with: key of QUANTIZATIONS, or
+            none. The Run that is returned says what is used.
+
+    Raises:
+        UserError: no run, a damaged one, or one that was trained on another checkpoint.
+    """
+    run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    run = read_run(run_dir)
+    path = trained_path(run_dir, run.method)
+    if quantize is not None:
+        run = replace(run, quantize=None if quantize == "none" else quantize)
+    if run.method == "full":  # has a model of its own, and of the base no more than the name
+        specs, get = open_state(path, "the finetune script")
+        config, base_specs, get_base = open_lit(checkpoint_dir)
+        require_base(run, run_dir, checkpoint_dir, digest({n: sample(n, get_base(n)) for n in base_specs}))
+        return build(fabric, config, specs, get, path, run.quantize)[0], run
+    trained = load_state(path, "the finetune script")
+    model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
+    require_base(run, run_dir, checkpoint_dir, base_digest)
+    inject, args_class = METHODS[run.method]
+    inject(model, args_class(**run.method_args), init=False)
+    check_fit(trained, trained_parameters(model), path)
+    model.load_state_dict(trained, strict=False)
+    return model, run
+
+
+def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str) -> None:
+    """Raises: UserError if the run was trained on other weights than those of this digest."""
+    if base_digest != run.base_digest:
+        raise UserError(
+            f"{run_dir} was trained on other weights than those of {checkpoint_dir}; "
+            f"pass --checkpoint_dir {run.base}, or that folder's new place"
+        )
+
+
+def read_run(run_dir: Path) -> Run:
+    """What a run says of itself; a note on stderr says if its prompt style writes other texts now.
+
+    Raises:
+        UserError: the folder has no whole record of a run.
+    """
+    require_run(run_dir)
+    path = run_dir / RUN
+    try:
+        run = Run(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as e:
+        raise UserError(f"{path} is damaged or from another version of this toolkit ({e})") from e
+    if run.method not in METHODS:
+        raise UserError(f"{path} names the method {run.method!r}; known are {', '.join(METHODS)}")
+    if run.quantize is not None and run.quantize not in QUANTIZATIONS:
+        raise UserError(f"{path} names the weights {run.quantize!r}; known are {', '.join(QUANTIZATIONS)}")
+    if said := reworded(run.data):
+        say(said)
+    return run
+
+
+def trained_path(run_dir: Path, method: str) -> Path:
+    """Where a run of this method keeps its weights: as Lit-GPT calls the files."""
+    kind = {"adapter_v2": "_adapter", "full": ""}.get(method, f"_{method}")
+    return run_dir / f"lit_model{kind}_finetuned.pth"
+
+
+def save_run(run: Run, out_dir: Path) -> None:
+    """Write finetuned.json."""
+    write_text(out_dir / RUN, run_text(run))
+
+
+def run_text(run: Run) -> str:
+    """What finetuned.json says of a run."""
+    return json.dumps(asdict(run), indent=2, default=str) + "\n"
+
+
+def save_trained(model: GPT, path: Path) -> None:
+    """Save the parameters of `model` that require a gradient, and no others."""
+    save_state(trained_parameters(model), path)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide results, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "lightning", "tokenizers", "sentencepiece", "bitsandbytes"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

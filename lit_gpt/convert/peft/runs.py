@@ -1,0 +1,132 @@
+"""Folders of PEFT adapters and folders of our LoRA runs, each made of the other.
+
+An adapter that was a run keeps the run's own record beside PEFT's files: with it, the very same run comes back.
+"""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lit_gpt.args import LoRARunArgs
+from lit_gpt.args.folders import RUN
+from lit_gpt.checkpoints.base import digest, sample
+from lit_gpt.checkpoints.layouts import open_lit
+from lit_gpt.checkpoints.runs import Run, read_run, require_base, save_run, trained_path, versions
+from lit_gpt.convert.configs import read_json
+from lit_gpt.convert.export import copy_tokenizer
+from lit_gpt.convert.names import EMBEDDINGS
+from lit_gpt.convert.peft import CONFIG, PICKLED, WEIGHTS, from_peft, model_card, to_peft
+from lit_gpt.errors import UserError
+from lit_gpt.files import load_state, replace_folder, save_state
+from lit_gpt.prompts import CHAT_TEMPLATE, make_prompt, open_style, read_template
+
+PRECISIONS = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}
+"""Dtype of a checkpoint -> precision that takes it as it is; any other is 32-true."""
+
+
+def write_adapter(
+    checkpoint_dir: Path, run_dir: Path, peft_dir: Path, overwrite: bool, fold_scale: bool = False
+) -> None:
+    """Make `peft_dir` of the run in `run_dir`: weights, settings, a model card, the tokenizer, and the run's record.
+
+    Args:
+        fold_scale: put the scale into the weights, for what heeds neither alpha nor rsLoRA nor patterns.
+
+    Raises:
+        UserError: no LoRA run of this checkpoint, or one without a counterpart in PEFT; a folder that holds something.
+    """
+    run = read_run(run_dir)
+    if run.method != "lora":
+        raise UserError(f"{run_dir} is a run of {run.method}, and only LoRA's become adapters of PEFT")
+    config, specs, get = open_lit(checkpoint_dir)
+    require_base(run, run_dir, checkpoint_dir, digest({name: sample(name, get(name)) for name in specs}))
+    trained = load_state(trained_path(run_dir, run.method), "the finetune script")
+    rows = None
+    if (checkpoint_dir / "config.json").is_file():  # of the model as it was published: ours may have been padded
+        rows = read_json(checkpoint_dir / "config.json").get("vocab_size")
+    state, settings = to_peft(config, LoRARunArgs(**run.method_args), trained, get, fold_scale, rows)
+    own_template = run.prompt_style == CHAT_TEMPLATE
+    prompt = None if own_template else make_prompt(run.prompt_style, "{prompt}", checkpoint_dir=checkpoint_dir)
+
+    def write(folder: Path) -> None:
+        save_file(state, folder / WEIGHTS, {"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(config, settings, prompt), encoding="utf-8")
+        copy_tokenizer(checkpoint_dir, folder)
+        shutil.copyfile(run_dir / RUN, folder / RUN)
+
+    replace_folder(peft_dir, write, overwrite)
+
+
+def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_style: str | None, overwrite: bool) -> str:
+    """Make a run in `run_dir` of the adapter in `peft_dir`, and return the prompt style that it records.
+
+    Args:
+        prompt_style: the run's; None is that of the run which the adapter was, else chat_template if the adapter came
+            with the very template of the checkpoint, else alpaca.
+
+    Raises:
+        UserError: no adapter, one that has no counterpart here, or one of another model; a folder that holds something.
+    """
+    settings, state = _open_adapter(peft_dir)
+    config, specs, get = open_lit(checkpoint_dir)
+    base_digest = digest({name: sample(name, get(name)) for name in specs})
+    before = read_run(peft_dir) if (peft_dir / RUN).is_file() else None
+    if before is not None:
+        require_base(before, peft_dir, checkpoint_dir, base_digest)
+    args, trained = from_peft(config, settings, state, get, before and LoRARunArgs(**before.method_args))
+    style = prompt_style or (before.prompt_style if before else _likely_style(checkpoint_dir, peft_dir))
+    open_style(style, checkpoint_dir)
+    precision = PRECISIONS.get(specs[EMBEDDINGS].dtype, "32-true")
+    run = Run(
+        method="lora",
+        method_args={name: x for name, x in asdict(args).items() if x is not None and x != ()},
+        prompt_style=style,
+        base=str(checkpoint_dir),
+        base_digest=base_digest,
+        data=before.data if before else {},
+        training=before.training if before else {"from": str(peft_dir), "precision": precision},
+        versions=versions(),
+        quantize=before.quantize if before else None,
+    )
+
+    def write(folder: Path) -> None:
+        save_state(trained, trained_path(folder, run.method))
+        save_run(run, folder)
+
+    replace_folder(run_dir, write, overwrite)
+    return style
+
+
+def _likely_style(checkpoint_dir: Path, peft_dir: Path) -> str:
+    """Return the style in which an adapter was trained, as far as its folder tells: trl saves the template it used."""
+    try:
+        return CHAT_TEMPLATE if read_template(peft_dir) == read_template(checkpoint_dir) else "alpaca"
+    except UserError:  # no template
+        return "alpaca"
+
+
+def _open_adapter(peft_dir: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return adapter_config.json and the weights, of the file that PEFT takes.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    if not (peft_dir / CONFIG).is_file():
+        raise UserError(f"{peft_dir} has no {CONFIG}; PEFT's save_pretrained writes it")
+    if not any((peft_dir / name).is_file() for name in (WEIGHTS, PICKLED)):
+        raise UserError(f"{peft_dir} has neither {WEIGHTS} nor {PICKLED}; PEFT's save_pretrained writes it")
+    settings = read_json(peft_dir / CONFIG)
+    if not (peft_dir / WEIGHTS).is_file():
+        return settings, load_state(peft_dir / PICKLED, "PEFT's save_pretrained")
+    try:
+        return settings, load_file(peft_dir / WEIGHTS)
+    except (ValueError, SafetensorError) as e:
+        raise UserError(f"{peft_dir} is damaged ({e}); save it again") from e

@@ -1,6 +1,0 @@
-"""The check of a prepared data set: what a model would learn from it, and what is wrong with it."""
-
-from lit_gpt.data.check.finding import Finding
-from lit_gpt.data.check.run import check
-
-__all__ = ["Finding", "check"]

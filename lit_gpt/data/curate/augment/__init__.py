@@ -1,0 +1,7 @@
+"""Rows made from rows: options in another order, prompts as careless people write them."""
+
+from lit_gpt.data.curate.augment.options import shuffle_options
+from lit_gpt.data.curate.augment.perturb import PERTURBATIONS, perturb_prompt
+from lit_gpt.data.curate.augment.rows import augmented
+
+__all__ = ["PERTURBATIONS", "augmented", "perturb_prompt", "shuffle_options"]

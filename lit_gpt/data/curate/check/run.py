@@ -1,0 +1,150 @@
+"""The check from beginning to end: reads a prepared data set, prints what it found, stops where training is in vain."""
+
+import os
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.args.curation import CheckArgs
+from lit_gpt.data import store
+from lit_gpt.data.compatibility import check_fit, check_tokenizer
+from lit_gpt.data.curate.check.finding import Finding, counted
+from lit_gpt.data.curate.check.lengths import PICTURE, draw, histogram
+from lit_gpt.data.curate.check.samples import chosen, show
+from lit_gpt.data.curate.check.texts import check_language, check_texts
+from lit_gpt.data.curate.check.tokens import check_tokens, per_sample
+from lit_gpt.errors import UserError
+from lit_gpt.prompts import CHAT_TEMPLATE
+from lit_gpt.tokenizer import Tokenizer
+
+MOST_TEXTS = 200_000
+"""Rows whose texts are compared; of more, so many are drawn."""
+
+
+def check(folder: Path, args: CheckArgs = CheckArgs(), checkpoint_dir: Path | None = None) -> list[Finding]:
+    """Print what a prepared data set holds, draw `lengths.png` in it, and return what was found.
+
+    Args:
+        checkpoint_dir: whose tokenizer decodes it; None is the one that meta.json names.
+
+    Raises:
+        UserError: not prepared or damaged, or training on it would be in vain: another tokenizer or chat template, no
+            target in most rows, no end of sequence that is supervised.
+    """
+    train, val, meta = store.load(folder)
+    tokenizer = tokenizer_of(folder, meta, checkpoint_dir)
+    check_fit(meta, folder, tokenizer)
+    splits = {"train": train, "val": val}
+    print(f"{folder}: {' and '.join(f'{len(s):,} rows of {name}' for name, s in splits.items())}")
+    print_rows(meta)
+    print_lengths(folder, splits, meta, args.epochs)
+    findings = [f for name, s in splits.items() for f in check_tokens(name, s, tokenizer, end_ids_of(meta, tokenizer))]
+    names, texts, n_train = decoded(splits, tokenizer)
+    findings += empty(splits, tokenizer)
+    findings += check_texts(names, texts, n_train, args.near_duplicate)
+    if args.language is not None:
+        findings.append(check_language(names, texts, args.language))
+    print_samples(train, tokenizer, args.n_samples)
+    print_findings(findings)
+    if useless := [f.text for f in findings if f.level == "useless"]:
+        raise UserError(f"{folder}: {useless[0]}")
+    return findings
+
+
+def tokenizer_of(folder: Path, meta: dict[str, Any], checkpoint_dir: Path | None) -> Tokenizer:
+    """Raises: UserError if the checkpoint is not there, or its tokenizer is not the one of the data."""
+    place = checkpoint_dir or Path(meta["checkpoint_dir"])
+    if not place.is_dir():
+        raise UserError(f"{folder} was prepared for {place}, which is not here; pass --checkpoint_dir")
+    tokenizer = Tokenizer(place)
+    check_tokenizer(meta, folder, tokenizer)
+    return tokenizer
+
+
+def end_ids_of(meta: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
+    """The tokens that end an answer: the prompt style's, else the tokenizer's end of sequence.
+
+    None where a chat template marks what is taught, and marks no end.
+    """
+    found = meta.get("end_ids", [])
+    return found if found or CHAT_TEMPLATE in meta else [tokenizer.eos_id]
+
+
+def print_rows(meta: dict[str, Any]) -> None:
+    """What became of the rows of the source, if the data set says so."""
+    for split, rows in meta.get("rows", {}).items():
+        dropped, cut = ({reason: n for reason, n in rows.get(what, {}).items() if n} for what in ("dropped", "cut"))
+        print(
+            f"{split}: {rows['read']:,} rows read, {rows['kept']:,} kept, "
+            f"{sum(dropped.values()):,} dropped{in_brackets(dropped)}, {sum(cut.values()):,} cut{in_brackets(cut)}"
+        )
+
+
+def in_brackets(counts: dict[str, int]) -> str:
+    return f" ({', '.join(f'{n:,} {reason}' for reason, n in counts.items())})" if counts else ""
+
+
+def print_lengths(folder: Path, splits: dict[str, store.Samples], meta: dict[str, Any], epochs: float) -> None:
+    """Histogram of the training set, picture of both, and how many tokens a run sees."""
+    train = splits["train"]
+    print("tokens of a sample of train:")
+    print("\n".join(histogram(train.lengths)))
+    picture = folder / PICTURE
+    draw({name: s.lengths for name, s in splits.items()}, meta.get("max_seq_length"), picture)
+    n_tokens, n_targets = len(train.ids), train.n_targets
+    print(
+        f"median {np.median(train.lengths):.0f}, mean {train.lengths.mean():.0f}, longest {train.lengths.max():,} of "
+        f"{meta.get('max_seq_length') or '?'} possible; {picture} shows them"
+    )
+    print(
+        f"{epochs:g} epoch{'s' * (epochs != 1)}: {round(epochs * n_tokens):,} tokens, of which "
+        f"{round(epochs * n_targets):,} are targets ({n_targets / max(1, n_tokens):.0%})"
+    )
+
+
+def decoded(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> tuple[list[str], list[str], int]:
+    """Names and texts of the rows, and how many of them are for training; of very many rows, some drawn by seed."""
+    places = [(name, i) for name, samples in splits.items() for i in range(len(samples))]
+    if len(places) > MOST_TEXTS:
+        print(f"the texts of {MOST_TEXTS:,} of {len(places):,} rows are compared, drawn at random")
+        drawn = np.random.default_rng(0).choice(len(places), MOST_TEXTS, replace=False)
+        places = [places[i] for i in np.sort(drawn)]
+    names = [f"sample {i} of {name}" for name, i in places]
+    texts = [tokenizer.decode(splits[name][i][0].tolist()) for name, i in places]
+    return names, texts, sum(name == "train" for name, _ in places)
+
+
+def empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Finding]:
+    """Rows whose targets are no text, but spaces and ends of sequence; those of many tokens are not decoded."""
+    found = []
+    for name, samples in splits.items():
+        few = (per_sample(np.asarray(samples.labels) != store.IGNORE, samples) <= 8).nonzero()[0]
+        blank = [i for i in few if len(ids := targets_of(*samples[i])) and not tokenizer.decode(ids).strip()]
+        example = f"sample {blank[0]} of {name}" if blank else ""
+        found.append(counted(name, len(blank), len(samples), "have an empty answer", example))
+    return found
+
+
+def targets_of(ids: np.ndarray, labels: np.ndarray) -> list[int]:
+    return ids[labels != store.IGNORE].tolist()
+
+
+def print_samples(train: store.Samples, tokenizer: Tokenizer, n: int) -> None:
+    """Some samples with their targets marked."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    if n:
+        print("what the model sees (|) and learns to write (>):")
+    for i in chosen(train.lengths, n):
+        print("\n".join(show("train", train, i, tokenizer, colour)))
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """Warnings line by line; what is as it should be, in one paragraph."""
+    for finding in findings:
+        if finding.level != "ok":
+            print(finding)
+    good = Finding("ok", "; ".join(f.text for f in findings if f.level == "ok"))
+    print(textwrap.fill(str(good), 118, subsequent_indent=" " * 10))

@@ -1,0 +1,100 @@
+"""What the token arrays of a split tell: targets, ends of sequence, special tokens that come twice."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lit_gpt.data.curate.check.finding import Finding, counted
+from lit_gpt.data.store import IGNORE, Samples
+from lit_gpt.tokenizer import Tokenizer
+
+
+def check_tokens(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[Finding]:
+    """Findings about the split called `split`.
+
+    Args:
+        end_ids: tokens that end an answer; empty if the chat template marks none as taught.
+    """
+    return [
+        targets(split, samples),
+        ends(split, samples, end_ids),
+        *framing(split, samples, tokenizer, end_ids),
+    ]
+
+
+def targets(split: str, samples: Samples) -> Finding:
+    """Whether each row has a target that something predicts; the first token of a row has nothing before it."""
+    taught = np.asarray(samples.labels) != IGNORE
+    taught[samples.offsets[:-1][samples.lengths > 0]] = False
+    without = (per_sample(taught, samples) == 0).nonzero()[0]
+    if 2 * len(without) > len(samples):
+        return Finding(
+            "useless",
+            f"{split}: {len(without):,} of {len(samples):,} rows have no target, so that most rows teach nothing; "
+            "see how they were masked and cut, and prepare them again",
+        )
+    return counted(split, len(without), len(samples), "have no target", example(split, without))
+
+
+def ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
+    """Whether each row ends with a supervised end of sequence: a model that never saw one never stops."""
+    if not end_ids:
+        return Finding(
+            "warning",
+            f"{split}: the chat template marks what is taught, and marks no token that ends an answer; a model that "
+            "does not stop by itself will not learn to",
+        )
+    last = np.asarray(samples.labels)[samples.offsets[1:] - 1]
+    ended = np.isin(last, end_ids) & (samples.lengths > 0)
+    n, total = int(ended.sum()), len(samples)
+    n_all = int(np.isin(samples.labels, end_ids).sum())
+    if 2 * n < total or n == 0:
+        return Finding(
+            "useless",
+            f"{split}: {n:,} of {total:,} rows end with a supervised end of sequence (token "
+            f"{' or '.join(map(str, end_ids))}); a model trained so would not stop, prepare the data again",
+        )
+    if n < total:
+        place = example(split, (~ended).nonzero()[0])
+        return counted(split, total - n, total, "do not end with a supervised end of sequence", place)
+    more = f" and {n_all - n:,} answers before the last one" if n_all > n else ""
+    return Finding("ok", f"{split}: a supervised end of sequence ends each of {total:,} rows{more}")
+
+
+def framing(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[Finding]:
+    """Whether special tokens come twice in a row, or the first one is missing."""
+    found = []
+
+    def count(rows: np.ndarray, what: str) -> None:
+        found.append(counted(split, len(rows), len(samples), what, example(split, rows)))
+
+    count(doubled(samples, end_ids), "have an end of sequence twice in a row")
+    if tokenizer.bos_id is not None and tokenizer.bos_id not in end_ids:
+        count(doubled(samples, [tokenizer.bos_id]), "have a begin of sequence twice in a row")
+    if tokenizer.use_bos:
+        filled = (samples.lengths > 0).nonzero()[0]
+        firsts = np.asarray(samples.ids)[samples.offsets[filled]]
+        count(filled[firsts != tokenizer.bos_id], "lack their begin of sequence")
+    return found
+
+
+def per_sample(marked: np.ndarray, samples: Samples) -> np.ndarray:
+    """How many positions of each sample are marked, (n,) int64, of (T,) bool over all samples."""
+    counts = np.zeros(len(samples), dtype=np.int64)
+    filled = samples.lengths > 0
+    if filled.any():
+        counts[filled] = np.add.reduceat(marked, samples.offsets[:-1][filled], dtype=np.int64)
+    return counts
+
+
+def doubled(samples: Samples, token_ids: Sequence[int]) -> np.ndarray:
+    """The samples in which one of these tokens stands twice, side by side, (n,)."""
+    ids = np.asarray(samples.ids)
+    places = ((ids[1:] == ids[:-1]) & np.isin(ids[1:], token_ids)).nonzero()[0] + 1
+    owners = np.searchsorted(samples.offsets, places, side="right") - 1
+    return np.unique(owners[samples.offsets[owners] != places])  # the first token of a row follows another row's last
+
+
+def example(split: str, rows: np.ndarray) -> str:
+    """The first of these rows by name."""
+    return f"sample {rows[0]} of {split}" if len(rows) else ""

@@ -1,0 +1,90 @@
+"""The texts of evaluation sets, of whatever schema: what is asked, and what may be answered."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.data.prepare.sources import entries
+from lit_gpt.errors import UserError
+
+ANSWER = re.compile(r"answer|target|output|completion|response|solution|gold|label|choice|option|ending|correct", re.I)
+"""Keys whose values are answers, right or wrong ones; the others hold the question."""
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz")
+WORD = re.compile(r"[^\W_]+")
+ONE_CHARACTER_WORDS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+"""Scripts that are written without spaces; each character counts as a word."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One entry of an evaluation set."""
+
+    place: str
+    """Its file and line, as a person would look it up."""
+    asked: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+def words(text: str) -> list[str]:
+    """The words of a text as they are compared: without case, punctuation and Unicode's compatibility forms."""
+    if not text.isascii():
+        text = ONE_CHARACTER_WORDS.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))
+    return WORD.findall(text.casefold())
+
+
+def task_files(task_data: Mapping[str, Path] | Path) -> dict[str, Path]:
+    """Task -> file.
+
+    Raises:
+        UserError: there is no such file, or nothing in the folder that could hold an evaluation set.
+    """
+    given = task_data if isinstance(task_data, Mapping) else {"": task_data}
+    found: dict[str, Path] = {}
+    for task, path in given.items():
+        if not path.exists():
+            raise UserError(f"--task_data {f'{task}: ' if task else ''}there is no {path}")
+        files = in_folder(path) if path.is_dir() else {path.name.split(".")[0]: path}
+        if not files:
+            raise UserError(f"--task_data: {path} has no file that ends with {', '.join(SUFFIXES)}")
+        if path.is_dir() and task in files:
+            files = {task: files[task]}
+        found |= {name_of(task, name, len(files)): file for name, file in files.items()}
+    return found
+
+
+def name_of(task: str, file: str, n_files: int) -> str:
+    """What a file of a task is called in the report."""
+    return (task if n_files == 1 or not file else f"{task}/{file}") if task else file
+
+
+def in_folder(folder: Path) -> dict[str, Path]:
+    """The files of a folder that may hold an evaluation set, by name."""
+    return {p.name.split(".")[0]: p for p in sorted(folder.iterdir()) if p.name.endswith(SUFFIXES)}
+
+
+def read_questions(path: Path) -> Iterator[Question]:
+    """The entries of an evaluation set. Raises: UserError where the file is not JSON, JSON lines or CSV."""
+    for place, entry in entries(path):
+        if not isinstance(entry, dict):
+            raise UserError(f"{path}, {place}: expected an object, found {type(entry).__name__}")
+        texts = list(texts_of(entry, is_answer=False))
+        asked, answers = (tuple(dict.fromkeys(t for t, a in texts if a is kind)) for kind in (False, True))
+        yield Question(f"{path.name}, {place}", asked, answers)
+
+
+def texts_of(value: Any, is_answer: bool) -> Iterator[tuple[str, bool]]:
+    """(text, whether it is an answer) of everything within a value. Addresses on the web are no texts."""
+    if isinstance(value, str):
+        pieces = value.split("####")  # GSM8K writes the final answer after it
+        yield from ((piece.strip(), is_answer) for piece in pieces if piece.strip() and "://" not in piece)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if " " in key:  # answers as keys, right or wrong as values: TruthfulQA's own file
+                yield key, is_answer
+            yield from texts_of(inner, is_answer or bool(ANSWER.search(key)))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts_of(inner, is_answer)

@@ -1,0 +1,192 @@
+"""The search from beginning to end: evaluation sets against a prepared data set, a report by task, a cleaned set."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lit_gpt.args.curation import ContaminationArgs
+from lit_gpt.data import store
+from lit_gpt.data.curate import select
+from lit_gpt.data.curate.check.run import tokenizer_of
+from lit_gpt.data.curate.contamination.index import Index
+from lit_gpt.data.curate.contamination.questions import Question, read_questions, task_files, words
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer import Tokenizer
+
+CHUNK = 5_000
+"""Rows whose texts are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A row that has a text in common with a question."""
+
+    split: str
+    row: int
+    question: int
+    asked: bool
+    """The question itself is there."""
+    answered: bool
+    """One of its answers is there."""
+
+
+def check_contamination(
+    folder: Path, args: ContaminationArgs, checkpoint_dir: Path | None = None
+) -> dict[str, list[Overlap]]:
+    """Print which questions of the evaluation sets are in a prepared data set; with `drop`, write it without them.
+
+    Args:
+        checkpoint_dir: whose tokenizer decodes the data; None is the one that meta.json names.
+
+    Returns:
+        task -> what its questions and the data have in common.
+
+    Raises:
+        UserError: no such files, files of another kind, not prepared, nothing left after dropping, a data set where the
+            cleaned one is to be written.
+    """
+    if args.destination_path is not None:
+        store.require_room(args.destination_path, args.overwrite)
+    train, val, meta = store.load(folder)
+    tokenizer = tokenizer_of(folder, meta, checkpoint_dir)
+    files = task_files(args.task_data)
+    questions, tasks = read_all(files)
+    index = Index(questions, tasks, args.n_words)
+    splits = {"train": train, "val": val}
+    overlaps: dict[str, list[Overlap]] = {name: [] for name in files}
+    for found in search(splits, tokenizer, index, questions):
+        overlaps[list(files)[tasks[found.question]]].append(found)
+    for t, name in enumerate(files):
+        mine = [q for q, task in enumerate(tasks) if task == t]
+        report(name, mine, index, overlaps[name], args.n_examples, questions, splits, tokenizer)
+    if args.drop:
+        write_clean(folder, splits, meta, overlaps, files, args)
+    return overlaps
+
+
+def read_all(files: dict[str, Path]) -> tuple[list[Question], list[int]]:
+    """The questions of all files, and for each the number of its file. Raises: UserError."""
+    questions: list[Question] = []
+    tasks: list[int] = []
+    for t, path in enumerate(files.values()):
+        mine = list(read_questions(path))
+        if not mine:
+            raise UserError(f"--task_data: {path} has no rows")
+        questions += mine
+        tasks += [t] * len(mine)
+    return questions, tasks
+
+
+def search(
+    splits: dict[str, store.Samples], tokenizer: Tokenizer, index: Index, questions: Sequence[Question]
+) -> Iterator[Overlap]:
+    """Every pair of a row and a question that overlap, once."""
+    for split, samples in splits.items():
+        for start in tqdm(range(0, len(samples), CHUNK), desc=split, unit_scale=CHUNK, unit=" rows", disable=None):
+            rows = range(start, min(start + CHUNK, len(samples)))
+            texts = [tokenizer.decode(samples[i][0].tolist()) for i in rows]
+            hits = index.search(texts)
+            kinds: dict[tuple[int, int], set[bool]] = defaultdict(set)
+            for text, question, is_answer in zip(hits.text, hits.question, hits.is_answer, strict=True):
+                kinds[int(text), int(question)].add(bool(is_answer))
+            for (text, question), found in kinds.items():
+                answered = True in found or has_answer(texts[text], questions[question])
+                yield Overlap(split, start + text, question, False in found, answered)
+
+
+def has_answer(text: str, question: Question) -> bool:
+    """Whether one of the answers, however short, is there word for word."""
+    padded = f" {' '.join(words(text))} "
+    return any(f" {' '.join(found)} " in padded for answer in question.answers if (found := words(answer)))
+
+
+def report(
+    name: str,
+    mine: Sequence[int],
+    index: Index,
+    overlaps: Sequence[Overlap],
+    n_examples: int,
+    questions: Sequence[Question],
+    splits: dict[str, store.Samples],
+    tokenizer: Tokenizer,
+) -> None:
+    """Print what was found of one task."""
+    found = {o.question for o in overlaps}
+    answered = {o.question for o in overlaps if o.answered}
+    rows = {(o.split, o.row) for o in overlaps}
+    line = f"{name}: {len(found):,} of {len(mine):,} questions overlap"
+    if found:
+        line += f", {len(answered):,} of them with an answer, in {len(rows):,} rows"
+    if too_short := len(mine) - int(index.searched[list(mine)].sum()):
+        line += f"; {too_short:,} are too short, or too alike, to be searched for"
+    print(line)
+    for overlap in first_of_each(overlaps, n_examples):
+        text = tokenizer.decode(splits[overlap.split][overlap.row][0].tolist())
+        question = questions[overlap.question]
+        what = " and ".join(w for w, there in (("question", overlap.asked), ("answer", overlap.answered)) if there)
+        print(f"  {question.place}, in sample {overlap.row} of {overlap.split} ({what}):")
+        print(f"    {excerpt(text, question, index)!r}")
+
+
+def first_of_each(overlaps: Sequence[Overlap], n: int) -> list[Overlap]:
+    """The first overlap of each of n questions."""
+    firsts: dict[int, Overlap] = {}
+    for overlap in overlaps:
+        firsts.setdefault(overlap.question, overlap)
+    return list(firsts.values())[:n]
+
+
+def excerpt(text: str, question: Question, index: Index, most: int = 100) -> str:
+    """The part of a text that it has in common with a question, as long as it goes on, at most so many characters."""
+    own = [words(part) for part in (*question.asked, *question.answers)]
+    runs = {tuple(w[i : i + n]) for w in own if (n := min(len(w), index.n_words)) for i in range(len(w) - n + 1)}
+    spans = [(m.start(), m.end()) for m in re.finditer(r"\w+", text)]
+    spoken = [words(text[a:b]) for a, b in spans]
+    for n in sorted({len(run) for run in runs}, reverse=True):
+        for i in range(len(spoken) - n + 1):
+            if tuple(w for part in spoken[i : i + n] for w in part)[:n] in runs:
+                return text[spans[i][0] : spans[i][0] + most]
+    return text[:most]
+
+
+def write_clean(
+    folder: Path,
+    splits: dict[str, store.Samples],
+    meta: dict[str, Any],
+    overlaps: dict[str, list[Overlap]],
+    files: dict[str, Path],
+    args: ContaminationArgs,
+) -> None:
+    """Write the data set without the rows that overlap. Raises: UserError."""
+    bad = {(o.split, o.row) for found in overlaps.values() for o in found}
+    kept = {
+        name: np.array([i for i in range(len(samples)) if (name, i) not in bad], dtype=np.int64)
+        for name, samples in splits.items()
+    }
+    dropped = {name: len(splits[name]) - len(rows) for name, rows in kept.items()}
+    known = meta.get("rows", {})
+    cleaned = {
+        **meta,
+        "rows": {name: without(known.get(name), len(splits[name]), n) for name, n in dropped.items()},
+        "decontaminated": {
+            "source": str(folder),
+            "task_data": {name: str(path) for name, path in files.items()},
+            "n_words": args.n_words,
+            "dropped": dropped,
+        },
+    }
+    select.write(args.destination_path, {name: [(splits[name], rows)] for name, rows in kept.items()}, cleaned)
+    print(f"Saved to {args.destination_path}, without {dropped['train']:,} rows of train and {dropped['val']:,} of val")
+
+
+def without(record: dict[str, Any] | None, n_rows: int, n_dropped: int) -> dict[str, Any]:
+    """The account of a split after more rows were dropped."""
+    record = record or {"read": n_rows, "kept": n_rows, "dropped": {}, "cut": {}}
+    dropped = {**record["dropped"], **({"in an evaluation set": n_dropped} if n_dropped else {})}
+    return {**record, "kept": record["kept"] - n_dropped, "dropped": dropped}

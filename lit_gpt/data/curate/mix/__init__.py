@@ -1,0 +1,5 @@
+"""Several sources as one prepared data set."""
+
+from lit_gpt.data.curate.mix.run import mix
+
+__all__ = ["mix"]

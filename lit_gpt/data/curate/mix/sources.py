@@ -1,0 +1,148 @@
+"""The sources of a mixture as tokens: prepared ones as they are, files of rows prepared on the way."""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.args import PrepareArgs
+from lit_gpt.args.curation import AugmentArgs, MixArgs
+from lit_gpt.args.folders import require_checkpoint
+from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.data import store
+from lit_gpt.data.curate.augment import augmented
+from lit_gpt.data.prepare.account import Part, Scan, print_unused
+from lit_gpt.data.prepare.arrow import holds_rows
+from lit_gpt.data.prepare.run import Files, describe, rows_of, with_style, write_split
+from lit_gpt.data.prepare.split import held_out
+from lit_gpt.data.prepare.tokens import Counts, Encoder
+from lit_gpt.errors import UserError
+from lit_gpt.files.whole import temporary_beside
+from lit_gpt.prompts.wording import wording_of
+from lit_gpt.tokenizer import Tokenizer
+
+SAME = ("tokenizer", "prompt_style", "chat_template", "mask_inputs", "last_turn_only")
+"""What the sources of a mixture must have in common, in the words of meta.json."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source as tokens."""
+
+    path: Path
+    train: store.Samples
+    val: store.Samples
+    meta: dict[str, Any]
+    made: Counter[str] = field(default_factory=Counter)
+    """Rows that augmentation made, by kind."""
+
+
+def open_sources(
+    folder: Path,
+    args: MixArgs,
+    augment: AugmentArgs,
+    prepare: PrepareArgs,
+    checkpoint_dir: Path | None,
+    stack: ExitStack,
+) -> dict[str, Source]:
+    """All sources as tokens; raw ones are tokenized into a folder that lives as long as `stack`. Raises: UserError."""
+    for name, path in args.sources.items():
+        if not path.exists():
+            raise UserError(f"--sources: {name} is not there: {path}")
+    ready = {name: path for name, path in args.sources.items() if _is_prepared(path)}
+    opened = {name: Source(path, *store.load(path)) for name, path in ready.items()}
+    raw = {name: path for name, path in args.sources.items() if name not in ready}
+    if augment.any and not raw:
+        raise UserError("augmentation works on rows of text, and all --sources are prepared; name their files instead")
+    if opened:
+        require_same(opened)  # before anything is tokenized
+    if raw:
+        place = checkpoint_dir or next((Path(s.meta["checkpoint_dir"]) for s in opened.values()), None)
+        if place is None:
+            raise UserError("--checkpoint_dir is missing: a raw source needs its tokenizer")
+        require_checkpoint(place)
+        prepare = _styled(prepare, opened, raw, place)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = temporary_beside(folder.with_name(f"{folder.name}.sources"))
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        work.mkdir()
+        for name, path in raw.items():
+            opened[name] = tokenized(name, path, work / str(len(opened)), place, augment, prepare)
+    sources = {name: opened[name] for name in args.sources}
+    require_same(sources)
+    return sources
+
+
+def _is_prepared(path: Path) -> bool:
+    """Whether a source is a folder of prepared data, or was meant as one."""
+    return path.is_dir() and ((path / store.META).is_file() or not holds_rows(path))
+
+
+def _styled(
+    prepare: PrepareArgs, ready: Mapping[str, Source], raw: Mapping[str, Path], checkpoint_dir: Path
+) -> PrepareArgs:
+    """The arguments with one prompt style for all raw sources: that of the prepared ones, else by what their rows are.
+
+    Raises:
+        UserError: a row does not fit its schema.
+    """
+    if prepare.prompt_style is None and ready:
+        return replace(prepare, prompt_style=next(iter(ready.values())).meta["prompt_style"])
+    is_chat = prepare.prompt_style is None and any(row.is_chat for row in rows_of(Files(tuple(raw.values())), prepare))
+    return with_style(prepare, is_chat, checkpoint_dir)
+
+
+def tokenized(
+    name: str, path: Path, folder: Path, checkpoint_dir: Path, augment: AugmentArgs, args: PrepareArgs
+) -> Source:
+    """A file of rows as tokens: split, the training part augmented. Raises: UserError."""
+    tokenizer = Tokenizer(checkpoint_dir)
+    block_size = read_config(checkpoint_dir).block_size
+    encoder = Encoder(tokenizer, args, min(args.max_seq_length or block_size, block_size))
+    scan, rows = Scan(), []
+    files = Files((path,))
+    for row in rows_of(files, args, scan.left_out):
+        scan.add(row, with_prompt=True)
+        rows.append(row)
+    print_unused(scan.unused)
+    out = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
+    made: Counter[str] = Counter()
+    kept = (row for row, held in zip(rows, out, strict=True) if not held)
+    train = list(augmented(kept, augment, f"{args.seed}:{name}", made))
+    val = [r for r, held in zip(rows, out, strict=True) if held]
+    print(f"{name}: {len(rows):,} rows of {path}")
+    folder.mkdir()
+    parts: dict[str, Part] = {}
+    for split, part, missing in (("train", train, scan.left_out), ("val", val, Counter())):
+        counts = Counts(read=missing.total(), dropped=Counter(missing))
+        parts[split] = write_split(folder, split, iter(part), len(part), encoder, counts)
+    meta = describe(files, None, checkpoint_dir, encoder, parts, unused=scan.unused)
+    samples = [
+        store.Samples(*(np.load(folder / f"{s}.{p}.npy", mmap_mode="r") for p in ("ids", "labels", "offsets")))
+        for s in ("train", "val")
+    ]
+    return Source(path, *samples, meta, made)
+
+
+def require_same(sources: Mapping[str, Source]) -> None:
+    """Raises: UserError unless all sources were made for one tokenizer, in one style, with one way of masking."""
+    (first, one), *others = sources.items()
+    for name, other in others:
+        for key in SAME:
+            a, b = one.meta.get(key), other.meta.get(key)
+            if a == b or (key == "last_turn_only" and bool(a) == bool(b)):
+                continue
+            shown = f" ({a!r} and {b!r})" if key != "chat_template" else ""
+            raise UserError(
+                f"--sources: {first} and {name} differ in {key}{shown}; prepare them alike, or name their files instead"
+            )
+        if wording_of(one.meta) != wording_of(other.meta):  # one of them was prepared by another version
+            raise UserError(
+                f"--sources: the prompt style {one.meta['prompt_style']} wrote other texts in the version that "
+                f"prepared {first} than in that of {name}; prepare both with this version, or name their files instead"
+            )

@@ -1,5 +1,0 @@
-"""Several sources as one prepared data set."""
-
-from lit_gpt.data.mix.run import mix
-
-__all__ = ["mix"]

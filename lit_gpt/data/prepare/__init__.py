@@ -1,0 +1,1 @@
+"""From a file of rows to a prepared data set: entries, rows, split, tokens."""

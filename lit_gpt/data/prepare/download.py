@@ -1,0 +1,128 @@
+"""The file of a data set: where it is, or fetched from its address, whole or not at all."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_gpt.args.data import DatasetArgs
+from lit_gpt.data.prepare.arrow import fetched_dataset
+from lit_gpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is known of a file as it was published."""
+
+    n_bytes: int
+    sha256: str
+
+
+PUBLISHED = {
+    "databricks-dolly-15k.jsonl": Published(
+        13_085_339, "2df9083338b4abd6bceb5635764dab5d833b393b55759dffb0959b6fcbf794ec"
+    ),
+    "2023-04-12_oasst_ready.trees.jsonl.gz": Published(
+        34_145_252, "2a9a8fd343e9b28e04a895a669d3253f82d93e9c174d440199ae19d5fafbdff7"
+    ),
+}
+"""By the last part of the address."""
+
+
+_ID = re.compile(r"[\w.-]+/[\w.-]*\w(?<!\.json)(?<!\.jsonl)(?<!\.csv)(?<!\.parquet)")
+"""What may be the id of a data set of the hub, and not the path of a file."""
+
+
+def locate(data_file: Path | None, url: str, name: str, folder: Path, access_token: str | None = None) -> Path:
+    """The file to read: `data_file`, or `folder / name`, downloaded from `url` if it is not there yet.
+
+    Raises:
+        UserError: no such file, or the download failed; nothing half-downloaded is left under the name.
+    """
+    if data_file is not None:
+        if not data_file.is_file():
+            raise UserError(f"there is no file {data_file}")
+        return data_file
+    path = folder / name
+    if not path.is_file():
+        download(url, path, access_token)
+    return path
+
+
+def fetched(path: str, folder: Path) -> Path:
+    """The file or folder at a path, or the file at an address that begins with http; downloads go to `folder`.
+
+    Raises:
+        UserError: there is nothing, or the download failed.
+    """
+    if not path.startswith(("http://", "https://")):
+        if not Path(path).exists():
+            hint = f"; a data set of the hub is read with --dataset {path}" if _ID.fullmatch(path) else ""
+            raise UserError(f"there is no file {path}{hint}")
+        return Path(path)
+    return locate(None, path, path.split("?")[0].rstrip("/").rsplit("/", 1)[-1], folder)
+
+
+def download(url: str, path: Path, access_token: str | None = None) -> None:
+    """Save what `url` answers as `path`, whole or not at all. Raises: UserError."""
+    import requests
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    headers = {"Authorization": f"Bearer {access_token}"} if access_token else {}
+    print(f"Downloading {url}")
+    try:
+        with requests.get(url, stream=True, timeout=60, headers=headers) as answer, open(part, "wb") as file:
+            answer.raise_for_status()
+            if answer.headers.get("Content-Type", "").startswith("text/html"):
+                raise UserError(f"{url} answers with a web page instead of data; pass the path of a local copy")
+            for chunk in answer.iter_content(1 << 20):
+                file.write(chunk)
+            expected = answer.headers.get("Content-Length")
+            if expected and "Content-Encoding" not in answer.headers and file.tell() != int(expected):
+                raise UserError(f"{url} sent {file.tell():,} of {int(expected):,} bytes; try again")
+        verify(part, url)
+        part.replace(path)
+    except requests.RequestException as e:
+        status = e.response.status_code if e.response is not None else None
+        reason = type(e).__name__ if status is None else f"HTTP {status}"
+        if status in (401, 403):
+            reason += ": it asks for an account that may read it; set HF_TOKEN or pass --access_token"
+        raise UserError(f"{url} could not be downloaded ({reason}); pass the path of a local copy") from e
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def verify(path: Path, url: str) -> None:
+    """Raises: UserError if the file is not the one that was published at `url`, as far as that is known."""
+    known = PUBLISHED.get(url.split("?")[0].rsplit("/", 1)[-1])
+    if known is None:
+        return
+    if (size := path.stat().st_size) != known.n_bytes:
+        raise UserError(f"{url} gave {size:,} bytes, expected {known.n_bytes:,}; pass the path of a local copy")
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != known.sha256:
+        raise UserError(
+            f"{url} gave another file than the published one (SHA-256 {digest.hexdigest()[:16]}..., expected "
+            f"{known.sha256[:16]}...); if you want it all the same, pass the path of a local copy"
+        )
+
+
+def fetched_rows(path: str | None, validation: Path | None, hub: DatasetArgs, folder: Path) -> tuple[Path, Path | None]:
+    """The files of rows to train and to validate on: those that are named, or those of a data set of the hub.
+
+    Raises:
+        UserError: neither or both are named, or they are not there.
+    """
+    if (path is None) == (hub.dataset is None):
+        raise UserError("--json_path names a file of rows, --dataset a data set of the hub; pass one of them")
+    if path is not None:
+        return fetched(path, folder), validation
+    if hub.validation_split and validation is not None:
+        raise UserError("--validation_split and --validation_file contradict each other; pass one of them")
+    splits = (hub.split, *((hub.validation_split,) if hub.validation_split else ()))
+    found = [fetched_dataset(hub.dataset, hub.dataset_config, split, folder) for split in splits]
+    return found[0], found[1] if len(found) > 1 else validation

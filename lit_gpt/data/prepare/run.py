@@ -1,0 +1,253 @@
+"""Files into a prepared data set: read all, split, tokenize, store, and say what happened to every row."""
+
+import json
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lit_gpt.args import PrepareArgs, SourceArgs
+from lit_gpt.args.folders import require_checkpoint
+from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.data import store
+from lit_gpt.data.curate.check import check
+from lit_gpt.data.prepare.account import Part, Scan, print_unused, said, summary
+from lit_gpt.data.prepare.counts import Counts
+from lit_gpt.data.prepare.download import locate
+from lit_gpt.data.prepare.rows import Row, RowError
+from lit_gpt.data.prepare.schemas import Parse
+from lit_gpt.data.prepare.sources import read_entries
+from lit_gpt.data.prepare.split import held_out
+from lit_gpt.data.prepare.tokens import Encoder, Pair
+from lit_gpt.errors import UserError
+from lit_gpt.files import write_text
+from lit_gpt.prompts import CHAT_TEMPLATE, open_style, read_template, with_kwargs
+from lit_gpt.prompts.wording import WORDING, wording
+from lit_gpt.tokenizer import Tokenizer
+
+BATCH = 1000
+"""Rows that are tokenized at once."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where rows are."""
+
+    paths: tuple[Path, ...]
+    parse: Parse | None = None
+    """Their schema; None recognises it, for each file by its first entry."""
+
+
+def prepare_source(
+    parse: Parse | None,
+    source: SourceArgs,
+    folder: Path,
+    checkpoint_dir: Path,
+    args: PrepareArgs,
+    access_token: str | None = None,
+) -> None:
+    """Prepare the file of `source`, downloaded if need be. What most prepare scripts do.
+
+    Raises:
+        UserError: as `locate` and `prepare`.
+    """
+    require_ready(folder, checkpoint_dir, args)  # before a download
+    path = locate(source.data_file, source.data_file_url, source.data_file_name, folder, access_token)
+    validation = Files((source.validation_file,), parse) if source.validation_file else None
+    prepare(Files((path,), parse), validation, folder, checkpoint_dir, args)
+
+
+def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:
+    """Tokenize the rows of `train` for the model of `checkpoint_dir` and store them in `folder`; prints what it did.
+
+    The files are read twice: to their end before anything is written, and again to be tokenized in batches, so that
+    neither rows nor tokens have to fit in memory. The prompts do where a part is held out.
+
+    Args:
+        validation: the held-out rows; None holds a part of those of `train` out.
+
+    Raises:
+        UserError: rows that do not fit their schema or leave nothing to train or to validate on, an unknown prompt
+            style, no checkpoint; or, once the data is stored, a finding of the check that makes training useless.
+    """
+    require_ready(folder, checkpoint_dir, args)
+    tokenizer = Tokenizer(checkpoint_dir)
+    scan = read_all(train, args, with_prompts=validation is None)
+    print_unused(scan.unused)
+    args = with_style(args, scan.n_chat > 0, checkpoint_dir)
+    block_size = read_config(checkpoint_dir).block_size
+    encoder = Encoder(tokenizer, args, min(args.max_seq_length or block_size, block_size))
+    if validation is None:
+        out = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
+        scan.prompts, scan.systems, scan.known = [], [], {}
+        n_train, n_val, left_out = int((~out).sum()), int(out.sum()), (scan.left_out, Counter())
+        sources = (chosen(rows_of(train, args), ~out), chosen(rows_of(train, args), out))
+    else:
+        second = read_all(validation, args, with_prompts=False)
+        print_unused({key: n for key, n in second.unused.items() if key not in scan.unused})
+        n_train, n_val, left_out = scan.n_rows, second.n_rows, (scan.left_out, second.left_out)
+        sources = (rows_of(train, args), rows_of(validation, args))
+    print(f"train has {n_train:,} rows, val has {n_val:,}")
+    with store.replacing(folder) as temporary:
+        parts = {}
+        for name, rows, n, missing in zip(("train", "val"), sources, (n_train, n_val), left_out, strict=True):
+            counts = Counts(read=missing.total(), dropped=Counter(missing))
+            parts[name] = write_split(temporary, name, rows, n, encoder, counts)
+        meta = describe(train, validation, checkpoint_dir, encoder, parts, unused=scan.unused)
+        write_text(temporary / store.META, json.dumps(meta, indent=2) + "\n")
+    print(f"Saved to {folder}")
+    if args.check:
+        check(folder, checkpoint_dir=checkpoint_dir)
+
+
+def require_ready(folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:
+    """See that a data set can be prepared, before anything is downloaded or read.
+
+    Raises:
+        UserError: no checkpoint, no such prompt style, a data set in the folder that may not be replaced.
+    """
+    require_checkpoint(checkpoint_dir)
+    store.require_room(folder, args.overwrite)
+    if args.prompt_style is not None:
+        open_style(with_kwargs(args.prompt_style, args.template_kwargs), checkpoint_dir)
+
+
+def with_style(args: PrepareArgs, is_chat: bool, checkpoint_dir: Path) -> PrepareArgs:
+    """The arguments with a prompt style: the one that was asked for, else by what the rows are; prints which."""
+    if args.prompt_style is not None:
+        return args
+    if not is_chat:
+        return replace(args, prompt_style="alpaca")
+    name = checkpoint_dir.absolute().name
+    try:
+        read_template(checkpoint_dir)
+        style, why = CHAT_TEMPLATE, f"the rows are conversations, and {name} has a chat template"
+    except UserError:
+        style, why = "vicuna", f"the rows are conversations, and {name} has no chat template"
+    print(f"prompt style: {style} ({why}); --prompt_style takes another one, such as alpaca")
+    return replace(args, prompt_style=style)
+
+
+def read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:
+    """Read the files to their end. Raises: UserError at the first thing that is wrong, or if there are no rows."""
+    scan = Scan()
+    for row in rows_of(files, args, scan.left_out):
+        scan.add(row, with_prompts)
+    if not scan.n_rows:
+        reason = f" ({said(scan.left_out)})" if scan.left_out else ""
+        raise UserError(f"{', '.join(map(str, files.paths))} has no rows{reason}")
+    return scan
+
+
+def rows_of(files: Files, args: PrepareArgs, left_out: Counter[str] | None = None) -> Iterator[Row]:
+    """The rows of all files; entries that give none are counted in `left_out`.
+
+    Raises:
+        UserError: an entry does not fit its schema, with `--bad_rows error`; a file is damaged.
+    """
+    left_out = Counter() if left_out is None else left_out
+    for path in files.paths:
+        for rows in read_entries(path, files.parse, args.bad_rows == "drop"):
+            if isinstance(rows, UserError):
+                left_out[rows.reason if isinstance(rows, RowError) else "not of the schema"] += 1
+                continue
+            yield from rows
+            if not rows:
+                left_out["no conversation in the entry"] += 1
+
+
+def chosen(rows: Iterator[Row], mask: np.ndarray) -> Iterator[Row]:
+    return (row for row, wanted in zip(rows, mask, strict=True) if wanted)
+
+
+def write_split(folder: Path, name: str, rows: Iterator[Row], n_rows: int, encoder: Encoder, counts: Counts) -> Part:
+    """Tokenize rows batch by batch into the arrays of a split; prints what became of them.
+
+    Raises:
+        UserError: no row is left.
+    """
+    with store.Writer(folder, name) as writer, tqdm(total=n_rows, desc=name, unit=" rows", disable=None) as bar:
+        for samples, found in encoded(rows, encoder):
+            writer.add(samples)
+            counts.add(found)
+            bar.update(found.read)
+    part = Part(counts, writer.lengths, writer.n_targets)
+    print(f"{name}: {summary(part)}")
+    if not counts.kept:
+        raise UserError(f"no row of {name} is left ({said(counts.dropped)}); nothing was written")
+    return part
+
+
+def encoded(rows: Iterator[Row], encoder: Encoder) -> Iterator[tuple[list[Pair], Counts]]:
+    """Samples and account of each batch of rows, in their order.
+
+    The tokenizers' libraries use all cores within a batch; two batches at a time let Python's part of one go on
+    meanwhile.
+    """
+
+    def encode(batch: list[Row]) -> tuple[list[Pair], Counts]:
+        counts = Counts()
+        return encoder.encode(batch, counts), counts
+
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        coming = deque()
+        while batch := list(islice(rows, BATCH)):
+            coming.append(threads.submit(encode, batch))
+            if len(coming) > 2:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+def describe(
+    train: Files,
+    validation: Files | None,
+    checkpoint_dir: Path,
+    encoder: Encoder,
+    parts: dict[str, Part],
+    *,
+    unused: Mapping[str, int],
+) -> dict[str, Any]:
+    """What meta.json says."""
+    args = encoder.args
+    meta: dict[str, Any] = {"source": ", ".join(map(str, train.paths))}
+    if validation is not None:
+        meta["validation_source"] = ", ".join(map(str, validation.paths))
+    meta |= {
+        "checkpoint_dir": str(checkpoint_dir),
+        "tokenizer": encoder.tokenizer.fingerprint(),
+        "prompt_style": encoder.style_name,
+        WORDING: wording(encoder.style_name),
+        "mask_inputs": args.mask_inputs,
+        "last_turn_only": args.last_turn_only,
+        "max_seq_length": encoder.limit,
+        "truncation": args.truncation,
+        "seed": args.seed,
+        "end_ids": sorted(encoder.end_ids),
+        "samples": {name: len(part.lengths) for name, part in parts.items()},
+        "tokens": {name: int(part.lengths.sum()) for name, part in parts.items()},
+        "targets": {name: part.n_targets for name, part in parts.items()},
+        "longest": {name: int(part.lengths.max()) for name, part in parts.items()},
+        "rows": {name: part.counts.record() for name, part in parts.items()},
+        "unused_keys": dict(unused),
+    }
+    if args.prompt_style == CHAT_TEMPLATE:
+        meta["chat_template"] = encoder.style.text
+    return meta
+
+
+def tokenize(rows: Sequence[Row], tokenizer: Tokenizer, args: PrepareArgs, limit: int) -> tuple[list[Pair], Counts]:
+    """(ids, labels) of the rows that are kept, at most `limit` tokens each, and the account of all rows.
+
+    Raises:
+        UserError: as `Encoder` and its `encode`.
+    """
+    counts = Counts()
+    args = with_style(args, any(row.is_chat for row in rows), tokenizer.path.parent)
+    return Encoder(tokenizer, args, limit).encode(rows, counts), counts

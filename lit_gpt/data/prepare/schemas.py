@@ -1,0 +1,203 @@
+"""What the entries of known data sets look like: each `parse` turns one entry into rows, or names what is wrong."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.data.prepare.choices import Choice
+from lit_gpt.data.prepare.conversations import Conversation
+from lit_gpt.data.prepare.rows import Row, conversation, verdicts
+from lit_gpt.data.prepare.trees import Trees
+from lit_gpt.data.prepare.values import (
+    found_keys,
+    from_json,
+    kind,
+    listed,
+    optional,
+    require_object,
+    text,
+    unused_keys,
+)
+from lit_gpt.errors import UserError
+from lit_gpt.prompts.turns import Turn
+
+Parse = Callable[[Any, str, str], list[Row]]
+"""(entry, file, place) -> rows. Raises UserError naming file, place and key."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names that single-turn entries have for instruction, context and response. A `parse`, when called."""
+
+    instruction: str
+    response: str
+    context: str | None = None
+    system: str | None = "system"
+    history: str | None = None
+    """Of earlier questions and answers, a list of pairs."""
+    needs_context: bool = False
+    """The context's key must be there."""
+    other_context: str | None = None
+    """The context's key in rows where `context` holds nothing."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Keys that each entry must have."""
+        context = (self.context,) if self.needs_context and self.context else ()
+        return self.instruction, self.response, *context
+
+    def require_columns(self, entry: Mapping[str, Any], file: Path) -> None:
+        """Raises: UserError if the header of a table, the keys of any of its rows, lacks a key."""
+        if missing := [key for key in self.needed if key not in entry]:
+            raise UserError(
+                f"{file}: no column {' and no column '.join(map(repr, missing))}; found {found_keys(entry)}; "
+                "name yours with --columns"
+            )
+
+    def __call__(self, entry: Any, file: str, place: str) -> list[Row]:
+        where = f"{file}, {place}"
+        require_object(entry, where, self.needed)
+        good = verdicts(entry, where)
+        instruction, response = (text(entry[key], where, key) for key in (self.instruction, self.response))
+        before = self._before(entry, where)
+        context = self.other_context if self.context and not entry.get(self.context) else self.context
+        if context and not isinstance(entry.get(context), str | None):
+            way = f'--columns "{{instruction: {self.instruction}, response: {self.response}}}" leaves it out'
+            raise UserError(f"{where}: {context!r} must be text, found {kind(entry[context])}; {way}")
+        turns = (*before, Turn("user", instruction, optional(entry, where, context)), Turn("assistant", response))
+        if system := optional(entry, where, self.system):
+            turns = (Turn("system", system), *turns)
+        read = (self.instruction, self.response, context, self.system, self.history, *good)
+        return [Row(turns, file=file, place=place, is_chat=bool(before), unused=unused_keys(entry, read))]
+
+    def _before(self, entry: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
+        """The turns of the history. Raises: UserError."""
+        pairs = from_json(entry.get(self.history), where, self.history) if self.history else None
+        turns: list[Turn] = []
+        for i, pair in enumerate(listed(pairs or [], where, str(self.history))):
+            at = f"{where}, {self.history}[{i}]"
+            if not (isinstance(pair, list) and len(pair) == 2):
+                raise UserError(f"{at}: expected a question and its answer, found {kind(pair)}")
+            turns += [Turn("user", text(pair[0], at, "question")), Turn("assistant", text(pair[1], at, "answer"))]
+        return tuple(turns)
+
+
+alpaca = Keys("instruction", "output", "input", history="history", other_context="context")
+"""https://github.com/tatsu-lab/stanford_alpaca#data-release; `input` may be absent. LLaMA-Factory adds history."""
+dolly = Keys("instruction", "response", "context", history="history", other_context="input")
+"""https://huggingface.co/datasets/databricks/databricks-dolly-15k; `context` may be absent."""
+completion = Keys("prompt", "completion")
+longform = Keys("input", "output")
+"""https://github.com/akoksal/LongForm"""
+flan = Keys("inputs", "targets")
+"""https://huggingface.co/datasets/Muennighoff/flan"""
+orca = Keys("question", "response", system="system_prompt")
+"""https://huggingface.co/datasets/Open-Orca/OpenOrca"""
+
+
+def alpaca_libre(entry: Any, file: str, place: str) -> list[Row]:
+    """Alpaca's schema, where a missing input is written `<noinput>`."""
+    (row,) = alpaca(entry, file, place)
+    if row.context.strip().lower() == "<noinput>":
+        row = replace(row, turns=tuple(replace(turn, context="") for turn in row.turns))
+    return [row]
+
+
+def prompt_completion(entry: Any, file: str, place: str) -> list[Row]:
+    """A prompt and its completion: texts, or lists of messages, of which the completion alone is taught, as in TRL;
+    https://huggingface.co/docs/trl/dataset_formats.
+    """
+    prompt = entry.get("prompt")
+    if not isinstance(prompt, list):
+        return completion(entry, file, place)
+    answer = entry["completion"]
+    answer = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    rest = {key: value for key, value in entry.items() if key not in ("prompt", "completion")}
+    parse = Conversation("messages")
+    (before,) = parse({**rest, "messages": prompt}, file, place)
+    said = [*prompt, *listed(answer, f"{file}, {place}", "completion")]
+    (row,) = parse({**rest, "messages": said}, file, place)
+    n = len(before.turns)
+    return [
+        replace(
+            row, turns=(*(replace(turn, taught=turn.role != "assistant") for turn in row.turns[:n]), *row.turns[n:])
+        )
+    ]
+
+
+def self_instruct(entry: Any, file: str, place: str) -> list[Row]:
+    """An instruction and several instances of it; https://github.com/yizhongw/self-instruct."""
+    where = f"{file}, {place}"
+    require_object(entry, where, ("instruction", "instances"))
+    instruction, instances = entry["instruction"], listed(entry["instances"], where, "instances")
+    unused = unused_keys(entry, ("instruction", "instances"))
+    single = Keys("instruction", "output", "input")
+    rows = []
+    for i, instance in enumerate(instances, 1):
+        require_object(instance, f"{where}, instance {i}", ("output",))
+        (row,) = single({"instruction": instruction, **instance}, file, f"{place}, instance {i}")
+        inner = tuple(f"instances[].{key}" for key in row.unused)
+        rows.append(replace(row, unused=(*(unused if i == 1 else ()), *inner)))
+    return rows
+
+
+def lima(entry: Any, file: str, place: str) -> list[Row]:
+    """`conversations`: a list of texts, user and assistant in turns; https://huggingface.co/datasets/GAIR/lima."""
+    where = f"{file}, {place}"
+    require_object(entry, where, ("conversations",))
+    said = listed(entry["conversations"], where, "conversations")
+    turns = [
+        Turn(("user", "assistant")[i % 2], text(s, where, f"conversations[{i}]"))  # type: ignore[arg-type]
+        for i, s in enumerate(said)
+    ]
+    system = optional(entry, where, "system")
+    turns = [Turn("system", system), *turns] if system else turns
+    return [conversation(turns, file, place, unused=unused_keys(entry, ("conversations", "system")))]
+
+
+def lima_first(entry: Any, file: str, place: str) -> list[Row]:
+    """The first question and answer of LIMA's conversations."""
+    (row,) = lima(entry, file, place)
+    n = 3 if row.system else 2
+    return [replace(row, turns=row.turns[:n], is_chat=False)]
+
+
+def conversations(entry: Any, file: str, place: str) -> list[Row]:
+    """Texts, or objects with from and value or with role and content: LIMA's or ShareGPT's."""
+    said = entry.get("conversations")
+    is_texts = isinstance(said, list) and bool(said) and isinstance(said[0], str)
+    return (lima if is_texts else Conversation("conversations"))(entry, file, place)
+
+
+SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [
+    (("conversations",), conversations),
+    (("messages",), Conversation("messages")),
+    (("prompt", "message_tree_id"), Trees()),
+    (("instruction", "instances"), self_instruct),
+    (("instruction", "output"), alpaca),
+    (("instruction", "response"), dolly),
+    (("prompt", "completion"), prompt_completion),
+    (("prompt", "response"), Keys("prompt", "response")),
+    (("question", "choices", "answer"), Choice()),
+    (("question", "choices", "answerKey"), Choice(answer="answerKey")),
+    (("question", "options", "answer"), Choice(choices="options")),
+    (("question", "A", "B", "answer"), Choice(choices=None)),
+    (("input", "A", "B", "target"), Choice("input", None, "target")),
+    (("question", "answer"), Keys("question", "answer", "context")),
+    (("question", "response"), orca),
+    (("inputs", "targets"), flan),
+    (("input", "output"), longform),
+]
+"""Keys that tell a schema -> how it is parsed; the first that fits."""
+
+
+def recognise(entry: Any, where: str) -> Parse:
+    """The schema of an entry. Raises: UserError if it is of none that we know."""
+    known = "; ".join(dict.fromkeys("+".join(keys[:2]) for keys, _ in SCHEMAS))
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected an object with {known}, found {kind(entry)}")
+    for keys, parse in SCHEMAS:
+        if all(key in entry for key in keys):
+            return parse
+    raise UserError(f"{where}: expected the keys {known}, found {found_keys(entry)}; name yours with --columns")

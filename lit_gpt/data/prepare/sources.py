@@ -1,0 +1,68 @@
+"""Rows out of somebody's file, of whatever schema, one after the other."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.data.prepare.arrow import PARQUET, read_folder, read_parquet
+from lit_gpt.data.prepare.columns import by_columns
+from lit_gpt.data.prepare.entries import read_objects, read_table
+from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.schemas import Keys, Parse, alpaca, recognise
+from lit_gpt.errors import UserError
+
+TABLES = (".csv", ".tsv")
+
+
+def read_rows(
+    path: Path, parse: Parse | None = None, columns: Mapping[str, str] | Sequence[str] | None = None
+) -> Iterator[Row]:
+    """The rows of a file: JSON list, JSON lines, CSV or Parquet by its name, or a folder of `datasets.save_to_disk`.
+
+    Args:
+        parse: the schema of its entries; None recognises it by the first one's keys.
+        columns: how a schema of the user's own calls what; see `by_columns`.
+
+    Raises:
+        UserError: naming file, place and key of the first thing that is wrong, when it is reached; no rows at all.
+    """
+    found = False
+    for rows in read_entries(path, by_columns(columns) if columns else parse):
+        found = True
+        yield from rows
+    if not found:
+        raise UserError(f"{path} has no rows")
+
+
+def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterator[list[Row] | UserError]:
+    """The rows of each entry; with `drop` what is wrong with one in their place. Raises: UserError as `read_rows`."""
+    for n, (place, entry) in enumerate(entries(path)):
+        parse = parse or recognise(entry, f"{path}, {place}")
+        if n == 0 and isinstance(parse, Keys) and is_table(path):
+            parse.require_columns(entry, path)
+        try:
+            rows = parse(entry, str(path), place)
+        except UserError as e:
+            if not drop:
+                raise UserError(f"{e}; mend it, or leave such rows out with --bad_rows drop") from e
+            rows = e
+        yield rows
+
+
+def entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each entry of the file."""
+    if path.is_dir():
+        return read_folder(path)
+    if path.name.endswith(PARQUET):
+        return read_parquet(path)
+    return read_table(path) if is_table(path) else read_objects(path)
+
+
+def is_table(path: Path) -> bool:
+    """Whether the file's name says that it is CSV."""
+    return path.name.removesuffix(".gz").endswith(TABLES)
+
+
+def read_alpaca(path: Path) -> list[Row]:
+    """The rows of a file with Alpaca's keys: instruction, input (may be absent) and output. Raises: UserError."""
+    return list(read_rows(path, alpaca))

@@ -1,0 +1,236 @@
+"""Rows into tokens and labels, piece by piece, with an account of every row."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from lit_gpt.args import PrepareArgs
+from lit_gpt.data.prepare.counts import Counts
+from lit_gpt.data.prepare.pieces import Pair, Piece, cut_end, labelled, n_taught, total
+from lit_gpt.data.prepare.rows import Row
+from lit_gpt.errors import UserError
+from lit_gpt.prompts import ChatTemplate, Exchange, Turn, calls_of, left_out, open_style, with_kwargs
+from lit_gpt.tokenizer import Tokenizer
+
+HEAD = re.compile(r"\s{0,16}\S{0,24}\s?")
+"""Of an answer, as much as may melt with the end of its prompt: its first word, and the spaces around it."""
+TAIL = 24
+"""Characters of a prompt, likewise."""
+MOST_SEAMS = 100_000
+"""Ends of prompts with beginnings of answers that are remembered."""
+
+
+class Encoder:
+    """Makes samples of rows, in one prompt style, for one tokenizer.
+
+    A sequence is built of pieces: prompt, answer, the token that ends it, and so on. So generation, which sees the
+    prompt alone, meets the very ids of training, and masks need no search.
+
+    Args:
+        limit: most tokens of a sample.
+
+    Raises:
+        UserError: no such style.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, args: PrepareArgs, limit: int) -> None:
+        self.tokenizer, self.args, self.limit = tokenizer, args, limit
+        self.style_name = with_kwargs(args.prompt_style, args.template_kwargs)
+        self.style = open_style(self.style_name, tokenizer.path.parent, tokenizer)
+        self.eos = tokenizer.id_to_token(tokenizer.eos_id)
+        self.end_ids: set[int] = set()
+        self.apart: dict[tuple[str, str], bool] = {}
+
+    def encode(self, rows: Sequence[Row], counts: Counts) -> list[Pair]:
+        """(ids, labels) of the rows that are kept, in their order; `counts` goes on.
+
+        Raises:
+            UserError: a sample is too long, with `--truncation error`; the chat template refuses a row.
+        """
+        counts.read += len(rows)
+        usable = [
+            (row, turns, exchanges)
+            for row in rows
+            if (turns := used(row, counts)) and (exchanges := self.exchanges(row, turns, counts))
+        ]
+        encoded = self.pieces([exchanges for *_, exchanges in usable])
+        kept, uncut = [], []
+        for (row, turns, exchanges), pieces in zip(usable, encoded, strict=True):
+            fitting = self.fit(row, turns, pieces, counts)
+            if fitting is not None:
+                kept.append(labelled(fitting, self.args.mask_inputs, self.args.last_turn_only))
+                uncut.append(exchanges)
+                self.count_answers(row, turns, exchanges, counts)
+                counts.taught += n_taught(fitting, self.args.last_turn_only)
+        counts.kept += len(kept)
+        counts.apart += self.count_apart(uncut)
+        return kept
+
+    def exchanges(self, row: Row, turns: tuple[Turn, ...], counts: Counts) -> list[Exchange] | None:
+        """Prompts and answers of a row; None if it is dropped, which is counted: nothing in it is taught, or the
+        prompt style refuses it and such rows are dropped.
+
+        Raises:
+            UserError: the style refuses it, and such rows are not dropped.
+        """
+        try:
+            found = self.style.exchanges(turns, row.tools)
+        except UserError as e:
+            if self.args.bad_rows == "error":
+                raise UserError(f"{row.where}: {e}; --bad_rows drop leaves such rows out") from e
+            counts.dropped["refused by the chat template"] += 1
+            return None
+        while found and not (found[-1].taught and found[-1].answer is not None):
+            found.pop()
+        if not found:
+            counts.dropped["no answer that is taught"] += 1
+        return found or None
+
+    def count_answers(self, row: Row, turns: Sequence[Turn], exchanges: Sequence[Exchange], counts: Counts) -> None:
+        """Count which answers of a row can carry loss, and what of it the chat template does not show."""
+        wanted = sum(t.taught for t in turns if t.role == "assistant")
+        shown = sum(e.taught and not e.continues for e in exchanges)
+        last_only = self.args.last_turn_only
+        counts.answers += min(wanted, 1) if last_only else wanted
+        counts.last_only += shown < wanted and not last_only
+        if isinstance(self.style, ChatTemplate):
+            counts.left_out.update(left_out(turns, row.tools, exchanges))
+
+    def pieces(self, rows: Sequence[Sequence[Exchange]]) -> list[list[Piece]]:
+        """Ids of the exchanges of each row, tokenized all at once."""
+        firsts = self.tokenizer.encode_batch([exchanges[0].prompt for exchanges in rows])
+        prompts = iter(self.later_prompts([pair for exchanges in rows for pair in pairwise(exchanges)]))
+        answers = iter(self.tokenizer.continue_batch([e.answer or "" for exchanges in rows for e in exchanges]))
+        return [
+            [
+                Piece(
+                    first if i == 0 else next(prompts),
+                    [*next(answers), *([self.end_id(e)] if e.ended else [])],
+                    e.ended,
+                    e.taught,
+                    e.continues,
+                )
+                for i, e in enumerate(exchanges)
+            ]
+            for first, exchanges in zip(firsts, rows, strict=True)
+        ]
+
+    def later_prompts(self, pairs: Sequence[tuple[Exchange, Exchange]]) -> list[list[int]]:
+        """Ids of the second one's prompt, as the tokenizer has them after the token that ends the first."""
+        apart = self.tokenizer.continue_batch([e.prompt for _, e in pairs])
+        ended = [i for i, (before, _) in enumerate(pairs) if before.ended and (before.end or self.eos)]
+        whole = [(pairs[i][0].end or self.eos or "") + pairs[i][1].prompt for i in ended]
+        for i, ids in zip(ended, self.tokenizer.encode_batch(whole, bos=False), strict=True):
+            apart[i] = ids[1:]
+        return apart
+
+    def end_id(self, exchange: Exchange) -> int:
+        """Id of the token that ends an answer, which is remembered if it is taught."""
+        found = self.tokenizer.eos_id if exchange.end is None else self.tokenizer.token_to_id(exchange.end)
+        if exchange.taught:
+            self.end_ids.add(found)
+        return found
+
+    def fit(self, row: Row, turns: tuple[Turn, ...], pieces: list[Piece], counts: Counts) -> list[Piece] | None:
+        """The pieces within the limit, cut as `--truncation` says; None if the row is dropped. Raises: UserError."""
+        length = total(pieces)
+        if length <= self.limit:
+            return pieces
+        if self.args.truncation == "error":
+            raise UserError(
+                f"{row.where or repr(row.instruction[:60])}: a sample of {length:,} tokens, more than {self.limit:,}; "
+                "pass --truncation drop, cut_prompt or cut_end"
+            )
+        if self.args.truncation == "cut_prompt":
+            return self.cut_prompt(row, turns, pieces, counts)
+        cut = cut_end(pieces, self.limit) if self.args.truncation == "cut_end" else None
+        if cut is None:
+            counts.dropped[self.too_long] += 1
+        else:
+            counts.cut["at the end"] += 1
+        return cut
+
+    @property
+    def too_long(self) -> str:
+        """Why a row is dropped."""
+        return f"longer than {self.limit} tokens"
+
+    def cut_prompt(self, row: Row, turns: tuple[Turn, ...], pieces: list[Piece], counts: Counts) -> list[Piece] | None:
+        """The row with the user's longest texts shortened from their ends until it fits; None if it never does, or the
+        style refuses it then; counted.
+
+        What the style puts around the texts, and all answers, stay whole.
+
+        Raises:
+            UserError: as `exchanges`.
+        """
+        while (excess := total(pieces) - self.limit) > 0:
+            shorter = self.shortened(turns, excess)
+            if shorter == turns:
+                counts.dropped[self.too_long] += 1
+                return None
+            turns = shorter
+            exchanges = self.exchanges(row, turns, counts)
+            if exchanges is None:
+                return None
+            (pieces,) = self.pieces([exchanges])
+        counts.cut["in the prompt"] += 1
+        return pieces
+
+    def shortened(self, turns: tuple[Turn, ...], excess: int) -> tuple[Turn, ...]:
+        """The turns with the user's longest texts cut, one after the other, until half of the excess must be gone: what
+        a text's tokens are within the whole, only the whole tells."""
+        texts = [
+            (len(getattr(t, n)), i, n) for i, t in enumerate(turns) if t.role == "user" for n in ("text", "context")
+        ]
+        found, left = list(turns), excess
+        for length, i, name in sorted(texts, key=lambda text: -text[0]):
+            if not length or 2 * left < excess:
+                break
+            text = getattr(found[i], name)
+            n_tokens = len(self.tokenizer.encode(text, bos=False))
+            n_characters = min(length - 1, length * max(0, n_tokens - left) // max(1, n_tokens))
+            found[i] = replace(found[i], **{name: text[:n_characters]})
+            left -= min(n_tokens, left)
+        return tuple(found)
+
+    def count_apart(self, rows: Sequence[Sequence[Exchange]]) -> int:
+        """Rows in which two texts melt when they are tokenized as one: a prompt and its answer, or an answer and what
+        comes after it where no token ends it."""
+        seams = [
+            [(e.prompt[-TAIL:], HEAD.match(e.answer or "")[0]) for e in exchanges]
+            + [(a.answer[-TAIL:], HEAD.match(b.prompt)[0]) for a, b in pairwise(exchanges) if not a.ended and a.answer]
+            for exchanges in rows
+        ]
+        if len(self.apart) > MOST_SEAMS:
+            self.apart = {}
+        known = self.apart
+        new = [seam for seam in dict.fromkeys(seam for row in seams for seam in row) if seam not in known]
+        tails, heads = ([seam[side] for seam in new] for side in (0, 1))
+        unique = list(dict.fromkeys(tails))
+        ends = dict(zip(unique, self.tokenizer.encode_batch(unique, bos=False), strict=True))
+        starts = self.tokenizer.continue_batch(heads)
+        whole = self.tokenizer.encode_batch([tail + head for tail, head in new], bos=False)
+        for seam, start, ids in zip(new, starts, whole, strict=True):
+            known[seam] = ends[seam[0]] + start != ids
+        return sum(any(known[seam] for seam in row) for row in seams)
+
+
+def used(row: Row, counts: Counts) -> tuple[Turn, ...] | None:
+    """The turns up to the last answer that is taught; None if there is none, or an empty one, which is counted as
+    dropped. An answer that calls tools is not empty."""
+    turns = row.turns
+    while turns and not (turns[-1].role == "assistant" and turns[-1].taught):
+        turns = turns[:-1]
+    answers = [t for t in row.turns if t.role == "assistant"]
+    if not turns:
+        counts.dropped["no answer that is taught" if answers else "no answer"] += 1
+        return None
+    if not all(t.text.strip() or calls_of(t) for t in answers if t.taught):
+        counts.dropped["empty response"] += 1
+        return None
+    if len(turns) < len(row.turns):
+        only_after = all(t.role != "assistant" for t in row.turns[len(turns) :])
+        counts.cut["after the last answer" if only_after else "after the last answer that is taught"] += 1
+    return turns

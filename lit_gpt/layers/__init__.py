@@ -1,0 +1,1 @@
+"""The layers that a decoder is made of: linear layers, MLPs, norms, rotary embeddings, attention, quantized weights."""

@@ -1,0 +1,25 @@
+"""Attention among the tokens of each document, where documents lie end to end without padding.
+
+Shapes: T tokens of a row, H query heads, G key/value heads, D head size, R = H / G. Of one document, L queries and S
+keys: more of these where its prefix is another's, too.
+"""
+
+from lit_gpt.layers.attention.attention import PackedAttention, attended, attended_backward, rotated, rotated_back
+from lit_gpt.layers.attention.documents import Continuations, Documents
+from lit_gpt.layers.attention.flash import flash_can
+from lit_gpt.layers.attention.heads import Heads, from_groups, split, to_groups
+
+__all__ = [
+    "Continuations",
+    "Documents",
+    "Heads",
+    "PackedAttention",
+    "attended",
+    "attended_backward",
+    "flash_can",
+    "from_groups",
+    "rotated",
+    "rotated_back",
+    "split",
+    "to_groups",
+]

@@ -1,0 +1,88 @@
+"""Rotary embedding and causal attention of packed documents, by whatever does that best on a device."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from lit_gpt.layers.attention import padded
+from lit_gpt.layers.attention.by_document import by_document, by_document_backward
+from lit_gpt.layers.attention.documents import Documents
+from lit_gpt.layers.attention.flash import flash, flash_backward, flash_can
+from lit_gpt.layers.attention.heads import Heads, split
+from lit_gpt.layers.compiled import fused
+from lit_gpt.layers.cpu_matmul import widened
+
+
+class PackedAttention(Function):
+    """Rotary embedding and causal attention of each document; keeps the rotated qkv and the result.
+
+    Args:
+        qkv: (T, sum(sizes)), as `attn.qkv` stacks it.
+        cos, sin: (T, n), n the rotated channels of a head.
+    """
+
+    @staticmethod
+    @torch.autocast("cpu", enabled=False)  # which has had its say in the dtype of qkv
+    def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
+        """(T, H * D)."""
+        qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
+        y, *kept = attended(qkv, documents, heads)
+        ctx.documents, ctx.heads = documents, heads
+        ctx.save_for_backward(qkv, cos, sin, y, *kept)
+        return y.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, cos, sin, y, *kept = ctx.saved_tensors
+        d_qkv = attended_backward(dy.view_as(y), qkv, y, *kept, documents=ctx.documents, heads=ctx.heads)
+        # a rotation's transpose is the rotation by the opposite angle
+        return rotated_back(*d_qkv, cos, sin), None, None, None, None
+
+
+def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
+    """The result (T, H, D) for rotated qkv (T, sum(sizes)), and what `attended_backward` needs besides."""
+    q, k, v = split(qkv, heads)
+    if flash_can(qkv, heads):
+        return flash(q, k, v, documents, heads)
+    if qkv.device.type == "cpu":
+        y, *kept = by_document(*widened(q, k, v), documents, heads)
+        return y.to(qkv.dtype), *kept
+    return (padded.attend(q, k, v, documents.lengths, heads),)
+
+
+def attended_backward(
+    dy: Tensor, qkv: Tensor, y: Tensor, *kept: Tensor, documents: Documents, heads: Heads
+) -> tuple[Tensor, ...]:
+    """Gradients of rotated q (T, H, D), k and v (T, G, D). `kept` is what `attended` returned after its result."""
+    q, k, v = split(qkv, heads)
+    if flash_can(qkv, heads):
+        return flash_backward(dy, q, k, v, y, *kept, documents, heads)
+    if qkv.device.type == "cpu":
+        gradients = by_document_backward(*widened(dy, q, k, v, y), kept, documents, heads)
+        return tuple(x.to(qkv.dtype) for x in gradients)
+    return padded.attend_backward(dy, q, k, v, y, documents.lengths, heads)
+
+
+@partial(fused, dynamic=1)
+def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, head_size: int, n_heads: int) -> Tensor:
+    """qkv with the first channels of its first `n_heads` heads turned, as many as cos has."""
+    x = qkv.unflatten(-1, (-1, head_size))
+    return torch.cat((turned(x[:, :n_heads], cos, sin), x[:, n_heads:]), 1).flatten(1)
+
+
+@partial(fused, dynamic=1)
+def rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient of qkv, (T, sum(sizes)), from those of the turned q and k and of v, (T, heads, D) each."""
+    return torch.cat((turned(dq, cos, -sin), turned(dk, cos, -sin), dv), 1).flatten(1)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (T, heads, D) with the first channels of each head turned."""
+    half = cos.size(-1) // 2
+    cos, sin = cos[:, None, :half], sin[:, None, :half]
+    a, b, rest = x.split((half, half, x.size(-1) - 2 * half), dim=-1)
+    return torch.cat(((a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest), -1)

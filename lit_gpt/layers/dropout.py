@@ -1,0 +1,60 @@
+"""Dropout (https://jmlr.org/papers/v15/srivastava14a.html) that keeps a seed instead of a mask.
+
+The mask is a function of the seed and of the element's place: the backward pass makes it again.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_gpt.layers.compiled import fused
+
+
+def dropped(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """x (N, C) with each element zero with probability p, and the others divided by 1 - p.
+
+    Args:
+        seed: (1,) int64 on x's device.
+    """
+    if x.device.type != "cpu":
+        return hashed(x, seed, p)
+    return torch.where(kept_on_cpu(x.shape, int(seed), p), x, 0).mul_(1 / (1 - p))  # three times as fast as a product
+
+
+def add_dropped(y: Tensor, x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """y + dropped(x, seed, p)."""
+    if x.device.type != "cpu":
+        return add_hashed(y, x, seed, p)
+    return y.add_(torch.where(kept_on_cpu(x.shape, int(seed), p), x, 0), alpha=1 / (1 - p))
+
+
+@lru_cache(maxsize=1)  # a backward pass asks twice
+def kept_on_cpu(shape: torch.Size, seed: int, p: float) -> Tensor:
+    """The mask: 16 random bits an element, four elements from one number, by a fast generator. That is what costs."""
+    generator = np.random.Generator(np.random.SFC64(seed))
+    words = generator.integers(0, 2**64 - 1, -(-shape.numel() // 4), dtype=np.uint64, endpoint=True)
+    bits = torch.from_numpy(words.view(np.int16)[: shape.numel()]).view(shape)
+    return bits >= round(p * 2**16) - 2**15
+
+
+@fused
+def hashed(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    return torch.where(kept(x, seed, p), x * (1 / (1 - p)), 0)
+
+
+@fused
+def add_hashed(y: Tensor, x: Tensor, seed: Tensor, p: float) -> Tensor:
+    return y + torch.where(kept(x, seed, p), x * (1 / (1 - p)), 0)
+
+
+def kept(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """The mask of x (N, C), by a hash of each place (the finalizer of MurmurHash3, in 32 bits)."""
+    place = torch.arange(x.size(0), device=x.device, dtype=torch.int32)[:, None] * x.size(1)
+    h = place + torch.arange(x.size(1), device=x.device, dtype=torch.int32)
+    h = h * -1640531535 + seed.to(torch.int32)  # 2654435761, the golden ratio's fraction, as a signed number
+    h = (h ^ ((h >> 16) & 0xFFFF)) * -2048144789  # 0x85EBCA6B
+    h = (h ^ ((h >> 13) & 0x7FFFF)) * -1028477387  # 0xC2B2AE35
+    h = h ^ ((h >> 16) & 0xFFFF)
+    return (h & 0x7FFFFFFF) >= int(p * 2**31)

@@ -1,0 +1,60 @@
+"""How much the logits of a merged checkpoint differ from those of the trained model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import Run, load_finetuned
+from lit_gpt.convert.verify import Difference, difference_of
+from lit_gpt.data import store
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT
+from lit_gpt.prompts import make_prompt
+from lit_gpt.tokenizer import Tokenizer
+
+COMPARED_TOKENS = 512
+"""So many are enough to see a difference, and the logits of a large vocabulary still fit in memory twice."""
+
+
+@torch.no_grad()
+def compare(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, out_dir: Path, texts: list[list[int]]) -> Difference:
+    """The merged model in `out_dir` against the trained one, which is loaded as it was trained. One at a time is there.
+
+    Args:
+        texts: token ids.
+    """
+    before = logits(fabric, lambda: load_finetuned(fabric, checkpoint_dir, run_dir)[0], texts)
+    after = logits(fabric, lambda: load_base(fabric, out_dir)[0], texts)
+    return difference_of(before, after)
+
+
+def logits(fabric: Fabric, load: Callable[[], GPT], texts: list[list[int]]) -> Tensor:
+    """Of every position of the texts, each by itself: (tokens, V), fp32, on the CPU."""
+    model = load().eval()
+    with fabric.autocast():
+        return torch.cat([model(torch.tensor([ids], device=fabric.device))[0].float().cpu() for ids in texts])
+
+
+def texts_to_compare(run: Run, checkpoint_dir: Path) -> tuple[list[list[int]], str]:
+    """The first samples of the training, COMPARED_TOKENS in all, and what they are; a prompt if these are gone."""
+    folder = Path(run.data.get("folder", ""))
+    try:
+        train, _, meta = store.load(folder)
+        known = meta["tokenizer"] == run.data.get("tokenizer")
+    except UserError:
+        known = False
+    if not known:
+        prompt = "What food do llamas eat?"
+        ids = Tokenizer(checkpoint_dir).encode(make_prompt(run.prompt_style, prompt, checkpoint_dir=checkpoint_dir))
+        return [ids], f"the prompt {prompt!r}, since the data of the training ({folder}) is not there"
+    texts, room = [], COMPARED_TOKENS
+    for i in range(len(train)):
+        texts.append(train[i][0][:room].tolist())
+        room -= len(texts[-1])
+        if room == 0:
+            break
+    return texts, f"the first {len(texts)} samples of {folder}"

@@ -1,0 +1,178 @@
+"""LLaMA-Adapter, https://arxiv.org/abs/2303.16199: upper layers read a learned prompt through gates that start closed.
+
+A layer with an adapter attends to the sequence as before, and apart from that to P learned vectors that every token
+sees. Those go through the layer's own frozen projections; their keys are not rotated, since they have no place. What
+attention makes of them is multiplied by a gate of the head and added (section 3.2; as in Lit-GPT, the gate itself and
+not its tanh).
+
+Shapes: B batch, T tokens, C n_embd, H query heads, G key/value heads, D head_size, P vectors of the prompt, R = H / G.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from lit_gpt.args import AdapterArgs
+from lit_gpt.config import Config
+from lit_gpt.errors import UserError
+from lit_gpt.layers.attention import (
+    Documents,
+    Heads,
+    attended,
+    attended_backward,
+    from_groups,
+    rotated,
+    rotated_back,
+    split,
+    to_groups,
+)
+from lit_gpt.layers.cpu_matmul import widened
+from lit_gpt.model import GPT, CausalSelfAttention, attend
+
+
+class AdapterAttention(CausalSelfAttention):
+    """The attention `attn`, whose modules it takes over under their names, with a prompt and gates.
+
+    Both are fp32 whatever the dtype of the base, as small steps on 16-bit weights get lost in rounding. Keys and values
+    of the prompt are made anew at every call, since both the prompt and what it goes through may have changed.
+    """
+
+    def __init__(self, attn: CausalSelfAttention, args: AdapterArgs) -> None:
+        nn.Module.__init__(self)  # the layers are there already
+        self.config, self.heads = attn.config, attn.heads
+        self.qkv, self.proj, self.norm_q, self.norm_k = attn.qkv, attn.proj, attn.norm_q, attn.norm_k
+        like = {"device": attn.qkv.weight.device, "dtype": torch.float32}
+        self.adapter_wte = nn.Embedding(args.adapter_prompt_length, attn.config.n_embd, **like)
+        self.gating_factor = nn.Parameter(torch.zeros(1, 1, attn.config.n_head, 1, **like))  # as in Lit-GPT's files
+
+    def prompt(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prompt, (1, G, P, D) each."""
+        _, k, v = self.split_heads(self.qkv(self.adapter_wte.weight.to(dtype).unsqueeze(0)))
+        return k.to(dtype), v.to(dtype)
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        read = gated(q, *self.prompt(q.dtype), self.gating_factor, self.config)
+        return super().attended(q, k, v, mask) + read
+
+    def attended_packed(self, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents) -> Tensor:
+        k, v = (x[0].transpose(0, 1) for x in self.prompt(qkv.dtype))  # (P, G, D)
+        return PromptedAttention.apply(qkv, cos, sin, k, v, self.gating_factor.flatten(), documents, self.heads)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def beside(self, dtype: torch.dtype) -> nn.Module:
+        return Prompt(*self.prompt(dtype), self.gating_factor.detach().clone(), self.config)
+
+
+class Prompt(nn.Module):
+    """The prompt's part of an attention whose weights stay as they are: for decoding."""
+
+    def __init__(self, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> None:
+        super().__init__()
+        self.k, self.v, self.gate, self.config = k, v, gate, config
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Rotated queries (B, H, T, D) -> (B, H, T, D)."""
+        return gated(q, self.k.to(q.dtype), self.v.to(q.dtype), self.gate, self.config)
+
+
+def gated(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> Tensor:
+    """gate * attention of q (B, H, T, D) to all of k and v (1, G, P, D), in the dtype of q.
+
+    Args:
+        gate: (1, 1, H, 1).
+    """
+    B, _, T, _ = q.shape
+    k, v = (x.expand(B, -1, -1, -1) for x in (k, v))
+    seen = torch.ones(T, k.size(2), dtype=torch.bool, device=q.device)
+    return (attend(q, k, v, seen, config) * gate.transpose(1, 2)).to(q.dtype)
+
+
+class PromptedAttention(Function):
+    """`PackedAttention` plus what the prompt gives, which keeps nothing more: that part is computed again.
+
+    Args:
+        qkv: (T, sum(sizes)), as `attn.qkv` stacks it.
+        cos, sin: (T, n), n the rotated channels of a head.
+        prompt_k, prompt_v: (P, G, D).
+        gate: (H,).
+    """
+
+    @staticmethod
+    @torch.autocast("cpu", enabled=False)  # as in `PackedAttention`
+    def forward(
+        ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, prompt_k: Tensor, prompt_v: Tensor, gate: Tensor,
+        documents: Documents, heads: Heads,
+    ) -> Tensor:  # fmt: skip
+        """(T, H * D)."""
+        qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
+        y, *kept = attended(qkv, documents, heads)
+        q, k, v = widened(split(qkv, heads)[0], prompt_k, prompt_v)
+        p, _ = shares(q, k, heads)
+        read = from_groups(p @ v.transpose(0, 1), q)  # (T, H, D)
+        ctx.documents, ctx.heads = documents, heads
+        ctx.save_for_backward(qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept)
+        return (y + (read * gate[:, None]).to(y.dtype)).flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept = ctx.saved_tensors
+        heads = ctx.heads
+        dy = dy.view_as(y)
+        q, k, v = widened(split(qkv, heads)[0], prompt_k, prompt_v)
+        p, slope = shares(q, k, heads)  # (G, R * T, P)
+        values = v.transpose(0, 1)  # (G, P, D)
+        d_gate = (dy.float() * from_groups(p @ values, q)).sum((0, 2))
+        d_read = to_groups((dy * gate[:, None]).to(q.dtype), k)  # (G, R * T, D)
+        d_values = p.mT @ d_read
+        dp = (d_read @ values.mT).float()
+        ds = (dp - (dp * p).sum(-1, keepdim=True)) * p * heads.scale
+        ds = (ds if slope is None else ds * slope).to(q.dtype)
+        d_qkv = None
+        if ctx.needs_input_grad[0]:  # not in the first layer with a prompt: nothing below it trains
+            dq, dk, dv = attended_backward(dy, qkv, y, *kept, documents=ctx.documents, heads=heads)
+            d_qkv = rotated_back(dq + from_groups(ds @ k.transpose(0, 1), q).to(dq.dtype), dk, dv, cos, sin)
+        d_prompt = (x.transpose(0, 1).to(prompt_k.dtype) for x in (ds.mT @ to_groups(q, k), d_values))
+        return d_qkv, None, None, *d_prompt, d_gate.to(gate.dtype), None, None
+
+
+def shares(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
+    """Of the prompt's vectors for each query, (G, R * T, P), and the derivative of the soft cap, if there is one."""
+    scores = (to_groups(q, k) @ k.permute(1, 2, 0)).float() * heads.scale
+    slope = None
+    if heads.softcap:
+        scores = torch.tanh(scores / heads.softcap)
+        slope, scores = 1 - scores.square(), scores * heads.softcap
+    return scores.softmax(-1).to(q.dtype), slope
+
+
+def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
+    """Give the attention of the upper layers of `model` a prompt, in place, and freeze everything else.
+
+    Args:
+        init: of no effect: the first values cost nothing. Every method's `inject` takes it.
+
+    Raises:
+        UserError: no layer is as high as that.
+    """
+    if args.adapter_start_layer >= model.config.n_layer:
+        raise UserError(
+            f"--adapter_start_layer {args.adapter_start_layer} leaves nothing to train: "
+            f"the last of the model's layers is {model.config.n_layer - 1}"
+        )
+    add_prompts(model, args)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = trainable(name)
+
+
+def add_prompts(model: GPT, args: AdapterArgs) -> None:
+    """Give a prompt to the layers from `adapter_start_layer` on."""
+    for block in model.transformer.h[args.adapter_start_layer :]:
+        block.attn = AdapterAttention(block.attn, args)
+
+
+def trainable(name: str) -> bool:
+    """Whether the parameter of this name belongs to the method: it is what is trained and what is saved."""
+    return ".adapter_wte." in name or name.endswith(".gating_factor")

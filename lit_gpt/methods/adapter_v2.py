@@ -1,0 +1,96 @@
+"""LLaMA-Adapter v2, https://arxiv.org/abs/2304.15010: the prompts of v1; scales and biases of all linear layers; norms.
+
+A linear layer becomes y = scale * (W x + b + bias) with a scale of ones and a bias of zeros (section 3.1), W frozen.
+All that trains is fp32 whatever the dtype of the base.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from lit_gpt.args import AdapterArgs
+from lit_gpt.layers.compiled import fused
+from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.methods import adapter
+from lit_gpt.model import GPT
+
+
+class AdapterLinear(nn.Module):
+    """A frozen linear layer whose output is shifted, then scaled."""
+
+    def __init__(self, linear: LinearLayer) -> None:
+        super().__init__()
+        self.linear = linear
+        self.kept_values = linear.out_features
+        like = {"device": linear.weight.device, "dtype": torch.float32}
+        self.adapter_bias = nn.Parameter(torch.zeros(linear.out_features, **like))
+        self.adapter_scale = nn.Parameter(torch.ones(linear.out_features, **like))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return ScaledProduct.apply(x, self.adapter_bias, self.adapter_scale, self.linear)
+
+
+class ScaledProduct(Function):
+    """The product with the frozen weight, shifted and scaled. Of x the backward pass needs nothing, but all of W x + b.
+
+    Args:
+        x: (..., in_features).
+        bias, scale: (out_features,).
+        linear: whose weight is used.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, bias: Tensor, scale: Tensor, linear: LinearLayer) -> Tensor:
+        u = linear.product(x)
+        ctx.linear, ctx.dtype = linear, x.dtype
+        ctx.save_for_backward(u, bias, scale)
+        return scaled(u, bias, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        u, bias, scale = ctx.saved_tensors
+        du, d_bias, d_scale = scaled_backward(dy, u, bias, scale)
+        dx = ctx.linear.input_gradient(du).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        return dx, d_bias, d_scale, None
+
+
+@fused
+def scaled(u: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+    """scale * (u + bias) in the dtype of u (..., N), computed in fp32: in 16 bits a scale near 1 has 8 of them."""
+    return ((u.float() + bias) * scale).to(u.dtype)
+
+
+@fused
+def scaled_backward(dy: Tensor, u: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of u, (..., N) in the dtype of dy, of bias and of scale."""
+    d = dy.float()
+    rows = tuple(range(dy.dim() - 1))
+    return (d * scale).to(dy.dtype), d.sum(rows) * scale, (d * (u.float() + bias)).sum(rows)
+
+
+def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
+    """Give prompts to the upper layers of `model`, wrap all its linear layers, in place, and train the norms, too.
+
+    Args:
+        init: of no effect: the first values cost nothing. Every method's `inject` takes it.
+    """
+    adapter.add_prompts(model, args)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LinearLayer):
+                setattr(parent, name, AdapterLinear(child))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = trainable(name)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def trainable(name: str) -> bool:
+    """Whether the parameter of this name belongs to the method: it is what is trained and what is saved."""
+    module, _, leaf = name.rpartition(".")
+    norm = module.rpartition(".")[2]
+    is_norm = norm == "ln_f" or norm.startswith("norm_") or norm.endswith("_norm")
+    return is_norm or adapter.trainable(name) or leaf in ("adapter_bias", "adapter_scale")

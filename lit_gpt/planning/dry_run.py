@@ -1,0 +1,98 @@
+"""--dry_run: everything about a run but the run. Writes nothing."""
+
+import sys
+from dataclasses import replace
+
+import torch
+from lightning.fabric import Fabric
+
+from lit_gpt.args.finetuning import Finetuning
+from lit_gpt.args.folders import WEIGHTS
+from lit_gpt.data import store
+from lit_gpt.data.compatibility import check_fit
+from lit_gpt.errors import UserError
+from lit_gpt.layers.quantize import require_quantizable
+from lit_gpt.model import GPT
+from lit_gpt.planning.devices import Device, named, this_machine
+from lit_gpt.planning.fit import command_line, fitted, in_time, ways_out
+from lit_gpt.planning.job import config_of, default_precision, job_of
+from lit_gpt.planning.plan import Data, Plan, make_plan
+from lit_gpt.planning.probe import probe
+from lit_gpt.planning.seconds import times_of
+from lit_gpt.planning.show import lines_of
+from lit_gpt.resources import peak_memory_gb
+from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.training.batching import packing_of
+from lit_gpt.training.memory import trained_bytes
+from lit_gpt.training.offload import require_offload
+from lit_gpt.training.run.budget import process_seconds
+from lit_gpt.training.run.describe import description
+from lit_gpt.training.run.gauges import clock, matrix_rate
+from lit_gpt.training.run.start import load_model
+
+
+def dry_run(fabric: Fabric, asked: Finetuning) -> None:
+    """Print what the run would take.
+
+    Raises:
+        UserError: data, checkpoint or device that are not there, or do not go together.
+    """
+    args, checkpoint_dir = asked.plan, asked.checkpoint_dir
+    device = named(args.device) if args.device else this_machine(fabric.device)
+    is_here = args.device is None or device == this_machine(fabric.device)
+    there = (checkpoint_dir / WEIGHTS).is_file()
+    config = config_of(checkpoint_dir)
+    train_data, val_data, meta = store.load(asked.data_dir)
+    if there:
+        check_fit(meta, asked.data_dir, Tokenizer(checkpoint_dir), asked.run.prompt_style)
+    if args.probe and not is_here:
+        raise UserError(f"--probe true times this machine's GPU, and --device {args.device} is another; leave out one")
+    if args.probe and not there:
+        raise UserError(f"--probe true needs the weights, and {checkpoint_dir} has no {WEIGHTS}; leave it out")
+    precision = default_precision(asked.precision, asked.method, device)
+    require_possible(asked.quantize, precision, device)
+    require_offload(asked.train, precision)
+    job, data = job_of(asked, config, precision, device), (train_data, val_data)
+    plan = make_plan(job, data)
+    if args.fit:
+        plan = fitted(plan, data)
+    if plan.fits and (there and is_here if args.probe is None else args.probe):
+        plan = probed(plan, fabric, asked, data)
+        if args.fit:
+            plan = in_time(plan, data)
+    print(*lines_of(plan), sep="\n")
+    for way in ways_out(plan, data):
+        print(way)
+    if args.fit:
+        print(f"Run it with\n  {command_line(plan, job, sys.argv)}")
+
+
+def require_possible(quantize: str | None, precision: str, device: Device) -> None:
+    """Raises: UserError if the weights cannot be kept so in this precision, or on this device."""
+    if quantize is not None:
+        require_quantizable(quantize, precision, torch.device("cpu"))
+    if quantize == "fp8" and device.kind == "cuda" and not device.fp8:
+        raise UserError(
+            f"--quantize fp8 needs compute capability 8.9, and {device.name} has less; pass --quantize int8"
+        )
+
+
+def probed(plan: Plan, fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
+    """The same plan with times from a few steps on this machine; says what they took."""
+    job = plan.job
+    asked = replace(asked, quantize=job.quantize, train=job.train)  # --fit may have chosen others
+    model, _ = load_model(fabric, asked)
+    list(description(model, data[0], asked, fabric.device))  # takes a run its time, too
+    matrix_rate(fabric.device, job.weight_dtype)
+    model.n_recomputed = plan.n_recomputed
+    counted, _ = job.model()
+    with fabric.autocast():
+        packing = packing_of(model, job.train, fabric.device)
+    rates = probe(fabric, model, counted, *data, job.train, packing, process_seconds(), saved_bytes(counted))
+    print(f"A few steps on this machine took {clock(process_seconds())} and {peak_memory_gb():.2f} GB at most")
+    return replace(plan, rates=rates, times=times_of(job, counted, plan.work, rates, plan.n_recomputed))
+
+
+def saved_bytes(model: GPT) -> int:
+    """Of a checkpoint: what trains, and the optimizer's state."""
+    return 3 * trained_bytes(model)

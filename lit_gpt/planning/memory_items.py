@@ -1,0 +1,160 @@
+"""The memory that a run takes, item by item, by arithmetic on a model without memory.
+
+What frozen and trained weights, gradients and the optimizer take follows from their shapes. What blocks keep is
+counted (`lit_gpt/training/memory.py`), and checked with hooks on saved tensors. The last items are fitted: on a GPU to
+what torch's allocator reserved on an H100 (benchmarks/results/gpu.txt), on a CPU to resident memory
+(benchmarks/results/plan_cpu.txt).
+"""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+
+from lit_gpt.layers.cpu_matmul import PART
+from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.model import GPT
+from lit_gpt.planning.devices import CONTEXT
+from lit_gpt.planning.job import Job
+from lit_gpt.planning.work import Work
+from lit_gpt.training.loss import LOGITS
+from lit_gpt.training.memory import (
+    block_bytes,
+    cast_bytes,
+    fewest_recomputed,
+    gradient_bytes,
+    lowest_trained,
+    state_bytes,
+    trained_bytes,
+    training_bytes,
+)
+from lit_gpt.training.optimizer import STATE_BYTES
+
+NF4_BLOCK, NESTED_BLOCK = 64, 256
+"""Weights that share a scale, and scales that share one, in bitsandbytes."""
+HELD_BACK = {"cuda": (0.6e9, 0.11), "cpu": (0.05e9, 0.7)}
+"""Memory that is free and not given back: bytes, and a part of what many tensors of a pass leave behind."""
+MARGIN = 0.03
+"""Of the device, left free."""
+
+
+def quantized_bytes(layer: LinearLayer, kind: str) -> int:
+    """What the weight of a linear layer takes in `kind`, key of QUANTIZATIONS, its bias apart."""
+    n = layer.in_features * layer.out_features
+    if kind.startswith(("bnb.nf4", "bnb.fp4")):
+        n_scales = -(-n // NF4_BLOCK)
+        table = 16 * 4
+        if kind.endswith("-dq"):
+            return -(-n // 2) + n_scales + 4 * -(-n_scales // NESTED_BLOCK) + 256 * 4 + 4 + table
+        return -(-n // 2) + 4 * n_scales + table
+    return n + 4 * layer.out_features
+
+
+def base_bytes(model: GPT, chosen: dict[str, LinearLayer], kind: str | None) -> int:
+    """Of all that does not train.
+
+    Args:
+        chosen: layers that are kept in `kind`.
+    """
+    packed = {id(layer.weight) for layer in chosen.values()}
+    total = sum(p.numel() * p.element_size() for p in frozen(model) if id(p) not in packed)
+    total += sum(x.numel() * x.element_size() for x in model.buffers())
+    return total + sum(quantized_bytes(layer, kind) for layer in chosen.values() if kind)
+
+
+def frozen(model: GPT) -> Iterator[torch.nn.Parameter]:
+    return (p for p in model.parameters() if not p.requires_grad)
+
+
+def n_recomputed(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Work) -> int:
+    """Blocks that compute their forward pass twice: as asked for, or as many as --recompute auto will find."""
+    c = job.config
+    if job.train.recompute != "auto":
+        return c.n_layer if job.train.recompute == "all" else 0
+    if job.device.kind == "cpu":
+        return 0
+    taken = CONTEXT + base_bytes(model, chosen, job.quantize) + trained_bytes(model)
+    taken += training_bytes(model, job.train, job.mixed)
+    tokens = max(work.room, work.largest)  # a sample that is longer than the room for many goes alone
+    kept = block_bytes(model, tokens, job.compute_itemsize, job.mixed, chosen.values())
+    lowest = lowest_trained(model)
+    n = fewest_recomputed(c.n_layer - lowest, *kept, job.device.n_bytes - int(taken))
+    return lowest + n if n else 0
+
+
+def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Work, n_again: int) -> dict[str, int]:
+    """Bytes by what they are for; the sum of all is what the device needs.
+
+    Args:
+        n_again: blocks that compute their forward pass twice.
+    """
+    c, itemsize = job.config, job.compute_itemsize
+    tokens = work.largest
+    kept, input_ = block_bytes(model, tokens, itemsize, job.mixed, chosen.values())
+    lowest = lowest_trained(model)
+    again = max(0, n_again - lowest)
+    activations = (c.n_layer - max(lowest, n_again)) * kept + again * input_ + (kept if again else 0)
+    activations += input_  # what the last norm reads
+    head = sum(p.numel() * 4 for p in model.lm_head.parameters() if p.requires_grad)
+    rows = min(work.most_targets, max(16, LOGITS // c.padded_vocab_size))
+    logits = rows * c.padded_vocab_size * (8 if itemsize == 4 else 12) + 2 * head
+    host = host_bytes(job, model)
+    items = {
+        "frozen weights": base_bytes(model, chosen, job.quantize),
+        "trained weights": trained_bytes(model),
+        "gradients": gradient_bytes(model, job.train) + host["gradients"] * (job.device.kind == "cpu"),
+        "optimizer": state_bytes(model, job.train.optimizer),
+        "activations": activations,
+        "logits": logits,
+        "one block's work": passing_bytes(job, chosen, tokens),
+    }
+    if job.mixed:
+        items["weights cast to 16 bits"] = cast_bytes(model)
+    constant, part = HELD_BACK[job.device.kind]
+    items["held back by the allocator"] = int(constant + part * (activations + items["one block's work"]))
+    items["runtime"] = int(CONTEXT) if job.device.kind == "cuda" else resident_bytes()
+    items["margin"] = int(MARGIN * job.device.n_bytes) if job.device.kind == "cuda" else 0
+    return items
+
+
+def host_bytes(job: Job, model: GPT) -> dict[str, int]:
+    """What lies in the host's memory and not on the device, where that is a GPU."""
+    paged = STATE_BYTES[job.train.optimizer] == 0
+    per_value = 2 if "8bit" in job.train.optimizer else 8
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "gradients": trained_bytes(model) if job.train.offload_gradients else 0,
+        "optimizer": per_value * trained if paged else 0,
+    }
+
+
+def passing_bytes(job: Job, chosen: dict[str, LinearLayer], tokens: int) -> int:
+    """What one block makes and drops while it computes: gradients, remade products, weights that are unpacked."""
+    c = job.config
+    per_token = c.intermediate_size * (c.n_expert_per_token or 1) + 4 * c.n_embd + sum(c.qkv_sizes)
+    unpacked = 0
+    if chosen:
+        largest = max(layer.in_features * layer.out_features for layer in chosen.values())
+        on_cpu = job.device.kind == "cpu"
+        # bitsandbytes may unpack all of a weight, even there
+        at_once = min(PART, largest) if on_cpu and job.quantize in ("int8", "fp8") else largest
+        unpacked = at_once * (4 if on_cpu else 2 * job.weight_dtype.itemsize)
+    return tokens * per_token * job.compute_itemsize + unpacked
+
+
+def peak_of(items: dict[str, int], kind: str) -> int:
+    """What a run will report as its peak: on a GPU what torch reserves there, on a CPU all of the process."""
+    apart = {"margin"} | ({"runtime"} if kind == "cuda" else set())
+    return sum(n for name, n in items.items() if name not in apart)
+
+
+@cache
+def resident_bytes() -> int:
+    """Memory of this process when a plan is first made, and so before there is a model, where the system tells; else
+    what Python, torch and we take on Linux."""
+    try:
+        with open("/proc/self/statm", encoding="utf-8") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 450 * 10**6

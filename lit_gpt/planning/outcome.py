@@ -1,0 +1,79 @@
+"""A run beside its plan: what was expected, what it took, and by how much they differ."""
+
+import json
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+
+from lit_gpt.args.finetuning import Finetuning
+from lit_gpt.files import write_text
+from lit_gpt.model import GPT
+from lit_gpt.planning.devices import this_machine
+from lit_gpt.planning.job import config_of, job_of
+from lit_gpt.planning.plan import Data, Plan, make_plan
+from lit_gpt.planning.show import risks
+from lit_gpt.training.run.budget import Budget, process_seconds
+from lit_gpt.training.run.folder import PLAN
+from lit_gpt.training.run.gauges import Gauges, clock, matrix_rate, memory_gb
+
+
+def plan_of_run(fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
+    """The plan of a run that is about to start on the device of `fabric`; to be made before the model is there.
+
+    Says in a line or two what it will take.
+    """
+    device, precision = this_machine(fabric.device), str(fabric._precision.precision)
+    plan = make_plan(job_of(asked, config_of(asked.checkpoint_dir), precision, device), data)
+    time = f", {clock(plan.seconds)}" if plan.seconds else ""
+    tokens = f"{plan.work.n_tokens:,} tokens{f', {plan.work.filled}' if plan.work.filled else ''}"
+    print(f"Plan: {plan.peak / 1e9:.2f} GB at most, {tokens}{time}; --dry_run true says more")
+    if not plan.fits:
+        print(
+            f"That is more than the {device.n_bytes / 1e9:.2f} GB of {device.name}; --dry_run true says what would fit"
+        )
+    for risk in risks(plan):
+        print(risk)
+    return plan
+
+
+def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
+    """What the monitor reads this run's figures against; measures a matrix product."""
+    dtype = model.transformer.wte.weight.dtype
+    if plan.job.mixed:
+        dtype = torch.bfloat16 if "bf16" in plan.job.precision else torch.float16
+    return Gauges(
+        device=fabric.device,
+        n_samples=plan.work.n_samples,
+        flops_per_token=plan.flops / plan.work.n_tokens,
+        peak=matrix_rate(fabric.device, dtype),
+        n_validations=plan.work.n_validations,
+        time_left=budget.deadline_in if budget.max_seconds else None,
+        n_saves=plan.work.n_saves,
+        max_seconds=budget.max_seconds,
+    )
+
+
+def settle(plan: Plan, gauges: Gauges, out_dir: Path, whole: bool = True) -> None:
+    """Print what the training took beside what was expected, and keep both in plan.json.
+
+    Args:
+        whole: this process did all of the run, so that its time is the run's.
+    """
+    peak, seconds = memory_gb(gauges.device), process_seconds()
+    rows = [("peak memory, GB", plan.peak / 1e9, peak, "from the shapes")]
+    if whole:
+        if plan.times:
+            rows.append(("time until trained", plan.times.trained, seconds, "from the table of devices"))
+        if gauges.forecast:
+            rows.append(
+                ("time until trained", gauges.forecast.seconds, seconds, f"from the first {gauges.forecast.step} steps")
+            )
+    outcome = [
+        {"what": what, "planned": planned, "actual": actual, "error": planned / actual - 1, "source": source}
+        for what, planned, actual, source in rows
+    ]
+    write_text(out_dir / PLAN, json.dumps(plan.record() | {"outcome": outcome}, indent=2) + "\n")
+    for row in outcome:
+        values = [clock(row[k]) if "time" in row["what"] else f"{row[k]:.2f}" for k in ("planned", "actual")]
+        print(f"Plan: {row['what']} {values[0]} {row['source']}, took {values[1]} ({row['error']:+.1%})")

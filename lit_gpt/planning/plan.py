@@ -1,0 +1,101 @@
+"""A plan: the memory and the time that a run will take, as far as they can be known before it starts."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lit_gpt.data.store import Samples
+from lit_gpt.planning.job import Job
+from lit_gpt.planning.memory_items import host_bytes, memory_items, n_recomputed, peak_of
+from lit_gpt.planning.seconds import Rates, Times, rates_of_device, times_of
+from lit_gpt.planning.work import Work, work_of
+from lit_gpt.training.flops import training_flops
+from lit_gpt.training.length import Length, length_of
+
+Data = tuple[Samples, Samples]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take."""
+
+    job: Job
+    work: Work
+    memory: dict[str, int]
+    """Bytes by what they are for."""
+    host: dict[str, int]
+    """Bytes of the host's memory, besides."""
+    n_recomputed: int
+    """Blocks that compute their forward pass twice."""
+    flops: float
+    """Operations of all training steps."""
+    rates: Rates | None
+    """None where nothing is known about the device's speed."""
+    times: Times | None
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the device that are needed."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.job.device.n_bytes
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the run will report as its peak."""
+        return peak_of(self.memory, self.job.device.kind)
+
+    @property
+    def seconds(self) -> float | None:
+        """From the command to its end."""
+        return self.times and self.times.total
+
+    @property
+    def length(self) -> Length:
+        """The run's steps and what ends it; by the times, where that is --max_time."""
+        length, times, limit = length_of(self.job.train, self.work.n_rows), self.times, self.job.train.max_seconds
+        if times is None or limit is None:
+            return length
+        # of validations and saves, the first and the last one are there however long the run is
+        pauses = ((times.validating, self.work.n_validations), (times.saving, self.work.n_saves))
+        between = sum(seconds * max(0, n - 2) / n for seconds, n in pauses)
+        a_step = (times.training + between) / length.n_steps
+        fitting = int((limit - times.total) / a_step + length.n_steps)
+        return length if fitting >= length.n_steps else length.cut(max(1, fitting), "max_time")
+
+    def record(self) -> dict[str, Any]:
+        """As plan.json keeps it."""
+        return {
+            "device": self.job.device.name,
+            "memory": self.memory,
+            "host_memory": self.host,
+            "peak_bytes": self.peak,
+            "blocks_recomputed": self.n_recomputed,
+            "work": asdict(self.work),
+            "rates": self.rates and asdict(self.rates),
+            "seconds": self.times and {**asdict(self.times), "total": self.times.total},
+        }
+
+
+def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
+    """Plan `job` on its data.
+
+    Args:
+        data: training and validation samples.
+        rates: measured ones; the table's if not given.
+    """
+    model, chosen = job.model()
+    work = work_of(*data, job.train, job.validation, job.packing, job.seed)
+    n_again = n_recomputed(job, model, chosen, work)
+    rates = rates or rates_of_device(job, model, work, n_again)
+    return Plan(
+        job=job,
+        work=work,
+        memory=memory_items(job, model, chosen, work, n_again),
+        host=host_bytes(job, model),
+        n_recomputed=n_again,
+        flops=training_flops(model, work.n_computed, work.n_targets, work.squares, n_again),
+        rates=rates,
+        times=rates and times_of(job, model, work, rates, n_again),
+    )

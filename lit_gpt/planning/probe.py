@@ -1,0 +1,127 @@
+"""A few steps of a run that is not started: what this machine reaches."""
+
+import time
+from collections.abc import Callable
+from itertools import cycle
+
+import torch
+from lightning.fabric import Fabric
+
+from lit_gpt.args import TrainArgs
+from lit_gpt.data.batches import Batch, micro_batches
+from lit_gpt.data.packing import Packing
+from lit_gpt.data.store import Samples
+from lit_gpt.model import GPT
+from lit_gpt.planning.seconds import WRITING, Rates
+from lit_gpt.training.flops import forward_flops, training_flops
+from lit_gpt.training.graphs import recorded_hidden
+from lit_gpt.training.loss import loss_sum
+from lit_gpt.training.offload import make_gradients
+from lit_gpt.training.optimizer import make_optimizer
+from lit_gpt.training.run.gauges import wait
+from lit_gpt.training.validation import AT_ONCE
+
+LEAST_SECONDS, MOST_SECONDS = 6.0, 30.0
+"""Of timed forward and backward passes: the first, and the second if one pass takes that long."""
+LEAST_PASSES = 3
+STEPS = 4
+"""Optimizer steps whose forward passes are taken, again and again."""
+
+
+def probe(
+    fabric: Fabric,
+    model: GPT,
+    counted: GPT,
+    data: Samples,
+    val_data: Samples,
+    train: TrainArgs,
+    packing: Packing,
+    starting: float,
+    saved_bytes: int,
+) -> Rates:
+    """Train for a few passes at a learning rate of 0, and time them. The model is of no use afterwards.
+
+    Args:
+        counted: the same without memory, for counting operations.
+        packing: how samples share a forward pass.
+        starting: seconds from the command to here.
+        saved_bytes: of a save.
+    """
+    scaled = getattr(fabric._precision, "scaler", None) is not None  # as in `fit`
+    optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    gradients = make_gradients(fabric, model, optimizer, train)
+    with fabric.autocast():
+        hidden_of = recorded_hidden(model, packing, data.lengths, train.records)
+    model.train()
+    before = time.perf_counter()
+    batches = chosen(data, train.batch_size, packing, fabric.device)
+
+    def forward_and_backward(batch: Batch) -> None:
+        with fabric.autocast():
+            loss = loss_sum(model, batch, hidden_of)
+        fabric.backward(loss / max(1, batch.n_targets))
+
+    def step() -> float:
+        forward_and_backward(batches[0])  # the largest, which warms up
+        return timed(fabric.device, lambda: gradients.step(0))
+
+    step_seconds = min(step() for _ in range(2))
+    starting += time.perf_counter() - before if fabric.device.type == "cuda" else 0.0  # compiling is no warm-up's
+    flops = seconds = 0.0
+    for n, batch in enumerate(cycle(batches[1:] + batches[:1]), 1):
+        seconds += timed(fabric.device, lambda batch=batch: forward_and_backward(batch))
+        flops += training_flops(counted, *size(batch), model.n_recomputed)
+        if seconds > MOST_SECONDS or (seconds > LEAST_SECONDS and n >= LEAST_PASSES):
+            break
+    validation = validation_rate(fabric, model, counted, val_data, packing)
+    source = f"from {n} forward and backward passes on this machine, {flops / seconds / 1e12:.3g} TFLOP/s"
+    return Rates(
+        training=flops / seconds,
+        validation=validation,
+        optimizer_seconds=step_seconds,
+        starting=starting,
+        saving=saved_bytes / WRITING,
+        shortest=0.0,
+        source=source,
+    )
+
+
+def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, packing: Packing) -> float:
+    """Operations a second of forward passes in evaluation."""
+    model.eval()
+    flops = seconds = 0.0
+    with torch.no_grad(), fabric.autocast():
+        for batch in chosen(data, min(len(data), AT_ONCE), packing, fabric.device)[:4]:
+            seconds += timed(fabric.device, lambda batch=batch: loss_sum(model, batch))
+            flops += forward_flops(counted, *size(batch))
+            if seconds > LEAST_SECONDS:
+                break
+    return flops / seconds
+
+
+def chosen(data: Samples, batch_size: int, packing: Packing, device: torch.device) -> list[Batch]:
+    """Forward passes as the run's, of a few steps, the largest first."""
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: STEPS * batch_size].tolist()
+    parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    batches = [batch for part in parts for batch in micro_batches(data, part, packing)]
+    largest = max(range(len(batches)), key=lambda i: batches[i].n_computed)
+    batches.insert(0, batches.pop(largest))
+    return [batch.to(device) for batch in batches[:64]]
+
+
+def size(batch: Batch) -> tuple[int, int, float]:
+    """Tokens that are computed, targets and sum of the squared lengths, a shared prefix counted once."""
+    d = batch.documents
+    again = sum((m - 1) * n * n for n, m in zip(d.lengths, d.followers, strict=False))
+    return batch.n_computed, batch.n_targets, float(sum(n * n for n in d.whole) - again)
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds that `work` takes when called, until the device is done."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start

@@ -1,0 +1,88 @@
+"""A plan as text."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from lit_gpt.planning.plan import Plan
+from lit_gpt.training.length import outlook
+from lit_gpt.training.run.gauges import clock
+
+NEARLY_FULL = 0.03
+"""Part of the memory that a plan should leave: about what it is wrong by (docs/plan_a_run.md)."""
+
+
+def lines_of(plan: Plan, now: datetime | None = None) -> Iterator[str]:
+    """The plan for a reader: memory item by item, work, time.
+
+    Args:
+        now: when the run would start.
+    """
+    yield from memory_lines(plan)
+    yield from (f"  {risk}" for risk in risks(plan))
+    yield from work_lines(plan)
+    yield from time_lines(plan, now or datetime.now())
+
+
+def memory_lines(plan: Plan) -> Iterator[str]:
+    job, device = plan.job, plan.job.device
+    yield f"Memory on {device.name}, GB (10^9 bytes)"
+    for name, n_bytes in plan.memory.items():
+        if n_bytes:
+            yield f"  {name:32}{n_bytes / 1e9:9.2f}"
+    yield f"  {'sum':32}{plan.needed / 1e9:9.2f} of {device.n_bytes / 1e9:.2f}: {'fits' if plan.fits else 'TOO MUCH'}"
+    yield f"  the run will report a peak of    {plan.peak / 1e9:9.2f}"
+    if device.kind == "cuda" and any(plan.host.values()):
+        there = ", ".join(f"{name} {n / 1e9:.2f}" for name, n in plan.host.items() if n)
+        yield f"  in the host's memory, besides: {there}"
+    kept = f"{plan.n_recomputed} of {job.config.n_layer} blocks compute their forward pass twice"
+    weights = job.quantize or job.precision
+    yield f"  weights in {weights}; up to {plan.work.largest:,} tokens a forward pass; {kept}"
+
+
+def risks(plan: Plan) -> Iterator[str]:
+    """What may go wrong with a plan that is possible, one sentence each, with what avoids it."""
+    left = 1 - plan.needed / plan.job.device.n_bytes
+    if plan.job.device.kind == "cuda" and 0 <= left < NEARLY_FULL:
+        yield (
+            f"Risk: {left:.1%} of the memory is left besides the margin, and plans can be wrong by more; what a screen "
+            "or another process takes may end the run; --recompute all or a smaller --micro_batch_tokens leaves room"
+        )
+    if plan.job.precision == "16-true":
+        other = "bf16-true, which this device has" if plan.job.device.bf16 else "16-mixed, which scales the loss"
+        yield (
+            "Risk: 16-true is fp16 without loss scaling: it ends at 65,504 and loses small gradients, so that losses "
+            f"can become nan; safer is --precision {other}"
+        )
+
+
+def work_lines(plan: Plan) -> Iterator[str]:
+    work = plan.work
+    waste = work.n_padded / work.n_tokens - 1
+    filled = f"{work.filled}; " if work.filled else ""
+    yield "Work"
+    yield f"  {work.n_samples:,} samples = {work.epochs:.2f} epochs in {work.n_steps:,} steps"
+    yield f"  {work.n_tokens:,} tokens, of which {work.n_targets:,} are targets, in {work.n_passes:,} forward passes"
+    if work.n_computed < work.n_tokens:
+        saved = 1 - work.n_computed / work.n_tokens
+        yield f"  {work.n_computed:,} of the tokens are computed: {saved:.0%} are in prefixes that samples share"
+    yield f"  no padding; {filled}padded by {plan.job.train.micro_batch_size}: {waste:+.0%}"
+    yield f"  {work.n_validations} validations of {work.n_val_tokens:,} tokens, {work.n_saves} saves"
+    yield from (f"  {line}" for line in outlook(0, plan.length))
+
+
+def time_lines(plan: Plan, now: datetime) -> Iterator[str]:
+    yield "Time"
+    if plan.times is None or plan.rates is None:
+        yield f"  unknown: the speed of {plan.job.device.name} is; --probe true measures that of this machine"
+        return
+    times = plan.times
+    rate = plan.work.n_tokens / times.training
+    yield f"  {plan.flops / 1e15:.3g} PFLOP; {plan.rates.source}"
+    yield f"  {times.training / plan.work.n_steps:.3g} s a step, {rate:,.0f} tokens a second"
+    parts = [("start", times.starting), ("training", times.training), ("validation", times.validating)]
+    parts += [("saves", times.saving), ("merge", times.merging), ("end", times.ending)]
+    yield "  " + ", ".join(f"{name} {clock(seconds)}" for name, seconds in parts)
+    end = now + timedelta(seconds=times.total)
+    days = (end.date() - now.date()).days
+    when = f"{end:%H:%M}" + (f" in {days} day{'s' * (days > 1)}" if days else "")
+    yield f"  {clock(times.total)} in all; started now, it ends at {when}"

@@ -1,0 +1,83 @@
+"""How a run puts samples together for a forward pass, and whether it computes the prefixes that they share once."""
+
+from functools import lru_cache
+
+import torch
+
+from lit_gpt.args import TrainArgs
+from lit_gpt.config import Config
+from lit_gpt.data.packing import Packing
+from lit_gpt.layers.attention import Documents, Heads, attended, attended_backward, flash_can
+from lit_gpt.model import GPT
+
+
+def packing_of(model: GPT, train: TrainArgs, device: torch.device, max_tokens: int | None = None) -> Packing:
+    """How samples are packed for `model` on `device`; to be asked under the run's autocast.
+
+    Args:
+        max_tokens: of a forward pass; None is what the arguments say.
+    """
+    up_to = share_up_to(model.config, train)
+    if device.type == "cuda" and up_to:
+        mixed, weight = torch.is_autocast_enabled("cuda"), model.transformer.wte.weight
+        dtype = torch.get_autocast_dtype("cuda") if mixed else weight.dtype
+        if not can_share(model.transformer.h[0].attn.heads, dtype, device):
+            up_to = 0
+    return Packing(max_tokens or micro_batch_tokens(train, device), up_to)
+
+
+def micro_batch_tokens(train: TrainArgs, device: torch.device) -> int:
+    """Tokens of a forward pass: what was asked for, or what keeps a device of this kind busy."""
+    if not train.packing:
+        return 1  # a longer sample goes alone
+    return train.micro_batch_tokens or (4096 if device.type == "cuda" else 512)
+
+
+def share_up_to(config: Config, train: TrainArgs) -> int:
+    """Tokens of the longest samples whose prefix may be another's; 0 if nothing is shared.
+
+    A prefix is the same for all that go on from it as long as nothing in it depends on the length of the whole: in
+    samples that no sliding window cuts off, and that LongRoPE takes for short ones, without NEFTune's noise.
+    """
+    if not train.share_prefixes or not train.packing or train.neftune_alpha:
+        return 0
+    scaling = config.rope_scaling or {}
+    limits = [config.block_size]
+    if config.sliding_window:
+        limits.append(config.sliding_window)
+    if scaling.get("type") == "longrope":
+        limits.append(scaling["original_max_position_embeddings"])
+    return min(limits)
+
+
+@lru_cache(maxsize=8)
+def can_share(heads: Heads, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether attention of samples that share a prefix is on this GPU what it is without; says where it is not.
+
+    torch says little about what its flash kernels do with segments that see no keys, and a run that learned something
+    else would not show it; so both ways are tried on a few random tokens.
+    """
+    T, generator = 96, torch.Generator(device).manual_seed(0)
+    kind = {"device": device, "dtype": dtype}
+    qkv = torch.empty(T, sum(heads.sizes), **kind).normal_(generator=generator)
+    if not flash_can(qkv, heads):
+        return False
+    dy = torch.empty(T, heads.sizes[0] // heads.head_size, heads.head_size, **kind).normal_(generator=generator)
+    shared, alone = (Documents.of(*row).to(device) for row in (((32, 24, 8, 32), (2,)), ((56, 40, 32),)))
+    twice = torch.tensor([*range(56), *range(32), *range(56, 96)], device=device)  # the prefix of each, as alone
+    dy_alone = dy[twice]
+    dy_alone[56:88] = 0  # counted in the first document
+    try:
+        y, *kept = attended(qkv, shared, heads)
+        got = [y[twice], *attended_backward(dy, qkv, y, *kept, documents=shared, heads=heads)]
+        y, *kept = attended(qkv[twice], alone, heads)
+        gradients = attended_backward(dy_alone, qkv[twice], y, *kept, documents=alone, heads=heads)
+        sums = [torch.zeros(T, *g.shape[1:], **kind).float().index_add_(0, twice, g.float()) for g in gradients]
+        off = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(got, [y, *sums], strict=True)]
+    except RuntimeError as e:
+        print(f"Prefixes are not shared: {str(e).splitlines()[0]}")
+        return False
+    same = all(x < 0.03 for x in off)  # not if one is no number; 16 bits differ by 0.005
+    if not same:
+        print(f"Prefixes are not shared: on this GPU, the result would differ by {max(off):.1%}")
+    return same

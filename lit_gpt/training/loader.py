@@ -1,0 +1,142 @@
+"""The micro-batches of each optimizer step, as large as the memory allows."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lit_gpt.args import TrainArgs
+from lit_gpt.data.batches import Batch, Order, ahead, micro_batches, steps
+from lit_gpt.data.packing import Packing, fullest, prefixes_of
+from lit_gpt.data.store import Samples
+from lit_gpt.model import GPT
+from lit_gpt.training.batching import micro_batch_tokens, packing_of
+from lit_gpt.training.graphs import recorded_hidden
+from lit_gpt.training.length import length_of
+from lit_gpt.training.memory import blocks_to_recompute
+
+LOOKED_AT = 4
+"""Optimizer steps whose samples show whether prefixes are shared."""
+
+
+class Feed:
+    """Samples for the model, and the way through it.
+
+    Args:
+        seed: decides the order of the samples.
+        autocast: makes the context of a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        data: Samples,
+        train: TrainArgs,
+        device: torch.device,
+        seed: int,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> None:
+        model.neftune_alpha = train.neftune_alpha
+        self.model, self.data, self.train, self.device, self.autocast = model, data, train, device, autocast
+        self.seed = seed
+        self.begin_at()
+        self.packing = Packing(micro_batch_tokens(train, device))
+        self.coming: Iterator[list[Batch]] | None = None
+        self.next_step = 1
+        self.has_shrunk = False
+        """Whether the memory ran out, so that it is less than what the arguments say."""
+        self.hidden_of: Callable[..., Tensor] = model.hidden
+
+    def begin_at(self, step: int = 0, seen: int = 0) -> None:
+        """Let the next samples be those after the first `seen` ones, which `step` optimizer steps had."""
+        self.length = length_of(self.train, len(self.data), step, seen)
+        self.order = Order(len(self.data), self.length.n_samples, self.seed)
+
+    def prepare(self, max_tokens: int | None = None, n_recomputed: int | None = None) -> None:
+        """Decide what is recomputed, and record the step where that is possible.
+
+        Args:
+            max_tokens: tokens of a forward pass; None is what the arguments say.
+            n_recomputed: blocks that compute their forward pass twice; None is what the arguments say.
+        """
+        self.has_shrunk = max_tokens is not None
+        with self.autocast():
+            packing = packing_of(self.model, self.train, self.device, max_tokens)
+        self.packing = packing if self.shares(packing) else replace(packing, share_up_to=0)
+        self.coming = None
+        with self.autocast():
+            if n_recomputed is None:
+                n_recomputed = blocks_to_recompute(self.model, self.train, self.most_tokens, self.device)
+            self.model.n_recomputed = n_recomputed
+            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.lengths, self.train.records)
+
+    def shares(self, packing: Packing) -> bool:
+        """Whether samples of the first steps begin alike, so that room for it in a recording pays."""
+        size = self.train.batch_size  # of the whole run's first steps, whichever of them this process takes
+        some = (self.order.rows(start, start + size) for start in range(0, LOOKED_AT * size, size))
+        return any(prefixes_of(self.data, rows, packing) for rows in some if rows)
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a forward pass."""
+        return self.packing.max_tokens
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the largest forward pass: one sample that is longer than the room for many has its own."""
+        return max(self.max_tokens, int(self.data.lengths.max()))
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps of the whole run, if nothing ends it sooner."""
+        return self.length.n_steps
+
+    def rows(self, step: int) -> list[int]:
+        """Which samples of the training set a step to come has, up to `n_steps`."""
+        return self.order.rows(self.length.seen_after(step - 1), self.length.seen_after(step))
+
+    def batches(self, step: int) -> list[Batch]:
+        """The micro-batches of a step, on the device; those of the next one are made meanwhile."""
+        if self.coming is None or self.next_step != step:
+            seen = self.length.seen_after(step - 1)
+            made = steps(self.data, self.order, self.train.batch_size, self.packing, seen)
+            self.coming = ahead(made, self.device)
+        self.next_step = step + 1
+        return next(self.coming)
+
+    def tokens_a_step(self) -> float:
+        """Tokens that a step computes, in the mean: those that prefixes save are taken to be as in the first steps."""
+        size = self.train.batch_size
+        rows = self.order.rows(0, LOOKED_AT * size)
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        first = [batch for part in parts for batch in micro_batches(self.data, part, self.packing)]
+        share = sum(batch.n_computed for batch in first) / sum(batch.n_tokens for batch in first)
+        return share * min(size, len(self.order)) * float(self.data.lengths.mean())
+
+    def largest(self) -> list[int]:
+        """Samples whose micro-batch is as large as they come: the longest, and as many more as there is room for."""
+        return fullest(self.data.lengths, self.max_tokens, self.train.batch_size)
+
+    def shrink(self) -> bool:
+        """After the memory ran out: half the tokens, then all blocks recomputed; says so. False if that was tried."""
+        longest = int(self.data.lengths.max())
+        self.hidden_of = self.model.hidden
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.max_tokens > longest:
+            smaller, recomputed = max(longest, self.max_tokens // 2), self.model.n_recomputed
+        elif self.model.n_recomputed < self.model.config.n_layer:
+            smaller, recomputed = self.max_tokens, self.model.config.n_layer
+        else:
+            return False
+        print(
+            f"Out of memory: going on with micro-batches of {max(smaller, longest):,} tokens"
+            f"{' and all blocks recomputed' if recomputed == self.model.config.n_layer else ''}; "
+            "the steps and their losses stay the same"
+        )
+        self.prepare(smaller, recomputed)
+        return True

@@ -1,0 +1,58 @@
+"""The mean of a run's latest checkpoints, as a run of its own (https://arxiv.org/abs/1803.05407)."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from lit_gpt.args import TrainArgs
+from lit_gpt.args.folders import RUN
+from lit_gpt.errors import UserError
+from lit_gpt.files import load_state, replace_folder, save_state
+from lit_gpt.training.run.checkpoint_store import Saves, read_progress
+
+AVERAGED = "averaged"
+"""Folder within that of the run; can be given as --finetuned_path."""
+
+
+def require_checkpoints(train: TrainArgs, n_steps: int) -> None:
+    """Raises: UserError unless a run of so many steps is sure to leave the checkpoints that its mean is to be of."""
+    n_sure = len({n_steps, *range(train.save_interval, n_steps + 1, train.save_interval)})
+    if train.average_last > n_sure:
+        raise UserError(
+            f"--average_last {train.average_last}: {n_steps:,} steps with --save_interval {train.save_interval} are "
+            f"sure to leave {n_sure} checkpoints; lower --save_interval"
+        )
+
+
+def save_average(saves: Saves, n: int) -> tuple[Path, list[int]]:
+    """Write the mean of the trained weights of the last `n` checkpoints; the folder, and their steps. That of step 0,
+    which has learned nothing, is none of them.
+
+    Raises:
+        UserError: there are fewer, or one is damaged.
+    """
+    steps = [step for step in saves.steps() if step > 0][-n:]
+    if len(steps) < n:
+        raise UserError(f"--average_last {n}: the run has {len(steps)} checkpoints after step 0; lower --save_interval")
+    for step in steps:
+        read_progress(saves.place(step))
+    folder = saves.out_dir / AVERAGED
+    write_mean([saves.place(step) for step in steps], saves, folder)
+    return folder, steps
+
+
+def write_mean(places: list[Path], saves: Saves, folder: Path) -> None:
+    """Fill `folder` with the mean of the trained weights of the checkpoints in `places`, as a run."""
+    states = [load_state(place / saves.weights.name, "the finetune script") for place in places]
+    mean = {
+        name: (torch.stack([state[name].double() for state in states]).mean(0)).to(states[-1][name].dtype)
+        for name in states[-1]
+    }
+
+    def fill(place: Path) -> None:
+        save_state(mean, place / saves.weights.name)
+        if (saves.out_dir / RUN).is_file():
+            shutil.copyfile(saves.out_dir / RUN, place / RUN)
+
+    replace_folder(folder, fill, overwrite=True)

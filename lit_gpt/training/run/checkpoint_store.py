@@ -1,0 +1,265 @@
+"""The checkpoints of a run: each whole or not there, checked when read, and enough to go on from.
+
+out/<method>/<name>/checkpoints/step-000123/
+  lit_model_..._finetuned.pth, finetuned.json    as the run's own: this folder can be given as --finetuned_path
+  state.pth     the optimizer and the random generators
+  state.json    where the run is, and the SHA-256 of every other file and of itself
+out/<method>/<name>/best                         a link to the best checkpoint
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_gpt.args.folders import RUN
+from lit_gpt.checkpoints.runs import BEST, CHECKPOINTS, save_trained, trained_path
+from lit_gpt.errors import UserError
+from lit_gpt.files import links, load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
+from lit_gpt.model import GPT
+
+STATE, RECORD = "state.pth", "state.json"
+
+
+class _OtherVersion(UserError):
+    """A checkpoint is whole, and says what this version does not know."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, after an optimizer step."""
+
+    step: int = 0
+    """Steps taken."""
+    samples: int = 0
+    """Samples that these steps had: the place in the data."""
+    seconds: float = 0.0
+    """Time used by all processes of the run."""
+    best_step: int | None = None
+    """The step with the lowest validation loss, or the highest score, so far."""
+    best: float | None = None
+    """That loss or score."""
+    n_without_gain: int = 0
+    """Validations since then."""
+    validated_step: int | None = None
+    """The step of the last validation."""
+    validation_seconds: float = 0.0
+    """How long that took."""
+    save_seconds: float = 0.0
+    """How long the last save took."""
+    finish_seconds: float = 0.0
+    """How long what comes after the training takes."""
+    step_seconds: float = 0.0
+    """How long a step takes; 0 where none was timed."""
+    micro_batch_tokens: int | None = None
+    """What the forward passes have room for, if that is less than what the arguments say."""
+    n_recomputed: int = 0
+    """Blocks that compute their forward pass twice."""
+    monitor: dict[str, Any] = field(default_factory=dict)
+    """What `Monitor.state` says."""
+    stopped_by: str | None = None
+    """The signal that ended the process, if one did."""
+
+    def validated(self, loss: float, score: float | None = None) -> "Progress":
+        """After a validation of this step. What is not a number is no gain.
+
+        Args:
+            score: what counts instead of the loss; more is better.
+        """
+        found = loss if score is None else score
+        gain = self.best is None or (found < self.best if score is None else found > self.best)
+        if gain and found == found:
+            return replace(self, best_step=self.step, best=found, n_without_gain=0, validated_step=self.step)
+        return replace(self, n_without_gain=self.n_without_gain + 1, validated_step=self.step)
+
+
+class Saves:
+    """Writes and finds the checkpoints of the run in `out_dir`.
+
+    Args:
+        method: key of METHODS; names the weights.
+        keep_last: how many of the latest ones stay, besides the best.
+    """
+
+    def __init__(self, out_dir: Path, method: str, keep_last: int = 2) -> None:
+        self.out_dir, self.keep_last = out_dir, keep_last
+        self.weights = trained_path(out_dir, method)
+        self.folder = out_dir / CHECKPOINTS
+
+    def place(self, step: int) -> Path:
+        """The folder of the checkpoint after this step."""
+        return self.folder / f"step-{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Those with a checkpoint, ascending; what was interrupted while it was written is not among them."""
+        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def write(self, model: GPT, state: dict[str, Any], progress: Progress) -> Path:
+        """Write a checkpoint, and then remove those that are no longer kept.
+
+        Args:
+            state: the optimizer and the random generators, as `torch.save` with `weights_only` takes it.
+
+        Raises:
+            UserError: the disk is full; what was there before is there still.
+        """
+        place = self.place(progress.step)
+
+        def fill(folder: Path) -> None:
+            save_trained(model, folder / self.weights.name)
+            save_state(state, folder / STATE)
+            if (self.out_dir / RUN).is_file():
+                shutil.copyfile(self.out_dir / RUN, folder / RUN)
+            record = asdict(progress) | {"files": {p.name: file_digest(p) for p in sorted(folder.iterdir())}}
+            text = json.dumps(record | {"digest": record_digest(record)}, indent=2)
+            (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+
+        replace_folder(place, fill, overwrite=True)
+        self.point_to(progress)
+        self.prune(progress)
+        return place
+
+    def clear(self) -> None:
+        """Remove what killed processes left of checkpoints and files that they were writing or removing."""
+        for folder in (self.folder, self.out_dir):
+            for path in folder.glob(".*.tmp"):
+                target = path.name[1:].removesuffix(".tmp").removesuffix(".old").rpartition(".")[0]
+                temporary_beside(folder / target)
+
+    def require_room(self, n_bytes: int, later_bytes: int = 0) -> None:
+        """Raises: UserError unless the disk has room for the checkpoints that are kept, and one that is written.
+
+        Args:
+            n_bytes: of a checkpoint.
+            later_bytes: of what is written after the training.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.clear()
+        n_missing = max(1, self.keep_last + 2 - len(self.steps()))
+        require_room(n_missing * n_bytes + later_bytes, self.folder)
+
+    def point_to(self, progress: Progress) -> None:
+        """Let the run's weights be those of this checkpoint, and the link `best` lead to the best one."""
+        weights = self.place(progress.step) / self.weights.name
+        replace_with(self.weights, lambda path: link_or_copy(weights, path))
+        if progress.best_step is None or not self.place(progress.best_step).is_dir():
+            return
+        links.point(self.out_dir / BEST, self.place(progress.best_step))
+
+    def prune(self, progress: Progress) -> None:
+        """Remove all but the latest checkpoints and the best one."""
+        kept = {*[step for step in self.steps() if step <= progress.step][-self.keep_last :], progress.best_step}
+        for step in self.steps():
+            if step not in kept and step <= progress.step:
+                remove(self.place(step))
+
+    def newest(self, say: Callable[[str], None] = print) -> Path | None:
+        """The latest checkpoint that is whole; says which ones are not. None if there is none.
+
+        Raises:
+            UserError: it is whole, and from a version of this toolkit that says more.
+        """
+        for step in reversed(self.steps()):
+            try:
+                read_progress(self.place(step))
+            except _OtherVersion:  # as are the others
+                raise
+            except UserError as e:
+                say(f"{e}; taking the one before")
+                continue
+            return self.place(step)
+        return None
+
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: the run takes them again, or other ones."""
+        for later in self.steps():
+            if later > step:
+                remove(self.place(later))
+
+
+def remove(place: Path) -> None:
+    """Delete a checkpoint so that at no time a part of it looks like one."""
+    doomed = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    place.replace(doomed)
+    shutil.rmtree(doomed)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """The same file under another name; a copy where the filesystem has no links."""
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+def read_progress(place: Path) -> Progress:
+    """Where the run was, from a checkpoint whose files are all as they were written.
+
+    Raises:
+        UserError: one is missing, or not what was written, or from a version that says more.
+    """
+    try:
+        record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+        if record.pop("digest") != record_digest(record):
+            raise ValueError(f"{RECORD} is not what was written")
+        for name, digest in record.pop("files").items():
+            if file_digest(place / name) != digest:
+                raise ValueError(f"{name} is not what was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        reason = f"there is no {Path(e.filename).name}" if isinstance(e, FileNotFoundError) and e.filename else e
+        raise UserError(f"the checkpoint {place} is damaged ({reason})") from e
+    return _progress_of(record, place)
+
+
+def position(place: Path | None) -> tuple[int, int]:
+    """Optimizer steps that a checkpoint is after, and their samples; none without a checkpoint.
+
+    Raises:
+        UserError: as `read_progress`, which looks at all of its files, too.
+    """
+    if place is None:
+        return 0, 0
+    record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    progress = _progress_of({name: value for name, value in record.items() if name not in ("files", "digest")}, place)
+    return progress.step, progress.samples
+
+
+def _progress_of(record: dict[str, Any], place: Path) -> Progress:
+    """Where the run was, from what a checkpoint of this version or an earlier one says; what an earlier one does not
+    say has its default.
+
+    Raises:
+        UserError: it says what this version does not know.
+    """
+    if unknown := sorted(record.keys() - {f.name for f in fields(Progress)}):
+        raise _OtherVersion(
+            f"the checkpoint {place} is from another version of this toolkit: it says {', '.join(unknown)}, which this "
+            "one does not know; go on with that version, or pass another --out_dir"
+        )
+    record.setdefault("samples", record.get("monitor", {}).get("samples", 0))  # until then, only the monitor counted
+    return Progress(**record)
+
+
+def read_state(place: Path, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Trained weights, and optimizer and random generators, of a checkpoint. Raises: UserError."""
+    return load_state(place / weights, "the finetune script"), load_state(place / STATE, "the finetune script")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def record_digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,49 @@
+"""What is about to happen, for the reader: parameters, operations, length of the run."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+
+from lit_gpt.args.finetuning import Finetuning
+from lit_gpt.data.store import Samples
+from lit_gpt.methods import METHODS
+from lit_gpt.model import GPT
+from lit_gpt.training.batching import micro_batch_tokens
+from lit_gpt.training.flops import estimated_flops, measured_flops
+from lit_gpt.training.length import length_of
+from lit_gpt.training.optimizer import warmup_of
+
+
+def description(
+    model: GPT, data: Samples, asked: Finetuning, device: torch.device, done: tuple[int, int] = (0, 0)
+) -> Iterator[str]:
+    """What a run is, line by line: parameters, samples, steps and operations.
+
+    Args:
+        data: to train on.
+        device: of the run.
+        done: optimizer steps, and samples of these, that an earlier process of the run did.
+    """
+    with torch.device("meta"):
+        counted = GPT(copy.deepcopy(model.config))  # quantized weights would count as what they are packed in
+        METHODS[asked.method].inject(counted, asked.method_args)
+    trained, frozen = (
+        sum(p.numel() for p in counted.parameters() if p.requires_grad is wanted) for wanted in (True, False)
+    )
+    yield f"Number of trainable parameters: {trained:,}"
+    yield f"Number of non trainable parameters: {frozen:,}"
+    train = asked.train
+    length = length_of(train, len(data), *done)
+    n_samples, n_steps = length.n_samples, length.n_steps
+    yield (
+        f"Training {n_samples:,} samples = {n_samples / len(data):.2f} epochs in {n_steps:,} steps "
+        f"of {train.batch_size}; {warmup_of(train, n_steps)} steps of warm-up"
+    )
+    longest = data.lengths.max()
+    yield f"The longest training sample has {longest} tokens, the model has room for {model.config.block_size}"
+    length = round(float(data.lengths.mean()))
+    n = max(1, micro_batch_tokens(train, device) // length)
+    size = f"(one forward and backward pass of {n} x {length} tokens, the mean length)"
+    yield f"Estimated TFLOPs: {estimated_flops(counted, n, length) / 1e12:.2f} {size}"
+    yield f"Measured TFLOPs: {measured_flops(counted, n, length) / 1e12:.2f} {size}"

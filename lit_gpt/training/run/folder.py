@@ -1,0 +1,33 @@
+"""The folder of a run: what is in it, and whether a new one may have it."""
+
+from pathlib import Path
+
+from lit_gpt.args.folders import RUN, require_no_results, results_of
+from lit_gpt.checkpoints.runs import BEST, CHECKPOINTS
+from lit_gpt.files import links
+from lit_gpt.report.page import REPORT
+from lit_gpt.training.run.budget import LEDGER
+from lit_gpt.training.run.monitor import CURVE, METRICS
+
+MERGED = "merged"
+"""Folder of the merged checkpoint within that of the run."""
+PLAN = "plan.json"
+"""What the run was planned to take, beside what it took."""
+RECORDS = (RUN, METRICS, CURVE, REPORT, PLAN, LEDGER, CHECKPOINTS, BEST)
+"""What is of no use without the results."""
+
+
+def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
+    """Make the folder of a run; if `overwrite` is set, take all out of it that another run has left there.
+
+    What no run leaves there stays. Without results of another run, what is left of one that was stopped before its
+    first checkpoint is taken out, too.
+
+    Raises:
+        UserError: the folder has results of another run, and `overwrite` is not set.
+    """
+    if not overwrite:
+        require_no_results(out_dir)
+    for path in (*results_of(out_dir), *(out_dir / name for name in RECORDS)):
+        links.remove(path)
+    out_dir.mkdir(parents=True, exist_ok=True)

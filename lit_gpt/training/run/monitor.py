@@ -1,0 +1,278 @@
+"""What a run shows while it goes: a progress bar in a terminal, plain lines in a file, and always metrics.csv."""
+
+import csv
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lit_gpt.data.batches import Batch
+from lit_gpt.files import replace_with
+from lit_gpt.training.length import Length, outlook
+from lit_gpt.training.run.gauges import Gauges, memory_gb
+from lit_gpt.training.run.loggers import Logger, figures
+
+COLUMNS = [
+    "iter",
+    "step",
+    "samples",
+    "seconds",
+    "loss",
+    "val_loss",
+    "learning_rate",
+    "tokens_per_sec",
+    "iter_time_ms",
+    "n_tokens",
+    "n_targets",
+    "of_peak",
+    "memory_gb",
+]
+
+METRICS, CURVE = "metrics.csv", "loss.png"
+"""Files of a run's folder."""
+BAR = "{percentage:3.0f}% {bar:8} {n_fmt}/{total_fmt}{postfix}"
+"""tqdm's own time left knows of samples only; ours counts validations, too."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """A line that is not written yet."""
+
+    row: dict[str, Any]
+    loss: Tensor
+    """Sum over the targets of its micro-batches, on its way to the CPU."""
+    arrived: "torch.cuda.Event | None"
+    n_iterations: int
+    is_step: bool
+
+
+class Monitor:
+    """Counts and reports what the loop tells it.
+
+    Losses stay on the device until a line is due, and the line is written while the device is busy with the next
+    micro-batch: a GPU never waits for it.
+
+    Args:
+        out_dir: where metrics.csv goes.
+        n_samples: of the whole run.
+        log_interval: micro-batches between lines.
+        goes_on: keep the lines of an earlier process; `restore` says up to where.
+        gauges: what the figures are read against; without, they stand for themselves.
+        logger: gets them, too.
+    """
+
+    def __init__(
+        self,
+        out_dir: Path,
+        n_samples: int,
+        log_interval: int,
+        goes_on: bool = False,
+        gauges: Gauges | None = None,
+        logger: Logger | None = None,
+    ) -> None:
+        self.log_interval, self.n_samples = log_interval, n_samples
+        self.gauges, self.logger = gauges or Gauges(torch.device("cpu"), n_samples), logger
+        self.reported = 0
+        self.iter = self.samples = 0
+        self.due: Due | None = None
+        self.path = out_dir / METRICS
+        self.open("a" if goes_on and self.path.is_file() else "w")
+        self.bar = tqdm(total=n_samples, dynamic_ncols=True, bar_format=BAR) if has_columns(sys.stderr) else None
+        self.start = time.perf_counter()
+        self.since_line = time.perf_counter()
+        self.losses: list[Tensor] = []
+        self.n_tokens = self.n_targets = self.n_iterations = 0
+
+    def open(self, mode: str) -> None:
+        """Open metrics.csv for more lines; with "w" for the first ones."""
+        self.file = open(self.path, mode, newline="", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        self.csv = csv.DictWriter(self.file, COLUMNS)
+        if mode == "w":
+            self.csv.writeheader()
+
+    def mark(self) -> dict[str, Any]:
+        """Where the monitor is, for `restore`."""
+        names = ("iter", "samples", "n_tokens", "n_targets", "n_iterations")
+        return {name: getattr(self, name) for name in names} | {"losses": list(self.losses)}
+
+    def state(self) -> dict[str, Any]:
+        """The same in plain values, for another process; everything is written before."""
+        self.report()
+        losses = [loss.item() for loss in self.losses]
+        return self.mark() | {"losses": losses, "seconds": time.perf_counter() - self.start}
+
+    def restore(self, mark: dict[str, Any]) -> None:
+        """Go back to where `mark` or `state` was taken: later lines of metrics.csv are taken out."""
+        self.report()
+        for name, value in mark.items():
+            if hasattr(self, name):
+                setattr(self, name, value)
+        self.reported = self.samples
+        self.losses = [torch.as_tensor(loss, dtype=torch.float32) for loss in mark["losses"]]
+        if "seconds" in mark:
+            self.start = time.perf_counter() - mark["seconds"]
+        self.file.close()
+        with open(self.path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["iter"]) <= self.iter]
+        replace_with(self.path, lambda path: write_rows(path, rows))
+        self.open("a")
+        if self.bar is not None:
+            self.bar.n = self.samples
+            self.bar.refresh()
+
+    def expect(self, step: int, length: Length) -> None:
+        """The run is now known to be that long, after `step` steps; the first time, say what it is going to do."""
+        if self.gauges.length is None:
+            for line in outlook(step, length):
+                self.say(line)
+        self.gauges.expect(length)
+        self.n_samples = length.n_samples
+        if self.bar is not None:
+            self.bar.total = length.n_samples
+
+    def iterated(self, step: int, batch: Batch, loss: Tensor, learning_rate: float, is_step: bool) -> None:
+        """A micro-batch is under way; `loss` is the sum over its targets."""
+        self.report()
+        self.iter += 1
+        self.samples += batch.n_samples
+        self.losses.append(loss)
+        self.n_tokens += batch.n_tokens
+        self.n_targets += batch.n_targets
+        self.n_iterations += 1
+        if self.iter % self.log_interval and self.samples < self.n_samples:
+            return
+        row = {
+            "iter": self.iter,
+            "step": step,
+            "samples": self.samples,
+            "learning_rate": f"{learning_rate:.4g}",
+            "n_tokens": self.n_tokens,
+            "n_targets": self.n_targets,
+        }
+        total = torch.stack(self.losses).sum().to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event() if loss.is_cuda else None
+        if arrived is not None:
+            arrived.record()
+        self.due = Due(row, total, arrived, self.n_iterations, is_step)
+        self.losses, self.n_tokens, self.n_targets, self.n_iterations = [], 0, 0, 0
+        if arrived is None:  # a CPU is done with it: later, the line would have the next one's time
+            self.report()
+
+    def report(self) -> None:
+        """Write the line that is due, if one is; waits until its micro-batches are done."""
+        if self.due is None:
+            return
+        due, self.due = self.due, None
+        if due.arrived is not None:
+            due.arrived.synchronize()
+        mean = due.loss.item() / max(1, due.row["n_targets"])
+        seconds = time.perf_counter() - self.since_line
+        self.since_line = time.perf_counter()
+        samples, step = due.row["samples"], due.row["step"]
+        self.gauges.iterated(step, samples, due.is_step, samples - self.reported, seconds)
+        self.reported = samples
+        iter_time, rate = f"{1e3 * seconds / due.n_iterations:.2f}", due.row["n_tokens"] / seconds
+        measured = {"loss": f"{mean:.6f}", "iter_time_ms": iter_time, "tokens_per_sec": f"{rate:.1f}"}
+        share = self.gauges.of_peak(rate)
+        measured |= {"of_peak": "" if share is None else f"{share:.4f}"}
+        self.write(due.row | measured | {"memory_gb": f"{memory_gb(self.gauges.device):.3f}"})
+        line = self.gauges.line(step, samples, rate, short=self.bar is not None)
+        if self.bar is None:
+            is_step = " (optimizer.step)" if due.is_step else ""
+            print(f"iter {due.row['iter']} step {step}: loss {mean:.4f}, iter time: {iter_time}ms{is_step}, {line}")
+        else:
+            self.bar.update(samples - self.bar.n)
+            of = f"/{self.gauges.length.n_steps}" if self.gauges.length is not None else ""
+            self.bar.set_postfix_str(f"step {step}{of}, loss {mean:.4f}, {line}")
+
+    def validated(self, step: int, loss: float, seconds: float) -> None:
+        """A validation is done, in so many seconds; `loss` is the mean over its targets. To be reported before it."""
+        self.paused(seconds)
+        self.gauges.validations.add(seconds)
+        self.write({"iter": self.iter, "step": step, "samples": self.samples, "val_loss": f"{loss:.6f}"})
+        self.say(f"iter {self.iter} step {step}: val loss {loss:.4f}, val time: {1e3 * seconds:.2f}ms")
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint is written, in so many seconds. To be reported before it."""
+        self.paused(seconds)
+        self.gauges.saves.add(seconds)
+
+    def paused(self, seconds: float) -> None:
+        """This time is not the next iteration's."""
+        self.since_line += seconds
+
+    def begin(self) -> None:
+        """The first iteration is next; what was before is not its time."""
+        self.since_line = time.perf_counter()
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.csv.writerow({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})
+        self.file.flush()
+        if self.logger is not None:
+            self.logger.log_metrics(figures(row), int(row["step"]))
+
+    def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self.bar is None:
+            print(line)
+        else:
+            self.bar.write(line)
+
+    def close(self) -> float:
+        """End the bar and the file; returns the seconds since the start."""
+        if self.bar is not None:
+            self.bar.close()
+        self.file.close()
+        if self.logger is not None:
+            self.logger.finalize("success")
+        return time.perf_counter() - self.start
+
+
+def has_columns(stream: TextIO) -> bool:
+    """Whether this is a terminal that a bar can be drawn in; one in a container may have no width."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:
+        return False
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """A metrics.csv of these lines."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+
+
+def plot_losses(metrics: Path, picture: Path) -> Path:
+    """Draw training and validation loss of a metrics.csv over the optimizer steps; returns the path of the picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with open(metrics, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    by_step: dict[int, list[tuple[float, int]]] = {}
+    for r in rows:
+        if r["loss"]:
+            by_step.setdefault(int(r["step"]), []).append((float(r["loss"]), int(r["n_targets"])))
+    train = {s: sum(loss * n for loss, n in v) / max(1, sum(n for _, n in v)) for s, v in by_step.items()}
+    val = {int(r["step"]): float(r["val_loss"]) for r in rows if r["val_loss"]}
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    axes.plot(list(train), list(train.values()), color="#4477aa", linewidth=1.2, label="training")
+    axes.plot(list(val), list(val.values()), color="#cc3311", marker="o", markersize=4, label="validation")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss per target token (nats)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    replace_with(picture, lambda path: figure.savefig(path, dpi=120, format=picture.suffix[1:]))
+    plt.close(figure)
+    return picture

@@ -1,0 +1,96 @@
+"""Which checkpoint a run goes on from, and whether it would still be the same run."""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.checkpoints.runs import Run, run_text
+from lit_gpt.errors import UserError
+from lit_gpt.methods import METHODS
+from lit_gpt.training.run.checkpoint_store import RECORD, Saves, read_progress
+from lit_gpt.training.run.refusal import impossible, refusal
+
+FREE = ("logger", "log_interval", "save_interval", "keep_last", "max_time", "recompute", "compile", "packing")
+FREE += (
+    "micro_batch_tokens",
+    "share_prefixes",
+    "offload_gradients",
+    "eval_interval",
+    "early_stopping_patience",
+    "average_last",
+)
+"""Arguments of the training that leave it the same run."""
+ELSEWHERE = ("folder", "checkpoint_dir", "source")
+"""What meta.json says about places, which may have moved."""
+
+
+def checkpoint_to_resume(saves: Saves, resume: bool | Path) -> Path | None:
+    """The folder of the checkpoint; None if the run has none yet, which is said.
+
+    Args:
+        resume: a checkpoint's folder, or True for the newest whole one.
+
+    Raises:
+        UserError: it is no checkpoint, not one of this run, or damaged.
+    """
+    if resume is True:
+        place = saves.newest()
+        print(f"{saves.out_dir} has no checkpoint yet: starting anew" if place is None else f"Going on from {place}")
+        return place
+    place = Path(resume)
+    if not (place / RECORD).is_file():
+        raise UserError(f"--resume {place} is no checkpoint (no {RECORD}); true takes the newest one of --out_dir")
+    if place.resolve().parent != saves.folder.resolve():
+        raise UserError(f"--resume {place} is not a checkpoint of --out_dir {saves.out_dir}")
+    read_progress(place)
+    print(f"Going on from {place}")
+    return place
+
+
+def require_same(run: Run, earlier: Run, allow_changes: bool) -> None:
+    """See that a run goes on as what it was.
+
+    Args:
+        earlier: as the checkpoint has it.
+        allow_changes: say what is another than before, and go on.
+
+    Raises:
+        UserError: arguments, data or base weights that make it another run.
+    """
+    changes = _changes(run, earlier)
+    if impossible(changes) or (changes and not allow_changes):
+        raise UserError(refusal(changes))
+    for change in changes.values():
+        print(f"Changed: {change}")
+    for package in run.versions.keys() & earlier.versions.keys():
+        if run.versions[package] != earlier.versions[package]:
+            was, is_ = earlier.versions[package], run.versions[package]
+            print(f"{package} was {was} and is {is_}: results may differ in the last digits")
+
+
+def _changes(run: Run, earlier: Run) -> dict[str, str]:
+    """What is another than before, by the name of the flag or of the file's key, and how it changed.
+
+    Flags that came with a later version of this toolkit had their default before.
+    """
+    now, before = facts(run), facts(earlier)
+    before = {name: default for name, default in _defaults(run.method).items() if name in now} | before
+    names = dict.fromkeys((*before, *now))
+    return {n: f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names if before.get(n) != now.get(n)}
+
+
+def _defaults(method: str) -> dict[str, Any]:
+    """The default of every flag that a record has, by its name."""
+    kinds = (TrainArgs, ValidationArgs, METHODS[method].args)
+    return {f.name: f.default for kind in kinds for f in fields(kind)}
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """What makes a run that run, by the name of the flag or of the file's key, in JSON's values."""
+    run = Run(**json.loads(run_text(run)))
+    data = {f"data {name}": value for name, value in run.data.items() if name not in ELSEWHERE}
+    training = {name: value for name, value in run.training.items() if name not in FREE}
+    record = {k: v for k, v in asdict(run).items() if k in ("method", "prompt_style", "base_digest", "quantize")}
+    return record | run.method_args | data | training
