@@ -88,8 +88,8 @@ class Kernel:  # of Windows, whose functions fill what they are given
 ctypes.windll = SimpleNamespace(kernel32=Kernel())
 assert resources.peak_memory_gb() == 3.0 and resources.total_memory() == 32 * 10**9
 from lit_gpt.training.budget import process_seconds
-from lit_gpt.training.planning.memory_items import resident_bytes
-from lit_gpt.training.planning.devices import named
+from lit_gpt.planning.memory_items import resident_bytes
+from lit_gpt.planning.devices import named
 assert 0 < process_seconds() < 1000 and resident_bytes() > 0 and 29 < named("cpu").gib < 30
 from pathlib import Path
 from lit_gpt.files import write_text
