@@ -120,7 +120,7 @@ class Config:
             raise UserError(
                 f"{self.name}: n_expert_per_token={self.n_expert_per_token} of n_expert={self.n_expert} is impossible"
             )
-        for name, choices in CHOICES.items():
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{self.name}: {name}={getattr(self, name)!r} is none of {', '.join(choices)}")
         self.intermediate_size = self.intermediate_size or 4 * self.n_embd
@@ -188,5 +188,5 @@ TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     str: ((str,), "a string"),
 }
 """Type of a field -> those that JSON may have for it, and their name."""
-CHOICES = {name: get_args(hint) for name, hint in HINTS.items() if get_origin(hint) is Literal}
+_CHOICES = {name: get_args(hint) for name, hint in HINTS.items() if get_origin(hint) is Literal}
 """Field -> the values it may have, where they are a closed set."""

@@ -136,7 +136,7 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None = None,
-        cache: "LayerCache | None" = None,
+        cache: "_LayerCache | None" = None,
         input_pos: Tensor | None = None,
         documents: Documents | None = None,
     ) -> Tensor:
@@ -168,7 +168,7 @@ class CausalSelfAttention(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None = None,
-        cache: "LayerCache | None" = None,
+        cache: "_LayerCache | None" = None,
         input_pos: Tensor | None = None,
         documents: Documents | None = None,
     ) -> Tensor:
@@ -270,11 +270,11 @@ class KVCache:
         like = model.transformer.wte.weight
         shape = (batch_size, c.n_query_groups, length, c.head_size)
         self.length = length
-        self.layers = [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(c.n_layer)]
+        self.layers = [_LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(c.n_layer)]
         self.positions = torch.arange(length, device=like.device)
 
 
-class LayerCache:
+class _LayerCache:
     """Keys and values of one layer, (B, G, S, D) each."""
 
     def __init__(self, k: Tensor, v: Tensor) -> None:

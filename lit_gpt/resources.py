@@ -15,7 +15,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Files in which Linux keeps what a group of processes, such as a container, may have."""
 
 
@@ -35,7 +35,7 @@ def total_memory() -> int:
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     else:
         limits = [_windows_total()]
-    for path in LIMITS:
+    for path in _LIMITS:
         try:
             with open(path, encoding="utf-8") as file:
                 limits.append(int(file.read()))

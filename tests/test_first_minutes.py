@@ -87,7 +87,7 @@ class Kernel:  # of Windows, whose functions fill what they are given
         return 1
 ctypes.windll = SimpleNamespace(kernel32=Kernel())
 assert resources.peak_memory_gb() == 3.0 and resources.total_memory() == 32 * 10**9
-from lit_gpt.training.budget import process_seconds
+from lit_gpt.training.run.budget import process_seconds
 from lit_gpt.planning.memory_items import resident_bytes
 from lit_gpt.planning.devices import named
 assert 0 < process_seconds() < 1000 and resident_bytes() > 0 and 29 < named("cpu").gib < 30

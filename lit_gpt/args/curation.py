@@ -57,7 +57,7 @@ class ContaminationArgs:
             raise UserError("--drop true and --destination_path go together: what is cleaned is written there")
 
 
-Perturbation = Literal["lowercase", "typos", "contractions", "expansions", "misspellings", "spaces", "mild_mix"]
+_Perturbation = Literal["lowercase", "typos", "contractions", "expansions", "misspellings", "spaces", "mild_mix"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class AugmentArgs:
     """Part of the multiple-choice rows whose options A, B, C ... come in another order; the answer's letter follows."""
     perturb: float = 0
     """Part of the rows whose prompts are written as careless people write them."""
-    perturbations: tuple[Perturbation, ...] = ("mild_mix",)
+    perturbations: tuple[_Perturbation, ...] = ("mild_mix",)
     """One of these is drawn for each such row; mild_mix is lowercase, contractions, misspellings and spaces at once."""
     augmented: Literal["add", "replace"] = "add"
     """Whether what is made comes beside its row, or in its place."""

@@ -17,11 +17,11 @@ RUN = "finetuned.json"
 """What a run says of itself."""
 _RESULTS = ("lit_model*_finetuned.pth", "checkpoints/step-*", "merged", "averaged")
 """What is in the folder of a run, besides what says how it went."""
-META = "meta.json"
+_META = "meta.json"
 """What a prepared data set says of itself."""
-HF_CONFIG = "config.json"
+_HF_CONFIG = "config.json"
 """Of a checkpoint that is downloaded and not yet converted."""
-CHECKPOINTS, RUNS, DATA = "checkpoints/*/*", "out/*/*", "data/*"
+_CHECKPOINTS, _RUNS, _DATA = "checkpoints/*/*", "out/*/*", "data/*"
 """Where they usually are."""
 ROWS = (".json", ".jsonl", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".parquet", ".arrow", ".txt")
 """Ends of the names of files with rows."""
@@ -44,7 +44,7 @@ def require_checkpoint(checkpoint_dir: Path, takes_runs: bool = False) -> None:
     if not checkpoint_dir.is_dir():
         if checkpoint_dir.is_file():
             raise UserError(f"--checkpoint_dir {checkpoint_dir} is a file; pass the folder {checkpoint_dir.parent}")
-        hint = suggestion(checkpoint_dir, CHECKPOINTS)
+        hint = suggestion(checkpoint_dir, _CHECKPOINTS)
         get_one = "; get one with python scripts/download.py --repo_id ORG/NAME"
         raise UserError(f"there is no folder {checkpoint_dir} (--checkpoint_dir){hint or get_one}")
     missing = [name for name in (WEIGHTS, CONFIG) if not (checkpoint_dir / name).is_file()]
@@ -56,7 +56,7 @@ def require_checkpoint(checkpoint_dir: Path, takes_runs: bool = False) -> None:
     inside = inside or [str(p.parent) for p in sorted(checkpoint_dir.glob(f"*/*/{WEIGHTS}"))[:3]]
     if inside:
         raise UserError(f"{checkpoint_dir} is no checkpoint, but holds some: --checkpoint_dir {' or '.join(inside)}")
-    if (checkpoint_dir / META).is_file():
+    if (checkpoint_dir / _META).is_file():
         raise UserError(f"--checkpoint_dir {checkpoint_dir} is a prepared data set; pass it as --data_dir")
     raise UserError(
         f"{checkpoint_dir} has no {' and no '.join(missing)}; make them with "
@@ -69,7 +69,7 @@ def require_downloaded(checkpoint_dir: Path) -> None:
     if not checkpoint_dir.is_dir():
         if checkpoint_dir.is_file():
             raise UserError(f"--checkpoint_dir {checkpoint_dir} is a file; pass the folder {checkpoint_dir.parent}")
-        hint = suggestion(checkpoint_dir, CHECKPOINTS, HF_CONFIG)
+        hint = suggestion(checkpoint_dir, _CHECKPOINTS, _HF_CONFIG)
         get_one = "; download one with python scripts/download.py --repo_id ORG/NAME"
         raise UserError(f"there is no folder {checkpoint_dir} (--checkpoint_dir){hint or get_one}")
 
@@ -87,10 +87,10 @@ def require_run(run_dir: Path, given: bool = True) -> None:
     if (folder / RUN).is_file():
         return
     if not given:
-        hint = suggestion(folder, RUNS, RUN)
+        hint = suggestion(folder, _RUNS, RUN)
         raise UserError(f"{folder} holds no finetuned model (no {RUN}); pass --finetuned_path{hint or _train()}")
     if not run_dir.exists():
-        hint = suggestion(run_dir, RUNS, RUN)
+        hint = suggestion(run_dir, _RUNS, RUN)
         raise UserError(f"there is no {run_dir} (--finetuned_path){hint or _train()}")
     if (folder / WEIGHTS).is_file():
         raise UserError(f"--finetuned_path {run_dir} is a checkpoint and no run; pass it as --checkpoint_dir")
@@ -102,28 +102,28 @@ def require_run(run_dir: Path, given: bool = True) -> None:
 
 def require_data(data_dir: Path) -> None:
     """Raises: UserError if a folder is no prepared data set; it says which one may be meant, or what to run."""
-    if (data_dir / META).is_file():
+    if (data_dir / _META).is_file():
         return
     make_one = (
         f"python scripts/prepare_alpaca.py --destination_path {data_dir} --checkpoint_dir FOLDER, "
         "or of your own rows with scripts/prepare_json.py"
     )
     if data_dir.is_file():
-        if data_dir.name == META or data_dir.suffix == ".npy":
+        if data_dir.name == _META or data_dir.suffix == ".npy":
             raise UserError(f"--data_dir {data_dir} is a file; pass the folder {data_dir.parent}")
         raise UserError(
             f"--data_dir {data_dir} is a file, not a prepared data set; make one of it with "
             f"python scripts/prepare_json.py --json_path {data_dir} --checkpoint_dir FOLDER"
         )
     if not data_dir.is_dir():
-        hint = suggestion(data_dir, DATA, META)
+        hint = suggestion(data_dir, _DATA, _META)
         said = f"there is no folder {data_dir} (--data_dir), and so it is not a prepared data set"
         raise UserError(said + (hint or f"; make one with {make_one}"))
     if (data_dir / WEIGHTS).is_file():
         raise UserError(f"--data_dir {data_dir} is a checkpoint; pass it as --checkpoint_dir")
-    inside = " or ".join(str(p.parent) for p in sorted(data_dir.glob(f"*/{META}"))[:3])
+    inside = " or ".join(str(p.parent) for p in sorted(data_dir.glob(f"*/{_META}"))[:3])
     hint = f", but holds some: --data_dir {inside}" if inside else f"; make one with {make_one}"
-    raise UserError(f"{data_dir} is not a prepared data set (no {META}){hint}")
+    raise UserError(f"{data_dir} is not a prepared data set (no {_META}){hint}")
 
 
 def require_there(flag: str, path: Path) -> None:

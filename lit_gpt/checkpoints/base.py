@@ -57,10 +57,10 @@ def build(
     with fabric.init_module(empty_init=True):
         like = torch.empty(0)
         model.rope = Rope(config)  # is computed, not read
-    return model, fill(model, get, like, quantize)
+    return model, _fill(model, get, like, quantize)
 
 
-def fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str | None) -> str:
+def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str | None) -> str:
     """Read the weights of `model`, which has none so far, layer by layer; returns their digest.
 
     A layer is quantized before the next one is read, so that no more than one is there in full.

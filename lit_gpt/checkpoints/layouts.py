@@ -19,7 +19,7 @@ from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.files import Spec, open_state
 from lit_gpt.layers.qkv import stack_qkv
 
-FOREIGN = ("_norm_class", "norm_class_name")
+_FOREIGN = ("_norm_class", "norm_class_name")
 """Keys by which the configurations of the others are told from ours."""
 
 SAME = [
@@ -54,7 +54,7 @@ RENAMED = {
     "sliding_window_size": "sliding_window",
     "rope_local_base_freq": "rope_local_base",
 }
-READ = [
+_READ = [
     "org",
     "hf_config",
     "_norm_class",
@@ -76,7 +76,7 @@ READ = [
     "rope_indices",
 ]
 """Fields that `translated` looks at."""
-INACTIVE = (None, False, 0, 1.0, [], {})
+_INACTIVE = (None, False, 0, 1.0, [], {})
 """Values under which a field of litgpt that we do not know changes nothing."""
 MLPS = {
     "GptNeoxMLP": {"mlp": "plain", "activation": "gelu"},
@@ -84,7 +84,7 @@ MLPS = {
     "GemmaMLP": {"mlp": "gated", "activation": "gelu_tanh"},
     "LLaMAMoE": {"mlp": "moe", "activation": "silu"},
 }
-NORMS = {"LayerNorm": "layer", "RMSNorm": "rms"}
+_NORMS = {"LayerNorm": "layer", "RMSNorm": "rms"}
 
 
 def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[str], Tensor]]:
@@ -116,7 +116,7 @@ def read_config(checkpoint_dir: Path) -> Config:
         values = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
     except (OSError, ValueError, yaml.YAMLError) as e:
         raise UserError(f"{path} cannot be read ({e}); run scripts/convert_hf_checkpoint.py again") from e
-    if isinstance(values, dict) and any(key in values for key in FOREIGN):
+    if isinstance(values, dict) and any(key in values for key in _FOREIGN):
         return translated(values, path)
     return Config.from_json(path)
 
@@ -128,15 +128,15 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
         UserError: a field that changes the computation and that we do not know, by name.
     """
     theirs = {"name": path.parent.name, **theirs}
-    known = {*SAME, *RENAMED, *READ}
+    known = {*SAME, *RENAMED, *_READ}
     for key, value in theirs.items():
-        if key not in known and value not in INACTIVE:
+        if key not in known and value not in _INACTIVE:
             raise UserError(f"{path}: {key}={value!r} is not a field this toolkit knows")
     fields: dict[str, Any] = {RENAMED.get(k, k): v for k, v in theirs.items() if k in (*SAME, *RENAMED) and v}
     fields |= {key: theirs[key] for key in ("parallel_residual",) if key in theirs}
     mlp = theirs.get("mlp_class_name") or theirs.get("_mlp_class")
     norm = theirs.get("norm_class_name") or theirs.get("_norm_class")
-    for key, value, choices in (("mlp_class_name", mlp, MLPS), ("norm_class_name", norm, NORMS)):
+    for key, value, choices in (("mlp_class_name", mlp, MLPS), ("norm_class_name", norm, _NORMS)):
         if value not in choices:
             raise UserError(f"{path}: {key}={value!r} is none of {', '.join(choices)}, which this toolkit computes")
     fields |= MLPS[mlp]
@@ -144,7 +144,7 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
         fields["intermediate_size"] = theirs["moe_intermediate_size"]
     if theirs.get("gelu_approximate") == "tanh" and fields["activation"] == "gelu":
         fields["activation"] = "gelu_tanh"
-    fields["norm"] = NORMS[norm]
+    fields["norm"] = _NORMS[norm]
     fields["norm_unit_offset"] = fields["norm"] == "rms" and "Gemma" in theirs["name"]  # as they decide it
     bias = theirs.get("bias", True)
     fields |= {"qkv_bias": bias or bool(theirs.get("attn_bias")), "proj_bias": bias, "mlp_bias": bias}
@@ -152,17 +152,17 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
         fields["qk_norm"] = "full" if theirs.get("norm_qk_type") == "olmo2" else "head"
     fields["pre_norm"] = theirs.get("norm_1", True)
     fields["post_norm"] = bool(theirs.get("post_attention_norm"))
-    fields |= rotary(theirs.get("rope_adjustments") or {}, path)
+    fields |= _rotary(theirs.get("rope_adjustments") or {}, path)
     if (windows := theirs.get("sliding_window_indices")) is not None:
         fields["sliding_layers"] = [layer for layer, sliding in enumerate(windows) if sliding]
-    config = Config(**{**origin(theirs), **fields})
+    config = Config(**{**_origin(theirs), **fields})
     local, windows = theirs.get("rope_indices"), [int(config.is_sliding(i)) for i in range(config.n_layer)]
     if config.rope_local_base and (local != windows or theirs.get("rope_condense_ratio", 1) != 1):
         raise UserError(f"{path}: rope_indices={local} are not the layers with a window, the only ones that rotate so")
     return config
 
 
-def rotary(adjustments: dict[str, Any], path: Path) -> dict[str, Any]:
+def _rotary(adjustments: dict[str, Any], path: Path) -> dict[str, Any]:
     """Our fields for litgpt's `rope_adjustments`.
 
     Raises:
@@ -177,7 +177,7 @@ def rotary(adjustments: dict[str, Any], path: Path) -> dict[str, Any]:
     return {"rope_scaling": {"type": "llama3", **scaling, "original_max_position_embeddings": original}}
 
 
-def origin(theirs: dict[str, Any]) -> dict[str, str]:
+def _origin(theirs: dict[str, Any]) -> dict[str, str]:
     """Where the weights came from, if a family of ours says it: what writing them for others needs."""
     for name in (theirs["name"], (theirs.get("hf_config") or {}).get("name")):
         if name in MODELS:

@@ -11,7 +11,7 @@ ALIASES = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay", "ran
 ALIASES |= {"num_epochs": "epochs", "num_train_epochs": "epochs", "tasks": "eval_tasks"}
 ALIASES |= {"system_instruction": "system"}
 """Usual name of a flag -> ours, in scripts that have that one."""
-OWN = ("config", "print_config", "help")
+_OWN = ("config", "print_config", "help")
 """Flags of every script."""
 
 
@@ -59,7 +59,7 @@ def arguments_of(main: Callable[..., None], values: Mapping[str, Any]) -> dict[s
 def find(word: str, flags: Mapping[str, Flag]) -> str | None:
     """The flag that a word without its dashes means, also by a usual name or with dashes in it; None if none does."""
     name = word.replace("-", "_")
-    if name in flags or name in OWN:
+    if name in flags or name in _OWN:
         return name
     return ALIASES[name] if ALIASES.get(name) in flags else None
 
@@ -67,7 +67,7 @@ def find(word: str, flags: Mapping[str, Flag]) -> str | None:
 def nearest(word: str, flags: Mapping[str, Flag]) -> list[str]:
     """Flags that a misspelt word may mean, the nearest first."""
     name = word.replace("-", "_").lower()
-    known = [*flags, *OWN, *(alias for alias, flag in ALIASES.items() if flag in flags)]
+    known = [*flags, *_OWN, *(alias for alias, flag in ALIASES.items() if flag in flags)]
     close = get_close_matches(name, known, n=3, cutoff=0.7)
     parts = [k for k in flags if len(name) > 2 and name in k.split("_")]
     return list(dict.fromkeys(ALIASES.get(k, k) for k in [*close, *parts]))[:3]

@@ -11,10 +11,10 @@ import yaml
 from lit_gpt.cli.flags import ALIASES, Flag, flags_of
 from lit_gpt.errors import CommandLineError
 
-PRINTED = ("", "skip_default", "skip_null")
+_PRINTED = ("", "skip_default", "skip_null")
 """Values of --print_config."""
-CONFIG = "YAML file with values for the flags below"
-PRINT = "print the flags with their values as such a file, and stop; =skip_default leaves out what is as it would be"
+_CONFIG = "YAML file with values for the flags below"
+_PRINT = "print the flags with their values as such a file, and stop; =skip_default leaves out what is as it would be"
 
 
 def help_of(main: Callable[..., None]) -> str:
@@ -23,8 +23,8 @@ def help_of(main: Callable[..., None]) -> str:
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the text under a dataclass field is its help
     parser = ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)), epilog=_short_ways(main))
-    parser.add_argument("--config", help=CONFIG)
-    parser.add_argument("--print_config", metavar="[=skip_default]", help=PRINT)
+    parser.add_argument("--config", help=_CONFIG)
+    parser.add_argument("--print_config", metavar="[=skip_default]", help=_PRINT)
     parameters = inspect.signature(main).parameters
     groups = {n: p for n, p in parameters.items() if is_dataclass(p.annotation)}
     parser.add_function_arguments(main, skip=set(groups))
@@ -55,8 +55,8 @@ def config_text(flags: Mapping[str, Flag], values: Mapping[str, Any], how: str =
     Raises:
         CommandLineError: it is none of these.
     """
-    if how not in PRINTED:
-        raise CommandLineError(f"--print_config={how} is none of --print_config, {', '.join(PRINTED[1:])}")
+    if how not in _PRINTED:
+        raise CommandLineError(f"--print_config={how} is none of --print_config, {', '.join(_PRINTED[1:])}")
     rows = {}
     for name, flag in flags.items():
         value = values.get(name, flag.default)

@@ -4,19 +4,19 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.args import folders as places
+from lit_gpt.args import folders
 from lit_gpt.cli.flags import flags_of
 from lit_gpt.errors import UserError
 
-READ = ("data_file", "validation_file", "csv_path", "best_task_path", "task_path")
+_READ = ("data_file", "validation_file", "csv_path", "best_task_path", "task_path")
 """Flags that name a file to be read, or a folder where there are several."""
-FOLDERS = ("task_path", "best_task_path")
-"""Those of READ that may be a folder."""
-READ_MANY = ("task_data", "best_task_data", "sources")
+_FOLDERS = ("task_path", "best_task_path")
+"""Those of _READ that may be a folder."""
+_READ_MANY = ("task_data", "best_task_data", "sources")
 """Flags that name a file or folder, or several by name."""
-MADE = ("out_dir", "destination_path", "output_dir")
+_MADE = ("out_dir", "destination_path", "output_dir")
 """Flags that name a folder to be made."""
-WRITTEN = ("save_filepath",)
+_WRITTEN = ("save_filepath",)
 """Flags that name a file to be written."""
 
 
@@ -44,30 +44,30 @@ def check_paths(
             by_default = f"(--{name}, by default)" if given[name] == flags[name].default else f"(--{name})"
             raise UserError(str(e).replace(f"(--{name})", by_default)) from None
     if method is not None and values["finetuned_path"] is None:
-        places.require_run(places.default_out_dir(method, values["checkpoint_dir"]), given=False)
+        folders.require_run(folders.default_out_dir(method, values["checkpoint_dir"]), given=False)
 
 
 def _checks(given: Mapping[str, Any], takes_runs: bool) -> dict[str, Callable[[Any], None]]:
     """Flag -> what sees to its value."""
     checks: dict[str, Callable[[Any], None]] = {}
     if not given.get("dry_run"):  # a plan needs no weights
-        checks["checkpoint_dir"] = lambda path: places.require_checkpoint(path, takes_runs)
-    checks |= {"data_dir": places.require_data, "finetuned_path": places.require_run, "json_path": _check_rows}
-    for name in READ:
-        require = places.require_there if name in FOLDERS else places.require_file
+        checks["checkpoint_dir"] = lambda path: folders.require_checkpoint(path, takes_runs)
+    checks |= {"data_dir": folders.require_data, "finetuned_path": folders.require_run, "json_path": _check_rows}
+    for name in _READ:
+        require = folders.require_there if name in _FOLDERS else folders.require_file
         checks[name] = lambda path, name=name, require=require: require(name, path)
-    for name in READ_MANY:
+    for name in _READ_MANY:
         checks[name] = lambda value, name=name: _check_many(name, value)
-    for name in (*MADE, *WRITTEN):
-        checks[name] = lambda path, name=name: places.require_free_for(name, path, folder=name in MADE)
+    for name in (*_MADE, *_WRITTEN):
+        checks[name] = lambda path, name=name: folders.require_free_for(name, path, folder=name in _MADE)
     if "resume" in given and not (given["resume"] or given["overwrite"] or given["dry_run"]):  # a new run
         checks["out_dir"] = _check_new_run
     return checks
 
 
 def _check_new_run(out_dir: Path) -> None:
-    places.require_free_for("out_dir", out_dir, folder=True)
-    places.require_no_results(out_dir)
+    folders.require_free_for("out_dir", out_dir, folder=True)
+    folders.require_no_results(out_dir)
 
 
 def _check_many(name: str, value: Any) -> None:
@@ -75,11 +75,11 @@ def _check_many(name: str, value: Any) -> None:
     for part in value.values() if isinstance(value, Mapping) else ():
         _check_many(name, part)
     if not isinstance(value, Mapping):
-        places.require_there(name, Path(value))
+        folders.require_there(name, Path(value))
 
 
 def _check_rows(name: str) -> None:
     """--json_path may also be an address or the name of a data set; what has the end of a file's name is a file."""
     path = Path(name)
-    if "://" not in name and path.suffix in places.ROWS and not path.exists():
-        places.require_there("json_path", path)
+    if "://" not in name and path.suffix in folders.ROWS and not path.exists():
+        folders.require_there("json_path", path)

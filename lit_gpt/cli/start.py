@@ -13,7 +13,7 @@ from lit_gpt.cli.paths import check_paths
 from lit_gpt.cli.words import Asked, read
 from lit_gpt.errors import CommandLineError, UserError
 
-TRACEBACK = "LIT_GPT_TRACEBACK"
+_TRACEBACK = "LIT_GPT_TRACEBACK"
 """Environment variable: anything but 0 shows where an error comes from, above its line."""
 
 
@@ -44,7 +44,7 @@ def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str 
         code, message = _outcome(e, list(flags_of(main)))
         if message is None:
             raise
-        if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+        if os.environ.get(_TRACEBACK, "0") not in ("", "0"):
             traceback.print_exc()
         _fail(message, code)
 
@@ -79,7 +79,7 @@ def _outcome(error: BaseException, flags: list[str]) -> tuple[int, str | None]:
         return 1, ""
     if isinstance(error, OSError) and (error.filename is not None or error.strerror is not None):
         where = f": {error.filename}" if error.filename else ""
-        return 1, f"{error.strerror or error}{where} ({TRACEBACK}=1 shows what wanted it)"
+        return 1, f"{error.strerror or error}{where} ({_TRACEBACK}=1 shows what wanted it)"
     if isinstance(error, ModuleNotFoundError) and error.name == "triton":  # which torch has under Linux only
         return 1, "torch has no Triton here, which compiles for the GPU; pass --compile false"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc_cpu" in str(error)):

@@ -13,17 +13,24 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-ALIASES = {"nf4": "bnb.nf4", "nf4-dq": "bnb.nf4-dq", "fp4": "bnb.fp4", "fp4-dq": "bnb.fp4-dq"}
-ALIASES |= {"int8-training": "bnb.int8-training"}
-ALIASES |= dict.fromkeys(("bf16", "bfloat16"), "bf16-true")
-ALIASES |= dict.fromkeys(("16", "fp16", "float16", "half"), "16-true")
-ALIASES |= dict.fromkeys(("32", "fp32", "float32"), "32-true")
+_ALIASES = {"nf4": "bnb.nf4", "nf4-dq": "bnb.nf4-dq", "fp4": "bnb.fp4", "fp4-dq": "bnb.fp4-dq"}
+_ALIASES |= {"int8-training": "bnb.int8-training"}
+_ALIASES |= dict.fromkeys(("bf16", "bfloat16"), "bf16-true")
+_ALIASES |= dict.fromkeys(("16", "fp16", "float16", "half"), "16-true")
+_ALIASES |= dict.fromkeys(("32", "fp32", "float32"), "32-true")
 """Usual name of a value -> ours, where a flag has that one among its choices."""
-DTYPES = {"bf16": "bfloat16", "16": "float16", "fp16": "float16", "half": "float16", "32": "float32", "fp32": "float32"}
-"""As ALIASES, of dtypes."""
-WORDS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
-NULLS = ("null", "~")
-LONGEST = 80
+_DTYPES = {
+    "bf16": "bfloat16",
+    "16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "32": "float32",
+    "fp32": "float32",
+}
+"""As _ALIASES, of dtypes."""
+_WORDS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
+_NULLS = ("null", "~")
+_LONGEST = 80
 """Characters of a wrong value that are shown."""
 
 
@@ -36,7 +43,7 @@ class Loader(yaml.BaseLoader):
 
 
 def _scalar(loader: Loader, node: yaml.ScalarNode) -> str | None:
-    return None if node.style is None and node.value.lower() in ("", *NULLS) else node.value
+    return None if node.style is None and node.value.lower() in ("", *_NULLS) else node.value
 
 
 Loader.add_constructor("tag:yaml.org,2002:str", _scalar)
@@ -56,7 +63,7 @@ def convert(kind: Any, raw: Any) -> Any:
     if kind is Any:
         return _meant(raw)
     kinds = _alternatives(kind)
-    if raw is None or (isinstance(raw, str) and raw in NULLS and str not in kinds):
+    if raw is None or (isinstance(raw, str) and raw in _NULLS and str not in kinds):
         return _null(kinds)
     if raw == "null" and type(None) in kinds:
         return None
@@ -66,7 +73,7 @@ def convert(kind: Any, raw: Any) -> Any:
     reasons = []
     for k in sorted((k for k in kinds if k is not type(None)), key=_rank):
         try:
-            return READERS[get_origin(k) or k](k, raw)
+            return _READERS[get_origin(k) or k](k, raw)
         except Unfit as e:
             reasons.append(str(e))
     raise Unfit(next((reason for reason in reasons if reason), ""))
@@ -78,7 +85,7 @@ def allowed(kind: Any) -> str:
     choices = [str(choice) for k in kinds if get_origin(k) is Literal for choice in get_args(k)]
     if choices:
         return f"one of {', '.join(choices)}"
-    names = dict.fromkeys(NAMES[get_origin(k) or k] for k in sorted(kinds, key=_rank))
+    names = dict.fromkeys(_NAMES[get_origin(k) or k] for k in sorted(kinds, key=_rank))
     if "a number" in names:
         names.pop("a whole number", None)
     return " or ".join(names)
@@ -92,7 +99,7 @@ def is_list(kind: Any) -> bool:
 def shown(raw: Any) -> str:
     """A wrong value as the message quotes it."""
     text = repr(raw) if isinstance(raw, str) else "nothing" if raw is None else str(raw)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -104,7 +111,7 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 def _rank(kind: Any) -> int:
     """Which alternative of a union is tried first: what takes any text comes last."""
-    return list(READERS).index(get_origin(kind) or kind)
+    return list(_READERS).index(get_origin(kind) or kind)
 
 
 def _null(kinds: tuple[Any, ...]) -> None:
@@ -119,20 +126,20 @@ def _choice(choices: list[str], raw: Any, optional: bool) -> str | None:
         raise Unfit
     text = raw.strip()
     by_name = {choice.lower(): choice for choice in choices}
-    for name in (text.lower(), ALIASES.get(text.lower()), DTYPES.get(text.lower())):
+    for name in (text.lower(), _ALIASES.get(text.lower()), _DTYPES.get(text.lower())):
         if name in by_name:
             return by_name[name]
     if optional and text.lower() == "none":
         return None
-    by_name |= {alias: by_name[name] for alias, name in (ALIASES | DTYPES).items() if name in by_name}
+    by_name |= {alias: by_name[name] for alias, name in (_ALIASES | _DTYPES).items() if name in by_name}
     close = get_close_matches(text.lower(), by_name, n=1)
     raise Unfit(f"did you mean {by_name[close[0]]}?" if close else "")
 
 
 def _bool(kind: Any, raw: Any) -> bool:
-    if not isinstance(raw, str) or raw.strip().lower() not in WORDS:
+    if not isinstance(raw, str) or raw.strip().lower() not in _WORDS:
         raise Unfit
-    return WORDS[raw.strip().lower()]
+    return _WORDS[raw.strip().lower()]
 
 
 def _number(kind: Any, raw: Any) -> float:
@@ -207,7 +214,7 @@ def _meant(raw: Any) -> Any:
     for number in (_whole, _number):
         with suppress(Unfit):
             return number(None, raw)
-    return None if raw in NULLS else raw
+    return None if raw in _NULLS else raw
 
 
 def _part(kind: Any, raw: Any, where: str) -> Any:
@@ -231,8 +238,8 @@ def _loaded(text: str) -> Any:
         raise Unfit(reason) from None
 
 
-READERS = {bool: _bool, int: _whole, float: _number, list: _list, tuple: _list, dict: _dict, Path: _path, str: _text}
+_READERS = {bool: _bool, int: _whole, float: _number, list: _list, tuple: _list, dict: _dict, Path: _path, str: _text}
 """Type -> what reads it, in the order in which the types of a union are tried."""
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
-NAMES |= dict.fromkeys((list, tuple), "a list such as a,b") | {dict: 'names with values such as "{a: x, b: y}"'}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
+_NAMES |= dict.fromkeys((list, tuple), "a list such as a,b") | {dict: 'names with values such as "{a: x, b: y}"'}
 """Type -> how it is called."""

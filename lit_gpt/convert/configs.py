@@ -41,7 +41,7 @@ architecture's table has one (Falcon's `activation`)."""
 NEEDED_ON = frozenset(["causal", "is_causal", "rotary", "use_rope", "use_rotary"])
 """Switches of what every model here does. Any other switch that is off says that nothing is added."""
 
-QUANTIZERS = {
+_QUANTIZERS = {
     "awq": "AWQ",
     "bitsandbytes": "bitsandbytes",
     "compressed-tensors": "compressed-tensors of llm-compressor",
@@ -55,11 +55,11 @@ QUANTIZERS = {
     "torchao": "torchao",
 }
 """`quant_method` in a config.json -> the name that people know."""
-STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "padded_vocab_size", "norm_eps")
+_STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "padded_vocab_size", "norm_eps")
 """Config fields without a default that holds for every model: config.json has to give them."""
 
 
-OURS = ("sliding_layers", "unrotated_layers", "rope_local_base")
+_OURS = ("sliding_layers", "unrotated_layers", "rope_local_base")
 """Keys into which `adapt` translates, and which config.json says in other ways."""
 
 
@@ -74,27 +74,27 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
     Raises:
         UserError: an architecture we do not have, or a field of it that we do not honour, by name.
     """
-    require_unquantized(hf, where)
+    _require_unquantized(hf, where)
     architecture = find_architecture(hf, where)
     fields = dict(architecture.traits)
-    check_types(architecture, hf, where)
+    _check_types(architecture, hf, where)
     hf = architecture.adapt(hf)
-    check_types(architecture, hf, where)
+    _check_types(architecture, hf, where)
     for key, value in hf.items():
         if key in architecture.config_keys:
             if value is not None:  # null stands for the default, e.g. head_dim
-                fields |= dict.fromkeys(fields_of(architecture, key), value)
+                fields |= dict.fromkeys(_fields_of(architecture, key), value)
         elif key in architecture.config_values:
             if value not in architecture.config_values[key]:
                 raise UserError(f"{where}: {key}={value!r} is not supported for {architecture.name} models")
-        elif not (key in WITHOUT_EFFECT or key in ROPE or is_off(key, value)):
+        elif not (key in WITHOUT_EFFECT or key in ROPE or _is_off(key, value)):
             raise UserError(
                 f"{where}: {key}={value!r} is not a field this toolkit knows for {architecture.name} models"
             )
     for key in architecture.config_keys:
-        if any(f in STATED and f not in fields for f in fields_of(architecture, key)):
+        if any(f in _STATED and f not in fields for f in _fields_of(architecture, key)):
             raise UserError(f"{where} has no {key!r}: it does not describe a whole {architecture.name} model")
-    fields |= rope_fields(hf, where)
+    fields |= _rope_fields(hf, where)
     fields["block_size"] = max(fields["block_size"], hf.get("max_sequence_length") or 0)  # 16k Vicunas say it there
     known = MODELS.get(name, {})
     if known.get("architecture") != architecture.name:
@@ -108,7 +108,7 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
     )
 
 
-def is_off(key: str, value: Any) -> bool:
+def _is_off(key: str, value: Any) -> bool:
     """Whether a key that no table has says of something that it is not there: null, false or an empty collection."""
     return value is None or value in ({}, []) or (value is False and key not in NEEDED_ON)
 
@@ -122,7 +122,7 @@ def config_to_hf(config: Config) -> dict[str, Any]:
         "architectures": [architecture.hf_class],
         "model_type": architecture.model_type or architecture.name,
     }
-    hf |= {key: getattr(config, fields_of(architecture, key)[0]) for key in architecture.config_keys}
+    hf |= {key: getattr(config, _fields_of(architecture, key)[0]) for key in architecture.config_keys}
     hf |= {key: values[0] for key, values in architecture.config_values.items()}
     hf |= {"rope_theta": config.rope_base, "partial_rotary_factor": config.rotary_percentage}
     if config.rope_condense_ratio != 1:
@@ -136,33 +136,35 @@ def config_to_hf(config: Config) -> dict[str, Any]:
         }
     restored = architecture.restore(config)
     hf |= restored
-    return {k: v for k, v in hf.items() if k not in OURS and (v is not None or k in restored)}
+    return {k: v for k, v in hf.items() if k not in _OURS and (v is not None or k in restored)}
 
 
-def check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> None:
+def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> None:
     """Raises: UserError if a value is of another type than our field for it, or is no size that a model can have."""
-    for key in hf.keys() & (architecture.config_keys.keys() | NUMBERS.keys()):
-        value, kind = hf[key], NUMBERS.get(key) or HINTS[fields_of(architecture, key)[0]]
+    for key in hf.keys() & (architecture.config_keys.keys() | _NUMBERS.keys()):
+        value, kind = hf[key], _NUMBERS.get(key) or HINTS[_fields_of(architecture, key)[0]]
         if value is None or kind not in TYPES:
             continue
         types, wanted = TYPES[kind]
         if not isinstance(value, types) or isinstance(value, bool) != (kind is bool):
             raise UserError(f"{where}: {key}={value!r} is not {wanted}")
-        if value < 0 or (value == 0 and key in architecture.config_keys and fields_of(architecture, key)[0] in STATED):
+        if value < 0 or (
+            value == 0 and key in architecture.config_keys and _fields_of(architecture, key)[0] in _STATED
+        ):
             raise UserError(f"{where}: {key}={value!r} is not the size of a model")
-    for key in PER_LAYER:
+    for key in _PER_LAYER:
         stated = hf.get(key) or []
         if not isinstance(stated, list) or 0 < len(stated) < (hf.get("num_hidden_layers") or 0):
             raise UserError(f"{where}: {key}={stated!r} is not a list with an entry for each layer")
 
 
-def fields_of(architecture: Architecture, key: str) -> tuple[str, ...]:
+def _fields_of(architecture: Architecture, key: str) -> tuple[str, ...]:
     """Our fields that a key of theirs sets."""
     fields = architecture.config_keys[key]
     return (fields,) if isinstance(fields, str) else fields
 
 
-def require_unquantized(hf: dict[str, Any], where: str) -> None:
+def _require_unquantized(hf: dict[str, Any], where: str) -> None:
     """Raises: UserError if the weights are those of a quantized model, with its method and bits."""
     stated = hf.get("quantization_config") or hf.get("compression_config")
     if not stated:
@@ -171,7 +173,7 @@ def require_unquantized(hf: dict[str, Any], where: str) -> None:
     method = str(stated.get("quant_method") or stated.get("quant_type") or "")
     bits = next((f"in {n} bits" for key in ("bits", "w_bit", "num_bits", "nbits") if (n := stated.get(key))), "")
     bits = bits or next((f"in {n} bits" for n in (4, 8) if stated.get(f"load_in_{n}bit")), "")
-    kind = " ".join(filter(None, (QUANTIZERS.get(method, method), bits))) or "a method that it does not name"
+    kind = " ".join(filter(None, (_QUANTIZERS.get(method, method), bits))) or "a method that it does not name"
     raise UserError(
         f"{where}: by its quantization_config the weights are quantized ({kind}), which is not read; take the 16-bit "
         "model that they were made of: --quantize bnb.nf4 or int8 quantizes it as it is loaded"
@@ -199,23 +201,23 @@ ROPE = (
     "rope_scaling",
     "rope_parameters",
 )
-"""Keys of config.json that `rope_fields` reads."""
-NUMBERS = {"max_sequence_length": int, "max_window_layers": int, "no_rope_layer_interval": int}
-NUMBERS |= {"sliding_window_pattern": int, "_sliding_window_pattern": int}
-NUMBERS |= dict.fromkeys(ROPE[:4], float)
+"""Keys of config.json that `_rope_fields` reads."""
+_NUMBERS = {"max_sequence_length": int, "max_window_layers": int, "no_rope_layer_interval": int}
+_NUMBERS |= {"sliding_window_pattern": int, "_sliding_window_pattern": int}
+_NUMBERS |= dict.fromkeys(ROPE[:4], float)
 """Keys that are not in an architecture's table, and the type of their values."""
-PER_LAYER = ("layer_types", "no_rope_layers")
+_PER_LAYER = ("layer_types", "no_rope_layers")
 """Keys whose values are a list with an entry for each layer."""
 
 
-def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
+def _rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     """Our fields for rotary embeddings, from `rope_scaling` and its neighbours or, as of transformers 5,
     `rope_parameters`.
 
     Raises:
         UserError: a kind of scaling that we do not compute, or one without its parameters.
     """
-    hf, fields = split_by_kind(hf, where)
+    hf, fields = _split_by_kind(hf, where)
     rope: dict[str, Any] = {}
     kinds = []
     for key in ("rope_scaling", "rope_parameters"):
@@ -246,7 +248,7 @@ def rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     return fields
 
 
-def split_by_kind(hf: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_by_kind(hf: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """config.json with the rotation of layers without a window alone, and our field for that of the others, where
     `rope_parameters` has both (Gemma 3 and OLMo 3 of transformers 5).
 

@@ -19,7 +19,7 @@ from lit_gpt.files import Spec, save_safetensors_shards, spec_of
 from lit_gpt.prompts.exported import carry_style, settle_templates
 from lit_gpt.tokenizer import Tokenizer
 
-BESIDE = (
+_BESIDE = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -51,7 +51,7 @@ def write_hf(
         rows: of the vocabulary's tensors; None keeps all.
     """
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
-    hf = config_to_hf(config) | special_ids(checkpoint_dir)
+    hf = config_to_hf(config) | _special_ids(checkpoint_dir)
     meta = {n: torch.empty(shape, dtype=dtype or d, device="meta") for n, (shape, d) in specs.items()}
     if rows:
         meta |= {n: meta[n][:rows] for n in VOCABULARY if n in meta}
@@ -69,7 +69,7 @@ def write_hf(
 
 def copy_tokenizer(checkpoint_dir: Path, folder: Path) -> None:
     """Copy the files of the tokenizer and of generation; of two chat templates, the one that training used."""
-    for pattern in BESIDE:
+    for pattern in _BESIDE:
         for path in checkpoint_dir.glob(pattern):
             at = folder / path.relative_to(checkpoint_dir)
             at.parent.mkdir(exist_ok=True)
@@ -107,7 +107,7 @@ def copy_styled(checkpoint_dir: Path, folder: Path, prompt_style: str, llama_cpp
     return carry_style(folder, prompt_style, llama_cpp)
 
 
-def special_ids(checkpoint_dir: Path) -> dict[str, Any]:
+def _special_ids(checkpoint_dir: Path) -> dict[str, Any]:
     """The special tokens' ids for config.json: as the checkpoint's own says, else as its tokenizer does."""
     path = checkpoint_dir / "config.json"
     stated = read_json(path) if path.is_file() else {}

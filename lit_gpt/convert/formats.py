@@ -14,11 +14,11 @@ from lit_gpt.convert.litgpt import write_litgpt
 from lit_gpt.convert.modelfile import write_modelfile
 from lit_gpt.files import Spec
 
-Format = Literal["hf", "gguf", "lit"]
+_Format = Literal["hf", "gguf", "lit"]
 
 
 def write_as(
-    format: Format,
+    format: _Format,
     model: tuple[Config, dict[str, Spec], Callable[[str], Tensor]],
     source: Path,
     folder: Path,

@@ -42,7 +42,7 @@ def write_litgpt(
         UserError: litgpt does not compute what the model does.
     """
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
-    theirs = litgpt_config(config)
+    theirs = _litgpt_config(config)
     plan = {}
     for name, (shape, stored) in specs.items():
         shape = (config.padded_vocab_size, *shape[1:]) if name in VOCABULARY else shape
@@ -58,7 +58,7 @@ def write_litgpt(
     copy_tokenizer(checkpoint_dir, folder)
 
 
-def litgpt_config(config: Config) -> dict[str, Any]:
+def _litgpt_config(config: Config) -> dict[str, Any]:
     """What model_config.yaml says. The inverse is `lit.translated`.
 
     Raises:
@@ -66,19 +66,19 @@ def litgpt_config(config: Config) -> dict[str, Any]:
     """
     bias = config.mlp_bias
     if config.proj_bias != bias or config.qk_norm == "per_head":
-        raise unlike(config, "qk_norm" if config.qk_norm == "per_head" else "proj_bias")
+        raise _unlike(config, "qk_norm" if config.qk_norm == "per_head" else "proj_bias")
     if config.unrotated_layers:
-        raise unlike(config, "unrotated_layers")
+        raise _unlike(config, "unrotated_layers")
     renamed = {ours: theirs for theirs, ours in RENAMED.items() if theirs != "condense_ratio"}
     fields = {k: getattr(config, k) for k in SAME} | {theirs: getattr(config, k) for k, theirs in renamed.items()}
     fields = {k: v for k, v in fields.items() if v or k == "parallel_residual"}  # what is absent is off
     org, _, name = config.hf_repo.partition("/")
     return {
         **fields,
-        "name": litgpt_name(config),
+        "name": _litgpt_name(config),
         "hf_config": {"org": org, "name": name or config.name, "architecture": config.architecture},
         "norm_class_name": {"layer": "LayerNorm", "rms": "RMSNorm"}[config.norm],
-        **mlp(config),
+        **_mlp(config),
         "bias": bias,
         "attn_bias": config.qkv_bias and not bias,
         **({"norm_qk": True, "norm_qk_type": "olmo2"} if config.qk_norm == "full" else {}),
@@ -87,12 +87,12 @@ def litgpt_config(config: Config) -> dict[str, Any]:
         "norm_2": config.pre_norm,
         "post_attention_norm": config.post_norm,
         "post_mlp_norm": config.post_norm,
-        **rope(config),
-        **windows(config),
+        **_rope(config),
+        **_windows(config),
     }
 
 
-def litgpt_name(config: Config) -> str:
+def _litgpt_name(config: Config) -> str:
     """A name by which litgpt picks the right norm: by "Gemma" in it, the one that scales by 1 + weight.
 
     Raises:
@@ -108,7 +108,7 @@ def litgpt_name(config: Config) -> str:
     return name
 
 
-def mlp(config: Config) -> dict[str, Any]:
+def _mlp(config: Config) -> dict[str, Any]:
     """Class of the MLP. Raises: UserError if litgpt has none like it."""
     stated = {"mlp": config.mlp, "activation": config.activation}
     if stated == {"mlp": "plain", "activation": "gelu_tanh"}:
@@ -116,10 +116,10 @@ def mlp(config: Config) -> dict[str, Any]:
     for name, fields in MLPS.items():
         if fields == stated:
             return {"mlp_class_name": name} | ({"gelu_approximate": "tanh"} if name == "GemmaMLP" else {})
-    raise unlike(config, "activation")
+    raise _unlike(config, "activation")
 
 
-def rope(config: Config) -> dict[str, Any]:
+def _rope(config: Config) -> dict[str, Any]:
     """Which layers rotate by the other base, and the scaling of those that do not.
 
     Raises:
@@ -130,25 +130,25 @@ def rope(config: Config) -> dict[str, Any]:
         local["rope_indices"] = [int(config.rotation(i) == "local") for i in range(config.n_layer)]
         if config.rope_condense_ratio != 1:  # which would scale both
             local |= {"rope_condense_ratio": 1, "rope_adjustments": {"factor": config.rope_condense_ratio}}
-    return local | scaling_adjustments(config)
+    return local | _scaling_adjustments(config)
 
 
-def scaling_adjustments(config: Config) -> dict[str, Any]:
+def _scaling_adjustments(config: Config) -> dict[str, Any]:
     scaling = config.rope_scaling
     if scaling is None:
         return {}
     if scaling["type"] != "llama3":
-        raise unlike(config, "rope_scaling")
+        raise _unlike(config, "rope_scaling")
     names = ("factor", "low_freq_factor", "high_freq_factor")
     original = scaling["original_max_position_embeddings"]
     return {"rope_adjustments": {**{k: scaling[k] for k in names}, "original_max_seq_len": original}}
 
 
-def windows(config: Config) -> dict[str, Any]:
+def _windows(config: Config) -> dict[str, Any]:
     if not config.sliding_window:
         return {}
     return {"sliding_window_indices": [int(config.is_sliding(i)) for i in range(config.n_layer)]}
 
 
-def unlike(config: Config, field: str) -> UserError:
+def _unlike(config: Config, field: str) -> UserError:
     return UserError(f"{config.name}: litgpt has no model with {field}={getattr(config, field)!r}; use --format hf")

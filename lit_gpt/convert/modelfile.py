@@ -14,7 +14,7 @@ from lit_gpt.prompts.exported import style_shown
 from lit_gpt.prompts.go import go_of
 from lit_gpt.tokenizer import Tokenizer
 
-MODELFILE = "Modelfile"
+_MODELFILE = "Modelfile"
 _OTHER_TEMPLATE = """\
 # No TEMPLATE: Ollama's language has no words for the model's own chat template. Ollama takes one of its own if it knows
 # this one, and else none; `llama-server --jinja` renders the one that is in the file."""
@@ -42,7 +42,7 @@ def write_modelfile(gguf: Path, checkpoint_dir: Path) -> Path:
         lines += [_BARE if style is None else _OTHER_TEMPLATE, ""]
     ends = tokenizer.stop_ids if style is None else stop_ids(style, tokenizer)
     lines += [f"PARAMETER stop {_quoted(token)}" for token in map(tokenizer.id_to_token, sorted(ends)) if token]
-    path = gguf.parent / MODELFILE
+    path = gguf.parent / _MODELFILE
     write_text(path, "\n".join(lines) + "\n")
     return path
 
@@ -50,7 +50,7 @@ def write_modelfile(gguf: Path, checkpoint_dir: Path) -> Path:
 def create_line(folder: Path, name: str) -> str:
     """The command that makes a model of Ollama's of the folder's gguf file."""
     model = re.sub("[^a-z0-9._-]+", "-", name.lower()).strip("-._")
-    return f"ollama create {model} -f {shlex.quote(str(folder / MODELFILE))}"
+    return f"ollama create {model} -f {shlex.quote(str(folder / _MODELFILE))}"
 
 
 def _quoted(text: str) -> str:

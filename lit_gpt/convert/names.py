@@ -45,7 +45,7 @@ def stream_from_hf(
     names = {canonical(n, architecture): n for n in available if not n.endswith(architecture.ignore)}
     shapes = lit_shapes(config)
     wanted = {n: hf_sources(n, config) for n in shapes if not is_tied(n, config)}
-    check_names(config, names, wanted)
+    _check_names(config, names, wanted)
     place = {name: i for i, name in enumerate(names)}
     for name in sorted(wanted, key=lambda n: place[wanted[n][1][0]]):
         rule, sources = wanted[name]
@@ -67,7 +67,7 @@ def stream_from_hf(
                 f"{config.name}: {' + '.join(sources)} holds NaN or infinite values; the file is damaged, get it again"
             )
         if name == EMBEDDINGS and config.tie_embeddings:
-            check_tied(config, names, get, x)
+            _check_tied(config, names, get, x)
         yield name, fit_rows(name, x if dtype is None else x.to(dtype), config.padded_vocab_size)
 
 
@@ -127,7 +127,7 @@ def plan_from_hf(config: Config, theirs: Mapping[str, Spec], dtype: torch.dtype 
     return plan
 
 
-def check_tied(config: Config, names: Mapping[str, str], get: Callable[[str], Tensor], embeddings: Tensor) -> None:
+def _check_tied(config: Config, names: Mapping[str, str], get: Callable[[str], Tensor], embeddings: Tensor) -> None:
     """Raises: UserError if the checkpoint has a head, and that is not the embeddings as its config.json says."""
     (source,) = hf_sources(HEAD, config)[1]
     if source in names and not torch.equal(get(names[source]), embeddings):
@@ -137,7 +137,7 @@ def check_tied(config: Config, names: Mapping[str, str], get: Callable[[str], Te
         )
 
 
-def check_names(config: Config, found: Iterable[str], wanted: dict[str, tuple[Rule, list[str]]]) -> None:
+def _check_names(config: Config, found: Iterable[str], wanted: dict[str, tuple[Rule, list[str]]]) -> None:
     """Raises: UserError if the checkpoint lacks a tensor, or has one that belongs nowhere."""
     needed = {source: name for name, (_, sources) in wanted.items() for source in sources}
     found = set(found)

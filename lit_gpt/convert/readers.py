@@ -18,8 +18,8 @@ from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
 from lit_gpt.files.pickles import RefusedError, load_weights
 from lit_gpt.files.tensors import DTYPES, first_line
 
-FROM_SAFETENSORS = {name: dtype for dtype, (name, _) in DTYPES.items()}
-AGAIN = "delete it and download it again"
+_FROM_SAFETENSORS = {name: dtype for dtype, (name, _) in DTYPES.items()}
+_AGAIN = "delete it and download it again"
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; download one with scripts/download.py --repo_id <org>/<name>")
-    for name, open_file in (("model.safetensors", open_safetensors), ("pytorch_model.bin", open_bin)):
-        files, weight_map = weight_files(folder, name)
+    for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_bin)):
+        files, weight_map = _weight_files(folder, name)
         if files:
-            return open_files(folder, files, open_file, weight_map, f"{name}.index.json")
+            return _open_files(folder, files, open_file, weight_map, f"{name}.index.json")
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) > 1 and ggufs != parts_of(ggufs[0]):
         raise UserError(f"{folder} has {len(ggufs)} gguf files; leave one of {', '.join(f.name for f in ggufs)}")
@@ -66,7 +66,7 @@ def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
     raise UserError(f"{folder} has no weights (model*.safetensors, pytorch_model*.bin or *.gguf); it holds {held}")
 
 
-def weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] | None]:
+def _weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] | None]:
     """The file called `name`, else its shards; and the index's table tensor -> file where one says which they are.
 
     As in transformers, the one file wins over an index and shards that a save before it may have left. Without either,
@@ -79,20 +79,20 @@ def weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] | 
         return [folder / name], None
     index = folder / f"{name}.index.json"
     if not index.is_file():
-        return require_all_shards(sorted(folder.glob(name.replace(".", "*.")))), None
+        return _require_all_shards(sorted(folder.glob(name.replace(".", "*.")))), None
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} has no weight_map, the table of tensors and files; {AGAIN}")
+        raise UserError(f"{index} has no weight_map, the table of tensors and files; {_AGAIN}")
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise UserError(f"{index} gives {file!r} as the file of {tensor!r}, which is no file's name; {AGAIN}")
+            raise UserError(f"{index} gives {file!r} as the file of {tensor!r}, which is no file's name; {_AGAIN}")
     names = sorted(set(weight_map.values()))
     if missing := [n for n in names if not (folder / n).is_file()]:
-        raise missing_shard(folder, missing[0], f"{len(missing)} of {len(names)} files of {index.name}")
+        raise _missing_shard(folder, missing[0], f"{len(missing)} of {len(names)} files of {index.name}")
     return [folder / n for n in names], weight_map
 
 
-def require_all_shards(files: list[Path]) -> list[Path]:
+def _require_all_shards(files: list[Path]) -> list[Path]:
     """`files`. Raises: UserError if one is called model-00001-of-00003 or the like, and another is not there."""
     names = {path.name for path in files}
     for path in files:
@@ -100,15 +100,15 @@ def require_all_shards(files: list[Path]) -> list[Path]:
             start, number, of, total, suffix = match.groups()
             wanted = [f"{start}{i:0{len(number)}d}{of}{total}{suffix}" for i in range(1, int(total) + 1)]
             if missing := [name for name in wanted if name not in names]:
-                raise missing_shard(path.parent, missing[0], f"{len(missing)} of {len(wanted)} shards")
+                raise _missing_shard(path.parent, missing[0], f"{len(missing)} of {len(wanted)} shards")
     return files
 
 
-def missing_shard(folder: Path, name: str, how_many: str) -> UserError:
+def _missing_shard(folder: Path, name: str, how_many: str) -> UserError:
     return UserError(f"{folder} lacks {name} ({how_many}); run scripts/download.py again: it fetches what is missing")
 
 
-def open_files(
+def _open_files(
     folder: Path,
     files: list[Path],
     open_file: Callable[[Path], Opened],
@@ -124,7 +124,7 @@ def open_files(
     for path in files:
         found = open_file(path).specs
         if weight_map is not None:
-            check_index(found, weight_map, path, index)
+            _check_index(found, weight_map, path, index)
         if twice := sorted(specs.keys() & found.keys()):
             raise UserError(
                 f"{path} holds {twice[0]!r}, and so does {places[twice[0]].name}; delete the file that is not of "
@@ -139,7 +139,7 @@ def open_files(
     return Source(hf_config, config_file, list(specs), OneFileOpen(places, open_file), files, specs)
 
 
-def check_index(found: dict[str, Spec], weight_map: dict[str, str], path: Path, index: str) -> None:
+def _check_index(found: dict[str, Spec], weight_map: dict[str, str], path: Path, index: str) -> None:
     """Raises: UserError unless the file holds just the tensors that the index lists for it."""
     listed = {tensor for tensor, name in weight_map.items() if name == path.name}
     for tensor in sorted(listed - found.keys()):
@@ -149,26 +149,26 @@ def check_index(found: dict[str, Spec], weight_map: dict[str, str], path: Path, 
         raise UserError(f"{path} holds {tensor!r}, which {index} {says}; delete both and download them again")
 
 
-def require_weights(path: Path) -> bytes:
+def _require_weights(path: Path) -> bytes:
     """How the file begins. Raises: UserError if it is empty, or text, as no format of weights is."""
     with open(path, "rb") as file:
         head = file.read(32)
     if not head:
-        raise UserError(f"{path} is empty; {AGAIN}")
+        raise UserError(f"{path} is empty; {_AGAIN}")
     if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         raise UserError(
-            f"{path} is text, not weights: a web page or a git-lfs pointer? It begins with {head.decode()!r}; {AGAIN}"
+            f"{path} is text, not weights: a web page or a git-lfs pointer? It begins with {head.decode()!r}; {_AGAIN}"
         )
     return head
 
 
-def open_safetensors(path: Path) -> Opened:
+def _open_safetensors(path: Path) -> Opened:
     """Raises: UserError if the file is damaged, or holds a dtype that we do not read."""
-    head = require_weights(path)
+    head = _require_weights(path)
     try:
         file = safe_open(path, framework="pt")
     except SafetensorError as e:
-        raise UserError(f"{path} is truncated or damaged ({e}); {AGAIN}") from e
+        raise UserError(f"{path} is truncated or damaged ({e}); {_AGAIN}") from e
     with open(path, "rb") as header:
         header.seek(8)
         fields = json.loads(header.read(int.from_bytes(head[:8], "little")))
@@ -176,28 +176,28 @@ def open_safetensors(path: Path) -> Opened:
     specs: dict[str, Spec] = {}
     for name in sorted(fields, key=lambda name: fields[name]["data_offsets"]):
         dtype = fields[name]["dtype"]
-        if dtype not in FROM_SAFETENSORS:
-            raise unknown_dtype(path, name, dtype)
-        specs[name] = Spec(tuple(fields[name]["shape"]), FROM_SAFETENSORS[dtype])
+        if dtype not in _FROM_SAFETENSORS:
+            raise _unknown_dtype(path, name, dtype)
+        specs[name] = Spec(tuple(fields[name]["shape"]), _FROM_SAFETENSORS[dtype])
     return Opened(specs, file.get_tensor)
 
 
-def open_bin(path: Path) -> Opened:
+def _open_bin(path: Path) -> Opened:
     """Raises: UserError if the file is damaged, or holds something else than tensors that we read."""
-    is_zip = require_weights(path).startswith(b"PK")  # files from before torch 1.6 are not, and cannot be mapped
-    state = tensors_in(load(path, is_zip), path)
+    is_zip = _require_weights(path).startswith(b"PK")  # files from before torch 1.6 are not, and cannot be mapped
+    state = _tensors_in(_load(path, is_zip), path)
     for name, x in state.items():
         if x.dtype not in DTYPES or x.layout != torch.strided or x.is_meta:
-            raise unknown_dtype(path, name, f"{x.dtype}, {x.layout} on {x.device}")
+            raise _unknown_dtype(path, name, f"{x.dtype}, {x.layout} on {x.device}")
     return Opened({name: spec_of(x) for name, x in state.items()}, state.__getitem__, is_zip)
 
 
-def unknown_dtype(path: Path, name: str, dtype: str) -> UserError:
+def _unknown_dtype(path: Path, name: str, dtype: str) -> UserError:
     known = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
     return UserError(f"{path}: {name!r} is of dtype {dtype}, which is not read; get the model in one of {known}")
 
 
-def load(path: Path, mmap: bool) -> Any:
+def _load(path: Path, mmap: bool) -> Any:
     """What torch saved there.
 
     Raises:
@@ -213,10 +213,10 @@ def load(path: Path, mmap: bool) -> Any:
     except (OSError, MemoryError):
         raise
     except Exception as e:  # a damaged pickle may raise anything
-        raise UserError(f"{path} is truncated or damaged ({first_line(e)}); {AGAIN}") from e
+        raise UserError(f"{path} is truncated or damaged ({first_line(e)}); {_AGAIN}") from e
 
 
-def tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
+def _tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
     """`loaded` if it is a dict of tensors, or the one such dict under "model" or "state_dict".
 
     Raises:

@@ -19,7 +19,7 @@ from lit_gpt.families import ARCHITECTURES
 from lit_gpt.layers.rope import Rope
 from lit_gpt.model import GPT, softcap, visible
 
-ROWS = 4096
+_ROWS = 4096
 """Of the output projection, that are in fp32 at a time."""
 
 
@@ -81,13 +81,13 @@ def streamed_logits(config: Config, get: Callable[[str], Tensor], ids: list[int]
         x = functional_call(block, values(block, f"transformer.h.{i}"), (x, *turns[i], mask))
     x = functional_call(model.transformer.ln_f, values(model.transformer.ln_f, "transformer.ln_f"), (x,))[0]
     head = get(EMBEDDINGS if is_tied(HEAD, config) else HEAD)
-    logits = torch.cat([F.linear(x, rows.float()) for rows in head.split(ROWS)], dim=-1)
+    logits = torch.cat([F.linear(x, rows.float()) for rows in head.split(_ROWS)], dim=-1)
     if config.lm_head_bias:
         logits = logits + get("lm_head.bias").float()
     return softcap(logits, config.final_logit_softcapping)
 
 
-def reader(config: Config, source: Source) -> Callable[[str], Tensor]:
+def _reader(config: Config, source: Source) -> Callable[[str], Tensor]:
     """A function that gives our tensors out of a Hugging Face checkpoint."""
     names = {canonical(n, ARCHITECTURES[config.architecture]): n for n in source.names}
     shapes = lit_shapes(config)
@@ -113,5 +113,5 @@ def difference_read_back(config: Config, get: Callable[[str], Tensor], written: 
     else:
         source = open_source(written)
         again = config_from_hf(source.hf_config, config.name, str(source.config_file))
-        get_again = reader(again, source)
+        get_again = _reader(again, source)
     return difference_of(streamed_logits(config, get, ids), streamed_logits(again, get_again, ids))

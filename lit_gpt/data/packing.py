@@ -9,11 +9,11 @@ import numpy as np
 
 from lit_gpt.data.store import IGNORE, Samples
 
-LEAST_SHARED = 16
+_LEAST_SHARED = 16
 """Tokens of a prefix, so that looking it up takes less than computing it."""
-LEAST_SAVED = 0.05
+_LEAST_SAVED = 0.05
 """Part of the tokens of a step that shared prefixes save, or else none are shared."""
-COMPARED = 1024
+_COMPARED = 1024
 """Samples among which prefixes are searched for: more of them are searched in parts."""
 
 
@@ -27,14 +27,14 @@ class Packing:
     """Samples of up to so many tokens may share their prefixes; 0 shares none."""
 
 
-class Prefix(NamedTuple):
+class _Prefix(NamedTuple):
     """Tokens that several samples begin with, all of them without loss."""
 
     number: int
     n_tokens: int
 
 
-Prefixes = Mapping[int, Prefix]
+Prefixes = Mapping[int, _Prefix]
 """By sample, for those that share theirs."""
 NONE: Prefixes = {}
 
@@ -46,25 +46,25 @@ def prefixes_of(samples: Samples, chosen: Sequence[int] | np.ndarray, packing: P
     programming.
     """
     lengths = samples.lengths
-    heads = {int(i): head(*samples[i]) for i in chosen if 1 < lengths[i] <= packing.share_up_to}
+    heads = {int(i): _head(*samples[i]) for i in chosen if 1 < lengths[i] <= packing.share_up_to}
     order = sorted(heads, key=lambda i: heads[i].astype(">i4").tobytes())
-    found: dict[int, Prefix] = {}
+    found: dict[int, _Prefix] = {}
     saved = 0
-    for start in range(0, len(order), COMPARED):
-        part = order[start : start + COMPARED]
-        for first, last, n_tokens in cuts([alike(heads[a], heads[b]) for a, b in pairwise(part)]):
-            found |= dict.fromkeys(part[first:last], Prefix(start + first, n_tokens))
+    for start in range(0, len(order), _COMPARED):
+        part = order[start : start + _COMPARED]
+        for first, last, n_tokens in cuts([_alike(heads[a], heads[b]) for a, b in pairwise(part)]):
+            found |= dict.fromkeys(part[first:last], _Prefix(start + first, n_tokens))
             saved += (last - first - 1) * n_tokens
-    return found if saved >= LEAST_SAVED * lengths[list(heads)].sum() else NONE
+    return found if saved >= _LEAST_SAVED * lengths[list(heads)].sum() else NONE
 
 
-def head(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _head(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The tokens before the one that predicts the first target, or but the last one."""
     targets = (np.asarray(labels[1:]) != IGNORE).nonzero()[0]
     return np.asarray(ids[: targets[0] if len(targets) else len(ids) - 1])
 
 
-def alike(a: np.ndarray, b: np.ndarray) -> int:
+def _alike(a: np.ndarray, b: np.ndarray) -> int:
     """How many tokens both begin with."""
     n = min(len(a), len(b))
     different = (a[:n] != b[:n]).nonzero()[0]
@@ -82,7 +82,7 @@ def cuts(common: Sequence[int]) -> list[tuple[int, int, int]]:
     shared = np.full(n, np.iinfo(np.int64).max)  # by the run from here to `end`
     for end in range(1, n + 1):
         shared[: end - 1] = np.minimum(shared[: end - 1], common[end - 2] if end > 1 else 0)
-        counted = np.where(shared[:end] >= LEAST_SHARED, shared[:end], 0)
+        counted = np.where(shared[:end] >= _LEAST_SHARED, shared[:end], 0)
         total = best[:end] + np.arange(end - 1, -1, -1) * counted
         came_from[end] = total.argmax()
         best[end] = total[came_from[end]]
@@ -90,7 +90,7 @@ def cuts(common: Sequence[int]) -> list[tuple[int, int, int]]:
     while end > 0:
         first = int(came_from[end])
         n_tokens = min(common[first : end - 1], default=0)
-        if n_tokens >= LEAST_SHARED:
+        if n_tokens >= _LEAST_SHARED:
             runs.append((first, end, n_tokens))
         end = first
     return runs
@@ -116,7 +116,7 @@ def filled(lengths: np.ndarray, order: Sequence[int], max_tokens: int, prefixes:
     """`packs`, in this order."""
     groups: list[list[int]] = []
     room: list[int] = []
-    begun: list[set[Prefix]] = []
+    begun: list[set[_Prefix]] = []
     for i in map(int, order):
         n, prefix = int(lengths[i]), prefixes.get(i)
         costs = [n - prefix.n_tokens if prefix in begun[g] else n for g in range(len(groups))]
@@ -135,9 +135,9 @@ def filled(lengths: np.ndarray, order: Sequence[int], max_tokens: int, prefixes:
     return groups
 
 
-def sharing(group: Sequence[int], prefixes: Prefixes) -> dict[Prefix, list[int]]:
+def sharing(group: Sequence[int], prefixes: Prefixes) -> dict[_Prefix, list[int]]:
     """The samples of a group that share a prefix, by prefix."""
-    found: dict[Prefix, list[int]] = {}
+    found: dict[_Prefix, list[int]] = {}
     for i in group:
         if i in prefixes:
             found.setdefault(prefixes[i], []).append(i)

@@ -22,7 +22,7 @@ from lit_gpt.files import replace_with, write_text
 from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
 
 META = "meta.json"
-NEEDED = ("checkpoint_dir", "tokenizer", "prompt_style", "samples")
+_NEEDED = ("checkpoint_dir", "tokenizer", "prompt_style", "samples")
 """What meta.json says at least."""
 IGNORE = -100
 """Label of positions that carry no loss; what torch's cross_entropy ignores by default."""
@@ -79,7 +79,7 @@ class Writer:
         self.n_targets = 0
         self.files = [open(folder / f"{split}.{part}.npy", "wb") for part in ("ids", "labels")]  # noqa: SIM115
         for file in self.files:
-            np.lib.format.write_array_header_1_0(file, header(0))
+            np.lib.format.write_array_header_1_0(file, _header(0))
 
     def add(self, samples: Sequence[tuple[list[int], list[int]]]) -> None:
         """Append (ids, labels) of each."""
@@ -98,10 +98,10 @@ class Writer:
         for file in self.files:
             end = file.tell()
             file.seek(0)
-            np.lib.format.write_array_header_1_0(file, header(self.offsets[-1]))  # as long as the first one
+            np.lib.format.write_array_header_1_0(file, _header(self.offsets[-1]))  # as long as the first one
             assert error[0] or file.tell() + 4 * self.offsets[-1] == end
             file.close()
-        save_array(self.folder / f"{self.split}.offsets.npy", np.array(self.offsets, dtype=np.int64))
+        _save_array(self.folder / f"{self.split}.offsets.npy", np.array(self.offsets, dtype=np.int64))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -109,7 +109,7 @@ class Writer:
         return np.diff(np.array(self.offsets, dtype=np.int64))
 
 
-def header(n: int) -> dict[str, Any]:
+def _header(n: int) -> dict[str, Any]:
     """What numpy writes before n tokens; it leaves room for n to grow."""
     return {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (n,)}
 
@@ -165,16 +165,16 @@ def save(folder: Path, splits: dict[str, Samples], meta: dict[str, Any]) -> None
     for split, samples in splits.items():
         for part in ("ids", "labels", "offsets"):
             array = getattr(samples, part)
-            replace_with(folder / f"{split}.{part}.npy", lambda path, array=array: save_array(path, array))
+            replace_with(folder / f"{split}.{part}.npy", lambda path, array=array: _save_array(path, array))
     write_text(folder / META, json.dumps(meta, indent=2) + "\n")
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
+def _save_array(path: Path, array: np.ndarray) -> None:
     with open(path, "wb") as file:  # given a path, numpy would append its own suffix
         np.save(file, array)
 
 
-def load_array(path: Path) -> np.ndarray:
+def _load_array(path: Path) -> np.ndarray:
     """The array of a file, which stays on the disk until it is read. Raises: UserError if it is gone or damaged."""
     try:
         return np.load(path, mmap_mode="r")
@@ -199,10 +199,10 @@ def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except ValueError as e:
         raise UserError(f"{folder / META} is damaged ({e}); prepare it again") from e
-    if missing := [key for key in NEEDED if not isinstance(meta, dict) or key not in meta]:
+    if missing := [key for key in _NEEDED if not isinstance(meta, dict) or key not in meta]:
         raise UserError(f"{folder / META} has no {' and no '.join(missing)}; prepare the data again")
     splits = [
-        Samples(*(load_array(folder / f"{s}.{part}.npy") for part in ("ids", "labels", "offsets")))
+        Samples(*(_load_array(folder / f"{s}.{part}.npy") for part in ("ids", "labels", "offsets")))
         for s in ("train", "val")
     ]
     for split, samples in zip(("train", "val"), splits, strict=True):

@@ -30,7 +30,7 @@ try:
 except ModuleNotFoundError as e:
     raise UserError(f'evaluation needs the package {e.name}; run: pip install -e ".[eval]"') from e
 
-Request = tuple[tuple[str, str] | None, list[int], list[int]]
+_Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """((context, continuation) as text, or None; ids of the context; ids of the continuation)."""
 
 
@@ -118,7 +118,7 @@ class LitLM(TemplateLM):
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
-        self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
+        self, requests: Sequence[_Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """(log-probability of the continuation, whether it is the most likely one at every token) of each request.
 
@@ -156,7 +156,7 @@ class LitLM(TemplateLM):
         progress.close()
         return [answers[i] for i in range(len(requests))]
 
-    def melted(self, requests: Sequence[Request]) -> dict[int, tuple[float, bool]]:
+    def melted(self, requests: Sequence[_Request]) -> dict[int, tuple[float, bool]]:
         """Request -> answer, for continuations that melt into the last token of their context: of no tokens, the
         log-probability is 0, and all are greedy."""
         found = [i for i, (_, _, continuation) in enumerate(requests) if not continuation]
@@ -182,7 +182,7 @@ class LitLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text. One longer than the model is cut into windows without overlap."""
-        windows: list[Request] = []
+        windows: list[_Request] = []
         owners: list[int] = []
         for i, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])

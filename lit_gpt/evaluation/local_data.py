@@ -240,7 +240,7 @@ def n_shots(own: int | None, asked: int | None) -> int:
     return (own or 0) if asked is None or own == 0 else asked
 
 
-def read_rows(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _read_rows(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(place, row) of a file. Raises: UserError for one that no task with this configuration can read."""
     if is_mmlu(config):
         yield from read_mmlu(path)
@@ -256,7 +256,7 @@ def _check_rows(files: Mapping[str, Path], config: Mapping[str, Any]) -> None:
     first: set[str] | None = None
     for path in files.values():
         empty = True
-        for where, row in read_rows(path, config):
+        for where, row in _read_rows(path, config):
             names = _keys(row) if isinstance(row, dict) else None
             if names is None:
                 raise UserError(f"{path}, {where} is not a JSON object")

@@ -89,15 +89,15 @@ def evaluate(
     if results.get("groups"):
         print(make_table(results, "groups"))
     if args.save_filepath is not None:
-        text = json.dumps(strict(results), indent=2, default=handle_non_serializable, ensure_ascii=False)
+        text = json.dumps(_strict(results), indent=2, default=handle_non_serializable, ensure_ascii=False)
         write_text(args.save_filepath, text + "\n")
     return results
 
 
-def strict(value: Any) -> Any:
+def _strict(value: Any) -> Any:
     """`value` without NaN and infinities, which are not JSON: as text, like lm-eval's `N/A`."""
     if isinstance(value, dict):
-        return {str(k): strict(v) for k, v in value.items()}
+        return {str(k): _strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [strict(v) for v in value]
+        return [_strict(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

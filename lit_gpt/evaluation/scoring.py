@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_gpt.model import GPT, KVCache
 
-Item = TypeVar("Item")
+_Item = TypeVar("Item")
 Ids = tuple[int, ...]
 
 
@@ -29,18 +29,18 @@ def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator
     shared = {head: rows for head, rows in shared.items() if len(head) + longest <= limit}
     alone = [row for head, rows in heads.items() if head not in shared for row in rows]
     for batch in batches(sorted(alone, key=len, reverse=True), batch_size):
-        yield batch, [len(row) for row in batch], model.hidden(padded(model, batch))
+        yield batch, [len(row) for row in batch], model.hidden(_padded(model, batch))
     for some in batches(sorted(shared, key=len, reverse=True), batch_size):
         read = KVCache(model, len(some), len(some[0]))
-        model.hidden(padded(model, some), read.positions, read)
+        model.hidden(_padded(model, some), read.positions, read)
         rows = [(n, len(head), row) for n, head in enumerate(some) for row in shared[head]]
         for batch in batches(sorted(rows, key=lambda r: len(r[2]) - r[1], reverse=True), batch_size):
             numbers, starts, whole = map(list, zip(*batch, strict=True))
             rests = [row[start:] for row, start in zip(whole, starts, strict=True)]
-            yield whole, [len(rest) for rest in rests], continue_after(model, read, numbers, starts, rests)
+            yield whole, [len(rest) for rest in rests], _continue_after(model, read, numbers, starts, rests)
 
 
-def continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[int], rests: list[Ids]) -> Tensor:
+def _continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[int], rests: list[Ids]) -> Tensor:
     """Hidden states (B, T, C) of `rests`, each after its own head.
 
     Args:
@@ -48,7 +48,7 @@ def continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[i
         numbers: for each of `rests`, its head's row in `read`.
         starts: its head's length.
     """
-    ids = padded(model, rests)  # (B, T)
+    ids = _padded(model, rests)  # (B, T)
     cache = KVCache(model, len(rests), max(starts) + ids.size(1))
     for to, layer in zip(cache.layers, read.layers, strict=True):
         to.k[:, :, : max(starts)] = layer.k[numbers, :, : max(starts)]
@@ -57,7 +57,7 @@ def continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[i
     return model.hidden(ids, first + cache.positions[: ids.size(1)], cache)
 
 
-def padded(model: GPT, rows: Sequence[Ids]) -> Tensor:
+def _padded(model: GPT, rows: Sequence[Ids]) -> Tensor:
     """(B, T) on the model's device. Padding is on the right, where causal attention does not see it."""
     longest = max(map(len, rows))
     return torch.tensor(
@@ -88,7 +88,7 @@ def score(model: GPT, hidden: Tensor, ends: list[int], targets: list[list[list[i
     return list(zip(values, flags, strict=True))
 
 
-def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
     """`items` in lists of `size`; the last may be shorter."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])

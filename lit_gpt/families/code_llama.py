@@ -4,7 +4,7 @@ from lit_gpt.families.family import Family, table, variants
 from lit_gpt.families.llama import LLAMA
 
 # fmt: off
-SIZES = table(
+_SIZES = table(
     "name          n_layer n_head n_query_groups n_embd intermediate_size padded_vocab_size",
     ("CodeLlama-7b",    32,    32,            32,  4096,            11008,            32016),
     ("CodeLlama-13b",   40,    40,            40,  5120,            13824,            32016),
@@ -12,13 +12,13 @@ SIZES = table(
     ("CodeLlama-70b",   80,    64,             8,  8192,            28672,            32016),
 )
 # fmt: on
-PYTHON = {name: {"padded_vocab_size": 32000} for name in ("CodeLlama-7b", "CodeLlama-13b")}
+_PYTHON = {name: {"padded_vocab_size": 32000} for name in ("CodeLlama-7b", "CodeLlama-13b")}
 """The smaller two have no tokens for infilling in their Python variants."""
 
 FAMILY = Family(
     org="codellama",
     architecture=LLAMA,
     common={"vocab_size": 32016, "block_size": 16384, "rope_base": 1000000.0},
-    models=variants(SIZES, "{}-hf", "{}-Instruct-hf")
-    + [row | PYTHON.get(row["name"], {}) | {"name": f"{row['name']}-Python-hf"} for row in SIZES],
+    models=variants(_SIZES, "{}-hf", "{}-Instruct-hf")
+    + [row | _PYTHON.get(row["name"], {}) | {"name": f"{row['name']}-Python-hf"} for row in _SIZES],
 )

@@ -4,13 +4,13 @@ from typing import Any
 
 from lit_gpt.families.family import Architecture, Family, Interleaved
 
-OLD_KEYS = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"}
+_OLD_KEYS = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"}
 """Names in the config.json of the first releases."""
 
 
-def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """One number of key/value heads, whatever the file says about it, and no separate word for the class of norms."""
-    hf = {OLD_KEYS.get(k, k): v for k, v in hf.items()}
+    hf = {_OLD_KEYS.get(k, k): v for k, v in hf.items()}
     hf["num_kv_heads"] = hf.get("num_kv_heads") or hf.get("num_attention_heads")
     if not hf.get("new_decoder_architecture") and hf.get("multi_query", True):
         hf["num_kv_heads"] = 1
@@ -64,15 +64,15 @@ FALCON = Architecture(
         "transformer.ln_f": "transformer.ln_f",
         "lm_head": "lm_head",
     },
-    adapt=adapt,
+    adapt=_adapt,
     restore=lambda config: {"multi_query": config.n_query_groups == 1},
     ignore=("rotary.inv_freq", "rotary_emb.inv_freq"),
 )
 
-SIZE = {"n_layer": 32, "n_head": 71, "n_query_groups": 1, "n_embd": 4544}
+_SIZE = {"n_layer": 32, "n_head": 71, "n_query_groups": 1, "n_embd": 4544}
 FAMILY = Family(
     org="tiiuae",
     architecture=FALCON,
     common={"vocab_size": 65024, "padded_vocab_size": 65024},
-    models=[{"name": "falcon-7b", **SIZE}, {"name": "falcon-7b-instruct", **SIZE}],
+    models=[{"name": "falcon-7b", **_SIZE}, {"name": "falcon-7b-instruct", **_SIZE}],
 )

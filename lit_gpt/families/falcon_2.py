@@ -6,7 +6,7 @@ from lit_gpt.families.falcon import FALCON
 from lit_gpt.families.falcon_40b import FALCON_40B
 from lit_gpt.families.family import Family
 
-FALCON_2 = replace(
+_FALCON_2 = replace(
     FALCON_40B,
     name="falcon-11b",
     when={"new_decoder_architecture": (True,), "num_ln_in_parallel_attn": (1,)},
@@ -17,7 +17,7 @@ FALCON_2 = replace(
 
 FAMILY = Family(
     org="tiiuae",
-    architecture=FALCON_2,
+    architecture=_FALCON_2,
     common={"vocab_size": 65024, "padded_vocab_size": 65024},
     models=[
         {

@@ -25,7 +25,7 @@ FALCON_40B = replace(
 )
 
 # fmt: off
-SIZES = table(
+_SIZES = table(
     "name       n_layer n_head n_query_groups n_embd",
     ("falcon-40b",   60,   128,             8,  8192),
     ("falcon-180B",  80,   232,             8, 14848),
@@ -35,5 +35,5 @@ FAMILY = Family(
     org="tiiuae",
     architecture=FALCON_40B,
     common={"vocab_size": 65024, "padded_vocab_size": 65024},
-    models=variants(SIZES[:1], "{}", "{}-instruct") + variants(SIZES[1:], "{}", "{}-chat"),
+    models=variants(_SIZES[:1], "{}", "{}-instruct") + variants(_SIZES[1:], "{}", "{}-chat"),
 )

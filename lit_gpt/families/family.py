@@ -56,7 +56,7 @@ class PerHead:
 Rule = str | Separate | Interleaved | Part | PerHead
 """Where one of our modules comes from; a string is a plain rename."""
 
-Values = dict[str, Any]
+_Values = dict[str, Any]
 """What a config.json holds."""
 
 
@@ -68,7 +68,7 @@ class Architecture:
     """What we call it; unique."""
     hf_class: str
     """Entry of `architectures` in their config.json."""
-    traits: Values
+    traits: _Values
     """Config fields that every model of the architecture has, and those that an absent key stands for."""
     config_keys: dict[str, str | tuple[str, ...]]
     """Their config.json key -> our Config field, or fields. The first key that names a field is written back."""
@@ -81,9 +81,9 @@ class Architecture:
     """`model_type` in their config.json; empty means `name`."""
     when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Of several architectures of one class, the values of their keys (None: absent) that tell this one."""
-    adapt: Callable[[Values], Values] = dict
+    adapt: Callable[[_Values], _Values] = dict
     """Their config.json -> the same with keys of the tables only, where they say a thing in several ways."""
-    restore: Callable[["Config"], Values] = lambda config: {}
+    restore: Callable[["Config"], _Values] = lambda config: {}
     """The inverse: keys of their config.json that the tables do not give; None is written as null."""
     ignore: tuple[str, ...] = ()
     """Endings of tensors in their checkpoints that carry no weights (buffers)."""
@@ -100,13 +100,13 @@ class Family:
     org: str
     """Hugging Face organisation."""
     architecture: Architecture
-    common: Values
+    common: _Values
     """Config fields all members share, beyond the architecture's."""
-    models: list[Values]
+    models: list[_Values]
     """One dict a model: `name`, the fields in which it differs, `hf_repo` where that is not `org`/`name`."""
 
     @property
-    def configs(self) -> dict[str, Values]:
+    def configs(self) -> dict[str, _Values]:
         """Short name -> Config fields."""
         a = self.architecture
         shared = {"architecture": a.name, **a.traits, **self.common}

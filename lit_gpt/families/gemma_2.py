@@ -11,7 +11,7 @@ from lit_gpt.families.window import read_window, write_layer_types
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
-def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     hf = adapt_activation(hf)
     hf["hidden_activation"] = hf.pop("hidden_act")
     hf = read_window(hf, sliding_layers=list(range(0, hf.get("num_hidden_layers", 0), 2)))
@@ -21,7 +21,7 @@ def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     return hf
 
 
-def restore(config: Any) -> dict[str, Any]:
+def _restore(config: Any) -> dict[str, Any]:
     """transformers divides by a cap that is not null."""
     return {**write_layer_types(config), **{cap: getattr(config, cap) or None for cap in CAPS}}
 
@@ -56,12 +56,12 @@ GEMMA_2 = replace(
         "transformer.h.{}.norm_2": "model.layers.{}.pre_feedforward_layernorm",
         "transformer.h.{}.post_mlp_norm": "model.layers.{}.post_feedforward_layernorm",
     },
-    adapt=adapt,
-    restore=restore,
+    adapt=_adapt,
+    restore=_restore,
 )
 
 # fmt: off
-SIZES = table(
+_SIZES = table(
     "name       n_layer n_head n_query_groups n_embd intermediate_size head_size",
     ("gemma-2-2b",   26,     8,             4,  2304,             9216,      256),
     ("gemma-2-9b",   42,    16,             8,  3584,            14336,      256),
@@ -73,7 +73,7 @@ FAMILY = Family(
     architecture=GEMMA_2,
     common={"vocab_size": 256000, "padded_vocab_size": 256000, "block_size": 8192, "norm_eps": 1e-6},
     models=variants(
-        [row | {"sliding_layers": list(range(0, row["n_layer"], 2))} for row in SIZES],
+        [row | {"sliding_layers": list(range(0, row["n_layer"], 2))} for row in _SIZES],
         "{}",
         "{}-it",
     ),

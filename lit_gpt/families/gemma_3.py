@@ -8,7 +8,7 @@ from lit_gpt.families.gemma_2 import CAPS, GEMMA_2
 from lit_gpt.families.window import read_window, write_layer_types
 
 
-def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """Layers with a window by their list, or all but every n-th."""
     hf = dict(hf)
     stated = [hf.pop(key, None) for key in ("sliding_window_pattern", "_sliding_window_pattern")]
@@ -16,7 +16,7 @@ def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     return read_window(hf, sliding_layers=[i for i in range(hf.get("num_hidden_layers", 0)) if (i + 1) % period])
 
 
-GEMMA_3 = replace(
+_GEMMA_3 = replace(
     GEMMA_2,
     name="gemma3",
     model_type="gemma3_text",
@@ -37,12 +37,12 @@ GEMMA_3 = replace(
         "transformer.h.{}.attn.norm_q": "model.layers.{}.self_attn.q_norm",
         "transformer.h.{}.attn.norm_k": "model.layers.{}.self_attn.k_norm",
     },
-    adapt=adapt,
+    adapt=_adapt,
     restore=write_layer_types,
 )
 
 # fmt: off
-SIZES = table(
+_SIZES = table(
     "name           n_layer n_head n_query_groups n_embd intermediate_size",
     ("gemma-3-270m",    18,     4,             1,   640,             2048),
     ("gemma-3-270m-it", 18,     4,             1,   640,             2048),
@@ -52,7 +52,7 @@ SIZES = table(
 # fmt: on
 FAMILY = Family(
     org="google",
-    architecture=GEMMA_3,
+    architecture=_GEMMA_3,
     common={
         "vocab_size": 262144,
         "padded_vocab_size": 262144,
@@ -60,5 +60,5 @@ FAMILY = Family(
         "norm_eps": 1e-6,
         "sliding_window": 512,
     },
-    models=[row | {"sliding_layers": [i for i in range(row["n_layer"]) if (i + 1) % 6]} for row in SIZES],
+    models=[row | {"sliding_layers": [i for i in range(row["n_layer"]) if (i + 1) % 6]} for row in _SIZES],
 )

@@ -4,34 +4,34 @@ from lit_gpt.families.family import Family, table, variants
 from lit_gpt.families.llama import LLAMA
 
 
-def scaled(factor: float) -> dict[str, object]:
+def _scaled(factor: float) -> dict[str, object]:
     """Fields of 3.1 and later: made for 131,072 tokens by stretching the frequencies."""
     shape = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     return {"block_size": 131072, "rope_scaling": {"type": "llama3", "factor": factor, **shape}}
 
 
-SMALL = scaled(32.0) | {"tie_embeddings": True}
+_SMALL = _scaled(32.0) | {"tie_embeddings": True}
 # fmt: off
-HEADER = "name            n_layer n_head n_query_groups n_embd intermediate_size"
-V3 = table(
-    HEADER,
+_HEADER = "name            n_layer n_head n_query_groups n_embd intermediate_size"
+_V3 = table(
+    _HEADER,
     ("Meta-Llama-3-8B",      32,    32,             8,  4096,            14336),
     ("Meta-Llama-3-70B",     80,    64,             8,  8192,            28672),
 )
-V3_1 = table(
-    HEADER,
-    ("Llama-3.1-8B",         32,    32,             8,  4096,            14336, scaled(8.0)),
-    ("Llama-3.1-70B",        80,    64,             8,  8192,            28672, scaled(8.0)),
-    ("Llama-3.1-405B",      126,   128,             8, 16384,            53248, scaled(8.0)),
-    ("Llama-3.2-1B",         16,    32,             8,  2048,             8192, SMALL),
-    ("Llama-3.2-3B",         28,    24,             8,  3072,             8192, SMALL),
+_V3_1 = table(
+    _HEADER,
+    ("Llama-3.1-8B",         32,    32,             8,  4096,            14336, _scaled(8.0)),
+    ("Llama-3.1-70B",        80,    64,             8,  8192,            28672, _scaled(8.0)),
+    ("Llama-3.1-405B",      126,   128,             8, 16384,            53248, _scaled(8.0)),
+    ("Llama-3.2-1B",         16,    32,             8,  2048,             8192, _SMALL),
+    ("Llama-3.2-3B",         28,    24,             8,  3072,             8192, _SMALL),
 )
-V3_3 = table(HEADER, ("Llama-3.3-70B-Instruct", 80, 64, 8, 8192, 28672, scaled(8.0)))
+_V3_3 = table(_HEADER, ("Llama-3.3-70B-Instruct", 80, 64, 8, 8192, 28672, _scaled(8.0)))
 # fmt: on
 
 FAMILY = Family(
     org="meta-llama",
     architecture=LLAMA,
     common={"vocab_size": 128256, "padding_multiple": 64, "block_size": 8192, "rope_base": 500000.0},
-    models=variants(V3 + V3_1, "{}", "{}-Instruct") + V3_3,
+    models=variants(_V3 + _V3_1, "{}", "{}-Instruct") + _V3_3,
 )

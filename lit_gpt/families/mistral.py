@@ -6,7 +6,7 @@ from lit_gpt.families.family import Family
 from lit_gpt.families.llama import LLAMA
 from lit_gpt.families.window import read_window, write_window
 
-BIASES = ("attention_bias", "mlp_bias")
+_BIASES = ("attention_bias", "mlp_bias")
 
 MISTRAL = replace(
     LLAMA,
@@ -15,30 +15,30 @@ MISTRAL = replace(
     other_classes=(),
     traits={**LLAMA.traits, "sliding_window": 4096},  # what transformers takes if config.json does not say
     config_keys={
-        **{k: v for k, v in LLAMA.config_keys.items() if k not in BIASES},
+        **{k: v for k, v in LLAMA.config_keys.items() if k not in _BIASES},
         "sliding_window": "sliding_window",
         "sliding_layers": "sliding_layers",
     },
-    config_values={"hidden_act": ("silu",), **{k: (False,) for k in BIASES}},
+    config_values={"hidden_act": ("silu",), **{k: (False,) for k in _BIASES}},
     adapt=read_window,
     restore=write_window,
 )
 
-SIZE = {"n_layer": 32, "n_head": 32, "n_query_groups": 8, "n_embd": 4096, "intermediate_size": 14336}
-V2 = {**SIZE, "sliding_window": 0, "rope_base": 1000000.0}
-V3 = {**V2, "vocab_size": 32768}
-NEMO = {**V2, "n_layer": 40, "n_embd": 5120, "head_size": 128, "vocab_size": 131072, "block_size": 131072}
+_SIZE = {"n_layer": 32, "n_head": 32, "n_query_groups": 8, "n_embd": 4096, "intermediate_size": 14336}
+_V2 = {**_SIZE, "sliding_window": 0, "rope_base": 1000000.0}
+_V3 = {**_V2, "vocab_size": 32768}
+_NEMO = {**_V2, "n_layer": 40, "n_embd": 5120, "head_size": 128, "vocab_size": 131072, "block_size": 131072}
 FAMILY = Family(
     org="mistralai",
     architecture=MISTRAL,
     common={"vocab_size": 32000, "padding_multiple": 64, "block_size": 32768},
     models=[
-        {"name": "Mistral-7B-v0.1", **SIZE},
-        {"name": "Mistral-7B-Instruct-v0.1", **SIZE},
-        {"name": "Mistral-7B-Instruct-v0.2", **V2},
-        {"name": "Mistral-7B-v0.3", **V3},
-        {"name": "Mistral-7B-Instruct-v0.3", **V3},
-        {"name": "Mistral-Nemo-Base-2407", **NEMO},
-        {"name": "Mistral-Nemo-Instruct-2407", **NEMO},
+        {"name": "Mistral-7B-v0.1", **_SIZE},
+        {"name": "Mistral-7B-Instruct-v0.1", **_SIZE},
+        {"name": "Mistral-7B-Instruct-v0.2", **_V2},
+        {"name": "Mistral-7B-v0.3", **_V3},
+        {"name": "Mistral-7B-Instruct-v0.3", **_V3},
+        {"name": "Mistral-Nemo-Base-2407", **_NEMO},
+        {"name": "Mistral-Nemo-Instruct-2407", **_NEMO},
     ],
 )

@@ -5,8 +5,8 @@ from dataclasses import replace
 from lit_gpt.families.family import Family, table, variants
 from lit_gpt.families.mistral import MISTRAL
 
-EXPERT = "model.layers.{}.block_sparse_moe.experts.{}."
-MIXTRAL = replace(
+_EXPERT = "model.layers.{}.block_sparse_moe.experts.{}."
+_MIXTRAL = replace(
     MISTRAL,
     name="mixtral",
     hf_class="MixtralForCausalLM",
@@ -19,14 +19,14 @@ MIXTRAL = replace(
     weights={
         **{k: v for k, v in MISTRAL.weights.items() if ".mlp." not in k},
         "transformer.h.{}.mlp.gate": "model.layers.{}.block_sparse_moe.gate",
-        "transformer.h.{}.mlp.experts.{}.fc_1": EXPERT + "w1",
-        "transformer.h.{}.mlp.experts.{}.fc_2": EXPERT + "w3",
-        "transformer.h.{}.mlp.experts.{}.proj": EXPERT + "w2",
+        "transformer.h.{}.mlp.experts.{}.fc_1": _EXPERT + "w1",
+        "transformer.h.{}.mlp.experts.{}.fc_2": _EXPERT + "w3",
+        "transformer.h.{}.mlp.experts.{}.proj": _EXPERT + "w2",
     },
 )
 
 # fmt: off
-SIZES = table(
+_SIZES = table(
     "name           n_layer n_head n_query_groups n_embd intermediate_size block_size",
     ("Mixtral-8x7B",     32,    32,             8,  4096,            14336,     32768),
     ("Mixtral-8x22B",    56,    48,             8,  6144,            16384,     65536),
@@ -34,7 +34,7 @@ SIZES = table(
 # fmt: on
 FAMILY = Family(
     org="mistralai",
-    architecture=MIXTRAL,
+    architecture=_MIXTRAL,
     common={"vocab_size": 32000, "padding_multiple": 64, "n_expert": 8, "n_expert_per_token": 2},
-    models=variants(SIZES, "{}-v0.1", "{}-Instruct-v0.1"),
+    models=variants(_SIZES, "{}-v0.1", "{}-Instruct-v0.1"),
 )

@@ -8,16 +8,16 @@ from lit_gpt.families.olmo_2 import OLMO_2
 from lit_gpt.families.window import read_window, write_layer_types
 
 
-def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """All layers rotate by one base, if nothing else is said; the scaling is for those without a window."""
     hf = dict(hf)
     newer = hf.get("rope_parameters")
     newer = newer.get("rope_theta") if isinstance(newer, dict) else None
-    hf["rope_local_base"] = hf.get("rope_theta") or newer or OLMO_3.traits["rope_base"]
+    hf["rope_local_base"] = hf.get("rope_theta") or newer or _OLMO_3.traits["rope_base"]
     return read_window(hf, sliding_layers=[i for i in range(hf.get("num_hidden_layers", 0)) if (i + 1) % 4])
 
 
-OLMO_3 = replace(
+_OLMO_3 = replace(
     OLMO_2,
     name="olmo3",
     hf_class="Olmo3ForCausalLM",
@@ -28,11 +28,11 @@ OLMO_3 = replace(
         "sliding_layers": "sliding_layers",
         "rope_local_base": "rope_local_base",
     },
-    adapt=adapt,
+    adapt=_adapt,
     restore=write_layer_types,
 )
 
-SCALING = {
+_SCALING = {
     "type": "yarn",
     "factor": 8.0,
     "original_max_position_embeddings": 8192,
@@ -40,26 +40,26 @@ SCALING = {
     "beta_fast": 32.0,
     "beta_slow": 1.0,
 }
-S7B, S32B = (32, 32, 32, 4096, 11008), (64, 40, 8, 5120, 27648)
-SIZES = table(
+_S7B, _S32B = (32, 32, 32, 4096, 11008), (64, 40, 8, 5120, 27648)
+_SIZES = table(
     "name n_layer n_head n_query_groups n_embd intermediate_size",
-    ("Olmo-3-1025-7B", *S7B),
-    ("Olmo-3-7B-Instruct", *S7B),
-    ("Olmo-3-7B-Think", *S7B),
-    ("Olmo-3-1125-32B", *S32B),
-    ("Olmo-3-32B-Think", *S32B),
-    ("Olmo-3.1-32B-Instruct", *S32B),
-    ("Olmo-3.1-32B-Think", *S32B),
+    ("Olmo-3-1025-7B", *_S7B),
+    ("Olmo-3-7B-Instruct", *_S7B),
+    ("Olmo-3-7B-Think", *_S7B),
+    ("Olmo-3-1125-32B", *_S32B),
+    ("Olmo-3-32B-Think", *_S32B),
+    ("Olmo-3.1-32B-Instruct", *_S32B),
+    ("Olmo-3.1-32B-Think", *_S32B),
 )
 FAMILY = Family(
     org="allenai",
-    architecture=OLMO_3,
+    architecture=_OLMO_3,
     common={
         "vocab_size": 100278,
         "padded_vocab_size": 100278,
         "block_size": 65536,
         "norm_eps": 1e-6,
-        "rope_scaling": SCALING,
+        "rope_scaling": _SCALING,
     },
-    models=[row | {"sliding_layers": [i for i in range(row["n_layer"]) if (i + 1) % 4]} for row in SIZES],
+    models=[row | {"sliding_layers": [i for i in range(row["n_layer"]) if (i + 1) % 4]} for row in _SIZES],
 )

@@ -7,25 +7,25 @@ from lit_gpt.families.family import Family
 def overview() -> str:
     """A Markdown table: one row for each file of this folder that declares a family."""
     head = "| models | from | architecture | what it has |\n|---|---|---|---|\n"
-    rows = [f"| {names(f)} | {f.org} | {f.architecture.hf_class} | {traits(f)} |" for f in FAMILIES]
+    rows = [f"| {_names(f)} | {f.org} | {f.architecture.hf_class} | {_traits(f)} |" for f in FAMILIES]
     return head + "\n".join(sorted(rows, key=str.lower)) + "\n"
 
 
-def names(family: Family) -> str:
+def _names(family: Family) -> str:
     """The first models by name, and how many there are."""
     all_names = [m["name"] for m in family.models]
     more = f" and {len(all_names) - 3} more" if len(all_names) > 3 else ""
     return ", ".join(all_names[:3]) + more
 
 
-def traits(family: Family) -> str:
+def _traits(family: Family) -> str:
     """What sets the family apart, in the field's words."""
     fields = list(family.configs.values())
 
     def some(test: str) -> bool:
         return any(f.get(test) for f in fields)
 
-    groups = {heads(f.get("n_head", 0), f.get("n_query_groups", 0)) for f in fields}
+    groups = {_heads(f.get("n_head", 0), f.get("n_query_groups", 0)) for f in fields}
     stated = {
         " and ".join(k for k in ("MHA", "GQA", "MQA") if k in groups): True,
         "mixture of experts": any(f.get("mlp") == "moe" for f in fields),
@@ -43,7 +43,7 @@ def traits(family: Family) -> str:
     return ", ".join(name for name, has in stated.items() if has)
 
 
-def heads(n_head: int, n_query_groups: int) -> str:
+def _heads(n_head: int, n_query_groups: int) -> str:
     if n_query_groups in (0, n_head):
         return "MHA"
     return "MQA" if n_query_groups == 1 else "GQA"

@@ -2,7 +2,7 @@
 
 from lit_gpt.families.family import Architecture, Family, Separate
 
-PHI = Architecture(
+_PHI = Architecture(
     name="phi",
     hf_class="PhiForCausalLM",
     traits={
@@ -47,7 +47,7 @@ PHI = Architecture(
 
 FAMILY = Family(
     org="microsoft",
-    architecture=PHI,
+    architecture=_PHI,
     common={"vocab_size": 50257, "padded_vocab_size": 51200, "n_head": 32, "block_size": 2048},
     models=[
         {"name": "phi-1_5", "n_layer": 24, "n_embd": 2048},

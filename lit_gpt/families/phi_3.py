@@ -8,14 +8,14 @@ from lit_gpt.families.llama import LLAMA
 from lit_gpt.families.mistral import MISTRAL
 from lit_gpt.families.window import read_window, write_window
 
-NEUTRAL = (("full_attn_mod", 1), ("interpolate_factor", 1), ("lm_head_bias", False), ("mlp_bias", False))
+_NEUTRAL = (("full_attn_mod", 1), ("interpolate_factor", 1), ("lm_head_bias", False), ("mlp_bias", False))
 """What Phi 4 mini says of traits that no model of the architecture has."""
 
 
-def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """The length before LongRoPE, which stands on its own, goes where the other parameters of the scaling are."""
     hf = read_window(hf)
-    hf = {key: value for key, value in hf.items() if (key, value) not in NEUTRAL}
+    hf = {key: value for key, value in hf.items() if (key, value) not in _NEUTRAL}
     original = hf.pop("original_max_position_embeddings", None)
     for key in ("rope_scaling", "rope_parameters"):
         if hf.get(key) and original:
@@ -23,14 +23,14 @@ def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     return hf
 
 
-def restore(config: Any) -> dict[str, Any]:
+def _restore(config: Any) -> dict[str, Any]:
     scaling = config.rope_scaling or {}
     original = scaling.get("original_max_position_embeddings", config.block_size)
     return {**write_window(config), "original_max_position_embeddings": original}
 
 
-GATE_UP = "model.layers.{}.mlp.gate_up_proj"
-PHI_3 = replace(
+_GATE_UP = "model.layers.{}.mlp.gate_up_proj"
+_PHI_3 = replace(
     MISTRAL,
     name="phi3",
     hf_class="Phi3ForCausalLM",
@@ -39,25 +39,25 @@ PHI_3 = replace(
     weights={
         **LLAMA.weights,
         "transformer.h.{}.attn.qkv": "model.layers.{}.self_attn.qkv_proj",
-        "transformer.h.{}.mlp.fc_1": Part(GATE_UP, 0),
-        "transformer.h.{}.mlp.fc_2": Part(GATE_UP, 1),
+        "transformer.h.{}.mlp.fc_1": Part(_GATE_UP, 0),
+        "transformer.h.{}.mlp.fc_2": Part(_GATE_UP, 1),
     },
-    adapt=adapt,
-    restore=restore,
+    adapt=_adapt,
+    restore=_restore,
 )
 
-WINDOW = {"sliding_window": 2047}
-PHI_4 = {"vocab_size": 100352, "rope_base": 250000.0, "block_size": 16384}
+_WINDOW = {"sliding_window": 2047}
+_PHI_4 = {"vocab_size": 100352, "rope_base": 250000.0, "block_size": 16384}
 # fmt: off
 FAMILY = Family(
     org="microsoft",
-    architecture=PHI_3,
+    architecture=_PHI_3,
     common={"vocab_size": 32064, "padding_multiple": 64, "block_size": 4096},
     models=table(
         "name                       n_layer n_head n_query_groups n_embd intermediate_size",
-        ("Phi-3-mini-4k-instruct",       32,    32,            32,  3072,             8192, WINDOW),
-        ("Phi-3-medium-4k-instruct",     40,    40,            10,  5120,            17920, WINDOW),
-        ("phi-4",                        40,    40,            10,  5120,            17920, PHI_4),
+        ("Phi-3-mini-4k-instruct",       32,    32,            32,  3072,             8192, _WINDOW),
+        ("Phi-3-medium-4k-instruct",     40,    40,            10,  5120,            17920, _WINDOW),
+        ("phi-4",                        40,    40,            10,  5120,            17920, _PHI_4),
     ),
 )
 # fmt: on

@@ -36,7 +36,7 @@ GPT_NEOX = Architecture(
 )
 
 # fmt: off
-SIZES = table(
+_SIZES = table(
     "name        n_layer n_head n_embd padding_multiple",
     ("pythia-14m",     6,     4,   128,             128, {"block_size": 512}),
     ("pythia-31m",     6,     8,   256,             128, {"block_size": 1024}),
@@ -55,5 +55,5 @@ FAMILY = Family(
     org="EleutherAI",
     architecture=GPT_NEOX,
     common={"vocab_size": 50254},
-    models=SIZES[:2] + variants(SIZES[2:], "{}", "{}-deduped"),  # 14m and 31m have no deduped twin
+    models=_SIZES[:2] + variants(_SIZES[2:], "{}", "{}-deduped"),  # 14m and 31m have no deduped twin
 )

@@ -8,7 +8,7 @@ from lit_gpt.families.mistral import MISTRAL
 from lit_gpt.families.window import read_window, write_layer_types
 
 
-def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """The window counts only where `use_sliding_window` is set, from layer `max_window_layers` on."""
     hf = dict(hf)
     first = hf.pop("max_window_layers", 28)
@@ -17,7 +17,7 @@ def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     return read_window(hf, sliding_layers=list(range(first, hf.get("num_hidden_layers", 0))))
 
 
-def restore(config: Any) -> dict[str, Any]:
+def _restore(config: Any) -> dict[str, Any]:
     return {**write_layer_types(config), "use_sliding_window": config.sliding_window > 0}
 
 
@@ -28,29 +28,29 @@ QWEN_2 = replace(
     traits={**MISTRAL.traits, "qkv_bias": True, "sliding_window": 0},
     config_keys={k: v for k, v in MISTRAL.config_keys.items() if k != "head_dim"},
     config_values={**MISTRAL.config_values, "use_mrope": (False,)},
-    adapt=adapt,
-    restore=restore,
+    adapt=_adapt,
+    restore=_restore,
 )
 
-TIED, LARGE = {"tie_embeddings": True}, {"padded_vocab_size": 152064}
+_TIED, _LARGE = {"tie_embeddings": True}, {"padded_vocab_size": 152064}
 # fmt: off
-HEADER = "name         n_layer n_head n_query_groups n_embd intermediate_size"
-V2 = table(
-    HEADER,
-    ("Qwen2-0.5B",      24,    14,             2,   896,             4864, TIED),
-    ("Qwen2-1.5B",      28,    12,             2,  1536,             8960, TIED),
-    ("Qwen2-7B",        28,    28,             4,  3584,            18944, LARGE),
-    ("Qwen2-72B",       80,    64,             8,  8192,            29568, LARGE),
+_HEADER = "name         n_layer n_head n_query_groups n_embd intermediate_size"
+_V2 = table(
+    _HEADER,
+    ("Qwen2-0.5B",      24,    14,             2,   896,             4864, _TIED),
+    ("Qwen2-1.5B",      28,    12,             2,  1536,             8960, _TIED),
+    ("Qwen2-7B",        28,    28,             4,  3584,            18944, _LARGE),
+    ("Qwen2-72B",       80,    64,             8,  8192,            29568, _LARGE),
 )
-V2_5 = table(
-    HEADER,
-    ("Qwen2.5-0.5B",    24,    14,             2,   896,             4864, TIED),
-    ("Qwen2.5-1.5B",    28,    12,             2,  1536,             8960, TIED),
-    ("Qwen2.5-3B",      36,    16,             2,  2048,            11008, TIED),
-    ("Qwen2.5-7B",      28,    28,             4,  3584,            18944, LARGE),
-    ("Qwen2.5-14B",     48,    40,             8,  5120,            13824, LARGE),
-    ("Qwen2.5-32B",     64,    40,             8,  5120,            27648, LARGE),
-    ("Qwen2.5-72B",     80,    64,             8,  8192,            29568, LARGE),
+_V2_5 = table(
+    _HEADER,
+    ("Qwen2.5-0.5B",    24,    14,             2,   896,             4864, _TIED),
+    ("Qwen2.5-1.5B",    28,    12,             2,  1536,             8960, _TIED),
+    ("Qwen2.5-3B",      36,    16,             2,  2048,            11008, _TIED),
+    ("Qwen2.5-7B",      28,    28,             4,  3584,            18944, _LARGE),
+    ("Qwen2.5-14B",     48,    40,             8,  5120,            13824, _LARGE),
+    ("Qwen2.5-32B",     64,    40,             8,  5120,            27648, _LARGE),
+    ("Qwen2.5-72B",     80,    64,             8,  8192,            29568, _LARGE),
 )
 # fmt: on
 FAMILY = Family(
@@ -63,5 +63,5 @@ FAMILY = Family(
         "norm_eps": 1e-6,
         "rope_base": 1000000.0,
     },
-    models=variants(V2 + V2_5, "{}", "{}-Instruct"),
+    models=variants(_V2 + _V2_5, "{}", "{}-Instruct"),
 )

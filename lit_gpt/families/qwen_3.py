@@ -19,13 +19,13 @@ QWEN_3 = replace(
     },
 )
 
-TIED = {"tie_embeddings": True}
+_TIED = {"tie_embeddings": True}
 # fmt: off
-SIZES = table(
+_SIZES = table(
     "name       n_layer n_head n_query_groups n_embd intermediate_size",
-    ("Qwen3-0.6B",   28,    16,             8,  1024,             3072, TIED),
-    ("Qwen3-1.7B",   28,    16,             8,  2048,             6144, TIED),
-    ("Qwen3-4B",     36,    32,             8,  2560,             9728, TIED),
+    ("Qwen3-0.6B",   28,    16,             8,  1024,             3072, _TIED),
+    ("Qwen3-1.7B",   28,    16,             8,  2048,             6144, _TIED),
+    ("Qwen3-4B",     36,    32,             8,  2560,             9728, _TIED),
     ("Qwen3-8B",     36,    32,             8,  4096,            12288),
     ("Qwen3-14B",    40,    40,             8,  5120,            17408),
     ("Qwen3-32B",    64,    64,             8,  5120,            25600),
@@ -41,5 +41,5 @@ FAMILY = Family(
         "norm_eps": 1e-6,
         "rope_base": 1000000.0,
     },
-    models=variants(SIZES[:5], "{}", "{}-Base") + SIZES[5:],
+    models=variants(_SIZES[:5], "{}", "{}-Base") + _SIZES[5:],
 )

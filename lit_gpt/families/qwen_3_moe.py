@@ -8,7 +8,7 @@ from lit_gpt.families.qwen_3 import QWEN_3
 from lit_gpt.families.window import read_window, write_window
 
 
-def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """The window is that of all layers; the chosen experts' weights sum to one only where the file says so."""
     hf = {"norm_topk_prob": False, **hf}
     hf.pop("intermediate_size", None)  # of layers without experts: there are none
@@ -20,12 +20,12 @@ def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     return read_window(hf)
 
 
-def restore(config: Any) -> dict[str, Any]:
+def _restore(config: Any) -> dict[str, Any]:
     return {**write_window(config), "use_sliding_window": config.sliding_window > 0}
 
 
-EXPERT = "model.layers.{}.mlp.experts.{}."
-QWEN_3_MOE = replace(
+_EXPERT = "model.layers.{}.mlp.experts.{}."
+_QWEN_3_MOE = replace(
     QWEN_3,
     name="qwen3_moe",
     hf_class="Qwen3MoeForCausalLM",
@@ -45,19 +45,19 @@ QWEN_3_MOE = replace(
     weights={
         **{k: v for k, v in QWEN_3.weights.items() if ".mlp." not in k},
         "transformer.h.{}.mlp.gate": "model.layers.{}.mlp.gate",
-        "transformer.h.{}.mlp.experts.{}.fc_1": EXPERT + "gate_proj",
-        "transformer.h.{}.mlp.experts.{}.fc_2": EXPERT + "up_proj",
-        "transformer.h.{}.mlp.experts.{}.proj": EXPERT + "down_proj",
+        "transformer.h.{}.mlp.experts.{}.fc_1": _EXPERT + "gate_proj",
+        "transformer.h.{}.mlp.experts.{}.fc_2": _EXPERT + "up_proj",
+        "transformer.h.{}.mlp.experts.{}.proj": _EXPERT + "down_proj",
     },
-    adapt=adapt,
-    restore=restore,
+    adapt=_adapt,
+    restore=_restore,
 )
 
-S30B, S235B = (48, 32, 4, 2048, 768), (94, 64, 4, 4096, 1536)
-LONG = {"block_size": 262144, "rope_base": 10000000.0}
+_S30B, _S235B = (48, 32, 4, 2048, 768), (94, 64, 4, 4096, 1536)
+_LONG = {"block_size": 262144, "rope_base": 10000000.0}
 FAMILY = Family(
     org="Qwen",
-    architecture=QWEN_3_MOE,
+    architecture=_QWEN_3_MOE,
     common={
         "vocab_size": 151669,
         "padded_vocab_size": 151936,
@@ -70,10 +70,10 @@ FAMILY = Family(
     },
     models=table(
         "name n_layer n_head n_query_groups n_embd intermediate_size",
-        ("Qwen3-30B-A3B", *S30B),
-        ("Qwen3-30B-A3B-Base", *S30B, {"block_size": 32768}),
-        ("Qwen3-30B-A3B-Instruct-2507", *S30B, LONG),
-        ("Qwen3-30B-A3B-Thinking-2507", *S30B, LONG),
-        ("Qwen3-235B-A22B", *S235B),
+        ("Qwen3-30B-A3B", *_S30B),
+        ("Qwen3-30B-A3B-Base", *_S30B, {"block_size": 32768}),
+        ("Qwen3-30B-A3B-Instruct-2507", *_S30B, _LONG),
+        ("Qwen3-30B-A3B-Thinking-2507", *_S30B, _LONG),
+        ("Qwen3-235B-A22B", *_S235B),
     ),
 )

@@ -8,7 +8,7 @@ from lit_gpt.families.llama import LLAMA
 from lit_gpt.families.window import read_window, write_layer_types
 
 
-def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """Layers without rotation by their list, or every n-th; where a window is switched on, those have it."""
     hf = dict(hf)
     rotated, interval = hf.pop("no_rope_layers", None), hf.pop("no_rope_layer_interval", None) or 4
@@ -19,7 +19,7 @@ def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     return read_window(hf, sliding_layers=(hf["unrotated_layers"] or []) if has_window else [])
 
 
-def restore(config: Any) -> dict[str, Any]:
+def _restore(config: Any) -> dict[str, Any]:
     return {
         **write_layer_types(config),
         "use_sliding_window": config.sliding_window > 0,
@@ -27,7 +27,7 @@ def restore(config: Any) -> dict[str, Any]:
     }
 
 
-SMOLLM_3 = replace(
+_SMOLLM_3 = replace(
     LLAMA,
     name="smollm3",
     hf_class="SmolLM3ForCausalLM",
@@ -40,14 +40,14 @@ SMOLLM_3 = replace(
         "unrotated_layers": "unrotated_layers",
     },
     config_values={"hidden_act": ("silu",)},
-    adapt=adapt,
-    restore=restore,
+    adapt=_adapt,
+    restore=_restore,
 )
 
 # fmt: off
 FAMILY = Family(
     org="HuggingFaceTB",
-    architecture=SMOLLM_3,
+    architecture=_SMOLLM_3,
     common={
         "vocab_size": 128256, "padded_vocab_size": 128256, "block_size": 65536, "norm_eps": 1e-6,
         "rope_base": 5000000.0,

@@ -7,7 +7,7 @@ from lit_gpt.families.family import Architecture, Family, PerHead, table
 from lit_gpt.families.llama import LLAMA
 
 
-def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """`qk_layernorm` by its value; the names that the first releases used, by today's."""
     hf = {{"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}.get(k, k): v for k, v in hf.items()}
     hf.pop("num_heads", None)  # num_attention_heads again
@@ -16,7 +16,7 @@ def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     return hf
 
 
-STABLELM: Architecture = replace(
+_STABLELM: Architecture = replace(
     LLAMA,
     name="stablelm",
     hf_class="StableLmForCausalLM",
@@ -42,27 +42,27 @@ STABLELM: Architecture = replace(
         "transformer.h.{}.attn.norm_q": PerHead("model.layers.{}.self_attn.q_layernorm.norms.{head}"),
         "transformer.h.{}.attn.norm_k": PerHead("model.layers.{}.self_attn.k_layernorm.norms.{head}", keys=True),
     },
-    adapt=adapt,
+    adapt=_adapt,
     restore=lambda config: {"qk_layernorm": config.qk_norm == "per_head"},
 )
 
-V2 = {"vocab_size": 100289, "padded_vocab_size": 100352, "qkv_bias": True}
-V2_12B = {**V2, "qkv_bias": False, "qk_norm": "per_head", "parallel_residual": True, "shared_attention_norm": True}
+_V2 = {"vocab_size": 100289, "padded_vocab_size": 100352, "qkv_bias": True}
+_V2_12B = {**_V2, "qkv_bias": False, "qk_norm": "per_head", "parallel_residual": True, "shared_attention_norm": True}
 # fmt: off
 FAMILY = Family(
     org="stabilityai",
-    architecture=STABLELM,
+    architecture=_STABLELM,
     common={"vocab_size": 50254, "padding_multiple": 64, "block_size": 4096},
     models=table(
         "name                   n_layer n_head n_query_groups n_embd intermediate_size",
         ("stablelm-3b-4e1t",         32,    32,            32,  2560,             6912),
         ("stablelm-zephyr-3b",       32,    32,            32,  2560,             6912),
         ("stable-code-3b",           32,    32,            32,  2560,             6912, {"block_size": 16384}),
-        ("stablelm-2-1_6b",          24,    32,            32,  2048,             5632, V2),
-        ("stablelm-2-zephyr-1_6b",   24,    32,            32,  2048,             5632, V2),
-        ("stablelm-2-1_6b-chat",     24,    32,            32,  2048,             5632, V2),
-        ("stablelm-2-12b",           40,    32,             8,  5120,            13824, V2_12B),
-        ("stablelm-2-12b-chat",      40,    32,             8,  5120,            13824, V2_12B),
+        ("stablelm-2-1_6b",          24,    32,            32,  2048,             5632, _V2),
+        ("stablelm-2-zephyr-1_6b",   24,    32,            32,  2048,             5632, _V2),
+        ("stablelm-2-1_6b-chat",     24,    32,            32,  2048,             5632, _V2),
+        ("stablelm-2-12b",           40,    32,             8,  5120,            13824, _V2_12B),
+        ("stablelm-2-12b-chat",      40,    32,             8,  5120,            13824, _V2_12B),
     ),
 )
 # fmt: on

@@ -6,9 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-SMALL = 2**16
+_SMALL = 2**16
 """Bytes; a piece that is no larger may wait in any number."""
-AT_ONCE = 2**20
+_AT_ONCE = 2**20
 """Bytes that the system is given in one call: with 64 times as many Linux 6.18 took two to seven times as long."""
 
 
@@ -35,9 +35,9 @@ class Behind:
     def write(self, path: Path, start: int, data: Any) -> int:
         """Put `data`, which must not change from now on, at byte `start` of a file; returns its bytes."""
         content = memoryview(data)
-        if content.nbytes > SMALL:
+        if content.nbytes > _SMALL:
             self.wait()
-        self.waiting.append(self.thread.submit(put, path, start, content))
+        self.waiting.append(self.thread.submit(_put, path, start, content))
         return content.nbytes
 
     def wait(self) -> None:
@@ -47,12 +47,12 @@ class Behind:
             future.result()
 
 
-def put(path: Path, start: int, content: memoryview) -> None:
+def _put(path: Path, start: int, content: memoryview) -> None:
     with open(path, "rb+", buffering=0) as file:
         file.seek(start)
         content = content.cast("B") if content.nbytes else content
         while content.nbytes:
-            content = content[file.write(content[:AT_ONCE]) :]
+            content = content[file.write(content[:_AT_ONCE]) :]
         if hasattr(os, "posix_fadvise"):  # on its way to the disk, which would wait for the end otherwise
             os.posix_fadvise(file.fileno(), start, file.tell() - start, os.POSIX_FADV_DONTNEED)
 

@@ -2,7 +2,7 @@
 
 Lit-GPT 2023 wrote its checkpoints with protocol 5 of pickle, and training scripts put paths and namespaces beside the
 weights. Nothing that a file names is imported here: tensors are made by our own code, and what is harmless becomes a
-`Placeholder`. Everything else is refused.
+`_Placeholder`. Everything else is refused.
 """
 
 import pickle
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lit_gpt.files.tensors import DTYPES
 
-STORAGES = {storage.__name__: dtype for dtype, (_, storage) in DTYPES.items()} | {"UntypedStorage": torch.uint8}
-PLACEHOLDERS = {
+_STORAGES = {storage.__name__: dtype for dtype, (_, storage) in DTYPES.items()} | {"UntypedStorage": torch.uint8}
+_PLACEHOLDERS = {
     "argparse": ("Namespace",),
     "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
     "pathlib._local": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
@@ -38,7 +38,7 @@ class RefusedError(Exception):
     """The file names something that loading it would import and call; says what."""
 
 
-class Placeholder:
+class _Placeholder:
     """Stands for an object that is not needed; takes whatever it is made of, and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
@@ -78,10 +78,10 @@ def load_pickle(path: Path) -> Any:
         (entry,) = [e for e in archive.infolist() if e.filename.endswith("/data.pkl") or e.filename == "data.pkl"]
         prefix = entry.filename.removesuffix("data.pkl")
         with archive.open(entry) as file:
-            return Reader(file, path, archive, prefix).load()
+            return _Reader(file, path, archive, prefix).load()
 
 
-class Reader(pickle.Unpickler):
+class _Reader(pickle.Unpickler):
     """Unpickles without importing anything."""
 
     def __init__(self, file: Any, path: Path, archive: zipfile.ZipFile, prefix: str) -> None:
@@ -93,12 +93,12 @@ class Reader(pickle.Unpickler):
         module = "builtins" if module == "__builtin__" else module  # its name in Python 2, and up to protocol 2
         if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
             return dtype
-        if module in ("torch", "torch.storage") and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) in MADE:
-            return MADE[module, name]
-        if name in PLACEHOLDERS.get(module, ()):
-            return Placeholder
+        if module in ("torch", "torch.storage") and name in _STORAGES:
+            return _STORAGES[name]
+        if (module, name) in _MADE:
+            return _MADE[module, name]
+        if name in _PLACEHOLDERS.get(module, ()):
+            return _Placeholder
         raise RefusedError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -107,14 +107,14 @@ class Reader(pickle.Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise RefusedError(str(kind))
         entry = self.archive.getinfo(f"{self.prefix}data/{key}")
-        start = content_start(self.archive, entry)
+        start = _content_start(self.archive, entry)
         if entry.compress_type != zipfile.ZIP_STORED or n * dtype.itemsize > entry.file_size:
             raise ValueError(f"data/{key} has {entry.file_size} bytes")
         values = self.bytes[start : start + n * dtype.itemsize]
         return (values if start % dtype.itemsize == 0 else values.clone()).view(dtype)
 
 
-def content_start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
+def _content_start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
     """Where the bytes of a file of the archive begin; its own header says how long it is."""
     assert archive.fp is not None
     place = archive.fp.tell()
@@ -124,7 +124,7 @@ def content_start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + 30 + int.from_bytes(sizes[:2], "little") + int.from_bytes(sizes[2:], "little")
 
 
-def tensor(values: Tensor, offset: int, shape: Sequence[int], strides: Sequence[int], *more: Any) -> Tensor:
+def _view(values: Tensor, offset: int, shape: Sequence[int], strides: Sequence[int], *more: Any) -> Tensor:
     """What torch's `_rebuild_tensor`, `_rebuild_tensor_v2` and `_rebuild_tensor_v3` make of a storage."""
     dtypes = [m for m in more if isinstance(m, torch.dtype)]
     values = values.view(dtypes[0]) if dtypes else values
@@ -134,24 +134,24 @@ def tensor(values: Tensor, offset: int, shape: Sequence[int], strides: Sequence[
     return values.as_strided(tuple(shape), tuple(strides), values.storage_offset() + offset)
 
 
-def with_attributes(make: Any, kind: Any, args: tuple[Any, ...], state: Any) -> Tensor:
+def _with_attributes(make: Any, kind: Any, args: tuple[Any, ...], state: Any) -> Tensor:
     """A tensor that had attributes in Python, without them."""
     return make(*args)
 
 
-def parameter(x: Tensor, *more: Any) -> Tensor:
+def _parameter(x: Tensor, *more: Any) -> Tensor:
     return x
 
 
-MADE = {
+_MADE = {
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "defaultdict"): defaultdict,
     ("builtins", "set"): set,
     ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor"): tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): tensor,
-    ("torch._utils", "_rebuild_parameter"): parameter,
-    ("torch._tensor", "_rebuild_from_type_v2"): with_attributes,
+    ("torch._utils", "_rebuild_tensor"): _view,
+    ("torch._utils", "_rebuild_tensor_v2"): _view,
+    ("torch._utils", "_rebuild_tensor_v3"): _view,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _with_attributes,
 }
 """What stands for the functions and classes that a file of tensors needs."""

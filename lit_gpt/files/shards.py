@@ -39,10 +39,10 @@ def save_safetensors_shards(
     specs = {name: Spec(*spec) for name, spec in specs.items()}
     require_room(sum(spec.n_bytes for spec in specs.values()), folder / "model.safetensors")
     places: dict[str, tuple[Path, int]] = {}
-    shards = plan_shards(specs, max_shard_bytes)
-    paths = [folder / shard_name(i, len(shards)) for i in range(len(shards))]
+    shards = _plan_shards(specs, max_shard_bytes)
+    paths = [folder / _shard_name(i, len(shards)) for i in range(len(shards))]
     for path, names in zip(paths, shards, strict=True):
-        header, starts, end = make_header({n: specs[n] for n in names}, metadata or {"format": "pt"})
+        header, starts, end = _make_header({n: specs[n] for n in names}, metadata or {"format": "pt"})
         with naming_a_full_disk(path), open(path, "wb") as file:
             allocate(file, end)
             file.write(header)
@@ -59,7 +59,7 @@ def save_safetensors_shards(
     return paths
 
 
-def plan_shards(specs: Mapping[str, Spec], max_bytes: int) -> list[list[str]]:
+def _plan_shards(specs: Mapping[str, Spec], max_bytes: int) -> list[list[str]]:
     """Names of each shard: in order, a new one wherever the next tensor would not fit."""
     shards: list[list[str]] = [[]]
     filled = 0
@@ -72,11 +72,11 @@ def plan_shards(specs: Mapping[str, Spec], max_bytes: int) -> list[list[str]]:
     return shards
 
 
-def shard_name(i: int, n: int) -> str:
+def _shard_name(i: int, n: int) -> str:
     return "model.safetensors" if n == 1 else f"model-{i + 1:05d}-of-{n:05d}.safetensors"
 
 
-def make_header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:
+def _make_header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:
     """The beginning of a safetensors file, where each tensor starts in it, and its size."""
     fields: dict[str, Any] = {"__metadata__": dict(metadata)}
     starts: dict[str, int] = {}

@@ -19,7 +19,7 @@ from lit_gpt.files.pickles import RefusedError, load_weights
 from lit_gpt.files.tensors import DTYPES, OneFileOpen, Opened, Spec, checked, first_line, raw, spec_of
 from lit_gpt.files.whole import allocate, replace_with, require_room
 
-ALIGNMENT = 64
+_ALIGNMENT = 64
 """Bytes; tensors start at multiples of it in torch's files, as `torch.save` has them."""
 
 
@@ -96,10 +96,10 @@ def save_stream(
     """
     shared = shared or {}
     require_room(sum(Spec(*spec).n_bytes for name, spec in specs.items() if name not in shared), path)
-    replace_with(path, lambda temporary: write_state(specs, tensors, temporary, shared))
+    replace_with(path, lambda temporary: _write_state(specs, tensors, temporary, shared))
 
 
-def write_state(
+def _write_state(
     specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], path: Path, shared: Mapping[str, str]
 ) -> None:
     """The zip archive of torch's files: data.pkl, byteorder, version, and data/0, data/1 ... with the values.
@@ -109,7 +109,7 @@ def write_state(
     stored = {name: Spec(*spec) for name, spec in specs.items() if name not in shared}
     assert all(specs[name] == specs[owner] and owner in stored for name, owner in shared.items()), shared
     keys = {name: str(i) for i, name in enumerate(stored)}
-    records = {"data.pkl": pickled({n: Saved(keys[shared.get(n, n)], Spec(*spec)) for n, spec in specs.items()})}
+    records = {"data.pkl": _pickled({n: _Saved(keys[shared.get(n, n)], Spec(*spec)) for n, spec in specs.items()})}
     records |= {"byteorder": sys.byteorder.encode(), "version": b"3\n"}
     with open(path, "wb") as made:
         allocate(made, sum(spec.n_bytes for spec in stored.values()))
@@ -117,25 +117,25 @@ def write_state(
         file = FileBehind(behind, path)
         with zipfile.ZipFile(file, "w") as archive:
             for name, content in records.items():
-                write_record(archive, file, name, content)
+                _write_record(archive, file, name, content)
             for name, x in checked(stored, tensors):
-                write_record(archive, file, f"data/{keys[name]}", raw(x))
+                _write_record(archive, file, f"data/{keys[name]}", raw(x))
                 del x  # before the next one is made
 
 
-def write_record(archive: zipfile.ZipFile, file: FileBehind, name: str, content: Any) -> None:
-    """Append a file to the archive, its content at a multiple of ALIGNMENT."""
+def _write_record(archive: zipfile.ZipFile, file: FileBehind, name: str, content: Any) -> None:
+    """Append a file to the archive, its content at a multiple of _ALIGNMENT."""
     entry = zipfile.ZipInfo(f"archive/{name}")
     size_of_header, size_of_zip64, size_of_padding = 30, 20, 4  # of the fields before the content, without the padding
     start = file.tell() + size_of_header + len(entry.filename) + size_of_zip64 + size_of_padding
-    n_padding = -start % ALIGNMENT
+    n_padding = -start % _ALIGNMENT
     entry.extra = b"FB" + n_padding.to_bytes(2, "little") + bytes(n_padding)
     with archive.open(entry, "w", force_zip64=True) as record:
         record.write(content)
 
 
 @dataclass(frozen=True)
-class Saved:
+class _Saved:
     """A tensor in data.pkl; pickles as torch's tensors do."""
 
     key: str
@@ -144,25 +144,25 @@ class Saved:
 
     def __reduce__(self) -> tuple[Any, ...]:
         strides = torch.empty(self.spec.shape, device="meta").stride()
-        arguments = (Values(self.key, self.spec), 0, self.spec.shape, strides, False, OrderedDict())
+        arguments = (_Values(self.key, self.spec), 0, self.spec.shape, strides, False, OrderedDict())
         return torch._utils._rebuild_tensor_v2, arguments
 
 
-class Values(NamedTuple):
-    """The storage of a `Saved`, which torch's files name by a persistent id."""
+class _Values(NamedTuple):
+    """The storage of a `_Saved`, which torch's files name by a persistent id."""
 
     key: str
     spec: Spec
 
 
-class StatePickler(pickle.Pickler):
+class _StatePickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-        if not isinstance(obj, Values):
+        if not isinstance(obj, _Values):
             return None
         return "storage", DTYPES[obj.spec.dtype][1], obj.key, "cpu", torch.Size(obj.spec.shape).numel()
 
 
-def pickled(state: dict[str, Saved]) -> bytes:
+def _pickled(state: dict[str, _Saved]) -> bytes:
     buffer = BytesIO()
-    StatePickler(buffer, protocol=2).dump(state)  # the protocol that weights_only reads
+    _StatePickler(buffer, protocol=2).dump(state)  # the protocol that weights_only reads
     return buffer.getvalue()

@@ -53,7 +53,7 @@ def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) 
     place = folder.resolve()  # a link stays one
     temporary = temporary_beside(place)
     aside = temporary.with_name(f"{temporary.name[:-4]}.old.tmp")
-    require_replaceable(folder, overwrite)
+    _require_replaceable(folder, overwrite)
     try:
         with naming_a_full_disk(folder):
             temporary.mkdir(parents=True)
@@ -93,7 +93,7 @@ def _give_mode(path: Path, mode: int) -> None:
         path.chmod(S_IMODE(mode))
 
 
-def require_replaceable(folder: Path, overwrite: bool) -> None:
+def _require_replaceable(folder: Path, overwrite: bool) -> None:
     """Raises: UserError if `folder` is a file, holds something that may not be deleted, or holds what must not be."""
     if not folder.exists():
         return
@@ -110,7 +110,7 @@ def temporary_beside(path: Path) -> Path:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)(\.old)?\.tmp")
     for found in path.parent.glob(f".{escape(path.name)}.*.tmp"):
         match = pattern.fullmatch(found.name)
-        if match is None or is_alive(int(match[1])):
+        if match is None or _is_alive(int(match[1])):
             continue
         if match[2] and not path.exists():  # killed between the two renames of `replace_folder`
             found.replace(path)
@@ -121,7 +121,7 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def is_alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     """Whether another process has this id. Our own id on a leftover is that of a process before us."""
     if pid == os.getpid():
         return False

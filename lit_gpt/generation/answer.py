@@ -51,7 +51,7 @@ def print_completion(
         ids = [tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id]
     model.eval()
     decoder = StreamDecoder(tokenizer, ids)
-    write(asked.text if echo else "")
+    _write(asked.text if echo else "")
     n_tokens, blank, start = 0, not echo, time.perf_counter()
     with fabric.autocast():
         tokens = generate(
@@ -68,13 +68,13 @@ def print_completion(
             text = decoder.push(token)
             text = text.lstrip() if blank else text  # an answer begins with its first word
             blank = blank and not text
-            write(text)
-    write(decoder.pending() + "\n")
+            _write(text)
+    _write(decoder.pending() + "\n")
     seconds = time.perf_counter() - start
     say(f"Time for inference: {seconds:.02f} sec total, {n_tokens / seconds:.02f} tokens/sec")
 
 
-def write(text: str) -> None:
+def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 

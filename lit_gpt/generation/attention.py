@@ -10,14 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SPLITS = 256
+_SPLITS = 256
 """Programs that attention aims at: about two for each multiprocessor of the largest GPUs."""
-POSITIONS = 32
+_POSITIONS = 32
 """Cached positions that a program of attention takes at a time."""
 
 
 @triton.jit
-def place_kernel(
+def _place_kernel(
     q,
     k,
     v,
@@ -66,7 +66,7 @@ def place_kernel(
 
 
 @triton.jit
-def attend_kernel(
+def _attend_kernel(
     q,
     k,
     v,
@@ -130,10 +130,10 @@ def attend_kernel(
 
 
 @triton.jit
-def join_kernel(
+def _join_kernel(
     sums, largest, weights, y, R: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr
 ):
-    """y (B, H, D) from what `attend_kernel` wrote."""
+    """y (B, H, D) from what `_attend_kernel` wrote."""
     head = tl.program_id(0)
     part, d = tl.arange(0, PARTS), tl.arange(0, BLOCK_D)
     mine = (head // R * PARTS + part) * R + head % R
@@ -173,7 +173,7 @@ def attention(
     R, block_d = H // G, max(16, triton.next_power_of_2(D))
     keys, values = cached
     turned = q.new_empty(B, H, D)
-    place_kernel[(B, H + 2 * G)](
+    _place_kernel[(B, H + 2 * G)](
         q,
         k,
         v,
@@ -191,10 +191,10 @@ def attention(
         BLOCK_D=block_d,
         num_warps=1,
     )
-    parts = min(64, triton.next_power_of_2(triton.cdiv(SPLITS, B * G)))
+    parts = min(64, triton.next_power_of_2(triton.cdiv(_SPLITS, B * G)))
     sums = torch.empty(B * G * parts * R, D, dtype=torch.float32, device=q.device)
     largest, weights = (torch.empty(B * G * parts * R, dtype=torch.float32, device=q.device) for _ in range(2))
-    attend_kernel[(B * G, parts)](
+    _attend_kernel[(B * G, parts)](
         turned,
         keys,
         values,
@@ -210,11 +210,11 @@ def attention(
         WINDOW=window,
         BLOCK_R=max(16, triton.next_power_of_2(R)),
         BLOCK_D=block_d,
-        BLOCK_S=POSITIONS,
+        BLOCK_S=_POSITIONS,
         PRECISION="ieee",
         num_warps=4,
         num_stages=2,
     )
     y = q.new_empty(B, 1, H * D)
-    join_kernel[(B * H,)](sums, largest, weights, y, R=R, D=D, BLOCK_D=block_d, PARTS=parts, num_warps=2)
+    _join_kernel[(B * H,)](sums, largest, weights, y, R=R, D=D, BLOCK_D=block_d, PARTS=parts, num_warps=2)
     return y

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_gpt.model import GPT
 
-SMALLEST_ROOM = 256
+_SMALLEST_ROOM = 256
 """Positions; reading fewer is not worth a graph of their own."""
 
 
@@ -17,7 +17,7 @@ def room(n: int) -> int:
 
     They are multiples of 256, and from 1,024 on at least four to every doubling.
     """
-    step = max(SMALLEST_ROOM, 1 << max(0, n.bit_length() - 3))
+    step = max(_SMALLEST_ROOM, 1 << max(0, n.bit_length() - 3))
     return -(-n // step) * step
 
 

@@ -85,7 +85,7 @@ class Decoder:
 
     def record(self, n: int) -> None:
         """Capture `run(n)`; if something in the model waits for the GPU, capture nothing from now on."""
-        stream = side_stream(self.token.device)
+        stream = _side_stream(self.token.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self.run(n)  # compiles and tunes
@@ -108,6 +108,6 @@ class Decoder:
 
 
 @cache
-def side_stream(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which steps are captured; one for all, since cuBLAS keeps a workspace for each stream it saw."""
     return torch.cuda.Stream(device)

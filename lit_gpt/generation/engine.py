@@ -11,7 +11,7 @@ from lit_gpt.generation.decode import Decoder
 from lit_gpt.generation.sampling import sample
 from lit_gpt.model import GPT
 
-FAST_FROM = 32
+_FAST_FROM = 32
 """New tokens from which, on a GPU, fast steps gain more time than it takes to prepare them."""
 
 
@@ -70,11 +70,11 @@ def generate_batch(
     if max(lengths) >= block_size:
         raise UserError(f"the prompt has {max(lengths)} tokens, and the model has room for {block_size} in all")
     length = min(max(lengths) + max_new_tokens, block_size)
-    decoder = Decoder(model, len(prompts), length, **shortcuts(model, max_new_tokens, compile))
+    decoder = Decoder(model, len(prompts), length, **_shortcuts(model, max_new_tokens, compile))
     yield from draw(decoder, prompts, max_new_tokens, temperature, top_k, stop_ids)
 
 
-def shortcuts(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, str | bool]:
+def _shortcuts(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, str | bool]:
     """Arguments of the `Decoder` that is fast for this much text.
 
     Mixtures of experts wait for the GPU to learn which experts to run, and autocast keeps copies of the weights of its
@@ -82,7 +82,7 @@ def shortcuts(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str
     """
     device = model.transformer.wte.weight.device
     if compile is None:
-        compile = device.type == "cuda" and max_new_tokens >= FAST_FROM
+        compile = device.type == "cuda" and max_new_tokens >= _FAST_FROM
     if not compile or model.config.mlp == "moe" or torch.is_autocast_enabled(device.type):
         return {"way": "plain", "capture": False}
     if device.type != "cuda":
@@ -105,7 +105,7 @@ def draw(
     logits = decoder.prefill(prompts)
     for n in range(max_new_tokens):
         token = sample(logits, temperature, top_k)  # (B,)
-        drawn, more = on_its_way(token), n + 1 < max_new_tokens
+        drawn, more = _on_its_way(token), n + 1 < max_new_tokens
         if more and queued:
             logits = decoder.step(token)
         ids = drawn()
@@ -119,7 +119,7 @@ def draw(
             logits = decoder.step(token)
 
 
-def on_its_way(ids: Tensor) -> Callable[[], list[int]]:
+def _on_its_way(ids: Tensor) -> Callable[[], list[int]]:
     """Starts bringing `ids` to the host; what is returned waits for them, and for nothing that is queued after them."""
     if not ids.is_cuda:
         return ids.tolist

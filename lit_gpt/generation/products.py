@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 4096
+_TILE = 4096
 """Weights of 16 bits that a program has in flight; twice as many of 8 bits."""
 
 
 @triton.jit
-def product_kernel(
+def _product_kernel(
     x,
     weight,
     scale,
@@ -99,11 +99,11 @@ def product(x: Tensor, layer: Weight, gate: Weight | None = None, activation: st
     """
     N, K = layer.weight.shape
     y = x.new_empty(*x.shape[:-1], N)
-    tile = TILE * (2 if layer.weight.element_size() == 1 else 1) // (1 if gate is None else 2)
+    tile = _TILE * (2 if layer.weight.element_size() == 1 else 1) // (1 if gate is None else 2)
     columns = next((c for c in (1024, 512, 256) if K % c == 0), 512)
     rows = tile // columns
     pointers = [x if p is None else p for p in (*layer, *(gate or layer))]  # those that are not there are not read
-    product_kernel[(triton.cdiv(N, rows),)](
+    _product_kernel[(triton.cdiv(N, rows),)](
         x.contiguous(),
         *pointers,
         y,

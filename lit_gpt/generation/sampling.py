@@ -16,12 +16,12 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if top_k is None or top_k >= logits.size(-1):
-        return first_arrival(logits.softmax(-1))
+        return _first_arrival(logits.softmax(-1))
     values, ids = logits.topk(top_k)
-    return ids.gather(-1, first_arrival(values.softmax(-1)).unsqueeze(-1)).squeeze(-1)
+    return ids.gather(-1, _first_arrival(values.softmax(-1)).unsqueeze(-1)).squeeze(-1)
 
 
-def first_arrival(probabilities: Tensor) -> Tensor:
+def _first_arrival(probabilities: Tensor) -> Tensor:
     """An index a row, (B,), drawn with `probabilities` (B, n).
 
     Of waiting times that are exponential with these rates, the shortest is each index's with its probability.

@@ -23,18 +23,18 @@ from lit_gpt.layers.quantize.eight_bit import EightBitLinear
 from lit_gpt.layers.rope import apply_rope
 from lit_gpt.model import GPT, CausalSelfAttention, score_scale, softcap, visible
 
-MOST_VARIANTS = 64
+_MOST_VARIANTS = 64
 """Of a compiled block in a process: for each model, dtype and number of rows."""
 
 
-def with_children(module: nn.Module, **children: nn.Module) -> Any:
+def _with_children(module: nn.Module, **children: nn.Module) -> Any:
     """A module that shares everything with `module` but has `children` in the place of those of the same names."""
     twin = copy.copy(module)
     twin._modules = {**module._modules, **children}
     return twin
 
 
-def with_blocks(model: GPT, make: Callable[[nn.Module, int], nn.Module], lm_head: nn.Module) -> GPT:
+def _with_blocks(model: GPT, make: Callable[[nn.Module, int], nn.Module], lm_head: nn.Module) -> GPT:
     """`model` with other blocks and another output projection.
 
     Args:
@@ -43,7 +43,7 @@ def with_blocks(model: GPT, make: Callable[[nn.Module, int], nn.Module], lm_head
     config = model.config
     windows = [config.sliding_window if config.is_sliding(i) else 0 for i in range(config.n_layer)]
     blocks = nn.ModuleList(make(b, w) for b, w in zip(model.transformer.h, windows, strict=True))
-    return with_children(model, transformer=with_children(model.transformer, h=blocks), lm_head=lm_head)
+    return _with_children(model, transformer=_with_children(model.transformer, h=blocks), lm_head=lm_head)
 
 
 def with_kernels(model: GPT, batch_size: int) -> GPT:
@@ -54,32 +54,32 @@ def with_kernels(model: GPT, batch_size: int) -> GPT:
     """
 
     def row(module: nn.Module) -> nn.Module:
-        return single_row(module, model.config.activation) if batch_size == 1 else module
+        return _single_row(module, model.config.activation) if batch_size == 1 else module
 
     def make(block: nn.Module, window: int) -> nn.Module:
         beside = block.attn.beside(model.transformer.wte.weight.dtype)
         block = row(block)
-        return with_children(block, attn=KernelAttention(block.attn, window, beside))
+        return _with_children(block, attn=_KernelAttention(block.attn, window, beside))
 
-    return with_blocks(model, make, row(model.lm_head))
+    return _with_blocks(model, make, row(model.lm_head))
 
 
-def single_row(module: nn.Module, activation: str) -> nn.Module:
+def _single_row(module: nn.Module, activation: str) -> nn.Module:
     """`module` for inputs of one row: the linear layers in it whose weight our kernel reads are called through it."""
-    if isinstance(module, READABLE):
-        return RowProduct(module)
-    if isinstance(module, GatedMLP) and isinstance(module.fc_1, READABLE) and type(module.fc_1) is type(module.fc_2):
-        return nn.Sequential(RowProduct(module.fc_2, module.fc_1, activation), single_row(module.proj, activation))
-    children = {name: single_row(child, activation) for name, child in module.named_children()}
+    if isinstance(module, _READABLE):
+        return _RowProduct(module)
+    if isinstance(module, GatedMLP) and isinstance(module.fc_1, _READABLE) and type(module.fc_1) is type(module.fc_2):
+        return nn.Sequential(_RowProduct(module.fc_2, module.fc_1, activation), _single_row(module.proj, activation))
+    children = {name: _single_row(child, activation) for name, child in module.named_children()}
     changed = {name: child for name, child in children.items() if child is not getattr(module, name)}
-    return with_children(module, **changed) if changed else module
+    return _with_children(module, **changed) if changed else module
 
 
-READABLE = (Linear, EightBitLinear)
+_READABLE = (Linear, EightBitLinear)
 """Layers whose weight is (out_features, in_features), with a `scale` of its rows where it is not in 16 or 32 bits."""
 
 
-class RowProduct(LinearLayer):
+class _RowProduct(LinearLayer):
     """A linear layer for a single row.
 
     Args:
@@ -104,7 +104,7 @@ class RowProduct(LinearLayer):
         return product(x, layer, gate, self.activation)
 
 
-class KernelAttention(nn.Module):
+class _KernelAttention(nn.Module):
     """What the attention it is made of computes for one token a row, in three kernels besides the products."""
 
     def __init__(self, attn: CausalSelfAttention, window: int, beside: nn.Module | None = None) -> None:
@@ -154,29 +154,29 @@ def compiled(model: GPT, backend: str) -> GPT:
     Raises:
         UserError: at the first step, if this machine cannot compile.
     """
-    step = compiled_step(backend, model.transformer.wte.weight.is_cuda)
+    step = _compiled_step(backend, model.transformer.wte.weight.is_cuda)
 
     def make(block: nn.Module, window: int) -> nn.Module:
         beside = block.attn.beside(model.transformer.wte.weight.dtype)
-        return Compiled(with_children(block, attn=CompiledAttention(block.attn, window, beside)), step)
+        return _Compiled(_with_children(block, attn=_CompiledAttention(block.attn, window, beside)), step)
 
-    return with_blocks(model, make, Compiled(model.lm_head, step))
+    return _with_blocks(model, make, _Compiled(model.lm_head, step))
 
 
 @cache
-def compiled_step(backend: str, cuda: bool) -> Callable[..., Tensor]:
-    """`call`, compiled once in a process."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VARIANTS)
+def _compiled_step(backend: str, cuda: bool) -> Callable[..., Tensor]:
+    """`_call`, compiled once in a process."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)
     # tuning makes products with one row reductions of our own, and those come near the memory's bandwidth only tuned
     options = {"coordinate_descent_tuning": True} if cuda and backend == "inductor" else None
-    return torch.compile(call, backend=backend, dynamic=False, options=options)
+    return torch.compile(_call, backend=backend, dynamic=False, options=options)
 
 
-def call(module: nn.Module, *args: Any) -> Tensor:
+def _call(module: nn.Module, *args: Any) -> Tensor:
     return module(*args)
 
 
-class Compiled(nn.Module):
+class _Compiled(nn.Module):
     """`module`, by way of what was compiled for all modules that look like it."""
 
     def __init__(self, module: nn.Module, step: Callable[..., Tensor]) -> None:
@@ -190,7 +190,7 @@ class Compiled(nn.Module):
             raise UserError(f"torch.compile fails here: {str(e).strip().splitlines()[0]}; leave out --compile") from e
 
 
-class CompiledAttention(nn.Module):
+class _CompiledAttention(nn.Module):
     """What the attention it is made of computes for one token a row, written so that it compiles into few kernels."""
 
     def __init__(self, attn: CausalSelfAttention, window: int, beside: nn.Module | None = None) -> None:
@@ -211,13 +211,13 @@ class CompiledAttention(nn.Module):
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
         seen = visible(input_pos, cache.positions, self.window)  # (B, 1, 1, S)
-        y = attend_one(q, k, v, seen, self.attn.config)
+        y = _attend_one(q, k, v, seen, self.attn.config)
         if self.beside is not None:
             y = y + self.beside(q)
         return self.attn.proj(y.transpose(1, 2).flatten(2))
 
 
-def attend_one(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Config) -> Tensor:
+def _attend_one(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Config) -> Tensor:
     """`lit_gpt.model.attend` for q (B, H, 1, D), by sums of products in fp32 instead of matrix products."""
     q = q.unflatten(1, (k.size(1), -1)).float()  # (B, G, H / G, 1, D)
     k, v = k.unsqueeze(2).float(), v.unsqueeze(2)  # (B, G, 1, S, D)

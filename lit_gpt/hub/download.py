@@ -17,10 +17,10 @@ from lit_gpt.families import MODELS
 from lit_gpt.hub.failures import one_line_errors
 from lit_gpt.hub.supported import check_supported
 
-CONFIG = "config.json"
+_CONFIG = "config.json"
 # Names in a repository; original/, onnx/ and the like are other people's formats.
-TOKENIZER_AND_CONFIG = (
-    CONFIG,
+_TOKENIZER_AND_CONFIG = (
+    _CONFIG,
     "generation_config.json",
     "tokenizer*",
     "*.model",
@@ -32,19 +32,19 @@ TOKENIZER_AND_CONFIG = (
     "chat_template*",
     "additional_chat_templates/*.jinja",
 )
-WEIGHTS = (
+_WEIGHTS = (
     ("model*.safetensors", "model.safetensors.index.json"),
     ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
 )
 """Shards and their index, in order of preference."""
 _NAMED_TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
 """The only files that are taken out of a folder."""
-MAX_HTTP_SIZE = 50 * 10**9
+_MAX_HTTP_SIZE = 50 * 10**9
 """Bytes; the hub serves larger files through its xet storage only."""
 
 
 @dataclass(frozen=True)
-class HubFile:
+class _HubFile:
     """One file of a repository: what the hub says of it, and where it goes."""
 
     name: str
@@ -103,29 +103,29 @@ def download(
     name = name.removeprefix("https://").removeprefix("huggingface.co/").strip("/")  # as it is copied from there
     repo_id = MODELS[name]["hf_repo"] if name in MODELS else name
     folder = root / repo_id
-    check_token(token)
-    quiet_client()
+    _check_token(token)
+    _quiet_client()
     with one_line_errors(repo_id, revision, token, folder):
-        commit, listed, base_models = list_files(repo_id, revision, token, folder)
-        files = choose(repo_id, listed, tokenizer_only)
+        commit, listed, base_models = _list_files(repo_id, revision, token, folder)
+        files = _choose(repo_id, listed, tokenizer_only)
         with_check = not (tokenizer_only or any_model or any(f.name.endswith(".gguf") for f in files))
-        with only_one(folder):
-            missing = [f for f in files if not is_whole(f)]
-            missing.sort(key=lambda f: f.name != CONFIG)  # which says whether the rest is of use
-            check_space(missing, folder)
+        with _only_one(folder):
+            missing = [f for f in files if not _is_whole(f)]
+            missing.sort(key=lambda f: f.name != _CONFIG)  # which says whether the rest is of use
+            _check_space(missing, folder)
             for i, file in enumerate(missing, 1):
-                if with_check and file.name != CONFIG and (folder / CONFIG).is_file():
-                    check_supported(folder / CONFIG, repo_id, base_models)
+                if with_check and file.name != _CONFIG and (folder / _CONFIG).is_file():
+                    check_supported(folder / _CONFIG, repo_id, base_models)
                     with_check = False
-                report(f"[{i}/{len(missing)}]", file)
-                fetch(file, repo_id, commit, token)
+                _report(f"[{i}/{len(missing)}]", file)
+                _fetch(file, repo_id, commit, token)
             if not tokenizer_only:  # all is there: other parts are of versions that we no longer want
                 for leftover in (folder / ".download").glob("*.incomplete"):
                     leftover.unlink()
     return folder
 
 
-def check_token(token: str | None) -> None:
+def _check_token(token: str | None) -> None:
     """Raises: UserError if the token cannot be sent. The client would complain too, and quote it."""
     from huggingface_hub import get_token
 
@@ -134,9 +134,9 @@ def check_token(token: str | None) -> None:
         raise UserError("--token or HF_TOKEN is empty or has characters that no token has; copy it again")
 
 
-def list_files(
+def _list_files(
     repo_id: str, revision: str | None, token: str | None, folder: Path
-) -> tuple[str, list[HubFile], list[str]]:
+) -> tuple[str, list[_HubFile], list[str]]:
     """The commit that `revision` stands for, the files at its top level, and the models that its page says it was
     made from.
 
@@ -159,22 +159,22 @@ def list_files(
             continue
         if s.size is None or not checksum:
             raise UserError(f"{constants.ENDPOINT} does not tell the size of {s.rfilename}; unset HF_ENDPOINT")
-        files.append(HubFile(s.rfilename, s.size, checksum, folder))
+        files.append(_HubFile(s.rfilename, s.size, checksum, folder))
     made_from = getattr(info.card_data, "base_model", None) or []
     made_from = [made_from] if isinstance(made_from, str) else list(made_from)
     return info.sha, sorted(files, key=lambda f: f.name), made_from
 
 
-def choose(repo_id: str, listed: list[HubFile], tokenizer_only: bool) -> list[HubFile]:
+def _choose(repo_id: str, listed: list[_HubFile], tokenizer_only: bool) -> list[_HubFile]:
     """Tokenizer and configuration, then weights: safetensors if there are any, else `.bin`, else the only gguf.
 
     Raises:
         UserError: no weights that we read, or several ggufs.
     """
-    small = [f for f in listed if any(fnmatch(f.name, p) for p in TOKENIZER_AND_CONFIG)]
+    small = [f for f in listed if any(fnmatch(f.name, p) for p in _TOKENIZER_AND_CONFIG)]
     if tokenizer_only:
         return small
-    for pattern, index in WEIGHTS:
+    for pattern, index in _WEIGHTS:
         # a second dot is a variant of the same weights (model.fp16.safetensors)
         shards = [f for f in listed if fnmatch(f.name, pattern) and f.name.count(".") == 1]
         indices = [f for f in listed if f.name == index]
@@ -188,23 +188,23 @@ def choose(repo_id: str, listed: list[HubFile], tokenizer_only: bool) -> list[Hu
     if ggufs:
         names = ", ".join(f.name for f in ggufs)
         raise UserError(f"{repo_id} has {len(ggufs)} gguf files; put the one you want into a folder by hand: {names}")
-    patterns = ", ".join(pattern for pattern, _ in WEIGHTS)
+    patterns = ", ".join(pattern for pattern, _ in _WEIGHTS)
     raise UserError(f"{repo_id} has no weights ({patterns} or *.gguf); --tokenizer_only true fetches the rest")
 
 
-def is_whole(file: HubFile) -> bool:
+def _is_whole(file: _HubFile) -> bool:
     """Whether the file is there with the hub's content. Marks it if so, for hashing 100 GB takes minutes."""
     if not file.path.is_file() or file.path.stat().st_size != file.size:
         return False
     if file.marker.exists() and file.marker.stat().st_mtime >= file.path.stat().st_mtime:
         return True
-    if hash_like(file.checksum, file.path) != file.checksum:
+    if _hash_like(file.checksum, file.path) != file.checksum:
         return False
     file.marker.touch()
     return True
 
 
-def hash_like(checksum: str, path: Path) -> str:
+def _hash_like(checksum: str, path: Path) -> str:
     """The hash of a file's content, of the kind that `checksum` is."""
     if len(checksum) == 64:
         digest = hashlib.sha256()
@@ -216,7 +216,7 @@ def hash_like(checksum: str, path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_space(missing: list[HubFile], folder: Path) -> None:
+def _check_space(missing: list[_HubFile], folder: Path) -> None:
     """Raises: UserError if what is still to come does not fit on the disk."""
     need = sum(f.size - f.n_arrived for f in missing)
     free = shutil.disk_usage(folder).free
@@ -228,7 +228,7 @@ def check_space(missing: list[HubFile], folder: Path) -> None:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def _only_one(folder: Path) -> Iterator[None]:
     """Keep a second download away from the same parts. Raises: UserError if this is the second."""
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
@@ -241,7 +241,7 @@ def only_one(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is being downloaded by another process; wait for it or end it") from e
 
 
-def fetch(file: HubFile, repo_id: str, commit: str, token: str | None) -> None:
+def _fetch(file: _HubFile, repo_id: str, commit: str, token: str | None) -> None:
     """Put one file into its folder: continue its part, check it, rename it.
 
     Since huggingface_hub 1.18 `hf_hub_download` starts from zero in each process (its temporary files have random
@@ -257,7 +257,7 @@ def fetch(file: HubFile, repo_id: str, commit: str, token: str | None) -> None:
 
     n_arrived = file.n_arrived
     prefers_speed = os.environ.get("HF_XET_HIGH_PERFORMANCE", "").upper() in constants.ENV_VARS_TRUE_VALUES
-    if file.size > MAX_HTTP_SIZE or (prefers_speed and not n_arrived):
+    if file.size > _MAX_HTTP_SIZE or (prefers_speed and not n_arrived):
         arrived = Path(hf_hub_download(repo_id, file.name, revision=commit, local_dir=file.folder, token=token))
     else:
         arrived = file.part
@@ -273,7 +273,7 @@ def fetch(file: HubFile, repo_id: str, commit: str, token: str | None) -> None:
                     expected_size=file.size,
                     displayed_filename=file.name,
                 )
-    if hash_like(file.checksum, arrived) != file.checksum:
+    if _hash_like(file.checksum, arrived) != file.checksum:
         arrived.unlink()
         raise UserError(f"{file.name} arrived damaged and was thrown away; run the same command again")
     file.path.parent.mkdir(exist_ok=True)
@@ -281,14 +281,14 @@ def fetch(file: HubFile, repo_id: str, commit: str, token: str | None) -> None:
     file.marker.touch()
 
 
-def report(count: str, file: HubFile) -> None:
+def _report(count: str, file: _HubFile) -> None:
     """One line a file where the client's progress bar is not drawn, as in a log file."""
     if not sys.stderr.isatty():
         begun = f", {human(file.n_arrived)} of it here already" if file.n_arrived else ""
         print(f"{count} {file.name} ({human(file.size)}{begun})", file=sys.stderr, flush=True)
 
 
-def quiet_client() -> None:
+def _quiet_client() -> None:
     """Turn the client's warnings off, so that what goes wrong is said once, by us; its own variables turn them on."""
     from huggingface_hub.utils import logging
 

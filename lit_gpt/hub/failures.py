@@ -22,13 +22,13 @@ def one_line_errors(repo_id: str, revision: str | None, token: str | None, folde
     except UserError:
         raise
     except Exception as e:
-        message = explain_refusal(e, repo_id, revision, token) or explain_failure(e, folder)
+        message = _explain_refusal(e, repo_id, revision, token) or _explain_failure(e, folder)
         if message is None:
             raise
         raise UserError(message) from e
 
 
-def explain_refusal(error: Exception, repo_id: str, revision: str | None, token: str | None) -> str | None:
+def _explain_refusal(error: Exception, repo_id: str, revision: str | None, token: str | None) -> str | None:
     """What to do about the hub's refusal; None if it did not answer at all."""
     from huggingface_hub import constants, errors, get_token
 
@@ -49,7 +49,7 @@ def explain_refusal(error: Exception, repo_id: str, revision: str | None, token:
     # the hub answers 401 to strangers who ask for what does not exist
     if isinstance(error, errors.RepositoryNotFoundError) or (status == 401 and not has_token):
         private = "" if has_token else " (or it is private and needs --token)"
-        return f"{constants.ENDPOINT} has no model {repo_id!r}{private}; {close_matches(repo_id)}"
+        return f"{constants.ENDPOINT} has no model {repo_id!r}{private}; {_close_matches(repo_id)}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo_id} has no revision {revision!r}; {page}/tree/main lists its branches and tags"
     if status == 401:
@@ -60,7 +60,7 @@ def explain_refusal(error: Exception, repo_id: str, revision: str | None, token:
     return f"{constants.ENDPOINT} answered {status} ({said}); run the same command again later, it goes on from there"
 
 
-def explain_failure(error: Exception, folder: Path) -> str | None:
+def _explain_failure(error: Exception, folder: Path) -> str | None:
     """What to do about a network or a disk that failed; None if it is neither."""
     from huggingface_hub import constants, errors
 
@@ -68,8 +68,8 @@ def explain_failure(error: Exception, folder: Path) -> str | None:
         return "HF_HUB_OFFLINE forbids to download; unset it"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {folder} is full; free some and run the same command again, it goes on where it stopped"
-    if is_from_http(error):
-        what = reason(error)
+    if _is_from_http(error):
+        what = _reason(error)
     elif isinstance(error, OSError) and "Consistency check" in str(error):  # the client has no type for it
         what = "it ended before the file did"
     else:
@@ -80,7 +80,7 @@ def explain_failure(error: Exception, folder: Path) -> str | None:
     )
 
 
-def is_from_http(error: BaseException | None) -> bool:
+def _is_from_http(error: BaseException | None) -> bool:
     """Whether the client's HTTP library raised it: `requests` up to huggingface_hub 0.36, `httpx`, then `httpx2`."""
     while error is not None:
         if {cls.__module__.partition(".")[0] for cls in type(error).__mro__} & {"requests", "httpx", "httpx2"}:
@@ -89,14 +89,14 @@ def is_from_http(error: BaseException | None) -> bool:
     return False
 
 
-def reason(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """What the system said at the root of an error. Never the client's words: they may quote a header."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return getattr(error, "strerror", None) or type(error).__name__
 
 
-def close_matches(repo_id: str) -> str:
+def _close_matches(repo_id: str) -> str:
     """Known models that `repo_id` may have meant, as a hint."""
     known = {short.lower(): fields["hf_repo"] for short, fields in MODELS.items()}
     close = get_close_matches(repo_id.rpartition("/")[2].lower(), known, n=4)

@@ -7,11 +7,11 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 
-QUANTIZED = ("quantization_config", "quantization")
+_QUANTIZED = ("quantization_config", "quantization")
 """Keys of config.json by which transformers' quantized models and MLX's are known."""
-SIZES = ("hidden_size", "n_embd", "d_model")
+_SIZES = ("hidden_size", "n_embd", "d_model")
 """Keys of which a config.json that describes a whole model has one."""
-WAY_OUT = "; docs/add_a_family.md says how to add a model, and --any_model true downloads this one all the same"
+_WAY_OUT = "; docs/add_a_family.md says how to add a model, and --any_model true downloads this one all the same"
 
 
 def check_supported(config_file: Path, repo_id: str, base_models: Sequence[str] = ()) -> None:
@@ -32,7 +32,7 @@ def check_supported(config_file: Path, repo_id: str, base_models: Sequence[str] 
         return  # the conversion says what is wrong with it
     if not isinstance(hf, dict) or not hf.keys() & {"architectures", "model_type"}:
         return
-    if kind := quantization_of(hf):
+    if kind := _quantization_of(hf):
         other = f"download {' or '.join(base_models)}" if base_models else "download the model that it was made from"
         raise UserError(
             f"{repo_id} is quantized ({kind}), and weights in 16 or 32 bits are needed; {other}, which --quantize "
@@ -40,15 +40,15 @@ def check_supported(config_file: Path, repo_id: str, base_models: Sequence[str] 
         )
     try:
         find_architecture(hf, "its config.json")
-        if hf.keys() & set(SIZES):
+        if hf.keys() & set(_SIZES):
             config_from_hf(hf, repo_id.rpartition("/")[2], "its config.json")
     except UserError as e:
-        raise UserError(f"{repo_id} cannot be converted, and its weights were not downloaded: {e}{WAY_OUT}") from e
+        raise UserError(f"{repo_id} cannot be converted, and its weights were not downloaded: {e}{_WAY_OUT}") from e
 
 
-def quantization_of(hf: dict[str, Any]) -> str | None:
+def _quantization_of(hf: dict[str, Any]) -> str | None:
     """How config.json says that weights are quantized, such as `gptq, 4 bits`; None if they are not."""
-    settings = next((hf[key] for key in QUANTIZED if hf.get(key)), None)
+    settings = next((hf[key] for key in _QUANTIZED if hf.get(key)), None)
     if settings is None:
         return None
     if not isinstance(settings, dict):

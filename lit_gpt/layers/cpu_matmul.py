@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Rows = Callable[[int, int], Tensor]
+_Rows = Callable[[int, int], Tensor]
 """Of a matrix, the rows from one number up to another, in fp32."""
 PART = 2**20
 """Numbers of a weight that exist in fp32 at a time, about: 4 MB, which a core's cache holds."""
@@ -69,26 +69,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return linear_by_rows(x, rows_of(weight), weight.size(0), dtype_of_product(x), bias)
 
 
-def rows_of(weight: Tensor) -> Rows:
+def rows_of(weight: Tensor) -> _Rows:
     """Rows of a matrix that exists."""
     return lambda start, stop: weight[start:stop].float()
 
 
-def matmul_by_rows(a: Tensor, rows: Rows, M: int, dtype: torch.dtype) -> Tensor:
+def matmul_by_rows(a: Tensor, rows: _Rows, M: int, dtype: torch.dtype) -> Tensor:
     """a @ W in `dtype`, (..., K) -> (..., M), summed in fp32, for W of (K, M)."""
     of_a = a.flatten(0, -2)
     y = of_a.new_zeros(of_a.size(0), M, dtype=torch.float32)
     with as_they_are(a):
-        for start, stop in spans(of_a.size(1), M):
+        for start, stop in _spans(of_a.size(1), M):
             y.addmm_(of_a[:, start:stop].float(), rows(start, stop))
     return y.to(dtype).view(*a.shape[:-1], M)
 
 
-def linear_by_rows(x: Tensor, rows: Rows, M: int, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+def linear_by_rows(x: Tensor, rows: _Rows, M: int, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias in `dtype`, (..., K) -> (..., M), computed in fp32, for W of (M, K)."""
     y, wide = x.new_empty(*x.shape[:-1], M, dtype=dtype), x.float()
     with as_they_are(x):
-        for start, stop in spans(M, x.size(-1)):
+        for start, stop in _spans(M, x.size(-1)):
             of_bias = None if bias is None else bias[start:stop].float()
             y[..., start:stop] = F.linear(wide, rows(start, stop), of_bias)
     return y
@@ -99,7 +99,7 @@ def as_they_are(x: Tensor) -> AbstractContextManager:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-def spans(n: int, width: int) -> Iterator[tuple[int, int]]:
+def _spans(n: int, width: int) -> Iterator[tuple[int, int]]:
     """The first and one past the last row of each part, of n that are `width` wide."""
     step = max(1, PART // width)
     return ((start, min(start + step, n)) for start in range(0, n, step))

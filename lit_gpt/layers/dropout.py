@@ -20,18 +20,18 @@ def dropped(x: Tensor, seed: Tensor, p: float) -> Tensor:
     """
     if x.device.type != "cpu":
         return hashed(x, seed, p)
-    return torch.where(kept_on_cpu(x.shape, int(seed), p), x, 0).mul_(1 / (1 - p))  # three times as fast as a product
+    return torch.where(_kept_on_cpu(x.shape, int(seed), p), x, 0).mul_(1 / (1 - p))  # three times as fast as a product
 
 
 def add_dropped(y: Tensor, x: Tensor, seed: Tensor, p: float) -> Tensor:
     """y + dropped(x, seed, p)."""
     if x.device.type != "cpu":
-        return add_hashed(y, x, seed, p)
-    return y.add_(torch.where(kept_on_cpu(x.shape, int(seed), p), x, 0), alpha=1 / (1 - p))
+        return _add_hashed(y, x, seed, p)
+    return y.add_(torch.where(_kept_on_cpu(x.shape, int(seed), p), x, 0), alpha=1 / (1 - p))
 
 
 @lru_cache(maxsize=1)  # a backward pass asks twice
-def kept_on_cpu(shape: torch.Size, seed: int, p: float) -> Tensor:
+def _kept_on_cpu(shape: torch.Size, seed: int, p: float) -> Tensor:
     """The mask: 16 random bits an element, four elements from one number, by a fast generator. That is what costs."""
     generator = np.random.Generator(np.random.SFC64(seed))
     words = generator.integers(0, 2**64 - 1, -(-shape.numel() // 4), dtype=np.uint64, endpoint=True)
@@ -41,15 +41,15 @@ def kept_on_cpu(shape: torch.Size, seed: int, p: float) -> Tensor:
 
 @fused
 def hashed(x: Tensor, seed: Tensor, p: float) -> Tensor:
-    return torch.where(kept(x, seed, p), x * (1 / (1 - p)), 0)
+    return torch.where(_kept(x, seed, p), x * (1 / (1 - p)), 0)
 
 
 @fused
-def add_hashed(y: Tensor, x: Tensor, seed: Tensor, p: float) -> Tensor:
-    return y + torch.where(kept(x, seed, p), x * (1 / (1 - p)), 0)
+def _add_hashed(y: Tensor, x: Tensor, seed: Tensor, p: float) -> Tensor:
+    return y + torch.where(_kept(x, seed, p), x * (1 / (1 - p)), 0)
 
 
-def kept(x: Tensor, seed: Tensor, p: float) -> Tensor:
+def _kept(x: Tensor, seed: Tensor, p: float) -> Tensor:
     """The mask of x (N, C), by a hash of each place (the finalizer of MurmurHash3, in 32 bits)."""
     place = torch.arange(x.size(0), device=x.device, dtype=torch.int32)[:, None] * x.size(1)
     h = place + torch.arange(x.size(1), device=x.device, dtype=torch.int32)

@@ -39,13 +39,13 @@ class LinearLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product with a frozen W; the backward pass keeps nothing but the layer."""
-        return FrozenProduct.apply(x, self)
+        return _FrozenProduct.apply(x, self)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class FrozenProduct(Function):
+class _FrozenProduct(Function):
     """`layer.product` whose only gradient is the input's."""
 
     @staticmethod
@@ -59,7 +59,7 @@ class FrozenProduct(Function):
         return (ctx.layer.input_gradient(dy).to(ctx.dtype) if ctx.needs_input_grad[0] else None), None
 
 
-class TrainedProduct(Function):
+class _TrainedProduct(Function):
     """The product with a W that trains: its gradient needs x, which is made again where it has a recipe."""
 
     @staticmethod
@@ -100,7 +100,7 @@ class Linear(LinearLayer, nn.Linear):
         trains = self.weight.requires_grad and torch.is_grad_enabled()
         eager = not torch.compiler.is_compiling() and not x.is_meta  # which knows no autocast
         if trains and eager and (widens(x) or not torch.is_autocast_enabled(x.device.type)):
-            return TrainedProduct.apply(x, self.weight, self.bias)
+            return _TrainedProduct.apply(x, self.weight, self.bias)
         if eager and widens(x):  # of whose parts autograd would keep a copy in fp32
             return super().forward(x)
         return F.linear(x, self.weight, self.bias)

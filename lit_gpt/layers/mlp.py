@@ -88,7 +88,7 @@ class MoE(nn.Module):
         weights = scores.softmax(-1, dtype=torch.float32).to(x.dtype)
         order = chosen.flatten().argsort(stable=True)  # of the choices, the first expert's before the second's ...
         place = order.argsort()  # of each choice in that order
-        rows = ToExperts.apply(x.flatten(0, -2), order, place)  # (N * K, C)
+        rows = _ToExperts.apply(x.flatten(0, -2), order, place)  # (N * K, C)
         parts = zip(self.experts, self.shares(rows, chosen), strict=True)
         # an expert without rows has a gradient of zero, as an optimizer's momentum wants it
         done = torch.cat([expert(part) for expert, part in parts if len(part) or torch.is_grad_enabled()])
@@ -102,7 +102,7 @@ class MoE(nn.Module):
         return rows.split(chosen.flatten().bincount(minlength=len(self.experts)).tolist())
 
 
-class ToExperts(Function):
+class _ToExperts(Function):
     """Rows of (N, C) -> a row for each choice, by expert, (N * K, C).
 
     The gradient adds up each token's choices in their own order, so that on a GPU, too, it is the same each time.

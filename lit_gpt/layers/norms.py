@@ -32,7 +32,7 @@ class LayerNorm(nn.LayerNorm):
         return remakeable(F.layer_norm(x, self.normalized_shape, weight, bias, self.eps), self.forward, x)
 
 
-class PerHeadNorm(nn.Module):
+class _PerHeadNorm(nn.Module):
     """Layer norm over the channels of each head, without bias, with a weight for each head."""
 
     def __init__(self, heads: int, head_size: int, eps: float) -> None:
@@ -57,6 +57,6 @@ def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.
 def make_qk_norm(config: Config, heads: int) -> nn.Module:
     """The norm of the queries or the keys of so many heads."""
     if config.qk_norm == "per_head":
-        return PerHeadNorm(heads, config.head_size, config.norm_eps)
+        return _PerHeadNorm(heads, config.head_size, config.norm_eps)
     n = {"none": 0, "head": config.head_size, "full": heads * config.head_size}[config.qk_norm]
     return make_norm(config, n > 0, n)

@@ -47,7 +47,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor
 
 
 @fused
-def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
+def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
     """The gradient of `rms_norm` with respect to x: it has no part along x but for eps."""
     h = x.float()
     scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
@@ -71,7 +71,7 @@ class RMSNormFunction(Function):
         x, weight = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            dx = rms_norm_backward(dy, x, weight, *ctx.settings)
+            dx = _rms_norm_backward(dy, x, weight, *ctx.settings)
         if ctx.needs_input_grad[1]:
             h = x.float()
             h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + ctx.settings[0])

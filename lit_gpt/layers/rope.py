@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_gpt.config import Config
 
-Turn = tuple[Tensor, Tensor]
+_Turn = tuple[Tensor, Tensor]
 """Cosines and sines of the angles by which n channels of each head are rotated, (..., T, n) each."""
 
 
@@ -27,7 +27,7 @@ class Rope(nn.Module):
         self.others = sorted(set(self.kinds) - {"usual"})
         with torch.device("cpu"):  # on the meta device arithmetic imports torch's compiler: a second of each start
             theta, self.magnitude = frequencies(config)
-            others = {kind: OTHERS[kind](config) for kind in self.others}
+            others = {kind: _OTHERS[kind](config) for kind in self.others}
         self.register_buffer("theta", theta.to(device), persistent=False)  # (n / 2,)
         for kind, other in others.items():
             self.register_buffer(f"{kind}_theta", other.to(device), persistent=False)
@@ -35,10 +35,10 @@ class Rope(nn.Module):
         self.long_from = scaling["original_max_position_embeddings"] if scaling.get("type") == "longrope" else None
         if self.long_from is not None:
             with torch.device("cpu"):
-                theta = divided(config, scaling["long_factor"])
+                theta = _divided(config, scaling["long_factor"])
             self.register_buffer("long_theta", theta.to(device), persistent=False)
 
-    def forward(self, positions: Tensor, length: int) -> Turn:
+    def forward(self, positions: Tensor, length: int) -> _Turn:
         """(..., T) positions -> cos and sin, (..., T, n) each, of the layers that rotate as most do.
 
         Args:
@@ -46,13 +46,13 @@ class Rope(nn.Module):
             length: that the sequence has or will have; LongRoPE has other frequencies for long ones.
         """
         theta = self.long_theta if self.long_from is not None and length > self.long_from else self.theta
-        return turn(positions, theta, self.magnitude)
+        return _turn(positions, theta, self.magnitude)
 
-    def of_layers(self, positions: Tensor, length: int) -> list[Turn]:
+    def of_layers(self, positions: Tensor, length: int) -> list[_Turn]:
         """What `forward` gives, for each layer as that one rotates; layers that do it alike share their tensors."""
         return self.spread(self(positions, length), positions)
 
-    def packed(self, positions: Tensor, lengths: Sequence[int]) -> list[Turn]:
+    def packed(self, positions: Tensor, lengths: Sequence[int]) -> list[_Turn]:
         """`of_layers` for sequences of these lengths, end to end: (T,) positions."""
         if self.long_from is None:
             return self.of_layers(positions, max(lengths))
@@ -60,13 +60,13 @@ class Rope(nn.Module):
         cos, sin = zip(*parts, strict=True)
         return self.spread((torch.cat(cos), torch.cat(sin)), positions)
 
-    def spread(self, usual: Turn, positions: Tensor) -> list[Turn]:
+    def spread(self, usual: _Turn, positions: Tensor) -> list[_Turn]:
         """A rotation for each layer: `usual`, or the layer's own."""
-        turns = {"usual": usual} | {kind: turn(positions, self.get_buffer(f"{kind}_theta")) for kind in self.others}
+        turns = {"usual": usual} | {kind: _turn(positions, self.get_buffer(f"{kind}_theta")) for kind in self.others}
         return [turns[kind] for kind in self.kinds]
 
 
-def turn(positions: Tensor, theta: Tensor, magnitude: float = 1.0) -> Turn:
+def _turn(positions: Tensor, theta: Tensor, magnitude: float = 1.0) -> _Turn:
     """cos and sin, (..., T, n) each, of (..., T) positions and the angle of each pair of channels, (n / 2,)."""
     angle = positions.float().unsqueeze(-1) * theta
     angle = torch.cat((angle, angle), dim=-1)
@@ -87,36 +87,36 @@ def frequencies(config: Config) -> tuple[Tensor, float]:
     scaling = config.rope_scaling
     if scaling is None:
         return plain(config) / config.rope_condense_ratio, 1.0
-    return SCALINGS[scaling["type"]](config, scaling)
+    return _SCALINGS[scaling["type"]](config, scaling)
 
 
 def plain(config: Config) -> Tensor:
-    return by_base(config, config.rope_base)
+    return _by_base(config, config.rope_base)
 
 
-def local(config: Config) -> Tensor:
-    return by_base(config, config.rope_local_base)
+def _local(config: Config) -> Tensor:
+    return _by_base(config, config.rope_local_base)
 
 
-def by_base(config: Config, base: float) -> Tensor:
+def _by_base(config: Config, base: float) -> Tensor:
     n = config.rope_n_elem
     return base ** -(torch.arange(0, n, 2, dtype=torch.float32) / n)
 
 
-def still(config: Config) -> Tensor:
+def _still(config: Config) -> Tensor:
     """Frequencies that rotate by nothing, so that an unrotated layer runs through the same kernels as the others."""
     return torch.zeros(config.rope_n_elem // 2, dtype=torch.float32)
 
 
-OTHERS: dict[str, Callable[[Config], Tensor]] = {"none": still, "local": local}
+_OTHERS: dict[str, Callable[[Config], Tensor]] = {"none": _still, "local": _local}
 """Kind of rotation, besides the usual one -> its frequencies, (rope_n_elem / 2,)."""
 
 
-def divided(config: Config, factors: list[float]) -> Tensor:
+def _divided(config: Config, factors: list[float]) -> Tensor:
     return plain(config) / torch.tensor(factors, dtype=torch.float32)
 
 
-def llama3(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
+def _llama3(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
     """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between mixed smoothly.
 
     Source: https://github.com/meta-llama/llama-models, `apply_scaling`; parameters as in Hugging Face's config.json.
@@ -128,7 +128,7 @@ def llama3(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
     return theta * (kept + (1 - kept) / scaling["factor"]), 1.0
 
 
-def yarn(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
+def _yarn(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
     """YaRN, https://arxiv.org/abs/2309.00071 section 3.2: as above with a ramp over channels, and sharper attention."""
     n, factor = config.rope_n_elem, scaling["factor"]
     original = scaling.get("original_max_position_embeddings") or config.block_size
@@ -154,20 +154,20 @@ def yarn(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
     return theta * (1 - stretched) + theta / factor * stretched, float(magnitude)
 
 
-def longrope(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
+def _longrope(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
     """LongRoPE, https://arxiv.org/abs/2402.13753: a factor for each pair of channels; here the short sequences'."""
     original = scaling["original_max_position_embeddings"]
     factor = scaling.get("factor") or config.block_size / original
     magnitude = scaling.get("attention_factor")
     if magnitude is None:
         magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return divided(config, scaling["short_factor"]), float(magnitude)
+    return _divided(config, scaling["short_factor"]), float(magnitude)
 
 
-SCALINGS: dict[str, Callable[[Config, dict[str, Any]], tuple[Tensor, float]]] = {
-    "llama3": llama3,
-    "yarn": yarn,
-    "longrope": longrope,
+_SCALINGS: dict[str, Callable[[Config, dict[str, Any]], tuple[Tensor, float]]] = {
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
 }
 REQUIRED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),

@@ -16,7 +16,7 @@ from lit_gpt.model import GPT
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer
 
-COMPARED_TOKENS = 512
+_COMPARED_TOKENS = 512
 """So many are enough to see a difference, and the logits of a large vocabulary still fit in memory twice."""
 
 
@@ -27,12 +27,12 @@ def compare(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, out_dir: Path, 
     Args:
         texts: token ids.
     """
-    before = logits(fabric, lambda: load_finetuned(fabric, checkpoint_dir, run_dir)[0], texts)
-    after = logits(fabric, lambda: load_base(fabric, out_dir)[0], texts)
+    before = _logits(fabric, lambda: load_finetuned(fabric, checkpoint_dir, run_dir)[0], texts)
+    after = _logits(fabric, lambda: load_base(fabric, out_dir)[0], texts)
     return difference_of(before, after)
 
 
-def logits(fabric: Fabric, load: Callable[[], GPT], texts: list[list[int]]) -> Tensor:
+def _logits(fabric: Fabric, load: Callable[[], GPT], texts: list[list[int]]) -> Tensor:
     """Of every position of the texts, each by itself: (tokens, V), fp32, on the CPU."""
     model = load().eval()
     with fabric.autocast():
@@ -40,7 +40,7 @@ def logits(fabric: Fabric, load: Callable[[], GPT], texts: list[list[int]]) -> T
 
 
 def texts_to_compare(run: Run, checkpoint_dir: Path) -> tuple[list[list[int]], str]:
-    """The first samples of the training, COMPARED_TOKENS in all, and what they are; a prompt if these are gone."""
+    """The first samples of the training, _COMPARED_TOKENS in all, and what they are; a prompt if these are gone."""
     folder = Path(run.data.get("folder", ""))
     try:
         train, _, meta = store.load(folder)
@@ -51,7 +51,7 @@ def texts_to_compare(run: Run, checkpoint_dir: Path) -> tuple[list[list[int]], s
         prompt = "What food do llamas eat?"
         ids = Tokenizer(checkpoint_dir).encode(make_prompt(run.prompt_style, prompt, checkpoint_dir=checkpoint_dir))
         return [ids], f"the prompt {prompt!r}, since the data of the training ({folder}) is not there"
-    texts, room = [], COMPARED_TOKENS
+    texts, room = [], _COMPARED_TOKENS
     for i in range(len(train)):
         texts.append(train[i][0][:room].tolist())
         room -= len(texts[-1])

@@ -17,7 +17,7 @@ def trained_style(checkpoint_dir: Path) -> str | None:
     Raises:
         UserError: the record is damaged.
     """
-    record = read_record(checkpoint_dir)
+    record = _read_record(checkpoint_dir)
     if record.get("runs") and (said := reworded(record["runs"][-1].get("data", {}))):
         say(said)
     return record.get("prompt_style")
@@ -25,10 +25,10 @@ def trained_style(checkpoint_dir: Path) -> str | None:
 
 def merged_runs(checkpoint_dir: Path) -> list[dict]:
     """The records of the runs that are in a checkpoint's weights; none for one that was not merged."""
-    return read_record(checkpoint_dir).get("runs", [])
+    return _read_record(checkpoint_dir).get("runs", [])
 
 
-def read_record(checkpoint_dir: Path) -> dict:
+def _read_record(checkpoint_dir: Path) -> dict:
     """Raises: UserError if the record of a merged checkpoint is damaged."""
     path = checkpoint_dir / MERGED
     if not path.is_file():

@@ -28,7 +28,7 @@ from lit_gpt.methods import lora, trained_parameters
 from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
 
-Base = Literal["16bit", "trained"]
+_Base = Literal["16bit", "trained"]
 
 
 def write_merged(
@@ -36,7 +36,7 @@ def write_merged(
     run_dir: Path,
     run: Run,
     out_dir: Path,
-    base: Base = "16bit",
+    base: _Base = "16bit",
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> list[str]:
@@ -64,7 +64,7 @@ def write_merged(
     path = trained_path(run_dir, run.method)
     trained = load_state(path, "the finetune script")
     runs = merged_runs(checkpoint_dir)
-    identity = digest_of_all(trained)
+    identity = _digest_of_all(trained)
     if any(earlier["weights"] == identity for earlier in runs):
         raise UserError(f"{run_dir} is merged into {checkpoint_dir} already; generate/base.py takes that folder")
     require_base(run, run_dir, checkpoint_dir, digest({name: sample(name, get(name)) for name in specs}))
@@ -89,9 +89,11 @@ def write_merged(
         module, _, leaf = name.rpartition(".")
         x = own[name] if name in own else get(name)
         if base == "trained" and name not in own:
-            x = as_trained(x, run, module in chosen and leaf == "weight")
+            x = _as_trained(x, run, module in chosen and leaf == "weight")
         if module in layers and leaf == "weight":
-            x = merged(x, layers[module], {n: t for n, t in trained.items() if n.startswith(f"{module}.lora_")}, module)
+            x = _merged(
+                x, layers[module], {n: t for n, t in trained.items() if n.startswith(f"{module}.lora_")}, module
+            )
         return x.to(specs[name].dtype)
 
     said: list[str] = []
@@ -107,7 +109,7 @@ def write_merged(
     return said
 
 
-def merged(weight: Tensor, layer: LoRALinear, trained: dict[str, Tensor], name: str) -> Tensor:
+def _merged(weight: Tensor, layer: LoRALinear, trained: dict[str, Tensor], name: str) -> Tensor:
     """The weight with its updates, fp32.
 
     Args:
@@ -122,7 +124,7 @@ def merged(weight: Tensor, layer: LoRALinear, trained: dict[str, Tensor], name: 
     return x
 
 
-def as_trained(x: Tensor, run: Run, is_quantized: bool) -> Tensor:
+def _as_trained(x: Tensor, run: Run, is_quantized: bool) -> Tensor:
     """A tensor of the checkpoint as the training saw it; fp32 if it was quantized."""
     precisions = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
     x = x.to(precisions.get(run.training.get("precision"), torch.float32))
@@ -133,7 +135,7 @@ def as_trained(x: Tensor, run: Run, is_quantized: bool) -> Tensor:
     return quantized(linear, run.quantize).dequantize()
 
 
-def digest_of_all(state: dict[str, Tensor]) -> str:
+def _digest_of_all(state: dict[str, Tensor]) -> str:
     """Of every value, unlike `digest`: two runs on the same base may differ in few."""
     sha = hashlib.sha256()
     for name in sorted(state):

@@ -52,20 +52,20 @@ class AdapterAttention(CausalSelfAttention):
         return k.to(dtype), v.to(dtype)
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        read = gated(q, *self.prompt(q.dtype), self.gating_factor, self.config)
+        read = _gated(q, *self.prompt(q.dtype), self.gating_factor, self.config)
         return super().attended(q, k, v, mask) + read
 
     def attended_packed(self, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents) -> Tensor:
         k, v = (x[0].transpose(0, 1) for x in self.prompt(qkv.dtype))  # (P, G, D)
-        return PromptedAttention.apply(qkv, cos, sin, k, v, self.gating_factor.flatten(), documents, self.heads)
+        return _PromptedAttention.apply(qkv, cos, sin, k, v, self.gating_factor.flatten(), documents, self.heads)
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def beside(self, dtype: torch.dtype) -> nn.Module:
-        return Prompt(*self.prompt(dtype), self.gating_factor.detach().clone(), self.config)
+        return _Prompt(*self.prompt(dtype), self.gating_factor.detach().clone(), self.config)
 
 
-class Prompt(nn.Module):
+class _Prompt(nn.Module):
     """The prompt's part of an attention whose weights stay as they are: for decoding."""
 
     def __init__(self, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> None:
@@ -74,10 +74,10 @@ class Prompt(nn.Module):
 
     def forward(self, q: Tensor) -> Tensor:
         """Rotated queries (B, H, T, D) -> (B, H, T, D)."""
-        return gated(q, self.k.to(q.dtype), self.v.to(q.dtype), self.gate, self.config)
+        return _gated(q, self.k.to(q.dtype), self.v.to(q.dtype), self.gate, self.config)
 
 
-def gated(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> Tensor:
+def _gated(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> Tensor:
     """gate * attention of q (B, H, T, D) to all of k and v (1, G, P, D), in the dtype of q.
 
     Args:
@@ -89,7 +89,7 @@ def gated(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> Tens
     return (attend(q, k, v, seen, config) * gate.transpose(1, 2)).to(q.dtype)
 
 
-class PromptedAttention(Function):
+class _PromptedAttention(Function):
     """`PackedAttention` plus what the prompt gives, which keeps nothing more: that part is computed again.
 
     Args:
@@ -109,7 +109,7 @@ class PromptedAttention(Function):
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
         y, *kept = attended(qkv, documents, heads)
         q, k, v = widened(split(qkv, heads)[0], prompt_k, prompt_v)
-        p, _ = shares(q, k, heads)
+        p, _ = _shares(q, k, heads)
         read = from_groups(p @ v.transpose(0, 1), q)  # (T, H, D)
         ctx.documents, ctx.heads = documents, heads
         ctx.save_for_backward(qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept)
@@ -122,7 +122,7 @@ class PromptedAttention(Function):
         heads = ctx.heads
         dy = dy.view_as(y)
         q, k, v = widened(split(qkv, heads)[0], prompt_k, prompt_v)
-        p, slope = shares(q, k, heads)  # (G, R * T, P)
+        p, slope = _shares(q, k, heads)  # (G, R * T, P)
         values = v.transpose(0, 1)  # (G, P, D)
         d_gate = (dy.float() * from_groups(p @ values, q)).sum((0, 2))
         d_read = to_groups((dy * gate[:, None]).to(q.dtype), k)  # (G, R * T, D)
@@ -138,7 +138,7 @@ class PromptedAttention(Function):
         return d_qkv, None, None, *d_prompt, d_gate.to(gate.dtype), None, None
 
 
-def shares(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
+def _shares(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
     """Of the prompt's vectors for each query, (G, R * T, P), and the derivative of the soft cap, if there is one."""
     scores = (to_groups(q, k) @ k.permute(1, 2, 0)).float() * heads.scale
     slope = None

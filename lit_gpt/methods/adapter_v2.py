@@ -29,10 +29,10 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return ScaledProduct.apply(x, self.adapter_bias, self.adapter_scale, self.linear)
+        return _ScaledProduct.apply(x, self.adapter_bias, self.adapter_scale, self.linear)
 
 
-class ScaledProduct(Function):
+class _ScaledProduct(Function):
     """The product with the frozen weight, shifted and scaled. Of x the backward pass needs nothing, but all of W x + b.
 
     Args:
@@ -46,25 +46,25 @@ class ScaledProduct(Function):
         u = linear.product(x)
         ctx.linear, ctx.dtype = linear, x.dtype
         ctx.save_for_backward(u, bias, scale)
-        return scaled(u, bias, scale)
+        return _scaled(u, bias, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         u, bias, scale = ctx.saved_tensors
-        du, d_bias, d_scale = scaled_backward(dy, u, bias, scale)
+        du, d_bias, d_scale = _scaled_backward(dy, u, bias, scale)
         dx = ctx.linear.input_gradient(du).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         return dx, d_bias, d_scale, None
 
 
 @fused
-def scaled(u: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+def _scaled(u: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
     """scale * (u + bias) in the dtype of u (..., N), computed in fp32: in 16 bits a scale near 1 has 8 of them."""
     return ((u.float() + bias) * scale).to(u.dtype)
 
 
 @fused
-def scaled_backward(dy: Tensor, u: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scaled_backward(dy: Tensor, u: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of u, (..., N) in the dtype of dy, of bias and of scale."""
     d = dy.float()
     rows = tuple(range(dy.dim() - 1))
@@ -83,12 +83,12 @@ def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
             if isinstance(child, LinearLayer):
                 setattr(parent, name, AdapterLinear(child))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = trainable(name)
+        parameter.requires_grad = _trainable(name)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
-def trainable(name: str) -> bool:
+def _trainable(name: str) -> bool:
     """Whether the parameter of this name belongs to the method: it is what is trained and what is saved."""
     module, _, leaf = name.rpartition(".")
     norm = module.rpartition(".")[2]

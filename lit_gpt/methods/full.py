@@ -6,7 +6,7 @@ from lit_gpt.args import FullArgs
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """That an optimizer can move."""
 
 
@@ -20,14 +20,9 @@ def inject(model: GPT, args: FullArgs, init: bool = True) -> None:
         UserError: weights in 8 or 4 bits, which have no room for small steps.
     """
     for name, parameter in model.named_parameters():
-        if parameter.dtype not in DTYPES:
+        if parameter.dtype not in _DTYPES:
             raise UserError(
                 f"full finetuning trains every weight, and {name} is quantized; leave out --quantize, "
                 "or train a quantized model with finetune/lora.py"
             )
         parameter.requires_grad = True
-
-
-def trainable(name: str) -> bool:
-    """Whether the parameter of this name is trained and saved: all are."""
-    return True

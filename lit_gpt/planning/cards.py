@@ -15,11 +15,11 @@ Memory is what torch's `total_memory` was seen to say; where nobody told, OF_THE
 from dataclasses import dataclass
 
 GIB = 1024**3
-OF_THE_BOX = 0.967
+_OF_THE_BOX = 0.967
 """Part of the gigabytes on the box that a process can have, in GiB: 15.47 of 16 on GeForce cards."""
 
 
-REACHED = 0.79
+_REACHED = 0.79
 """Of the rate in the data sheet, by a product of large matrices in bf16: 782.5 of 989 TFLOP/s measured on an H100
 (benchmarks/results/gpu.txt). Other devices were not measured."""
 
@@ -47,7 +47,7 @@ class Device:
     @property
     def rate(self) -> float:
         """Operations a second that a large matrix product is taken to reach; 0 if unknown."""
-        return self.sheet_tflops * 1e12 * REACHED
+        return self.sheet_tflops * 1e12 * _REACHED
 
 
 def _ada(name: str, gib: float, rate: float, *also: str) -> Device:
@@ -67,17 +67,17 @@ def _older(name: str, gib: float, rate: float, *also: str) -> Device:
 
 def _geforce(ai_tops: float, per: int, gb: int, *names: str) -> Device:
     """A GeForce of the 40 or 50 series. `per`: of AI TOPS for one of our TFLOP/s."""
-    return _ada(names[0], OF_THE_BOX * gb, ai_tops / per, *names[1:])
+    return _ada(names[0], _OF_THE_BOX * gb, ai_tops / per, *names[1:])
 
 
-DATA_CENTER = (
+_DATA_CENTER = (
     _ampere("a100-40gb", 39.35, 312, "a100", "A100-SXM4-40GB", "A100-PCIE-40GB", "A800-SXM4-40GB", "a100-40gb-pcie"),
     _ampere("a100-80gb", 79.15, 312, "A100-SXM4-80GB", "A100 80GB PCIe", "A800-SXM4-80GB", "A800 80GB PCIe", "a800"),
     _ada("h100-80gb", 79.10, 989, "h100", "H100 80GB HBM3", "H100 SXM5", "H100 SXM", "H800", "H100 SXM5 80GB"),
     _ada("h100-pcie", 79.10, 756, "H100 PCIe", "H800 PCIe", "h100-pcie-80gb"),
     _ada("h100-nvl", 93.09, 835, "H100 NVL", "h100-94gb", "h100-nvl-94gb"),
     _ada("gh200", 94.50, 989, "GH200 480GB", "GH200 96GB HBM3", "h100-96gb"),
-    _ada("h20", OF_THE_BOX * 96, 148, "h20-96gb"),
+    _ada("h20", _OF_THE_BOX * 96, 148, "h20-96gb"),
     _ada("h200", 139.72, 989, "h200-141gb", "H200 SXM", "H200 141GB HBM3e"),
     _ada("h200-nvl", 139.72, 835, "H200 NVL", "h200-nvl-141gb"),
     _ada("b200", 178.35, 2250, "b200-180gb", "b200-192gb", "B200 SXM"),
@@ -97,22 +97,22 @@ DATA_CENTER = (
     _older("t4", 14.56, 65, "t4-16gb"),
     _ampere("mi300x", 191.69, 1307, "mi300", "AMD Instinct MI300X OAM", "AMD Instinct MI300X VF", "mi300x-192gb"),
     _ampere("mi325x", 255.69, 1307, "mi325", "AMD Instinct MI325X OAM", "mi325x-256gb"),
-    _ampere("mi350x", OF_THE_BOX * 288, 2300, "mi350", "AMD Instinct MI350X OAM"),
-    _ampere("mi355x", OF_THE_BOX * 288, 2516, "mi355", "AMD Instinct MI355X OAM"),
+    _ampere("mi350x", _OF_THE_BOX * 288, 2300, "mi350", "AMD Instinct MI350X OAM"),
+    _ampere("mi355x", _OF_THE_BOX * 288, 2516, "mi355", "AMD Instinct MI355X OAM"),
 )
-WORKSTATION = (
+_WORKSTATION = (
     _ada("rtxpro6000", 94.97, 504, "RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000 Blackwell"),
     _ada("rtxpro6000-server", 94.97, 480, "RTX PRO 6000 Blackwell Server Edition"),
     _ada("rtxpro6000-maxq", 94.97, 440, "RTX PRO 6000 Blackwell Max-Q Workstation Edition"),
     _ada("rtx6000ada", 47.37, 364, "RTX 6000 Ada Generation", "6000ada"),
-    _ada("rtx5000ada", OF_THE_BOX * 32, 261, "RTX 5000 Ada Generation"),
-    _ada("rtx4500ada", OF_THE_BOX * 24, 158, "RTX 4500 Ada Generation"),
-    _ada("rtx4000ada", OF_THE_BOX * 20, 107, "RTX 4000 Ada Generation"),
+    _ada("rtx5000ada", _OF_THE_BOX * 32, 261, "RTX 5000 Ada Generation"),
+    _ada("rtx4500ada", _OF_THE_BOX * 24, 158, "RTX 4500 Ada Generation"),
+    _ada("rtx4000ada", _OF_THE_BOX * 20, 107, "RTX 4000 Ada Generation"),
     _ampere("a6000", 47.43, 155, "RTX A6000"),
-    _ampere("a5000", OF_THE_BOX * 24, 111, "RTX A5000"),
-    _ampere("a4000", OF_THE_BOX * 16, 77, "RTX A4000"),
+    _ampere("a5000", _OF_THE_BOX * 24, 111, "RTX A5000"),
+    _ampere("a4000", _OF_THE_BOX * 16, 77, "RTX A4000"),
 )
-GEFORCE = (
+_GEFORCE = (
     _geforce(3352, 16, 32, "rtx5090"),
     _geforce(1801, 16, 16, "rtx5080"),
     _geforce(1406, 16, 16, "rtx5070ti"),
@@ -144,14 +144,14 @@ GEFORCE = (
     _geforce(194, 8, 6, "rtx4050-laptop"),
     _ampere("rtx3090ti", 23.68, 80),
     _ampere("rtx3090", 23.68, 71),
-    _ampere("rtx3080ti", OF_THE_BOX * 12, 68),
-    _ampere("rtx3080-12gb", OF_THE_BOX * 12, 61),
-    _ampere("rtx3080-10gb", OF_THE_BOX * 10, 60, "rtx3080"),
-    _ampere("rtx3070ti", OF_THE_BOX * 8, 44),
-    _ampere("rtx3070", OF_THE_BOX * 8, 41),
-    _ampere("rtx3060ti", OF_THE_BOX * 8, 32),
+    _ampere("rtx3080ti", _OF_THE_BOX * 12, 68),
+    _ampere("rtx3080-12gb", _OF_THE_BOX * 12, 61),
+    _ampere("rtx3080-10gb", _OF_THE_BOX * 10, 60, "rtx3080"),
+    _ampere("rtx3070ti", _OF_THE_BOX * 8, 44),
+    _ampere("rtx3070", _OF_THE_BOX * 8, 41),
+    _ampere("rtx3060ti", _OF_THE_BOX * 8, 32),
     _ampere("rtx3060", 11.75, 26),
-    _ampere("rtx3050", OF_THE_BOX * 8, 18),
+    _ampere("rtx3050", _OF_THE_BOX * 8, 18),
 )
-DEVICES = {device.name: device for device in (*DATA_CENTER, *WORKSTATION, *GEFORCE)}
+DEVICES = {device.name: device for device in (*_DATA_CENTER, *_WORKSTATION, *_GEFORCE)}
 """By name."""

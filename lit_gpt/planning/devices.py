@@ -12,7 +12,7 @@ from lit_gpt.resources import total_memory
 
 CONTEXT = 0.55e9
 """Bytes that CUDA and the libraries' workspaces take before the first tensor."""
-MAKERS = ("nvidia", "amd", "geforce", "tesla", "instinct", "gpu", "generation", "graphics")
+_MAKERS = ("nvidia", "amd", "geforce", "tesla", "instinct", "gpu", "generation", "graphics")
 """Words of a name that tell no card from another."""
 
 
@@ -54,7 +54,7 @@ def _known(name: str) -> Device | None:
 
 
 def _words(name: str) -> list[str]:
-    return [word for word in re.findall(r"[a-z0-9]+", name.lower()) if word not in MAKERS]
+    return [word for word in re.findall(r"[a-z0-9]+", name.lower()) if word not in _MAKERS]
 
 
 def _key(name: str) -> str:

@@ -50,14 +50,14 @@ def dry_run(fabric: Fabric, asked: Finetuning) -> None:
     if args.probe and not there:
         raise UserError(f"--probe true needs the weights, and {checkpoint_dir} has no {WEIGHTS}; leave it out")
     precision = default_precision(asked.precision, asked.method, device)
-    require_possible(asked.quantize, precision, device)
+    _require_possible(asked.quantize, precision, device)
     require_offload(asked.train, precision)
     job, data = job_of(asked, config, precision, device), (train_data, val_data)
     plan = make_plan(job, data)
     if args.fit:
         plan = fitted(plan, data)
     if plan.fits and (there and is_here if args.probe is None else args.probe):
-        plan = probed(plan, fabric, asked, data)
+        plan = _probed(plan, fabric, asked, data)
         if args.fit:
             plan = in_time(plan, data)
     print(*lines_of(plan), sep="\n")
@@ -67,7 +67,7 @@ def dry_run(fabric: Fabric, asked: Finetuning) -> None:
         print(f"Run it with\n  {command_line(plan, job, sys.argv)}")
 
 
-def require_possible(quantize: str | None, precision: str, device: Device) -> None:
+def _require_possible(quantize: str | None, precision: str, device: Device) -> None:
     """Raises: UserError if the weights cannot be kept so in this precision, or on this device."""
     if quantize is not None:
         require_quantizable(quantize, precision, torch.device("cpu"))
@@ -77,7 +77,7 @@ def require_possible(quantize: str | None, precision: str, device: Device) -> No
         )
 
 
-def probed(plan: Plan, fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
+def _probed(plan: Plan, fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
     """The same plan with times from a few steps on this machine; says what they took."""
     job = plan.job
     asked = replace(asked, quantize=job.quantize, train=job.train)  # --fit may have chosen others
@@ -88,11 +88,11 @@ def probed(plan: Plan, fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
     counted, _ = job.model()
     with fabric.autocast():
         packing = packing_of(model, job.train, fabric.device)
-    rates = probe(fabric, model, counted, *data, job.train, packing, process_seconds(), saved_bytes(counted))
+    rates = probe(fabric, model, counted, *data, job.train, packing, process_seconds(), _saved_bytes(counted))
     print(f"A few steps on this machine took {clock(process_seconds())} and {peak_memory_gb():.2f} GB at most")
     return replace(plan, rates=rates, times=times_of(job, counted, plan.work, rates, plan.n_recomputed))
 
 
-def saved_bytes(model: GPT) -> int:
+def _saved_bytes(model: GPT) -> int:
     """Of a checkpoint: what trains, and the optimizer's state."""
     return 3 * trained_bytes(model)

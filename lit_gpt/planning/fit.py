@@ -12,14 +12,14 @@ from lit_gpt.planning.seconds import OF_BF16, Rates
 from lit_gpt.training.offload import SCALED
 from lit_gpt.training.run.gauges import clock
 
-FEWEST_TOKENS = 256
+_FEWEST_TOKENS = 256
 """Of a forward pass; below, time is lost and no memory won."""
 MOST_EPOCHS = 3.0
 """Of a run that says nothing of its length: more passes over instructions seldom help."""
-OF_THE_TIME = 0.95
+_OF_THE_TIME = 0.95
 """Part of the time given that is planned for."""
-PLANNING = ("dry_run", "fit", "device", "probe")
-LENGTHS = ("epochs", "max_iters", "max_steps")
+_PLANNING = ("dry_run", "fit", "device", "probe")
+_LENGTHS = ("epochs", "max_iters", "max_steps")
 
 
 def fitted(plan: Plan, data: Data) -> Plan:
@@ -28,10 +28,10 @@ def fitted(plan: Plan, data: Data) -> Plan:
     Raises:
         UserError: nothing makes it fit.
     """
-    return in_time(in_memory(plan, data), data)
+    return in_time(_in_memory(plan, data), data)
 
 
-def in_memory(plan: Plan, data: Data) -> Plan:
+def _in_memory(plan: Plan, data: Data) -> Plan:
     """The plan itself if it fits. Else the fastest of those that leave the weights as they are; only if none of these
     fits, of those with weights, or an optimizer's state, in 8 bits, then in 4.
 
@@ -42,7 +42,7 @@ def in_memory(plan: Plan, data: Data) -> Plan:
         return plan
     least = plan
     for base in lighter(plan.job):
-        plans = [make_plan(job, data, rates_for(plan, job)) for job in leaner(base)]
+        plans = [make_plan(job, data, _rates_for(plan, job)) for job in _leaner(base)]
         fitting = [p for p in plans if p.fits]
         if fitting:
             return min(fitting, key=lambda p: (p.seconds or p.n_recomputed, -p.job.room))
@@ -69,27 +69,27 @@ def lighter(job: Job) -> Iterator[Job]:
         yield replace(job, precision=precision, train=away)
         return
     for kind in ("fp8" if job.device.fp8 and job.device.kind == "cuda" else "int8", "bnb.nf4", "bnb.nf4-dq"):
-        if job.quantize is None or OF_BITS[kind] < OF_BITS[job.quantize]:
+        if job.quantize is None or _OF_BITS[kind] < _OF_BITS[job.quantize]:
             yield replace(job, quantize=kind, precision=precision)
 
 
-OF_BITS = {"fp8": 8.0, "int8": 8.0, "bnb.int8": 8.0, "bnb.int8-training": 8.0}
-OF_BITS |= {"bnb.nf4": 4.5, "bnb.fp4": 4.5, "bnb.nf4-dq": 4.1, "bnb.fp4-dq": 4.1}
+_OF_BITS = {"fp8": 8.0, "int8": 8.0, "bnb.int8": 8.0, "bnb.int8-training": 8.0}
+_OF_BITS |= {"bnb.nf4": 4.5, "bnb.fp4": 4.5, "bnb.nf4-dq": 4.1, "bnb.fp4-dq": 4.1}
 """Bits a weight by kind."""
 
 
-def leaner(job: Job) -> Iterator[Job]:
+def _leaner(job: Job) -> Iterator[Job]:
     """The job with smaller and smaller forward passes, each as it is and with all blocks computed twice."""
     tokens = job.room
     while True:
         for recompute in dict.fromkeys((job.train.recompute, "all")):
             yield replace(job, train=replace(job.train, micro_batch_tokens=tokens, recompute=recompute))
-        if tokens // 2 < FEWEST_TOKENS:
+        if tokens // 2 < _FEWEST_TOKENS:
             return
         tokens //= 2
 
 
-def rates_for(plan: Plan, job: Job) -> Rates | None:
+def _rates_for(plan: Plan, job: Job) -> Rates | None:
     """Measured rates of `plan`, for other weights; None leaves it to the table of devices."""
     if plan.rates is None or plan.job.device.rate:
         return None
@@ -106,15 +106,15 @@ def in_time(plan: Plan, data: Data) -> Plan:
     train, limit = plan.job.train, plan.job.train.max_seconds
     if limit is None or plan.times is None:
         return plan
-    asked = any(getattr(train, name) is not None for name in LENGTHS)
+    asked = any(getattr(train, name) is not None for name in _LENGTHS)
     epochs = plan.work.epochs if asked else MOST_EPOCHS
-    if asked and plan.times.total <= limit * OF_THE_TIME:
+    if asked and plan.times.total <= limit * _OF_THE_TIME:
         return plan
     for _ in range(4):
         times = plan.times
         fixed = times.starting + times.validating / plan.work.n_validations + times.merging + times.ending
         per_epoch = (plan.times.total - fixed) / plan.work.epochs
-        possible = (limit * OF_THE_TIME - fixed) / per_epoch
+        possible = (limit * _OF_THE_TIME - fixed) / per_epoch
         epochs = min(epochs, int(100 * possible) / 100)
         if epochs < 0.01:
             raise UserError(
@@ -123,7 +123,7 @@ def in_time(plan: Plan, data: Data) -> Plan:
             )
         shorter = replace(plan.job, train=replace(train, epochs=epochs, max_iters=None, max_steps=None))
         plan = make_plan(shorter, data, plan.rates)
-        if plan.times.total <= limit * OF_THE_TIME:
+        if plan.times.total <= limit * _OF_THE_TIME:
             break
     return plan
 
@@ -132,7 +132,9 @@ def ways_out(plan: Plan, data: Data) -> Iterator[str]:
     """What would make the plan fit, one change at a time, where it does not."""
     if not plan.fits:
         yield "To make it fit (--fit true chooses)"
-        yield from (f"  {flags_of(plan.job, p.job)}: {p.needed / 1e9:.2f} GB{verdict(p)}" for p in smaller(plan, data))
+        yield from (
+            f"  {flags_of(plan.job, p.job)}: {p.needed / 1e9:.2f} GB{_verdict(p)}" for p in _smaller(plan, data)
+        )
     limit = plan.job.train.max_seconds
     if limit and plan.times and plan.times.total > limit:
         yield f"It takes longer than --max_time {clock(limit)}, which will end it early"
@@ -142,18 +144,18 @@ def ways_out(plan: Plan, data: Data) -> Iterator[str]:
         yield "Much of the time goes into validation: raise --eval_interval, or pass --eval_iters"
 
 
-def smaller(plan: Plan, data: Data) -> Iterator[Plan]:
+def _smaller(plan: Plan, data: Data) -> Iterator[Plan]:
     """Plans with one change each that takes less memory."""
-    jobs = [job for job in leaner(plan.job) if len(changes(plan.job, job)) == 1][:4]
+    jobs = [job for job in _leaner(plan.job) if len(_changes(plan.job, job)) == 1][:4]
     jobs += list(lighter(plan.job))[1:]
-    yield from (p for p in (make_plan(job, data, rates_for(plan, job)) for job in jobs) if p.needed < plan.needed)
+    yield from (p for p in (make_plan(job, data, _rates_for(plan, job)) for job in jobs) if p.needed < plan.needed)
 
 
-def verdict(plan: Plan) -> str:
+def _verdict(plan: Plan) -> str:
     return (", fits" if plan.fits else ", too much still") + (f", {clock(plan.seconds)}" if plan.seconds else "")
 
 
-def changes(before: Job, after: Job) -> dict[str, Any]:
+def _changes(before: Job, after: Job) -> dict[str, Any]:
     """Flags by name, of the second job, that are not those of the first."""
     found: dict[str, Any] = {}
     for name in ("quantize", "precision"):
@@ -161,14 +163,14 @@ def changes(before: Job, after: Job) -> dict[str, Any]:
             found[name] = getattr(after, name)
     if after.room != before.room:
         found["micro_batch_tokens"] = after.room
-    for name in ("recompute", "optimizer", "offload_gradients", *LENGTHS):
+    for name in ("recompute", "optimizer", "offload_gradients", *_LENGTHS):
         if getattr(after.train, name) != getattr(before.train, name):
             found[name] = getattr(after.train, name)
     return found
 
 
 def flags_of(before: Job, after: Job) -> str:
-    found = {name: str(value).lower() if value is True else value for name, value in changes(before, after).items()}
+    found = {name: str(value).lower() if value is True else value for name, value in _changes(before, after).items()}
     return " ".join(f"--{name} {value}" for name, value in found.items() if value is not None)
 
 
@@ -179,8 +181,8 @@ def command_line(plan: Plan, asked: Job, argv: list[str]) -> str:
         asked: the job before anything was chosen.
         argv: the script and its arguments.
     """
-    found = changes(asked, plan.job)
-    left_out = {*PLANNING, *found}
+    found = _changes(asked, plan.job)
+    left_out = {*_PLANNING, *found}
     words, skipped = [], False
     for word in argv[1:]:
         name, equals, _ = word.partition("=")

@@ -23,7 +23,7 @@ from lit_gpt.model import GPT
 from lit_gpt.planning.devices import Device
 from lit_gpt.training.batching import share_up_to
 
-DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
+_DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Job:
 
     @property
     def weight_dtype(self) -> torch.dtype:
-        return torch.float32 if self.mixed else DTYPES[self.precision.partition("-")[0]]
+        return torch.float32 if self.mixed else _DTYPES[self.precision.partition("-")[0]]
 
     @property
     def compute_itemsize(self) -> int:
         """Bytes of a value that the blocks hand on."""
-        return DTYPES[self.precision.partition("-")[0]].itemsize
+        return _DTYPES[self.precision.partition("-")[0]].itemsize
 
     @property
     def room(self) -> int:

@@ -31,9 +31,9 @@ from lit_gpt.training.memory import (
 )
 from lit_gpt.training.optimizer import STATE_BYTES
 
-NF4_BLOCK, NESTED_BLOCK = 64, 256
+_NF4_BLOCK, _NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one, in bitsandbytes."""
-HELD_BACK = {"cuda": (0.6e9, 0.11), "cpu": (0.05e9, 0.7)}
+_HELD_BACK = {"cuda": (0.6e9, 0.11), "cpu": (0.05e9, 0.7)}
 """Memory that is free and not given back: bytes, and a part of what many tensors of a pass leave behind."""
 MARGIN = 0.03
 """Of the device, left free."""
@@ -43,10 +43,10 @@ def quantized_bytes(layer: LinearLayer, kind: str) -> int:
     """What the weight of a linear layer takes in `kind`, key of QUANTIZATIONS, its bias apart."""
     n = layer.in_features * layer.out_features
     if kind.startswith(("bnb.nf4", "bnb.fp4")):
-        n_scales = -(-n // NF4_BLOCK)
+        n_scales = -(-n // _NF4_BLOCK)
         table = 16 * 4
         if kind.endswith("-dq"):
-            return -(-n // 2) + n_scales + 4 * -(-n_scales // NESTED_BLOCK) + 256 * 4 + 4 + table
+            return -(-n // 2) + n_scales + 4 * -(-n_scales // _NESTED_BLOCK) + 256 * 4 + 4 + table
         return -(-n // 2) + 4 * n_scales + table
     return n + 4 * layer.out_features
 
@@ -58,12 +58,12 @@ def base_bytes(model: GPT, chosen: dict[str, LinearLayer], kind: str | None) -> 
         chosen: layers that are kept in `kind`.
     """
     packed = {id(layer.weight) for layer in chosen.values()}
-    total = sum(p.numel() * p.element_size() for p in frozen(model) if id(p) not in packed)
+    total = sum(p.numel() * p.element_size() for p in _frozen(model) if id(p) not in packed)
     total += sum(x.numel() * x.element_size() for x in model.buffers())
     return total + sum(quantized_bytes(layer, kind) for layer in chosen.values() if kind)
 
 
-def frozen(model: GPT) -> Iterator[torch.nn.Parameter]:
+def _frozen(model: GPT) -> Iterator[torch.nn.Parameter]:
     return (p for p in model.parameters() if not p.requires_grad)
 
 
@@ -107,11 +107,11 @@ def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
         "optimizer": state_bytes(model, job.train.optimizer),
         "activations": activations,
         "logits": logits,
-        "one block's work": passing_bytes(job, chosen, tokens),
+        "one block's work": _passing_bytes(job, chosen, tokens),
     }
     if job.mixed:
         items["weights cast to 16 bits"] = cast_bytes(model)
-    constant, part = HELD_BACK[job.device.kind]
+    constant, part = _HELD_BACK[job.device.kind]
     items["held back by the allocator"] = int(constant + part * (activations + items["one block's work"]))
     items["runtime"] = int(CONTEXT) if job.device.kind == "cuda" else resident_bytes()
     items["margin"] = int(MARGIN * job.device.n_bytes) if job.device.kind == "cuda" else 0
@@ -129,7 +129,7 @@ def host_bytes(job: Job, model: GPT) -> dict[str, int]:
     }
 
 
-def passing_bytes(job: Job, chosen: dict[str, LinearLayer], tokens: int) -> int:
+def _passing_bytes(job: Job, chosen: dict[str, LinearLayer], tokens: int) -> int:
     """What one block makes and drops while it computes: gradients, remade products, weights that are unpacked."""
     c = job.config
     per_token = c.intermediate_size * (c.n_expert_per_token or 1) + 4 * c.n_embd + sum(c.qkv_sizes)

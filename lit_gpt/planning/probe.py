@@ -21,9 +21,9 @@ from lit_gpt.training.optimizer import make_optimizer
 from lit_gpt.training.run.gauges import wait
 from lit_gpt.training.validation import AT_ONCE
 
-LEAST_SECONDS, MOST_SECONDS = 6.0, 30.0
+_LEAST_SECONDS, _MOST_SECONDS = 6.0, 30.0
 """Of timed forward and backward passes: the first, and the second if one pass takes that long."""
-LEAST_PASSES = 3
+_LEAST_PASSES = 3
 STEPS = 4
 """Optimizer steps whose forward passes are taken, again and again."""
 
@@ -65,17 +65,17 @@ def probe(
 
     def step() -> float:
         forward_and_backward(batches[0])  # the largest, which warms up
-        return timed(fabric.device, lambda: gradients.step(0))
+        return _timed(fabric.device, lambda: gradients.step(0))
 
     step_seconds = min(step() for _ in range(2))
     starting += time.perf_counter() - before if fabric.device.type == "cuda" else 0.0  # compiling is no warm-up's
     flops = seconds = 0.0
     for n, batch in enumerate(cycle(batches[1:] + batches[:1]), 1):
-        seconds += timed(fabric.device, lambda batch=batch: forward_and_backward(batch))
+        seconds += _timed(fabric.device, lambda batch=batch: forward_and_backward(batch))
         flops += training_flops(counted, *size(batch), model.n_recomputed)
-        if seconds > MOST_SECONDS or (seconds > LEAST_SECONDS and n >= LEAST_PASSES):
+        if seconds > _MOST_SECONDS or (seconds > _LEAST_SECONDS and n >= _LEAST_PASSES):
             break
-    validation = validation_rate(fabric, model, counted, val_data, packing)
+    validation = _validation_rate(fabric, model, counted, val_data, packing)
     source = f"from {n} forward and backward passes on this machine, {flops / seconds / 1e12:.3g} TFLOP/s"
     return Rates(
         training=flops / seconds,
@@ -88,15 +88,15 @@ def probe(
     )
 
 
-def validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, packing: Packing) -> float:
+def _validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, packing: Packing) -> float:
     """Operations a second of forward passes in evaluation."""
     model.eval()
     flops = seconds = 0.0
     with torch.no_grad(), fabric.autocast():
         for batch in chosen(data, min(len(data), AT_ONCE), packing, fabric.device)[:4]:
-            seconds += timed(fabric.device, lambda batch=batch: loss_sum(model, batch))
+            seconds += _timed(fabric.device, lambda batch=batch: loss_sum(model, batch))
             flops += forward_flops(counted, *size(batch))
-            if seconds > LEAST_SECONDS:
+            if seconds > _LEAST_SECONDS:
                 break
     return flops / seconds
 
@@ -118,7 +118,7 @@ def size(batch: Batch) -> tuple[int, int, float]:
     return batch.n_computed, batch.n_targets, float(sum(n * n for n in d.whole) - again)
 
 
-def timed(device: torch.device, work: Callable[[], object]) -> float:
+def _timed(device: torch.device, work: Callable[[], object]) -> float:
     """Seconds that `work` takes when called, until the device is done."""
     wait(device)
     start = time.perf_counter()

@@ -9,23 +9,23 @@ from lit_gpt.planning.work import Work
 from lit_gpt.training.flops import forward_flops, training_flops
 from lit_gpt.training.memory import trained_bytes
 
-SHARE, SHARE_LOST = 0.672, 0.121
+_SHARE, _SHARE_LOST = 0.672, 0.121
 """Of the matrix rate that LoRA's step reaches on bf16 weights where none of the linear layers is wrapped, and what is
 lost of it where all are: 64.8 % with one of five, 55.1 % with five of five on an H100 (benchmarks/results/gpu.txt)."""
 OF_BF16 = {"bnb.nf4": 0.94, "bnb.nf4-dq": 0.92, "bnb.fp4": 0.94, "bnb.fp4-dq": 0.92, "bnb.int8": 0.6}
 OF_BF16 |= {"bnb.int8-training": 0.6, "int8": 0.97, "fp8": 1.25}
 """Speed by weights in fewer bits, relative to bf16: nf4, int8 and fp8 from the same table; the others are guesses."""
-CALLED, EAGER = 0.96, 0.47
+_CALLED, _EAGER = 0.96, 0.47
 """Speed of a step whose kernels are called one by one, and that is not compiled either, relative to a recorded one."""
-HOST = 0.012
+_HOST = 0.012
 """Seconds that the host takes for a block of a micro-batch that is recomputed, and so never recorded: 0.38 s for 32."""
-FEW_TOKENS = 160
+_FEW_TOKENS = 160
 """Tokens of a forward pass that take as long as what does not depend on their number: 8,192 are 2 % faster."""
-COMPILING, READING, WRITING = 30.0, 1.0e9, 0.3e9
+_COMPILING, _READING, WRITING = 30.0, 1.0e9, 0.3e9
 """Seconds that compiling and recording take on a GPU; bytes a second from and to a disk, checksums included."""
-TO_HOST = 20e9
+_TO_HOST = 20e9
 """Bytes a second between GPU and host, over PCIe 4.0 with 16 lanes; a guess, as no such card was measured."""
-STARTING, ENDING = 12.0, 1.5
+_STARTING, _ENDING = 12.0, 1.5
 """Seconds of imports and of putting a model together; of the curve, the report, and of what Python does at its exit."""
 
 
@@ -56,7 +56,7 @@ class Times:
     validating: float
     saving: float
     merging: float = 0.0
-    ending: float = ENDING
+    ending: float = _ENDING
 
     @property
     def trained(self) -> float:
@@ -74,17 +74,17 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
         return None
     layers = [name for name, m in model.named_modules() if isinstance(m, LinearLayer) and ".h." in name]
     wrapped = sum(name.endswith(".linear") for name in layers) / len(layers)
-    share = SHARE - SHARE_LOST * wrapped
+    share = _SHARE - _SHARE_LOST * wrapped
     kind = job.quantize
     if kind:
         share *= OF_BF16[kind if job.device.fp8 or kind != "fp8" else "bnb.nf4"]
     if not job.train.compile:
-        share *= EAGER
+        share *= _EAGER
     elif n_again or job.config.mlp == "moe" or job.method == "full" or not job.train.records:
-        share *= CALLED
+        share *= _CALLED
     share *= 0.5 if job.weight_dtype.itemsize == 4 and not job.mixed else 1.0  # TF32 has half the rate
     tokens = work.n_computed / work.n_passes
-    share *= (tokens / (tokens + FEW_TOKENS)) / (4096 / (4096 + FEW_TOKENS))
+    share *= (tokens / (tokens + _FEW_TOKENS)) / (4096 / (4096 + _FEW_TOKENS))
     rate = job.device.rate * share
     source = f"{share:.0%} of {job.device.rate / 1e12:.0f} TFLOP/s, from the table of devices"
     n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -92,14 +92,14 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
     optimizer_seconds = 4 * trained / 1e12  # weights, gradients and two states, at about 1 TB/s
     if job.train.offload_gradients:
         passes = work.n_passes / work.n_steps  # each takes all gradients away, and all but the first also bring some
-        optimizer_seconds += 2 * passes * trained / TO_HOST
+        optimizer_seconds += 2 * passes * trained / _TO_HOST
     return Rates(
         training=rate,
         validation=rate,
         optimizer_seconds=optimizer_seconds,
-        starting=STARTING + n_bytes / READING + (COMPILING if job.train.compile else 0.0),
+        starting=_STARTING + n_bytes / _READING + (_COMPILING if job.train.compile else 0.0),
         saving=3 * trained / WRITING,
-        shortest=HOST * n_again,
+        shortest=_HOST * n_again,
         source=source,
     )
 
@@ -116,5 +116,5 @@ def times_of(job: Job, model: GPT, work: Work, rates: Rates, n_again: int) -> Ti
         training=max(training, work.n_passes * rates.shortest) + work.n_steps * rates.optimizer_seconds,
         validating=work.n_validations * validation,
         saving=work.n_saves * rates.saving,
-        merging=merged / READING + merged / WRITING,
+        merging=merged / _READING + merged / WRITING,
     )

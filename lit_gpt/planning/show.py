@@ -7,7 +7,7 @@ from lit_gpt.planning.plan import Plan
 from lit_gpt.training.length import outlook
 from lit_gpt.training.run.gauges import clock
 
-NEARLY_FULL = 0.03
+_NEARLY_FULL = 0.03
 """Part of the memory that a plan should leave: about what it is wrong by (docs/plan_a_run.md)."""
 
 
@@ -17,13 +17,13 @@ def lines_of(plan: Plan, now: datetime | None = None) -> Iterator[str]:
     Args:
         now: when the run would start.
     """
-    yield from memory_lines(plan)
+    yield from _memory_lines(plan)
     yield from (f"  {risk}" for risk in risks(plan))
-    yield from work_lines(plan)
-    yield from time_lines(plan, now or datetime.now())
+    yield from _work_lines(plan)
+    yield from _time_lines(plan, now or datetime.now())
 
 
-def memory_lines(plan: Plan) -> Iterator[str]:
+def _memory_lines(plan: Plan) -> Iterator[str]:
     job, device = plan.job, plan.job.device
     yield f"Memory on {device.name}, GB (10^9 bytes)"
     for name, n_bytes in plan.memory.items():
@@ -42,7 +42,7 @@ def memory_lines(plan: Plan) -> Iterator[str]:
 def risks(plan: Plan) -> Iterator[str]:
     """What may go wrong with a plan that is possible, one sentence each, with what avoids it."""
     left = 1 - plan.needed / plan.job.device.n_bytes
-    if plan.job.device.kind == "cuda" and 0 <= left < NEARLY_FULL:
+    if plan.job.device.kind == "cuda" and 0 <= left < _NEARLY_FULL:
         yield (
             f"Risk: {left:.1%} of the memory is left besides the margin, and plans can be wrong by more; what a screen "
             "or another process takes may end the run; --recompute all or a smaller --micro_batch_tokens leaves room"
@@ -55,7 +55,7 @@ def risks(plan: Plan) -> Iterator[str]:
         )
 
 
-def work_lines(plan: Plan) -> Iterator[str]:
+def _work_lines(plan: Plan) -> Iterator[str]:
     work = plan.work
     waste = work.n_padded / work.n_tokens - 1
     filled = f"{work.filled}; " if work.filled else ""
@@ -70,7 +70,7 @@ def work_lines(plan: Plan) -> Iterator[str]:
     yield from (f"  {line}" for line in outlook(0, plan.length))
 
 
-def time_lines(plan: Plan, now: datetime) -> Iterator[str]:
+def _time_lines(plan: Plan, now: datetime) -> Iterator[str]:
     yield "Time"
     if plan.times is None or plan.rates is None:
         yield f"  unknown: the speed of {plan.job.device.name} is; --probe true measures that of this machine"

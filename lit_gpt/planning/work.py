@@ -9,7 +9,7 @@ from lit_gpt.data.batches import Order
 from lit_gpt.data.packing import Packing, Prefixes, fullest, n_computed, packs, prefixes_of
 from lit_gpt.data.store import IGNORE, Samples
 
-PACKED_STEPS = 100
+_PACKED_STEPS = 100
 """Optimizer steps whose forward passes are counted one by one; the others are taken to be like them."""
 
 COUNTED = 2**20
@@ -70,7 +70,7 @@ def work_of(
     n_steps = -(-n_samples // train.batch_size)
     of_run = Order(len(lengths), n_samples, seed)
     order = np.concatenate([of_run.permutation(e) for e in range(-(-n_samples // len(lengths)))])[:n_samples]
-    size, first = train.micro_batch_size, order[: PACKED_STEPS * train.batch_size]
+    size, first = train.micro_batch_size, order[: _PACKED_STEPS * train.batch_size]
     passes: list[tuple[list[int], Prefixes]] = []
     for start in range(0, len(first), train.batch_size):
         part = first[start : start + train.batch_size]
@@ -101,12 +101,12 @@ def work_of(
         n_val_computed=round(left * val_lengths[:n_val].sum()),
         n_val_targets=int(val_targets[:n_val].sum()),
         val_squares=float(left_of_squares * np.square(val_lengths[:n_val], dtype=np.float64).sum()),
-        n_validations=len({n_steps, *every(validation.eval_interval, n_steps)}),
-        n_saves=len({n_steps, *every(train.save_interval, n_steps), *every(validation.eval_interval, n_steps)}),
+        n_validations=len({n_steps, *_every(validation.eval_interval, n_steps)}),
+        n_saves=len({n_steps, *_every(train.save_interval, n_steps), *_every(validation.eval_interval, n_steps)}),
     )
 
 
-def every(interval: int, n_steps: int) -> range:
+def _every(interval: int, n_steps: int) -> range:
     """The steps at which something is due, the start included."""
     return range(0, n_steps + 1, interval)
 

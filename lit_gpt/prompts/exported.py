@@ -13,7 +13,7 @@ from lit_gpt.prompts.jinja import jinja_of
 from lit_gpt.tokenizer import FILES, Tokenizer
 from lit_gpt.tokenizer.settings import read_optional, read_settings
 
-FOLDER = "additional_chat_templates"
+_FOLDER = "additional_chat_templates"
 """Where transformers keeps the templates that have names of their own."""
 _DEFAULT = "default"
 _CHAT = (Turn("user", "Who?"), Turn("assistant", "I."), Turn("user", "And you?"))
@@ -53,7 +53,7 @@ def carry_style(folder: Path, name: str, llama_cpp: bool = False) -> list[str]:
         return []
     else:
         instead = ", and the base has none" if own is None else ", not the base's own"
-    write_templates(folder, templates | {_DEFAULT: text})
+    _write_templates(folder, templates | {_DEFAULT: text})
     return [written + instead]
 
 
@@ -108,7 +108,7 @@ def _asked(style: Style | ChatTemplate, turns: Sequence[Turn]) -> str:
     return "".join(e.prompt + (e.answer or "") + (e.end or style.eos) for e in before) + last.prompt
 
 
-def write_templates(folder: Path, templates: Mapping[str, str]) -> None:
+def _write_templates(folder: Path, templates: Mapping[str, str]) -> None:
     """Write chat templates by name as transformers keeps them, and take those out of tokenizer_config.json.
 
     Others read that before the file, or after it; what stands in both would be two things.
@@ -118,16 +118,16 @@ def write_templates(folder: Path, templates: Mapping[str, str]) -> None:
     if config.pop("chat_template", None) is not None:
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, text in templates.items():
-        at = folder / FILE if name == _DEFAULT else folder / FOLDER / f"{Path(name).name}.jinja"
+        at = folder / FILE if name == _DEFAULT else folder / _FOLDER / f"{Path(name).name}.jinja"
         at.parent.mkdir(exist_ok=True)
         at.write_text(text, encoding="utf-8")
 
 
 def settle_templates(folder: Path) -> None:
     """Leave one chat template of each name where a folder has files of them and others in tokenizer_config.json."""
-    files = [folder / FILE, *(folder / FOLDER).glob("*.jinja")]
+    files = [folder / FILE, *(folder / _FOLDER).glob("*.jinja")]
     if any(path.is_file() for path in files) and "chat_template" in read_optional(folder / "tokenizer_config.json"):
-        write_templates(folder, read_templates(folder))
+        _write_templates(folder, read_templates(folder))
 
 
 def _write_stops(folder: Path, ids: frozenset[int]) -> None:

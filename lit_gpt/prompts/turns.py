@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant", "tool"]
+_Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What one side says."""
 
-    role: Role
+    role: _Role
     text: str
     context: str = ""
     """What a user's text refers to (Alpaca's `input`); may be empty, and is for other roles."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 76, 28, 12, 40
+_WIDTH, _HEIGHT = 640, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 28, 12, 40
 MOST_POINTS = 600
 """Of a line; more are averaged in groups."""
 
@@ -29,7 +29,7 @@ def chart(title: str, lines: Sequence[Line], unit: str, from_zero: bool = True, 
         unit: of the vertical axis.
         from_zero: whether that begins at 0.
     """
-    lines = [Line(line.name, thinned(finite(line.points)), line.dots) for line in lines]
+    lines = [Line(line.name, thinned(_finite(line.points)), line.dots) for line in lines]
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
@@ -38,9 +38,9 @@ def chart(title: str, lines: Sequence[Line], unit: str, from_zero: bool = True, 
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(0.0 if from_zero else min(ys), max(ys))
     x_span = (min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
     y_span = (min(y_ticks[0], 0.0 if from_zero else min(ys)), max(y_ticks[-1], max(ys)))
-    place = Place(x_span, y_span)
-    body = [grid(place, [t for t in x_ticks if x_span[0] <= t <= x_span[1]], y_ticks)]
-    body += [drawn(line, place, number) for number, line in enumerate(lines, 1)]
+    place = _Place(x_span, y_span)
+    body = [_grid(place, [t for t in x_ticks if x_span[0] <= t <= x_span[1]], y_ticks)]
+    body += [_drawn(line, place, number) for number, line in enumerate(lines, 1)]
     data = {"lines": [[[round(place.x(x), 1), round(place.y(y), 1), x, y] for x, y in line.points] for line in lines]}
     data |= {"names": [line.name for line in lines], "digits": digits}
     legend = "".join(
@@ -50,14 +50,14 @@ def chart(title: str, lines: Sequence[Line], unit: str, from_zero: bool = True, 
         f'<figure data-curve="{escape(json.dumps(data, separators=(",", ":")))}">'
         f"<figcaption><b>{escape(title)}</b> <small>{escape(unit)}</small>"
         f'<span class="legend">{legend}</span></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}'
-        f'<line class="at" y1="{TOP}" y2="{HEIGHT - BOTTOM}" visibility="hidden"/></svg>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}'
+        f'<line class="at" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" visibility="hidden"/></svg>'
         "<output></output></figure>"
     )
 
 
 @dataclass(frozen=True)
-class Place:
+class _Place:
     """Where values are on the picture."""
 
     x_span: tuple[float, float]
@@ -65,14 +65,14 @@ class Place:
 
     def x(self, value: float) -> float:
         low, high = self.x_span
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / (high - low)
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (value - low) / (high - low)
 
     def y(self, value: float) -> float:
         low, high = self.y_span
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / ((high - low) or 1)
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / ((high - low) or 1)
 
 
-def drawn(line: Line, place: Place, number: int) -> str:
+def _drawn(line: Line, place: _Place, number: int) -> str:
     points = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in line.points)
     path = f'<polyline class="l{number}" points="{points}"/>'
     if line.dots or len(line.points) == 1:
@@ -82,17 +82,17 @@ def drawn(line: Line, place: Place, number: int) -> str:
     return path
 
 
-def grid(place: Place, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
+def _grid(place: _Place, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
     parts = []
     for t in y_ticks:
         y = place.y(t)
-        parts.append(f'<line class="g" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{shown(t)}</text>')
+        parts.append(f'<line class="g" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{shown(t)}</text>')
     for t in x_ticks:
         x = place.x(t)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{shown(t)}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    return "".join(parts) + f'<text x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">optimizer step</text>'
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{shown(t)}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    return "".join(parts) + f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">optimizer step</text>'
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -114,7 +114,7 @@ def shown(value: float) -> str:
     return f"{value / 1e3:,.10g}k" if abs(value) >= 1e4 else f"{value:,.10g}"
 
 
-def finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 

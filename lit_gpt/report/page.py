@@ -21,25 +21,25 @@ def write_report(run_dir: Path, path: Path | None = None) -> Path:
         path: where to; into the folder if not given.
     """
     path = path or run_dir / REPORT
-    write_text(path, page(run_dir))
+    write_text(path, _page(run_dir))
     return path
 
 
-def page(run_dir: Path) -> str:
+def _page(run_dir: Path) -> str:
     """The page's HTML, from finetuned.json, metrics.csv and, where it is there, plan.json."""
-    run = read_json(run_dir / "finetuned.json")
-    plan = read_json(run_dir / "plan.json")
+    run = _read_json(run_dir / "finetuned.json")
+    plan = _read_json(run_dir / "plan.json")
     with open(run_dir / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     title = f"{run.get('method', '')} on {Path(run.get('base', '')).name}"
-    style, script = (files("lit_gpt.report").joinpath(name).read_text(encoding="utf-8") for name in PARTS)
+    style, script = (files("lit_gpt.report").joinpath(name).read_text(encoding="utf-8") for name in _PARTS)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="sub">{escape(str(run_dir))}</p>',
-        tiles(summary(rows, run)),
-        curves(rows),
-        plan_section(plan),
-        settings(run),
+        _tiles(_summary(rows, run)),
+        _curves(rows),
+        _plan_section(plan),
+        _settings(run),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
@@ -51,7 +51,7 @@ def page(run_dir: Path) -> str:
     )
 
 
-COUNTS = {
+_COUNTS = {
     "n_rows": "samples in the training set",
     "n_samples": "samples of the run",
     "n_steps": "optimizer steps",
@@ -66,19 +66,19 @@ COUNTS = {
     "n_saves": "saves",
 }
 """Name in plan.json -> what it counts."""
-PARTS = ("page.css", "page.js")
+_PARTS = ("page.css", "page.js")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def column(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
+def _column(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
     """(step, value) of the lines that have one."""
     return [(float(r["step"]), float(r[name])) for r in rows if r.get(name)]
 
 
-def by_step(rows: Sequence[dict[str, str]], name: str, weight: str) -> list[tuple[float, float]]:
+def _by_step(rows: Sequence[dict[str, str]], name: str, weight: str) -> list[tuple[float, float]]:
     """(step, mean) over the lines of a step, weighted."""
     sums: dict[float, tuple[float, float]] = {}
     for r in rows:
@@ -88,12 +88,12 @@ def by_step(rows: Sequence[dict[str, str]], name: str, weight: str) -> list[tupl
     return [(step, total / max(n, 1e-9)) for step, (total, n) in sums.items()]
 
 
-def summary(rows: Sequence[dict[str, str]], run: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _summary(rows: Sequence[dict[str, str]], run: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(value, name, remark) of what matters most."""
-    train, val = by_step(rows, "loss", "n_targets"), column(rows, "val_loss")
+    train, val = _by_step(rows, "loss", "n_targets"), _column(rows, "val_loss")
     tokens = sum(int(r["n_tokens"]) for r in rows if r.get("n_tokens"))
     busy = sum(float(r["n_tokens"]) / float(r["tokens_per_sec"]) for r in rows if r.get("tokens_per_sec"))
-    memory = max((y for _, y in column(rows, "memory_gb")), default=None)
+    memory = max((y for _, y in _column(rows, "memory_gb")), default=None)
     weighed = [(int(r["n_tokens"]) / float(r["tokens_per_sec"]), float(r["of_peak"])) for r in rows if r.get("of_peak")]
     peak = sum(seconds * part for seconds, part in weighed)
     share = peak / max(busy, 1e-9)
@@ -105,7 +105,7 @@ def summary(rows: Sequence[dict[str, str]], run: dict[str, Any]) -> list[tuple[s
         found.append((f"{train[-1][1]:.4f}", "training loss", f"last of {len(train):,} steps"))
     if rows:
         seconds = float(rows[-1]["seconds"] or 0)
-        found.append((clock(seconds), "time", f"{busy / max(seconds, 1e-9):.0%} of it in training steps"))
+        found.append((_clock(seconds), "time", f"{busy / max(seconds, 1e-9):.0%} of it in training steps"))
     if busy:
         remark = f"{share:.0%} of a matrix product's rate" if share else "no padding"
         found.append((f"{tokens / busy:,.0f}", "real tokens a second", remark))
@@ -120,7 +120,7 @@ def summary(rows: Sequence[dict[str, str]], run: dict[str, Any]) -> list[tuple[s
     return [(value, name, str(remark or "")) for value, name, remark in found]
 
 
-def tiles(entries: Sequence[tuple[str, str, str]]) -> str:
+def _tiles(entries: Sequence[tuple[str, str, str]]) -> str:
     inner = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd><small>{escape(remark)}</small></div>"
         for value, name, remark in entries
@@ -128,49 +128,55 @@ def tiles(entries: Sequence[tuple[str, str, str]]) -> str:
     return f"<dl class='tiles'>{inner}</dl>"
 
 
-def curves(rows: Sequence[dict[str, str]]) -> str:
+def _curves(rows: Sequence[dict[str, str]]) -> str:
     loss = [
-        Line("training", by_step(rows, "loss", "n_targets")),
-        Line("validation", column(rows, "val_loss"), dots=True),
+        Line("training", _by_step(rows, "loss", "n_targets")),
+        Line("validation", _column(rows, "val_loss"), dots=True),
     ]
-    speed = [Line("real tokens a second", by_step(rows, "tokens_per_sec", "n_tokens"))]
+    speed = [Line("real tokens a second", _by_step(rows, "tokens_per_sec", "n_tokens"))]
     charts = [
         chart("Loss", loss, "nats per target token", digits=4),
-        chart("Learning rate", [Line("learning rate", by_step(rows, "learning_rate", "n_tokens"))], "", digits=8),
+        chart("Learning rate", [Line("learning rate", _by_step(rows, "learning_rate", "n_tokens"))], "", digits=8),
         chart("Speed", speed, "tokens a second, padding not counted", digits=0),
-        chart("Memory", [Line("most so far", by_step(rows, "memory_gb", "n_tokens"))], "GB", digits=2),
+        chart("Memory", [Line("most so far", _by_step(rows, "memory_gb", "n_tokens"))], "GB", digits=2),
     ]
     return f"<section class='charts'>{''.join(charts)}</section>"
 
 
-def plan_section(plan: dict[str, Any]) -> str:
+def _plan_section(plan: dict[str, Any]) -> str:
     """The plan beside the facts, and what it was made of."""
     if not plan:
         return ""
     rows = [
-        [r["what"], figure(r["what"], r["planned"]), figure(r["what"], r["actual"]), f"{r['error']:+.1%}", r["source"]]
+        [
+            r["what"],
+            _figure(r["what"], r["planned"]),
+            _figure(r["what"], r["actual"]),
+            f"{r['error']:+.1%}",
+            r["source"],
+        ]
         for r in plan.get("outcome", [])
     ]
     items = [[name, f"{n / 1e9:.3f}"] for name, n in plan.get("memory", {}).items() if n]
     work = plan.get("work", {})
-    counts = [[words, f"{work[name]:,}"] for name, words in COUNTS.items() if name in work]
+    counts = [[words, f"{work[name]:,}"] for name, words in _COUNTS.items() if name in work]
     return (
         "<section><h2>Plan and fact</h2><div class='plan'>"
-        + table(["", "planned", "fact", "error", "how"], rows)
+        + _table(["", "planned", "fact", "error", "how"], rows)
         + "</div>"
         + '<div class="two"><div><h3>Planned memory, GB</h3>'
-        + table(["", ""], items)
+        + _table(["", ""], items)
         + "</div><div><h3>Work, counted on the data</h3>"
-        + table(["", ""], counts)
+        + _table(["", ""], counts)
         + "</div></div></section>"
     )
 
 
-def figure(what: str, value: float) -> str:
-    return clock(value) if "time" in what else f"{value:,.3f}"
+def _figure(what: str, value: float) -> str:
+    return _clock(value) if "time" in what else f"{value:,.3f}"
 
 
-def settings(run: dict[str, Any]) -> str:
+def _settings(run: dict[str, Any]) -> str:
     """All that the run was told, as finetuned.json has it."""
     groups = {
         "Method": {"method": run.get("method"), "quantize": run.get("quantize"), **run.get("method_args", {})},
@@ -179,20 +185,20 @@ def settings(run: dict[str, Any]) -> str:
         "Origin": {"base": run.get("base"), "base_digest": run.get("base_digest"), **run.get("versions", {})},
     }
     parts = [
-        f"<div><h3>{escape(name)}</h3>{table(['', ''], [[k, word(v)] for k, v in values.items()])}</div>"
+        f"<div><h3>{escape(name)}</h3>{_table(['', ''], [[k, _word(v)] for k, v in values.items()])}</div>"
         for name, values in groups.items()
     ]
     return f"<section><h2>Settings</h2><div class='two small'>{''.join(parts)}</div></section>"
 
 
-def word(value: Any) -> str:
+def _word(value: Any) -> str:
     """A value as the command line takes it."""
     if value is None:
         return "-"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An HTML table; a head of empty words is left out."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head) if any(head) else ""
     body = "".join(
@@ -203,7 +209,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<div class='scroll'><table>{head_row}<tbody>{body}</tbody></table></div>"
 
 
-def clock(seconds: float) -> str:
+def _clock(seconds: float) -> str:
     """Seconds as H:MM:SS."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -10,7 +10,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.settings import AddedToken, Settings, special_names
 
 
-class HuggingFace:
+class _HuggingFace:
     """tokenizer.json, through the `tokenizers` library. Tokens that have a role are special, as in transformers."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
@@ -85,7 +85,7 @@ class HuggingFace:
 
 FILES = ("tokenizer.json", "tokenizer.model")
 """Either holds the tokenizer of a folder; the first comes first."""
-WITHOUT_PREFIX = b"\x1a\x02\x18\x00"
+_WITHOUT_PREFIX = b"\x1a\x02\x18\x00"
 """normalizer_spec {add_dummy_prefix: false}, to append to a model: protobuf merges fields that come twice."""
 
 
@@ -107,7 +107,7 @@ class SentencePiece:
 
         try:
             proto = path.read_bytes()
-            self.backend, self.bare = Backend(model_proto=proto), Backend(model_proto=proto + WITHOUT_PREFIX)
+            self.backend, self.bare = Backend(model_proto=proto), Backend(model_proto=proto + _WITHOUT_PREFIX)
         except (RuntimeError, OSError) as e:
             raise UserError(f"{path} is truncated or damaged ({str(e).splitlines()[0]}); get it again") from e
         self.legacy = bool(settings.config.get("legacy"))
@@ -205,13 +205,13 @@ class SentencePiece:
         return [[(t.pattern(), t.id) for t in self.tokens], self.legacy, self.prefix]
 
 
-def open_backend(checkpoint_dir: Path, settings: Settings) -> tuple[Path, HuggingFace | SentencePiece]:
+def open_backend(checkpoint_dir: Path, settings: Settings) -> tuple[Path, _HuggingFace | SentencePiece]:
     """The tokenizer's file and its library. tokenizer.json comes first: it has the tokens that were added later.
 
     Raises:
         UserError: neither file is there, or it is damaged.
     """
-    for name, backend in zip(FILES, (HuggingFace, SentencePiece), strict=True):
+    for name, backend in zip(FILES, (_HuggingFace, SentencePiece), strict=True):
         if (path := checkpoint_dir / name).is_file():
             return path, backend(path, settings)
     raise UserError(f"{checkpoint_dir} has no tokenizer.json and no tokenizer.model; scripts/download.py fetches them")

@@ -63,10 +63,10 @@ def read_settings(checkpoint_dir: Path) -> Settings:
     model: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         model |= {k: v for k, v in read_optional(checkpoint_dir / name).items() if v is not None}
-    return Settings(config, names, model, read_added(checkpoint_dir, config, special_names(names)))
+    return Settings(config, names, model, _read_added(checkpoint_dir, config, special_names(names)))
 
 
-def read_added(checkpoint_dir: Path, config: dict[str, Any], special: list[str]) -> list[AddedToken]:
+def _read_added(checkpoint_dir: Path, config: dict[str, Any], special: list[str]) -> list[AddedToken]:
     """The tokens of `added_tokens_decoder`, else those of added_tokens.json. Raises: UserError if one is damaged."""
     declared, path = config.get("added_tokens_decoder"), checkpoint_dir / "tokenizer_config.json"
     if not declared:

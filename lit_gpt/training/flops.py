@@ -29,11 +29,11 @@ def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float
     lowest = lowest_trained(model)
     below = tuple(f"transformer.h.{i}." for i in range(lowest))
     total = 0.0
-    for name, rows, trained in products(model, n_tokens, n_targets):
+    for name, rows, trained in _products(model, n_tokens, n_targets):
         total += rows * (2 if name.startswith(below) else 6 if trained else 4)
     for name, module in model.named_modules():
-        total += getattr(module, "flops_besides", 0) * rows_of(model, f"{name}.", n_tokens, n_targets)
-    per_block = sum(rows for name, rows, _ in products(model, n_tokens, n_targets) if ".h." in name) / c.n_layer
+        total += getattr(module, "flops_besides", 0) * _rows_of(model, f"{name}.", n_tokens, n_targets)
+    per_block = sum(rows for name, rows, _ in _products(model, n_tokens, n_targets) if ".h." in name) / c.n_layer
     attention = 2 * squares * c.n_head * c.head_size
     passes = lowest + 3 * (c.n_layer - lowest) + n_recomputed
     return total + 2 * per_block * n_recomputed + passes * attention
@@ -43,20 +43,20 @@ def forward_flops(model: GPT, n_tokens: float, n_targets: float, squares: float)
     """Operations of the forward pass alone; arguments as for `training_flops`."""
     c = model.config
     attention = 2 * squares * c.n_head * c.head_size * c.n_layer
-    return sum(2 * rows for _, rows, _ in products(model, n_tokens, n_targets)) + attention
+    return sum(2 * rows for _, rows, _ in _products(model, n_tokens, n_targets)) + attention
 
 
-def products(model: GPT, n_tokens: float, n_targets: float) -> list[tuple[str, float, bool]]:
+def _products(model: GPT, n_tokens: float, n_targets: float) -> list[tuple[str, float, bool]]:
     """Name, weights times rows, and whether it trains, of each matrix that is multiplied with."""
     found = []
     for name, p in model.named_parameters():
         # a tied head is listed as lm_head, before wte, and so counts as the matrix product that it is
         if p.dim() == 2 and "wte" not in name:
-            found.append((name, p.numel() * rows_of(model, name, n_tokens, n_targets), p.requires_grad))
+            found.append((name, p.numel() * _rows_of(model, name, n_tokens, n_targets), p.requires_grad))
     return found
 
 
-def rows_of(model: GPT, name: str, n_tokens: float, n_targets: float) -> float:
+def _rows_of(model: GPT, name: str, n_tokens: float, n_targets: float) -> float:
     """Rows that the layer of a parameter of this name multiplies: a token goes through some of the experts."""
     if name.startswith("lm_head."):
         return n_targets

@@ -11,12 +11,12 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 
-MAX_SKIPPED = 10
+_MAX_SKIPPED = 10
 """Steps in a row without a finite gradient after which a run ends."""
 
 
 @dataclass(frozen=True)
-class Norms:
+class _Norms:
     """The gradient norms of a step, on their way to the host."""
 
     step: int
@@ -37,7 +37,7 @@ class Gradients:
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names, self.parameters = [list(part) for part in zip(*trained, strict=True)]
         self.fabric, self.optimizer, self.max_norm = fabric, optimizer, max_norm
-        self.due: Norms | None = None
+        self.due: _Norms | None = None
         self.n_skipped = self.n_in_a_row = self.last_skipped = 0
 
     def step(self, step: int, say: Callable[[str], None] = print) -> None:
@@ -55,7 +55,7 @@ class Gradients:
         if arrived is not None:
             arrived.record()
         self.settle(say)
-        self.due = Norms(step, names, values, arrived)
+        self.due = _Norms(step, names, values, arrived)
 
     def norms(self) -> tuple[tuple[str, ...], Tensor]:
         """The parameters with a gradient, and the norm of each, (n,) in fp32."""
@@ -117,10 +117,10 @@ class Gradients:
         Args:
             rows: which samples of the training set a step has.
         """
-        if self.n_in_a_row < MAX_SKIPPED:
+        if self.n_in_a_row < _MAX_SKIPPED:
             return
         raise UserError(
-            f"the gradients of {MAX_SKIPPED} steps in a row are not finite; lower --learning_rate, or look at the "
+            f"the gradients of {_MAX_SKIPPED} steps in a row are not finite; lower --learning_rate, or look at the "
             f"samples of step {self.last_skipped}: numbers {', '.join(map(str, rows(self.last_skipped)))} of the "
             "training set, counted from 0"
         )

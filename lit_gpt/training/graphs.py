@@ -19,9 +19,9 @@ from lit_gpt.layers.attention import Continuations, Documents, flash_can
 from lit_gpt.model import GPT
 from lit_gpt.resources import never_waiting
 
-PREFIXES = 12
+_PREFIXES = 12
 """Prefixes that documents share, and that a recording has room for."""
-PARTS = (1, 2, 4, 8)
+_PARTS = (1, 2, 4, 8)
 """Sizes that are recorded, as parts of a full micro-batch: the last one of a step is seldom full."""
 
 
@@ -34,18 +34,18 @@ def recorded_hidden(model: GPT, packing: Packing, lengths: np.ndarray, enabled: 
         packing: how samples share a micro-batch.
         lengths: of the samples that are to come, in tokens.
     """
-    if not enabled or not can_record(model):
+    if not enabled or not _can_record(model):
         return model.hidden
     size = f"micro-batches of up to {packing.max_tokens:,} tokens"
     print(f"Recording the training step for {size}; --compile false leaves it out")
     try:
         return Recorder(model, packing, lengths)
-    except Waits as e:
+    except _Waits as e:
         print(f"The training step is not recorded: {e}")
         return model.hidden
 
 
-def can_record(model: GPT) -> bool:
+def _can_record(model: GPT) -> bool:
     """Whether nothing of the forward pass depends on values or lengths that only the host knows."""
     c, weight = model.config, model.transformer.wte.weight
     fixed = c.mlp != "moe" and model.rope.long_from is None and model.n_recomputed == 0
@@ -55,7 +55,7 @@ def can_record(model: GPT) -> bool:
     return fixed and flash_can(weight, model.transformer.h[0].attn.heads) and not torch.is_autocast_enabled("cuda")
 
 
-class Waits(Exception):
+class _Waits(Exception):
     """Something makes the host wait for the GPU, or does something else that a recording cannot."""
 
 
@@ -69,10 +69,10 @@ class Recorder:
         self.shares = packing.share_up_to > 0
         # for pieces, those that fill up included: without their prefixes, there is room for more of them
         self.slots = min(max_tokens, 8 + round((4 if self.shares else 2) * expected))
-        sizes = sorted({-(-max_tokens // part) for part in PARTS}, reverse=True)
+        sizes = sorted({-(-max_tokens // part) for part in _PARTS}, reverse=True)
         # one at a time is in use, so that all live in the same memory: that of one pool and one stream
         place = {"pool": torch.cuda.graph_pool_handle(), "stream": torch.cuda.Stream()}
-        self.recordings = [Recording(model, size, self.slots, self.longest, self.shares, place) for size in sizes]
+        self.recordings = [_Recording(model, size, self.slots, self.longest, self.shares, place) for size in sizes]
 
     def __call__(self, idx: Tensor, documents: Documents) -> Tensor:
         """As `GPT.hidden`; the result may have rows more than there are tokens, (1, >= T, C)."""
@@ -84,7 +84,7 @@ class Recorder:
         if not prefixes_fit(documents, recording.documents):
             return self.model.hidden(idx, documents=documents)
         recording.set(idx, documents, padding)
-        return Replay.apply(recording.anchor, recording)
+        return _Replay.apply(recording.anchor, recording)
 
 
 def filling(lengths: tuple[int, ...], sizes: list[int], slots: int, longest: int) -> tuple[int, tuple[int, ...]] | None:
@@ -115,7 +115,7 @@ def prefixes_fit(documents: Documents, recorded: Documents) -> bool:
     return there is not None and coming.fits(there)
 
 
-class Recording:
+class _Recording:
     """The two graphs of one size, and the memory that they read and write.
 
     Args:
@@ -130,7 +130,7 @@ class Recording:
         ends = torch.arange(1, slots + 1, device=device, dtype=torch.int64) * longest
         self.offsets = torch.nn.functional.pad(ends.clamp(max=size), (1, 0)).int()
         self.positions = torch.arange(size, device=device) % longest
-        self.continuations = Continuations.empty(size, PREFIXES, longest, device) if shares else None
+        self.continuations = Continuations.empty(size, _PREFIXES, longest, device) if shares else None
         # of the lengths, only the longest is read
         documents = self.documents = Documents((longest,), self.offsets, self.positions, (), self.continuations)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -147,7 +147,7 @@ class Recording:
                         torch.autograd.grad(hidden, trained, torch.zeros_like(hidden), allow_unused=True)
                 except RuntimeError as e:
                     if once_more and "synchroniz" in str(e):
-                        raise Waits(str(e).splitlines()[0]) from e
+                        raise _Waits(str(e).splitlines()[0]) from e
                     raise
             del hidden
         torch.cuda.current_stream().wait_stream(side)
@@ -162,7 +162,7 @@ class Recording:
                 pairs = [(p.grad, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
                 torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
         except RuntimeError as e:  # such as a graph of autograd that is still alive, and lives on another stream
-            raise Waits(str(e).splitlines()[0]) from e
+            raise _Waits(str(e).splitlines()[0]) from e
         self.hidden = hidden.detach()
 
     def set(self, idx: Tensor, documents: Documents, padding: tuple[int, ...]) -> None:
@@ -180,11 +180,11 @@ class Recording:
             self.continuations.copy(documents.continuations)
 
 
-class Replay(Function):
+class _Replay(Function):
     """Replays the forward pass now and the backward pass when its turn comes; gradients go where they belong in it."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, anchor: Tensor, recording: Recording) -> Tensor:
+    def forward(ctx: FunctionCtx, anchor: Tensor, recording: _Recording) -> Tensor:
         ctx.recording = recording
         recording.forward.replay()
         return recording.hidden.detach()

@@ -18,7 +18,7 @@ from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.length import length_of
 from lit_gpt.training.memory import blocks_to_recompute
 
-LOOKED_AT = 4
+_LOOKED_AT = 4
 """Optimizer steps whose samples show whether prefixes are shared."""
 
 
@@ -76,7 +76,7 @@ class Feed:
     def shares(self, packing: Packing) -> bool:
         """Whether samples of the first steps begin alike, so that room for it in a recording pays."""
         size = self.train.batch_size  # of the whole run's first steps, whichever of them this process takes
-        some = (self.order.rows(start, start + size) for start in range(0, LOOKED_AT * size, size))
+        some = (self.order.rows(start, start + size) for start in range(0, _LOOKED_AT * size, size))
         return any(prefixes_of(self.data, rows, packing) for rows in some if rows)
 
     @property
@@ -110,7 +110,7 @@ class Feed:
     def tokens_a_step(self) -> float:
         """Tokens that a step computes, in the mean: those that prefixes save are taken to be as in the first steps."""
         size = self.train.batch_size
-        rows = self.order.rows(0, LOOKED_AT * size)
+        rows = self.order.rows(0, _LOOKED_AT * size)
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         first = [batch for part in parts for batch in micro_batches(self.data, part, self.packing)]
         share = sum(batch.n_computed for batch in first) / sum(batch.n_tokens for batch in first)

@@ -25,7 +25,7 @@ def loss_sum(model: GPT, batch: Batch, hidden_of: Callable[..., Tensor] | None =
     """
     hidden = (hidden_of or model.hidden)(batch.ids[None], documents=batch.documents).flatten(0, 1)  # (T, C)
     trained = [p for p in model.lm_head.parameters() if p.requires_grad]
-    return HeadLoss.apply(hidden, batch.predicting, batch.targets, model, *trained)
+    return _HeadLoss.apply(hidden, batch.predicting, batch.targets, model, *trained)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return loss, p.to(logits.dtype)
 
 
-class HeadLoss(Function):
+class _HeadLoss(Function):
     """Output projection and cross entropy, some rows at a time: the logits of a whole micro-batch never exist.
 
     The gradients are computed along with the loss, since they need the same logits; backward scales them in place.

@@ -29,23 +29,23 @@ def make_optimizer(model: GPT, train: TrainArgs, fused: bool = True) -> torch.op
     groups: dict[tuple[float, float], list[torch.Tensor]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            kind = (getattr(p, "lr_factor", 1.0), train.weight_decay if decays(name, p) else 0.0)
+            kind = (getattr(p, "lr_factor", 1.0), train.weight_decay if _decays(name, p) else 0.0)
             groups.setdefault(kind, []).append(p)
     groups = [
         {"params": trained, "lr_factor": factor, "weight_decay": decay} for (factor, decay), trained in groups.items()
     ]
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.learning_rate, fused=fused)
-    package = bitsandbytes(train.optimizer, model.transformer.wte.weight.device)
+    package = _bitsandbytes(train.optimizer, model.transformer.wte.weight.device)
     return getattr(package.optim, BITSANDBYTES[train.optimizer])(groups, lr=train.learning_rate)
 
 
-def decays(name: str, parameter: torch.Tensor) -> bool:
+def _decays(name: str, parameter: torch.Tensor) -> bool:
     """Whether weight decay is for the parameter of this name: norms, biases, scales and gates are not to go to zero."""
     return parameter.dim() == 2 and "norm" not in name  # a norm of queries can have a weight for each head
 
 
-def bitsandbytes(optimizer: str, device: torch.device) -> ModuleType:
+def _bitsandbytes(optimizer: str, device: torch.device) -> ModuleType:
     """The package. Raises: UserError if it is missing, or too old for optimizers on a CPU."""
     try:
         import bitsandbytes

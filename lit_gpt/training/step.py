@@ -54,7 +54,7 @@ def accumulate(
         batches = feed.batches(step)
         n_targets = sum(batch.n_targets for batch in batches)
         for i, batch in enumerate(batches, 1):
-            loss = forward_backward(fabric, model, feed, batch, n_targets)
+            loss = _forward_backward(fabric, model, feed, batch, n_targets)
             monitor.iterated(step, batch, loss, learning_rate, i == len(batches))
             if i < len(batches) and stopped():
                 return False
@@ -81,7 +81,7 @@ def rehearse(fabric: Fabric, model: GPT, feed: Feed, gradients: Gradients, budge
         batch = batch_of(feed.data, feed.largest()).to(fabric.device)
         wait(fabric.device)
         began = time.monotonic()
-        forward_backward(fabric, model, feed, batch, batch.n_targets)
+        _forward_backward(fabric, model, feed, batch, batch.n_targets)
         wait(fabric.device)
         computed = time.monotonic()
         gradients.zero()
@@ -117,7 +117,7 @@ def _in_memory(work: Callable[[], _Result], feed: Feed, undo: Callable[[], None]
         undo()  # a new recording has drawn random numbers
 
 
-def forward_backward(fabric: Fabric, model: GPT, feed: Feed, batch: Batch, n_targets: int) -> Tensor:
+def _forward_backward(fabric: Fabric, model: GPT, feed: Feed, batch: Batch, n_targets: int) -> Tensor:
     """Add the gradients of a micro-batch to what is there; its loss, summed over its targets.
 
     Args:

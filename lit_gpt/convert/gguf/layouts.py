@@ -10,16 +10,16 @@ from lit_gpt.families.family import Part, Separate
 
 
 @dataclass(frozen=True)
-class Expert:
+class _Expert:
     """One block of a tensor of theirs that stacks all experts of a layer."""
 
     name: str
 
 
-Place = str | Separate | Part | Expert
+_Place = str | Separate | Part | _Expert
 FUSED = "blk.{}.attn_qkv"
 
-PLACES: dict[str, Place] = {  # our module -> theirs; `{}` stands for the layer
+_PLACES: dict[str, _Place] = {  # our module -> theirs; `{}` stands for the layer
     "transformer.wte": "token_embd",
     "transformer.h.{}.norm_1": "blk.{}.attn_norm",
     "transformer.h.{}.attn.qkv": Separate("blk.{}.attn_{qkv}", ("q", "k", "v")),
@@ -33,9 +33,9 @@ PLACES: dict[str, Place] = {  # our module -> theirs; `{}` stands for the layer
     "transformer.h.{}.mlp.fc_2": "blk.{}.ffn_up",
     "transformer.h.{}.mlp.proj": "blk.{}.ffn_down",
     "transformer.h.{}.mlp.gate": "blk.{}.ffn_gate_inp",
-    "transformer.h.{}.mlp.experts.{}.fc_1": Expert("blk.{}.ffn_gate_exps"),
-    "transformer.h.{}.mlp.experts.{}.fc_2": Expert("blk.{}.ffn_up_exps"),
-    "transformer.h.{}.mlp.experts.{}.proj": Expert("blk.{}.ffn_down_exps"),
+    "transformer.h.{}.mlp.experts.{}.fc_1": _Expert("blk.{}.ffn_gate_exps"),
+    "transformer.h.{}.mlp.experts.{}.fc_2": _Expert("blk.{}.ffn_up_exps"),
+    "transformer.h.{}.mlp.experts.{}.proj": _Expert("blk.{}.ffn_down_exps"),
     "transformer.h.{}.post_mlp_norm": "blk.{}.post_ffw_norm",
     "transformer.ln_f": "output_norm",
     "lm_head": "output",
@@ -48,8 +48,8 @@ class Layout:
 
     name: str
     """`general.architecture`."""
-    places: dict[str, Place] = field(default_factory=dict)
-    """In which it differs from `PLACES`."""
+    places: dict[str, _Place] = field(default_factory=dict)
+    """In which it differs from `_PLACES`."""
     pairs: bool = False
     """Queries and keys are rotated in pairs of neighbouring channels, so that the rows of each head are reordered."""
     biases: tuple[str, ...] = ()
@@ -71,28 +71,28 @@ class Layout:
     one that the file states."""
 
 
-ATTENTION, ALL = ("qkv_bias", "proj_bias"), ("qkv_bias", "proj_bias", "mlp_bias")
-FUSED_QKV: dict[str, Place] = {"transformer.h.{}.attn.qkv": FUSED}
-GATE_UP: dict[str, Place] = {
+_ATTENTION, _ALL = ("qkv_bias", "proj_bias"), ("qkv_bias", "proj_bias", "mlp_bias")
+_FUSED_QKV: dict[str, _Place] = {"transformer.h.{}.attn.qkv": FUSED}
+_GATE_UP: dict[str, _Place] = {
     "transformer.h.{}.mlp.fc_1": Part("blk.{}.ffn_up", 0),
     "transformer.h.{}.mlp.fc_2": Part("blk.{}.ffn_up", 1),
 }
-TWO_NORMS: dict[str, Place] = {  # Falcon 40B's norm of the MLP has the name that 7B's norm of both has
+_TWO_NORMS: dict[str, _Place] = {  # Falcon 40B's norm of the MLP has the name that 7B's norm of both has
     "transformer.h.{}.norm_1": "blk.{}.attn_norm_2",
     "transformer.h.{}.norm_2": "blk.{}.attn_norm",
 }
-LLAMA = Layout("llama", pairs=True, biases=ALL, scalings=("yarn", "llama3", "longrope"))
-FALCON = Layout("falcon", FUSED_QKV)
+_LLAMA = Layout("llama", pairs=True, biases=_ALL, scalings=("yarn", "llama3", "longrope"))
+_FALCON = Layout("falcon", _FUSED_QKV)
 LAYOUTS = {  # our architecture -> theirs
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "mixtral": LLAMA,
-    "gpt_neox": Layout("gptneox", FUSED_QKV, head="own"),
-    "falcon": FALCON,
-    "falcon-40b": Layout("falcon", FUSED_QKV | TWO_NORMS),
-    "falcon-11b": FALCON,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": _LLAMA,
+    "gpt_neox": Layout("gptneox", _FUSED_QKV, head="own"),
+    "falcon": _FALCON,
+    "falcon-40b": Layout("falcon", _FUSED_QKV | _TWO_NORMS),
+    "falcon-11b": _FALCON,
     "phi": Layout("phi2", head="own"),
-    "phi3": Layout("phi3", FUSED_QKV | GATE_UP, has_window=True, scalings=("longrope",)),
+    "phi3": Layout("phi3", _FUSED_QKV | _GATE_UP, has_window=True, scalings=("longrope",)),
     "gemma": Layout("gemma", head="tied"),
     "gemma2": Layout("gemma2", head="tied", has_window=True, hides=True, windowless=2),
     "gemma3": Layout("gemma3", has_window=True, hides=True, windowless=6, local_base="own", scalings=()),
@@ -144,7 +144,7 @@ def pieces(name: str, config: Config, is_fused: bool = False) -> list[Piece]:
     numbers = [int(n) for n in number.findall(module)]
     layout = LAYOUTS[config.architecture]
     key = number.sub("{}", module)
-    place = {**PLACES, **layout.places, **(FUSED_QKV if is_fused else {})}[key]
+    place = {**_PLACES, **layout.places, **(_FUSED_QKV if is_fused else {})}[key]
 
     def named(template: str) -> str:
         return f"{template.format(*numbers)}.{parameter}"
@@ -155,7 +155,7 @@ def pieces(name: str, config: Config, is_fused: bool = False) -> list[Piece]:
             return [Piece(named(s), heads=h) for s, h in zip(place.sources, heads, strict=True)]
         case Part():
             return [Piece(named(place.name), place.index, place.of)]
-        case Expert():
+        case _Expert():
             return [Piece(named(place.name), numbers[1], config.n_expert, is_stacked=True)]
         case _:
             return [Piece(named(place))]

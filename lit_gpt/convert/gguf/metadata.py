@@ -12,7 +12,7 @@ from lit_gpt.convert.gguf.scaling import OLD_FACTOR, SCALING, scaling_from_metad
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
 
-KEYS = {  # field of Config -> key below the architecture's name
+_KEYS = {  # field of Config -> key below the architecture's name
     "n_layer": "block_count",
     "block_size": "context_length",
     "n_embd": "embedding_length",
@@ -26,17 +26,17 @@ KEYS = {  # field of Config -> key below the architecture's name
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
-FLOATS = ("rope.freq_base", "rope.freq_base_swa", "attn_logit_softcapping", "final_logit_softcapping")
-EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
-WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
-PARALLEL, ROTATED = "use_parallel_residual", "rope.dimension_count"
-EXPERT_LENGTH = "expert_feed_forward_length"
-HEAD = ("attention.key_length", "attention.value_length")
-WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal")
+_FLOATS = ("rope.freq_base", "rope.freq_base_swa", "attn_logit_softcapping", "final_logit_softcapping")
+_EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+_WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+_PARALLEL, _ROTATED = "use_parallel_residual", "rope.dimension_count"
+_EXPERT_LENGTH = "expert_feed_forward_length"
+_HEAD = ("attention.key_length", "attention.value_length")
+_WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal")
 """Keys that follow from the tensors' shapes, or that only ever have one value in what we read."""
 _DEFAULTS = {"rope_base": 10000.0}
 """Fields that have another value in llama.cpp than in config.json where they are not given."""
-LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """By which llama.cpp knows the one size of a Gemma whose scores are not scaled by the head's."""
 
 
@@ -47,17 +47,17 @@ def to_metadata(config: Config) -> dict[str, Any]:
         UserError: llama.cpp does not have the architecture, or would compute something else.
     """
     layout = require_layout(config)
-    values: dict[str, Any] = {key: getattr(config, field) for field, key in KEYS.items() if getattr(config, field)}
-    values |= {key: float(values[key]) for key in FLOATS if key in values}
-    values[EPSILON[config.norm]] = config.norm_eps
-    values |= dict.fromkeys(HEAD, config.head_size) | {ROTATED: config.rope_n_elem}
+    values: dict[str, Any] = {key: getattr(config, field) for field, key in _KEYS.items() if getattr(config, field)}
+    values |= {key: float(values[key]) for key in _FLOATS if key in values}
+    values[_EPSILON[config.norm]] = config.norm_eps
+    values |= dict.fromkeys(_HEAD, config.head_size) | {_ROTATED: config.rope_n_elem}
     values["vocab_size"] = config.padded_vocab_size
     if layout.name in ("gptneox", "stablelm"):
-        values[PARALLEL] = config.parallel_residual
+        values[_PARALLEL] = config.parallel_residual
     if layout.name == "qwen3moe":
-        values[EXPERT_LENGTH] = config.intermediate_size
+        values[_EXPERT_LENGTH] = config.intermediate_size
     if layout.has_window:
-        values[WINDOW] = config.sliding_window
+        values[_WINDOW] = config.sliding_window
     if config.sliding_window and not layout.hides:  # up to this length the window hides nothing
         values["context_length"] = min(config.block_size, config.sliding_window)
     return values | scaling_to_metadata(config, layout)
@@ -79,7 +79,7 @@ def require_layout(config: Config) -> Layout:
     local_bases = {"none": 0.0, "same": config.rope_base, "own": config.rope_local_base}
     if config.rope_local_base != local_bases[layout.local_base]:
         raise unlike(config, "rope_local_base")
-    if config.architecture in LAYERS_OF_27B and config.query_pre_attn_scalar != scalar_of_gemma(config):
+    if config.architecture in _LAYERS_OF_27B and config.query_pre_attn_scalar != _scalar_of_gemma(config):
         raise unlike(config, "query_pre_attn_scalar")
     if config.architecture == "gemma3" and not config.sliding_window:
         raise unlike(config, "sliding_window")
@@ -89,9 +89,9 @@ def require_layout(config: Config) -> Layout:
     return layout
 
 
-def scalar_of_gemma(config: Config) -> int:
+def _scalar_of_gemma(config: Config) -> int:
     """`query_pre_attn_scalar` that llama.cpp takes for a Gemma 2 or 3."""
-    is_27b = config.n_layer == LAYERS_OF_27B[config.architecture]
+    is_27b = config.n_layer == _LAYERS_OF_27B[config.architecture]
     return config.n_embd // config.n_head if is_27b else config.head_size
 
 
@@ -110,21 +110,21 @@ def from_metadata(
     """
     kind = str(metadata["general.architecture"])
     values = {k.removeprefix(f"{kind}."): v for k, v in metadata.items() if k.startswith(f"{kind}.")}
-    values = {k: _one_for_all_layers(v, f"{path}: {kind}.{k}") if k != PATTERN else v for k, v in values.items()}
+    values = {k: _one_for_all_layers(v, f"{path}: {kind}.{k}") if k != _PATTERN else v for k, v in values.items()}
     # a float32 such as 1e-5 comes back with the digits of a float64; config.json has the short ones
     values = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
-    architecture = find_architecture(kind, values, shapes, path)
-    epsilon = EPSILON[ARCHITECTURES[architecture].traits["norm"]]
-    known = {*KEYS.values(), epsilon, *HEAD, WINDOW, PATTERN, PARALLEL, ROTATED, EXPERT_LENGTH, OLD_FACTOR}
-    if unknown := [k for k in values if k not in {*known, *WITHOUT_EFFECT} and not k.startswith(SCALING)]:
+    architecture = _find_architecture(kind, values, shapes, path)
+    epsilon = _EPSILON[ARCHITECTURES[architecture].traits["norm"]]
+    known = {*_KEYS.values(), epsilon, *_HEAD, _WINDOW, _PATTERN, _PARALLEL, _ROTATED, _EXPERT_LENGTH, OLD_FACTOR}
+    if unknown := [k for k in values if k not in {*known, *_WITHOUT_EFFECT} and not k.startswith(SCALING)]:
         raise UserError(f"{path}: {kind}.{unknown[0]}={values[unknown[0]]!r} is not a field this toolkit knows")
     needed = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
     needed += (epsilon, *(("expert_used_count",) if values.get("expert_count") else ()))
     if missing := [k for k in needed if k not in values]:
         raise UserError(f"{path} has no {kind}.{missing[0]}; get it again")
     fields = _fields_of_metadata(architecture, values, shapes) | {"norm_eps": values[epsilon]}
-    if any(values.get(key, fields["head_size"]) != fields["head_size"] for key in HEAD):
-        raise UserError(f"{path}: {HEAD[0]}={values.get(HEAD[0])} is not the size of a head, {fields['head_size']}")
+    if any(values.get(key, fields["head_size"]) != fields["head_size"] for key in _HEAD):
+        raise UserError(f"{path}: {_HEAD[0]}={values.get(_HEAD[0])} is not the size of a head, {fields['head_size']}")
     if architecture == "gemma3" and fields.get("final_logit_softcapping"):
         raise UserError(f"{path}: a gemma3 model with final_logit_softcapping is not supported")
     config = Config(
@@ -133,8 +133,8 @@ def from_metadata(
         vocab_size=fields["padded_vocab_size"],
         **fields,
     )
-    if architecture in LAYERS_OF_27B:
-        config.query_pre_attn_scalar = scalar_of_gemma(config)
+    if architecture in _LAYERS_OF_27B:
+        config.query_pre_attn_scalar = _scalar_of_gemma(config)
     return replace(config, **scaling_from_metadata(config, values, factors, path))
 
 
@@ -143,22 +143,22 @@ def _fields_of_metadata(
 ) -> dict[str, Any]:
     """The fields that a file states, and for those that it does not what llama.cpp takes then."""
     fields = {**ARCHITECTURES[architecture].traits, **_DEFAULTS}
-    fields |= {field: values[key] for field, key in KEYS.items() if key in values}
-    fields |= fields_of_tensors(fields, shapes) | window(architecture, values)
+    fields |= {field: values[key] for field, key in _KEYS.items() if key in values}
+    fields |= _fields_of_tensors(fields, shapes) | _window(architecture, values)
     fields["padded_vocab_size"] = shapes["token_embd.weight"][0]
     fields["unrotated_layers"] = every(LAYOUTS[architecture].unrotated, fields["n_layer"]) or None
     head_size = fields["head_size"] or 1  # 0 where a tensor is missing, which will be named
-    fields["rotary_percentage"] = part(values.get(ROTATED, head_size), head_size)
+    fields["rotary_percentage"] = _part(values.get(_ROTATED, head_size), head_size)
     if architecture == "qwen3_moe":
         alike = fields["intermediate_size"] // fields["n_expert_per_token"]
-        fields["intermediate_size"] = values.get(EXPERT_LENGTH) or alike
+        fields["intermediate_size"] = values.get(_EXPERT_LENGTH) or alike
     if architecture == "olmo3":
         fields["rope_local_base"] = fields["rope_base"]  # llama.cpp's code for it has no other, whatever the file says
     if architecture == "stablelm":
         fields["parallel_residual"] = fields["shared_attention_norm"] = "blk.0.ffn_norm.weight" not in shapes
         fields["qk_norm"] = "per_head" if "blk.0.attn_q_norm.weight" in shapes else "none"
-    elif PARALLEL in values:
-        fields["parallel_residual"] = values[PARALLEL]
+    elif _PARALLEL in values:
+        fields["parallel_residual"] = values[_PARALLEL]
     return fields
 
 
@@ -171,7 +171,7 @@ def _one_for_all_layers(value: Any, where: str) -> Any:
     return value[0]
 
 
-def find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str, Any], path: Path) -> str:
+def _find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str, Any], path: Path) -> str:
     """Which of ours it is. Raises: UserError if none."""
     candidates = [ours for ours, layout in LAYOUTS.items() if layout.name == kind]
     if not candidates:
@@ -180,7 +180,7 @@ def find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str,
     if kind == "llama":
         return "mixtral" if values.get("expert_count") else "llama"
     if kind == "olmo2":
-        return "olmo3" if values.get(WINDOW) else "olmo2"
+        return "olmo3" if values.get(_WINDOW) else "olmo2"
     if kind == "falcon":
         if "blk.0.attn_norm_2.weight" in shapes:
             return "falcon-40b"
@@ -189,7 +189,7 @@ def find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str,
     return candidates[0]
 
 
-def fields_of_tensors(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _fields_of_tensors(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """What follows from which tensors there are, and from their shapes."""
     n_head = fields["n_head"]
     groups = fields.get("n_query_groups") or n_head
@@ -209,17 +209,17 @@ def fields_of_tensors(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int,
     }
 
 
-def window(architecture: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _window(architecture: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The sliding window's fields. The key is not read by llama.cpp for the architectures without one."""
     layout, n = LAYOUTS[architecture], values["block_count"]
-    size = values.get(WINDOW, 4096 if architecture == "gemma2" else 0) if layout.has_window else 0
-    pattern = values.get(PATTERN, layout.windowless)  # which layers have it, or n: every n-th has not
+    size = values.get(_WINDOW, 4096 if architecture == "gemma2" else 0) if layout.has_window else 0
+    pattern = values.get(_PATTERN, layout.windowless)  # which layers have it, or n: every n-th has not
     without = [i for i, has in enumerate(pattern) if not has] if isinstance(pattern, list) else every(pattern, n)
     layers = [i for i in range(n) if i not in without] if size and without else None
     return {"sliding_window": size, "sliding_layers": layers}
 
 
-def part(n: int, of: int) -> float:
+def _part(n: int, of: int) -> float:
     """The smallest fraction of `of` that is not rounded down to less than `n`."""
     fraction = n / of
     return fraction if int(fraction * of) == n else math.nextafter(fraction, 2.0)

@@ -34,7 +34,7 @@ def open_gguf(
     Raises:
         UserError: damaged file, or an architecture, a field or a type of tensors that we do not read.
     """
-    file = GgufFile(path, dtype)
+    file = _GgufFile(path, dtype)
     config = file.config
     sources: dict[str, list[tuple[str, int]]] = {}  # name of theirs -> our tensors that it is made of, its place there
     for name in lit_shapes(config):
@@ -47,7 +47,7 @@ def open_gguf(
     return config_to_hf(config), read_one, specs
 
 
-class GgufFile:
+class _GgufFile:
     """The tensors of a model's file or files, by our names.
 
     Nothing is mapped: what is read is in memory once, as long as it is used.

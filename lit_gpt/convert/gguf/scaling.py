@@ -16,7 +16,7 @@ from lit_gpt.layers.rope import frequencies, plain
 
 SCALING, OLD_FACTOR = "rope.scaling.", "rope.scale_linear"
 _KINDS = ("none", "linear", "yarn", "longrope")
-YARN = {
+_YARN = {
     "factor": "factor",
     "original_context_length": "original_max_position_embeddings",
     "yarn_beta_fast": "beta_fast",
@@ -24,7 +24,7 @@ YARN = {
 }
 """Keys below `rope.scaling` -> parameters of ours."""
 FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
-LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Parameters of all Llama 3.1 to 3.3, of which a file only has what comes of them."""
 
 
@@ -39,11 +39,11 @@ def scaling_to_metadata(config: Config, layout: Layout) -> dict[str, Any]:
     if scaling["type"] not in layout.scalings:
         raise unlike(config, "rope_scaling")
     if scaling["type"] == "yarn":
-        known = {k: v for k, v in scaling.items() if k in ("type", *YARN.values())}
-        if scaling.keys() - known.keys() - {"attention_factor"} or not sharpens_alike(config, known):
+        known = {k: v for k, v in scaling.items() if k in ("type", *_YARN.values())}
+        if scaling.keys() - known.keys() - {"attention_factor"} or not _sharpens_alike(config, known):
             raise unlike(config, "rope_scaling")
         stated = {**scaling, "original_max_position_embeddings": original}
-        values = {key: stated[ours] for key, ours in YARN.items() if stated.get(ours) is not None}
+        values = {key: stated[ours] for key, ours in _YARN.items() if stated.get(ours) is not None}
         values |= {key: float(value) for key, value in values.items() if key != "original_context_length"}
         return {SCALING + key: value for key, value in {"type": "yarn", **values}.items()}
     if FREQUENCIES in rope_tensors(config):
@@ -56,7 +56,7 @@ def scaling_to_metadata(config: Config, layout: Layout) -> dict[str, Any]:
     }
 
 
-def sharpens_alike(config: Config, scaling: dict[str, Any]) -> bool:
+def _sharpens_alike(config: Config, scaling: dict[str, Any]) -> bool:
     """Whether cosines and sines have the factor that they would have with another scaling."""
     return math.isclose(frequencies(config)[1], frequencies(replace(config, rope_scaling=scaling))[1], rel_tol=1e-5)
 
@@ -92,33 +92,33 @@ def scaling_from_metadata(
     kind, original = stated.get("type", "linear"), stated.get("original_context_length")
     factor = (stated.get("factor", values.get(OLD_FACTOR)) if kind != "none" else None) or 1.0
     magnitude, is_yarn = stated.get("attn_factor", 1.0), kind == "yarn" and factor != 1
-    beyond = stated.keys() - {"type", "finetuned", "attn_factor", "yarn_attn_factor", *YARN}
+    beyond = stated.keys() - {"type", "finetuned", "attn_factor", "yarn_attn_factor", *_YARN}
     if kind not in _KINDS or (is_yarn and (beyond or factors)):
         raise UserError(f"{path}: rope scaling {stated} is not supported")
     if is_yarn:
-        scaling = {"type": "yarn", **{ours: stated[k] for k, ours in YARN.items() if k in stated}, "factor": factor}
+        scaling = {"type": "yarn", **{ours: stated[k] for k, ours in _YARN.items() if k in stated}, "factor": factor}
         sharpness = stated.get("yarn_attn_factor") or frequencies(replace(config, rope_scaling=scaling))[1]
-        return {"rope_scaling": with_magnitude(config, scaling, sharpness * magnitude)}
+        return {"rope_scaling": _with_magnitude(config, scaling, sharpness * magnitude)}
     if LONG in factors and FREQUENCIES not in factors:
         long, short = ([factor * f for f in factors[name]] for name in (LONG, SHORT))
         scaling = {"type": "longrope", "long_factor": long, "short_factor": short}
         scaling["original_max_position_embeddings"] = original or config.block_size
-        return {"rope_scaling": with_magnitude(config, scaling, magnitude)}
+        return {"rope_scaling": _with_magnitude(config, scaling, magnitude)}
     if FREQUENCIES in factors or magnitude != 1:
         found = factors.get(FREQUENCIES, [1.0] * (config.rope_n_elem // 2))
-        return {"rope_scaling": of_factors(config, [factor * f for f in found], magnitude)}
+        return {"rope_scaling": _of_factors(config, [factor * f for f in found], magnitude)}
     return {"rope_condense_ratio": factor} if factor != 1 else {}
 
 
-def with_magnitude(config: Config, scaling: dict[str, Any], magnitude: float) -> dict[str, Any]:
+def _with_magnitude(config: Config, scaling: dict[str, Any], magnitude: float) -> dict[str, Any]:
     """A scaling with the factor of cosines and sines, where that does not follow from the others."""
     stated = {**scaling, "attention_factor": magnitude}
-    return scaling if sharpens_alike(replace(config, rope_scaling=stated), scaling) else stated
+    return scaling if _sharpens_alike(replace(config, rope_scaling=stated), scaling) else stated
 
 
-def of_factors(config: Config, factors: list[float], magnitude: float) -> dict[str, Any]:
+def _of_factors(config: Config, factors: list[float], magnitude: float) -> dict[str, Any]:
     """The scaling that divides the frequencies so: Llama 3's if it is, else one that states each factor."""
-    scaling = {"type": "llama3", "factor": float(f"{max(factors):.4g}"), **LLAMA_3}
+    scaling = {"type": "llama3", "factor": float(f"{max(factors):.4g}"), **_LLAMA_3}
     made = rope_tensors(replace(config, rope_scaling=scaling))[FREQUENCIES]
     if magnitude == 1 and torch.allclose(made, torch.tensor(factors), rtol=1e-4, atol=0):
         return scaling

@@ -6,10 +6,10 @@ The format, a message of protobuf: https://github.com/google/sentencepiece/blob/
 import struct
 from collections.abc import Mapping, Sequence
 
-BPE = 2
-WORDS, VARINT, FLOAT = 2, 0, 5
+_BPE = 2
+_WORDS, _VARINT, _FLOAT = 2, 0, 5
 """Kinds of fields in protobuf."""
-IDS = {"unk": (40, 45), "bos": (41, 46), "eos": (42, 47), "pad": (43, 48)}
+_IDS = {"unk": (40, 45), "bos": (41, 46), "eos": (42, 47), "pad": (43, 48)}
 """Role -> fields of the trainer's message for its id and its token."""
 
 
@@ -28,23 +28,23 @@ def model_proto(
         add_prefix: a space is put before each text.
     """
     pieces = b"".join(
-        message(1, words(1, token.encode()) + key(2, FLOAT) + struct.pack("<f", score) + number(3, kind))
+        _message(1, _words(1, token.encode()) + _key(2, _FLOAT) + struct.pack("<f", score) + _number(3, kind))
         for token, score, kind in zip(tokens, scores, kinds, strict=True)
     )
     unknown = [i for i, kind in enumerate(kinds) if kind == 2]
     roles = {**ids, "unk": unknown[0] if unknown else ids.get("unk")}
-    trainer = number(3, BPE) + number(4, len(tokens)) + number(35, 1)
-    for role, (id_field, token_field) in IDS.items():
+    trainer = _number(3, _BPE) + _number(4, len(tokens)) + _number(35, 1)
+    for role, (id_field, token_field) in _IDS.items():
         i = roles.get(role)
         if i is not None and i < len(tokens):
-            trainer += number(id_field, i) + words(token_field, tokens[i].encode())
+            trainer += _number(id_field, i) + _words(token_field, tokens[i].encode())
         else:
-            trainer += number(id_field, -1)
-    normalizer = words(1, b"identity") + number(3, int(add_prefix)) + number(4, 0) + number(5, 1)
-    return pieces + message(2, trainer) + message(3, normalizer)
+            trainer += _number(id_field, -1)
+    normalizer = _words(1, b"identity") + _number(3, int(add_prefix)) + _number(4, 0) + _number(5, 1)
+    return pieces + _message(2, trainer) + _message(3, normalizer)
 
 
-def varint(value: int) -> bytes:
+def _varint(value: int) -> bytes:
     value &= 2**64 - 1  # negative numbers as protobuf has them
     found = bytearray()
     while value > 127:
@@ -53,16 +53,16 @@ def varint(value: int) -> bytes:
     return bytes([*found, value])
 
 
-def key(field: int, kind: int) -> bytes:
-    return varint(field << 3 | kind)
+def _key(field: int, kind: int) -> bytes:
+    return _varint(field << 3 | kind)
 
 
-def number(field: int, value: int) -> bytes:
-    return key(field, VARINT) + varint(value)
+def _number(field: int, value: int) -> bytes:
+    return _key(field, _VARINT) + _varint(value)
 
 
-def words(field: int, content: bytes) -> bytes:
-    return key(field, WORDS) + varint(len(content)) + content
+def _words(field: int, content: bytes) -> bytes:
+    return _key(field, _WORDS) + _varint(len(content)) + content
 
 
-message = words
+_message = _words

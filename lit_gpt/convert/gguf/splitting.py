@@ -7,21 +7,21 @@ from typing import Any, NamedTuple
 
 from lit_gpt.errors import UserError
 
-GPT_4 = (
+_GPT_4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-TEKKEN = (
+_TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-GPT_4O = (
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT_4O = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    + CONTRACTIONS
+    + _CONTRACTIONS
     + r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    + CONTRACTIONS
+    + _CONTRACTIONS
     + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -49,16 +49,16 @@ SPLITTINGS = (
     Splitting("falcon", ("punctuation", "gpt-2", "digits", "[0-9][0-9][0-9]")),
     Splitting(
         "llama-bpe",
-        (GPT_4, "bytes"),
+        (_GPT_4, "bytes"),
         ignore_merges=True,
         begins=True,
         others=("llama3", "llama-v3", "falcon3", "midm-2.0"),
     ),
-    Splitting("dbrx", (GPT_4, "bytes"), others=("smaug-bpe",)),
-    Splitting("qwen2", (GPT_4.replace("{1,3}", ""), "bytes"), nfc=True, others=("deepseek-r1-qwen", "megrez")),
-    Splitting("stablelm2", (GPT_4.replace("{1,3}", ""), "bytes")),
-    Splitting("tekken", (TEKKEN, "bytes"), ignore_merges=True, begins=True),
-    Splitting("gpt-4o", (GPT_4O, "bytes"), others=("llama4",)),
+    Splitting("dbrx", (_GPT_4, "bytes"), others=("smaug-bpe",)),
+    Splitting("qwen2", (_GPT_4.replace("{1,3}", ""), "bytes"), nfc=True, others=("deepseek-r1-qwen", "megrez")),
+    Splitting("stablelm2", (_GPT_4.replace("{1,3}", ""), "bytes")),
+    Splitting("tekken", (_TEKKEN, "bytes"), ignore_merges=True, begins=True),
+    Splitting("gpt-4o", (_GPT_4O, "bytes"), others=("llama4",)),
 )
 SAMPLE = (
     "I've been there, we'RE 'sure'; it's DON'T Don'T  OK? 1 23 456 7890 12345678 3.14 v2a 9b\n \n\n\t x\r\n  y   z\n"

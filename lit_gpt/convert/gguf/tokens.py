@@ -16,15 +16,15 @@ from lit_gpt.prompts.chat_template import read_templates
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_settings
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of tokens, for llama.cpp as for SentencePiece."""
-PREFIX = "tokenizer.ggml."
-ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+_PREFIX = "tokenizer.ggml."
+_ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 """Ours -> llama.cpp's."""
 _LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}
 """What llama.cpp takes in a tokenizer.model's stead where a file does not say. (In a byte-level tokenizer's it takes 11
 for bos and eos, Falcon's; a file of another model without one is a mistake, which is named when it is used.)"""
-ADDED_SCORE = -1000.0
+_ADDED_SCORE = -1000.0
 
 
 def tokenizer_metadata(
@@ -41,49 +41,49 @@ def tokenizer_metadata(
     tokenizer = Tokenizer(checkpoint_dir)
     settings = read_settings(checkpoint_dir)
     if (path := checkpoint_dir / "tokenizer.model").is_file():
-        values = of_sentencepiece(path, settings.added)
+        values = _of_sentencepiece(path, settings.added)
     else:
-        values = of_huggingface(checkpoint_dir / "tokenizer.json")
+        values = _of_huggingface(checkpoint_dir / "tokenizer.json")
     tokens, kinds = values["tokens"], values["token_type"]
     for i in range(len(tokens), config.padded_vocab_size):
         tokens.append(f"[PAD{i}]")
-        kinds.append(UNUSED)
-        values.get("scores", []).append(ADDED_SCORE)
+        kinds.append(_UNUSED)
+        values.get("scores", []).append(_ADDED_SCORE)
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
     for role in ("unk", "pad"):
         token = content(settings.names.get(f"{role}_token"))
         ids[role] = tokenizer.backend.token_to_id(token) if token else None
-    values |= {f"{ROLES[role]}_token_id": i for role, i in ids.items() if i is not None}
+    values |= {f"{_ROLES[role]}_token_id": i for role, i in ids.items() if i is not None}
     values |= {"add_bos_token": tokenizer.use_bos, "add_eos_token": False}
     templates = read_templates(checkpoint_dir) if templates is None else templates
-    return {PREFIX + key: value for key, value in values.items()} | template_metadata(templates)
+    return {_PREFIX + key: value for key, value in values.items()} | template_metadata(templates)
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> list[str]:
     """The tokens that llama.cpp cuts out of a text before it splits the rest, from what `tokenizer_metadata` gives."""
-    pairs = zip(metadata[f"{PREFIX}tokens"], metadata[f"{PREFIX}token_type"], strict=True)
-    return [token for token, kind in pairs if kind in (CONTROL, USER_DEFINED, UNKNOWN)]
+    pairs = zip(metadata[f"{_PREFIX}tokens"], metadata[f"{_PREFIX}token_type"], strict=True)
+    return [token for token, kind in pairs if kind in (_CONTROL, _USER_DEFINED, _UNKNOWN)]
 
 
-def of_sentencepiece(path: Path, added: list[Any]) -> dict[str, Any]:
+def _of_sentencepiece(path: Path, added: list[Any]) -> dict[str, Any]:
     """Keys for tokenizer.model and the tokens that were added to it."""
     from sentencepiece import SentencePieceProcessor
 
     sp = SentencePieceProcessor(model_file=str(path))
     asked: tuple[tuple[int, Callable[[int], bool]], ...] = (
-        (UNKNOWN, sp.is_unknown),
-        (CONTROL, sp.is_control),
-        (UNUSED, sp.is_unused),
-        (BYTE, sp.is_byte),
+        (_UNKNOWN, sp.is_unknown),
+        (_CONTROL, sp.is_control),
+        (_UNUSED, sp.is_unused),
+        (_BYTE, sp.is_byte),
     )
     n = max([sp.vocab_size(), *(t.id + 1 for t in added)])
-    tokens, scores, kinds = [f"[PAD{i}]" for i in range(n)], [ADDED_SCORE] * n, [UNUSED] * n
+    tokens, scores, kinds = [f"[PAD{i}]" for i in range(n)], [_ADDED_SCORE] * n, [_UNUSED] * n
     for i in range(sp.vocab_size()):
         tokens[i], scores[i] = sp.id_to_piece(i), sp.get_score(i)
-        kinds[i] = next((kind for kind, holds in asked if holds(i)), NORMAL)
+        kinds[i] = next((kind for kind, holds in asked if holds(i)), _NORMAL)
     for t in added:
-        if not (t.id < sp.vocab_size() and kinds[t.id] != NORMAL and tokens[t.id] == t.content):
-            tokens[t.id], scores[t.id], kinds[t.id] = t.content, ADDED_SCORE, CONTROL if t.special else USER_DEFINED
+        if not (t.id < sp.vocab_size() and kinds[t.id] != _NORMAL and tokens[t.id] == t.content):
+            tokens[t.id], scores[t.id], kinds[t.id] = t.content, _ADDED_SCORE, _CONTROL if t.special else _USER_DEFINED
     return {
         "model": "llama",
         "pre": "default",
@@ -94,7 +94,7 @@ def of_sentencepiece(path: Path, added: list[Any]) -> dict[str, Any]:
     }
 
 
-def of_huggingface(path: Path) -> dict[str, Any]:
+def _of_huggingface(path: Path) -> dict[str, Any]:
     """Keys for tokenizer.json. Raises: UserError if llama.cpp is not known to have its kind."""
     from tokenizers import Tokenizer as Backend
 
@@ -109,19 +109,19 @@ def of_huggingface(path: Path) -> dict[str, Any]:
     vocabulary = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items()}
     n = max(vocabulary) + 1
     tokens = [vocabulary.get(i, f"[PAD{i}]") for i in range(n)]
-    kinds = [NORMAL if i in vocabulary else UNUSED for i in range(n)]
+    kinds = [_NORMAL if i in vocabulary else _UNUSED for i in range(n)]
     for i, t in special.items():
-        kinds[i] = CONTROL if t["special"] else USER_DEFINED
+        kinds[i] = _CONTROL if t["special"] else _USER_DEFINED
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     values: dict[str, Any] = {"tokens": tokens, "token_type": kinds}
     if has_bytes:
         splitting = recognize_splitting(backend, str(path))
         values |= {"model": "gpt2", "pre": splitting.name, "merges": [" ".join(m) for m in merges]}
         return values
-    return values | scored(values, merges, saved)
+    return values | _scored(values, merges, saved)
 
 
-def scored(values: dict[str, Any], merges: list[list[str]], saved: dict[str, Any]) -> dict[str, Any]:
+def _scored(values: dict[str, Any], merges: list[list[str]], saved: dict[str, Any]) -> dict[str, Any]:
     """Keys for a tokenizer.json that was made of a tokenizer.model: its merges are in the order of its scores."""
     rank: dict[str, int] = {}
     for i, merge in enumerate(merges):
@@ -129,12 +129,12 @@ def scored(values: dict[str, Any], merges: list[list[str]], saved: dict[str, Any
     tokens, kinds = values["tokens"], list(values["token_type"])
     scores = [float(-rank[t]) if t in rank else -float(len(merges)) for t in tokens]
     for i, token in enumerate(tokens):
-        if kinds[i] == NORMAL and len(token) == 6 and token.startswith("<0x"):
-            kinds[i], scores[i] = BYTE, 0.0
+        if kinds[i] == _NORMAL and len(token) == 6 and token.startswith("<0x"):
+            kinds[i], scores[i] = _BYTE, 0.0
         elif token == saved["model"].get("unk_token"):
-            kinds[i], scores[i] = UNKNOWN, 0.0
-        elif kinds[i] != NORMAL:
-            scores[i] = 0.0 if kinds[i] == CONTROL else ADDED_SCORE
+            kinds[i], scores[i] = _UNKNOWN, 0.0
+        elif kinds[i] != _NORMAL:
+            scores[i] = 0.0 if kinds[i] == _CONTROL else _ADDED_SCORE
     steps = json.dumps([saved["normalizer"], saved["pre_tokenizer"]])
     prefixed = '"Prepend"' in steps or '"prepend_scheme": "first"' in steps or '"prepend_scheme": "always"' in steps
     return {"model": "llama", "pre": "default", "scores": scores, "token_type": kinds, "add_space_prefix": prefixed}
@@ -151,17 +151,17 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     fields = read(path).fields
 
     def value(name: str, default: Any = None) -> Any:
-        return fields[PREFIX + name].contents() if PREFIX + name in fields else default
+        return fields[_PREFIX + name].contents() if _PREFIX + name in fields else default
 
     kind, pre = value("model"), value("pre", "default")
     splitting = find_splitting(pre)
     if kind not in ("gpt2", "llama") or (kind == "gpt2" and splitting is None):
         raise UserError(f"{path}: a tokenizer of kind {kind}/{pre} is not rebuilt; put the model's tokenizer beside it")
-    tokens, kinds = value("tokens"), value("token_type") or [NORMAL] * len(value("tokens"))
-    end = max(i + 1 for i, k in enumerate(kinds) if not (k == UNUSED and tokens[i].startswith("[PAD")))
+    tokens, kinds = value("tokens"), value("token_type") or [_NORMAL] * len(value("tokens"))
+    end = max(i + 1 for i, k in enumerate(kinds) if not (k == _UNUSED and tokens[i].startswith("[PAD")))
     tokens, kinds = tokens[:end], kinds[:end]  # the rows after it are there to fill the table
     defaults = _LLAMA_IDS if kind == "llama" else {}
-    ids = {role: value(f"{theirs}_token_id", defaults.get(role)) for role, theirs in ROLES.items()}
+    ids = {role: value(f"{theirs}_token_id", defaults.get(role)) for role, theirs in _ROLES.items()}
     ids = {role: i for role, i in ids.items() if i is not None and i < end}
     begins = kind == "llama" or (splitting is not None and splitting.begins)
     config: dict[str, Any] = {"add_bos_token": value("add_bos_token", begins)}
@@ -172,30 +172,30 @@ def write_tokenizer(path: Path, folder: Path) -> None:
         replace_with(folder / "tokenizer.model", lambda temporary: temporary.write_bytes(proto))
         config |= {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": prefix}
         config["added_tokens_decoder"] = {
-            str(i): {"content": t, "special": k == CONTROL, "normalized": False}
+            str(i): {"content": t, "special": k == _CONTROL, "normalized": False}
             for i, (t, k) in enumerate(zip(tokens, kinds, strict=True))
-            if k in (CONTROL, USER_DEFINED)
+            if k in (_CONTROL, _USER_DEFINED)
         }
     else:
         assert splitting is not None
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        write_text(folder / "tokenizer.json", byte_level(tokens, kinds, value("merges", []), splitting).to_str())
+        write_text(folder / "tokenizer.json", _byte_level(tokens, kinds, value("merges", []), splitting).to_str())
     write_templates(fields, folder)
     write_text(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
 
-def byte_level(tokens: list[str], kinds: list[int], merges: list[str], splitting: Splitting) -> Any:
+def _byte_level(tokens: list[str], kinds: list[int], merges: list[str], splitting: Splitting) -> Any:
     """A tokenizer of `tokenizers` over bytes."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-    vocabulary = {t: i for i, (t, k) in enumerate(zip(tokens, kinds, strict=True)) if k != UNUSED}
+    vocabulary = {t: i for i, (t, k) in enumerate(zip(tokens, kinds, strict=True)) if k != _UNUSED}
     pairs = [tuple(m.split(" ")) for m in merges]
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=splitting.ignore_merges))
     if splitting.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = steps_of(splitting)
     tokenizer.decoder = decoders.ByteLevel()
-    for kind, add in ((CONTROL, tokenizer.add_special_tokens), (USER_DEFINED, tokenizer.add_tokens)):
+    for kind, add in ((_CONTROL, tokenizer.add_special_tokens), (_USER_DEFINED, tokenizer.add_tokens)):
         named = [t for t, k in zip(tokens, kinds, strict=True) if k == kind]
-        add([AddedToken(t, special=kind == CONTROL, normalized=False) for t in named])
+        add([AddedToken(t, special=kind == _CONTROL, normalized=False) for t in named])
     return tokenizer

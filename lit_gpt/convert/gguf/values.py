@@ -11,7 +11,7 @@ BLOCK = 32
 """Values of a row that share a scale in Q8_0."""
 STEP = 2**21
 """Values that are converted at a time; each takes several copies."""
-BELOW_HALF = 0.5 - 2**-25
+_BELOW_HALF = 0.5 - 2**-25
 """The largest fp32 below a half: what is added before rounding down, so that halves go away from zero as llama.cpp's
 do, and the largest number below a half does not become 1."""
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": (BLOCK + 2) / BLOCK}
@@ -29,7 +29,7 @@ def encoded(x: Tensor, kind: str) -> Iterator[Tensor]:
     """
     for part in x.contiguous().view(-1).split(STEP):
         if kind == "Q8_0":
-            yield eight_bits(part.float().view(-1, BLOCK)).view(-1)
+            yield _eight_bits(part.float().view(-1, BLOCK)).view(-1)
             continue
         converted = part.to(DTYPES[kind])
         if kind == "F16" and converted.isinf().any():
@@ -37,12 +37,12 @@ def encoded(x: Tensor, kind: str) -> Iterator[Tensor]:
         yield converted.view(torch.uint8)
 
 
-def eight_bits(blocks: Tensor) -> Tensor:
+def _eight_bits(blocks: Tensor) -> Tensor:
     """Of each row of 32 values a scale in fp16 and 32 integers: (n, 32) -> (n, 34) bytes."""
     sizes = blocks.abs()
     scales = sizes.amax(dim=1, keepdim=True) / 127
     sizes *= torch.where(scales == 0, 0.0, 1 / scales)
-    rounded = sizes.add_(BELOW_HALF).floor_().copysign_(blocks).to(torch.int8)
+    rounded = sizes.add_(_BELOW_HALF).floor_().copysign_(blocks).to(torch.int8)
     return torch.cat((scales.half().view(torch.uint8), rounded.view(torch.uint8)), dim=1)
 
 

@@ -28,11 +28,11 @@ from lit_gpt.tokenizer import Tokenizer
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 """`general.file_type`, by the type of the matrices."""
 
-ALIGNMENT = 32
+_ALIGNMENT = 32
 """Bytes; tensors start and end at multiples of it."""
 
 
-class Slot(NamedTuple):
+class _Slot(NamedTuple):
     """A tensor of the file to be."""
 
     shape: tuple[int, ...]
@@ -84,25 +84,25 @@ def write_gguf(
         names.append(HEAD)
         specs, get = {**specs, HEAD: specs[EMBEDDINGS]}, partial(_tied_head, get)
     extra = rope_tensors(config)
-    slots = plan(config, names, specs, kind) | {name: Slot(tuple(x.shape), "F32") for name, x in extra.items()}
+    slots = _plan(config, names, specs, kind) | {name: _Slot(tuple(x.shape), "F32") for name, x in extra.items()}
     path = folder / f"{config.name}-{kind}.gguf"
     require_room(sum(slot.n_bytes for slot in slots.values()), path)
     tokenizer = tokenizer_metadata(checkpoint_dir, config, templates)
     name = name_in_file(config.name, Tokenizer(checkpoint_dir), special_tokens(tokenizer))
-    starts = write_header(path, replace(config, name=name), metadata, tokenizer, slots, kind)
+    starts = _write_header(path, replace(config, name=name), metadata, tokenizer, slots, kind)
     last = next(reversed(slots))
     with open(path, "rb+") as file:
-        allocate(file, starts[last] + slots[last].n_bytes + -slots[last].n_bytes % ALIGNMENT)
+        allocate(file, starts[last] + slots[last].n_bytes + -slots[last].n_bytes % _ALIGNMENT)
     with Behind() as behind:
         for name in names:
-            parts = split(fit_rows(name, get(name), rows), pieces(name, config), config, name)
+            parts = _split(fit_rows(name, get(name), rows), pieces(name, config), config, name)
             for piece, x in parts:
                 slot = slots[piece.tensor]
                 start = starts[piece.tensor] + piece.index * (slot.n_bytes // piece.of)
-                write_values(behind, path, start, x, slot.kind, name)
+                _write_values(behind, path, start, x, slot.kind, name)
             del parts, x  # before the next one is read
         for name, x in extra.items():
-            write_values(behind, path, starts[name], x, "F32", name)
+            _write_values(behind, path, starts[name], x, "F32", name)
     return path
 
 
@@ -130,9 +130,9 @@ def _tied_head(get: Callable[[str], Tensor], name: str) -> Tensor:
     return get(EMBEDDINGS if name == HEAD else name)
 
 
-def plan(config: Config, names: list[str], specs: Mapping[str, Spec], kind: str) -> dict[str, Slot]:
+def _plan(config: Config, names: list[str], specs: Mapping[str, Spec], kind: str) -> dict[str, _Slot]:
     """Shape and type of each tensor of the file."""
-    slots: dict[str, Slot] = {}
+    slots: dict[str, _Slot] = {}
     for name in names:
         shape = list(specs[name].shape)
         if name in VOCABULARY:
@@ -141,17 +141,17 @@ def plan(config: Config, names: list[str], specs: Mapping[str, Spec], kind: str)
         sizes = config.qkv_sizes if len(found) == 3 else (shape[0],)
         for piece, n in zip(found, sizes, strict=True):
             whole = (piece.of, n, *shape[1:]) if piece.is_stacked else (n * piece.of, *shape[1:])
-            slots[piece.tensor] = Slot(whole, kind_of(piece.tensor, whole, kind))
+            slots[piece.tensor] = _Slot(whole, _kind_of(piece.tensor, whole, kind))
     return slots
 
 
-def kind_of(tensor: str, shape: tuple[int, ...], kind: str) -> str:
+def _kind_of(tensor: str, shape: tuple[int, ...], kind: str) -> str:
     if len(shape) == 1 or is_kept(tensor):
         return "F32"
     return "F16" if kind == "Q8_0" and shape[-1] % BLOCK else kind
 
 
-def split(x: Tensor, found: list[Piece], config: Config, name: str) -> list[tuple[Piece, Tensor]]:
+def _split(x: Tensor, found: list[Piece], config: Config, name: str) -> list[tuple[Piece, Tensor]]:
     """Our tensor as the pieces that the file has of it."""
     if config.norm_unit_offset and is_norm(name):
         x = x.float() + 1
@@ -159,7 +159,7 @@ def split(x: Tensor, found: list[Piece], config: Config, name: str) -> list[tupl
     return [(p, paired(part, p.heads) if p.heads else part) for p, part in zip(found, parts, strict=True)]
 
 
-def write_values(behind: Behind, path: Path, start: int, x: Tensor, kind: str, name: str) -> None:
+def _write_values(behind: Behind, path: Path, start: int, x: Tensor, kind: str, name: str) -> None:
     """Raises: UserError if a value is too large for F16."""
     try:
         for data in encoded(x, kind):
@@ -170,12 +170,12 @@ def write_values(behind: Behind, path: Path, start: int, x: Tensor, kind: str, n
         ) from e
 
 
-def write_header(
+def _write_header(
     path: Path,
     config: Config,
     metadata: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
-    slots: Mapping[str, Slot],
+    slots: Mapping[str, _Slot],
     kind: str,
 ) -> dict[str, int]:
     """Make the file with all but the tensors' values; returns where each of these starts."""
@@ -202,7 +202,7 @@ def write_header(
     starts = {}
     end = path.stat().st_size
     for name, slot in slots.items():
-        starts[name] = end + -end % ALIGNMENT
+        starts[name] = end + -end % _ALIGNMENT
         end = starts[name] + slot.n_bytes
     return starts
 

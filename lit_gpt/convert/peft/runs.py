@@ -27,7 +27,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, replace_folder, save_state
 from lit_gpt.prompts import CHAT_TEMPLATE, make_prompt, open_style, read_template
 
-PRECISIONS = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}
+_PRECISIONS = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}
 """Dtype of a checkpoint -> precision that takes it as it is; any other is 32-true."""
 
 
@@ -84,7 +84,7 @@ def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_sty
     args, trained = from_peft(config, settings, state, get, before and LoRARunArgs(**before.method_args))
     style = prompt_style or (before.prompt_style if before else _likely_style(checkpoint_dir, peft_dir))
     open_style(style, checkpoint_dir)
-    precision = PRECISIONS.get(specs[EMBEDDINGS].dtype, "32-true")
+    precision = _PRECISIONS.get(specs[EMBEDDINGS].dtype, "32-true")
     run = Run(
         method="lora",
         method_args={name: x for name, x in asdict(args).items() if x is not None and x != ()},

@@ -15,11 +15,11 @@ MERGE = (
     "merge it into its base with PEFT (merge_and_unload), save_pretrained the result with the tokenizer, and take that "
     "folder through scripts/convert_hf_checkpoint.py"
 )
-CONVERT = (
+_CONVERT = (
     "its base was changed at the start of the training, in a way that the base does not tell; save it where it was "
     "trained with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 )
-REFUSED = {
+_REFUSED = {
     "layer_replication": (
         "make a base that has these layers: load the adapter with PEFT, unload() it, put the state_dict into "
         "AutoModelForCausalLM.from_config(its config), save_pretrained that with the tokenizer, convert it with "
@@ -35,13 +35,13 @@ REFUSED = {
     "megatron_config": "write null for it in adapter_config.json if the layers are plain ones",
 }
 """Settings that change what an adapter computes in a way that nothing here does, and the way out."""
-WITHOUT_EFFECT = {"eva_config", "corda_config", "lora_ga_config", "loftq_config", "velora_config", "runtime_config"}
+_WITHOUT_EFFECT = {"eva_config", "corda_config", "lora_ga_config", "loftq_config", "velora_config", "runtime_config"}
 """Settings in the form of those that name a variant, which matter while training only."""
-READ_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pissa", "olora")
+_READ_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pissa", "olora")
 """Values of init_lora_weights that leave the base as it is, and those whose change the base itself tells (`starts`)."""
-OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM")
-MERGEABLE = ("ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "LN_TUNING", "RANDLORA")
-MERGEABLE += ("TRAINABLE_TOKENS",)
+_OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM")
+_MERGEABLE = ("ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "LN_TUNING", "RANDLORA")
+_MERGEABLE += ("TRAINABLE_TOKENS",)
 """Other methods of PEFT that have merge_and_unload."""
 
 
@@ -82,22 +82,22 @@ def read_settings(theirs: Mapping[str, Any]) -> Scaling:
     if kind != "LORA":
         raise UserError(
             f"the adapter has peft_type={kind!r}, and LORA is read; "
-            + (MERGE if kind in MERGEABLE else "nothing here computes it: generate with PEFT")
+            + (MERGE if kind in _MERGEABLE else "nothing here computes it: generate with PEFT")
         )
-    if theirs.get("task_type") in OTHER_TASKS:
+    if theirs.get("task_type") in _OTHER_TASKS:
         raise UserError(
             f"the adapter has task_type={theirs['task_type']!r}: its model does not go on with a text, as all here do"
         )
-    for name, way_out in REFUSED.items():
+    for name, way_out in _REFUSED.items():
         if theirs.get(name):
             raise UserError(f"the adapter has {name}={_short(theirs[name])}, which nothing here computes; {way_out}")
     unknown = [n for n in theirs if n.startswith("use_") or n.endswith("_config")]
-    for name in sorted(set(unknown) - {"use_dora", "use_rslora", *WITHOUT_EFFECT}):
+    for name in sorted(set(unknown) - {"use_dora", "use_rslora", *_WITHOUT_EFFECT}):
         if theirs[name]:
             raise UserError(f"the adapter has {name}={_short(theirs[name])}, which is not known here; {MERGE}")
     start = theirs.get("init_lora_weights")
-    if start not in READ_STARTS:
-        raise UserError(f"the adapter has init_lora_weights={start!r}: {CONVERT}")
+    if start not in _READ_STARTS:
+        raise UserError(f"the adapter has init_lora_weights={start!r}: {_CONVERT}")
     try:
         return Scaling(
             int(theirs.get("r", 8)),

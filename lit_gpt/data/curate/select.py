@@ -11,12 +11,12 @@ from lit_gpt.data import store
 from lit_gpt.errors import UserError
 from lit_gpt.files import write_text
 
-BATCH = 1000
-Picks = Sequence[tuple[store.Samples, np.ndarray]]
+_BATCH = 1000
+_Picks = Sequence[tuple[store.Samples, np.ndarray]]
 """Samples and the indices of those that are taken, in order; an index may come more than once."""
 
 
-def write(folder: Path, splits: Mapping[str, Picks], meta: Mapping[str, Any]) -> dict[str, Any]:
+def write(folder: Path, splits: Mapping[str, _Picks], meta: Mapping[str, Any]) -> dict[str, Any]:
     """Write a prepared data set of the picked rows to `folder`; returns its meta.json.
 
     Args:
@@ -33,8 +33,8 @@ def write(folder: Path, splits: Mapping[str, Picks], meta: Mapping[str, Any]) ->
         for name, picks in splits.items():
             with store.Writer(temporary, name) as writer:
                 for samples, rows in picks:
-                    for start in range(0, len(rows), BATCH):
-                        writer.add([as_lists(samples, i) for i in rows[start : start + BATCH]])
+                    for start in range(0, len(rows), _BATCH):
+                        writer.add([_as_lists(samples, i) for i in rows[start : start + _BATCH]])
             lengths = writer.lengths
             values = (len(lengths), int(lengths.sum()), writer.n_targets, int(lengths.max()))
             for key, value in zip(counts, values, strict=True):
@@ -44,6 +44,6 @@ def write(folder: Path, splits: Mapping[str, Picks], meta: Mapping[str, Any]) ->
     return written
 
 
-def as_lists(samples: store.Samples, i: int) -> tuple[list[int], list[int]]:
+def _as_lists(samples: store.Samples, i: int) -> tuple[list[int], list[int]]:
     ids, labels = samples[i]
     return ids.tolist(), labels.tolist()

@@ -13,7 +13,7 @@ from typing import Any
 from lit_gpt.errors import UserError
 from lit_gpt.files.whole import replace_with
 
-BATCH = 1000
+_BATCH = 1000
 PARQUET = ".parquet"
 _SAVED, _SPLITS = "state.json", "dataset_dict.json"
 """What says that a folder holds a data set, or one a split."""
@@ -100,7 +100,7 @@ def fetched_dataset(name: str, config: str | None, split: str, folder: Path) -> 
 def _rows(data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, entry) of each row of a data set of `datasets`."""
     number = 0
-    for table in data.with_format("arrow").iter(batch_size=BATCH):
+    for table in data.with_format("arrow").iter(batch_size=_BATCH):
         kinds = {field.name: field.type for field in table.schema}
         for entry in table.to_pylist():
             number += 1

@@ -14,7 +14,7 @@ from lit_gpt.data.prepare.values import found_keys, from_json, kind, listed, req
 from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
 
-CALLS = "calls"
+_CALLS = "calls"
 """A role that is none of a turn: its text is the calls of an answer, in JSON."""
 SPEAKERS = {
     "system": "system",
@@ -36,8 +36,8 @@ SPEAKERS = {
     "tool_response": "tool",
     "tool_result": "tool",
     "function_response": "tool",
-    "function_call": CALLS,
-    "tool_call": CALLS,
+    "function_call": _CALLS,
+    "tool_call": _CALLS,
 }
 _PAIRS = (("role", "content"), ("from", "value"))
 """Keys of who speaks and what is said."""
@@ -107,7 +107,7 @@ class Conversation:
         """A turn, whether its text was calls, and the keys that are not read. Raises: UserError."""
         speaker, said = self._pair(message, at)
         role = self._role(message[speaker], at, speaker)
-        is_calls = role == CALLS
+        is_calls = role == _CALLS
         role = "assistant" if is_calls else role
         parts = "" if is_calls else message.get(said)
         content, left = _joined_parts(parts, at, said)

@@ -11,7 +11,7 @@ from lit_gpt.errors import UserError
 
 
 @dataclass(frozen=True)
-class Published:
+class _Published:
     """What is known of a file as it was published."""
 
     n_bytes: int
@@ -19,10 +19,10 @@ class Published:
 
 
 PUBLISHED = {
-    "databricks-dolly-15k.jsonl": Published(
+    "databricks-dolly-15k.jsonl": _Published(
         13_085_339, "2df9083338b4abd6bceb5635764dab5d833b393b55759dffb0959b6fcbf794ec"
     ),
-    "2023-04-12_oasst_ready.trees.jsonl.gz": Published(
+    "2023-04-12_oasst_ready.trees.jsonl.gz": _Published(
         34_145_252, "2a9a8fd343e9b28e04a895a669d3253f82d93e9c174d440199ae19d5fafbdff7"
     ),
 }
@@ -45,11 +45,11 @@ def locate(data_file: Path | None, url: str, name: str, folder: Path, access_tok
         return data_file
     path = folder / name
     if not path.is_file():
-        download(url, path, access_token)
+        _download(url, path, access_token)
     return path
 
 
-def fetched(path: str, folder: Path) -> Path:
+def _fetched(path: str, folder: Path) -> Path:
     """The file or folder at a path, or the file at an address that begins with http; downloads go to `folder`.
 
     Raises:
@@ -63,7 +63,7 @@ def fetched(path: str, folder: Path) -> Path:
     return locate(None, path, path.split("?")[0].rstrip("/").rsplit("/", 1)[-1], folder)
 
 
-def download(url: str, path: Path, access_token: str | None = None) -> None:
+def _download(url: str, path: Path, access_token: str | None = None) -> None:
     """Save what `url` answers as `path`, whole or not at all. Raises: UserError."""
     import requests
 
@@ -120,7 +120,7 @@ def fetched_rows(path: str | None, validation: Path | None, hub: DatasetArgs, fo
     if (path is None) == (hub.dataset is None):
         raise UserError("--json_path names a file of rows, --dataset a data set of the hub; pass one of them")
     if path is not None:
-        return fetched(path, folder), validation
+        return _fetched(path, folder), validation
     if hub.validation_split and validation is not None:
         raise UserError("--validation_split and --validation_file contradict each other; pass one of them")
     splits = (hub.split, *((hub.validation_split,) if hub.validation_split else ()))

@@ -19,11 +19,11 @@ from lit_gpt.errors import UserError
 
 MAX_ENTRY = 32 * 2**20
 """Bytes of a line, characters of a list's entry."""
-SPACE, NUMBER = re.compile(r"[ \t\n\r]*"), re.compile(r"[-+.0-9eE]*")
-NOT_TEXT = {b"PAR1": "a Parquet file", b"PK": "a zip archive", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")
+_SPACE, _NUMBER = re.compile(r"[ \t\n\r]*"), re.compile(r"[-+.0-9eE]*")
+_NOT_TEXT = {b"PAR1": "a Parquet file", b"PK": "a zip archive", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")
 """What pandas calls a column without a name, when it writes and when it reads."""
-GZIP, BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
+_GZIP, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, Any]]:
@@ -33,11 +33,11 @@ def read_objects(path: Path) -> Iterator[tuple[str, Any]]:
         UserError: naming the place, when it is reached.
     """
     with opened(path) as file:
-        start, at = first_character(file, path), file.tell()
+        start, at = _first_character(file, path), file.tell()
         if start == b"<":
             raise UserError(f"{path}: expected JSON, found a web page or XML (it begins with '<'); get the file again")
         file.seek(at)
-        yield from list_entries(Text(path, file)) if start == b"[" else line_entries(path, file)
+        yield from list_entries(Text(path, file)) if start == b"[" else _line_entries(path, file)
 
 
 def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -55,10 +55,10 @@ def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             raise UserError(f"{path}: expected CSV, found a web page or XML (it begins with '<'); get the file again")
         rows = table_rows(path, chain([first], lines), delimiter=max(",;\t", key=first.count))
         names = next(rows)[1]
-        n_index = index_columns(names)
-        header = unique(names[n_index:], path)
+        n_index = _index_columns(names)
+        header = _unique(names[n_index:], path)
         for line, cells in rows:
-            row = without_index(cells, n_index, f"{path}, line {line}")
+            row = _without_index(cells, n_index, f"{path}, line {line}")
             if len(row) != len(header):
                 raise UserError(
                     f"{path}, line {line}: expected {len(names)} columns ({', '.join(names)}), found {len(cells)}; "
@@ -81,12 +81,12 @@ def table_rows(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tup
         raise UserError(f"{path}, line {line}: a row begins that is not valid CSV ({e})") from e
 
 
-def index_columns(header: list[str]) -> int:
+def _index_columns(header: list[str]) -> int:
     """Columns at the beginning that have no name, or the one that pandas gives to those: the rows' numbers."""
-    return next((i for i, name in enumerate(header) if not UNNAMED.fullmatch(name.strip())), 0)
+    return next((i for i, name in enumerate(header) if not _UNNAMED.fullmatch(name.strip())), 0)
 
 
-def without_index(cells: list[str], n: int, where: str) -> list[str]:
+def _without_index(cells: list[str], n: int, where: str) -> list[str]:
     """The cells after the first n. Raises: UserError if those are no numbers of rows, so that something was lost."""
     for cell in cells[:n]:
         if not cell.strip().isdecimal():
@@ -94,7 +94,7 @@ def without_index(cells: list[str], n: int, where: str) -> list[str]:
     return cells[n:]
 
 
-def unique(header: list[str], path: Path) -> list[str]:
+def _unique(header: list[str], path: Path) -> list[str]:
     """Raises: UserError if a column has no name, or two have the same."""
     for name in header:
         if not name.strip() or header.count(name) > 1:
@@ -114,19 +114,19 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     with open(path, "rb") as raw:
         start = raw.read(4)
         raw.seek(0)
-        file = gzip.GzipFile(fileobj=raw) if start.startswith(GZIP) else raw
+        file = gzip.GzipFile(fileobj=raw) if start.startswith(_GZIP) else raw
         try:
             start = file.read(4)
-            for mark, kind in NOT_TEXT.items():
+            for mark, kind in _NOT_TEXT.items():
                 if start.startswith(mark):
                     raise UserError(f"{path}: expected UTF-8 text, found {kind}; convert the file")
-            file.seek(len(BOM) if start.startswith(BOM) else 0)
+            file.seek(len(_BOM) if start.startswith(_BOM) else 0)
             yield file
         except (EOFError, gzip.BadGzipFile, zlib.error) as e:
             raise UserError(f"{path} is damaged or cut: {e}; get the file again") from e
 
 
-def first_character(file: IO[bytes], path: Path) -> bytes:
+def _first_character(file: IO[bytes], path: Path) -> bytes:
     """The first byte that is no whitespace; the file is left at the beginning. Raises: UserError if there is none."""
     at, c = file.tell(), b" "
     while c and c.isspace():
@@ -144,10 +144,10 @@ def decoded_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
         number += 1
         if len(line) > MAX_ENTRY:
             raise UserError(f"{path}, line {number}: longer than {MAX_ENTRY:,} bytes, expected one row a line")
-        yield number, decoded(line, path, number)
+        yield number, _decoded(line, path, number)
 
 
-def decoded(line: bytes, path: Path, number: int) -> str:
+def _decoded(line: bytes, path: Path, number: int) -> str:
     """Raises: UserError if the line is not UTF-8, or has a zero byte."""
     if b"\0" in line:
         raise UserError(f"{path}, line {number}: byte {line.index(0) + 1} is zero, expected text; get the file again")
@@ -157,7 +157,7 @@ def decoded(line: bytes, path: Path, number: int) -> str:
         raise UserError(f"{path}, line {number}: byte {line[e.start]:#04x} is not UTF-8; convert the file") from e
 
 
-def line_entries(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
+def _line_entries(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
     """The entries of a JSON-lines file."""
     for number, line in decoded_lines(path, file):
         if not line.strip():
@@ -214,7 +214,7 @@ class Text:
     def peek(self) -> str:
         """The next character that is no whitespace; empty at the end."""
         while True:
-            self.move(SPACE.match(self.buffer, self.at).end())
+            self.move(_SPACE.match(self.buffer, self.at).end())
             if self.at < len(self.buffer):
                 return self.buffer[self.at]
             if not self.more():
@@ -226,7 +226,7 @@ class Text:
         while True:
             try:
                 value, end = decode(self.buffer, self.at)
-                if NUMBER.match(self.buffer, self.at).end() < len(self.buffer) or not self.more():  # it may go on
+                if _NUMBER.match(self.buffer, self.at).end() < len(self.buffer) or not self.more():  # it may go on
                     self.move(end)
                     return value
             except json.JSONDecodeError as e:

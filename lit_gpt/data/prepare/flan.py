@@ -2,9 +2,9 @@
 
 from lit_gpt.errors import UserError
 
-URL = "https://huggingface.co/datasets/Muennighoff/flan/resolve/main"
-SUFFIX = "_10templates"
-NAMES = """
+_URL = "https://huggingface.co/datasets/Muennighoff/flan/resolve/main"
+_SUFFIX = "_10templates"
+_NAMES = """
 aeslc ag_news_subset anli_r1 anli_r2 anli_r3 arc_challenge arc_easy bool_q cb cnn_dailymail cola common_gen copa coqa
 cosmos_qa dart definite_pronoun_resolution drop e2e_nlg fix_punct gigaword glue_mrpc glue_qqp hellaswag imdb_reviews
 math_dataset mnli_matched mnli_mismatched multi_news multirc natural_questions openbookqa opinion_abstracts_idebate
@@ -13,7 +13,7 @@ squad_v2 sst2 story_cloze stsb trec trivia_qa true_case web_nlg_en wic wiki_ling
 wmt16_translate_csen wmt16_translate_deen wmt16_translate_fien wmt16_translate_roen wmt16_translate_ruen
 wmt16_translate_tren wnli word_segment wsc yelp_polarity_reviews
 """
-SUBSETS = tuple(f"{name}{SUFFIX}" for name in NAMES.split())
+SUBSETS = tuple(f"{name}{_SUFFIX}" for name in _NAMES.split())
 
 
 def subset_files(subsets: str | None, split: str) -> list[tuple[str, str]]:
@@ -27,10 +27,12 @@ def subset_files(subsets: str | None, split: str) -> list[tuple[str, str]]:
     """
     names = SUBSETS
     if subsets is not None:
-        names = tuple(n.strip().removesuffix(SUFFIX) + SUFFIX for n in subsets.split(",") if n.strip())
+        names = tuple(n.strip().removesuffix(_SUFFIX) + _SUFFIX for n in subsets.split(",") if n.strip())
     if not names:
         raise UserError("--subsets names none; e.g. --subsets coqa,samsum")
     for name in names:
         if name not in SUBSETS:
-            raise UserError(f"--subsets: FLAN has no {name.removesuffix(SUFFIX)!r}; it has {', '.join(NAMES.split())}")
-    return [(f"{URL}/{split}/{name}_{split}.jsonl", f"{name}_{split}.jsonl") for name in names]
+            raise UserError(
+                f"--subsets: FLAN has no {name.removesuffix(_SUFFIX)!r}; it has {', '.join(_NAMES.split())}"
+            )
+    return [(f"{_URL}/{split}/{name}_{split}.jsonl", f"{name}_{split}.jsonl") for name in names]

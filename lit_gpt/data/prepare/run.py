@@ -78,7 +78,7 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
     """
     require_ready(folder, checkpoint_dir, args)
     tokenizer = Tokenizer(checkpoint_dir)
-    scan = read_all(train, args, with_prompts=validation is None)
+    scan = _read_all(train, args, with_prompts=validation is None)
     print_unused(scan.unused)
     args = with_style(args, scan.n_chat > 0, checkpoint_dir)
     block_size = read_config(checkpoint_dir).block_size
@@ -87,9 +87,9 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
         out = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
         scan.prompts, scan.systems, scan.known = [], [], {}
         n_train, n_val, left_out = int((~out).sum()), int(out.sum()), (scan.left_out, Counter())
-        sources = (chosen(rows_of(train, args), ~out), chosen(rows_of(train, args), out))
+        sources = (_chosen(rows_of(train, args), ~out), _chosen(rows_of(train, args), out))
     else:
-        second = read_all(validation, args, with_prompts=False)
+        second = _read_all(validation, args, with_prompts=False)
         print_unused({key: n for key, n in second.unused.items() if key not in scan.unused})
         n_train, n_val, left_out = scan.n_rows, second.n_rows, (scan.left_out, second.left_out)
         sources = (rows_of(train, args), rows_of(validation, args))
@@ -134,7 +134,7 @@ def with_style(args: PrepareArgs, is_chat: bool, checkpoint_dir: Path) -> Prepar
     return replace(args, prompt_style=style)
 
 
-def read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:
+def _read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:
     """Read the files to their end. Raises: UserError at the first thing that is wrong, or if there are no rows."""
     scan = Scan()
     for row in rows_of(files, args, scan.left_out):
@@ -162,7 +162,7 @@ def rows_of(files: Files, args: PrepareArgs, left_out: Counter[str] | None = Non
                 left_out["no conversation in the entry"] += 1
 
 
-def chosen(rows: Iterator[Row], mask: np.ndarray) -> Iterator[Row]:
+def _chosen(rows: Iterator[Row], mask: np.ndarray) -> Iterator[Row]:
     return (row for row, wanted in zip(rows, mask, strict=True) if wanted)
 
 
@@ -173,7 +173,7 @@ def write_split(folder: Path, name: str, rows: Iterator[Row], n_rows: int, encod
         UserError: no row is left.
     """
     with store.Writer(folder, name) as writer, tqdm(total=n_rows, desc=name, unit=" rows", disable=None) as bar:
-        for samples, found in encoded(rows, encoder):
+        for samples, found in _encoded(rows, encoder):
             writer.add(samples)
             counts.add(found)
             bar.update(found.read)
@@ -184,7 +184,7 @@ def write_split(folder: Path, name: str, rows: Iterator[Row], n_rows: int, encod
     return part
 
 
-def encoded(rows: Iterator[Row], encoder: Encoder) -> Iterator[tuple[list[Pair], Counts]]:
+def _encoded(rows: Iterator[Row], encoder: Encoder) -> Iterator[tuple[list[Pair], Counts]]:
     """Samples and account of each batch of rows, in their order.
 
     The tokenizers' libraries use all cores within a batch; two batches at a time let Python's part of one go on

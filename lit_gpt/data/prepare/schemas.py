@@ -87,12 +87,12 @@ alpaca = Keys("instruction", "output", "input", history="history", other_context
 """https://github.com/tatsu-lab/stanford_alpaca#data-release; `input` may be absent. LLaMA-Factory adds history."""
 dolly = Keys("instruction", "response", "context", history="history", other_context="input")
 """https://huggingface.co/datasets/databricks/databricks-dolly-15k; `context` may be absent."""
-completion = Keys("prompt", "completion")
+_completion = Keys("prompt", "completion")
 longform = Keys("input", "output")
 """https://github.com/akoksal/LongForm"""
 flan = Keys("inputs", "targets")
 """https://huggingface.co/datasets/Muennighoff/flan"""
-orca = Keys("question", "response", system="system_prompt")
+_orca = Keys("question", "response", system="system_prompt")
 """https://huggingface.co/datasets/Open-Orca/OpenOrca"""
 
 
@@ -104,13 +104,13 @@ def alpaca_libre(entry: Any, file: str, place: str) -> list[Row]:
     return [row]
 
 
-def prompt_completion(entry: Any, file: str, place: str) -> list[Row]:
+def _prompt_completion(entry: Any, file: str, place: str) -> list[Row]:
     """A prompt and its completion: texts, or lists of messages, of which the completion alone is taught, as in TRL;
     https://huggingface.co/docs/trl/dataset_formats.
     """
     prompt = entry.get("prompt")
     if not isinstance(prompt, list):
-        return completion(entry, file, place)
+        return _completion(entry, file, place)
     answer = entry["completion"]
     answer = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
     rest = {key: value for key, value in entry.items() if key not in ("prompt", "completion")}
@@ -126,7 +126,7 @@ def prompt_completion(entry: Any, file: str, place: str) -> list[Row]:
     ]
 
 
-def self_instruct(entry: Any, file: str, place: str) -> list[Row]:
+def _self_instruct(entry: Any, file: str, place: str) -> list[Row]:
     """An instruction and several instances of it; https://github.com/yizhongw/self-instruct."""
     where = f"{file}, {place}"
     require_object(entry, where, ("instruction", "instances"))
@@ -143,7 +143,7 @@ def self_instruct(entry: Any, file: str, place: str) -> list[Row]:
 
 
 def lima(entry: Any, file: str, place: str) -> list[Row]:
-    """`conversations`: a list of texts, user and assistant in turns; https://huggingface.co/datasets/GAIR/lima."""
+    """`_conversations`: a list of texts, user and assistant in turns; https://huggingface.co/datasets/GAIR/lima."""
     where = f"{file}, {place}"
     require_object(entry, where, ("conversations",))
     said = listed(entry["conversations"], where, "conversations")
@@ -163,21 +163,21 @@ def lima_first(entry: Any, file: str, place: str) -> list[Row]:
     return [replace(row, turns=row.turns[:n], is_chat=False)]
 
 
-def conversations(entry: Any, file: str, place: str) -> list[Row]:
+def _conversations(entry: Any, file: str, place: str) -> list[Row]:
     """Texts, or objects with from and value or with role and content: LIMA's or ShareGPT's."""
     said = entry.get("conversations")
     is_texts = isinstance(said, list) and bool(said) and isinstance(said[0], str)
     return (lima if is_texts else Conversation("conversations"))(entry, file, place)
 
 
-SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [
-    (("conversations",), conversations),
+_SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [
+    (("conversations",), _conversations),
     (("messages",), Conversation("messages")),
     (("prompt", "message_tree_id"), Trees()),
-    (("instruction", "instances"), self_instruct),
+    (("instruction", "instances"), _self_instruct),
     (("instruction", "output"), alpaca),
     (("instruction", "response"), dolly),
-    (("prompt", "completion"), prompt_completion),
+    (("prompt", "completion"), _prompt_completion),
     (("prompt", "response"), Keys("prompt", "response")),
     (("question", "choices", "answer"), Choice()),
     (("question", "choices", "answerKey"), Choice(answer="answerKey")),
@@ -185,7 +185,7 @@ SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [
     (("question", "A", "B", "answer"), Choice(choices=None)),
     (("input", "A", "B", "target"), Choice("input", None, "target")),
     (("question", "answer"), Keys("question", "answer", "context")),
-    (("question", "response"), orca),
+    (("question", "response"), _orca),
     (("inputs", "targets"), flan),
     (("input", "output"), longform),
 ]
@@ -194,10 +194,10 @@ SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [
 
 def recognise(entry: Any, where: str) -> Parse:
     """The schema of an entry. Raises: UserError if it is of none that we know."""
-    known = "; ".join(dict.fromkeys("+".join(keys[:2]) for keys, _ in SCHEMAS))
+    known = "; ".join(dict.fromkeys("+".join(keys[:2]) for keys, _ in _SCHEMAS))
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected an object with {known}, found {kind(entry)}")
-    for keys, parse in SCHEMAS:
+    for keys, parse in _SCHEMAS:
         if all(key in entry for key in keys):
             return parse
     raise UserError(f"{where}: expected the keys {known}, found {found_keys(entry)}; name yours with --columns")

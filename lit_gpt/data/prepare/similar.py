@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 GRAM = 5
-N_HASHES = 128
-SLACK = 0.15
+_N_HASHES = 128
+_SLACK = 0.15
 """How far below the threshold an estimate may lie (4 standard errors of 128 hashes) for its pair to be measured."""
 MOST = 2000
 """Texts that are compared with each other at most."""
-MOST_GRAMS = 1 << 22
+_MOST_GRAMS = 1 << 22
 """Grams that are remembered while texts are compared, of 8 bytes each."""
-CHUNK = 1 << 20
+_CHUNK = 1 << 20
 """Characters whose grams are in memory at a time; a signature takes as much as 256 of them."""
 
 
@@ -35,7 +35,7 @@ def groups(texts: Sequence[str], threshold: float = 0.8) -> np.ndarray:
     unlike = np.array(list(firsts.values()), dtype=np.int64)  # one of each text
     if threshold >= 1 or len(unlike) < 2:
         return first
-    parents = link([plain[i] for i in unlike], threshold)
+    parents = _link([plain[i] for i in unlike], threshold)
     group_of = np.arange(len(plain))
     group_of[unlike] = unlike[parents]
     return group_of[first]
@@ -46,58 +46,58 @@ def normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def link(texts: Sequence[str], threshold: float) -> np.ndarray:
+def _link(texts: Sequence[str], threshold: float) -> np.ndarray:
     """(n,) int64: for each of different texts the first one of its group."""
-    signatures = sign(texts)
+    signatures = _sign(texts)
     parents = np.arange(len(texts))
     last_bytes = signatures.astype(np.uint8)  # as good for an estimate, and faster to compare
     grams = _Grams(texts)
-    for bucket in buckets(signatures, rows_per_band(threshold)):
+    for bucket in buckets(signatures, _rows_per_band(threshold)):
         waiting = bucket
         while len(waiting) > 1:  # breadth first through the bucket
             seeds, waiting = waiting[:1], waiting[1:]
             while len(seeds) and len(waiting):
-                found = like(int(seeds[0]), waiting, grams, last_bytes, parents, threshold)
+                found = _like(int(seeds[0]), waiting, grams, last_bytes, parents, threshold)
                 seeds, waiting = np.concatenate([seeds[1:], waiting[found]]), waiting[~found]
-    return np.array([root(parents, i) for i in range(len(texts))], dtype=np.int64)
+    return np.array([_root(parents, i) for i in range(len(texts))], dtype=np.int64)
 
 
 class _Grams:
-    """The grams of texts, of which the last MOST_GRAMS are remembered: in a bucket each text is met again and again."""
+    """The grams of texts; the last _MOST_GRAMS are kept, since each text of a bucket is met again and again."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.texts, self.known, self.room = texts, {}, MOST_GRAMS
+        self.texts, self.known, self.room = texts, {}, _MOST_GRAMS
 
     def __getitem__(self, i: int) -> np.ndarray:
         found = self.known.get(i)
         if found is None:
             found = grams_of(self.texts[i])
             if len(found) > self.room:
-                self.known, self.room = {}, MOST_GRAMS
+                self.known, self.room = {}, _MOST_GRAMS
             self.known[i] = found
             self.room -= len(found)
         return found
 
 
-def like(
+def _like(
     one: int, others: np.ndarray, grams: _Grams, last_bytes: np.ndarray, parents: np.ndarray, threshold: float
 ) -> np.ndarray:
     """Which of `others` are in the group of `one` now, a mask; links those that are near enough."""
     agreeing = np.count_nonzero(last_bytes[others] == last_bytes[one], axis=1)
-    found = agreeing >= (threshold - SLACK) * N_HASHES
-    mine = root(parents, one)
-    unknown = [i for i in found.nonzero()[0] if root(parents, int(others[i])) != mine]
+    found = agreeing >= (threshold - _SLACK) * _N_HASHES
+    mine = _root(parents, one)
+    unknown = [i for i in found.nonzero()[0] if _root(parents, int(others[i])) != mine]
     for i, share in zip(unknown, jaccards(grams[one], [grams[int(others[i])] for i in unknown]), strict=True):
         found[i] = share >= threshold
         if found[i]:
-            mine, theirs = root(parents, one), root(parents, int(others[i]))
+            mine, theirs = _root(parents, one), _root(parents, int(others[i]))
             parents[max(mine, theirs)] = min(mine, theirs)
     for i in unknown:
-        found[i] = root(parents, int(others[i])) == root(parents, one)
+        found[i] = _root(parents, int(others[i])) == _root(parents, one)
     return found
 
 
-def root(parents: np.ndarray, i: int) -> int:
+def _root(parents: np.ndarray, i: int) -> int:
     """The first of the group of i; shortens the way there."""
     while parents[i] != i:
         parents[i] = parents[parents[i]]
@@ -116,20 +116,20 @@ def jaccards(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
     return common / (len(one) + sizes - common)
 
 
-def rows_per_band(threshold: float) -> int:
+def _rows_per_band(threshold: float) -> int:
     """Most rows in a band for which a pair at the threshold shares one with a probability of 99 %."""
-    fit = (r for r in range(N_HASHES, 1, -1) if (1 - threshold**r) ** (N_HASHES // r) <= 0.01)
+    fit = (r for r in range(_N_HASHES, 1, -1) if (1 - threshold**r) ** (_N_HASHES // r) <= 0.01)
     return next(fit, 1)
 
 
 def buckets(signatures: np.ndarray, n_rows: int) -> Iterator[np.ndarray]:
     """Indices, in order, of texts that agree on all rows of a band, wherever there is more than one."""
     everybody = np.arange(len(signatures))
-    for start in range(0, N_HASHES - n_rows + 1, n_rows):
-        yield from agreeing(signatures, everybody, start, n_rows)
+    for start in range(0, _N_HASHES - n_rows + 1, n_rows):
+        yield from _agreeing(signatures, everybody, start, n_rows)
 
 
-def agreeing(
+def _agreeing(
     signatures: np.ndarray, members: np.ndarray, start: int, n_rows: int, more: int = 4
 ) -> Iterator[np.ndarray]:
     """The members that agree on `n_rows` hashes from `start` on, wherever there is more than one.
@@ -138,7 +138,7 @@ def agreeing(
         more: times that more than MOST of them are divided by the hashes that come next. So many agree where texts
             share a long phrase and little else.
     """
-    columns = np.arange(start, start + n_rows) % N_HASHES
+    columns = np.arange(start, start + n_rows) % _N_HASHES
     band = np.ascontiguousarray(signatures[np.ix_(members, columns)])
     keys = band.view(np.dtype((np.void, band.itemsize * n_rows)))[:, 0]
     _, key_of, counts = np.unique(keys, return_inverse=True, return_counts=True)
@@ -147,25 +147,25 @@ def agreeing(
     for key in (counts > 1).nonzero()[0]:
         found = members[order[ends[key] - counts[key] : ends[key]]]
         if len(found) > MOST and more:
-            yield from agreeing(signatures, found, start + n_rows, 2, more - 1)
+            yield from _agreeing(signatures, found, start + n_rows, 2, more - 1)
         else:
             yield found
 
 
-def sign(texts: Sequence[str]) -> np.ndarray:
-    """(n, N_HASHES) uint32: the MinHash signatures of the texts."""
+def _sign(texts: Sequence[str]) -> np.ndarray:
+    """(n, _N_HASHES) uint32: the MinHash signatures of the texts."""
     from rensa import RMinHash
 
-    signatures = np.empty((len(texts), N_HASHES), dtype=np.uint32)
+    signatures = np.empty((len(texts), _N_HASHES), dtype=np.uint32)
     start = 0
     while start < len(texts):
-        stop, room = start, CHUNK
+        stop, room = start, _CHUNK
         while stop < len(texts) and (stop == start or len(texts[stop]) <= room):
             room -= max(256, len(texts[stop]))
             stop += 1
         grams = [grams_of(text) for text in texts[start:stop]]
         offsets = np.cumsum([0, *map(len, grams)], dtype=np.uint64)
-        digests = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(grams), offsets, N_HASHES, 1)
+        digests = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(grams), offsets, _N_HASHES, 1)
         signatures[start:stop] = digests.to_rows()
         start = stop
     return signatures

@@ -11,7 +11,7 @@ from lit_gpt.data.prepare.rows import Row
 from lit_gpt.data.prepare.schemas import Keys, Parse, alpaca, recognise
 from lit_gpt.errors import UserError
 
-TABLES = (".csv", ".tsv")
+_TABLES = (".csv", ".tsv")
 
 
 def read_rows(
@@ -38,7 +38,7 @@ def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterato
     """The rows of each entry; with `drop` what is wrong with one in their place. Raises: UserError as `read_rows`."""
     for n, (place, entry) in enumerate(entries(path)):
         parse = parse or recognise(entry, f"{path}, {place}")
-        if n == 0 and isinstance(parse, Keys) and is_table(path):
+        if n == 0 and isinstance(parse, Keys) and _is_table(path):
             parse.require_columns(entry, path)
         try:
             rows = parse(entry, str(path), place)
@@ -55,12 +55,12 @@ def entries(path: Path) -> Iterator[tuple[str, Any]]:
         return read_folder(path)
     if path.name.endswith(PARQUET):
         return read_parquet(path)
-    return read_table(path) if is_table(path) else read_objects(path)
+    return read_table(path) if _is_table(path) else read_objects(path)
 
 
-def is_table(path: Path) -> bool:
+def _is_table(path: Path) -> bool:
     """Whether the file's name says that it is CSV."""
-    return path.name.removesuffix(".gz").endswith(TABLES)
+    return path.name.removesuffix(".gz").endswith(_TABLES)
 
 
 def read_alpaca(path: Path) -> list[Row]:

@@ -13,11 +13,11 @@ from lit_gpt.errors import UserError
 from lit_gpt.prompts import ChatTemplate, Exchange, Turn, calls_of, left_out, open_style, with_kwargs
 from lit_gpt.tokenizer import Tokenizer
 
-HEAD = re.compile(r"\s{0,16}\S{0,24}\s?")
+_HEAD = re.compile(r"\s{0,16}\S{0,24}\s?")
 """Of an answer, as much as may melt with the end of its prompt: its first word, and the spaces around it."""
-TAIL = 24
+_TAIL = 24
 """Characters of a prompt, likewise."""
-MOST_SEAMS = 100_000
+_MOST_SEAMS = 100_000
 """Ends of prompts with beginnings of answers that are remembered."""
 
 
@@ -52,7 +52,7 @@ class Encoder:
         usable = [
             (row, turns, exchanges)
             for row in rows
-            if (turns := used(row, counts)) and (exchanges := self.exchanges(row, turns, counts))
+            if (turns := _used(row, counts)) and (exchanges := self.exchanges(row, turns, counts))
         ]
         encoded = self.pieces([exchanges for *_, exchanges in usable])
         kept, uncut = [], []
@@ -199,11 +199,15 @@ class Encoder:
         """Rows in which two texts melt when they are tokenized as one: a prompt and its answer, or an answer and what
         comes after it where no token ends it."""
         seams = [
-            [(e.prompt[-TAIL:], HEAD.match(e.answer or "")[0]) for e in exchanges]
-            + [(a.answer[-TAIL:], HEAD.match(b.prompt)[0]) for a, b in pairwise(exchanges) if not a.ended and a.answer]
+            [(e.prompt[-_TAIL:], _HEAD.match(e.answer or "")[0]) for e in exchanges]
+            + [
+                (a.answer[-_TAIL:], _HEAD.match(b.prompt)[0])
+                for a, b in pairwise(exchanges)
+                if not a.ended and a.answer
+            ]
             for exchanges in rows
         ]
-        if len(self.apart) > MOST_SEAMS:
+        if len(self.apart) > _MOST_SEAMS:
             self.apart = {}
         known = self.apart
         new = [seam for seam in dict.fromkeys(seam for row in seams for seam in row) if seam not in known]
@@ -217,7 +221,7 @@ class Encoder:
         return sum(any(known[seam] for seam in row) for row in seams)
 
 
-def used(row: Row, counts: Counts) -> tuple[Turn, ...] | None:
+def _used(row: Row, counts: Counts) -> tuple[Turn, ...] | None:
     """The turns up to the last answer that is taught; None if there is none, or an empty one, which is counted as
     dropped. An answer that calls tools is not empty."""
     turns = row.turns

@@ -71,16 +71,16 @@ def attended_backward(
 def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, head_size: int, n_heads: int) -> Tensor:
     """qkv with the first channels of its first `n_heads` heads turned, as many as cos has."""
     x = qkv.unflatten(-1, (-1, head_size))
-    return torch.cat((turned(x[:, :n_heads], cos, sin), x[:, n_heads:]), 1).flatten(1)
+    return torch.cat((_turned(x[:, :n_heads], cos, sin), x[:, n_heads:]), 1).flatten(1)
 
 
 @partial(fused, dynamic=1)
 def rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The gradient of qkv, (T, sum(sizes)), from those of the turned q and k and of v, (T, heads, D) each."""
-    return torch.cat((turned(dq, cos, -sin), turned(dk, cos, -sin), dv), 1).flatten(1)
+    return torch.cat((_turned(dq, cos, -sin), _turned(dk, cos, -sin), dv), 1).flatten(1)
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (T, heads, D) with the first channels of each head turned."""
     half = cos.size(-1) // 2
     cos, sin = cos[:, None, :half], sin[:, None, :half]

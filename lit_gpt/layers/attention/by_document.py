@@ -7,16 +7,16 @@ from lit_gpt.layers.attention import padded
 from lit_gpt.layers.attention.documents import Documents
 from lit_gpt.layers.attention.heads import Heads
 
-aten = torch.ops.aten
+_aten = torch.ops.aten
 
 
 def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
     """The result (T, H, D), and the logsumexp of each piece that a CPU's fused attention did."""
     y, kept = torch.empty(q.shape, dtype=q.dtype), []
     for span, prefix in documents.pieces():
-        here = q[span], *(seen(x, span, prefix) for x in (k, v))
-        if cpu_flash_can(q.dtype, here[1].size(0), heads):
-            y[span], lse = cpu_flash(*here, heads)
+        here = q[span], *(_seen(x, span, prefix) for x in (k, v))
+        if _cpu_flash_can(q.dtype, here[1].size(0), heads):
+            y[span], lse = _cpu_flash(*here, heads)
             kept.append(lse)
         else:
             y[span] = padded.by_products(*(x[None] for x in here), heads)[0]
@@ -32,9 +32,9 @@ def by_document_backward(
     of_prefixes = [torch.zeros(n, *x.shape[1:], dtype=torch.float32) for x in (k, v)]  # sums of many
     lse = iter(kept)
     for span, prefix in documents.pieces():
-        here = dy[span], q[span], *(seen(x, span, prefix) for x in (k, v)), y[span]
-        if cpu_flash_can(q.dtype, here[2].size(0), heads):
-            dq[span], *others = cpu_flash_backward(*here, next(lse), heads)
+        here = dy[span], q[span], *(_seen(x, span, prefix) for x in (k, v)), y[span]
+        if _cpu_flash_can(q.dtype, here[2].size(0), heads):
+            dq[span], *others = _cpu_flash_backward(*here, next(lse), heads)
         else:
             dq[span], *others = (g[0] for g in padded.by_products_backward(*(x[None] for x in here), heads))
         for whole, sums, part in zip((dk, dv), of_prefixes, others, strict=True):
@@ -50,31 +50,31 @@ def by_document_backward(
     return dq, dk, dv
 
 
-def seen(x: Tensor, span: slice, prefix: slice | None) -> Tensor:
+def _seen(x: Tensor, span: slice, prefix: slice | None) -> Tensor:
     """What a piece sees of x (T, G, D): its prefix and itself, (S, G, D)."""
     return x[span] if prefix is None else torch.cat((x[prefix], x[span]))
 
 
-def cpu_flash_can(dtype: torch.dtype, n: int, heads: Heads) -> bool:
+def _cpu_flash_can(dtype: torch.dtype, n: int, heads: Heads) -> bool:
     """Whether a CPU's fused attention does a document of n tokens, and pays: in 16 bits not for short ones."""
     return not heads.softcap and (not heads.window or n <= heads.window) and (dtype == torch.float32 or n > 256)
 
 
-def cpu_flash(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
+def _cpu_flash(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
     """Of the last L tokens of a document of S, the result (L, H, D) and its logsumexp."""
-    args = (x.transpose(0, 1)[None] for x in (q, *repeated(k, v, q)))
-    out, lse = aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, **causal(q, k), scale=heads.scale)
+    args = (x.transpose(0, 1)[None] for x in (q, *_repeated(k, v, q)))
+    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, **_causal(q, k), scale=heads.scale)
     return out[0].transpose(0, 1), lse
 
 
-def cpu_flash_backward(
+def _cpu_flash_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, heads: Heads
 ) -> tuple[Tensor, ...]:
     """Gradients of q (L, H, D), k and v (S, G, D)."""
     groups = k.size(1)
-    args = (x.transpose(0, 1)[None] for x in (dy, q, *repeated(k, v, q), y))
-    gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *args, lse, 0.0, **causal(q, k), scale=heads.scale
+    args = (x.transpose(0, 1)[None] for x in (dy, q, *_repeated(k, v, q), y))
+    gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *args, lse, 0.0, **_causal(q, k), scale=heads.scale
     )
     dq, dk, dv = (g[0].transpose(0, 1) for g in gradients)  # (L or S, H, D)
     if groups < q.size(1):
@@ -82,7 +82,7 @@ def cpu_flash_backward(
     return dq, dk, dv
 
 
-def causal(q: Tensor, k: Tensor) -> dict[str, bool | Tensor | None]:
+def _causal(q: Tensor, k: Tensor) -> dict[str, bool | Tensor | None]:
     """How the kernel is told which keys a query sees; by itself, it takes both to begin at the same token."""
     if q.size(0) == k.size(0):
         return {"is_causal": True, "attn_mask": None}
@@ -90,7 +90,7 @@ def causal(q: Tensor, k: Tensor) -> dict[str, bool | Tensor | None]:
     return {"is_causal": False, "attn_mask": mask}
 
 
-def repeated(k: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+def _repeated(k: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """k and v with a head for each of q's."""
     times = q.size(1) // k.size(1)
     return (k, v) if times == 1 else (k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))

@@ -76,9 +76,9 @@ class Documents:
     def of(cls, lengths: tuple[int, ...], followers: tuple[int, ...] = ()) -> "Documents":
         n = torch.tensor(lengths)
         offsets = F.pad(n.cumsum(0), (1, 0))
-        before = torch.tensor(shared_by_piece(lengths, followers))
+        before = torch.tensor(_shared_by_piece(lengths, followers))
         positions = torch.arange(int(offsets[-1])) - (offsets[:-1] - before).repeat_interleave(n)
-        continuations = continuing(lengths, followers) if followers else None
+        continuations = _continuing(lengths, followers) if followers else None
         return cls(lengths, offsets.int(), positions, followers, continuations)
 
     def to(self, device: torch.device) -> "Documents":
@@ -91,7 +91,7 @@ class Documents:
     @property
     def whole(self) -> tuple[int, ...]:
         """Tokens of each document, its prefix included."""
-        before = shared_by_piece(self.lengths, self.followers)
+        before = _shared_by_piece(self.lengths, self.followers)
         return tuple(n + p for n, p in zip(self.lengths, before, strict=True))[len(self.followers) :]
 
     def pieces(self) -> Iterator[tuple[slice, slice | None]]:
@@ -106,7 +106,7 @@ class Documents:
         yield from zip(spans, prefixes, strict=True)
 
 
-def shared_by_piece(lengths: tuple[int, ...], followers: tuple[int, ...]) -> list[int]:
+def _shared_by_piece(lengths: tuple[int, ...], followers: tuple[int, ...]) -> list[int]:
     """Tokens of the prefix that each piece goes on from."""
     shared = [0] * len(followers)
     for n, length in zip(followers, lengths, strict=False):
@@ -114,7 +114,7 @@ def shared_by_piece(lengths: tuple[int, ...], followers: tuple[int, ...]) -> lis
     return shared + [0] * (len(lengths) - len(shared))
 
 
-def continuing(lengths: tuple[int, ...], followers: tuple[int, ...]) -> Continuations:
+def _continuing(lengths: tuple[int, ...], followers: tuple[int, ...]) -> Continuations:
     """See there; `lengths` and `followers` as in `Documents`."""
     prefixes, rest = lengths[: len(followers)], list(lengths[len(followers) :])
     going_on = []

@@ -35,7 +35,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -
         z, lse_z, *_ = aten._flash_attention_forward(
             q, keys, values, c.queries, c.keys, *c.most, 0.0, False, False, scale=heads.scale
         )
-        y, lse = weighed(y, z, lse.mT, lse_z.mT, c.going_on)
+        y, lse = _weighed(y, z, lse.mT, lse_z.mT, c.going_on)
     return y, lse, state, unused
 
 
@@ -54,15 +54,15 @@ def flash_backward(
         eq, ek, ev = aten._flash_attention_backward(
             dy, q, keys, values, y, lse, c.queries, c.keys, *c.most, 0.0, False, state, unused, scale=heads.scale
         )
-        dq = added(dq, eq, c.going_on)
+        dq = _added(dq, eq, c.going_on)
         is_key = (torch.arange(c.n_keys, device=q.device) < c.keys[-1])[:, None, None]
         for whole, part in ((dk, ek), (dv, ev)):
-            whole[: c.n_keys] = added(whole[: c.n_keys], part, is_key)
+            whole[: c.n_keys] = _added(whole[: c.n_keys], part, is_key)
     return dq, dk, dv
 
 
 @partial(fused, dynamic=1)
-def weighed(y: Tensor, z: Tensor, lse: Tensor, lse_z: Tensor, going_on: Tensor) -> tuple[Tensor, Tensor]:
+def _weighed(y: Tensor, z: Tensor, lse: Tensor, lse_z: Tensor, going_on: Tensor) -> tuple[Tensor, Tensor]:
     """Attention to both of two sets of keys, (T, H, D), and its logsumexp, (H, T).
 
     Args:
@@ -77,6 +77,6 @@ def weighed(y: Tensor, z: Tensor, lse: Tensor, lse_z: Tensor, going_on: Tensor) 
 
 
 @partial(fused, dynamic=1)
-def added(whole: Tensor, part: Tensor, where: Tensor) -> Tensor:
+def _added(whole: Tensor, part: Tensor, where: Tensor) -> Tensor:
     """whole + part, (T, heads, D), on the tokens `where`, (T, 1, 1); nothing is read of the part elsewhere."""
     return torch.where(where, whole + part, whole)

@@ -19,7 +19,7 @@ SCORES = 2**22
 
 
 @dataclass(frozen=True)
-class Group:
+class _Group:
     """Documents that follow each other, n of them, L tokens the longest."""
 
     span: slice
@@ -46,7 +46,7 @@ class Group:
 
 
 @lru_cache(maxsize=64)
-def groups(lengths: tuple[int, ...], device: torch.device) -> list[Group]:
+def groups(lengths: tuple[int, ...], device: torch.device) -> list[_Group]:
     """Documents in groups of like length."""
     found, begin, start = [], 0, 0
     while begin < len(lengths):
@@ -61,7 +61,7 @@ def groups(lengths: tuple[int, ...], device: torch.device) -> list[Group]:
         token = offsets[:, None] + torch.minimum(torch.arange(longest), n[:, None] - 1)
         place = (torch.arange(longest) < n[:, None]).flatten().nonzero()[:, 0]
         span = slice(start, start := start + int(n.sum()))
-        found.append(Group(span, *((None, None) if len(n) == 1 else (token.to(device), place.to(device)))))
+        found.append(_Group(span, *((None, None) if len(n) == 1 else (token.to(device), place.to(device)))))
         begin = end
     return found
 
@@ -88,7 +88,7 @@ def attend_backward(
 
 def by_products(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
     """Attention of q (n, L, H, D), the last L tokens of each document, to k and v (n, S, G, D): (n, L, H, D)."""
-    p, _ = probabilities(q, k, heads)
+    p, _ = _probabilities(q, k, heads)
     return from_groups(p @ v.transpose(1, 2), q)  # (n, G, R * L, D) -> (n, L, H, D)
 
 
@@ -96,7 +96,7 @@ def by_products_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, heads: Heads
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q (n, L, H, D), k and v (n, S, G, D), the probabilities computed anew."""
-    p, slope = probabilities(q, k, heads)
+    p, slope = _probabilities(q, k, heads)
     d_grouped, grouped = to_groups(dy, k), to_groups(q, k)
     along = to_groups((dy.float() * y).sum(-1, keepdim=True), k)
     ds = (d_grouped @ v.permute(0, 2, 3, 1) - along).mul_(p).mul_(heads.scale)
@@ -105,7 +105,7 @@ def by_products_backward(
     return dq, (ds.mT @ grouped).transpose(1, 2), (p.mT @ d_grouped).transpose(1, 2)
 
 
-def probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
+def _probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
     """Of the keys (n, S, G, D) for each query (n, L, H, D), (n, G, R * L, S), and the derivative of the soft cap.
 
     Places where a document has ended come after all of its tokens: no query of a document sees them.

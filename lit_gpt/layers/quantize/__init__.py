@@ -26,16 +26,16 @@ QUANTIZATIONS: dict[str, Callable[[LinearLayer], QuantizedLinear]] = {
 """Value of --quantize -> how a linear layer of it is made."""
 
 
-KEPT = ("lm_head", "gate")
+_KEPT = ("lm_head", "gate")
 """Layers that are not quantized: the head, on which every probability rests and which may be the embeddings, and the
 router of a mixture, which is small and whose errors send tokens elsewhere."""
 
 
 def quantizable(model: nn.Module) -> set[str]:
-    """Names of the linear layers that --quantize means: all but those of KEPT, that is, all that the blocks compute
+    """Names of the linear layers that --quantize means: all but those of _KEPT, that is, all that the blocks compute
     with."""
     linear = (name for name, module in model.named_modules() if isinstance(module, LinearLayer))
-    return {name for name in linear if name.rpartition(".")[2] not in KEPT}
+    return {name for name in linear if name.rpartition(".")[2] not in _KEPT}
 
 
 def quantized(linear: LinearLayer, kind: str) -> QuantizedLinear:

@@ -56,7 +56,7 @@ class FourBitLinear(QuantizedLinear):
     def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
         if in_fp32(dy):
             return matmul_by_rows(dy, partial(self.part, self.scales()), self.in_features, dtype_of_product(dy))
-        return dy @ unpacked(self.weight, self.state, dy.dtype).view(self.out_features, self.in_features)
+        return dy @ _unpacked(self.weight, self.state, dy.dtype).view(self.out_features, self.in_features)
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.part(self.scales(), start, stop)
@@ -76,7 +76,7 @@ class FourBitLinear(QuantizedLinear):
         state = copy.copy(self.state)
         state.nested, state.absmax = False, scales[begin // block : -(-end // block)]
         state.shape = torch.Size((end - begin,))
-        values = unpacked(self.weight[begin // 2 : -(-end // 2)], state, torch.float32)
+        values = _unpacked(self.weight[begin // 2 : -(-end // 2)], state, torch.float32)
         return values[first - begin : last - begin].view(-1, self.in_features)
 
     def _apply(self, *args, **kwargs) -> "FourBitLinear":
@@ -85,7 +85,7 @@ class FourBitLinear(QuantizedLinear):
         return self
 
 
-def unpacked(weight: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
+def _unpacked(weight: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
     """All values of a weight in 4 bits, one after the other."""
     state = copy.copy(state)
     state.dtype = dtype

@@ -16,13 +16,13 @@ from lit_gpt.layers.cpu_matmul import linear_by_rows, matmul_by_rows, rows_of
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize.frozen import QuantizedLinear, frozen
 
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """The value that a row's largest magnitude becomes."""
-SMALLEST_ABSMAX = 1e-30
+_SMALLEST_ABSMAX = 1e-30
 """Rows below become zeros instead of dividing by zero."""
-ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 1024
 """Of a weight, when it is rounded: in fp32 all of it would be several times its size."""
-MULTIPLE, FEWEST_ROWS = 16, 32
+_MULTIPLE, _FEWEST_ROWS = 16, 32
 """On a GPU: rows are filled up to such a number with zeros. `torch._int_mm` takes no fewer than 17."""
 
 
@@ -33,7 +33,7 @@ class EightBitLinear(QuantizedLinear):
 
     def __init__(self, linear: LinearLayer) -> None:
         super().__init__(linear)
-        pieces = [round_rows(rows, self.dtype) for rows in linear.weight.detach().split(ROWS_AT_ONCE)]
+        pieces = [round_rows(rows, self.dtype) for rows in linear.weight.detach().split(_ROWS_AT_ONCE)]
         codes, scales = zip(*pieces, strict=True)
         self.weight = frozen(torch.cat([c.view(torch.int8) for c in codes]).view(self.dtype))
         self.register_buffer("scale", torch.cat(scales).flatten())
@@ -42,7 +42,7 @@ class EightBitLinear(QuantizedLinear):
         return self.weight[start:stop].float() * self.scale[start:stop].unsqueeze(1)
 
     def product_of_rows(self, x: Tensor) -> Tensor:
-        codes, by_token = round_tokens(filled_up(x), self.dtype)
+        codes, by_token = round_tokens(_filled_up(x), self.dtype)
         if self.has_products():
             y = self.multiplied(codes, by_token, x.dtype)
         else:
@@ -51,7 +51,7 @@ class EightBitLinear(QuantizedLinear):
         return y[: x.size(0)]
 
     def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
-        codes, by_token = round_tokens(filled_up(dy), self.dtype, self.scale)
+        codes, by_token = round_tokens(_filled_up(dy), self.dtype, self.scale)
         if self.has_products():
             dx = self.multiplied_back(codes, by_token, dy.dtype)
         else:
@@ -65,7 +65,7 @@ class EightBitLinear(QuantizedLinear):
         A CPU's `torch._int_mm` is 20 times slower than fp32 unless it has AVX512. fp32 holds integers up to 2^24
         exactly, which sums of random codes do not reach below K of 100,000; larger ones are rounded by 2^-24.
         """
-        return self.weight.is_cuda and self.in_features % MULTIPLE == 0 and self.out_features % MULTIPLE == 0
+        return self.weight.is_cuda and self.in_features % _MULTIPLE == 0 and self.out_features % _MULTIPLE == 0
 
     def multiplied(self, codes: Tensor, by_token: Tensor, dtype: torch.dtype) -> Tensor:
         """What the codes (N, in_features) with scales (N, 1) stand for, times W^T, plus bias, by a GPU's products."""
@@ -98,12 +98,12 @@ class Fp8Linear(EightBitLinear):
     dtype = torch.float8_e4m3fn
 
     def multiplied(self, codes: Tensor, by_token: Tensor, dtype: torch.dtype) -> Tensor:
-        y = scaled_mm(codes, self.weight.t(), by_token, self.scale.unsqueeze(0), use_fast_accum=True)
+        y = _fp8_matmul(codes, self.weight.t(), by_token, self.scale.unsqueeze(0), use_fast_accum=True)
         return (y if self.bias is None else y + self.bias).to(dtype)
 
     def multiplied_back(self, codes: Tensor, by_token: Tensor, dtype: torch.dtype) -> Tensor:
         ones = by_token.new_ones(1, self.in_features)
-        return scaled_mm(codes, column_major(self.weight), by_token, ones, use_fast_accum=False).to(dtype)
+        return _fp8_matmul(codes, column_major(self.weight), by_token, ones, use_fast_accum=False).to(dtype)
 
 
 def round_rows(x: Tensor, dtype: torch.dtype, channels: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -115,11 +115,11 @@ def round_rows(x: Tensor, dtype: torch.dtype, channels: Tensor | None = None) ->
     h = x.float()
     if channels is not None:
         h = h * channels
-    scale = h.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_ABSMAX) / LARGEST[dtype]
+    scale = h.abs().amax(-1, keepdim=True).clamp(min=_SMALLEST_ABSMAX) / _LARGEST[dtype]
     h = h / scale
     if dtype == torch.int8:
         h = h.round()
-    return h.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype), scale
+    return h.clamp(-_LARGEST[dtype], _LARGEST[dtype]).to(dtype), scale
 
 
 round_tokens = fused(round_rows)
@@ -152,16 +152,16 @@ def column_major(codes: Tensor) -> Tensor:
     return transpose(codes.view(torch.int8)).view(codes.dtype).t()
 
 
-def filled_up(x: Tensor) -> Tensor:
+def _filled_up(x: Tensor) -> Tensor:
     """x with rows of zeros below, if it is on a GPU and has a number of rows that its 8-bit products do not take."""
     n = x.size(0)
-    missing = max(FEWEST_ROWS, -(-n // MULTIPLE) * MULTIPLE) - n
+    missing = max(_FEWEST_ROWS, -(-n // _MULTIPLE) * _MULTIPLE) - n
     if not x.is_cuda or missing == 0:
         return x
     return nn.functional.pad(x, (0, 0, 0, missing))
 
 
-def scaled_mm(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, use_fast_accum: bool) -> Tensor:
+def _fp8_matmul(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, use_fast_accum: bool) -> Tensor:
     """(N, K) and (K, M) of e4m3 with scales (N, 1) and (1, M) -> (N, M) in bf16, on a GPU.
 
     Args:

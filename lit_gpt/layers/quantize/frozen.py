@@ -39,10 +39,10 @@ class QuantizedLinear(LinearLayer):
         return self.rows(0, self.out_features)
 
     def product(self, x: Tensor) -> Tensor:
-        return by_rows(self.product_of_rows, x, self.out_features)
+        return _by_rows(self.product_of_rows, x, self.out_features)
 
     def input_gradient(self, dy: Tensor) -> Tensor:
-        return by_rows(self.input_gradient_of_rows, dy, self.in_features)
+        return _by_rows(self.input_gradient_of_rows, dy, self.in_features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
         def moved(x: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class QuantizedLinear(LinearLayer):
 
 
 @torch.no_grad()
-def by_rows(f: Callable[[Tensor], Tensor], x: Tensor, n_out: int) -> Tensor:
+def _by_rows(f: Callable[[Tensor], Tensor], x: Tensor, n_out: int) -> Tensor:
     """f of all rows of x, (..., n) -> (..., n_out); there may be none, as for an expert that no token chose."""
     if x.numel() == 0:
         return x.new_zeros(*x.shape[:-1], n_out)

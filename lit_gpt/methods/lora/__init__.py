@@ -29,7 +29,7 @@ def inject(model: GPT, args: LoRAArgs, init: bool = True) -> None:
     """
     sizes = model.config.qkv_sizes
     rows = {name: (sum(sizes[:i]), sum(sizes[: i + 1])) for i, name in enumerate(BLOCKS)}
-    for path, names in list(adapted_layers(model, args)):
+    for path, names in list(_adapted_layers(model, args)):
         ranks = {name: args.lora_r for name in names}
         if args.ranks is not None:
             ranks = {n: r for n in names if (r := args.ranks.get(update_name(path, n)))}
@@ -43,7 +43,7 @@ def inject(model: GPT, args: LoRAArgs, init: bool = True) -> None:
         parameter.requires_grad = trainable(name) or name in args.whole
 
 
-def adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]]]:
+def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]]]:
     """Yield the path of each layer that the flags mean, and which of BLOCKS get an update; [""] is the whole layer."""
     blocks = [name for name in BLOCKS if getattr(args, f"lora_{name}")]
     for i, block in enumerate(model.transformer.h):

@@ -20,7 +20,7 @@ from lit_gpt.layers.dropout import add_dropped, dropped
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.recompute import save, saved
 
-OVERSAMPLING, ITERATIONS = 8, 16
+_OVERSAMPLING, _ITERATIONS = 8, 16
 """Of the randomized SVD (https://arxiv.org/abs/0909.4061 algorithm 4.4)."""
 SMALLEST_NORM = 1e-30
 """Of a channel's weights: rows of zeros, as a padded vocabulary has them, stay zeros."""
@@ -67,9 +67,9 @@ class LoRALinear(nn.Module):
         self.dropout = args.lora_dropout
         like = {"device": linear.weight.device, "dtype": torch.float32}
         sizes = [stop - start for start, stop in self.blocks]
-        self.lora_A = parameters([(args.lora_r, linear.in_features) for _ in sizes], like)
-        self.lora_B = parameters([(n, args.lora_r) for n in sizes], like)
-        self.lora_magnitude = parameters([(n,) for n in sizes] if args.lora_dora else [], like)
+        self.lora_A = _parameters([(args.lora_r, linear.in_features) for _ in sizes], like)
+        self.lora_B = _parameters([(n, args.lora_r) for n in sizes], like)
+        self.lora_magnitude = _parameters([(n,) for n in sizes] if args.lora_dora else [], like)
         for B in self.lora_B:
             B.lr_factor = args.lora_plus_ratio  # https://arxiv.org/abs/2402.12354; read where the optimizer is made
         n_start = args.lora_r * len(sizes) if args.lora_init == "pissa" else 0
@@ -110,12 +110,12 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         p = self.dropout if self.training else 0.0
-        return LoRAProduct.apply(x, self, p, *self.lora_A, *self.lora_B, *self.lora_magnitude)
+        return _LoRAProduct.apply(x, self, p, *self.lora_A, *self.lora_B, *self.lora_magnitude)
 
     @torch.no_grad()
     def factors(self) -> list[tuple[Tensor, Tensor]]:
         """A (R, in_features) and B (channels, R) of each block, fp32, such that its update is s B A."""
-        A, Bs = factors(self, [*self.lora_A, *self.lora_B], torch.float32)
+        A, Bs = _factors(self, [*self.lora_A, *self.lora_B], torch.float32)
         return list(zip(A.split(Bs[0].size(1)), Bs, strict=True))
 
     @torch.no_grad()
@@ -138,19 +138,19 @@ class LoRALinear(nn.Module):
 
 def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
     """The r largest singular values, or all if there are fewer, as U (m, r), S (r,) and V^T (r, n) of an (m, n)."""
-    if 4 * (r + OVERSAMPLING) >= min(weight.shape):
+    if 4 * (r + _OVERSAMPLING) >= min(weight.shape):
         U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
     else:
-        U, S, V = torch.svd_lowrank(weight, q=r + OVERSAMPLING, niter=ITERATIONS)
+        U, S, V = torch.svd_lowrank(weight, q=r + _OVERSAMPLING, niter=_ITERATIONS)
         Vh = V.T
     return U[:, :r], S[:r], Vh[:r]
 
 
-def parameters(shapes: Sequence[tuple[int, ...]], like: dict) -> nn.ParameterList:
+def _parameters(shapes: Sequence[tuple[int, ...]], like: dict) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(torch.empty(shape, **like)) for shape in shapes)
 
 
-class LoRAProduct(Function):
+class _LoRAProduct(Function):
     """The product with the frozen weight, and the updates added to it in place.
 
     For the backward pass it keeps x, or what x is made of, and h = A x, which has few channels. With magnitudes, it
@@ -167,11 +167,11 @@ class LoRAProduct(Function):
     def forward(ctx: FunctionCtx, x: Tensor, layer: "LoRALinear", p: float, *trained: Tensor) -> Tensor:
         y = layer.linear.product(x)
         rows, out = x.flatten(0, -2), y.flatten(0, -2)  # (N, in_features), (N, out_features); out shares y's memory
-        A, Bs = factors(layer, trained, y.dtype)
+        A, Bs = _factors(layer, trained, y.dtype)
         seed = torch.randint(2**31 - 1, (1,), device=x.device) if p else None
         h = matmul((dropped(rows, seed, p) if p else rows).to(y.dtype), A.T)  # (N, blocks * R)
-        norms = channel_norms(layer, A, Bs) if len(layer.lora_magnitude) else []
-        Bs = scale_channels(layer, out, Bs, norms, trained)
+        norms = _channel_norms(layer, A, Bs) if len(layer.lora_magnitude) else []
+        Bs = _scale_channels(layer, out, Bs, norms, trained)
         for (start, stop), B, part in zip(layer.blocks, Bs, h.split(Bs[0].size(1), 1), strict=True):
             add_matmul(out[:, start:stop], part, B.T, layer.scaling)
         ctx.layer, ctx.p, ctx.shape, ctx.dtype, ctx.n_norms = layer, p, x.shape, x.dtype, len(norms)
@@ -187,12 +187,12 @@ class LoRAProduct(Function):
         seed = rest.pop(0) if p else None
         norms, trained = rest[: ctx.n_norms], rest[ctx.n_norms :]
         rows, d_out = x.flatten(0, -2), dy.flatten(0, -2)
-        A, Bs = factors(layer, trained, dy.dtype)
+        A, Bs = _factors(layer, trained, dy.dtype)
         parts = h.split(Bs[0].size(1), 1)
         dms = []
         if norms:
             with torch.autocast(x.device.type, dy.dtype) if ctx.autocast else nullcontext():
-                d_out, dms = magnitude_gradients(layer, rows, d_out, parts, Bs, norms, trained)
+                d_out, dms = _magnitude_gradients(layer, rows, d_out, parts, Bs, norms, trained)
         d_blocks = [d_out[:, start:stop] for start, stop in layer.blocks]
         dBs = [matmul(d.T, part[:, :r]).float() * layer.scaling for d, part in zip(d_blocks, parts, strict=True)]
         dh = torch.cat([matmul(d, B) for d, B in zip(d_blocks, Bs, strict=True)], 1) * layer.scaling  # (N, blocks * R)
@@ -209,7 +209,7 @@ class LoRAProduct(Function):
         return dx, None, None, *dAs, *dBs, *dms
 
 
-def factors(layer: "LoRALinear", trained: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+def _factors(layer: "LoRALinear", trained: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """All A in one, (blocks * R, in_features), and the B, (channels of the block, R) each, in `dtype`."""
     n = len(layer.blocks)
     As, Bs = trained[:n], trained[n : 2 * n]
@@ -221,7 +221,7 @@ def factors(layer: "LoRALinear", trained: Sequence[Tensor], dtype: torch.dtype) 
     return torch.cat(tuple(As)).to(dtype), [B.to(dtype) for B in Bs]
 
 
-def channel_norms(layer: "LoRALinear", A: Tensor, Bs: list[Tensor]) -> list[Tensor]:
+def _channel_norms(layer: "LoRALinear", A: Tensor, Bs: list[Tensor]) -> list[Tensor]:
     """|W + s B A| of each adapted channel, (channels of the block,), fp32; makes no matrix of the weight's size.
 
     For a row w of W and b of B the square is |w|^2 + 2 s b A w + s^2 b A A^T b^T.
@@ -239,7 +239,7 @@ def channel_norms(layer: "LoRALinear", A: Tensor, Bs: list[Tensor]) -> list[Tens
     return norms
 
 
-def scale_channels(
+def _scale_channels(
     layer: "LoRALinear", out: Tensor, Bs: list[Tensor], norms: list[Tensor], trained: Sequence[Tensor]
 ) -> list[Tensor]:
     """Bring the frozen product in `out` (N, out_features), bias excepted, to its magnitudes; returns B scaled alike."""
@@ -253,7 +253,7 @@ def scale_channels(
     return scaled
 
 
-def magnitude_gradients(
+def _magnitude_gradients(
     layer: "LoRALinear",
     rows: Tensor,
     d_out: Tensor,

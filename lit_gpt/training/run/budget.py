@@ -16,9 +16,9 @@ from lit_gpt.training.length import Length
 
 LEDGER = "seconds_used.txt"
 """File of a run's folder with the time that all of its processes have used."""
-NOTED = 5.0
+_NOTED = 5.0
 """Seconds between entries of the ledger."""
-STARTED = time.monotonic()
+_STARTED = time.monotonic()
 """When this module was imported, for systems that do not tell when the process began."""
 
 
@@ -29,7 +29,7 @@ def process_seconds() -> float:
             ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22, starttime, proc(5)
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
-        return time.monotonic() - STARTED
+        return time.monotonic() - _STARTED
 
 
 class Budget:
@@ -167,7 +167,7 @@ class Budget:
             if event is not None:
                 event.synchronize()
         now = time.monotonic()
-        if now - self.noted > NOTED:
+        if now - self.noted > _NOTED:
             self.note()
             self.noted = now
         if self.n_begun >= 2:

@@ -24,7 +24,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.files import links, load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
 from lit_gpt.model import GPT
 
-STATE, RECORD = "state.pth", "state.json"
+_STATE, RECORD = "state.pth", "state.json"
 
 
 class _OtherVersion(UserError):
@@ -114,10 +114,10 @@ class Saves:
 
         def fill(folder: Path) -> None:
             save_trained(model, folder / self.weights.name)
-            save_state(state, folder / STATE)
+            save_state(state, folder / _STATE)
             if (self.out_dir / RUN).is_file():
                 shutil.copyfile(self.out_dir / RUN, folder / RUN)
-            record = asdict(progress) | {"files": {p.name: file_digest(p) for p in sorted(folder.iterdir())}}
+            record = asdict(progress) | {"files": {p.name: _file_digest(p) for p in sorted(folder.iterdir())}}
             text = json.dumps(record | {"digest": record_digest(record)}, indent=2)
             (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
@@ -148,7 +148,7 @@ class Saves:
     def point_to(self, progress: Progress) -> None:
         """Let the run's weights be those of this checkpoint, and the link `best` lead to the best one."""
         weights = self.place(progress.step) / self.weights.name
-        replace_with(self.weights, lambda path: link_or_copy(weights, path))
+        replace_with(self.weights, lambda path: _link_or_copy(weights, path))
         if progress.best_step is None or not self.place(progress.best_step).is_dir():
             return
         links.point(self.out_dir / BEST, self.place(progress.best_step))
@@ -158,7 +158,7 @@ class Saves:
         kept = {*[step for step in self.steps() if step <= progress.step][-self.keep_last :], progress.best_step}
         for step in self.steps():
             if step not in kept and step <= progress.step:
-                remove(self.place(step))
+                _remove(self.place(step))
 
     def newest(self, say: Callable[[str], None] = print) -> Path | None:
         """The latest checkpoint that is whole; says which ones are not. None if there is none.
@@ -181,17 +181,17 @@ class Saves:
         """Remove the checkpoints of later steps: the run takes them again, or other ones."""
         for later in self.steps():
             if later > step:
-                remove(self.place(later))
+                _remove(self.place(later))
 
 
-def remove(place: Path) -> None:
+def _remove(place: Path) -> None:
     """Delete a checkpoint so that at no time a part of it looks like one."""
     doomed = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     place.replace(doomed)
     shutil.rmtree(doomed)
 
 
-def link_or_copy(source: Path, path: Path) -> None:
+def _link_or_copy(source: Path, path: Path) -> None:
     """The same file under another name; a copy where the filesystem has no links."""
     try:
         os.link(source, path)
@@ -210,7 +210,7 @@ def read_progress(place: Path) -> Progress:
         if record.pop("digest") != record_digest(record):
             raise ValueError(f"{RECORD} is not what was written")
         for name, digest in record.pop("files").items():
-            if file_digest(place / name) != digest:
+            if _file_digest(place / name) != digest:
                 raise ValueError(f"{name} is not what was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         reason = f"there is no {Path(e.filename).name}" if isinstance(e, FileNotFoundError) and e.filename else e
@@ -249,10 +249,10 @@ def _progress_of(record: dict[str, Any], place: Path) -> Progress:
 
 def read_state(place: Path, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Trained weights, and optimizer and random generators, of a checkpoint. Raises: UserError."""
-    return load_state(place / weights, "the finetune script"), load_state(place / STATE, "the finetune script")
+    return load_state(place / weights, "the finetune script"), load_state(place / _STATE, "the finetune script")
 
 
-def file_digest(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:

@@ -26,7 +26,7 @@ from lit_gpt.training.run.folder import MERGED
 from lit_gpt.training.run.monitor import CURVE, METRICS, plot_losses
 from lit_gpt.training.validation import validate
 
-REHEARSAL = "rehearsal"
+_REHEARSAL = "rehearsal"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Ending:
 
     def rehearse(self, place: Path) -> None:
         """Do it with the checkpoint in the folder `place`, and leave nothing. The mean is written and not validated."""
-        aside = temporary_beside(self.asked.out_dir / REHEARSAL)
+        aside = temporary_beside(self.asked.out_dir / _REHEARSAL)
         aside.mkdir()
         try:
             plot_losses(self.asked.out_dir / METRICS, aside / CURVE)

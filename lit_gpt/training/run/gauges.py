@@ -11,12 +11,12 @@ from lit_gpt.resources import peak_memory_gb
 from lit_gpt.training.length import Length
 from lit_gpt.training.run.budget import process_seconds
 
-FIRST_STEPS = 3
+_FIRST_STEPS = 3
 """Optimizer steps after which the end of the run is told; the first of them is not counted, as it warms up."""
 
 
 @dataclass(frozen=True)
-class Forecast:
+class _Forecast:
     """When the run will end, by its first steps."""
 
     step: int
@@ -26,7 +26,7 @@ class Forecast:
 
 
 @dataclass
-class Pauses:
+class _Pauses:
     """What interrupts the training now and then, such as validations."""
 
     n: int
@@ -73,10 +73,10 @@ class Gauges:
         self.device, self.n_samples, self.time_left, self.max_seconds = device, n_samples, time_left, max_seconds
         self.length: Length | None = None
         self.flops_per_token, self.peak = flops_per_token, peak
-        self.validations, self.saves = Pauses(n_validations), Pauses(n_saves)
+        self.validations, self.saves = _Pauses(n_validations), _Pauses(n_saves)
         self.begun: tuple[int, float] | None = None
         self.per_sample: float | None = None
-        self.forecast: Forecast | None = None
+        self.forecast: _Forecast | None = None
 
     def expect(self, length: Length) -> None:
         """The run is now known to be that long."""
@@ -96,11 +96,11 @@ class Gauges:
             return
         if self.begun is None:
             self.begun = (samples, process_seconds() - self.pausing)
-        elif self.forecast is None and step >= FIRST_STEPS:
+        elif self.forecast is None and step >= _FIRST_STEPS:
             first, since = self.begun
             pace = (process_seconds() - self.pausing - since) / max(1, samples - first)
             left = (self.n_samples - samples) * pace + self.validations.left + self.saves.left
-            self.forecast = Forecast(step, process_seconds() + left)
+            self.forecast = _Forecast(step, process_seconds() + left)
 
     @property
     def has_trained(self) -> bool:

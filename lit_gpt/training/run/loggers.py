@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from lit_gpt.errors import UserError
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 """Value of --logger -> the package that it needs."""
 
 
@@ -20,7 +20,7 @@ class Logger(Protocol):
 
 def require_logger(kind: str) -> None:
     """Raises: UserError if what `kind` needs is not installed."""
-    package = PACKAGES.get(kind)
+    package = _PACKAGES.get(kind)
     if package and find_spec(package) is None:
         raise UserError(f'--logger {kind} needs the package {package}; run: pip install -e ".[loggers]"')
 

@@ -36,12 +36,12 @@ COLUMNS = [
 
 METRICS, CURVE = "metrics.csv", "loss.png"
 """Files of a run's folder."""
-BAR = "{percentage:3.0f}% {bar:8} {n_fmt}/{total_fmt}{postfix}"
+_BAR = "{percentage:3.0f}% {bar:8} {n_fmt}/{total_fmt}{postfix}"
 """tqdm's own time left knows of samples only; ours counts validations, too."""
 
 
 @dataclass(frozen=True)
-class Due:
+class _Due:
     """A line that is not written yet."""
 
     row: dict[str, Any]
@@ -80,10 +80,10 @@ class Monitor:
         self.gauges, self.logger = gauges or Gauges(torch.device("cpu"), n_samples), logger
         self.reported = 0
         self.iter = self.samples = 0
-        self.due: Due | None = None
+        self.due: _Due | None = None
         self.path = out_dir / METRICS
         self.open("a" if goes_on and self.path.is_file() else "w")
-        self.bar = tqdm(total=n_samples, dynamic_ncols=True, bar_format=BAR) if has_columns(sys.stderr) else None
+        self.bar = tqdm(total=n_samples, dynamic_ncols=True, bar_format=_BAR) if _has_columns(sys.stderr) else None
         self.start = time.perf_counter()
         self.since_line = time.perf_counter()
         self.losses: list[Tensor] = []
@@ -120,7 +120,7 @@ class Monitor:
         self.file.close()
         with open(self.path, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["iter"]) <= self.iter]
-        replace_with(self.path, lambda path: write_rows(path, rows))
+        replace_with(self.path, lambda path: _write_rows(path, rows))
         self.open("a")
         if self.bar is not None:
             self.bar.n = self.samples
@@ -159,7 +159,7 @@ class Monitor:
         arrived = torch.cuda.Event() if loss.is_cuda else None
         if arrived is not None:
             arrived.record()
-        self.due = Due(row, total, arrived, self.n_iterations, is_step)
+        self.due = _Due(row, total, arrived, self.n_iterations, is_step)
         self.losses, self.n_tokens, self.n_targets, self.n_iterations = [], 0, 0, 0
         if arrived is None:  # a CPU is done with it: later, the line would have the next one's time
             self.report()
@@ -234,7 +234,7 @@ class Monitor:
         return time.perf_counter() - self.start
 
 
-def has_columns(stream: TextIO) -> bool:
+def _has_columns(stream: TextIO) -> bool:
     """Whether this is a terminal that a bar can be drawn in; one in a container may have no width."""
     try:
         return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
@@ -242,7 +242,7 @@ def has_columns(stream: TextIO) -> bool:
         return False
 
 
-def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     """A metrics.csv of these lines."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS)

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 
-RESHAPING = ("method", "lora_r", "lora_dora", "lora_init", "adapter_prompt_length", "adapter_start_layer")
-RESHAPING += tuple(f"lora_{part}" for part in ("query", "key", "value", "projection", "mlp", "head"))
+_RESHAPING = ("method", "lora_r", "lora_dora", "lora_init", "adapter_prompt_length", "adapter_start_layer")
+_RESHAPING += tuple(f"lora_{part}" for part in ("query", "key", "value", "projection", "mlp", "head"))
 """Arguments that decide which tensors train, and their shapes."""
-REGROUPING = ("optimizer", "lora_plus_ratio")
+_REGROUPING = ("optimizer", "lora_plus_ratio")
 """Arguments that decide what an optimizer keeps of them."""
 
 
 def impossible(changes: Iterable[str]) -> list[str]:
     """Those changes, by name, under which a checkpoint cannot be read back."""
-    return [name for name in changes if name in (*RESHAPING, *REGROUPING)]
+    return [name for name in changes if name in (*_RESHAPING, *_REGROUPING)]
 
 
 def refusal(changes: Mapping[str, str]) -> str:
@@ -25,7 +25,7 @@ def refusal(changes: Mapping[str, str]) -> str:
     if not stuck:
         return f"{said}; --allow_changes true goes on all the same"
     flags = ", ".join(f"--{name}" for name in stuck)
-    what = "the weights" if any(name in RESHAPING for name in stuck) else "the optimizer's state"
+    what = "the weights" if any(name in _RESHAPING for name in stuck) else "the optimizer's state"
     return (
         f"{said}; {what} of its checkpoints would not fit, not even with --allow_changes true: leave {flags} as "
         "before, or start a new run with another --out_dir"

@@ -22,7 +22,7 @@ FREE += (
     "average_last",
 )
 """Arguments of the training that leave it the same run."""
-ELSEWHERE = ("folder", "checkpoint_dir", "source")
+_ELSEWHERE = ("folder", "checkpoint_dir", "source")
 """What meta.json says about places, which may have moved."""
 
 
@@ -75,7 +75,7 @@ def _changes(run: Run, earlier: Run) -> dict[str, str]:
 
     Flags that came with a later version of this toolkit had their default before.
     """
-    now, before = facts(run), facts(earlier)
+    now, before = _facts(run), _facts(earlier)
     before = {name: default for name, default in _defaults(run.method).items() if name in now} | before
     names = dict.fromkeys((*before, *now))
     return {n: f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names if before.get(n) != now.get(n)}
@@ -87,10 +87,10 @@ def _defaults(method: str) -> dict[str, Any]:
     return {f.name: f.default for kind in kinds for f in fields(kind)}
 
 
-def facts(run: Run) -> dict[str, Any]:
+def _facts(run: Run) -> dict[str, Any]:
     """What makes a run that run, by the name of the flag or of the file's key, in JSON's values."""
     run = Run(**json.loads(run_text(run)))
-    data = {f"data {name}": value for name, value in run.data.items() if name not in ELSEWHERE}
+    data = {f"data {name}": value for name, value in run.data.items() if name not in _ELSEWHERE}
     training = {name: value for name, value in run.training.items() if name not in FREE}
     record = {k: v for k, v in asdict(run).items() if k in ("method", "prompt_style", "base_digest", "quantize")}
     return record | run.method_args | data | training

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 
-class Stop:
+class _Stop:
     """Whether somebody asked, and how."""
 
     signal: str | None = None
@@ -16,9 +16,9 @@ class Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals() -> Iterator[_Stop]:
     """Within, a first SIGTERM or SIGINT is noted and nothing else happens; a second one ends the process at once."""
-    stop = Stop()
+    stop = _Stop()
 
     def note(number: int, frame: FrameType | None) -> None:
         if stop.signal is None:

@@ -5,13 +5,13 @@ from random import Random
 
 OPTION = re.compile(r"(\s*\(?)([A-Z])([.):]\s+)(\S.*)")
 """What is before the letter, the letter, what is after it, the option."""
-LETTER = re.compile(
+_LETTER = re.compile(
     r"(\s*(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)?(?:\s+is)?\s*:?\s*\(?)([A-Z])(\)?[.):]?)", re.I
 )
 """An answer by its letter: what is before it, the letter, what is after it."""
-TIED = re.compile(r"\b(above|below|previous|both|neither|former|latter)\b|\b[A-Z]\b,? (and|or|&) \(?[A-Z]\b", re.I)
+_TIED = re.compile(r"\b(above|below|previous|both|neither|former|latter)\b|\b[A-Z]\b,? (and|or|&) \(?[A-Z]\b", re.I)
 """Options that speak of others by their place."""
-OTHER_LETTERS = re.compile(r"\b[B-HJ-Z]\b|\(A\)|\b(?:option|choice|answer)s?\s+\(?A\b", re.I)
+_OTHER_LETTERS = re.compile(r"\b[B-HJ-Z]\b|\(A\)|\b(?:option|choice|answer)s?\s+\(?A\b", re.I)
 """In the rest of an answer: it speaks of options by their letters."""
 
 
@@ -22,15 +22,15 @@ def shuffle_options(prompt: str, response: str, rng: Random) -> tuple[str, str] 
     and the response is the letter of one, its text, or both, perhaps with an explanation that names no letter.
     """
     lines = prompt.split("\n")
-    block = last_block(lines)
+    block = _last_block(lines)
     if block is None:
         return None
     parts = [OPTION.fullmatch(lines[i]).groups() for i in block]
     options = [p[3].strip() for p in parts]
-    if len(set(options)) < len(options) or any(TIED.search(option) for option in options):
+    if len(set(options)) < len(options) or any(_TIED.search(option) for option in options):
         return None
-    order = shuffled(len(options), rng)
-    renamed = rename(response, [p[1] for p in parts], options, order)
+    order = _shuffled(len(options), rng)
+    renamed = _rename(response, [p[1] for p in parts], options, order)
     if renamed is None:
         return None
     for i, old in zip(block, order, strict=True):
@@ -39,7 +39,7 @@ def shuffle_options(prompt: str, response: str, rng: Random) -> tuple[str, str] 
     return "\n".join(lines), renamed
 
 
-def last_block(lines: list[str]) -> range | None:
+def _last_block(lines: list[str]) -> range | None:
     """The last lines in a row that are options A, B, C ..., two or more."""
     found, start = None, None
     for i, line in enumerate(lines):
@@ -53,7 +53,7 @@ def last_block(lines: list[str]) -> range | None:
     return found
 
 
-def shuffled(n: int, rng: Random) -> list[int]:
+def _shuffled(n: int, rng: Random) -> list[int]:
     """The old place of what comes to each place; never all in the old order."""
     order = list(range(n))
     while order == sorted(order):
@@ -61,11 +61,11 @@ def shuffled(n: int, rng: Random) -> list[int]:
     return order
 
 
-def rename(response: str, letters: list[str], options: list[str], order: list[int]) -> str | None:
+def _rename(response: str, letters: list[str], options: list[str], order: list[int]) -> str | None:
     """The response with the letter that its option has now; None if it is not clear what it means."""
     if response.strip() in options:
         return response
-    match = LETTER.match(response)
+    match = _LETTER.match(response)
     if match is None or match[2] not in letters:
         return None
     before, letter, after = match.groups()
@@ -74,6 +74,6 @@ def rename(response: str, letters: list[str], options: list[str], order: list[in
     said = rest.strip()
     with_option = said.startswith(options[place])
     alone = not said or bool(after) or bool(before.strip())
-    if not (alone or with_option) or (rest[:1].isalnum()) or OTHER_LETTERS.search(rest.replace(options[place], "")):
+    if not (alone or with_option) or (rest[:1].isalnum()) or _OTHER_LETTERS.search(rest.replace(options[place], "")):
         return None
     return f"{before}{letters[order.index(place)]}{after}{rest}"

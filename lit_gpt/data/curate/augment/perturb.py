@@ -11,32 +11,32 @@ from random import Random
 from lit_gpt.data.curate.augment.options import OPTION
 from lit_gpt.data.curate.augment.words import CONTRACTED, EXPANDED, MISSPELT, NEIGHBOURS
 
-TYPO = 0.1
+_TYPO = 0.1
 """Part of the letters that are mistyped."""
-MISSPELLING = 0.1
+_MISSPELLING = 0.1
 """Part of the words with a common misspelling that have it."""
-MOST_SPACES = 3
+_MOST_SPACES = 3
 
 
-def pattern(words: Mapping[str, object]) -> re.Pattern[str]:
+def _pattern(words: Mapping[str, object]) -> re.Pattern[str]:
     """Any of these words, the longest first, in any case."""
     return re.compile(rf"\b({'|'.join(sorted(map(re.escape, words), key=len, reverse=True))})\b", re.IGNORECASE)
 
 
-LONG, SHORT, CORRECT = pattern(CONTRACTED), pattern(EXPANDED), pattern(MISSPELT)
+_LONG, _SHORT, _CORRECT = _pattern(CONTRACTED), _pattern(EXPANDED), _pattern(MISSPELT)
 
 
-def lowercase(text: str, rng: Random) -> str:
+def _lowercase(text: str, rng: Random) -> str:
     """All in lower case."""
     return text.lower()
 
 
-def typos(text: str, rng: Random) -> str:
+def _typos(text: str, rng: Random) -> str:
     """Some letters replaced by a key beside theirs; case stays."""
-    return "".join(mistyped(c, rng) if rng.random() < TYPO else c for c in text)
+    return "".join(_mistyped(c, rng) if rng.random() < _TYPO else c for c in text)
 
 
-def mistyped(character: str, rng: Random) -> str:
+def _mistyped(character: str, rng: Random) -> str:
     keys = NEIGHBOURS.get(character.lower())
     if not keys:
         return character
@@ -44,42 +44,42 @@ def mistyped(character: str, rng: Random) -> str:
     return key.upper() if character.isupper() else key
 
 
-def contractions(text: str, rng: Random) -> str:
+def _contractions(text: str, rng: Random) -> str:
     """ "do not" as "don't"; not at the end of a sentence, where nobody contracts."""
-    return re.sub(LONG.pattern + r"(?= \w)", lambda m: in_case(CONTRACTED[m[1].lower()], m[1]), text, flags=re.I)
+    return re.sub(_LONG.pattern + r"(?= \w)", lambda m: _in_case(CONTRACTED[m[1].lower()], m[1]), text, flags=re.I)
 
 
-def expansions(text: str, rng: Random) -> str:
+def _expansions(text: str, rng: Random) -> str:
     """ "don't" as "do not"."""
-    return SHORT.sub(lambda m: in_case(EXPANDED[m[1].lower()], m[1]), text.replace("\u2019", "'"))
+    return _SHORT.sub(lambda m: _in_case(EXPANDED[m[1].lower()], m[1]), text.replace("\u2019", "'"))
 
 
-def misspellings(text: str, rng: Random) -> str:
+def _misspellings(text: str, rng: Random) -> str:
     """Some words as they are often misspelt."""
 
     def misspelt(match: re.Match[str]) -> str:
         word = match[1]
-        return in_case(rng.choice(MISSPELT[word.lower()]), word) if rng.random() < MISSPELLING else word
+        return _in_case(rng.choice(MISSPELT[word.lower()]), word) if rng.random() < _MISSPELLING else word
 
-    return CORRECT.sub(misspelt, text)
-
-
-def spaces(text: str, rng: Random) -> str:
-    """Up to MOST_SPACES spaces in the place of each one between words; those that indent a line stay."""
-    return re.sub(r"(?<=\S) +(?=\S)", lambda m: " " * rng.randint(1, MOST_SPACES), text)
+    return _CORRECT.sub(misspelt, text)
 
 
-def mild_mix(text: str, rng: Random) -> str:
+def _spaces(text: str, rng: Random) -> str:
+    """Up to _MOST_SPACES spaces in the place of each one between words; those that indent a line stay."""
+    return re.sub(r"(?<=\S) +(?=\S)", lambda m: " " * rng.randint(1, _MOST_SPACES), text)
+
+
+def _mild_mix(text: str, rng: Random) -> str:
     """HELM's own mixture: lower case, contractions, misspellings, spaces."""
-    return spaces(misspellings(contractions(lowercase(text, rng), rng), rng), rng)
+    return _spaces(_misspellings(_contractions(_lowercase(text, rng), rng), rng), rng)
 
 
 PERTURBATIONS: dict[str, Callable[[str, Random], str]] = {
-    f.__name__: f for f in (lowercase, typos, contractions, expansions, misspellings, spaces, mild_mix)
+    f.__name__: f for f in (_lowercase, _typos, _contractions, _expansions, _misspellings, _spaces, _mild_mix)
 }
 
 
-def in_case(word: str, like: str) -> str:
+def _in_case(word: str, like: str) -> str:
     """`word` in capitals, or with a capital, as `like` is written."""
     if len(like) > 1 and like.isupper():
         return word.upper()

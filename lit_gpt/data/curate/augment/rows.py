@@ -22,12 +22,12 @@ def augmented(rows: Iterable[Row], args: AugmentArgs, seed: str, counts: Counter
     for i, row in enumerate(rows):
         rng = Random(f"{seed}:{i}")
         made = []
-        if rng.random() < args.shuffle_options and (other := with_options_shuffled(row, rng)):
+        if rng.random() < args.shuffle_options and (other := _with_options_shuffled(row, rng)):
             counts["options shuffled"] += 1
             made.append(other)
         if rng.random() < args.perturb:
             name = rng.choice(args.perturbations)
-            other = perturbed(made.pop() if made and args.augmented == "replace" else row, rng, name)
+            other = _perturbed(made.pop() if made and args.augmented == "replace" else row, rng, name)
             counts[name] += other != row
             made += [other] if other != row else []
         if args.augmented == "add" or not made:
@@ -35,7 +35,7 @@ def augmented(rows: Iterable[Row], args: AugmentArgs, seed: str, counts: Counter
         yield from made
 
 
-def with_options_shuffled(row: Row, rng: Random) -> Row | None:
+def _with_options_shuffled(row: Row, rng: Random) -> Row | None:
     """The row of one question with its options in another order; None if it has none that can be shuffled."""
     *before, user, assistant = row.turns if len(row.turns) >= 2 else (Turn("user", ""), Turn("user", ""))
     if [t.role for t in before] not in ([], ["system"]) or assistant.role != "assistant":
@@ -47,7 +47,7 @@ def with_options_shuffled(row: Row, rng: Random) -> Row | None:
     return None
 
 
-def perturbed(row: Row, rng: Random, name: str) -> Row:
+def _perturbed(row: Row, rng: Random, name: str) -> Row:
     """The row with all texts of the user perturbed; answers stay as they are."""
     turns = (
         replace(t, text=perturb_prompt(t.text, rng, name), context=perturb_prompt(t.context, rng, name))

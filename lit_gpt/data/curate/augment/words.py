@@ -1,8 +1,8 @@
 """English words as they are contracted and misspelt, and which keys lie beside each other."""
 
-NOT = ("are", "could", "did", "do", "does", "had", "has", "have", "is", "might", "must", "need", "should", "was")
-NOT += ("were", "would")
-CONTRACTED = {f"{verb} not": f"{verb}n't" for verb in NOT} | {"cannot": "can't", "will not": "won't"}
+_NOT = ("are", "could", "did", "do", "does", "had", "has", "have", "is", "might", "must", "need", "should", "was")
+_NOT += ("were", "would")
+CONTRACTED = {f"{verb} not": f"{verb}n't" for verb in _NOT} | {"cannot": "can't", "will not": "won't"}
 """Written out -> contracted. Where a contraction has two meanings ("he's": is, has), it is given the commoner one."""
 CONTRACTED |= {f"{who} {verb}": f"{who}'{end}" for who in ("he", "she", "it", "that", "there", "what", "who", "where")
                for verb, end in (("is", "s"), ("will", "ll"))}  # fmt: skip
@@ -117,15 +117,15 @@ MISSPELT = {
     "written": ("writen",),
 }
 
-ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 """Each row of keys lies half a key to the right of the one above it."""
 NEIGHBOURS = {
     key: "".join(
         row[at]
-        for r, row in enumerate(ROWS)
+        for r, row in enumerate(_ROWS)
         for at in {-1: (c, c + 1), 0: (c - 1, c + 1), 1: (c - 1, c)}.get(r - line, ())
         if 0 <= at < len(row)
     )
-    for line, keys in enumerate(ROWS)
+    for line, keys in enumerate(_ROWS)
     for c, key in enumerate(keys)
 }

@@ -8,15 +8,15 @@ import numpy as np
 from lit_gpt.files import replace_with
 
 PICTURE = "lengths.png"
-N_BARS = 12
-WIDTH = 40
+_N_BARS = 12
+_WIDTH = 40
 """Characters of the longest bar."""
 
 
 def edges(lengths: np.ndarray) -> np.ndarray:
-    """The bounds of about N_BARS bars, in tokens, of a round width: 1, 2 or 5 times a power of 10."""
+    """The bounds of about _N_BARS bars, in tokens, of a round width: 1, 2 or 5 times a power of 10."""
     longest = max(1, int(lengths.max()))
-    raw = longest / N_BARS
+    raw = longest / _N_BARS
     scale = 10 ** int(np.floor(np.log10(max(raw, 1))))
     width = next(w * scale for w in (1, 2, 5, 10) if w * scale >= raw)
     return np.arange(0, longest + width, width)
@@ -29,8 +29,8 @@ def histogram(lengths: np.ndarray) -> list[str]:
     digits = len(f"{bounds[-1]:,}")
     lines = []
     for low, high, n in zip(bounds[:-1], bounds[1:], counts, strict=True):
-        bar = "#" * round(WIDTH * n / counts.max()) or "." * bool(n)
-        lines.append(f"{low:>{digits},} - {high - 1:>{digits},}  {bar:<{WIDTH}} {n:,}")
+        bar = "#" * round(_WIDTH * n / counts.max()) or "." * bool(n)
+        lines.append(f"{low:>{digits},} - {high - 1:>{digits},}  {bar:<{_WIDTH}} {n:,}")
     return lines
 
 

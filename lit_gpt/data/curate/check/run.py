@@ -20,7 +20,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.prompts import CHAT_TEMPLATE
 from lit_gpt.tokenizer import Tokenizer
 
-MOST_TEXTS = 200_000
+_MOST_TEXTS = 200_000
 """Rows whose texts are compared; of more, so many are drawn."""
 
 
@@ -39,16 +39,16 @@ def check(folder: Path, args: CheckArgs = CheckArgs(), checkpoint_dir: Path | No
     check_fit(meta, folder, tokenizer)
     splits = {"train": train, "val": val}
     print(f"{folder}: {' and '.join(f'{len(s):,} rows of {name}' for name, s in splits.items())}")
-    print_rows(meta)
-    print_lengths(folder, splits, meta, args.epochs)
-    findings = [f for name, s in splits.items() for f in check_tokens(name, s, tokenizer, end_ids_of(meta, tokenizer))]
-    names, texts, n_train = decoded(splits, tokenizer)
-    findings += empty(splits, tokenizer)
+    _print_rows(meta)
+    _print_lengths(folder, splits, meta, args.epochs)
+    findings = [f for name, s in splits.items() for f in check_tokens(name, s, tokenizer, _end_ids_of(meta, tokenizer))]
+    names, texts, n_train = _decoded(splits, tokenizer)
+    findings += _empty(splits, tokenizer)
     findings += check_texts(names, texts, n_train, args.near_duplicate)
     if args.language is not None:
         findings.append(check_language(names, texts, args.language))
-    print_samples(train, tokenizer, args.n_samples)
-    print_findings(findings)
+    _print_samples(train, tokenizer, args.n_samples)
+    _print_findings(findings)
     if useless := [f.text for f in findings if f.level == "useless"]:
         raise UserError(f"{folder}: {useless[0]}")
     return findings
@@ -64,7 +64,7 @@ def tokenizer_of(folder: Path, meta: dict[str, Any], checkpoint_dir: Path | None
     return tokenizer
 
 
-def end_ids_of(meta: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
+def _end_ids_of(meta: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
     """The tokens that end an answer: the prompt style's, else the tokenizer's end of sequence.
 
     None where a chat template marks what is taught, and marks no end.
@@ -73,21 +73,21 @@ def end_ids_of(meta: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
     return found if found or CHAT_TEMPLATE in meta else [tokenizer.eos_id]
 
 
-def print_rows(meta: dict[str, Any]) -> None:
+def _print_rows(meta: dict[str, Any]) -> None:
     """What became of the rows of the source, if the data set says so."""
     for split, rows in meta.get("rows", {}).items():
         dropped, cut = ({reason: n for reason, n in rows.get(what, {}).items() if n} for what in ("dropped", "cut"))
         print(
             f"{split}: {rows['read']:,} rows read, {rows['kept']:,} kept, "
-            f"{sum(dropped.values()):,} dropped{in_brackets(dropped)}, {sum(cut.values()):,} cut{in_brackets(cut)}"
+            f"{sum(dropped.values()):,} dropped{_in_brackets(dropped)}, {sum(cut.values()):,} cut{_in_brackets(cut)}"
         )
 
 
-def in_brackets(counts: dict[str, int]) -> str:
+def _in_brackets(counts: dict[str, int]) -> str:
     return f" ({', '.join(f'{n:,} {reason}' for reason, n in counts.items())})" if counts else ""
 
 
-def print_lengths(folder: Path, splits: dict[str, store.Samples], meta: dict[str, Any], epochs: float) -> None:
+def _print_lengths(folder: Path, splits: dict[str, store.Samples], meta: dict[str, Any], epochs: float) -> None:
     """Histogram of the training set, picture of both, and how many tokens a run sees."""
     train = splits["train"]
     print("tokens of a sample of train:")
@@ -105,34 +105,34 @@ def print_lengths(folder: Path, splits: dict[str, store.Samples], meta: dict[str
     )
 
 
-def decoded(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> tuple[list[str], list[str], int]:
+def _decoded(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> tuple[list[str], list[str], int]:
     """Names and texts of the rows, and how many of them are for training; of very many rows, some drawn by seed."""
     places = [(name, i) for name, samples in splits.items() for i in range(len(samples))]
-    if len(places) > MOST_TEXTS:
-        print(f"the texts of {MOST_TEXTS:,} of {len(places):,} rows are compared, drawn at random")
-        drawn = np.random.default_rng(0).choice(len(places), MOST_TEXTS, replace=False)
+    if len(places) > _MOST_TEXTS:
+        print(f"the texts of {_MOST_TEXTS:,} of {len(places):,} rows are compared, drawn at random")
+        drawn = np.random.default_rng(0).choice(len(places), _MOST_TEXTS, replace=False)
         places = [places[i] for i in np.sort(drawn)]
     names = [f"sample {i} of {name}" for name, i in places]
     texts = [tokenizer.decode(splits[name][i][0].tolist()) for name, i in places]
     return names, texts, sum(name == "train" for name, _ in places)
 
 
-def empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Finding]:
+def _empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Finding]:
     """Rows whose targets are no text, but spaces and ends of sequence; those of many tokens are not decoded."""
     found = []
     for name, samples in splits.items():
         few = (per_sample(np.asarray(samples.labels) != store.IGNORE, samples) <= 8).nonzero()[0]
-        blank = [i for i in few if len(ids := targets_of(*samples[i])) and not tokenizer.decode(ids).strip()]
+        blank = [i for i in few if len(ids := _targets_of(*samples[i])) and not tokenizer.decode(ids).strip()]
         example = f"sample {blank[0]} of {name}" if blank else ""
         found.append(counted(name, len(blank), len(samples), "have an empty answer", example))
     return found
 
 
-def targets_of(ids: np.ndarray, labels: np.ndarray) -> list[int]:
+def _targets_of(ids: np.ndarray, labels: np.ndarray) -> list[int]:
     return ids[labels != store.IGNORE].tolist()
 
 
-def print_samples(train: store.Samples, tokenizer: Tokenizer, n: int) -> None:
+def _print_samples(train: store.Samples, tokenizer: Tokenizer, n: int) -> None:
     """Some samples with their targets marked."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     if n:
@@ -141,7 +141,7 @@ def print_samples(train: store.Samples, tokenizer: Tokenizer, n: int) -> None:
         print("\n".join(show("train", train, i, tokenizer, colour)))
 
 
-def print_findings(findings: list[Finding]) -> None:
+def _print_findings(findings: list[Finding]) -> None:
     """Warnings line by line; what is as it should be, in one paragraph."""
     for finding in findings:
         if finding.level != "ok":

@@ -7,12 +7,12 @@ import numpy as np
 from lit_gpt.data.store import IGNORE, Samples
 from lit_gpt.tokenizer import Tokenizer
 
-SEEN, LEARNED = "  | ", "  > "
-GREEN, PLAIN = "\033[32m", "\033[0m"
-MOST_LINES = 8
+_SEEN, _LEARNED = "  | ", "  > "
+_GREEN, _PLAIN = "\033[32m", "\033[0m"
+_MOST_LINES = 8
 """Lines of a piece that are shown."""
-LONGEST_LINE = 110
-TAIL = 25
+_LONGEST_LINE = 110
+_TAIL = 25
 
 
 def chosen(lengths: np.ndarray, n: int) -> list[int]:
@@ -31,33 +31,33 @@ def show(split: str, samples: Samples, i: int, tokenizer: Tokenizer, colour: boo
     position, before = 0, ""
     for learned, run in groupby(taught.tolist()):
         end = position + len(list(run))
-        whole = readable(ids[:end], tokenizer)
-        start, stop = (GREEN, PLAIN) if learned and colour else ("", "")
-        mark = LEARNED if learned else SEEN
-        lines += [f"{start}{mark}{line}{stop}" for line in clipped(whole[len(before) :])]
+        whole = _readable(ids[:end], tokenizer)
+        start, stop = (_GREEN, _PLAIN) if learned and colour else ("", "")
+        mark = _LEARNED if learned else _SEEN
+        lines += [f"{start}{mark}{line}{stop}" for line in _clipped(whole[len(before) :])]
         position, before = end, whole
     return lines
 
 
-def clipped(text: str) -> list[str]:
+def _clipped(text: str) -> list[str]:
     """The lines of a piece; of many or long ones, the beginning."""
     lines = text.split("\n")
     if len(lines) > 1 and not lines[-1]:
         lines.pop()
-    hidden = len(lines) - MOST_LINES
+    hidden = len(lines) - _MOST_LINES
     if hidden > 1:
-        lines = [*lines[: MOST_LINES - 2], f"... ({hidden + 1:,} lines)", lines[-1]]
+        lines = [*lines[: _MOST_LINES - 2], f"... ({hidden + 1:,} lines)", lines[-1]]
     return [
-        line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - TAIL]} ... {line[-TAIL:]}" for line in lines
+        line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - _TAIL]} ... {line[-_TAIL:]}" for line in lines
     ]
 
 
-def readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
+def _readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
     """The text of ids, with special tokens by their names."""
     text = ""
     plain: list[int] = []
     for token in ids.tolist():
-        name = special_name(token, tokenizer)
+        name = _special_name(token, tokenizer)
         if name is None:
             plain.append(token)
             continue
@@ -66,7 +66,7 @@ def readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
     return text + tokenizer.decode(plain)
 
 
-def special_name(token: int, tokenizer: Tokenizer) -> str | None:
+def _special_name(token: int, tokenizer: Tokenizer) -> str | None:
     """The name of a token that `decode` leaves out; None of any other."""
     before = tokenizer.encode("a", bos=False)  # alone, a token for a space has no text, either
     if tokenizer.decode([*before, token]) != tokenizer.decode(before):

@@ -10,26 +10,26 @@ from lit_gpt.data.curate.check.finding import Finding, counted
 from lit_gpt.data.prepare.apart import groups_apart
 from lit_gpt.errors import UserError
 
-UTF_8_AS_WINDOWS_1252 = "".join(
+_UTF_8_AS_WINDOWS_1252 = "".join(
     sorted({bytes([b]).decode("cp1252", "ignore") or chr(b) for b in range(0x80, 0xC0)})
 )  # how the second and later bytes of a character look, where text in UTF-8 was read as Windows-1252
 FAULTS = {
     "have a character that could not be decoded (U+FFFD)": re.compile("\ufffd"),
     "have text in UTF-8 that was read as Latin-1": re.compile(
-        f"[ÂÃ][{re.escape(UTF_8_AS_WINDOWS_1252)}]"
-        f"|[Ä-Åâ-ï]\u20ac[{re.escape(UTF_8_AS_WINDOWS_1252)}]|ðŸ[{re.escape(UTF_8_AS_WINDOWS_1252)}]"
+        f"[ÂÃ][{re.escape(_UTF_8_AS_WINDOWS_1252)}]"
+        f"|[Ä-Åâ-ï]\u20ac[{re.escape(_UTF_8_AS_WINDOWS_1252)}]|ðŸ[{re.escape(_UTF_8_AS_WINDOWS_1252)}]"
     ),
     "have a control character": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]"),
 }
-COMMON = 0.1
+_COMMON = 0.1
 """A line that this part of the rows has is the prompt style's, and does not make two rows alike."""
-MOST_COUNTED = 2000
+_MOST_COUNTED = 2000
 """Rows whose lines are counted, spread over all of them."""
-SURE = 0.9
+_SURE = 0.9
 """Least probability of another language that counts."""
-NO_LANGUAGE = "zxx"
+_NO_LANGUAGE = "zxx"
 """py3langid's name for numbers, code and the like."""
-LEAST_TEXT = 40
+_LEAST_TEXT = 40
 """Letters from which on a language is told."""
 
 
@@ -41,10 +41,10 @@ def check_texts(names: Sequence[str], texts: Sequence[str], n_train: int, thresh
         n_train: the first so many are for training.
         threshold: least similarity of near-duplicates.
     """
-    return [*alike(names, texts, n_train, threshold), *faults(names, texts)]
+    return [*_alike(names, texts, n_train, threshold), *_faults(names, texts)]
 
 
-def alike(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: float) -> list[Finding]:
+def _alike(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: float) -> list[Finding]:
     """Rows that repeat an earlier one, exactly or nearly, and validation rows that are in the training set."""
     first: dict[str, int] = {}
     same = np.array([first.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.int64)
@@ -74,31 +74,31 @@ def without_common(texts: Sequence[str]) -> list[str]:
     """
     if len(texts) < 20:
         return list(texts)
-    some = texts[:: -(-len(texts) // MOST_COUNTED)]
+    some = texts[:: -(-len(texts) // _MOST_COUNTED)]
     counts = Counter(line for text in some for line in set(text.split("\n")))
-    common = {line for line, n in counts.items() if n > COMMON * len(some)}
+    common = {line for line, n in counts.items() if n > _COMMON * len(some)}
     own = ["\n".join(line for line in text.split("\n") if line not in common) for text in texts]
     ordered = sorted(own)
-    start = shared(ordered[len(own) // 4], ordered[3 * len(own) // 4])  # what half of them begin with
+    start = _shared(ordered[len(own) // 4], ordered[3 * len(own) // 4])  # what half of them begin with
     return [o.removeprefix(start) or text for o, text in zip(own, texts, strict=True)]
 
 
-def shared(a: str, b: str) -> str:
+def _shared(a: str, b: str) -> str:
     """What both begin with."""
     return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
 
 
-def faults(names: Sequence[str], texts: Sequence[str]) -> list[Finding]:
+def _faults(names: Sequence[str], texts: Sequence[str]) -> list[Finding]:
     """Signs that a text was decoded wrongly on its way here."""
     found = []
     for what, pattern in FAULTS.items():
         hits = [(name, m) for name, text in zip(names, texts, strict=True) if (m := pattern.search(text))]
-        example = f"{hits[0][0]} ({around(hits[0][1])})" if hits else ""
+        example = f"{hits[0][0]} ({_around(hits[0][1])})" if hits else ""
         found.append(counted("all", len(hits), len(texts), what, example))
     return found
 
 
-def around(match: re.Match[str]) -> str:
+def _around(match: re.Match[str]) -> str:
     """What was found, with some of the text on both sides, as Python writes it."""
     text = match.string[max(0, match.start() - 12) : match.end() + 12]
     return repr(text)
@@ -120,10 +120,10 @@ def check_language(names: Sequence[str], texts: Sequence[str], language: str) ->
     others: Counter[str] = Counter()
     example = ""
     for name, text in zip(names, without_common(texts), strict=True):
-        if sum(c.isalpha() for c in text) < LEAST_TEXT:
+        if sum(c.isalpha() for c in text) < _LEAST_TEXT:
             continue
         found, probability = identifier.classify(text)
-        if found not in (language, NO_LANGUAGE) and probability >= SURE:
+        if found not in (language, _NO_LANGUAGE) and probability >= _SURE:
             others[found] += 1
             example = example or f"{name} ({found}: {text.strip()[:40]!r})"
     named = ", ".join(f"{n:,} {code}" for code, n in others.most_common(5))

@@ -16,13 +16,13 @@ def check_tokens(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Se
         end_ids: tokens that end an answer; empty if the chat template marks none as taught.
     """
     return [
-        targets(split, samples),
-        ends(split, samples, end_ids),
-        *framing(split, samples, tokenizer, end_ids),
+        _targets(split, samples),
+        _ends(split, samples, end_ids),
+        *_framing(split, samples, tokenizer, end_ids),
     ]
 
 
-def targets(split: str, samples: Samples) -> Finding:
+def _targets(split: str, samples: Samples) -> Finding:
     """Whether each row has a target that something predicts; the first token of a row has nothing before it."""
     taught = np.asarray(samples.labels) != IGNORE
     taught[samples.offsets[:-1][samples.lengths > 0]] = False
@@ -33,10 +33,10 @@ def targets(split: str, samples: Samples) -> Finding:
             f"{split}: {len(without):,} of {len(samples):,} rows have no target, so that most rows teach nothing; "
             "see how they were masked and cut, and prepare them again",
         )
-    return counted(split, len(without), len(samples), "have no target", example(split, without))
+    return counted(split, len(without), len(samples), "have no target", _example(split, without))
 
 
-def ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
+def _ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
     """Whether each row ends with a supervised end of sequence: a model that never saw one never stops."""
     if not end_ids:
         return Finding(
@@ -55,18 +55,18 @@ def ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
             f"{' or '.join(map(str, end_ids))}); a model trained so would not stop, prepare the data again",
         )
     if n < total:
-        place = example(split, (~ended).nonzero()[0])
+        place = _example(split, (~ended).nonzero()[0])
         return counted(split, total - n, total, "do not end with a supervised end of sequence", place)
     more = f" and {n_all - n:,} answers before the last one" if n_all > n else ""
     return Finding("ok", f"{split}: a supervised end of sequence ends each of {total:,} rows{more}")
 
 
-def framing(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[Finding]:
+def _framing(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[Finding]:
     """Whether special tokens come twice in a row, or the first one is missing."""
     found = []
 
     def count(rows: np.ndarray, what: str) -> None:
-        found.append(counted(split, len(rows), len(samples), what, example(split, rows)))
+        found.append(counted(split, len(rows), len(samples), what, _example(split, rows)))
 
     count(doubled(samples, end_ids), "have an end of sequence twice in a row")
     if tokenizer.bos_id is not None and tokenizer.bos_id not in end_ids:
@@ -95,6 +95,6 @@ def doubled(samples: Samples, token_ids: Sequence[int]) -> np.ndarray:
     return np.unique(owners[samples.offsets[owners] != places])  # the first token of a row follows another row's last
 
 
-def example(split: str, rows: np.ndarray) -> str:
+def _example(split: str, rows: np.ndarray) -> str:
     """The first of these rows by name."""
     return f"sample {rows[0]} of {split}" if len(rows) else ""

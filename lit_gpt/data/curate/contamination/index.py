@@ -9,13 +9,13 @@ from lit_gpt.data.curate.contamination.questions import Question, words
 
 LEAST_WORDS = {"asked": 5, "answers": 8}
 """A text with fewer words than that may be anywhere: it is not searched for by itself."""
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-BITS = 24
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_BITS = 24
 """Of a hash, that a table tells at once whether any run has them."""
 
 
 @dataclass(frozen=True)
-class Hits:
+class _Hits:
     """Where runs were found: (h,) each, of text and question and whether it was the question's answer."""
 
     text: np.ndarray
@@ -49,7 +49,7 @@ class Index:
     def table(
         self, owners: Sequence[tuple[int, int, bool, np.ndarray]], tasks: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(runs sorted by hash, their questions, whether they are answers, a table of the first BITS bits)."""
+        """(runs sorted by hash, their questions, whether they are answers, a table of the first _BITS bits)."""
         runs = [self.hashes(ids, n) for _, n, _, ids in owners]
         counts = [len(r) for r in runs]
         hashes = np.concatenate(runs)
@@ -59,8 +59,8 @@ class Index:
         hashes, question, is_answer = hashes[own], question[own], is_answer[own]
         self.searched[question] = True
         order = np.argsort(hashes, kind="stable")
-        first_bits = np.zeros(1 << BITS, dtype=bool)
-        first_bits[hashes >> np.uint64(64 - BITS)] = True
+        first_bits = np.zeros(1 << _BITS, dtype=bool)
+        first_bits[hashes >> np.uint64(64 - _BITS)] = True
         return hashes[order], question[order], is_answer[order], first_bits
 
     def shared(self, hashes: np.ndarray, question: np.ndarray, tasks: np.ndarray) -> np.ndarray:
@@ -80,11 +80,11 @@ class Index:
             return np.zeros(0, dtype=np.uint64)
         found = np.zeros(n_runs, dtype=np.uint64)
         for k in range(n):
-            found = found * MULTIPLIER + codes[k : k + n_runs]
+            found = found * _MULTIPLIER + codes[k : k + n_runs]
         strangers = np.concatenate([[0], np.cumsum(ids == 0)])
         return np.where(strangers[n:] == strangers[:-n], found, 0)
 
-    def search(self, texts: Sequence[str]) -> Hits:
+    def search(self, texts: Sequence[str]) -> _Hits:
         """Which questions and answers have a run in common with which of the texts."""
         get = self.vocabulary.get
         ids: list[int] = [0]
@@ -95,19 +95,19 @@ class Index:
             ids.append(0)
         array, starts = np.array(ids), np.array(offsets[1:])
         found = [self.look_up(array, n) for n in self.tables]
-        places, question, is_answer = (np.concatenate(part) for part in zip(*found, strict=True)) if found else EMPTY
+        places, question, is_answer = (np.concatenate(part) for part in zip(*found, strict=True)) if found else _EMPTY
         text = np.searchsorted(starts, places, side="right") - 1
-        return Hits(*np.unique(np.stack([text, question, is_answer]), axis=1))
+        return _Hits(*np.unique(np.stack([text, question, is_answer]), axis=1))
 
     def look_up(self, ids: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(place among the words, question, whether it is its answer) of each run of n words that is in the index."""
         hashes, question, is_answer, first_bits = self.tables[n]
         runs = self.hashes(ids, n)
-        places = (first_bits[runs >> np.uint64(64 - BITS)] & (runs != 0)).nonzero()[0]
+        places = (first_bits[runs >> np.uint64(64 - _BITS)] & (runs != 0)).nonzero()[0]
         low, high = (np.searchsorted(hashes, runs[places], side=side) for side in ("left", "right"))
         counts = high - low
         entries = np.repeat(low, counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.repeat(places, counts), question[entries], is_answer[entries]
 
 
-EMPTY = (np.zeros(0, dtype=np.int64),) * 3
+_EMPTY = (np.zeros(0, dtype=np.int64),) * 3

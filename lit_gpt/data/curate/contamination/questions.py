@@ -10,11 +10,11 @@ from typing import Any
 from lit_gpt.data.prepare.sources import entries
 from lit_gpt.errors import UserError
 
-ANSWER = re.compile(r"answer|target|output|completion|response|solution|gold|label|choice|option|ending|correct", re.I)
+_ANSWER = re.compile(r"answer|target|output|completion|response|solution|gold|label|choice|option|ending|correct", re.I)
 """Keys whose values are answers, right or wrong ones; the others hold the question."""
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz")
-WORD = re.compile(r"[^\W_]+")
-ONE_CHARACTER_WORDS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz")
+_WORD = re.compile(r"[^\W_]+")
+_ONE_CHARACTER_WORDS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 """Scripts that are written without spaces; each character counts as a word."""
 
 
@@ -31,8 +31,8 @@ class Question:
 def words(text: str) -> list[str]:
     """The words of a text as they are compared: without case, punctuation and Unicode's compatibility forms."""
     if not text.isascii():
-        text = ONE_CHARACTER_WORDS.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))
-    return WORD.findall(text.casefold())
+        text = _ONE_CHARACTER_WORDS.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))
+    return _WORD.findall(text.casefold())
 
 
 def task_files(task_data: Mapping[str, Path] | Path) -> dict[str, Path]:
@@ -46,23 +46,23 @@ def task_files(task_data: Mapping[str, Path] | Path) -> dict[str, Path]:
     for task, path in given.items():
         if not path.exists():
             raise UserError(f"--task_data {f'{task}: ' if task else ''}there is no {path}")
-        files = in_folder(path) if path.is_dir() else {path.name.split(".")[0]: path}
+        files = _in_folder(path) if path.is_dir() else {path.name.split(".")[0]: path}
         if not files:
-            raise UserError(f"--task_data: {path} has no file that ends with {', '.join(SUFFIXES)}")
+            raise UserError(f"--task_data: {path} has no file that ends with {', '.join(_SUFFIXES)}")
         if path.is_dir() and task in files:
             files = {task: files[task]}
-        found |= {name_of(task, name, len(files)): file for name, file in files.items()}
+        found |= {_name_of(task, name, len(files)): file for name, file in files.items()}
     return found
 
 
-def name_of(task: str, file: str, n_files: int) -> str:
+def _name_of(task: str, file: str, n_files: int) -> str:
     """What a file of a task is called in the report."""
     return (task if n_files == 1 or not file else f"{task}/{file}") if task else file
 
 
-def in_folder(folder: Path) -> dict[str, Path]:
+def _in_folder(folder: Path) -> dict[str, Path]:
     """The files of a folder that may hold an evaluation set, by name."""
-    return {p.name.split(".")[0]: p for p in sorted(folder.iterdir()) if p.name.endswith(SUFFIXES)}
+    return {p.name.split(".")[0]: p for p in sorted(folder.iterdir()) if p.name.endswith(_SUFFIXES)}
 
 
 def read_questions(path: Path) -> Iterator[Question]:
@@ -70,12 +70,12 @@ def read_questions(path: Path) -> Iterator[Question]:
     for place, entry in entries(path):
         if not isinstance(entry, dict):
             raise UserError(f"{path}, {place}: expected an object, found {type(entry).__name__}")
-        texts = list(texts_of(entry, is_answer=False))
+        texts = list(_texts_of(entry, is_answer=False))
         asked, answers = (tuple(dict.fromkeys(t for t, a in texts if a is kind)) for kind in (False, True))
         yield Question(f"{path.name}, {place}", asked, answers)
 
 
-def texts_of(value: Any, is_answer: bool) -> Iterator[tuple[str, bool]]:
+def _texts_of(value: Any, is_answer: bool) -> Iterator[tuple[str, bool]]:
     """(text, whether it is an answer) of everything within a value. Addresses on the web are no texts."""
     if isinstance(value, str):
         pieces = value.split("####")  # GSM8K writes the final answer after it
@@ -84,7 +84,7 @@ def texts_of(value: Any, is_answer: bool) -> Iterator[tuple[str, bool]]:
         for key, inner in value.items():
             if " " in key:  # answers as keys, right or wrong as values: TruthfulQA's own file
                 yield key, is_answer
-            yield from texts_of(inner, is_answer or bool(ANSWER.search(key)))
+            yield from _texts_of(inner, is_answer or bool(_ANSWER.search(key)))
     elif isinstance(value, list):
         for inner in value:
-            yield from texts_of(inner, is_answer)
+            yield from _texts_of(inner, is_answer)

@@ -19,12 +19,12 @@ from lit_gpt.data.curate.contamination.questions import Question, read_questions
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
-CHUNK = 5_000
+_CHUNK = 5_000
 """Rows whose texts are in memory at a time."""
 
 
 @dataclass(frozen=True)
-class Overlap:
+class _Overlap:
     """A row that has a text in common with a question."""
 
     split: str
@@ -38,7 +38,7 @@ class Overlap:
 
 def check_contamination(
     folder: Path, args: ContaminationArgs, checkpoint_dir: Path | None = None
-) -> dict[str, list[Overlap]]:
+) -> dict[str, list[_Overlap]]:
     """Print which questions of the evaluation sets are in a prepared data set; with `drop`, write it without them.
 
     Args:
@@ -56,21 +56,21 @@ def check_contamination(
     train, val, meta = store.load(folder)
     tokenizer = tokenizer_of(folder, meta, checkpoint_dir)
     files = task_files(args.task_data)
-    questions, tasks = read_all(files)
+    questions, tasks = _read_all(files)
     index = Index(questions, tasks, args.n_words)
     splits = {"train": train, "val": val}
-    overlaps: dict[str, list[Overlap]] = {name: [] for name in files}
-    for found in search(splits, tokenizer, index, questions):
+    overlaps: dict[str, list[_Overlap]] = {name: [] for name in files}
+    for found in _search(splits, tokenizer, index, questions):
         overlaps[list(files)[tasks[found.question]]].append(found)
     for t, name in enumerate(files):
         mine = [q for q, task in enumerate(tasks) if task == t]
-        report(name, mine, index, overlaps[name], args.n_examples, questions, splits, tokenizer)
+        _report(name, mine, index, overlaps[name], args.n_examples, questions, splits, tokenizer)
     if args.drop:
-        write_clean(folder, splits, meta, overlaps, files, args)
+        _write_clean(folder, splits, meta, overlaps, files, args)
     return overlaps
 
 
-def read_all(files: dict[str, Path]) -> tuple[list[Question], list[int]]:
+def _read_all(files: dict[str, Path]) -> tuple[list[Question], list[int]]:
     """The questions of all files, and for each the number of its file. Raises: UserError."""
     questions: list[Question] = []
     tasks: list[int] = []
@@ -83,34 +83,34 @@ def read_all(files: dict[str, Path]) -> tuple[list[Question], list[int]]:
     return questions, tasks
 
 
-def search(
+def _search(
     splits: dict[str, store.Samples], tokenizer: Tokenizer, index: Index, questions: Sequence[Question]
-) -> Iterator[Overlap]:
+) -> Iterator[_Overlap]:
     """Every pair of a row and a question that overlap, once."""
     for split, samples in splits.items():
-        for start in tqdm(range(0, len(samples), CHUNK), desc=split, unit_scale=CHUNK, unit=" rows", disable=None):
-            rows = range(start, min(start + CHUNK, len(samples)))
+        for start in tqdm(range(0, len(samples), _CHUNK), desc=split, unit_scale=_CHUNK, unit=" rows", disable=None):
+            rows = range(start, min(start + _CHUNK, len(samples)))
             texts = [tokenizer.decode(samples[i][0].tolist()) for i in rows]
             hits = index.search(texts)
             kinds: dict[tuple[int, int], set[bool]] = defaultdict(set)
             for text, question, is_answer in zip(hits.text, hits.question, hits.is_answer, strict=True):
                 kinds[int(text), int(question)].add(bool(is_answer))
             for (text, question), found in kinds.items():
-                answered = True in found or has_answer(texts[text], questions[question])
-                yield Overlap(split, start + text, question, False in found, answered)
+                answered = True in found or _has_answer(texts[text], questions[question])
+                yield _Overlap(split, start + text, question, False in found, answered)
 
 
-def has_answer(text: str, question: Question) -> bool:
+def _has_answer(text: str, question: Question) -> bool:
     """Whether one of the answers, however short, is there word for word."""
     padded = f" {' '.join(words(text))} "
     return any(f" {' '.join(found)} " in padded for answer in question.answers if (found := words(answer)))
 
 
-def report(
+def _report(
     name: str,
     mine: Sequence[int],
     index: Index,
-    overlaps: Sequence[Overlap],
+    overlaps: Sequence[_Overlap],
     n_examples: int,
     questions: Sequence[Question],
     splits: dict[str, store.Samples],
@@ -126,23 +126,23 @@ def report(
     if too_short := len(mine) - int(index.searched[list(mine)].sum()):
         line += f"; {too_short:,} are too short, or too alike, to be searched for"
     print(line)
-    for overlap in first_of_each(overlaps, n_examples):
+    for overlap in _first_of_each(overlaps, n_examples):
         text = tokenizer.decode(splits[overlap.split][overlap.row][0].tolist())
         question = questions[overlap.question]
         what = " and ".join(w for w, there in (("question", overlap.asked), ("answer", overlap.answered)) if there)
         print(f"  {question.place}, in sample {overlap.row} of {overlap.split} ({what}):")
-        print(f"    {excerpt(text, question, index)!r}")
+        print(f"    {_excerpt(text, question, index)!r}")
 
 
-def first_of_each(overlaps: Sequence[Overlap], n: int) -> list[Overlap]:
+def _first_of_each(overlaps: Sequence[_Overlap], n: int) -> list[_Overlap]:
     """The first overlap of each of n questions."""
-    firsts: dict[int, Overlap] = {}
+    firsts: dict[int, _Overlap] = {}
     for overlap in overlaps:
         firsts.setdefault(overlap.question, overlap)
     return list(firsts.values())[:n]
 
 
-def excerpt(text: str, question: Question, index: Index, most: int = 100) -> str:
+def _excerpt(text: str, question: Question, index: Index, most: int = 100) -> str:
     """The part of a text that it has in common with a question, as long as it goes on, at most so many characters."""
     own = [words(part) for part in (*question.asked, *question.answers)]
     runs = {tuple(w[i : i + n]) for w in own if (n := min(len(w), index.n_words)) for i in range(len(w) - n + 1)}
@@ -155,11 +155,11 @@ def excerpt(text: str, question: Question, index: Index, most: int = 100) -> str
     return text[:most]
 
 
-def write_clean(
+def _write_clean(
     folder: Path,
     splits: dict[str, store.Samples],
     meta: dict[str, Any],
-    overlaps: dict[str, list[Overlap]],
+    overlaps: dict[str, list[_Overlap]],
     files: dict[str, Path],
     args: ContaminationArgs,
 ) -> None:
@@ -173,7 +173,7 @@ def write_clean(
     known = meta.get("rows", {})
     cleaned = {
         **meta,
-        "rows": {name: without(known.get(name), len(splits[name]), n) for name, n in dropped.items()},
+        "rows": {name: _without(known.get(name), len(splits[name]), n) for name, n in dropped.items()},
         "decontaminated": {
             "source": str(folder),
             "task_data": {name: str(path) for name, path in files.items()},
@@ -185,7 +185,7 @@ def write_clean(
     print(f"Saved to {args.destination_path}, without {dropped['train']:,} rows of train and {dropped['val']:,} of val")
 
 
-def without(record: dict[str, Any] | None, n_rows: int, n_dropped: int) -> dict[str, Any]:
+def _without(record: dict[str, Any] | None, n_rows: int, n_dropped: int) -> dict[str, Any]:
     """The account of a split after more rows were dropped."""
     record = record or {"read": n_rows, "kept": n_rows, "dropped": {}, "cut": {}}
     dropped = {**record["dropped"], **({"in an evaluation set": n_dropped} if n_dropped else {})}

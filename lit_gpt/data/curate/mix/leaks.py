@@ -24,7 +24,7 @@ def usable(sources: Mapping[str, Source], tokenizer: Tokenizer) -> dict[str, np.
     """
     found = {}
     for name, source in sources.items():
-        others = [text for other, s in sources.items() if other != name for text in texts_of(s.val, tokenizer)]
+        others = [text for other, s in sources.items() if other != name for text in _texts_of(s.val, tokenizer)]
         found[name] = (~like(source.train, others, tokenizer)).nonzero()[0]
         if not len(found[name]):
             raise UserError(f"--sources: another source has all training rows of {name} for validation; leave one out")
@@ -36,12 +36,12 @@ def like(train: store.Samples, others: list[str], tokenizer: Tokenizer) -> np.nd
     found = np.zeros(len(train), dtype=bool)
     for start in range(0, len(train) if others else 0, CHUNK):
         stop = min(start + CHUNK, len(train))
-        own = texts_of(train, tokenizer, range(start, stop))
+        own = _texts_of(train, tokenizer, range(start, stop))
         firsts = groups_apart(without_common([*others, *own]))
         found[start:stop] = firsts[len(others) :] < len(others)
     return found
 
 
-def texts_of(samples: store.Samples, tokenizer: Tokenizer, rows: range | None = None) -> list[str]:
+def _texts_of(samples: store.Samples, tokenizer: Tokenizer, rows: range | None = None) -> list[str]:
     """The texts of the rows, of all if none are named."""
     return [tokenizer.decode(samples[i][0].tolist()) for i in (range(len(samples)) if rows is None else rows)]

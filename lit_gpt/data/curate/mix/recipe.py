@@ -40,7 +40,7 @@ def recipe(
         "max_seq_length": max(source.meta["max_seq_length"] for source in sources.values()),
         "end_ids": sorted({i for source in sources.values() for i in source.meta.get("end_ids", [])}),
         "seed": seed,
-        "rows": account(sources, available, amounts),
+        "rows": _account(sources, available, amounts),
         "mix": {
             "sources": entries,
             **asked,
@@ -49,7 +49,7 @@ def recipe(
     }
 
 
-def account(sources: Mapping[str, Source], available: Mapping[str, int], amounts: Mapping[str, int]) -> dict[str, Any]:
+def _account(sources: Mapping[str, Source], available: Mapping[str, int], amounts: Mapping[str, int]) -> dict[str, Any]:
     """The rows of both splits: what was read and repeated was kept, left out or not drawn."""
     leaks = {f"of {name} in another validation set": len(s.train) - available[name] for name, s in sources.items()}
     not_drawn = {f"of {name} not drawn": available[name] - amounts[name] for name in sources}

@@ -49,13 +49,13 @@ def mix(folder: Path, args: MixArgs, augment: AugmentArgs, prepare: PrepareArgs,
             "val": [(source.val, np.arange(len(source.val))) for source in sources.values()],
         }
         select.write(folder, splits, recipe(sources, available, amounts, args, augment, prepare.seed))
-        print_amounts(sources, available, amounts)
+        _print_amounts(sources, available, amounts)
     print(f"Saved to {folder}")
     if prepare.check:
         check(folder, checkpoint_dir=checkpoint_dir)
 
 
-def print_amounts(sources: Mapping[str, Source], available: Mapping[str, int], amounts: Mapping[str, int]) -> None:
+def _print_amounts(sources: Mapping[str, Source], available: Mapping[str, int], amounts: Mapping[str, int]) -> None:
     """A line for each source."""
     for name, n in amounts.items():
         source = sources[name]

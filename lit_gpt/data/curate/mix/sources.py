@@ -72,7 +72,7 @@ def open_sources(
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         work.mkdir()
         for name, path in raw.items():
-            opened[name] = tokenized(name, path, work / str(len(opened)), place, augment, prepare)
+            opened[name] = _tokenized(name, path, work / str(len(opened)), place, augment, prepare)
     sources = {name: opened[name] for name in args.sources}
     require_same(sources)
     return sources
@@ -97,7 +97,7 @@ def _styled(
     return with_style(prepare, is_chat, checkpoint_dir)
 
 
-def tokenized(
+def _tokenized(
     name: str, path: Path, folder: Path, checkpoint_dir: Path, augment: AugmentArgs, args: PrepareArgs
 ) -> Source:
     """A file of rows as tokens: split, the training part augmented. Raises: UserError."""
