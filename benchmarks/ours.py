@@ -115,7 +115,7 @@ def step_runner(
     batches = [batch.to(device) for batch in batches]
     n_targets = max(1, sum(batch.n_targets for batch in batches))
     lengths = np.array([n for batch in batches for n in batch.documents.whole])
-    most, shared = max(batch.n_computed for batch in batches), any(batch.documents.followers for batch in batches)
+    most, shared = max(batch.n_computed for batch in batches), any(batch.documents.n_sharing for batch in batches)
     hidden_of = recorded_hidden(model, Packing(most, most * shared), lengths, recorded)
 
     def step() -> float:

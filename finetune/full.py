@@ -31,12 +31,12 @@ def main(
         precision: bf16-mixed on a GPU that has it and 32-true on a CPU if not given: weights in 16 bits round the
             small steps of late training away, and take half the memory.
     """
-    from lit_gpt.args.finetuning import Finetuning
+    from lit_gpt.args.finetuning import FinetuneArgs
     from lit_gpt.args.folders import default_out_dir
     from lit_gpt.fabric import make_fabric
     from lit_gpt.finetuning import finetune
 
-    asked = Finetuning(
+    args = FinetuneArgs(
         method="full",
         method_args=FullArgs(),
         checkpoint_dir=checkpoint_dir,
@@ -48,7 +48,7 @@ def main(
         plan=plan,
         precision=precision,
     )
-    finetune(make_fabric(precision, run.seed, mixed=True), asked)
+    finetune(make_fabric(precision, run.seed, mixed=True), args)
 
 
 if __name__ == "__main__":

@@ -33,12 +33,12 @@ def main(
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
     """
-    from lit_gpt.args.finetuning import Finetuning
+    from lit_gpt.args.finetuning import FinetuneArgs
     from lit_gpt.args.folders import default_out_dir
     from lit_gpt.fabric import make_fabric
     from lit_gpt.finetuning import finetune
 
-    asked = Finetuning(
+    args = FinetuneArgs(
         method="lora",
         method_args=lora,
         checkpoint_dir=checkpoint_dir,
@@ -52,7 +52,7 @@ def main(
         quantize=quantize,
         merge=merge,
     )
-    finetune(make_fabric(precision, run.seed), asked)
+    finetune(make_fabric(precision, run.seed), args)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from lightning.fabric import Fabric
 
-from lit_gpt.args.finetuning import Finetuning
+from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.outcome import gauges_of, plan_of_run, settle
@@ -10,38 +10,38 @@ from lit_gpt.training.loop import fit
 from lit_gpt.training.offload import require_offload
 from lit_gpt.training.run.average import require_checkpoints
 from lit_gpt.training.run.budget import LEDGER, Budget
-from lit_gpt.training.run.checkpoint_store import Saves, position
+from lit_gpt.training.run.checkpoint_store import CheckpointStore, position
 from lit_gpt.training.run.describe import description
 from lit_gpt.training.run.ending import Ending
 from lit_gpt.training.run.loggers import make_logger, require_logger
 from lit_gpt.training.run.monitor import Monitor
 from lit_gpt.training.run.session import Session
-from lit_gpt.training.run.start import enter, find_place, load_data, load_model
+from lit_gpt.training.run.start import enter, find_checkpoint, load_data, load_model
 
 
-def finetune(fabric: Fabric, asked: Finetuning) -> None:
+def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
     """Finetune a model, and leave what it takes to use the result; or say what that would take.
 
     Raises:
         UserError: checkpoint, data and folder that do not go together; see what is called here.
     """
-    if asked.plan.dry_run:
-        return dry_run(fabric, asked)
-    train, validation, out_dir = asked.train, asked.validation, asked.out_dir
-    train_data, val_data, meta = load_data(asked)
-    saves = Saves(out_dir, asked.method, train.keep_last)
-    place = find_place(asked, saves)
+    if args.plan.dry_run:
+        return dry_run(fabric, args)
+    train, validation, out_dir = args.train, args.validation, args.out_dir
+    train_data, val_data, meta = load_data(args)
+    checkpoint_store = CheckpointStore(out_dir, args.method, train.keep_last)
+    checkpoint = find_checkpoint(args, checkpoint_store)
     require_logger(train.logger)
     require_offload(train, str(fabric._precision.precision))
-    planned = plan_of_run(fabric, asked, (train_data, val_data))  # before the model is there
+    planned = plan_of_run(fabric, args, (train_data, val_data))  # before the model is there
     require_checkpoints(train, planned.work.n_steps)
 
-    model, base_digest = load_model(fabric, asked, init=place is None)
-    score = task_score(fabric, model, asked.checkpoint_dir, validation, meta["prompt_style"])
-    print(*description(model, train_data, asked, fabric.device, position(place)), sep="\n")
-    run = enter(fabric, asked, (train_data.digest(), meta), base_digest, place)
+    model, base_digest = load_model(fabric, args, init=checkpoint is None)
+    score = task_score(fabric, model, args.checkpoint_dir, validation, meta["prompt_style"])
+    print(*description(model, train_data, args, fabric.device, position(checkpoint)), sep="\n")
+    run = enter(fabric, args, (train_data.digest(), meta), base_digest, checkpoint)
 
-    ending = Ending(fabric, model, val_data, asked, saves, run)
+    ending = Ending(fabric, model, val_data, args, checkpoint_store, run)
     budget = Budget(
         max_seconds=train.max_seconds,
         finish=ending.rehearse,
@@ -55,12 +55,12 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
         out_dir,
         planned.work.n_samples,
         train.log_interval,
-        goes_on=place is not None,
+        goes_on=checkpoint is not None,
         gauges=gauges,
         logger=make_logger(train.logger, out_dir, run.training),
     )
-    session = Session(saves, monitor, budget, place, score, later_bytes=ending.n_bytes)
-    progress = fit(fabric, model, train_data, val_data, session, train, validation, asked.run.seed)
+    session = Session(checkpoint_store, monitor, budget, checkpoint, score, later_bytes=ending.n_bytes)
+    progress = fit(fabric, model, train_data, val_data, session, train, validation, args.run.seed)
     monitor.close()
     if progress.stopped_by:
         print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")
@@ -68,7 +68,7 @@ def finetune(fabric: Fabric, asked: Finetuning) -> None:
     if not progress.step:
         print(f"No optimizer step was taken: --max_time {train.max_time} has no room for one; raise it")
     if gauges.has_trained:
-        settle(planned, gauges, out_dir, whole=place is None and progress.step == planned.work.n_steps)
+        settle(planned, gauges, out_dir, whole=checkpoint is None and progress.step == planned.work.n_steps)
     ending.finish(progress)
     if train.max_seconds:
         print(f"Time used: {budget.used:.0f} of {train.max_seconds:.0f} s")

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.layers.attention import Documents, Heads, PackedAttention
-from lit_gpt.layers.cpu_matmul import widened
+from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import Embedding, Linear
 from lit_gpt.layers.mlp import MLPS
 from lit_gpt.layers.neftune import noisy
@@ -78,14 +78,14 @@ class GPT(nn.Module):
             raise UserError(f"a sequence of {T} tokens is longer than the model's {self.config.block_size}")
         positions = torch.arange(T, device=idx.device) if input_pos is None else input_pos
         for_heads = positions if positions.dim() == 1 else positions.unsqueeze(1)  # (B, 1, T), the same for all heads
-        turns = self.rope.of_layers(for_heads, T if cache is None else cache.length)  # (..., T, rope_n_elem)
+        cos_sin = self.rope.of_layers(for_heads, T if cache is None else cache.length)  # (..., T, rope_n_elem)
         keys = positions if cache is None else cache.positions
         full, sliding = (visible(positions, keys, window) for window in (0, self.config.sliding_window))
 
         x = self.embed(idx)  # (B, T, C)
         for i, block in enumerate(self.transformer.h):
             mask = sliding if self.config.is_sliding(i) else full
-            x = block(x, *turns[i], mask, None if cache is None else cache.layers[i], input_pos)
+            x = block(x, *cos_sin[i], mask, None if cache is None else cache.layers[i], input_pos)
         return self.transformer.ln_f(x)
 
     def packed_hidden(self, idx: Tensor, documents: Documents) -> Tensor:
@@ -93,15 +93,15 @@ class GPT(nn.Module):
         longest = max(documents.whole)
         if self.config.block_size < longest:
             raise UserError(f"a sequence of {longest} tokens is longer than the model's {self.config.block_size}")
-        turns = self.rope.packed(documents.positions, documents.lengths)  # (T, rope_n_elem)
+        cos_sin = self.rope.packed(documents.positions, documents.lengths)  # (T, rope_n_elem)
         x = self.embed(idx)
         if self.training and self.neftune_alpha:
             x = noisy(x, documents, self.neftune_alpha)
         for i, block in enumerate(self.transformer.h):
             if i < self.n_recomputed and torch.is_grad_enabled():
-                x = checkpoint(block, x, *turns[i], documents=documents, use_reentrant=False)
+                x = checkpoint(block, x, *cos_sin[i], documents=documents, use_reentrant=False)
             else:
-                x = block(x, *turns[i], documents=documents)
+                x = block(x, *cos_sin[i], documents=documents)
         return self.transformer.ln_f(x)
 
     def embed(self, idx: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config)
         )
     if grouped:
         k, v = (x.repeat_interleave(config.n_head // config.n_query_groups, dim=1) for x in (k, v))
-    dtype, (q, k, v) = q.dtype, widened(q, k, v)
+    dtype, (q, k, v) = q.dtype, upcast(q, k, v)
     scores = softcap(q @ k.mT * scale, config.attn_logit_softcapping)  # (B, H, T, S)
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()

@@ -32,7 +32,7 @@ from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import kept_by_wrappers, kept_values
-from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.monitor import Monitor
 from lit_gpt.training.run.session import Session
 from lit_gpt.training.validation import validate
@@ -277,7 +277,16 @@ def trained(model, tmp_path, **settings):
     tmp_path.mkdir(exist_ok=True)
     before = validate(fabric, model, data, args, ValidationArgs())
     monitor = Monitor(tmp_path, args.n_samples(len(data)), args.log_interval)
-    fit(fabric, model, data, make_samples(6, 1), Session(Saves(tmp_path, "full"), monitor), args, ValidationArgs(), 7)
+    fit(
+        fabric,
+        model,
+        data,
+        make_samples(6, 1),
+        Session(CheckpointStore(tmp_path, "full"), monitor),
+        args,
+        ValidationArgs(),
+        7,
+    )
     monitor.close()
     return before, validate(fabric, model, data, args, ValidationArgs())
 

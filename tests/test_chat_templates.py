@@ -285,7 +285,7 @@ def test_what_a_template_does_not_show_is_refused_by_name(what, tmp_path):
         turns = [Turn("user", "a"), Turn("assistant", "b")]
     if "reasoning" in what:
         turns = [Turn("user", "a"), Turn("assistant", "b", extra={"reasoning_content": "hm"})]
-    row = Row(tuple(turns), tools=tuple(TOOLS), file="x.jsonl", place="line 3")
+    row = Row(tuple(turns), tools=tuple(TOOLS), file="x.jsonl", location="line 3")
     with pytest.raises(UserError, match=rf"x.jsonl, line 3: the chat template of .* does not show {what}"):
         encoder.encode([row], Counts())
     _, encoder = of_template(HIDES[what], tmp_path, bad_rows="drop")
@@ -374,7 +374,7 @@ def test_texts_that_a_template_leaves_out_are_counted(tmp_path):
 
 def test_a_refusal_of_a_row_that_was_cut_has_its_place_and_can_be_dropped(tmp_path):
     template = "{% if messages[0].content | length < 40 %}{{ raise_exception('too short') }}{% endif %}" + CHATML
-    row = Row((Turn("user", "long " * 20), Turn("assistant", "b")), file="x.jsonl", place="line 7")
+    row = Row((Turn("user", "long " * 20), Turn("assistant", "b")), file="x.jsonl", location="line 7")
     folder = Shape(template, ("</s>", "<|im_start|>", "<|im_end|>"), "<|im_end|>").write(tmp_path)
     for bad_rows in ("error", "drop"):
         args = PrepareArgs("chat_template", truncation="cut_prompt", bad_rows=bad_rows)

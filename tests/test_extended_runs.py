@@ -20,11 +20,11 @@ from lit_gpt.errors import UserError
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
 from lit_gpt.training.length import length_of
-from lit_gpt.training.loader import Feed
+from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.loop import fit
 from lit_gpt.training.optimizer import learning_rate
 from lit_gpt.training.run.budget import Budget
-from lit_gpt.training.run.checkpoint_store import RECORD, Saves, read_progress, record_digest
+from lit_gpt.training.run.checkpoint_store import RECORD, CheckpointStore, read_progress, record_digest
 from lit_gpt.training.run.monitor import Monitor
 from lit_gpt.training.run.session import Session
 
@@ -41,15 +41,15 @@ def trained(out, n, **train):
     torch.manual_seed(0)
     model = GPT(TINY)
     lora.inject(model, LoRAArgs(lora_dropout=0.0))
-    data, seen, saves = numbered(n), [], Saves(out, "lora")
+    data, seen, checkpoint_store = numbered(n), [], CheckpointStore(out, "lora")
     model.transformer.wte.register_forward_pre_hook(
         lambda _, x: seen.append((x[0][0, ::3] - 1).tolist()) if model.training else None
     )
     args = TrainArgs(**{"learning_rate": 1e-2, "micro_batch_tokens": 12, "save_interval": 3, "compile": False} | train)
-    resumed = saves.newest()
+    resumed = checkpoint_store.newest()
     monitor = Monitor(out, args.n_samples(n), 1, goes_on=resumed is not None)
     fabric = Fabric(accelerator="cpu", devices=1)
-    session = Session(saves, monitor, Budget(args.max_seconds), resumed)
+    session = Session(checkpoint_store, monitor, Budget(args.max_seconds), resumed)
     progress = fit(fabric, model, data, make_samples(3, 1), session, args, ValidationArgs(), 7)
     monitor.close()
     with open(out / "metrics.csv", newline="") as file:
@@ -112,13 +112,13 @@ def test_the_samples_of_a_run_in_parts_are_those_of_one_in_their_order(n, legs):
     data, seen, step = numbered(n), [], 0
     for name, limit, batch_size in legs:
         train = TrainArgs(**{name: limit / 4 if name == "epochs" else limit}, batch_size=batch_size)
-        feed = Feed(SimpleNamespace(hidden=None), data, train, torch.device("cpu"), 3, None)
-        feed.begin_at(step, len(seen))
-        while step < feed.n_steps:
+        loader = BatchLoader(SimpleNamespace(hidden=None), data, train, torch.device("cpu"), 3, None)
+        loader.begin_at(step, len(seen))
+        while step < loader.n_steps:
             step += 1
-            rows = feed.rows(step)
-            assert sorted(rows) == sorted(int(i) - 1 for batch in feed.batches(step) for i in batch.ids[::3])
-            assert 0 < len(rows) <= batch_size and feed.length.seen_after(step) == len(seen) + len(rows)
+            rows = loader.rows(step)
+            assert sorted(rows) == sorted(int(i) - 1 for batch in loader.batches(step) for i in batch.ids[::3])
+            assert 0 < len(rows) <= batch_size and loader.length.seen_after(step) == len(seen) + len(rows)
             seen += rows
         assert len(seen) >= train.limits(n, step, len(seen))[name]
     assert seen == Order(n, len(seen), 3).rows(0, len(seen))
@@ -127,7 +127,7 @@ def test_the_samples_of_a_run_in_parts_are_those_of_one_in_their_order(n, legs):
 def test_a_checkpoint_that_does_not_say_its_place_in_the_data_is_taken_up_all_the_same(tmp_path):
     """As those of before that was kept: the monitor's count is the place."""
     first, *_ = trained(tmp_path / "out", 20, epochs=1, batch_size=8)
-    place = Saves(tmp_path / "out", "lora").newest()
+    place = CheckpointStore(tmp_path / "out", "lora").newest()
     rewrite(place, lambda record: [record.pop(name) for name in ("samples", "step_seconds")])
     assert read_progress(place).samples == 20
     more, _, _ = trained(tmp_path / "out", 20, epochs=2, batch_size=8)
@@ -136,11 +136,11 @@ def test_a_checkpoint_that_does_not_say_its_place_in_the_data_is_taken_up_all_th
 
 def test_a_checkpoint_of_a_version_that_says_more_is_not_called_damaged(tmp_path):
     trained(tmp_path / "out", 20, epochs=1, batch_size=8)
-    saves = Saves(tmp_path / "out", "lora")
-    for step in saves.steps():
-        rewrite(saves.place(step), lambda record: record.update(n_workers=2))
+    checkpoint_store = CheckpointStore(tmp_path / "out", "lora")
+    for step in checkpoint_store.steps():
+        rewrite(checkpoint_store.folder_of(step), lambda record: record.update(n_workers=2))
     with pytest.raises(UserError, match="is from another version of this toolkit: it says n_workers, which") as e:
-        saves.newest()
+        checkpoint_store.newest()
     assert "damaged" not in str(e.value)
 
 

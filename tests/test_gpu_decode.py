@@ -92,7 +92,7 @@ def test_logits_of_the_same_tokens_are_close(shape, dtype, n_rows):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize(("n", "k"), [(4096, 4096), (1000, 11008), (33, 100), (512, 1280)])
 def test_the_product_with_one_row_is_that_of_float64(n, k, dtype, activation):
-    from lit_gpt.generation.products import Weight, product
+    from lit_gpt.generation.matvec import Weight, matvec
 
     def layer(spread):
         weight, bias = torch.randn(n, k, device="cuda") * k**-0.5, torch.randn(n, device="cuda")
@@ -109,7 +109,7 @@ def test_the_product_with_one_row_is_that_of_float64(n, k, dtype, activation):
     want = exactly(one)
     if activation:
         want = want * ACTIVATIONS[activation](exactly(gate))
-    got = product(x, one, gate if activation else None, activation).double()
+    got = matvec(x, one, gate if activation else None, activation).double()
     tolerance = {torch.bfloat16: 4e-3, torch.float16: 1e-3, torch.float32: 1e-6}[row]
     assert (got - want).norm() < tolerance * want.norm()
 
@@ -134,11 +134,11 @@ def captured_ms(fn, arguments):
 
 @pytest.mark.parametrize(("n", "k"), [(12288, 4096), (4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096)])
 def test_the_product_with_one_row_is_no_slower_than_that_of_torch(n, k):
-    from lit_gpt.generation.products import Weight, product
+    from lit_gpt.generation.matvec import Weight, matvec
 
     weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(max(2, 2**29 // (n * k)))]
     x = torch.randn(1, k, device="cuda", dtype=torch.bfloat16)  # weights: more of them than the cache holds
-    ours = captured_ms(product, [(x, Weight(w)) for w in weights])
+    ours = captured_ms(matvec, [(x, Weight(w)) for w in weights])
     theirs = captured_ms(torch.nn.functional.linear, [(x, w) for w in weights])
     rates = [f"{2 * n * k / ms / 1e6:.0f} GB/s" for ms in (ours, theirs)]
     print(f"{n} x {k}: ours {rates[0]}, torch {rates[1]}")

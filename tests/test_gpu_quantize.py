@@ -68,10 +68,10 @@ def test_8_bit_products_are_those_of_the_cpu(kind, size):
     weight, bias = on_cpu.dequantize(), on_cpu.bias.float()
     for n in ROWS:
         x, dy = inputs(n, size)
-        y, dx = layer.product(x), layer.input_gradient(dy)
+        y, dx = layer.forward_no_grad(x), layer.grad_input(dy)
         assert y.shape == (n, size[1]) and dx.shape == (n, size[0]) and y.dtype == dx.dtype == torch.bfloat16
-        assert error(y, on_cpu.product(x.cpu())) < SUMMING[kind] + BF16, n
-        assert error(dx, on_cpu.input_gradient(dy.cpu())) < SUMMING[kind] + BF16, n
+        assert error(y, on_cpu.forward_no_grad(x.cpu())) < SUMMING[kind] + BF16, n
+        assert error(dx, on_cpu.grad_input(dy.cpu())) < SUMMING[kind] + BF16, n
         assert error(y, x.float().cpu() @ weight.T + bias) < INPUT_ERROR[kind] + SUMMING[kind] + BF16, n
         assert error(dx, dy.float().cpu() @ weight) < INPUT_ERROR[kind] + SUMMING[kind] + BF16, n
 
@@ -82,7 +82,7 @@ def test_8_bit_products_in_other_dtypes_and_without_bias(kind, dtype):
     skip_unless_possible(kind)
     layer = quantized(make_linear(1024, 768, bias=False), kind)
     x, dy = (t.to(dtype) for t in inputs(33, (1024, 768)))
-    y, dx = layer.product(x), layer.input_gradient(dy)
+    y, dx = layer.forward_no_grad(x), layer.grad_input(dy)
     assert y.dtype == dx.dtype == dtype
     weight = layer.dequantize()
     assert error(y, x.float() @ weight.T) < INPUT_ERROR[kind] + SUMMING[kind] + BF16
@@ -164,8 +164,8 @@ def test_products_of_bitsandbytes_are_those_of_the_stored_weight(kind, size):
     weight, allowed = layer.dequantize(), 0.0085 + 2 * BF16 if "int8" in kind else 2 * BF16
     for n in ROWS:
         x, dy = inputs(n, size)
-        assert error(layer.product(x), x.float() @ weight.T + layer.bias.float()) < allowed, n
-        assert error(layer.input_gradient(dy), dy.float() @ weight) < 2 * BF16, n
+        assert error(layer.forward_no_grad(x), x.float() @ weight.T + layer.bias.float()) < allowed, n
+        assert error(layer.grad_input(dy), dy.float() @ weight) < 2 * BF16, n
 
 
 @pytest.mark.parametrize("kind", QUANTIZATIONS)
@@ -175,12 +175,12 @@ def test_a_layer_moves_between_devices(kind):
     want = layer.dequantize()
     assert error(layer.cuda().dequantize(), want) < 1e-6
     (x,) = inputs(5, (256,))
-    assert error(layer.product(x), x.float().cpu() @ want.T + layer.bias.float().cpu()) < 0.05
+    assert error(layer.forward_no_grad(x), x.float().cpu() @ want.T + layer.bias.float().cpu()) < 0.05
 
 
 @pytest.mark.parametrize("kind", QUANTIZATIONS)
 def test_no_rows_at_all(kind):
     skip_unless_possible(kind)
     layer = quantized(make_linear(256, 96), kind)
-    assert layer.product(torch.zeros(0, 256, device="cuda", dtype=torch.bfloat16)).shape == (0, 96)
-    assert layer.input_gradient(torch.zeros(2, 0, 96, device="cuda", dtype=torch.bfloat16)).shape == (2, 0, 256)
+    assert layer.forward_no_grad(torch.zeros(0, 256, device="cuda", dtype=torch.bfloat16)).shape == (0, 96)
+    assert layer.grad_input(torch.zeros(2, 0, 96, device="cuda", dtype=torch.bfloat16)).shape == (2, 0, 256)

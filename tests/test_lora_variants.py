@@ -20,7 +20,7 @@ from lit_gpt.layers.linear import Linear
 from lit_gpt.methods import lora
 from lit_gpt.methods.lora.layer import LoRALinear, principal
 from lit_gpt.training.loop import fit
-from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.session import Session
 
 IDS = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
@@ -186,7 +186,7 @@ def test_training_is_that_of_peft_with_steps_written_out_by_hand(tmp_path):
         def __getattr__(self, name):
             return lambda *a: {}
 
-    session = Session(Saves(tmp_path, "lora"), Silent())
+    session = Session(CheckpointStore(tmp_path, "lora"), Silent())
     fit(make_fabric("32-true"), model, data, data, session, train, ValidationArgs(), seed=1)
     want = {n: x for n, x in peft.state_dict().items() if ".lora_" in n}
     got = to_peft(model.config, args, state_of(model))[0]
@@ -246,8 +246,8 @@ def test_the_recipe_is_what_the_script_takes():
     import runpy
 
     main = runpy.run_path(str(ROOT / "finetune" / "lora.py"))["main"]
-    recipe = ROOT / "finetune" / "recipes" / "lora_all_linear.yaml"
-    values = cli.parse(main, ["--config", str(recipe), "--lora_alpha", "32"])
+    recompute = ROOT / "finetune" / "recipes" / "lora_all_linear.yaml"
+    values = cli.parse(main, ["--config", str(recompute), "--lora_alpha", "32"])
     args, train = values["lora"], values["train"]
     assert (args.lora_r, args.lora_alpha, args.lora_scaling) == (32, 32, "rslora")
     assert all(getattr(args, flag) == (flag != "lora_head") for flag in ALL)

@@ -269,8 +269,8 @@ def test_an_adapter_that_peft_made_becomes_a_run(checkpoint, tmp_path):
 
 
 def test_the_recipe_is_one_that_the_script_takes(tmp_path):
-    recipe = ROOT / "finetune/recipes/lora_all_linear.yaml"
-    done = run("finetune/lora.py", "--config", recipe, "--print_config", cwd=tmp_path)
+    recompute = ROOT / "finetune/recipes/lora_all_linear.yaml"
+    done = run("finetune/lora.py", "--config", recompute, "--print_config", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "lora_scaling: rslora" in done.stdout and "batch_size: 16" in done.stdout
     assert json.dumps(True) in done.stdout

@@ -102,12 +102,12 @@ def test_prepared_and_raw_sources_join_and_validation_stays_apart(sources, check
     alone = store.load(tmp_path / "alone")
     assert parts["raw"] == (texts(alone[0], tokenizer), texts(alone[1], tokenizer))
     assert train.n_targets == sum((train[i][1] != store.IGNORE).sum() for i in range(len(train))) > 0
-    recipe = meta["mix"]
-    assert recipe["sizes"] == {"one": 15, "two": 50} and meta["seed"] == QUIET.seed
+    recompute = meta["mix"]
+    assert recompute["sizes"] == {"one": 15, "two": 50} and meta["seed"] == QUIET.seed
     for name in three:
-        start, stop = recipe["sources"][name]["val"]
+        start, stop = recompute["sources"][name]["val"]
         assert texts(val, tokenizer)[start:stop] == parts[name][1]
-        assert recipe["sources"][name]["path"] == str(three[name])
+        assert recompute["sources"][name]["path"] == str(three[name])
     assert meta["rows"]["train"] == {
         "read": 84, "kept": 89, "dropped": {"of one not drawn": 25}, "cut": {}, "repeated": 30
     }  # fmt: skip

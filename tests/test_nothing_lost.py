@@ -21,7 +21,7 @@ from lit_gpt.training.loop import fit
 from lit_gpt.training.optimizer import learning_rate
 from lit_gpt.training.run import budget as budget_module
 from lit_gpt.training.run.budget import Budget
-from lit_gpt.training.run.checkpoint_store import Progress, Saves, read_progress
+from lit_gpt.training.run.checkpoint_store import CheckpointStore, Progress, read_progress
 from lit_gpt.training.run.monitor import Monitor
 from lit_gpt.training.run.session import Session
 
@@ -41,8 +41,8 @@ def trained(out, model=None, data=None, resumed=None, validation=None, score=Non
     args = TrainArgs(**{"learning_rate": 1e-2, "batch_size": 4, "epochs": 2, "micro_batch_tokens": 100} | train)
     monitor = Monitor(out, args.n_samples(len(data)), args.log_interval, goes_on=resumed is not None)
     fabric = Fabric(accelerator="cpu", devices=1)
-    saves = Saves(out, "lora", args.keep_last)
-    session = Session(saves, monitor, Budget(args.max_seconds), resumed, score)
+    checkpoint_store = CheckpointStore(out, "lora", args.keep_last)
+    session = Session(checkpoint_store, monitor, Budget(args.max_seconds), resumed, score)
     progress = fit(fabric, model, data, make_samples(6, 1), session, args, validation or ValidationArgs(), 7)
     monitor.close()
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, progress
@@ -132,14 +132,14 @@ def test_killed_after_the_memory_ran_out_a_run_goes_on_with_what_it_had_room_for
     whole, _ = trained(tmp_path / "whole", scarce(), **args)
     with pytest.raises(Killed):
         trained(tmp_path / "out", scarce(killed_at=18), **args)
-    saves = Saves(tmp_path / "out", "lora")
-    before = read_progress(saves.newest())
+    checkpoint_store = CheckpointStore(tmp_path / "out", "lora")
+    before = read_progress(checkpoint_store.newest())
     assert 0 < before.step < 11 and before.micro_batch_tokens and before.micro_batch_tokens <= 50
     assert before.n_recomputed == (TINY.n_layer if recomputed else 0)
     capsys.readouterr()
     model, seen = model_with_lora(), []
     model.transformer.wte.register_forward_pre_hook(lambda _, x: seen.append(x[0].numel()) if model.training else None)
-    got, progress = trained(tmp_path / "out", model, resumed=saves.newest(), **args)
+    got, progress = trained(tmp_path / "out", model, resumed=checkpoint_store.newest(), **args)
     assert max(seen[1:]) <= before.micro_batch_tokens and "Out of memory" not in capsys.readouterr().out
     assert (progress.micro_batch_tokens, model.n_recomputed) == (before.micro_batch_tokens, before.n_recomputed)
     assert_equal(whole, got)
@@ -162,10 +162,10 @@ def test_memory_that_ends_in_the_middle_leaves_a_checkpoint_of_the_last_whole_st
     model.transformer.wte.register_forward_pre_hook(later)
     with pytest.raises(torch.OutOfMemoryError):
         trained(tmp_path / "cut", model, save_interval=1000)
-    saves = Saves(tmp_path / "cut", "lora")
-    assert saves.steps()[-1] > 2
+    checkpoint_store = CheckpointStore(tmp_path / "cut", "lora")
+    assert checkpoint_store.steps()[-1] > 2
     whole, _ = trained(tmp_path / "whole", model_with_lora(0))
-    again, _ = trained(tmp_path / "cut", model_with_lora(0), resumed=saves.newest())
+    again, _ = trained(tmp_path / "cut", model_with_lora(0), resumed=checkpoint_store.newest())
     for name in whole:
         torch.testing.assert_close(again[name], whole[name], rtol=1e-3, atol=1e-5)
 
@@ -212,10 +212,10 @@ def test_many_in_a_row_end_the_run_saved_and_name_the_rows(tmp_path, optimizer):
         UserError, match=r"10 steps in a row are not finite.*samples of step \d+: numbers (\d+, ){3}\d+"
     ):
         trained(tmp_path / "nan", model, epochs=20, optimizer=optimizer)
-    saves = Saves(tmp_path / "nan", "lora")
-    progress = read_progress(saves.newest())
+    checkpoint_store = CheckpointStore(tmp_path / "nan", "lora")
+    progress = read_progress(checkpoint_store.newest())
     assert progress.step >= 10
-    state = torch.load(saves.weights, weights_only=True)
+    state = torch.load(checkpoint_store.weights, weights_only=True)
     assert all(torch.isfinite(x).all() for x in state.values())
     assert any(x.abs().sum() > 0 for n, x in state.items() if "lora_B" in n)  # the steps before are in it
 
@@ -240,7 +240,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_step(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "is not saved" in said and "The run goes on and tries again" in said
     assert_equal(whole, got)
-    assert Saves(tmp_path / "full", "lora").newest().name == "step-000012"
+    assert CheckpointStore(tmp_path / "full", "lora").newest().name == "step-000012"
     assert not list((tmp_path / "full").rglob("*.tmp"))
 
 

@@ -181,22 +181,22 @@ def test_scaled_gradients_are_refused_before_anything_happens():
 def test_a_plan_never_chooses_what_a_run_refuses(name):
     """On a T4, which has no bf16, the script's own precision is 16-mixed."""
     config = config_for(name)
-    asked = job_of("full", config, named("t4"), precision="16-mixed", micro_batch_tokens=None)
-    for job in lighter(asked):
+    args = job_of("full", config, named("t4"), precision="16-mixed", micro_batch_tokens=None)
+    for job in lighter(args):
         require_offload(job.train, job.precision)
-    assert any(job.train.offload_gradients for job in lighter(asked))
+    assert any(job.train.offload_gradients for job in lighter(args))
 
 
 def test_a_full_finetuning_of_7b_is_planned_into_24_gb():
     """Weights 13.5 GB; gradients and the optimizer's state on the host, which the plan says."""
     config = config_for("open_llama_7b")
-    asked = job_of("full", config, named("rtx4090"), precision="bf16-mixed", micro_batch_tokens=None)
-    plan = fitted(make_plan(asked, DATA), DATA)
+    args = job_of("full", config, named("rtx4090"), precision="bf16-mixed", micro_batch_tokens=None)
+    plan = fitted(make_plan(args, DATA), DATA)
     assert plan.fits and plan.memory["trained weights"] == 2 * 6_738_415_616
     assert plan.memory["gradients"] == 2 * 2 * 32000 * 4096 and plan.memory["optimizer"] == 0
     assert plan.host == {"gradients": 2 * 6_738_415_616, "optimizer": 2 * 6_738_415_616}
     assert "in the host's memory, besides: gradients 13.48, optimizer 13.48" in "\n".join(lines_of(plan))
-    flags = flags_of(asked, plan.job)
+    flags = flags_of(args, plan.job)
     assert "--offload_gradients true" in flags and "--optimizer paged_adamw8bit" in flags
     assert "--precision bf16-true" in flags
     larger = job_of("full", config, named("a100-40gb"), precision="bf16-mixed", micro_batch_tokens=None)

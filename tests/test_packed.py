@@ -256,5 +256,5 @@ def test_documents_side_by_side_are_documents_alone(softcap, window, groups, mon
         for a, b in zip(padded.attend_backward(dy, q, k, v, y, *settings), gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     found = padded.groups((16,) * 20, torch.device("cpu"))
-    assert len(found) == 2 and sum(len(group.place) for group in found) == 320  # 3,000 scores are 11 documents
+    assert len(found) == 2 and sum(len(group.slot) for group in found) == 320  # 3,000 scores are 11 documents
     padded.groups.cache_clear()

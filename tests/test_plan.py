@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from tiny import kept_by
 
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, PlanArgs, TrainArgs, ValidationArgs
-from lit_gpt.args.finetuning import Finetuning
+from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.config import Config
 from lit_gpt.data import store
 from lit_gpt.data.batches import Order, collate, steps
@@ -260,8 +260,8 @@ def test_fit_uses_the_time_and_no_more():
     assert 60 < plan.seconds <= 120 and plan.job.train.epochs <= fitting.MOST_EPOCHS
     longer = fitting.fitted(make_plan(job_of(max_time="10:00:00", epochs=None), DATA, rates), DATA)
     assert longer.job.train.epochs == fitting.MOST_EPOCHS  # not more than makes sense
-    asked = fitting.fitted(make_plan(job_of(max_time="10:00:00", epochs=1), DATA, rates), DATA)
-    assert asked.job.train.epochs == 1  # nor than was asked for
+    args = fitting.fitted(make_plan(job_of(max_time="10:00:00", epochs=1), DATA, rates), DATA)
+    assert args.job.train.epochs == 1  # nor than was asked for
     with pytest.raises(UserError, match="--max_time 0:00:05 is too little"):
         fitting.fitted(make_plan(job_of(max_time="00:00:05"), DATA, rates), DATA)
 
@@ -279,12 +279,12 @@ def test_a_plan_says_how_many_steps_the_time_has_room_for():
 
 
 def test_the_command_line_is_what_was_typed_with_what_was_chosen():
-    asked = job_of(epochs=None, max_iters=500)
+    args = job_of(epochs=None, max_iters=500)
     plan = SimpleNamespace(
-        job=replace(asked, quantize="int8", train=replace(asked.train, epochs=1.5, max_iters=None, recompute="all"))
+        job=replace(args, quantize="int8", train=replace(args.train, epochs=1.5, max_iters=None, recompute="all"))
     )
     argv = "finetune/lora.py --checkpoint_dir c --max_iters 500 --dry_run true --fit=true --quantize bnb.nf4 --lora_r 4"
-    assert fitting.command_line(plan, asked, argv.split()) == (
+    assert fitting.command_line(plan, args, argv.split()) == (
         "python finetune/lora.py --checkpoint_dir c --lora_r 4 --quantize int8 --recompute all --epochs 1.5"
     )
 
@@ -329,7 +329,9 @@ def test_a_dry_run_with_a_probe_says_all_and_writes_nothing(prepared, tmp_path, 
     before = listing(tmp_path), listing(checkpoint)
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
     train = TrainArgs(batch_size=4, epochs=1, micro_batch_tokens=200)
-    dry_run(fabric, Finetuning("lora", LoRAArgs(lora_r=2), checkpoint, data, tmp_path / "out", train, ValidationArgs()))
+    dry_run(
+        fabric, FinetuneArgs("lora", LoRAArgs(lora_r=2), checkpoint, data, tmp_path / "out", train, ValidationArgs())
+    )
     text = capsys.readouterr().out
     for part in (
         "frozen weights",

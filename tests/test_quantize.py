@@ -62,7 +62,7 @@ def test_products_are_those_of_the_stored_weight(kind, bias):
     assert weight.shape == linear.weight.shape and weight.dtype == torch.float32
     assert 1e-4 < error(weight, linear.weight) < of(WEIGHT_ERROR, kind)
     x, dy = torch.randn(3, 33, 256), torch.randn(3, 33, 96)
-    y, dx = layer.product(x), layer.input_gradient(dy)
+    y, dx = layer.forward_no_grad(x), layer.grad_input(dy)
     assert error(y, torch.nn.functional.linear(x, weight, linear.bias)) < of(INPUT_ERROR, kind)
     assert error(dx, dy @ weight) < (1e-6 if kind in BNB else of(INPUT_ERROR, kind))
     assert y.shape == dy.shape and dx.shape == x.shape
@@ -77,9 +77,9 @@ def test_8_bit_products_are_exactly_those_of_the_codes(kind):
     w, w_scale = rounded(linear.weight, kind)
     torch.testing.assert_close(layer.dequantize().double(), w * w_scale, rtol=1e-6, atol=0)
     codes, scale = rounded(x, kind)
-    torch.testing.assert_close(layer.product(x) / scale, (codes @ w.T) * w_scale.T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.forward_no_grad(x) / scale, (codes @ w.T) * w_scale.T, rtol=1e-5, atol=1e-5)
     codes, scale = rounded(dy * w_scale.float().T, kind)
-    torch.testing.assert_close(layer.input_gradient(dy) / scale, codes @ w, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(layer.grad_input(dy) / scale, codes @ w, rtol=1e-5, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", FOUR_BIT)
@@ -93,7 +93,7 @@ def test_4_bit_layers_are_those_of_bitsandbytes(kind):
     ours = quantized(linear, kind)
     assert torch.equal(ours.weight, theirs.weight)
     x = torch.randn(5, 256, requires_grad=True)
-    torch.testing.assert_close(ours.product(x), theirs(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.forward_no_grad(x), theirs(x), rtol=1e-6, atol=1e-6)
     theirs(x).square().sum().backward()
     want, x.grad = x.grad, None
     ours(x).square().sum().backward()
@@ -113,10 +113,10 @@ def test_bnb_int8_is_that_of_bitsandbytes_and_keeps_outliers_in_16_bits(kind):
     before = x.clone()
     ours = quantized(linear, kind)
     assert torch.equal(ours.weight, theirs.weight)
-    assert error(ours.product(x), theirs(x)) < 1e-3
+    assert error(ours.forward_no_grad(x), theirs(x)) < 1e-3
     assert torch.equal(x, before)
     want = x.float() @ ours.dequantize().T + linear.bias.float()
-    assert 5 * error(ours.product(x), want) < error(quantized(linear, "int8").product(x), want)
+    assert 5 * error(ours.forward_no_grad(x), want) < error(quantized(linear, "int8").forward_no_grad(x), want)
 
 
 @pytest.mark.parametrize("kind", QUANTIZATIONS)
@@ -128,10 +128,10 @@ def test_gradients_go_to_the_input_and_nowhere_else(kind):
     assert not layer(x.detach()).requires_grad
     with torch.no_grad():
         assert torch.equal(layer(x), y)
-    assert torch.equal(layer.product(x), y) and not layer.product(x).requires_grad
+    assert torch.equal(layer.forward_no_grad(x), y) and not layer.forward_no_grad(x).requires_grad
     dy = torch.randn_like(y)
     y.backward(dy)
-    assert torch.equal(x.grad, layer.input_gradient(dy))
+    assert torch.equal(x.grad, layer.grad_input(dy))
     assert all(p.grad is None for p in layer.parameters())
 
 
@@ -141,7 +141,7 @@ def test_a_model_in_16_bits_gets_16_bits_back(kind, dtype):
     linear = make_linear(dtype=dtype)
     layer = quantized(linear, kind)
     x, dy = torch.randn(9, 256).to(dtype), torch.randn(9, 96).to(dtype)
-    y, dx = layer.product(x), layer.input_gradient(dy)
+    y, dx = layer.forward_no_grad(x), layer.grad_input(dy)
     assert y.dtype == dx.dtype == dtype
     weight, rounding = layer.dequantize(), 0 if dtype == torch.float32 else 0.004
     want = x.float() @ weight.T + linear.bias.float()
@@ -183,13 +183,13 @@ def test_a_cpu_makes_a_few_rows_of_a_weight_at_a_time(kind, dtype, n_in, n_out, 
     monkeypatch.setattr(matmul, "MISSING", frozenset({torch.bfloat16}))
     layer = quantized(make_linear(n_in, n_out), kind)
     x, dy = torch.randn(9, n_in).to(dtype), torch.randn(9, n_out).to(dtype)
-    want = layer.product(x), layer.input_gradient(dy)
+    want = layer.forward_no_grad(x), layer.grad_input(dy)
     room = 9 * n_in  # as many as the rows of x and y have
     monkeypatch.setattr(matmul, "PART", room)
     if kind in BNB:
         monkeypatch.delattr("bitsandbytes.matmul_4bit")  # which unpacks all of a weight, unseen by `Largest`
     with Largest() as largest:
-        got = layer.product(x), layer.input_gradient(dy)
+        got = layer.forward_no_grad(x), layer.grad_input(dy)
     assert largest.numel <= room + 2 * 64 < n_in * n_out
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=torch.finfo(dtype).eps, atol=1e-6)
@@ -199,19 +199,19 @@ def test_a_cpu_makes_a_few_rows_of_a_weight_at_a_time(kind, dtype, n_in, n_out, 
 def test_casting_a_model_leaves_its_quantized_layers_alone(kind):
     layer = quantized(make_linear(), kind)
     x = torch.randn(4, 256)
-    before = layer.product(x)
-    assert torch.equal(layer.to(torch.bfloat16).half().product(x), before)
+    before = layer.forward_no_grad(x)
+    assert torch.equal(layer.to(torch.bfloat16).half().forward_no_grad(x), before)
 
 
 @pytest.mark.parametrize("kind", QUANTIZATIONS)
 def test_no_rows_rows_of_zeros_and_odd_sizes(kind):
     layer = quantized(make_linear(n_in=23, n_out=7), kind)
-    assert layer.product(torch.zeros(0, 23)).shape == (0, 7)
-    assert layer.input_gradient(torch.zeros(2, 0, 7)).shape == (2, 0, 23)
-    torch.testing.assert_close(layer.product(torch.zeros(2, 23)), layer.bias.expand(2, 7))
-    assert torch.equal(layer.input_gradient(torch.zeros(2, 7)), torch.zeros(2, 23))
+    assert layer.forward_no_grad(torch.zeros(0, 23)).shape == (0, 7)
+    assert layer.grad_input(torch.zeros(2, 0, 7)).shape == (2, 0, 23)
+    torch.testing.assert_close(layer.forward_no_grad(torch.zeros(2, 23)), layer.bias.expand(2, 7))
+    assert torch.equal(layer.grad_input(torch.zeros(2, 7)), torch.zeros(2, 23))
     x = torch.randn(23)
-    assert error(layer.product(x), layer.dequantize() @ x + layer.bias) < 0.05
+    assert error(layer.forward_no_grad(x), layer.dequantize() @ x + layer.bias) < 0.05
     empty = make_linear(n_in=32, n_out=4)
     torch.nn.init.zeros_(empty.weight[1])
     assert torch.equal(quantized(empty, kind).dequantize()[1], torch.zeros(32))

@@ -14,7 +14,7 @@ from lit_gpt.data.store import stack
 from lit_gpt.planning.devices import Device
 from lit_gpt.planning.memory_items import memory_items, n_recomputed
 from lit_gpt.planning.work import work_of
-from lit_gpt.training.loader import Feed
+from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.memory import WORKSPACE, block_bytes, blocks_to_recompute, cast_bytes, training_bytes
 
 GPU = Device("a gpu", 24.0, 100.0)
@@ -87,16 +87,16 @@ def test_the_longest_sample_decides_where_it_has_a_forward_pass_of_its_own(free,
     ids = [*range(1, 201)] * 2
     data = stack([(ids, ids), (ids[:20], ids[:20]), (ids[:30], ids[:30])])
     model = trained(job_of())
-    feed = Feed(model, data, TrainArgs(**train, share_prefixes=False), torch.device("cpu"), 3, torch.no_grad)
-    feed.prepare()
-    feed.device = torch.device("cuda")
-    assert feed.most_tokens == 400
+    loader = BatchLoader(model, data, TrainArgs(**train, share_prefixes=False), torch.device("cpu"), 3, torch.no_grad)
+    loader.prepare()
+    loader.device = torch.device("cuda")
+    assert loader.most_tokens == 400
     kept, _ = block_bytes(model, 400, 4)
-    free.n_bytes = WORKSPACE + training_bytes(model, feed.train) + 4 * kept - 1
-    feed.prepare()
+    free.n_bytes = WORKSPACE + training_bytes(model, loader.train) + 4 * kept - 1
+    loader.prepare()
     assert model.n_recomputed == 2
-    feed.device = torch.device("cpu")
-    feed.shrink()
+    loader.device = torch.device("cpu")
+    loader.shrink()
     said = capsys.readouterr().out
     assert "micro-batches of 400 tokens and all blocks recomputed" in said and "of 1 tokens" not in said
 

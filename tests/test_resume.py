@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT, assert_one_line_error, run, tiny_hf, write_tokenizer
 
 from lit_gpt.training.run.budget import LEDGER
-from lit_gpt.training.run.checkpoint_store import Saves, read_progress
+from lit_gpt.training.run.checkpoint_store import CheckpointStore, read_progress
 
 ROWS = [{"instruction": f"say {w} {n} times", "input": "", "output": " ".join([w] * n)}
         for w in ("ab", "cd", "the", "king") for n in range(1, 9)]  # fmt: skip
@@ -228,8 +228,8 @@ def test_data_that_is_gone_or_another_is_one_line_and_harms_nothing(place, whole
     reference = whole("lora")
     out = f"data-{how}"
     shutil.copytree(place / reference, place / out, symlinks=True)
-    saves = Saves(place / out, "lora")
-    shutil.rmtree(saves.place(saves.steps()[-1]))  # so that there is something left to do
+    checkpoint_store = CheckpointStore(place / out, "lora")
+    shutil.rmtree(checkpoint_store.folder_of(checkpoint_store.steps()[-1]))  # so that there is something left to do
     shutil.copytree(place / "data", place / "kept")
     try:
         said = harm_data(place / "data", how)
@@ -328,12 +328,12 @@ def test_a_clock_that_is_set_back_changes_nothing(place, whole):
     flags = ("--keep_last", 4, "--max_time", "01:00:00")
     p = run(*command("lora", "back", *flags), cwd=place, env={"PYTHONPATH": paths})
     assert p.returncode == 0, p.stderr
-    saves = Saves(place / "back", "lora")
-    shutil.rmtree(saves.place(saves.steps()[-1]))
-    left = saves.steps()
+    checkpoint_store = CheckpointStore(place / "back", "lora")
+    shutil.rmtree(checkpoint_store.folder_of(checkpoint_store.steps()[-1]))
+    left = checkpoint_store.steps()
     assert len(left) >= 3
     for n, step in enumerate(left):
-        for path in (*saves.place(step).iterdir(), saves.place(step)):
+        for path in (*checkpoint_store.folder_of(step).iterdir(), checkpoint_store.folder_of(step)):
             os.utime(path, (2e9 - 1e6 * n,) * 2)
     p = run(*command("lora", "back", "--resume", "true", *flags), cwd=place, env={"PYTHONPATH": paths})
     assert p.returncode == 0, p.stderr
@@ -350,7 +350,7 @@ def test_killed_and_resumed_a_run_ends_in_time_with_its_learning_rate_at_the_end
     """
     out = place / "deadline"
     flags = ("--epochs", 100_000, "--resume", "true", "--merge", "true", "--average_last", 2, "--keep_last", 2)
-    saves, spent = Saves(out, "lora"), []
+    checkpoint_store, spent = CheckpointStore(out, "lora"), []
     for n_steps in (3, 25):
         process = start(place, "lora", out.name, *flags, "--max_time", "01:00:00")
         for line in process.stdout:
@@ -359,7 +359,7 @@ def test_killed_and_resumed_a_run_ends_in_time_with_its_learning_rate_at_the_end
         time.sleep(random.Random(n_steps).uniform(0, 0.5))
         process.kill()
         process.communicate()
-        spent.append(max(float((out / LEDGER).read_text()), read_progress(saves.newest()).seconds))
+        spent.append(max(float((out / LEDGER).read_text()), read_progress(checkpoint_store.newest()).seconds))
     assert 0 < spent[0] < spent[1]  # starting again took time, too
     (out / ".rehearsal.999999999.tmp").mkdir()  # as a process leaves it that is killed while it measures the end
     limit = math.ceil(spent[1] + 2 * spent[0] + 15)
@@ -374,7 +374,7 @@ def test_killed_and_resumed_a_run_ends_in_time_with_its_learning_rate_at_the_end
         rates = [float(row["learning_rate"]) for row in csv.DictReader(file) if row["learning_rate"]]
     assert max(rates) > 0.009 and rates[-1] < 0.001
     assert (out / "merged" / "lit_model.pth").is_file() and "Mean of the checkpoints of steps" in p.stdout
-    assert read_progress(saves.newest()).finish_seconds > 0
+    assert read_progress(checkpoint_store.newest()).finish_seconds > 0
     assert not list(out.rglob(".*.tmp"))
     # each part by itself, after the time is over
     p = run("eval/validate.py", "--checkpoint_dir", "checkpoint", "--finetuned_path", out, cwd=place)

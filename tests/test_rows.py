@@ -118,7 +118,7 @@ def test_keys_of_the_users_own(tmp_path):
     parse = by_columns(["question", "answer"])
     rows = list(read_rows(tmp_path / "q.csv", parse))
     assert rows == [Row.single("two\nlines; and", "", "yes"), Row.single("b", "", 'say "c"')]
-    assert [r.place for r in rows] == ["line 2", "line 5"]
+    assert [r.location for r in rows] == ["line 2", "line 5"]
 
 
 def turns(*roles):

@@ -7,7 +7,7 @@ from test_nothing_lost import trained
 from lit_gpt.args import TrainArgs
 from lit_gpt.errors import UserError
 from lit_gpt.training.run.budget import LEDGER, Budget
-from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.folder import RECORDS, claim_out_dir
 
 LEFT = ("lit_model_lora_finetuned.pth", "merged/lit_model.pth", "averaged/finetuned.json", "checkpoints/step-000003/x")
@@ -55,7 +55,7 @@ def test_a_new_run_is_not_charged_the_time_that_another_one_used_in_its_folder(t
     assert 0 < progress.seconds < 80000 and float((out / LEDGER).read_text()) < 80000
     again = Budget(TrainArgs(max_time="10:00:00").max_seconds, ledger=out / LEDGER)
     monkeypatch.setattr("test_nothing_lost.Budget", lambda *a: again)
-    _, progress = trained(out, resumed=Saves(out, "lora").newest(), epochs=2, max_time="10:00:00")
+    _, progress = trained(out, resumed=CheckpointStore(out, "lora").newest(), epochs=2, max_time="10:00:00")
     assert progress.step == 12 and again.used < 80000
 
 

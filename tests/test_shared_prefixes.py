@@ -16,12 +16,12 @@ from lit_gpt.data.batches import Order, micro_batches, steps
 from lit_gpt.data.packing import Packing, cuts, n_computed, packs, prefixes_of
 from lit_gpt.data.store import IGNORE, stack
 from lit_gpt.fabric import make_fabric
-from lit_gpt.layers.attention import Continuations, Documents, Heads, attended, attended_backward, attention, flash
+from lit_gpt.layers.attention import Documents, Heads, SharedPrefixes, attended, attended_backward, attention, flash
 from lit_gpt.methods import adapter, lora
 from lit_gpt.training import batching as packing
 from lit_gpt.training.batching import packing_of, share_up_to
 from lit_gpt.training.graphs import prefixes_fit
-from lit_gpt.training.loader import Feed
+from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.validation import validate
 
@@ -79,8 +79,8 @@ def test_loss_and_gradients_are_those_of_each_sample_alone(kind, method):
 def test_attention_of_what_goes_on_from_a_prefix_is_that_of_the_whole(window, softcap, groups, dtype, long):
     """Long and short documents take different paths on a CPU."""
     heads = Heads((32, 8 * groups, 8 * groups), 8, 0.3, softcap, window)
-    lengths, followers = (6, 300 if long else 17, 3, 40, 5, 9, 1, 12), (3, 2)
-    row, alone, twice, again = laid_out(lengths, followers)
+    lengths, n_sharing = (6, 300 if long else 17, 3, 40, 5, 9, 1, 12), (3, 2)
+    row, alone, twice, again = laid_out(lengths, n_sharing)
     torch.manual_seed(0)
     qkv = torch.randn(sum(lengths), sum(heads.sizes)).to(dtype)
     dy = torch.randn(sum(lengths), 4, 8).to(dtype)
@@ -94,13 +94,13 @@ def test_attention_of_what_goes_on_from_a_prefix_is_that_of_the_whole(window, so
         assert (a.float() - b.float()).norm() <= (1e-5 if dtype == torch.float32 else 1e-2) * b.float().norm()
 
 
-def laid_out(lengths, followers):
+def laid_out(lengths, n_sharing):
     """A row with shared prefixes, the same documents alone, each of their tokens' place in the row, and which of those
     stood there before."""
-    row = Documents.of(lengths, followers)
+    row = Documents.of(lengths, n_sharing)
     alone = Documents.of(row.whole)
     twice, seen = [], set()
-    for piece, prefix in list(row.pieces())[len(followers) :]:
+    for piece, prefix in list(row.pieces())[len(n_sharing) :]:
         twice += [*range(*prefix.indices(10**6)), *range(*piece.indices(10**6))] if prefix else range(10**6)[piece]
     again = torch.tensor([bool(t in seen or seen.add(t)) for t in twice])
     return row, alone, torch.tensor(twice), again
@@ -108,7 +108,7 @@ def laid_out(lengths, followers):
 
 def test_positions_and_lengths_are_those_of_the_documents():
     row, alone, twice, _ = laid_out((6, 4, 3, 2, 5, 7), (2, 1))
-    assert row.whole == (9, 8, 9, 7) and row.followers == (2, 1)
+    assert row.whole == (9, 8, 9, 7) and row.n_sharing == (2, 1)
     assert torch.equal(row.positions[twice], alone.positions)
 
 
@@ -126,7 +126,7 @@ def test_batches_hold_each_sample_once_and_prefixes_once():
         assert left < {60: 1, 128: 0.9, 500: 0.85}[size]  # where few fit beside each other, few can share
         found = []
         for b in batches:
-            for piece, prefix in list(b.documents.pieces())[len(b.documents.followers) :]:
+            for piece, prefix in list(b.documents.pieces())[len(b.documents.n_sharing) :]:
                 found.append((*(b.ids[prefix].tolist() if prefix else ()), *b.ids[piece].tolist()))
             targets = [b.ids[p + 1].item() for p in b.predicting]
             assert targets == b.targets.tolist()
@@ -210,10 +210,10 @@ def test_a_run_whose_samples_share_nothing_makes_no_room_for_it():
     apart = [(ids, ids) for ids in (rng.integers(0, 320, 40).tolist() for _ in range(30))]
     for samples, shares in ((styled(30), True), (apart, False)):
         data, train = stack(samples), TrainArgs(batch_size=8, epochs=1)
-        feed = Feed(tiny("llama"), data, train, torch.device("cpu"), 1, nullcontext)
-        feed.prepare()
-        assert (feed.packing.share_up_to > 0) == shares
-        assert any(b.documents.followers for b in feed.batches(1)) == shares
+        loader = BatchLoader(tiny("llama"), data, train, torch.device("cpu"), 1, nullcontext)
+        loader.prepare()
+        assert (loader.packing.share_up_to > 0) == shares
+        assert any(b.documents.n_sharing for b in loader.batches(1)) == shares
 
 
 def test_validation_is_the_same_shared_or_not():
@@ -287,11 +287,11 @@ def kernels(monkeypatch):
     ("lengths", "followers"), [((6, 17, 3, 40, 5, 9, 1, 12), (3, 2)), ((20, 7, 9), (2,)), ((9, 3), ())]
 )
 @pytest.mark.parametrize("recorded", [False, True])
-def test_what_a_gpu_does_in_two_parts_is_attention(kernels, groups, window, lengths, followers, recorded):
+def test_what_a_gpu_does_in_two_parts_is_attention(kernels, groups, window, lengths, n_sharing, recorded):
     """The code around the kernels, on kernels that do what torch's are documented to do; and in a recording's row,
     which has room for more."""
     heads = Heads((32, 8 * groups, 8 * groups), 8, 0.3, 0.0, window)
-    row, T = Documents.of(lengths, followers), sum(lengths)
+    row, T = Documents.of(lengths, n_sharing), sum(lengths)
     torch.manual_seed(0)
     q, k, v, dy = (torch.randn(T, n, 8) for n in (4, groups, groups, 4))
     want, *kept = attended(torch.cat([x.flatten(1) for x in (q, k, v)], 1), row, heads)
@@ -300,10 +300,10 @@ def test_what_a_gpu_does_in_two_parts_is_attention(kernels, groups, window, leng
     )
     if recorded:
         size = T + 60
-        room = Continuations.empty(size, 4, 50, torch.device("cpu"))
-        assert prefixes_fit(row, SimpleNamespace(continuations=room))
-        room.copy(Documents.of((5, 4, 3, 2), (1, 1)).continuations)  # what was there before
-        room.copy(row.continuations)
+        room = SharedPrefixes.empty(size, 4, 50, torch.device("cpu"))
+        assert prefixes_fit(row, SimpleNamespace(shared_prefixes=room))
+        room.copy(Documents.of((5, 4, 3, 2), (1, 1)).shared_prefixes)  # what was there before
+        room.copy(row.shared_prefixes)
         row = Documents((*lengths, 60), torch.tensor([*row.offsets.tolist(), size]).int(), row.positions, (), room)
         q, k, v, dy = (torch.cat((x, torch.randn(60, *x.shape[1:]))) for x in (q, k, v, dy))
     y, *kept = flash.flash(q, k, v, row, heads)
@@ -345,17 +345,17 @@ def test_a_gpu_is_tried_before_it_is_relied_on(kernels, groups, kernel, how, mon
 
 
 def test_a_recording_refuses_prefixes_that_it_has_no_room_for():
-    room = SimpleNamespace(continuations=Continuations.empty(200, 2, 40, torch.device("cpu")))
+    room = SimpleNamespace(shared_prefixes=SharedPrefixes.empty(200, 2, 40, torch.device("cpu")))
     assert prefixes_fit(Documents.of((30, 5, 5), (2,)), room) and prefixes_fit(Documents.of((30, 5)), room)
     assert not prefixes_fit(Documents.of((30, 21, 5, 5, 5, 5), (2, 2)), room)  # more than a quarter of the row
     assert not prefixes_fit(Documents.of((41, 5, 5), (2,)), room)  # longer than was recorded
     assert not prefixes_fit(Documents.of((4, 4, 4, 5, 5, 5, 5, 5, 5), (2, 2, 2)), room)
-    assert not prefixes_fit(Documents.of((30, 5, 5), (2,)), SimpleNamespace(continuations=None))
+    assert not prefixes_fit(Documents.of((30, 5, 5), (2,)), SimpleNamespace(shared_prefixes=None))
 
 
 def test_a_recording_forgets_the_prefixes_of_the_row_before():
-    room, fresh = (Continuations.empty(50, 4, 20, torch.device("cpu")) for _ in range(2))
-    room.copy(Documents.of((5, 4, 3, 2), (1, 1)).continuations)
+    room, fresh = (SharedPrefixes.empty(50, 4, 20, torch.device("cpu")) for _ in range(2))
+    room.copy(Documents.of((5, 4, 3, 2), (1, 1)).shared_prefixes)
     assert room.keys.any() and room.going_on.any()
     room.copy(None)
     assert all(torch.equal(getattr(room, n), getattr(fresh, n)) for n in ("queries", "keys", "going_on"))

@@ -33,7 +33,7 @@ from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.optimizer import learning_rate
 from lit_gpt.training.run import monitor as monitor_module
 from lit_gpt.training.run.average import require_checkpoints, save_average
-from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.gauges import Gauges
 from lit_gpt.training.run.monitor import Monitor
 from lit_gpt.training.run.session import Session
@@ -55,7 +55,7 @@ def trained(tmp_path, micro_batch_tokens, **kwargs):
         model,
         data,
         make_samples(6, 1),
-        Session(Saves(out, "full"), monitor),
+        Session(CheckpointStore(out, "full"), monitor),
         args,
         ValidationArgs(),
         7,
@@ -147,7 +147,7 @@ def test_the_time_of_an_iteration_is_its_own(tmp_path, monkeypatch):
     with open(monitor.path, newline="") as file:
         times = [float(row["iter_time_ms"]) for row in csv.DictReader(file) if row["iter_time_ms"]]
     assert times == [2000.0, 1500.0]
-    assert monitor.gauges.saves.seconds == 14 and monitor.gauges.validations.seconds == 10
+    assert monitor.gauges.checkpoint_store.seconds == 14 and monitor.gauges.validations.seconds == 10
 
 
 @pytest.mark.parametrize("columns", [0, 80])
@@ -244,19 +244,22 @@ def test_noise_on_embeddings_is_bounded_by_the_length_of_its_document_and_gone_i
 
 def test_the_mean_of_the_last_checkpoints_is_a_run_of_its_own(tmp_path, capsys):
     trained(tmp_path, 100, epochs=3, save_interval=3)
-    saves = Saves(tmp_path / "100-0", "full")
-    folder, taken = save_average(saves, 2)
-    assert taken == saves.steps()[-2:] == [6, 8]
-    mean = torch.load(folder / saves.weights.name, weights_only=True)
-    a, b = (torch.load(saves.place(step) / saves.weights.name, weights_only=True) for step in taken)
+    checkpoint_store = CheckpointStore(tmp_path / "100-0", "full")
+    folder, taken = save_average(checkpoint_store, 2)
+    assert taken == checkpoint_store.steps()[-2:] == [6, 8]
+    mean = torch.load(folder / checkpoint_store.weights.name, weights_only=True)
+    a, b = (
+        torch.load(checkpoint_store.folder_of(step) / checkpoint_store.weights.name, weights_only=True)
+        for step in taken
+    )
     assert mean.keys() == a.keys() and not all(torch.equal(a[n], b[n]) for n in a)
     for name in mean:
         torch.testing.assert_close(mean[name], (a[name] + b[name]) / 2)
     with pytest.raises(UserError, match="--average_last 9: the run has"):
-        save_average(saves, 9)
-    shutil.copytree(saves.place(6), saves.place(0))
+        save_average(checkpoint_store, 9)
+    shutil.copytree(checkpoint_store.folder_of(6), checkpoint_store.folder_of(0))
     with pytest.raises(UserError, match="--average_last 3: the run has 2 checkpoints after"):
-        save_average(saves, 3)  # what has learned nothing is none of them
+        save_average(checkpoint_store, 3)  # what has learned nothing is none of them
     with pytest.raises(UserError, match="--average_last 3 needs --keep_last 3"):
         TrainArgs(average_last=3)
     train = TrainArgs(average_last=3, keep_last=3, save_interval=4)

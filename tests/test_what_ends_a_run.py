@@ -17,7 +17,7 @@ from lit_gpt.training.loop import fit
 from lit_gpt.training.optimizer import learning_rate
 from lit_gpt.training.run import budget as budget_module
 from lit_gpt.training.run.budget import Budget
-from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.gauges import Gauges
 from lit_gpt.training.run.monitor import Monitor
 from lit_gpt.training.run.session import Session
@@ -56,7 +56,7 @@ def trained(out, clock, max_time, killed_at=None, eval_interval=10**6, longest=4
     model = GPT(TINY)
     lora.inject(model, LoRAArgs(lora_dropout=0.0))
     ids = [5, 6, 7, 8]
-    data, saves = stack([(ids, ids)] * 39 + [(ids * (longest // 4),) * 2]), Saves(out, "lora")
+    data, checkpoint_store = stack([(ids, ids)] * 39 + [(ids * (longest // 4),) * 2]), CheckpointStore(out, "lora")
     rates: dict[int, float] = {}
 
     def passed(module, inputs):
@@ -65,7 +65,7 @@ def trained(out, clock, max_time, killed_at=None, eval_interval=10**6, longest=4
     model.transformer.wte.register_forward_pre_hook(passed)
     flags = {"learning_rate": 1.0, "batch_size": 4, "packing": False, "compile": False, "save_interval": 4}
     args = TrainArgs(**flags | {"max_time": max_time, "max_steps": 1000} | train)
-    resumed = saves.newest()
+    resumed = checkpoint_store.newest()
     budget = Budget(
         args.max_seconds, ledger=out / "seconds.txt", eval_interval=eval_interval, save_interval=args.save_interval
     )
@@ -82,7 +82,7 @@ def trained(out, clock, max_time, killed_at=None, eval_interval=10**6, longest=4
         iterated(step, batch, loss, learning_rate, is_step)
 
     monitor.iterated = noted
-    session = Session(saves, monitor, budget, resumed)
+    session = Session(checkpoint_store, monitor, budget, resumed)
     validation = ValidationArgs(eval_interval=eval_interval)
     with contextlib.suppress(Killed):
         fit(Fabric(accelerator="cpu", devices=1), model, data, stack([(ids, ids)] * 2), session, args, validation, 7)

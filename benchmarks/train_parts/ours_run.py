@@ -17,7 +17,7 @@ from lit_gpt.fabric import make_fabric
 from lit_gpt.methods import full, lora
 from lit_gpt.model import GPT
 from lit_gpt.training.loop import fit
-from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.session import Session
 from lit_gpt.training.validation import validate
 
@@ -88,7 +88,7 @@ def fitted(fabric: Fabric, model: GPT, job: Job, share_prefixes: bool) -> Record
     recorder = Recorder()
     shortest = stacked([min(rows, key=lambda row: len(row[0]))])  # the loop validates; that is not what is timed
     with tempfile.TemporaryDirectory() as folder:
-        saves = Saves(Path(folder), "full" if job.targets == "full" else "lora")
+        saves = CheckpointStore(Path(folder), "full" if job.targets == "full" else "lora")
         fit(fabric, model, stacked(rows), shortest, Session(saves, recorder), train, ValidationArgs(), job.seed)
     return recorder.record
 

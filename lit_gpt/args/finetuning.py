@@ -8,7 +8,7 @@ from lit_gpt.args import PlanArgs, RunArgs, TrainArgs, ValidationArgs
 
 
 @dataclass(frozen=True)
-class Finetuning:
+class FinetuneArgs:
     """A run that is asked for."""
 
     method: str

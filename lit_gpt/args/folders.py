@@ -117,8 +117,8 @@ def require_data(data_dir: Path) -> None:
         )
     if not data_dir.is_dir():
         hint = suggestion(data_dir, _DATA, _META)
-        said = f"there is no folder {data_dir} (--data_dir), and so it is not a prepared data set"
-        raise UserError(said + (hint or f"; make one with {make_one}"))
+        note = f"there is no folder {data_dir} (--data_dir), and so it is not a prepared data set"
+        raise UserError(note + (hint or f"; make one with {make_one}"))
     if (data_dir / WEIGHTS).is_file():
         raise UserError(f"--data_dir {data_dir} is a checkpoint; pass it as --checkpoint_dir")
     inside = " or ".join(str(p.parent) for p in sorted(data_dir.glob(f"*/{_META}"))[:3])
@@ -202,13 +202,13 @@ def _use_of_run(run_dir: Path, takes_runs: bool) -> str:
     record = _record(run_dir)
     method, base = record.get("method", "lora"), record.get("base", "BASE")
     flags = f"--checkpoint_dir {base} --finetuned_path {run_dir}"
-    said = f"--checkpoint_dir {run_dir} is a run of finetune/{method}.py on {base}, not a checkpoint"
+    note = f"--checkpoint_dir {run_dir} is a run of finetune/{method}.py on {base}, not a checkpoint"
     if (run_dir / "merged" / WEIGHTS).is_file():
-        said += f"; its merged weights are one: --checkpoint_dir {run_dir / 'merged'}"
+        note += f"; its merged weights are one: --checkpoint_dir {run_dir / 'merged'}"
     if takes_runs:
-        return f"{said}; pass {flags}"
+        return f"{note}; pass {flags}"
     merge = f", and python scripts/merge_lora.py {flags} makes a checkpoint of it" if method == "lora" else ""
-    return f"{said}; python generate/{method}.py {flags} asks it{merge}"
+    return f"{note}; python generate/{method}.py {flags} asks it{merge}"
 
 
 def _record(run_dir: Path) -> dict[str, Any]:

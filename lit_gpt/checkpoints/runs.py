@@ -106,8 +106,8 @@ def read_run(run_dir: Path) -> Run:
         raise UserError(f"{path} names the method {run.method!r}; known are {', '.join(METHODS)}")
     if run.quantize is not None and run.quantize not in QUANTIZATIONS:
         raise UserError(f"{path} names the weights {run.quantize!r}; known are {', '.join(QUANTIZATIONS)}")
-    if said := reworded(run.data):
-        say(said)
+    if message := reworded(run.data):
+        say(message)
     return run
 
 

@@ -40,9 +40,9 @@ def _short_ways(main: Callable[..., None]) -> str:
     names = [f"--{alias} is --{flag}" for alias, flag in ALIASES.items() if flag in flags]
     values = {"quantize": "nf4 and fp4 are bnb.nf4 and bnb.fp4", "precision": "bf16, 16 and 32 are *-true"}
     values |= {"dtype": "bf16, fp16 and fp32 are understood, too"}
-    said = [f"--{flag}: {text}" for flag, text in values.items() if flag in flags]
+    message = [f"--{flag}: {text}" for flag, text in values.items() if flag in flags]
     lists = "Lists are written a,b or [a, b]"
-    return "; ".join([lists, *names, *said]) + ". LIT_GPT_TRACEBACK=1 shows where an error comes from."
+    return "; ".join([lists, *names, *message]) + ". LIT_GPT_TRACEBACK=1 shows where an error comes from."
 
 
 def config_text(flags: Mapping[str, Flag], values: Mapping[str, Any], how: str = "") -> str:

@@ -46,8 +46,8 @@ def stream_from_hf(
     shapes = lit_shapes(config)
     wanted = {n: hf_sources(n, config) for n in shapes if not is_tied(n, config)}
     _check_names(config, names, wanted)
-    place = {name: i for i, name in enumerate(names)}
-    for name in sorted(wanted, key=lambda n: place[wanted[n][1][0]]):
+    order = {name: i for i, name in enumerate(names)}
+    for name in sorted(wanted, key=lambda n: order[wanted[n][1][0]]):
         rule, sources = wanted[name]
         parts = [get(names[s]) for s in sources]
         shape = list(shapes[name])

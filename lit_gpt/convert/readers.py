@@ -120,23 +120,23 @@ def _open_files(
         raise UserError(f"{folder} has weights but no config.json; download it from where the weights came from")
     hf_config = read_json(config_file)
     specs: dict[str, Spec] = {}
-    places: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in files:
         found = open_file(path).specs
         if weight_map is not None:
             _check_index(found, weight_map, path, index)
         if twice := sorted(specs.keys() & found.keys()):
             raise UserError(
-                f"{path} holds {twice[0]!r}, and so does {places[twice[0]].name}; delete the file that is not of "
+                f"{path} holds {twice[0]!r}, and so does {paths[twice[0]].name}; delete the file that is not of "
                 "this model, or all of them and download it again"
             )
         specs |= found
-        places |= dict.fromkeys(found, path)
+        paths |= dict.fromkeys(found, path)
     if any(name.endswith(".qweight") for name in specs):  # AutoGPTQ and AutoAWQ say how in a file of their own
         for stated in ("quantize_config.json", "quant_config.json"):
             if "quantization_config" not in hf_config and (folder / stated).is_file():
                 hf_config["quantization_config"] = read_json(folder / stated)
-    return Source(hf_config, config_file, list(specs), OneFileOpen(places, open_file), files, specs)
+    return Source(hf_config, config_file, list(specs), OneFileOpen(paths, open_file), files, specs)
 
 
 def _check_index(found: dict[str, Spec], weight_map: dict[str, str], path: Path, index: str) -> None:

@@ -68,7 +68,7 @@ def streamed_logits(config: Config, get: Callable[[str], Tensor], ids: list[int]
     with torch.device("meta"):
         model = GPT(config)
     positions = torch.arange(len(ids))
-    turns = Rope(config).of_layers(positions, len(ids))
+    cos_sin = Rope(config).of_layers(positions, len(ids))
     x = get(EMBEDDINGS)[torch.tensor([ids])].float()  # (1, T, C)
     if config.scale_embeddings:
         x = x * torch.tensor(config.n_embd**0.5, dtype=get(EMBEDDINGS).dtype).float()
@@ -78,7 +78,7 @@ def streamed_logits(config: Config, get: Callable[[str], Tensor], ids: list[int]
 
     for i, block in enumerate(model.transformer.h):
         mask = visible(positions, positions, config.sliding_window if config.is_sliding(i) else 0)
-        x = functional_call(block, values(block, f"transformer.h.{i}"), (x, *turns[i], mask))
+        x = functional_call(block, values(block, f"transformer.h.{i}"), (x, *cos_sin[i], mask))
     x = functional_call(model.transformer.ln_f, values(model.transformer.ln_f, "transformer.ln_f"), (x,))[0]
     head = get(EMBEDDINGS if is_tied(HEAD, config) else HEAD)
     logits = torch.cat([F.linear(x, rows.float()) for rows in head.split(_ROWS)], dim=-1)

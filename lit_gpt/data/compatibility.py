@@ -25,8 +25,8 @@ def check_fit(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer, prompt_s
             f"{folder} was prepared with the prompt style {meta['prompt_style']!r}, not {prompt_style!r}; "
             f"prepare it again with --prompt_style {prompt_style}, or leave the flag out"
         )
-    if said := reworded(meta):
-        say(said)
+    if message := reworded(meta):
+        say(message)
     template = meta.get(CHAT_TEMPLATE)
     if template is not None and template != read_template(tokenizer.path.parent):
         raise UserError(

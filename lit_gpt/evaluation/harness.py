@@ -60,7 +60,7 @@ class LitLM(TemplateLM):
         self.prompt_style, self.name, self.autocast = prompt_style, name, autocast
         self.style = open_style(prompt_style or "plain", tokenizer.path.parent, tokenizer)
         self.lead: str = getattr(self.style, "lead", "")  # what the style leaves to the answer
-        self.said: set[str] = set()
+        self.message: set[str] = set()
         self._device = model.transformer.wte.weight.device
 
     @property
@@ -274,8 +274,8 @@ class LitLM(TemplateLM):
 
     def warn(self, text: str) -> None:
         """Say something on stderr, once."""
-        if text not in self.said:
-            self.said.add(text)
+        if text not in self.message:
+            self.message.add(text)
             print(f"warning: {text}", file=sys.stderr)
 
     @property

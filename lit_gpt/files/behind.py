@@ -61,18 +61,18 @@ class FileBehind:
     """A file by `Behind`, as far as `zipfile` needs one to write an archive."""
 
     def __init__(self, behind: Behind, path: Path) -> None:
-        self.behind, self.path, self.place = behind, path, 0
+        self.behind, self.path, self.position = behind, path, 0
 
     def tell(self) -> int:
-        return self.place
+        return self.position
 
-    def seek(self, place: int) -> int:
-        self.place = place
-        return place
+    def seek(self, position: int) -> int:
+        self.position = position
+        return position
 
     def write(self, data: Any) -> int:
-        n = self.behind.write(self.path, self.place, data)
-        self.place += n
+        n = self.behind.write(self.path, self.position, data)
+        self.position += n
         return n
 
     def flush(self) -> None:

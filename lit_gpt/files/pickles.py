@@ -117,10 +117,10 @@ class _Reader(pickle.Unpickler):
 def _content_start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
     """Where the bytes of a file of the archive begin; its own header says how long it is."""
     assert archive.fp is not None
-    place = archive.fp.tell()
+    position = archive.fp.tell()
     archive.fp.seek(entry.header_offset + 26)
     sizes = archive.fp.read(4)
-    archive.fp.seek(place)
+    archive.fp.seek(position)
     return entry.header_offset + 30 + int.from_bytes(sizes[:2], "little") + int.from_bytes(sizes[2:], "little")
 
 

@@ -38,7 +38,7 @@ def save_safetensors_shards(
     """
     specs = {name: Spec(*spec) for name, spec in specs.items()}
     require_room(sum(spec.n_bytes for spec in specs.values()), folder / "model.safetensors")
-    places: dict[str, tuple[Path, int]] = {}
+    slots: dict[str, tuple[Path, int]] = {}
     shards = _plan_shards(specs, max_shard_bytes)
     paths = [folder / _shard_name(i, len(shards)) for i in range(len(shards))]
     for path, names in zip(paths, shards, strict=True):
@@ -46,14 +46,14 @@ def save_safetensors_shards(
         with naming_a_full_disk(path), open(path, "wb") as file:
             allocate(file, end)
             file.write(header)
-        places |= {name: (path, start) for name, start in starts.items()}
+        slots |= {name: (path, start) for name, start in starts.items()}
     with naming_a_full_disk(folder / "model.safetensors"), Behind() as behind:
         for name, x in checked(specs, tensors):
-            behind.write(*places[name], raw(x))
+            behind.write(*slots[name], raw(x))
             del x  # before the next one is made
     if len(shards) > 1:
         total = sum(spec.n_bytes for spec in specs.values())
-        weight_map = {name: places[name][0].name for name in specs}
+        weight_map = {name: slots[name][0].name for name in specs}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
     return paths

@@ -53,15 +53,15 @@ class Opened(NamedTuple):
 class OneFileOpen:
     """Reads tensors by name out of several files, and keeps at most one of them open, with little of it in memory."""
 
-    def __init__(self, places: Mapping[str, Path], open_file: Callable[[Path], Opened]) -> None:
-        self.places, self.open_file = places, open_file
+    def __init__(self, paths: Mapping[str, Path], open_file: Callable[[Path], Opened]) -> None:
+        self.paths, self.open_file = paths, open_file
         self.path: Path | None = None
         self.opened: Opened | None = None
         self.given: list[ref[Tensor]] = []
         self.n_given = 0
 
     def __call__(self, name: str) -> Tensor:
-        path = self.places[name]
+        path = self.paths[name]
         if self.opened is None or path != self.path or (self.opened.is_mapped and self.n_let_go() > MAPPED_BYTES):
             self.opened = None  # let go of the one before first
             self.path, self.opened, self.given, self.n_given = path, self.open_file(path), [], 0

@@ -50,8 +50,8 @@ def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) 
     Raises:
         UserError: the folder holds something and `overwrite` is not set, or the disk is full.
     """
-    place = folder.resolve()  # a link stays one
-    temporary = temporary_beside(place)
+    target = folder.resolve()  # a link stays one
+    temporary = temporary_beside(target)
     aside = temporary.with_name(f"{temporary.name[:-4]}.old.tmp")
     _require_replaceable(folder, overwrite)
     try:
@@ -63,13 +63,13 @@ def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) 
                 _give_mode(path, mode if path.is_dir() else mode & 0o666)
                 sync(path)
             sync(temporary)
-        if place.exists():
-            place.replace(aside)
-        temporary.replace(place)
+        if target.exists():
+            target.replace(aside)
+        temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if aside.exists() and not place.exists():  # interrupted between the two renames
-            aside.replace(place)
+        if aside.exists() and not target.exists():  # interrupted between the two renames
+            aside.replace(target)
         shutil.rmtree(aside, ignore_errors=True)
 
 

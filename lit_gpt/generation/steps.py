@@ -67,9 +67,9 @@ def with_kernels(model: GPT, batch_size: int) -> GPT:
 def _single_row(module: nn.Module, activation: str) -> nn.Module:
     """`module` for inputs of one row: the linear layers in it whose weight our kernel reads are called through it."""
     if isinstance(module, _READABLE):
-        return _RowProduct(module)
+        return _RowMatmul(module)
     if isinstance(module, GatedMLP) and isinstance(module.fc_1, _READABLE) and type(module.fc_1) is type(module.fc_2):
-        return nn.Sequential(_RowProduct(module.fc_2, module.fc_1, activation), _single_row(module.proj, activation))
+        return nn.Sequential(_RowMatmul(module.fc_2, module.fc_1, activation), _single_row(module.proj, activation))
     children = {name: _single_row(child, activation) for name, child in module.named_children()}
     changed = {name: child for name, child in children.items() if child is not getattr(module, name)}
     return _with_children(module, **changed) if changed else module
@@ -79,7 +79,7 @@ _READABLE = (Linear, EightBitLinear)
 """Layers whose weight is (out_features, in_features), with a `scale` of its rows where it is not in 16 or 32 bits."""
 
 
-class _RowProduct(LinearLayer):
+class _RowMatmul(LinearLayer):
     """A linear layer for a single row.
 
     Args:
@@ -93,15 +93,15 @@ class _RowProduct(LinearLayer):
         self.layer, self.gate, self.activation = layer, gate, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x)
+        return self.matvec(x)
 
-    def product(self, x: Tensor) -> Tensor:
-        from lit_gpt.generation.products import Weight, product  # Triton comes with torch for GPUs only
+    def matvec(self, x: Tensor) -> Tensor:
+        from lit_gpt.generation.matvec import Weight, matvec  # Triton comes with torch for GPUs only
 
         layer, gate = (
             None if m is None else Weight(m.weight, getattr(m, "scale", None), m.bias) for m in (self.layer, self.gate)
         )
-        return product(x, layer, gate, self.activation)
+        return matvec(x, layer, gate, self.activation)
 
 
 class _KernelAttention(nn.Module):

@@ -54,10 +54,10 @@ def _explain_refusal(error: Exception, repo_id: str, revision: str | None, token
         return f"{repo_id} has no revision {revision!r}; {page}/tree/main lists its branches and tags"
     if status == 401:
         return "the hub refused your token; make another at https://huggingface.co/settings/tokens"
-    said = (error.server_message or "no reason given").splitlines()[0][:200]
+    note = (error.server_message or "no reason given").splitlines()[0][:200]
     if status == 403:
-        return f"the hub refused {repo_id} ({said}); check that your token may read it"
-    return f"{constants.ENDPOINT} answered {status} ({said}); run the same command again later, it goes on from there"
+        return f"the hub refused {repo_id} ({note}); check that your token may read it"
+    return f"{constants.ENDPOINT} answered {status} ({note}); run the same command again later, it goes on from there"
 
 
 def _explain_failure(error: Exception, folder: Path) -> str | None:

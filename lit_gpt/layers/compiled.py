@@ -14,7 +14,7 @@ _settings = {"compile": False}  # of the process, as torch's number of threads i
 
 
 def set_compile(on: bool) -> None:
-    """Whether functions under `fused` are compiled on a GPU from now on; on a CPU they never are."""
+    """Whether functions under `compiled_on_gpu` are compiled on a GPU from now on; on a CPU they never are."""
     _settings["compile"] = on
 
 
@@ -29,7 +29,7 @@ def compiling(on: bool = True) -> Iterator[None]:
         set_compile(before)
 
 
-def fused(fn: Callable[..., Any], dynamic: int | None = None) -> Callable[..., Any]:
+def compiled_on_gpu(fn: Callable[..., Any], dynamic: int | None = None) -> Callable[..., Any]:
     """`fn`, compiled when its first argument is on a GPU.
 
     Args:

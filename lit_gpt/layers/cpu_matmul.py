@@ -36,22 +36,22 @@ def missing() -> frozenset[torch.dtype]:
 MISSING = missing()
 
 
-def dtype_of_product(x: Tensor) -> torch.dtype:
+def matmul_dtype(x: Tensor) -> torch.dtype:
     """What torch makes a product with `x` on a CPU in."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
-def widens(x: Tensor) -> bool:
+def upcasts(x: Tensor) -> bool:
     """Whether products with `x` are made in fp32, but would be made in 16 bits elsewhere."""
-    return x.device.type == "cpu" and dtype_of_product(x) in MISSING
+    return x.device.type == "cpu" and matmul_dtype(x) in MISSING
 
 
 def in_fp32(x: Tensor) -> bool:
     """Whether products with `x` are made in fp32, on a CPU."""
-    return widens(x) or (x.device.type == "cpu" and dtype_of_product(x) == torch.float32)
+    return upcasts(x) or (x.device.type == "cpu" and matmul_dtype(x) == torch.float32)
 
 
-def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
+def upcast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The same in fp32, if this is a CPU that has no products in their dtype, the first one's."""
     x = tensors[0]
     return tuple(x.float() for x in tensors) if x.device.type == "cpu" and x.dtype in MISSING else tensors
@@ -59,14 +59,14 @@ def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b, (..., K) and (K, M) -> (..., M)."""
-    return matmul_by_rows(a, rows_of(b), b.size(1), dtype_of_product(a)) if widens(a) else a @ b
+    return matmul_by_rows(a, rows_of(b), b.size(1), matmul_dtype(a)) if upcasts(a) else a @ b
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, (..., K) and (M, K) -> (..., M)."""
-    if not widens(x) or x.numel() <= FEW * x.size(-1):
+    if not upcasts(x) or x.numel() <= FEW * x.size(-1):
         return F.linear(x, weight, bias)
-    return linear_by_rows(x, rows_of(weight), weight.size(0), dtype_of_product(x), bias)
+    return linear_by_rows(x, rows_of(weight), weight.size(0), matmul_dtype(x), bias)
 
 
 def rows_of(weight: Tensor) -> _Rows:
@@ -107,7 +107,7 @@ def _spans(n: int, width: int) -> Iterator[tuple[int, int]]:
 
 def add_matmul(out: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
     """out (N, M) += alpha * a @ b, (N, K) and (K, M)."""
-    if not widens(a):
+    if not upcasts(a):
         out.addmm_(a, b, alpha=alpha)
     else:
         out.add_(torch.zeros_like(out, dtype=torch.float32).addmm_(a.float(), b.float()), alpha=alpha)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gpt.layers.compiled import fused
+from lit_gpt.layers.compiled import compiled_on_gpu
 
 
 def dropped(x: Tensor, seed: Tensor, p: float) -> Tensor:
@@ -39,12 +39,12 @@ def _kept_on_cpu(shape: torch.Size, seed: int, p: float) -> Tensor:
     return bits >= round(p * 2**16) - 2**15
 
 
-@fused
+@compiled_on_gpu
 def hashed(x: Tensor, seed: Tensor, p: float) -> Tensor:
     return torch.where(_kept(x, seed, p), x * (1 / (1 - p)), 0)
 
 
-@fused
+@compiled_on_gpu
 def _add_hashed(y: Tensor, x: Tensor, seed: Tensor, p: float) -> Tensor:
     return y + torch.where(_kept(x, seed, p), x * (1 / (1 - p)), 0)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from lit_gpt.layers.cpu_matmul import linear, matmul, widens
+from lit_gpt.layers.cpu_matmul import linear, matmul, upcasts
 from lit_gpt.layers.recompute import save, saved
 
 
@@ -25,11 +25,11 @@ class LinearLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def product(self, x: Tensor) -> Tensor:
+    def forward_no_grad(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), bias included; nothing is recorded for a backward pass."""
         raise NotImplementedError
 
-    def input_gradient(self, dy: Tensor) -> Tensor:
+    def grad_input(self, dy: Tensor) -> Tensor:
         """dy W, (..., out_features) -> (..., in_features); nothing is recorded."""
         raise NotImplementedError
 
@@ -39,27 +39,27 @@ class LinearLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product with a frozen W; the backward pass keeps nothing but the layer."""
-        return _FrozenProduct.apply(x, self)
+        return _FrozenLinearFunction.apply(x, self)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class _FrozenProduct(Function):
-    """`layer.product` whose only gradient is the input's."""
+class _FrozenLinearFunction(Function):
+    """`layer.forward_no_grad` whose only gradient is the input's."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, layer: LinearLayer) -> Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
-        return layer.product(x)
+        return layer.forward_no_grad(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, None]:
-        return (ctx.layer.input_gradient(dy).to(ctx.dtype) if ctx.needs_input_grad[0] else None), None
+        return (ctx.layer.grad_input(dy).to(ctx.dtype) if ctx.needs_input_grad[0] else None), None
 
 
-class _TrainedProduct(Function):
+class _TrainedLinearFunction(Function):
     """The product with a W that trains: its gradient needs x, which is made again where it has a recipe."""
 
     @staticmethod
@@ -99,16 +99,16 @@ class Linear(LinearLayer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         trains = self.weight.requires_grad and torch.is_grad_enabled()
         eager = not torch.compiler.is_compiling() and not x.is_meta  # which knows no autocast
-        if trains and eager and (widens(x) or not torch.is_autocast_enabled(x.device.type)):
-            return _TrainedProduct.apply(x, self.weight, self.bias)
-        if eager and widens(x):  # of whose parts autograd would keep a copy in fp32
+        if trains and eager and (upcasts(x) or not torch.is_autocast_enabled(x.device.type)):
+            return _TrainedLinearFunction.apply(x, self.weight, self.bias)
+        if eager and upcasts(x):  # of whose parts autograd would keep a copy in fp32
             return super().forward(x)
         return F.linear(x, self.weight, self.bias)
 
-    def product(self, x: Tensor) -> Tensor:
+    def forward_no_grad(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
-    def input_gradient(self, dy: Tensor) -> Tensor:
+    def grad_input(self, dy: Tensor) -> Tensor:
         return matmul(dy, self.weight.to(dy.dtype))
 
     def dequantize(self) -> Tensor:

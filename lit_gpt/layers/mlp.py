@@ -17,11 +17,11 @@ from lit_gpt.config import Config
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.recompute import (
     GatedFunction,
-    gelu_product,
-    gelu_product_backward,
-    remakeable,
-    silu_product,
-    silu_product_backward,
+    gelu_mul,
+    gelu_mul_backward,
+    recomputable,
+    silu_mul,
+    silu_mul_backward,
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -30,9 +30,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 GATED: dict[str, tuple] = {
-    "gelu": (gelu_product, gelu_product_backward, "none"),
-    "gelu_tanh": (gelu_product, gelu_product_backward, "tanh"),
-    "silu": (silu_product, silu_product_backward),
+    "gelu": (gelu_mul, gelu_mul_backward, "none"),
+    "gelu_tanh": (gelu_mul, gelu_mul_backward, "tanh"),
+    "silu": (silu_mul, silu_mul_backward),
 }
 """Activation -> activation(gate) * up, its gradients, and further arguments of both."""
 
@@ -46,7 +46,7 @@ class PlainMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x)
-        return self.proj(remakeable(self.activation(x), self.activation, x))
+        return self.proj(recomputable(self.activation(x), self.activation, x))
 
 
 class GatedMLP(nn.Module):
@@ -64,9 +64,9 @@ class GatedMLP(nn.Module):
         if not (gate.requires_grad or up.requires_grad):
             return self.proj(self.forward_(gate, up, *self.settings))
         y = GatedFunction.apply(gate, up, self.forward_, self.backward_, *self.settings)
-        return self.proj(remakeable(y, self.product, gate, up))
+        return self.proj(recomputable(y, self.activated, gate, up))
 
-    def product(self, gate: Tensor, up: Tensor) -> Tensor:
+    def activated(self, gate: Tensor, up: Tensor) -> Tensor:
         """activation(gate) * up."""
         return self.forward_(gate, up, *self.settings)
 

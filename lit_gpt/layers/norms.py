@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gpt.config import Config
-from lit_gpt.layers.recompute import RMSNormFunction, remakeable, rms_norm
+from lit_gpt.layers.recompute import RMSNormFunction, recomputable, rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -23,13 +23,13 @@ class RMSNorm(nn.Module):
             y = RMSNormFunction.apply(x, self.weight, self.eps, self.unit_offset)
         else:
             y = rms_norm(x, self.weight, self.eps, self.unit_offset)
-        return remakeable(y, self.forward, x)
+        return recomputable(y, self.forward, x)
 
 
 class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # in fp32 where they train
-        return remakeable(F.layer_norm(x, self.normalized_shape, weight, bias, self.eps), self.forward, x)
+        return recomputable(F.layer_norm(x, self.normalized_shape, weight, bias, self.eps), self.forward, x)
 
 
 class _PerHeadNorm(nn.Module):

@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from lit_gpt.layers.compiled import fused
+from lit_gpt.layers.compiled import compiled_on_gpu
 
 
-def remakeable(y: Tensor, fn: Callable[..., Tensor], *sources: Tensor) -> Tensor:
+def recomputable(y: Tensor, fn: Callable[..., Tensor], *sources: Tensor) -> Tensor:
     """`y`, which is fn(*sources), marked so that `save` keeps the sources in its place."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        y.recipe = (fn, sources)
+        y.recompute = (fn, sources)
     return y
 
 
 def save(ctx: FunctionCtx, x: Tensor, *others: Tensor) -> None:
     """`ctx.save_for_backward(x, *others)`, with the sources of x where it has a recipe."""
-    ctx.recipe, sources = getattr(x, "recipe", (None, (x,)))
+    ctx.recompute, sources = getattr(x, "recipe", (None, (x,)))
     ctx.n_sources = len(sources)
     ctx.save_for_backward(*sources, *others)
 
@@ -33,10 +33,10 @@ def saved(ctx: FunctionCtx) -> tuple[Tensor, ...]:
     """(x, *others) that `save` was given; x is made again if it had a recipe."""
     tensors = ctx.saved_tensors  # read once: a checkpoint hands them out once
     sources, others = tensors[: ctx.n_sources], tensors[ctx.n_sources :]
-    return (sources[0] if ctx.recipe is None else ctx.recipe(*sources), *others)
+    return (sources[0] if ctx.recompute is None else ctx.recompute(*sources), *others)
 
 
-@fused
+@compiled_on_gpu
 def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
     """x / rms(x) * weight (or 1 + weight) over the last dimension, in fp32 but for the last product."""
     h = x.float()
@@ -46,7 +46,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor
     return (weight * h.to(x.dtype)).to(x.dtype)  # a weight that trains is fp32
 
 
-@fused
+@compiled_on_gpu
 def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
     """The gradient of `rms_norm` with respect to x: it has no part along x but for eps."""
     h = x.float()
@@ -79,26 +79,26 @@ class RMSNormFunction(Function):
         return dx, dw, None, None
 
 
-@fused
-def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+@compiled_on_gpu
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-@fused
-def silu_product_backward(dy: Tensor, gate: Tensor, up: Tensor) -> None:
+@compiled_on_gpu
+def silu_mul_backward(dy: Tensor, gate: Tensor, up: Tensor) -> None:
     """Turns gate and up into their gradients."""
     d_up = dy * torch.nn.functional.silu(gate)
     gate.copy_(torch.ops.aten.silu_backward(dy * up, gate))
     up.copy_(d_up)
 
 
-@fused
-def gelu_product(gate: Tensor, up: Tensor, approximate: str) -> Tensor:
+@compiled_on_gpu
+def gelu_mul(gate: Tensor, up: Tensor, approximate: str) -> Tensor:
     return torch.nn.functional.gelu(gate, approximate=approximate) * up
 
 
-@fused
-def gelu_product_backward(dy: Tensor, gate: Tensor, up: Tensor, approximate: str) -> None:
+@compiled_on_gpu
+def gelu_mul_backward(dy: Tensor, gate: Tensor, up: Tensor, approximate: str) -> None:
     """Turns gate and up into their gradients."""
     d_up = dy * torch.nn.functional.gelu(gate, approximate=approximate)
     gate.copy_(torch.ops.aten.gelu_backward(dy * up, gate, approximate=approximate))

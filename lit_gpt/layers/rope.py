@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_gpt.config import Config
 
-_Turn = tuple[Tensor, Tensor]
+_CosSin = tuple[Tensor, Tensor]
 """Cosines and sines of the angles by which n channels of each head are rotated, (..., T, n) each."""
 
 
@@ -38,7 +38,7 @@ class Rope(nn.Module):
                 theta = _divided(config, scaling["long_factor"])
             self.register_buffer("long_theta", theta.to(device), persistent=False)
 
-    def forward(self, positions: Tensor, length: int) -> _Turn:
+    def forward(self, positions: Tensor, length: int) -> _CosSin:
         """(..., T) positions -> cos and sin, (..., T, n) each, of the layers that rotate as most do.
 
         Args:
@@ -46,13 +46,13 @@ class Rope(nn.Module):
             length: that the sequence has or will have; LongRoPE has other frequencies for long ones.
         """
         theta = self.long_theta if self.long_from is not None and length > self.long_from else self.theta
-        return _turn(positions, theta, self.magnitude)
+        return _cos_sin(positions, theta, self.magnitude)
 
-    def of_layers(self, positions: Tensor, length: int) -> list[_Turn]:
+    def of_layers(self, positions: Tensor, length: int) -> list[_CosSin]:
         """What `forward` gives, for each layer as that one rotates; layers that do it alike share their tensors."""
         return self.spread(self(positions, length), positions)
 
-    def packed(self, positions: Tensor, lengths: Sequence[int]) -> list[_Turn]:
+    def packed(self, positions: Tensor, lengths: Sequence[int]) -> list[_CosSin]:
         """`of_layers` for sequences of these lengths, end to end: (T,) positions."""
         if self.long_from is None:
             return self.of_layers(positions, max(lengths))
@@ -60,13 +60,13 @@ class Rope(nn.Module):
         cos, sin = zip(*parts, strict=True)
         return self.spread((torch.cat(cos), torch.cat(sin)), positions)
 
-    def spread(self, usual: _Turn, positions: Tensor) -> list[_Turn]:
+    def spread(self, usual: _CosSin, positions: Tensor) -> list[_CosSin]:
         """A rotation for each layer: `usual`, or the layer's own."""
-        turns = {"usual": usual} | {kind: _turn(positions, self.get_buffer(f"{kind}_theta")) for kind in self.others}
-        return [turns[kind] for kind in self.kinds]
+        others = {kind: _cos_sin(positions, self.get_buffer(f"{kind}_theta")) for kind in self.others}
+        return [({"usual": usual} | others)[kind] for kind in self.kinds]
 
 
-def _turn(positions: Tensor, theta: Tensor, magnitude: float = 1.0) -> _Turn:
+def _cos_sin(positions: Tensor, theta: Tensor, magnitude: float = 1.0) -> _CosSin:
     """cos and sin, (..., T, n) each, of (..., T) positions and the angle of each pair of channels, (n / 2,)."""
     angle = positions.float().unsqueeze(-1) * theta
     angle = torch.cat((angle, angle), dim=-1)

@@ -18,8 +18,8 @@ def trained_style(checkpoint_dir: Path) -> str | None:
         UserError: the record is damaged.
     """
     record = _read_record(checkpoint_dir)
-    if record.get("runs") and (said := reworded(record["runs"][-1].get("data", {}))):
-        say(said)
+    if record.get("runs") and (message := reworded(record["runs"][-1].get("data", {}))):
+        say(message)
     return record.get("prompt_style")
 
 

@@ -96,17 +96,17 @@ def write_merged(
             )
         return x.to(specs[name].dtype)
 
-    said: list[str] = []
+    message: list[str] = []
 
     def write(folder: Path) -> None:
         save_stream(specs, ((name, tensor(name)) for name in specs if name not in shared), folder / WEIGHTS, shared)
         replace(config, tie_embeddings=tied).to_json(folder / CONFIG)
-        said.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
+        message.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
         record = {"prompt_style": run.prompt_style, "runs": [*runs, {**asdict(run), "into": base, "weights": identity}]}
         (folder / MERGED).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
 
     replace_folder(out_dir, write, overwrite)
-    return said
+    return message
 
 
 def _merged(weight: Tensor, layer: LoRALinear, trained: dict[str, Tensor], name: str) -> Tensor:

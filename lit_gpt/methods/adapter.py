@@ -27,7 +27,7 @@ from lit_gpt.layers.attention import (
     split,
     to_groups,
 )
-from lit_gpt.layers.cpu_matmul import widened
+from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.model import GPT, CausalSelfAttention, attend
 
 
@@ -108,7 +108,7 @@ class _PromptedAttention(Function):
         """(T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
         y, *kept = attended(qkv, documents, heads)
-        q, k, v = widened(split(qkv, heads)[0], prompt_k, prompt_v)
+        q, k, v = upcast(split(qkv, heads)[0], prompt_k, prompt_v)
         p, _ = _shares(q, k, heads)
         read = from_groups(p @ v.transpose(0, 1), q)  # (T, H, D)
         ctx.documents, ctx.heads = documents, heads
@@ -121,7 +121,7 @@ class _PromptedAttention(Function):
         qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept = ctx.saved_tensors
         heads = ctx.heads
         dy = dy.view_as(y)
-        q, k, v = widened(split(qkv, heads)[0], prompt_k, prompt_v)
+        q, k, v = upcast(split(qkv, heads)[0], prompt_k, prompt_v)
         p, slope = _shares(q, k, heads)  # (G, R * T, P)
         values = v.transpose(0, 1)  # (G, P, D)
         d_gate = (dy.float() * from_groups(p @ values, q)).sum((0, 2))

@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lit_gpt.args import AdapterArgs
-from lit_gpt.layers.compiled import fused
+from lit_gpt.layers.compiled import compiled_on_gpu
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.methods import adapter
 from lit_gpt.model import GPT
@@ -29,10 +29,10 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return _ScaledProduct.apply(x, self.adapter_bias, self.adapter_scale, self.linear)
+        return _ScaledLinearFunction.apply(x, self.adapter_bias, self.adapter_scale, self.linear)
 
 
-class _ScaledProduct(Function):
+class _ScaledLinearFunction(Function):
     """The product with the frozen weight, shifted and scaled. Of x the backward pass needs nothing, but all of W x + b.
 
     Args:
@@ -43,7 +43,7 @@ class _ScaledProduct(Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, bias: Tensor, scale: Tensor, linear: LinearLayer) -> Tensor:
-        u = linear.product(x)
+        u = linear.forward_no_grad(x)
         ctx.linear, ctx.dtype = linear, x.dtype
         ctx.save_for_backward(u, bias, scale)
         return _scaled(u, bias, scale)
@@ -53,17 +53,17 @@ class _ScaledProduct(Function):
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         u, bias, scale = ctx.saved_tensors
         du, d_bias, d_scale = _scaled_backward(dy, u, bias, scale)
-        dx = ctx.linear.input_gradient(du).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        dx = ctx.linear.grad_input(du).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         return dx, d_bias, d_scale, None
 
 
-@fused
+@compiled_on_gpu
 def _scaled(u: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
     """scale * (u + bias) in the dtype of u (..., N), computed in fp32: in 16 bits a scale near 1 has 8 of them."""
     return ((u.float() + bias) * scale).to(u.dtype)
 
 
-@fused
+@compiled_on_gpu
 def _scaled_backward(dy: Tensor, u: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of u, (..., N) in the dtype of dy, of bias and of scale."""
     d = dy.float()

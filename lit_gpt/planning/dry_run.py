@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from lightning.fabric import Fabric
 
-from lit_gpt.args.finetuning import Finetuning
-from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_fit
 from lit_gpt.errors import UserError
 from lit_gpt.layers.quantize import require_quantizable
 from lit_gpt.model import GPT
+from lit_gpt.args.finetuning import FinetuneArgs
+from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.planning.devices import Device, named, this_machine
 from lit_gpt.planning.fit import command_line, fitted, in_time, ways_out
 from lit_gpt.planning.job import config_of, default_precision, job_of
@@ -31,39 +31,41 @@ from lit_gpt.training.run.gauges import clock, matrix_rate
 from lit_gpt.training.run.start import load_model
 
 
-def dry_run(fabric: Fabric, asked: Finetuning) -> None:
+def dry_run(fabric: Fabric, args: FinetuneArgs) -> None:
     """Print what the run would take.
 
     Raises:
         UserError: data, checkpoint or device that are not there, or do not go together.
     """
-    args, checkpoint_dir = asked.plan, asked.checkpoint_dir
-    device = named(args.device) if args.device else this_machine(fabric.device)
-    is_here = args.device is None or device == this_machine(fabric.device)
+    options, checkpoint_dir = args.plan, args.checkpoint_dir
+    device = named(options.device) if options.device else this_machine(fabric.device)
+    is_here = options.device is None or device == this_machine(fabric.device)
     there = (checkpoint_dir / WEIGHTS).is_file()
     config = config_of(checkpoint_dir)
-    train_data, val_data, meta = store.load(asked.data_dir)
+    train_data, val_data, meta = store.load(args.data_dir)
     if there:
-        check_fit(meta, asked.data_dir, Tokenizer(checkpoint_dir), asked.run.prompt_style)
-    if args.probe and not is_here:
-        raise UserError(f"--probe true times this machine's GPU, and --device {args.device} is another; leave out one")
-    if args.probe and not there:
+        check_fit(meta, args.data_dir, Tokenizer(checkpoint_dir), args.run.prompt_style)
+    if options.probe and not is_here:
+        raise UserError(
+            f"--probe true times this machine's GPU, and --device {options.device} is another; leave out one"
+        )
+    if options.probe and not there:
         raise UserError(f"--probe true needs the weights, and {checkpoint_dir} has no {WEIGHTS}; leave it out")
-    precision = default_precision(asked.precision, asked.method, device)
-    _require_possible(asked.quantize, precision, device)
-    require_offload(asked.train, precision)
-    job, data = job_of(asked, config, precision, device), (train_data, val_data)
+    precision = default_precision(args.precision, args.method, device)
+    _require_possible(args.quantize, precision, device)
+    require_offload(args.train, precision)
+    job, data = job_of(args, config, precision, device), (train_data, val_data)
     plan = make_plan(job, data)
-    if args.fit:
+    if options.fit:
         plan = fitted(plan, data)
-    if plan.fits and (there and is_here if args.probe is None else args.probe):
-        plan = _probed(plan, fabric, asked, data)
-        if args.fit:
+    if plan.fits and (there and is_here if options.probe is None else options.probe):
+        plan = _probed(plan, fabric, args, data)
+        if options.fit:
             plan = in_time(plan, data)
     print(*lines_of(plan), sep="\n")
     for way in ways_out(plan, data):
         print(way)
-    if args.fit:
+    if options.fit:
         print(f"Run it with\n  {command_line(plan, job, sys.argv)}")
 
 
@@ -77,12 +79,12 @@ def _require_possible(quantize: str | None, precision: str, device: Device) -> N
         )
 
 
-def _probed(plan: Plan, fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
+def _probed(plan: Plan, fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
     """The same plan with times from a few steps on this machine; says what they took."""
     job = plan.job
-    asked = replace(asked, quantize=job.quantize, train=job.train)  # --fit may have chosen others
-    model, _ = load_model(fabric, asked)
-    list(description(model, data[0], asked, fabric.device))  # takes a run its time, too
+    args = replace(args, quantize=job.quantize, train=job.train)  # --fit may have chosen others
+    model, _ = load_model(fabric, args)
+    list(description(model, data[0], args, fabric.device))  # takes a run its time, too
     matrix_rate(fabric.device, job.weight_dtype)
     model.n_recomputed = plan.n_recomputed
     counted, _ = job.model()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lit_gpt.args import TrainArgs, ValidationArgs
-from lit_gpt.args.finetuning import Finetuning
+from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.config import Config
@@ -86,26 +86,26 @@ class Job:
         return model, chosen
 
 
-def job_of(asked: Finetuning, config: Config, precision: str, device: Device) -> Job:
+def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device) -> Job:
     """What is asked for, with this model on this device."""
     return Job(
-        method=asked.method,
-        method_args=asked.method_args,
+        method=args.method,
+        method_args=args.method_args,
         config=config,
-        train=asked.train,
-        validation=asked.validation,
+        train=args.train,
+        validation=args.validation,
         precision=precision,
-        quantize=asked.quantize,
+        quantize=args.quantize,
         device=device,
-        seed=asked.run.seed,
-        merge=asked.merge,
+        seed=args.run.seed,
+        merge=args.merge,
     )
 
 
-def default_precision(asked: str | None, method: str, device: Device) -> str:
+def default_precision(args: str | None, method: str, device: Device) -> str:
     """As `make_fabric` chooses it, on another device."""
-    if asked is not None or device.kind == "cpu":
-        return asked or "32-true"
+    if args is not None or device.kind == "cpu":
+        return args or "32-true"
     bits = "bf16" if device.bf16 else "16"
     return f"{bits}-mixed" if method == "full" else f"{bits}-true"
 

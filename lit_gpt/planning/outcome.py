@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
-from lit_gpt.args.finetuning import Finetuning
+from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.files import write_text
 from lit_gpt.model import GPT
 from lit_gpt.planning.devices import this_machine
@@ -18,13 +18,13 @@ from lit_gpt.training.run.folder import PLAN
 from lit_gpt.training.run.gauges import Gauges, clock, matrix_rate, memory_gb
 
 
-def plan_of_run(fabric: Fabric, asked: Finetuning, data: Data) -> Plan:
+def plan_of_run(fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
     """The plan of a run that is about to start on the device of `fabric`; to be made before the model is there.
 
     Says in a line or two what it will take.
     """
     device, precision = this_machine(fabric.device), str(fabric._precision.precision)
-    plan = make_plan(job_of(asked, config_of(asked.checkpoint_dir), precision, device), data)
+    plan = make_plan(job_of(args, config_of(args.checkpoint_dir), precision, device), data)
     time = f", {clock(plan.seconds)}" if plan.seconds else ""
     tokens = f"{plan.work.n_tokens:,} tokens{f', {plan.work.filled}' if plan.work.filled else ''}"
     print(f"Plan: {plan.peak / 1e9:.2f} GB at most, {tokens}{time}; --dry_run true says more")

@@ -136,7 +136,8 @@ class ChatTemplate:
             last = [_Answer(len(turns) - 1, len(asked), text, end)]
         earlier = [i for i, t in enumerate(turns[:-1]) if t.role == "assistant"]
         found = [
-            self._answer_at(whole, turns, i, place) for i, place in self._places(whole, turns, earlier, tools).items()
+            self._answer_at(whole, turns, i, location)
+            for i, location in self._places(whole, turns, earlier, tools).items()
         ]
         return [*filter(None, found), *last], whole
 
@@ -156,12 +157,12 @@ class ChatTemplate:
             if found is not None:
                 return found
         exact = {i: exact_place(whole, turns, i, render) for i in answers}
-        return {i: place for i, place in exact.items() if place is not None}
+        return {i: location for i, location in exact.items() if location is not None}
 
-    def _answer_at(self, whole: str, turns: Sequence[Turn], i: int, place: Place) -> _Answer | None:
+    def _answer_at(self, whole: str, turns: Sequence[Turn], i: int, location: Place) -> _Answer | None:
         """The answer of turn i, which is not the last; None if what the model would have written there is not in
         `whole`."""
-        at, tail = place
+        at, tail = location
         text, end = self.ending.cut(tail, turns[i].text.strip())
         if not whole.startswith(text, at):
             return None
@@ -173,7 +174,7 @@ class ChatTemplate:
         self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, asked: str
     ) -> tuple[str, str | None]:
         """The last answer and the token that ends it, as they follow the text that asks for it. Raises: UserError."""
-        said = turns[-1].text.strip()
+        note = turns[-1].text.strip()
         found = self._after_prompt(turns, tools, asked, whole)
         if found is None:  # what is before it is shown otherwise, too: the answer is what follows the last question
             since = max((i for i, t in enumerate(turns) if t.role == "user"), default=0)
@@ -185,8 +186,8 @@ class ChatTemplate:
                 "not show the answer after that; take another --prompt_style"
             )
         opening, tail = found
-        text, end = self.ending.cut(tail, said)
-        text = answer_after(opening, text, said, self.folder)
+        text, end = self.ending.cut(tail, note)
+        text = answer_after(opening, text, note, self.folder)
         if end is None and self.ending.late:
             return self._late(turns, tools, whole, text)
         return text, end

@@ -29,16 +29,16 @@ class Ending:
     added: re.Pattern[str] = re.compile(r"(?!)")
     """Finds the tokens that the tokenizer cuts out of a text."""
 
-    def cut(self, tail: str, said: str) -> tuple[str, str | None]:
+    def cut(self, tail: str, message: str) -> tuple[str, str | None]:
         """(answer, token that ends it) of what a template puts after the text that asks for it.
 
         Args:
-            said: text of the answer; a token within it is no end.
+            message: text of the answer; a token within it is no end.
         """
-        after = tail.find(said) + len(said) if said in tail else 0
-        places = [(at, -len(token), token) for token in self.known if (at := tail.find(token, after)) >= 0]
-        if places:
-            at, _, token = min(places)
+        after = tail.find(message) + len(message) if message in tail else 0
+        locations = [(at, -len(token), token) for token in self.known if (at := tail.find(token, after)) >= 0]
+        if locations:
+            at, _, token = min(locations)
             return tail[:at], token
         if not self.late and (last := self.closing(tail, after)):
             return last

@@ -17,12 +17,12 @@ def jinja_of(style: Style, gap: str = "") -> str:
     inside = "{system}" in before
     before, between = around(before, "{system}") if inside else (before, "")
     system = _joined(*around(filled(style.system, eos=style.eos), "{system}"), variable="system")
-    said = "m['content']" if style.trims == "no" else "m['content'] | trim"
-    question = f"{{{{- {said} }}}}"
+    message = "m['content']" if style.trims == "no" else "m['content'] | trim"
+    question = f"{{{{- {message} }}}}"
     if inside:
-        whole = f"({system} + m['content']) | trim" if style.trims == "questions" else f"{system} + ({said})"
+        whole = f"({system} + m['content']) | trim" if style.trims == "questions" else f"{system} + ({message})"
         question = f"{{%- if loop.first and system %}}{{{{- {whole} }}}}{{%- else %}}{question}{{%- endif %}}"
-    answer = _joined(style.lead, style.tail + (style.end or style.eos), variable=f"({said})")
+    answer = _joined(style.lead, style.tail + (style.end or style.eos), variable=f"({message})")
     again = style.after + (style.bos if style.begins == "question" else "")
     parts = [
         "{%- if messages[0]['role'] == 'system' %}",

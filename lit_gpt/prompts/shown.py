@@ -49,23 +49,23 @@ def after_prompt(asked: str, whole: str, since: int) -> tuple[str, str] | None:
     return opening, tail.removeprefix(shared)
 
 
-def answer_after(opening: str, answer: str, said: str, folder: Any) -> str:
+def answer_after(opening: str, answer: str, message: str, folder: Any) -> str:
     """What is taught after a prompt that ends in `opening`, which the template shows in no answer.
 
     An answer that begins with the same thought goes on with it, though the template leaves thoughts out.
 
     Args:
         answer: as the template shows it.
-        said: as the row has it.
+        message: as the row has it.
 
     Raises:
         UserError: the prompt has closed the thought, and the answer has one.
     """
     begun = opening.strip()
-    if begun and said.startswith(begun):
+    if begun and message.startswith(begun):
         shown = answer.lstrip()  # an end of what was said, and perhaps calls
-        since = next((i for i in range(len(begun), len(said)) if shown.startswith(said[i:])), len(said))
-        return said[len(begun) :].lstrip("\n") + shown[len(said) - since :]
+        since = next((i for i in range(len(begun), len(message)) if shown.startswith(message[i:])), len(message))
+        return message[len(begun) :].lstrip("\n") + shown[len(message) - since :]
     tags = _TAG.findall(opening)
     if tags and tags[-1] in answer:
         raise UserError(
@@ -98,15 +98,15 @@ def require_shown(
         except UserError:
             return False
 
-    said = [i for i, t in enumerate(turns) if t.role == "tool"]
+    message = [i for i, t in enumerate(turns) if t.role == "tool"]
     calls = [i for i, t in enumerate(turns) if calls_of(t)]
-    whole = render(turns, tools) if tools or said or calls else ""
+    whole = render(turns, tools) if tools or message or calls else ""
     without = [replace(t, extra={k: v for k, v in t.extra.items() if k != "tool_calls"}) for t in turns]
     lost = ["tool_calls"] if calls and hidden(without, tools) else []
     if tools and (lost or not calls) and hidden(turns, ()):  # where calls are shown, tools are counted: see `left_out`
         lost.append("tools")
     other = [replace(t, text=t.text + " and so on") if t.role == "tool" else t for t in turns]
-    lost += ["turns of the role tool"] if said and hidden(other, tools) else []
+    lost += ["turns of the role tool"] if message and hidden(other, tools) else []
     for i in calls if not lost else []:
         names = filter(None, map(name_of, calls_of(turns[i])))
         lost += [f"the tool_calls of turn {i + 1} ({name})" for name in names if name not in answers.get(i, whole)]

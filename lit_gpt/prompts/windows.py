@@ -42,7 +42,7 @@ def places_by_windows(
     users = [i for i, t in enumerate(turns) if t.role == "user"]
     head = turns[: next((i for i in users if i > answers[0]), len(turns))]
     first = [i for i in answers if i < len(head)]
-    found = {i: place for i in first if (place := exact_place(whole, turns, i, render))}
+    found = {i: location for i in first if (location := exact_place(whole, turns, i, render))}
     if len(found) < len(first):
         return None
     for before, i in zip(answers[len(first) - 1 :], answers[len(first) :], strict=False):

@@ -38,10 +38,10 @@ def chart(title: str, lines: Sequence[Line], unit: str, from_zero: bool = True, 
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(0.0 if from_zero else min(ys), max(ys))
     x_span = (min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
     y_span = (min(y_ticks[0], 0.0 if from_zero else min(ys)), max(y_ticks[-1], max(ys)))
-    place = _Place(x_span, y_span)
-    body = [_grid(place, [t for t in x_ticks if x_span[0] <= t <= x_span[1]], y_ticks)]
-    body += [_drawn(line, place, number) for number, line in enumerate(lines, 1)]
-    data = {"lines": [[[round(place.x(x), 1), round(place.y(y), 1), x, y] for x, y in line.points] for line in lines]}
+    axes = _Axes(x_span, y_span)
+    body = [_grid(axes, [t for t in x_ticks if x_span[0] <= t <= x_span[1]], y_ticks)]
+    body += [_drawn(line, axes, number) for number, line in enumerate(lines, 1)]
+    data = {"lines": [[[round(axes.x(x), 1), round(axes.y(y), 1), x, y] for x, y in line.points] for line in lines]}
     data |= {"names": [line.name for line in lines], "digits": digits}
     legend = "".join(
         f'<span><i class="c{number}"></i>{escape(line.name)}</span>' for number, line in enumerate(lines, 1)
@@ -57,7 +57,7 @@ def chart(title: str, lines: Sequence[Line], unit: str, from_zero: bool = True, 
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Axes:
     """Where values are on the picture."""
 
     x_span: tuple[float, float]
@@ -72,24 +72,24 @@ class _Place:
         return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / ((high - low) or 1)
 
 
-def _drawn(line: Line, place: _Place, number: int) -> str:
-    points = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in line.points)
+def _drawn(line: Line, axes: _Axes, number: int) -> str:
+    points = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line.points)
     path = f'<polyline class="l{number}" points="{points}"/>'
     if line.dots or len(line.points) == 1:
         path += "".join(
-            f'<circle class="d{number}" cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="3.5"/>' for x, y in line.points
+            f'<circle class="d{number}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3.5"/>' for x, y in line.points
         )
     return path
 
 
-def _grid(place: _Place, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
+def _grid(axes: _Axes, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
     parts = []
     for t in y_ticks:
-        y = place.y(t)
+        y = axes.y(t)
         parts.append(f'<line class="g" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{shown(t)}</text>')
     for t in x_ticks:
-        x = place.x(t)
+        x = axes.x(t)
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{shown(t)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     return "".join(parts) + f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">optimizer step</text>'

@@ -29,11 +29,11 @@ def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float
     lowest = lowest_trained(model)
     below = tuple(f"transformer.h.{i}." for i in range(lowest))
     total = 0.0
-    for name, rows, trained in _products(model, n_tokens, n_targets):
+    for name, rows, trained in _matmuls(model, n_tokens, n_targets):
         total += rows * (2 if name.startswith(below) else 6 if trained else 4)
     for name, module in model.named_modules():
         total += getattr(module, "flops_besides", 0) * _rows_of(model, f"{name}.", n_tokens, n_targets)
-    per_block = sum(rows for name, rows, _ in _products(model, n_tokens, n_targets) if ".h." in name) / c.n_layer
+    per_block = sum(rows for name, rows, _ in _matmuls(model, n_tokens, n_targets) if ".h." in name) / c.n_layer
     attention = 2 * squares * c.n_head * c.head_size
     passes = lowest + 3 * (c.n_layer - lowest) + n_recomputed
     return total + 2 * per_block * n_recomputed + passes * attention
@@ -43,10 +43,10 @@ def forward_flops(model: GPT, n_tokens: float, n_targets: float, squares: float)
     """Operations of the forward pass alone; arguments as for `training_flops`."""
     c = model.config
     attention = 2 * squares * c.n_head * c.head_size * c.n_layer
-    return sum(2 * rows for _, rows, _ in _products(model, n_tokens, n_targets)) + attention
+    return sum(2 * rows for _, rows, _ in _matmuls(model, n_tokens, n_targets)) + attention
 
 
-def _products(model: GPT, n_tokens: float, n_targets: float) -> list[tuple[str, float, bool]]:
+def _matmuls(model: GPT, n_tokens: float, n_targets: float) -> list[tuple[str, float, bool]]:
     """Name, weights times rows, and whether it trains, of each matrix that is multiplied with."""
     found = []
     for name, p in model.named_parameters():

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lit_gpt.data.packing import Packing
-from lit_gpt.layers.attention import Continuations, Documents, flash_can
+from lit_gpt.layers.attention import Documents, SharedPrefixes, flash_can
 from lit_gpt.model import GPT
 from lit_gpt.resources import never_waiting
 
@@ -71,8 +71,8 @@ class Recorder:
         self.slots = min(max_tokens, 8 + round((4 if self.shares else 2) * expected))
         sizes = sorted({-(-max_tokens // part) for part in _PARTS}, reverse=True)
         # one at a time is in use, so that all live in the same memory: that of one pool and one stream
-        place = {"pool": torch.cuda.graph_pool_handle(), "stream": torch.cuda.Stream()}
-        self.recordings = [_Recording(model, size, self.slots, self.longest, self.shares, place) for size in sizes]
+        capture = {"pool": torch.cuda.graph_pool_handle(), "stream": torch.cuda.Stream()}
+        self.recordings = [_Recording(model, size, self.slots, self.longest, self.shares, capture) for size in sizes]
 
     def __call__(self, idx: Tensor, documents: Documents) -> Tensor:
         """As `GPT.hidden`; the result may have rows more than there are tokens, (1, >= T, C)."""
@@ -109,9 +109,9 @@ def filling(lengths: tuple[int, ...], sizes: list[int], slots: int, longest: int
 
 def prefixes_fit(documents: Documents, recorded: Documents) -> bool:
     """Whether a recording has room for the prefixes that these documents share."""
-    if (coming := documents.continuations) is None:
+    if (coming := documents.shared_prefixes) is None:
         return True
-    there = recorded.continuations
+    there = recorded.shared_prefixes
     return there is not None and coming.fits(there)
 
 
@@ -122,7 +122,7 @@ class _Recording:
         place: pool and stream of the recording.
     """
 
-    def __init__(self, model: GPT, size: int, slots: int, longest: int, shares: bool, place: dict[str, Any]) -> None:
+    def __init__(self, model: GPT, size: int, slots: int, longest: int, shares: bool, capture: dict[str, Any]) -> None:
         device = model.transformer.wte.weight.device
         self.size, self.slots = size, slots
         self.anchor = torch.zeros((), device=device, requires_grad=True)
@@ -130,14 +130,14 @@ class _Recording:
         ends = torch.arange(1, slots + 1, device=device, dtype=torch.int64) * longest
         self.offsets = torch.nn.functional.pad(ends.clamp(max=size), (1, 0)).int()
         self.positions = torch.arange(size, device=device) % longest
-        self.continuations = Continuations.empty(size, _PREFIXES, longest, device) if shares else None
+        self.shared_prefixes = SharedPrefixes.empty(size, _PREFIXES, longest, device) if shares else None
         # of the lengths, only the longest is read
-        documents = self.documents = Documents((longest,), self.offsets, self.positions, (), self.continuations)
+        documents = self.documents = Documents((longest,), self.offsets, self.positions, (), self.shared_prefixes)
         trained = [p for p in model.parameters() if p.requires_grad]
         for p in trained:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
 
-        side = place["stream"]
+        side = capture["stream"]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles and sets up what a recording must not
             for once_more in (False, True):
@@ -154,10 +154,10 @@ class _Recording:
 
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.forward, **place):
+            with torch.cuda.graph(self.forward, **capture):
                 hidden = model.hidden(self.idx, documents=documents)
             self.d_hidden = torch.zeros_like(hidden)
-            with torch.cuda.graph(self.backward, **place):
+            with torch.cuda.graph(self.backward, **capture):
                 gradients = torch.autograd.grad(hidden, trained, self.d_hidden, allow_unused=True)
                 pairs = [(p.grad, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
                 torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
@@ -176,8 +176,8 @@ class _Recording:
         self.offsets[: len(documents.offsets)].copy_(documents.offsets)
         self.offsets[len(documents.offsets) :].copy_(torch.from_numpy(tail), non_blocking=True)
         # the tail's tokens and positions are left from before: nothing is learned from them
-        if self.continuations is not None:
-            self.continuations.copy(documents.continuations)
+        if self.shared_prefixes is not None:
+            self.shared_prefixes.copy(documents.shared_prefixes)
 
 
 class _Replay(Function):

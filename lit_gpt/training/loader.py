@@ -22,7 +22,7 @@ _LOOKED_AT = 4
 """Optimizer steps whose samples show whether prefixes are shared."""
 
 
-class Feed:
+class BatchLoader:
     """Samples for the model, and the way through it.
 
     Args:

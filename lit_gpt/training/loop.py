@@ -7,11 +7,11 @@ from lightning.fabric import Fabric
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
-from lit_gpt.training.loader import Feed
+from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.offload import make_gradients
 from lit_gpt.training.optimizer import learning_rate, make_optimizer
 from lit_gpt.training.run.checkpoint_store import Progress
-from lit_gpt.training.run.checkpointer import Keeper
+from lit_gpt.training.run.checkpointer import Checkpointer
 from lit_gpt.training.run.session import Session
 from lit_gpt.training.run.stopping import stop_signals
 from lit_gpt.training.step import accumulate, rehearse
@@ -44,37 +44,37 @@ def fit(
     scaled = getattr(fabric._precision, "scaler", None) is not None  # 16-mixed; a fused step leaves no room to clip
     optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
     gradients = make_gradients(fabric, model, optimizer, train)
-    feed = Feed(model, train_data, train, fabric.device, seed, fabric.autocast)
+    loader = BatchLoader(model, train_data, train, fabric.device, seed, fabric.autocast)
     monitor, budget = session.monitor, session.budget
-    keeper = Keeper(fabric, model, optimizer, feed, session, train.save_interval)
-    progress = keeper.begin()
-    rehearse(fabric, model, feed, gradients, budget)
-    keeper.restore()
+    checkpointer = Checkpointer(fabric, model, optimizer, loader, session, train.save_interval)
+    progress = checkpointer.begin()
+    rehearse(fabric, model, loader, gradients, budget)
+    checkpointer.restore()
 
-    with stop_signals() as stop, keeper.saving_what_fails():
+    with stop_signals() as stop, checkpointer.saving_what_fails():
         while True:
             step = progress.step
-            ends = step >= feed.n_steps or not budget.has_time_for_a_step()
+            ends = step >= loader.n_steps or not budget.has_time_for_a_step()
             due = (ends or step % validation.eval_interval == 0) and (step == 0 or budget.has_time_to_validate())
             if due and progress.validated_step != step and not stop.signal:
                 progress = validated(fabric, model, val_data, session, train, validation, progress, lambda: stop.signal)
-            ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or feed.n_steps + 1)
+            ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or loader.n_steps + 1)
             ends = ends or not budget.has_time_for_a_step()  # the validation took some
-            progress = keeper.keep(progress, ends or bool(stop.signal))
+            progress = checkpointer.keep(progress, ends or bool(stop.signal))
             if ends or stop.signal:
                 gradients.settle(monitor.say)
                 return replace(progress, stopped_by=None if ends else stop.signal)
 
-            gradients.require_finite(feed.rows)
+            gradients.require_finite(loader.rows)
             model.train()
             budget.begin_step(fabric.device)
-            length = budget.cut(feed.length, step)
+            length = budget.cut(loader.length, step)
             monitor.expect(step, length)
             rate = learning_rate(step + 1, length.n_steps, train)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_factor"]
             if accumulate(
-                fabric, model, feed, step + 1, gradients, monitor, rate, lambda: stop.signal or budget.is_over
+                fabric, model, loader, step + 1, gradients, monitor, rate, lambda: stop.signal or budget.is_over
             ):
                 gradients.step(step + 1, monitor.say)
-                progress = replace(progress, step=step + 1, samples=feed.length.seen_after(step + 1))
+                progress = replace(progress, step=step + 1, samples=loader.length.seen_after(step + 1))

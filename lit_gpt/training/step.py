@@ -11,7 +11,7 @@ from lit_gpt.data.batches import Batch, batch_of
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.gradients import Gradients
-from lit_gpt.training.loader import Feed
+from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.randomness import random_states, set_random_states, undisturbed
 from lit_gpt.training.run.budget import Budget
@@ -24,7 +24,7 @@ _Result = TypeVar("_Result")
 def accumulate(
     fabric: Fabric,
     model: GPT,
-    feed: Feed,
+    loader: BatchLoader,
     step: int,
     gradients: Gradients,
     monitor: Monitor,
@@ -51,22 +51,22 @@ def accumulate(
         monitor.restore(mark)
 
     def all_of_it() -> bool:
-        batches = feed.batches(step)
+        batches = loader.batches(step)
         n_targets = sum(batch.n_targets for batch in batches)
         for i, batch in enumerate(batches, 1):
-            loss = _forward_backward(fabric, model, feed, batch, n_targets)
+            loss = _forward_backward(fabric, model, loader, batch, n_targets)
             monitor.iterated(step, batch, loss, learning_rate, i == len(batches))
             if i < len(batches) and stopped():
                 return False
         return True
 
-    complete = _in_memory(all_of_it, feed, undo)
+    complete = _in_memory(all_of_it, loader, undo)
     if not complete:
         undo()
     return complete
 
 
-def rehearse(fabric: Fabric, model: GPT, feed: Feed, gradients: Gradients, budget: Budget) -> None:
+def rehearse(fabric: Fabric, model: GPT, loader: BatchLoader, gradients: Gradients, budget: Budget) -> None:
     """Try the largest micro-batch forward and backward and let the optimizer take its memory; changes nothing.
 
     Where there is a limit and no step was timed yet, do it again and tell the budget what a step will take by that.
@@ -78,24 +78,24 @@ def rehearse(fabric: Fabric, model: GPT, feed: Feed, gradients: Gradients, budge
 
     def largest() -> float:
         """Seconds that a step is expected to take."""
-        batch = batch_of(feed.data, feed.largest()).to(fabric.device)
+        batch = batch_of(loader.data, loader.largest()).to(fabric.device)
         wait(fabric.device)
         began = time.monotonic()
-        _forward_backward(fabric, model, feed, batch, batch.n_targets)
+        _forward_backward(fabric, model, loader, batch, batch.n_targets)
         wait(fabric.device)
         computed = time.monotonic()
         gradients.zero()
         gradients.allocate()
         wait(fabric.device)
-        return (computed - began) * feed.tokens_a_step() / batch.n_computed + time.monotonic() - computed
+        return (computed - began) * loader.tokens_a_step() / batch.n_computed + time.monotonic() - computed
 
     with undisturbed(fabric.device):
-        _in_memory(largest, feed, gradients.zero)
+        _in_memory(largest, loader, gradients.zero)
         if budget.max_seconds is not None and not budget.step_seconds:
             budget.expected_seconds = largest()  # the first time, kernels were compiled and memory was asked for
 
 
-def _in_memory(work: Callable[[], _Result], feed: Feed, undo: Callable[[], None]) -> _Result:
+def _in_memory(work: Callable[[], _Result], loader: BatchLoader, undo: Callable[[], None]) -> _Result:
     """What `work` returns, with smaller micro-batches each time the memory runs out.
 
     Args:
@@ -112,18 +112,18 @@ def _in_memory(work: Callable[[], _Result], feed: Feed, undo: Callable[[], None]
                 raise
             failed = e.with_traceback(None)  # its frames hold on to the memory
         undo()
-        if not feed.shrink():
+        if not loader.shrink():
             raise failed
         undo()  # a new recording has drawn random numbers
 
 
-def _forward_backward(fabric: Fabric, model: GPT, feed: Feed, batch: Batch, n_targets: int) -> Tensor:
+def _forward_backward(fabric: Fabric, model: GPT, loader: BatchLoader, batch: Batch, n_targets: int) -> Tensor:
     """Add the gradients of a micro-batch to what is there; its loss, summed over its targets.
 
     Args:
         n_targets: of the whole step: divided by these, what shares a forward pass changes nothing.
     """
     with fabric.autocast():
-        loss = loss_sum(model, batch, feed.hidden_of)
+        loss = loss_sum(model, batch, loader.hidden_of)
     fabric.backward(loss / max(1, n_targets))
     return loss.detach()

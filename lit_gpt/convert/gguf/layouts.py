@@ -16,10 +16,10 @@ class _Expert:
     name: str
 
 
-_Place = str | Separate | Part | _Expert
+_Location = str | Separate | Part | _Expert
 FUSED = "blk.{}.attn_qkv"
 
-_PLACES: dict[str, _Place] = {  # our module -> theirs; `{}` stands for the layer
+_LOCATIONS: dict[str, _Location] = {  # our module -> theirs; `{}` stands for the layer
     "transformer.wte": "token_embd",
     "transformer.h.{}.norm_1": "blk.{}.attn_norm",
     "transformer.h.{}.attn.qkv": Separate("blk.{}.attn_{qkv}", ("q", "k", "v")),
@@ -48,8 +48,8 @@ class Layout:
 
     name: str
     """`general.architecture`."""
-    places: dict[str, _Place] = field(default_factory=dict)
-    """In which it differs from `_PLACES`."""
+    locations: dict[str, _Location] = field(default_factory=dict)
+    """In which it differs from `_LOCATIONS`."""
     pairs: bool = False
     """Queries and keys are rotated in pairs of neighbouring channels, so that the rows of each head are reordered."""
     biases: tuple[str, ...] = ()
@@ -72,12 +72,12 @@ class Layout:
 
 
 _ATTENTION, _ALL = ("qkv_bias", "proj_bias"), ("qkv_bias", "proj_bias", "mlp_bias")
-_FUSED_QKV: dict[str, _Place] = {"transformer.h.{}.attn.qkv": FUSED}
-_GATE_UP: dict[str, _Place] = {
+_FUSED_QKV: dict[str, _Location] = {"transformer.h.{}.attn.qkv": FUSED}
+_GATE_UP: dict[str, _Location] = {
     "transformer.h.{}.mlp.fc_1": Part("blk.{}.ffn_up", 0),
     "transformer.h.{}.mlp.fc_2": Part("blk.{}.ffn_up", 1),
 }
-_TWO_NORMS: dict[str, _Place] = {  # Falcon 40B's norm of the MLP has the name that 7B's norm of both has
+_TWO_NORMS: dict[str, _Location] = {  # Falcon 40B's norm of the MLP has the name that 7B's norm of both has
     "transformer.h.{}.norm_1": "blk.{}.attn_norm_2",
     "transformer.h.{}.norm_2": "blk.{}.attn_norm",
 }
@@ -144,18 +144,18 @@ def pieces(name: str, config: Config, is_fused: bool = False) -> list[Piece]:
     numbers = [int(n) for n in number.findall(module)]
     layout = LAYOUTS[config.architecture]
     key = number.sub("{}", module)
-    place = {**_PLACES, **layout.places, **(_FUSED_QKV if is_fused else {})}[key]
+    location = {**_LOCATIONS, **layout.locations, **(_FUSED_QKV if is_fused else {})}[key]
 
     def named(template: str) -> str:
         return f"{template.format(*numbers)}.{parameter}"
 
-    match place:
+    match location:
         case Separate():
             heads = (config.n_head, config.n_query_groups, 0) if layout.pairs else (0, 0, 0)
-            return [Piece(named(s), heads=h) for s, h in zip(place.sources, heads, strict=True)]
+            return [Piece(named(s), heads=h) for s, h in zip(location.sources, heads, strict=True)]
         case Part():
-            return [Piece(named(place.name), place.index, place.of)]
+            return [Piece(named(location.name), location.index, location.of)]
         case _Expert():
-            return [Piece(named(place.name), numbers[1], config.n_expert, is_stacked=True)]
+            return [Piece(named(location.name), numbers[1], config.n_expert, is_stacked=True)]
         case _:
-            return [Piece(named(place))]
+            return [Piece(named(location))]

@@ -38,7 +38,7 @@ def quantize(program: str, whole: Path, path: Path, kind: str) -> None:
     """
     done = subprocess.run([program, str(whole), str(path), kind], capture_output=True, text=True, errors="replace")
     if done.returncode or not path.is_file():
-        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        last = said[-1][:_SHOWN] if said else f"exit code {done.returncode}"
+        message = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        last = message[-1][:_SHOWN] if message else f"exit code {done.returncode}"
         raise UserError(f"{program} could not write {kind} ({last}); write F16 or Q8_0 instead, which need no program")
     whole.unlink()

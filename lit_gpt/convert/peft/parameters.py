@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.convert.names import EMBEDDINGS, HEAD, canonical, hf_sources
-from lit_gpt.convert.peft.places import Base
+from lit_gpt.convert.peft.pieces import Base
 from lit_gpt.convert.peft.settings import MERGE, Scaling, token_indices
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES

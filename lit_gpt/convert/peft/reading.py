@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_gpt.args import LoRAArgs, LoRARunArgs
 from lit_gpt.config import Config
 from lit_gpt.convert.peft.parameters import Adapter, changed_parameters, read_weights
-from lit_gpt.convert.peft.places import Base, Piece, all_pieces, flag_of, pieces
+from lit_gpt.convert.peft.pieces import Base, Piece, all_pieces, flag_of, pieces
 from lit_gpt.convert.peft.settings import MERGE, Scaling, read_settings
 from lit_gpt.convert.peft.starts import STARTS, follow_tied_start, take_off_starts
 from lit_gpt.errors import UserError

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_gpt.convert.names import EMBEDDINGS, HEAD, hf_sources
 from lit_gpt.convert.peft.parameters import Adapter
-from lit_gpt.convert.peft.places import Base
+from lit_gpt.convert.peft.pieces import Base
 from lit_gpt.convert.peft.settings import Scaling
 
 STARTS = ("pissa", "olora")

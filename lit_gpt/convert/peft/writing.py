@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
 from lit_gpt.convert.names import hf_sources
-from lit_gpt.convert.peft.places import Base, Piece, pieces
+from lit_gpt.convert.peft.pieces import Base, Piece, pieces
 from lit_gpt.convert.peft.settings import write_settings
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES

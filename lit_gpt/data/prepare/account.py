@@ -63,8 +63,8 @@ def print_unused(unused: Mapping[str, int]) -> None:
 def summary(part: Part) -> str:
     """One line: how many samples and tokens, how long, and what was left out, cut, or tokenized apart."""
     counts, lengths = part.counts, part.lengths
-    notes = [f"dropped: {said(counts.dropped)}"] if counts.dropped else []
-    notes += [f"cut: {said(counts.cut)}"] if counts.cut else []
+    notes = [f"dropped: {message(counts.dropped)}"] if counts.dropped else []
+    notes += [f"cut: {message(counts.cut)}"] if counts.cut else []
     notes = notes or ["none dropped or cut"]
     notes += counts.notes()
     if not len(lengths):
@@ -75,6 +75,6 @@ def summary(part: Part) -> str:
     )
 
 
-def said(counts: Mapping[str, int]) -> str:
+def message(counts: Mapping[str, int]) -> str:
     """Counts in words."""
     return ", ".join(f"{n:,} {what}" for what, n in counts.items())

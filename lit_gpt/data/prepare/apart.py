@@ -83,8 +83,8 @@ def _shared_runs(texts: Sequence[str], least: int) -> np.ndarray:
 def _without(text: str, shared: np.ndarray) -> str:
     """The text without the shared runs; what was around one stands apart."""
     runs = _runs(text)
-    places = np.searchsorted(shared, runs)
-    found = shared[np.minimum(places, len(shared) - 1)] == runs
+    locations = np.searchsorted(shared, runs)
+    found = shared[np.minimum(locations, len(shared) - 1)] == runs
     if not found.any():
         return text
     edges = np.zeros(len(text) + 1, dtype=np.int64)

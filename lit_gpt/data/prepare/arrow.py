@@ -60,7 +60,7 @@ def read_folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{folder} holds Parquet files of {', '.join(names)}; pass one file, or a folder of one split"
             )
         for path in paths:
-            yield from ((f"{path.name}, {place}", entry) for place, entry in read_parquet(path))
+            yield from ((f"{path.name}, {location}", entry) for location, entry in read_parquet(path))
         return
     if (folder / _SPLITS).is_file():
         names = sorted(path.parent.name for path in folder.glob(f"*/{_SAVED}"))

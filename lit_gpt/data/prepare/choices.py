@@ -26,8 +26,8 @@ class Choice:
     answer: str = "answer"
     """Key of the right one: its index from 0 on, its letter or label, or its text."""
 
-    def __call__(self, entry: Any, file: str, place: str) -> list[Row]:
-        where = f"{file}, {place}"
+    def __call__(self, entry: Any, file: str, location: str) -> list[Row]:
+        where = f"{file}, {location}"
         require_object(entry, where, (self.question, self.answer, *((self.choices,) if self.choices else ("A", "B"))))
         question = text(entry[self.question], where, self.question).strip()
         if self.choices is None:
@@ -43,7 +43,7 @@ class Choice:
         lines = [f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False)]
         turns = (Turn("user", "\n".join((question, *lines, "Answer:"))), Turn("assistant", _LETTERS[right]))
         read = (self.question, self.answer, self.choices, *(labels if self.choices is None else ()))
-        return [Row(turns, file=file, place=place, unused=unused_keys(entry, read))]
+        return [Row(turns, file=file, location=location, unused=unused_keys(entry, read))]
 
 
 def _letters_in(entry: Mapping[str, Any]) -> list[str]:
@@ -73,12 +73,12 @@ def _right(answer: Any, labels: Sequence[str], options: Sequence[str], what: str
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         return answer
     if isinstance(answer, str):
-        said = answer.strip()
+        message = answer.strip()
         for names in (labels, tuple(_LETTERS[: len(options)]), options):
-            if said in names:
-                return list(names).index(said)
-        if said.isdecimal() and int(said) < len(options):
-            return int(said)
+            if message in names:
+                return list(names).index(message)
+        if message.isdecimal() and int(message) < len(options):
+            return int(message)
     shown = repr(answer) if isinstance(answer, str | int | float) else kind(answer)
     raise UserError(
         f"{what} must be the index (from 0), the letter or the text of one of {len(options)} options, found {shown}"

@@ -62,8 +62,8 @@ class Conversation:
     speakers: Mapping[str, str] = field(default_factory=dict)
     """Their name of who speaks, in lower case -> ours, besides those that are known."""
 
-    def __call__(self, entry: Any, file: str, place: str) -> list[Row]:
-        where = f"{file}, {place}"
+    def __call__(self, entry: Any, file: str, location: str) -> list[Row]:
+        where = f"{file}, {location}"
         require_object(entry, where, (self.key, *(self.names[k] for k in ("system", "tools") if k in self.names)))
         if media := next((key for key in _MEDIA if entry.get(key)), None):
             message = f"{where}: {media!r} is not empty, and only texts are taught"
@@ -75,7 +75,7 @@ class Conversation:
             turns = _with_system(turns, entry.get(key), where, key)
         functions = tuple(tool for key in tools for tool in read_tools(entry.get(key), where, key))
         unused = unused_keys(entry, (self.key, *systems, *tools, *_MEDIA, *good)) + tuple(dict.fromkeys(unused))
-        return [conversation(turns, file, place, tools=functions, unused=unused)]
+        return [conversation(turns, file, location, tools=functions, unused=unused)]
 
     def _named(self, name: str, known: tuple[str, ...]) -> tuple[str, ...]:
         """Their keys for ours."""
@@ -83,10 +83,10 @@ class Conversation:
 
     def _turns(self, entry: dict[str, Any], where: str) -> tuple[list[Turn], list[str]]:
         """The turns, and the keys of messages that are not read. Raises: UserError naming the message."""
-        said = self._spoken(_rows_of_columns(from_json(entry[self.key], where, self.key)))
+        note = self._spoken(_rows_of_columns(from_json(entry[self.key], where, self.key)))
         turns: list[Turn] = []
         unused: list[str] = []
-        for i, message in enumerate(listed(said, where, self.key)):
+        for i, message in enumerate(listed(note, where, self.key)):
             at = f"{where}, {self.key}[{i}]"
             turn, is_calls, left = self._turn(message, at)
             unused += left
@@ -96,45 +96,45 @@ class Conversation:
                 turns.append(turn)
         return turns, unused
 
-    def _spoken(self, said: Any) -> Any:
+    def _spoken(self, note: Any) -> Any:
         """Messages of user and assistant in turns in place of a list of texts; other values as they are."""
-        if not (isinstance(said, list) and said and all(isinstance(message, str) for message in said)):
-            return said
+        if not (isinstance(note, list) and note and all(isinstance(message, str) for message in note)):
+            return note
         speaker, content = self.names.get("role", "role"), self.names.get("content", "content")
-        return [{speaker: ("user", "assistant")[i % 2], content: message} for i, message in enumerate(said)]
+        return [{speaker: ("user", "assistant")[i % 2], content: message} for i, message in enumerate(note)]
 
     def _turn(self, message: Any, at: str) -> tuple[Turn, bool, tuple[str, ...]]:
         """A turn, whether its text was calls, and the keys that are not read. Raises: UserError."""
-        speaker, said = self._pair(message, at)
+        speaker, note = self._pair(message, at)
         role = self._role(message[speaker], at, speaker)
         is_calls = role == _CALLS
         role = "assistant" if is_calls else role
-        parts = "" if is_calls else message.get(said)
-        content, left = _joined_parts(parts, at, said)
+        parts = "" if is_calls else message.get(note)
+        content, left = _joined_parts(parts, at, note)
         taught, flags = self._taught(message, role, at)
         extra, keys = self._extra(message, role, at)
         if is_calls:
-            extra["tool_calls"] = read_calls(message.get(said), at, said)
+            extra["tool_calls"] = read_calls(message.get(note), at, note)
             content = "" if extra["tool_calls"] else None
         if content is None:
-            content = _without_content(role, extra, at, said)
+            content = _without_content(role, extra, at, note)
             extra["content"] = None  # to a template, none is not the same as an empty one
         turn = Turn(role, content, taught=taught, extra=extra)  # type: ignore[arg-type]
         prefix = f"{self.key}[]."
-        unused = unused_keys(message, (speaker, said, *flags, *keys), prefix)
+        unused = unused_keys(message, (speaker, note, *flags, *keys), prefix)
         return turn, is_calls, (*unused, *(prefix + key for key in left))
 
     def _pair(self, message: Any, at: str) -> tuple[str, str]:
         """The keys of who speaks and what is said. Raises: UserError if the message has none."""
         pair = (self.names.get("role"), self.names.get("content"))
         found = next((p for p in _PAIRS if isinstance(message, dict) and p[0] in message), _PAIRS[0])
-        speaker, said = pair[0] or found[0], pair[1] or found[1]
+        speaker, note = pair[0] or found[0], pair[1] or found[1]
         require_object(message, at, ())
         calls = any(key in message for key in ("tool_calls", "function_call"))
-        for key in (speaker, *(() if calls else (said,))):
+        for key in (speaker, *(() if calls else (note,))):
             if key not in message:
                 raise UserError(f"{at}: no key {key!r}; found {found_keys(message)}; name yours with --columns")
-        return speaker, said
+        return speaker, note
 
     def _role(self, value: Any, at: str, key: str) -> str:
         """Who speaks. Raises: UserError if we do not know them."""
@@ -185,14 +185,14 @@ class Conversation:
 
 def _with_system(turns: list[Turn], value: Any, where: str, key: str) -> list[Turn]:
     """The turns with a system text that stands beside them. Raises: UserError if they have another one."""
-    said = text(value, where, key) if value is not None else ""
-    if not said.strip():
+    note = text(value, where, key) if value is not None else ""
+    if not note.strip():
         return turns
     if turns and turns[0].role == "system":
-        if turns[0].text.strip() != said.strip():
+        if turns[0].text.strip() != note.strip():
             raise UserError(f"{where}: {key!r} and the first message are two different system texts; keep one of them")
         return turns
-    return [Turn("system", said), *turns]
+    return [Turn("system", note), *turns]
 
 
 def _joined(turn: Turn, calls: Turn, at: str) -> Turn:

@@ -220,7 +220,7 @@ class Text:
             if not self.more():
                 return ""
 
-    def value(self, place: str) -> Any:
+    def value(self, location: str) -> Any:
         """The JSON value that begins here. Raises: UserError."""
         decode = json.JSONDecoder().raw_decode
         while True:
@@ -232,22 +232,22 @@ class Text:
             except json.JSONDecodeError as e:
                 unfinished = e.pos > len(self.buffer) - 12 or e.msg.startswith("Unterminated")
                 if unfinished and len(self.buffer) - self.at > MAX_ENTRY:
-                    message = f"{place} (line {self.line}) is longer than {MAX_ENTRY:,} characters"
+                    message = f"{location} (line {self.line}) is longer than {MAX_ENTRY:,} characters"
                     raise UserError(f"{self.path}, {message}") from e
                 if not (unfinished and self.more()):
-                    self.fail(place, e)
+                    self.fail(location, e)
             except RecursionError as e:
-                raise UserError(f"{self.path}, {place}: lists or objects nested too deep") from e
+                raise UserError(f"{self.path}, {location}: lists or objects nested too deep") from e
             except UserError:  # of `more`
                 raise
             except ValueError as e:
-                raise UserError(f"{self.path}, {place}: a number of too many digits, expected text") from e
+                raise UserError(f"{self.path}, {location}: a number of too many digits, expected text") from e
 
-    def fail(self, place: str, e: json.JSONDecodeError) -> None:
+    def fail(self, location: str, e: json.JSONDecodeError) -> None:
         self.move(e.pos)
         cut = "; the file ends here: is the file cut?" if self.ended and e.pos > len(self.buffer) - 12 else ""
         cut = "; a text begins here that never ends: is the file cut?" if e.msg.startswith("Unterminated") else cut
-        raise UserError(f"{self.path}, {place} (line {self.line}): not valid JSON ({e.msg}){cut}") from e
+        raise UserError(f"{self.path}, {location} (line {self.line}): not valid JSON ({e.msg}){cut}") from e
 
 
 def list_entries(text: Text) -> Iterator[tuple[str, Any]]:

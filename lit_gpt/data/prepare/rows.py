@@ -35,7 +35,7 @@ class Row:
     tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False, kw_only=True)
     """Schemas of the functions that the assistant may call, as chat templates take them."""
     file: str = field(default="", compare=False)
-    place: str = field(default="", compare=False)
+    location: str = field(default="", compare=False)
     """Entry or line in the file, as a person would look it up."""
     is_chat: bool = field(default=False, compare=False, kw_only=True)
     """Whether the file says turn by turn who speaks, as conversations do, and not an instruction and its answer."""
@@ -43,13 +43,13 @@ class Row:
     """Keys of the entry that hold something and are not read, such as `source` or `messages[].id`."""
 
     @classmethod
-    def single(cls, instruction: str, context: str, response: str, file: str = "", place: str = "") -> "Row":
+    def single(cls, instruction: str, context: str, response: str, file: str = "", location: str = "") -> "Row":
         """One question and one answer."""
-        return cls((Turn("user", instruction, context), Turn("assistant", response)), file, place)
+        return cls((Turn("user", instruction, context), Turn("assistant", response)), file, location)
 
     @property
     def where(self) -> str:
-        return ", ".join(filter(None, (self.file, self.place)))
+        return ", ".join(filter(None, (self.file, self.location)))
 
     @property
     def system(self) -> str:
@@ -78,7 +78,7 @@ class Row:
 def conversation(
     turns: Sequence[Turn],
     file: str,
-    place: str,
+    location: str,
     *,
     tools: Sequence[Mapping[str, Any]] = (),
     unused: tuple[str, ...] = (),
@@ -93,12 +93,12 @@ def conversation(
     for i, turn in enumerate(turns[n_system:]):
         if turn.role not in _MAY_FOLLOW[before]:
             expected = " or ".join(_MAY_FOLLOW[before])
-            message = f"{file}, {place}, turn {i + n_system + 1}: expected {expected}, found {turn.role}"
+            message = f"{file}, {location}, turn {i + n_system + 1}: expected {expected}, found {turn.role}"
             raise RowError(message, "with roles out of order")
         before = turn.role
     if len(turns) == n_system:
-        raise UserError(f"{file}, {place}: expected at least one turn of a user, found none")
-    return Row(tuple(turns), tools=tuple(tools), file=file, place=place, is_chat=True, unused=unused)
+        raise UserError(f"{file}, {location}: expected at least one turn of a user, found none")
+    return Row(tuple(turns), tools=tuple(tools), file=file, location=location, is_chat=True, unused=unused)
 
 
 def verdicts(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -107,8 +107,8 @@ def verdicts(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
     Raises:
         RowError: one says that it is a bad one.
     """
-    said = {key: str(entry[key]).strip().lower() for key in _VERDICTS if isinstance(entry.get(key), bool | str)}
-    if bad := next((key for key, verdict in said.items() if verdict == "false"), None):  # a table's cells are texts
+    note = {key: str(entry[key]).strip().lower() for key in _VERDICTS if isinstance(entry.get(key), bool | str)}
+    if bad := next((key for key, verdict in note.items() if verdict == "false"), None):  # a table's cells are texts
         message = f"{where}: {bad!r} false says that the answer is a bad one, not to be learned"
         raise RowError(message, f"with {bad} false")
-    return tuple(key for key, verdict in said.items() if verdict == "true")
+    return tuple(key for key, verdict in note.items() if verdict == "true")

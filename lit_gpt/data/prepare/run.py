@@ -17,7 +17,7 @@ from lit_gpt.args.folders import require_checkpoint
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.data import store
 from lit_gpt.data.curate.check import check
-from lit_gpt.data.prepare.account import Part, Scan, print_unused, said, summary
+from lit_gpt.data.prepare.account import Part, Scan, message, print_unused, summary
 from lit_gpt.data.prepare.counts import Counts
 from lit_gpt.data.prepare.download import locate
 from lit_gpt.data.prepare.rows import Row, RowError
@@ -140,7 +140,7 @@ def _read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:
     for row in rows_of(files, args, scan.left_out):
         scan.add(row, with_prompts)
     if not scan.n_rows:
-        reason = f" ({said(scan.left_out)})" if scan.left_out else ""
+        reason = f" ({message(scan.left_out)})" if scan.left_out else ""
         raise UserError(f"{', '.join(map(str, files.paths))} has no rows{reason}")
     return scan
 
@@ -180,7 +180,7 @@ def write_split(folder: Path, name: str, rows: Iterator[Row], n_rows: int, encod
     part = Part(counts, writer.lengths, writer.n_targets)
     print(f"{name}: {summary(part)}")
     if not counts.kept:
-        raise UserError(f"no row of {name} is left ({said(counts.dropped)}); nothing was written")
+        raise UserError(f"no row of {name} is left ({message(counts.dropped)}); nothing was written")
     return part
 
 

@@ -55,8 +55,8 @@ class Keys:
                 "name yours with --columns"
             )
 
-    def __call__(self, entry: Any, file: str, place: str) -> list[Row]:
-        where = f"{file}, {place}"
+    def __call__(self, entry: Any, file: str, location: str) -> list[Row]:
+        where = f"{file}, {location}"
         require_object(entry, where, self.needed)
         good = verdicts(entry, where)
         instruction, response = (text(entry[key], where, key) for key in (self.instruction, self.response))
@@ -69,7 +69,7 @@ class Keys:
         if system := optional(entry, where, self.system):
             turns = (Turn("system", system), *turns)
         read = (self.instruction, self.response, context, self.system, self.history, *good)
-        return [Row(turns, file=file, place=place, is_chat=bool(before), unused=unused_keys(entry, read))]
+        return [Row(turns, file=file, location=location, is_chat=bool(before), unused=unused_keys(entry, read))]
 
     def _before(self, entry: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
         """The turns of the history. Raises: UserError."""
@@ -96,28 +96,28 @@ _orca = Keys("question", "response", system="system_prompt")
 """https://huggingface.co/datasets/Open-Orca/OpenOrca"""
 
 
-def alpaca_libre(entry: Any, file: str, place: str) -> list[Row]:
+def alpaca_libre(entry: Any, file: str, location: str) -> list[Row]:
     """Alpaca's schema, where a missing input is written `<noinput>`."""
-    (row,) = alpaca(entry, file, place)
+    (row,) = alpaca(entry, file, location)
     if row.context.strip().lower() == "<noinput>":
         row = replace(row, turns=tuple(replace(turn, context="") for turn in row.turns))
     return [row]
 
 
-def _prompt_completion(entry: Any, file: str, place: str) -> list[Row]:
+def _prompt_completion(entry: Any, file: str, location: str) -> list[Row]:
     """A prompt and its completion: texts, or lists of messages, of which the completion alone is taught, as in TRL;
     https://huggingface.co/docs/trl/dataset_formats.
     """
     prompt = entry.get("prompt")
     if not isinstance(prompt, list):
-        return _completion(entry, file, place)
+        return _completion(entry, file, location)
     answer = entry["completion"]
     answer = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
     rest = {key: value for key, value in entry.items() if key not in ("prompt", "completion")}
     parse = Conversation("messages")
-    (before,) = parse({**rest, "messages": prompt}, file, place)
-    said = [*prompt, *listed(answer, f"{file}, {place}", "completion")]
-    (row,) = parse({**rest, "messages": said}, file, place)
+    (before,) = parse({**rest, "messages": prompt}, file, location)
+    message = [*prompt, *listed(answer, f"{file}, {location}", "completion")]
+    (row,) = parse({**rest, "messages": message}, file, location)
     n = len(before.turns)
     return [
         replace(
@@ -126,9 +126,9 @@ def _prompt_completion(entry: Any, file: str, place: str) -> list[Row]:
     ]
 
 
-def _self_instruct(entry: Any, file: str, place: str) -> list[Row]:
+def _self_instruct(entry: Any, file: str, location: str) -> list[Row]:
     """An instruction and several instances of it; https://github.com/yizhongw/self-instruct."""
-    where = f"{file}, {place}"
+    where = f"{file}, {location}"
     require_object(entry, where, ("instruction", "instances"))
     instruction, instances = entry["instruction"], listed(entry["instances"], where, "instances")
     unused = unused_keys(entry, ("instruction", "instances"))
@@ -136,38 +136,38 @@ def _self_instruct(entry: Any, file: str, place: str) -> list[Row]:
     rows = []
     for i, instance in enumerate(instances, 1):
         require_object(instance, f"{where}, instance {i}", ("output",))
-        (row,) = single({"instruction": instruction, **instance}, file, f"{place}, instance {i}")
+        (row,) = single({"instruction": instruction, **instance}, file, f"{location}, instance {i}")
         inner = tuple(f"instances[].{key}" for key in row.unused)
         rows.append(replace(row, unused=(*(unused if i == 1 else ()), *inner)))
     return rows
 
 
-def lima(entry: Any, file: str, place: str) -> list[Row]:
+def lima(entry: Any, file: str, location: str) -> list[Row]:
     """`_conversations`: a list of texts, user and assistant in turns; https://huggingface.co/datasets/GAIR/lima."""
-    where = f"{file}, {place}"
+    where = f"{file}, {location}"
     require_object(entry, where, ("conversations",))
-    said = listed(entry["conversations"], where, "conversations")
+    message = listed(entry["conversations"], where, "conversations")
     turns = [
         Turn(("user", "assistant")[i % 2], text(s, where, f"conversations[{i}]"))  # type: ignore[arg-type]
-        for i, s in enumerate(said)
+        for i, s in enumerate(message)
     ]
     system = optional(entry, where, "system")
     turns = [Turn("system", system), *turns] if system else turns
-    return [conversation(turns, file, place, unused=unused_keys(entry, ("conversations", "system")))]
+    return [conversation(turns, file, location, unused=unused_keys(entry, ("conversations", "system")))]
 
 
-def lima_first(entry: Any, file: str, place: str) -> list[Row]:
+def lima_first(entry: Any, file: str, location: str) -> list[Row]:
     """The first question and answer of LIMA's conversations."""
-    (row,) = lima(entry, file, place)
+    (row,) = lima(entry, file, location)
     n = 3 if row.system else 2
     return [replace(row, turns=row.turns[:n], is_chat=False)]
 
 
-def _conversations(entry: Any, file: str, place: str) -> list[Row]:
+def _conversations(entry: Any, file: str, location: str) -> list[Row]:
     """Texts, or objects with from and value or with role and content: LIMA's or ShareGPT's."""
-    said = entry.get("conversations")
-    is_texts = isinstance(said, list) and bool(said) and isinstance(said[0], str)
-    return (lima if is_texts else Conversation("conversations"))(entry, file, place)
+    message = entry.get("conversations")
+    is_texts = isinstance(message, list) and bool(message) and isinstance(message[0], str)
+    return (lima if is_texts else Conversation("conversations"))(entry, file, location)
 
 
 _SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [

@@ -111,8 +111,8 @@ def jaccards(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
         return np.zeros(0)
     sizes = np.array([len(other) for other in others])
     together = np.concatenate(others)
-    places = np.minimum(np.searchsorted(one, together), len(one) - 1)
-    common = np.add.reduceat((one[places] == together).astype(np.int64), np.cumsum([0, *sizes[:-1]]))
+    locations = np.minimum(np.searchsorted(one, together), len(one) - 1)
+    common = np.add.reduceat((one[locations] == together).astype(np.int64), np.cumsum([0, *sizes[:-1]]))
     return common / (len(one) + sizes - common)
 
 

@@ -36,12 +36,12 @@ def read_rows(
 
 def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterator[list[Row] | UserError]:
     """The rows of each entry; with `drop` what is wrong with one in their place. Raises: UserError as `read_rows`."""
-    for n, (place, entry) in enumerate(entries(path)):
-        parse = parse or recognise(entry, f"{path}, {place}")
+    for n, (location, entry) in enumerate(entries(path)):
+        parse = parse or recognise(entry, f"{path}, {location}")
         if n == 0 and isinstance(parse, Keys) and _is_table(path):
             parse.require_columns(entry, path)
         try:
-            rows = parse(entry, str(path), place)
+            rows = parse(entry, str(path), location)
         except UserError as e:
             if not drop:
                 raise UserError(f"{e}; mend it, or leave such rows out with --bad_rows drop") from e

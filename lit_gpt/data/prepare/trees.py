@@ -23,8 +23,8 @@ class Trees:
     language: str | None = None
     """Trees in this language only (`en`, `de` ...); None takes all."""
 
-    def __call__(self, entry: Any, file: str, place: str) -> list[Row]:
-        where = f"{file}, {place}"
+    def __call__(self, entry: Any, file: str, location: str) -> list[Row]:
+        where = f"{file}, {location}"
         require_object(entry, where, ("prompt",))
         root = require_object(entry["prompt"], f"{where}, prompt", ("text", "role"))
         if self.language is not None and root.get("lang") != self.language:
@@ -36,7 +36,7 @@ class Trees:
             while path and path[-1].role == "user":
                 path = path[:-1]
             if path:
-                row = conversation(path, file, place, unused=unused)
+                row = conversation(path, file, location, unused=unused)
                 rows[row] = None  # two questions without answers leave the same path
         return list(rows)
 

@@ -5,15 +5,15 @@ keys: more of these where its prefix is another's, too.
 """
 
 from lit_gpt.layers.attention.attention import PackedAttention, attended, attended_backward, rotated, rotated_back
-from lit_gpt.layers.attention.documents import Continuations, Documents
+from lit_gpt.layers.attention.documents import Documents, SharedPrefixes
 from lit_gpt.layers.attention.flash import flash_can
 from lit_gpt.layers.attention.heads import Heads, from_groups, split, to_groups
 
 __all__ = [
-    "Continuations",
     "Documents",
     "Heads",
     "PackedAttention",
+    "SharedPrefixes",
     "attended",
     "attended_backward",
     "flash_can",

@@ -12,8 +12,8 @@ from lit_gpt.layers.attention.by_document import by_document, by_document_backwa
 from lit_gpt.layers.attention.documents import Documents
 from lit_gpt.layers.attention.flash import flash, flash_backward, flash_can
 from lit_gpt.layers.attention.heads import Heads, split
-from lit_gpt.layers.compiled import fused
-from lit_gpt.layers.cpu_matmul import widened
+from lit_gpt.layers.compiled import compiled_on_gpu
+from lit_gpt.layers.cpu_matmul import upcast
 
 
 class PackedAttention(Function):
@@ -49,7 +49,7 @@ def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, .
     if flash_can(qkv, heads):
         return flash(q, k, v, documents, heads)
     if qkv.device.type == "cpu":
-        y, *kept = by_document(*widened(q, k, v), documents, heads)
+        y, *kept = by_document(*upcast(q, k, v), documents, heads)
         return y.to(qkv.dtype), *kept
     return (padded.attend(q, k, v, documents.lengths, heads),)
 
@@ -62,19 +62,19 @@ def attended_backward(
     if flash_can(qkv, heads):
         return flash_backward(dy, q, k, v, y, *kept, documents, heads)
     if qkv.device.type == "cpu":
-        gradients = by_document_backward(*widened(dy, q, k, v, y), kept, documents, heads)
+        gradients = by_document_backward(*upcast(dy, q, k, v, y), kept, documents, heads)
         return tuple(x.to(qkv.dtype) for x in gradients)
     return padded.attend_backward(dy, q, k, v, y, documents.lengths, heads)
 
 
-@partial(fused, dynamic=1)
+@partial(compiled_on_gpu, dynamic=1)
 def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, head_size: int, n_heads: int) -> Tensor:
     """qkv with the first channels of its first `n_heads` heads turned, as many as cos has."""
     x = qkv.unflatten(-1, (-1, head_size))
     return torch.cat((_turned(x[:, :n_heads], cos, sin), x[:, n_heads:]), 1).flatten(1)
 
 
-@partial(fused, dynamic=1)
+@partial(compiled_on_gpu, dynamic=1)
 def rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The gradient of qkv, (T, sum(sizes)), from those of the turned q and k and of v, (T, heads, D) each."""
     return torch.cat((_turned(dq, cos, -sin), _turned(dk, cos, -sin), dv), 1).flatten(1)

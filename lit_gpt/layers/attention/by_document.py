@@ -19,7 +19,7 @@ def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: He
             y[span], lse = _cpu_flash(*here, heads)
             kept.append(lse)
         else:
-            y[span] = padded.by_products(*(x[None] for x in here), heads)[0]
+            y[span] = padded.by_matmul(*(x[None] for x in here), heads)[0]
     return y, *kept
 
 
@@ -28,7 +28,7 @@ def by_document_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of q (T, H, D), k and v (T, G, D). `kept` is what `by_document` returned after its result."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-    n = sum(documents.lengths[: len(documents.followers)])
+    n = sum(documents.lengths[: len(documents.n_sharing)])
     of_prefixes = [torch.zeros(n, *x.shape[1:], dtype=torch.float32) for x in (k, v)]  # sums of many
     lse = iter(kept)
     for span, prefix in documents.pieces():
@@ -36,7 +36,7 @@ def by_document_backward(
         if _cpu_flash_can(q.dtype, here[2].size(0), heads):
             dq[span], *others = _cpu_flash_backward(*here, next(lse), heads)
         else:
-            dq[span], *others = (g[0] for g in padded.by_products_backward(*(x[None] for x in here), heads))
+            dq[span], *others = (g[0] for g in padded.by_matmul_backward(*(x[None] for x in here), heads))
         for whole, sums, part in zip((dk, dv), of_prefixes, others, strict=True):
             if span.stop <= n:
                 sums[span] += part

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Continuations:
+class SharedPrefixes:
     """What goes on from shared prefixes, as attention of variable lengths reads it: which queries see which keys."""
 
     queries: Tensor
@@ -24,7 +24,7 @@ class Continuations:
     """Queries between two of the offsets, and keys of a prefix, at most."""
 
     @classmethod
-    def empty(cls, T: int, n: int, longest: int, device: torch.device) -> "Continuations":
+    def empty(cls, T: int, n: int, longest: int, device: torch.device) -> "SharedPrefixes":
         """Room for n prefixes of at most `longest` tokens and a quarter of the row, in which there are none yet."""
         queries = torch.zeros(n + 3, dtype=torch.int32, device=device)
         queries[-1] = T
@@ -32,12 +32,12 @@ class Continuations:
         n_keys = max(1, T // 4)
         return cls(queries, torch.zeros_like(queries), going_on, n_keys, (T, min(longest, n_keys)))
 
-    def fits(self, room: "Continuations") -> bool:
+    def fits(self, room: "SharedPrefixes") -> bool:
         """Whether `room` could take these by `copy`."""
         most = all(here <= there for here, there in zip(self.most, room.most, strict=True))
         return most and self.n_keys <= room.n_keys and len(self.queries) <= len(room.queries)
 
-    def copy(self, other: "Continuations | None") -> None:
+    def copy(self, other: "SharedPrefixes | None") -> None:
         """Take the place of others that `fits`, of a row that goes on where theirs ends, or of none."""
         T = len(self.going_on)
         self.queries.zero_()
@@ -68,57 +68,57 @@ class Documents:
     """(n + 1,) int32: piece i spans offsets[i] .. offsets[i + 1]."""
     positions: Tensor
     """(T,) int64, of each token in its document."""
-    followers: tuple[int, ...] = ()
+    n_sharing: tuple[int, ...] = ()
     """Documents that go on from each prefix."""
-    continuations: Continuations | None = None
+    shared_prefixes: SharedPrefixes | None = None
 
     @classmethod
-    def of(cls, lengths: tuple[int, ...], followers: tuple[int, ...] = ()) -> "Documents":
+    def of(cls, lengths: tuple[int, ...], n_sharing: tuple[int, ...] = ()) -> "Documents":
         n = torch.tensor(lengths)
         offsets = F.pad(n.cumsum(0), (1, 0))
-        before = torch.tensor(_shared_by_piece(lengths, followers))
+        before = torch.tensor(_shared_by_piece(lengths, n_sharing))
         positions = torch.arange(int(offsets[-1])) - (offsets[:-1] - before).repeat_interleave(n)
-        continuations = _continuing(lengths, followers) if followers else None
-        return cls(lengths, offsets.int(), positions, followers, continuations)
+        shared_prefixes = _shared_prefixes_of(lengths, n_sharing) if n_sharing else None
+        return cls(lengths, offsets.int(), positions, n_sharing, shared_prefixes)
 
     def to(self, device: torch.device) -> "Documents":
         move = {"device": device, "non_blocking": True}
-        c = self.continuations
+        c = self.shared_prefixes
         if c is not None:
-            c = Continuations(c.queries.to(**move), c.keys.to(**move), c.going_on.to(**move), c.n_keys, c.most)
-        return Documents(self.lengths, self.offsets.to(**move), self.positions.to(**move), self.followers, c)
+            c = SharedPrefixes(c.queries.to(**move), c.keys.to(**move), c.going_on.to(**move), c.n_keys, c.most)
+        return Documents(self.lengths, self.offsets.to(**move), self.positions.to(**move), self.n_sharing, c)
 
     @property
     def whole(self) -> tuple[int, ...]:
         """Tokens of each document, its prefix included."""
-        before = _shared_by_piece(self.lengths, self.followers)
-        return tuple(n + p for n, p in zip(self.lengths, before, strict=True))[len(self.followers) :]
+        before = _shared_by_piece(self.lengths, self.n_sharing)
+        return tuple(n + p for n, p in zip(self.lengths, before, strict=True))[len(self.n_sharing) :]
 
     def pieces(self) -> Iterator[tuple[slice, slice | None]]:
         """The tokens of each piece, and those of the prefix that it goes on from."""
         spans, start = [], 0
         for n in self.lengths:
             spans.append(slice(start, start := start + n))
-        prefixes = [None] * len(self.followers)
-        for i, n in enumerate(self.followers):
+        prefixes = [None] * len(self.n_sharing)
+        for i, n in enumerate(self.n_sharing):
             prefixes += [spans[i]] * n
         prefixes += [None] * (len(spans) - len(prefixes))
         yield from zip(spans, prefixes, strict=True)
 
 
-def _shared_by_piece(lengths: tuple[int, ...], followers: tuple[int, ...]) -> list[int]:
+def _shared_by_piece(lengths: tuple[int, ...], n_sharing: tuple[int, ...]) -> list[int]:
     """Tokens of the prefix that each piece goes on from."""
-    shared = [0] * len(followers)
-    for n, length in zip(followers, lengths, strict=False):
+    shared = [0] * len(n_sharing)
+    for n, length in zip(n_sharing, lengths, strict=False):
         shared += [length] * n
     return shared + [0] * (len(lengths) - len(shared))
 
 
-def _continuing(lengths: tuple[int, ...], followers: tuple[int, ...]) -> Continuations:
-    """See there; `lengths` and `followers` as in `Documents`."""
-    prefixes, rest = lengths[: len(followers)], list(lengths[len(followers) :])
+def _shared_prefixes_of(lengths: tuple[int, ...], n_sharing: tuple[int, ...]) -> SharedPrefixes:
+    """See there; `lengths` and `n_sharing` as in `Documents`."""
+    prefixes, rest = lengths[: len(n_sharing)], list(lengths[len(n_sharing) :])
     going_on = []
-    for n in followers:
+    for n in n_sharing:
         going_on.append(sum(rest[:n]))
         rest = rest[n:]
     start, end = sum(prefixes), sum(lengths)
@@ -126,6 +126,6 @@ def _continuing(lengths: tuple[int, ...], followers: tuple[int, ...]) -> Continu
     keys = torch.tensor([0, 0, *prefixes, 0]).cumsum(0)
     token = torch.arange(end)
     between = (token >= start) & (token < start + sum(going_on))
-    return Continuations(
+    return SharedPrefixes(
         queries.int(), keys.int(), between[:, None, None], start, (int(queries.diff().max()), max(prefixes))
     )

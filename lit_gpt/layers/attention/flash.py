@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_gpt.layers.attention.documents import Documents
 from lit_gpt.layers.attention.heads import Heads
-from lit_gpt.layers.compiled import fused
+from lit_gpt.layers.compiled import compiled_on_gpu
 
 aten = torch.ops.aten
 
@@ -30,7 +30,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -
     y, lse, state, unused, _ = aten._flash_attention_forward(
         q, k, v, o, o, longest, longest, 0.0, True, False, scale=heads.scale, **window
     )
-    if (c := documents.continuations) is not None:
+    if (c := documents.shared_prefixes) is not None:
         keys, values = k[: c.n_keys], v[: c.n_keys]
         z, lse_z, *_ = aten._flash_attention_forward(
             q, keys, values, c.queries, c.keys, *c.most, 0.0, False, False, scale=heads.scale
@@ -49,7 +49,7 @@ def flash_backward(
     dq, dk, dv = aten._flash_attention_backward(
         dy, q, k, v, y, lse, o, o, longest, longest, 0.0, True, state, unused, scale=heads.scale, **window
     )
-    if (c := documents.continuations) is not None:  # with the logsumexp of both, each is its part of the whole
+    if (c := documents.shared_prefixes) is not None:  # with the logsumexp of both, each is its part of the whole
         keys, values = k[: c.n_keys], v[: c.n_keys]
         eq, ek, ev = aten._flash_attention_backward(
             dy, q, keys, values, y, lse, c.queries, c.keys, *c.most, 0.0, False, state, unused, scale=heads.scale
@@ -61,7 +61,7 @@ def flash_backward(
     return dq, dk, dv
 
 
-@partial(fused, dynamic=1)
+@partial(compiled_on_gpu, dynamic=1)
 def _weighed(y: Tensor, z: Tensor, lse: Tensor, lse_z: Tensor, going_on: Tensor) -> tuple[Tensor, Tensor]:
     """Attention to both of two sets of keys, (T, H, D), and its logsumexp, (H, T).
 
@@ -76,7 +76,7 @@ def _weighed(y: Tensor, z: Tensor, lse: Tensor, lse_z: Tensor, going_on: Tensor)
     return torch.where(going_on, mixed, y).to(y.dtype), both.squeeze(-1).mT.contiguous()
 
 
-@partial(fused, dynamic=1)
+@partial(compiled_on_gpu, dynamic=1)
 def _added(whole: Tensor, part: Tensor, where: Tensor) -> Tensor:
     """whole + part, (T, heads, D), on the tokens `where`, (T, 1, 1); nothing is read of the part elsewhere."""
     return torch.where(where, whole + part, whole)

@@ -25,9 +25,9 @@ class _Group:
     span: slice
     """The tokens it has."""
     token: Tensor | None
-    """(n, L): the token that goes to each place, a document's last one where it has ended. None: one document."""
-    place: Tensor | None
-    """(tokens,): the place of each of them in n * L."""
+    """(n, L): the token that goes to each slot, a document's last one where it has ended. None: one document."""
+    slot: Tensor | None
+    """(tokens,): the slot of each of them in n * L."""
 
     def padded(self, x: Tensor) -> Tensor:
         """(T, heads, D) -> (n, L, heads, D)."""
@@ -37,12 +37,12 @@ class _Group:
         """(T, heads, D) -> (n, L, heads, D)."""
         if self.token is None:
             return x[self.span].unsqueeze(0)
-        places = x.new_zeros(self.token.numel(), *x.shape[1:])
-        return places.index_copy_(0, self.place, x[self.span]).unflatten(0, self.token.shape)
+        slots = x.new_zeros(self.token.numel(), *x.shape[1:])
+        return slots.index_copy_(0, self.slot, x[self.span]).unflatten(0, self.token.shape)
 
     def cut(self, x: Tensor) -> Tensor:
         """(n, L, heads, D) -> (tokens, heads, D)."""
-        return x.squeeze(0) if self.place is None else x.flatten(0, 1)[self.place]
+        return x.squeeze(0) if self.slot is None else x.flatten(0, 1)[self.slot]
 
 
 @lru_cache(maxsize=64)
@@ -59,9 +59,9 @@ def groups(lengths: tuple[int, ...], device: torch.device) -> list[_Group]:
         n = torch.tensor(lengths[begin:end])
         offsets = start + n.cumsum(0) - n
         token = offsets[:, None] + torch.minimum(torch.arange(longest), n[:, None] - 1)
-        place = (torch.arange(longest) < n[:, None]).flatten().nonzero()[:, 0]
+        slot = (torch.arange(longest) < n[:, None]).flatten().nonzero()[:, 0]
         span = slice(start, start := start + int(n.sum()))
-        found.append(_Group(span, *((None, None) if len(n) == 1 else (token.to(device), place.to(device)))))
+        found.append(_Group(span, *((None, None) if len(n) == 1 else (token.to(device), slot.to(device)))))
         begin = end
     return found
 
@@ -70,7 +70,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: Hea
     """The result (T, H, D) for q (T, H, D), k and v (T, G, D)."""
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for group in groups(lengths, q.device):
-        y[group.span] = group.cut(by_products(*(group.padded(x) for x in (q, k, v)), heads))
+        y[group.span] = group.cut(by_matmul(*(group.padded(x) for x in (q, k, v)), heads))
     return y
 
 
@@ -81,18 +81,18 @@ def attend_backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     for group in groups(lengths, q.device):
         given = group.padded_by_zeros(dy), *(group.padded(x) for x in (q, k, v, y))
-        for whole, part in zip((dq, dk, dv), by_products_backward(*given, heads), strict=True):
+        for whole, part in zip((dq, dk, dv), by_matmul_backward(*given, heads), strict=True):
             whole[group.span] = group.cut(part)
     return dq, dk, dv
 
 
-def by_products(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
+def by_matmul(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
     """Attention of q (n, L, H, D), the last L tokens of each document, to k and v (n, S, G, D): (n, L, H, D)."""
     p, _ = _probabilities(q, k, heads)
     return from_groups(p @ v.transpose(1, 2), q)  # (n, G, R * L, D) -> (n, L, H, D)
 
 
-def by_products_backward(
+def by_matmul_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, heads: Heads
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q (n, L, H, D), k and v (n, S, G, D), the probabilities computed anew."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.layers.cpu_matmul import dtype_of_product, in_fp32, linear_by_rows, matmul_by_rows
+from lit_gpt.layers.cpu_matmul import in_fp32, linear_by_rows, matmul_by_rows, matmul_dtype
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize.frozen import QuantizedLinear, frozen
 
@@ -46,16 +46,16 @@ class FourBitLinear(QuantizedLinear):
         )
         self.weight = frozen(weight)
 
-    def product_of_rows(self, x: Tensor) -> Tensor:
+    def matmul_of_rows(self, x: Tensor) -> Tensor:
         if in_fp32(x):
             rows = partial(self.part, self.scales())
-            return linear_by_rows(x, rows, self.out_features, dtype_of_product(x), self.bias)
+            return linear_by_rows(x, rows, self.out_features, matmul_dtype(x), self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return package().matmul_4bit(x, self.weight.t(), self.state, bias=bias)  # transposed for releases < 0.50
 
     def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
         if in_fp32(dy):
-            return matmul_by_rows(dy, partial(self.part, self.scales()), self.in_features, dtype_of_product(dy))
+            return matmul_by_rows(dy, partial(self.part, self.scales()), self.in_features, matmul_dtype(dy))
         return dy @ _unpacked(self.weight, self.state, dy.dtype).view(self.out_features, self.in_features)
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -111,7 +111,7 @@ class OutlierInt8Linear(QuantizedLinear):
         self.weight = frozen(codes)
         self.register_buffer("absmax", absmax)  # (out_features,)
 
-    def product_of_rows(self, x: Tensor) -> Tensor:
+    def matmul_of_rows(self, x: Tensor) -> Tensor:
         state = package().MatmulLtState()
         state.has_fp16_weights = state.is_training = False
         state.CB, state.SCB = self.weight, self.absmax
@@ -120,7 +120,7 @@ class OutlierInt8Linear(QuantizedLinear):
 
     def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
         if in_fp32(dy):
-            return matmul_by_rows(dy, self.rows, self.in_features, dtype_of_product(dy))
+            return matmul_by_rows(dy, self.rows, self.in_features, matmul_dtype(dy))
         return dy @ self.weight.to(dy.dtype).mul_(self.absmax.unsqueeze(1) / self.LARGEST)
 
     def rows(self, start: int, stop: int) -> Tensor:

@@ -11,7 +11,7 @@ Letters: N tokens, K channels that are summed over.
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.layers.compiled import fused
+from lit_gpt.layers.compiled import compiled_on_gpu
 from lit_gpt.layers.cpu_matmul import linear_by_rows, matmul_by_rows, rows_of
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize.frozen import QuantizedLinear, frozen
@@ -41,9 +41,9 @@ class EightBitLinear(QuantizedLinear):
     def rows(self, start: int, stop: int) -> Tensor:
         return self.weight[start:stop].float() * self.scale[start:stop].unsqueeze(1)
 
-    def product_of_rows(self, x: Tensor) -> Tensor:
+    def matmul_of_rows(self, x: Tensor) -> Tensor:
         codes, by_token = round_tokens(_filled_up(x), self.dtype)
-        if self.has_products():
+        if self.has_matmul():
             y = self.multiplied(codes, by_token, x.dtype)
         else:
             sums = linear_by_rows(codes, rows_of(self.weight), self.out_features, torch.float32)
@@ -52,14 +52,14 @@ class EightBitLinear(QuantizedLinear):
 
     def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
         codes, by_token = round_tokens(_filled_up(dy), self.dtype, self.scale)
-        if self.has_products():
+        if self.has_matmul():
             dx = self.multiplied_back(codes, by_token, dy.dtype)
         else:
             sums = matmul_by_rows(codes, rows_of(self.weight), self.in_features, torch.float32)
             dx = rescale(sums, by_token, None, None, dy.dtype)
         return dx[: dy.size(0)]
 
-    def has_products(self) -> bool:
+    def has_matmul(self) -> bool:
         """Whether the device multiplies 8 bits in these sizes; no model that we know has others.
 
         A CPU's `torch._int_mm` is 20 times slower than fp32 unless it has AVX512. fp32 holds integers up to 2^24
@@ -122,10 +122,10 @@ def round_rows(x: Tensor, dtype: torch.dtype, channels: Tensor | None = None) ->
     return h.clamp(-_LARGEST[dtype], _LARGEST[dtype]).to(dtype), scale
 
 
-round_tokens = fused(round_rows)
+round_tokens = compiled_on_gpu(round_rows)
 
 
-@fused
+@compiled_on_gpu
 def rescale(
     sums: Tensor, by_token: Tensor, by_channel: Tensor | None, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -138,7 +138,7 @@ def rescale(
     return y.to(dtype)
 
 
-@fused
+@compiled_on_gpu
 def transpose(codes: Tensor) -> Tensor:
     """(N, K) int8 -> (K, N), copied."""
     return codes.t().contiguous()

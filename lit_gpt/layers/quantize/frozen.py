@@ -23,7 +23,7 @@ class QuantizedLinear(LinearLayer):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = None if linear.bias is None else frozen(linear.bias)
 
-    def product_of_rows(self, x: Tensor) -> Tensor:
+    def matmul_of_rows(self, x: Tensor) -> Tensor:
         """x W^T + bias, (N, in_features) -> (N, out_features) in the dtype of x, for N of at least 1."""
         raise NotImplementedError
 
@@ -38,10 +38,10 @@ class QuantizedLinear(LinearLayer):
     def dequantize(self) -> Tensor:
         return self.rows(0, self.out_features)
 
-    def product(self, x: Tensor) -> Tensor:
-        return _by_rows(self.product_of_rows, x, self.out_features)
+    def forward_no_grad(self, x: Tensor) -> Tensor:
+        return _by_rows(self.matmul_of_rows, x, self.out_features)
 
-    def input_gradient(self, dy: Tensor) -> Tensor:
+    def grad_input(self, dy: Tensor) -> Tensor:
         return _by_rows(self.input_gradient_of_rows, dy, self.in_features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":

@@ -110,7 +110,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         p = self.dropout if self.training else 0.0
-        return _LoRAProduct.apply(x, self, p, *self.lora_A, *self.lora_B, *self.lora_magnitude)
+        return _LoRAFunction.apply(x, self, p, *self.lora_A, *self.lora_B, *self.lora_magnitude)
 
     @torch.no_grad()
     def factors(self) -> list[tuple[Tensor, Tensor]]:
@@ -150,7 +150,7 @@ def _parameters(shapes: Sequence[tuple[int, ...]], like: dict) -> nn.ParameterLi
     return nn.ParameterList(nn.Parameter(torch.empty(shape, **like)) for shape in shapes)
 
 
-class _LoRAProduct(Function):
+class _LoRAFunction(Function):
     """The product with the frozen weight, and the updates added to it in place.
 
     For the backward pass it keeps x, or what x is made of, and h = A x, which has few channels. With magnitudes, it
@@ -165,7 +165,7 @@ class _LoRAProduct(Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, layer: "LoRALinear", p: float, *trained: Tensor) -> Tensor:
-        y = layer.linear.product(x)
+        y = layer.linear.forward_no_grad(x)
         rows, out = x.flatten(0, -2), y.flatten(0, -2)  # (N, in_features), (N, out_features); out shares y's memory
         A, Bs = _factors(layer, trained, y.dtype)
         seed = torch.randint(2**31 - 1, (1,), device=x.device) if p else None
@@ -200,7 +200,7 @@ class _LoRAProduct(Function):
         dAs = [dA_of_block[:r] for dA_of_block in dA.float().split(Bs[0].size(1))]
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = layer.linear.input_gradient(d_out)
+            dx = layer.linear.grad_input(d_out)
             if p:
                 dx = add_dropped(dx, matmul(dh, A), seed, p)
             else:
@@ -226,7 +226,7 @@ def _channel_norms(layer: "LoRALinear", A: Tensor, Bs: list[Tensor]) -> list[Ten
 
     For a row w of W and b of B the square is |w|^2 + 2 s b A w + s^2 b A A^T b^T.
     """
-    crossed = layer.linear.product(A)  # (blocks * R, out_features)
+    crossed = layer.linear.forward_no_grad(A)  # (blocks * R, out_features)
     if layer.linear.bias is not None:
         crossed = crossed - layer.linear.bias
     norms, R, s = [], Bs[0].size(1), layer.scaling
@@ -263,7 +263,7 @@ def _magnitude_gradients(
     trained: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
     """The gradient of what the magnitudes scale, (N, out_features), and the magnitudes' own."""
-    z, d_out, dms = layer.linear.product(rows), d_out.clone(), []
+    z, d_out, dms = layer.linear.forward_no_grad(rows), d_out.clone(), []
     for norm, m, B, h, (start, stop) in zip(norms, trained[-len(norms) :], Bs, parts, layer.blocks, strict=True):
         unscaled, d = z[:, start:stop], d_out[:, start:stop]
         if layer.linear.bias is not None:

@@ -9,7 +9,7 @@ from lit_gpt.args import TrainArgs
 from lit_gpt.args.folders import RUN
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, replace_folder, save_state
-from lit_gpt.training.run.checkpoint_store import Saves, read_progress
+from lit_gpt.training.run.checkpoint_store import CheckpointStore, read_progress
 
 AVERAGED = "averaged"
 """Folder within that of the run; can be given as --finetuned_path."""
@@ -25,34 +25,36 @@ def require_checkpoints(train: TrainArgs, n_steps: int) -> None:
         )
 
 
-def save_average(saves: Saves, n: int) -> tuple[Path, list[int]]:
+def save_average(checkpoint_store: CheckpointStore, n: int) -> tuple[Path, list[int]]:
     """Write the mean of the trained weights of the last `n` checkpoints; the folder, and their steps. That of step 0,
     which has learned nothing, is none of them.
 
     Raises:
         UserError: there are fewer, or one is damaged.
     """
-    steps = [step for step in saves.steps() if step > 0][-n:]
+    steps = [step for step in checkpoint_store.steps() if step > 0][-n:]
     if len(steps) < n:
         raise UserError(f"--average_last {n}: the run has {len(steps)} checkpoints after step 0; lower --save_interval")
     for step in steps:
-        read_progress(saves.place(step))
-    folder = saves.out_dir / AVERAGED
-    write_mean([saves.place(step) for step in steps], saves, folder)
+        read_progress(checkpoint_store.folder_of(step))
+    folder = checkpoint_store.out_dir / AVERAGED
+    write_mean([checkpoint_store.folder_of(step) for step in steps], checkpoint_store, folder)
     return folder, steps
 
 
-def write_mean(places: list[Path], saves: Saves, folder: Path) -> None:
-    """Fill `folder` with the mean of the trained weights of the checkpoints in `places`, as a run."""
-    states = [load_state(place / saves.weights.name, "the finetune script") for place in places]
+def write_mean(checkpoints: list[Path], checkpoint_store: CheckpointStore, folder: Path) -> None:
+    """Fill `folder` with the mean of the trained weights of the checkpoints in `checkpoints`, as a run."""
+    states = [
+        load_state(checkpoint / checkpoint_store.weights.name, "the finetune script") for checkpoint in checkpoints
+    ]
     mean = {
         name: (torch.stack([state[name].double() for state in states]).mean(0)).to(states[-1][name].dtype)
         for name in states[-1]
     }
 
-    def fill(place: Path) -> None:
-        save_state(mean, place / saves.weights.name)
-        if (saves.out_dir / RUN).is_file():
-            shutil.copyfile(saves.out_dir / RUN, place / RUN)
+    def fill(checkpoint: Path) -> None:
+        save_state(mean, checkpoint / checkpoint_store.weights.name)
+        if (checkpoint_store.out_dir / RUN).is_file():
+            shutil.copyfile(checkpoint_store.out_dir / RUN, checkpoint / RUN)
 
     replace_folder(folder, fill, overwrite=True)

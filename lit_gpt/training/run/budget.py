@@ -106,12 +106,12 @@ class Budget:
             with suppress(OSError):
                 self.ledger.write_text(f"{self.used:.1f}\n", encoding="utf-8")
 
-    def rehearse_finish(self, place: Path) -> float:
-        """Measure how long what comes after the training takes, with the checkpoint in `place`; seconds it took now."""
+    def rehearse_finish(self, checkpoint: Path) -> float:
+        """Measure how long what follows the training takes with a checkpoint; returns the seconds that it took now."""
         if self.finish is None or self.max_seconds is None:
             return 0.0
         began = time.monotonic()
-        self.finish(place)
+        self.finish(checkpoint)
         seconds = time.monotonic() - began
         self.finish_seconds = seconds + self.validates_again * (self.loss_seconds or self.validation_seconds)
         return seconds

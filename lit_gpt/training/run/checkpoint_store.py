@@ -79,7 +79,7 @@ class Progress:
         return replace(self, n_without_gain=self.n_without_gain + 1, validated_step=self.step)
 
 
-class Saves:
+class CheckpointStore:
     """Writes and finds the checkpoints of the run in `out_dir`.
 
     Args:
@@ -92,7 +92,7 @@ class Saves:
         self.weights = trained_path(out_dir, method)
         self.folder = out_dir / CHECKPOINTS
 
-    def place(self, step: int) -> Path:
+    def folder_of(self, step: int) -> Path:
         """The folder of the checkpoint after this step."""
         return self.folder / f"step-{step:06d}"
 
@@ -110,7 +110,7 @@ class Saves:
         Raises:
             UserError: the disk is full; what was there before is there still.
         """
-        place = self.place(progress.step)
+        checkpoint = self.folder_of(progress.step)
 
         def fill(folder: Path) -> None:
             save_trained(model, folder / self.weights.name)
@@ -121,10 +121,10 @@ class Saves:
             text = json.dumps(record | {"digest": record_digest(record)}, indent=2)
             (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
-        replace_folder(place, fill, overwrite=True)
+        replace_folder(checkpoint, fill, overwrite=True)
         self.point_to(progress)
         self.prune(progress)
-        return place
+        return checkpoint
 
     def clear(self) -> None:
         """Remove what killed processes left of checkpoints and files that they were writing or removing."""
@@ -147,18 +147,18 @@ class Saves:
 
     def point_to(self, progress: Progress) -> None:
         """Let the run's weights be those of this checkpoint, and the link `best` lead to the best one."""
-        weights = self.place(progress.step) / self.weights.name
+        weights = self.folder_of(progress.step) / self.weights.name
         replace_with(self.weights, lambda path: _link_or_copy(weights, path))
-        if progress.best_step is None or not self.place(progress.best_step).is_dir():
+        if progress.best_step is None or not self.folder_of(progress.best_step).is_dir():
             return
-        links.point(self.out_dir / BEST, self.place(progress.best_step))
+        links.point(self.out_dir / BEST, self.folder_of(progress.best_step))
 
     def prune(self, progress: Progress) -> None:
         """Remove all but the latest checkpoints and the best one."""
         kept = {*[step for step in self.steps() if step <= progress.step][-self.keep_last :], progress.best_step}
         for step in self.steps():
             if step not in kept and step <= progress.step:
-                _remove(self.place(step))
+                _remove(self.folder_of(step))
 
     def newest(self, say: Callable[[str], None] = print) -> Path | None:
         """The latest checkpoint that is whole; says which ones are not. None if there is none.
@@ -168,26 +168,26 @@ class Saves:
         """
         for step in reversed(self.steps()):
             try:
-                read_progress(self.place(step))
+                read_progress(self.folder_of(step))
             except _OtherVersion:  # as are the others
                 raise
             except UserError as e:
                 say(f"{e}; taking the one before")
                 continue
-            return self.place(step)
+            return self.folder_of(step)
         return None
 
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps: the run takes them again, or other ones."""
         for later in self.steps():
             if later > step:
-                _remove(self.place(later))
+                _remove(self.folder_of(later))
 
 
-def _remove(place: Path) -> None:
+def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint so that at no time a part of it looks like one."""
-    doomed = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    place.replace(doomed)
+    doomed = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.tmp")
+    checkpoint.replace(doomed)
     shutil.rmtree(doomed)
 
 
@@ -199,39 +199,41 @@ def _link_or_copy(source: Path, path: Path) -> None:
         shutil.copyfile(source, path)
 
 
-def read_progress(place: Path) -> Progress:
+def read_progress(checkpoint: Path) -> Progress:
     """Where the run was, from a checkpoint whose files are all as they were written.
 
     Raises:
         UserError: one is missing, or not what was written, or from a version that says more.
     """
     try:
-        record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
         if record.pop("digest") != record_digest(record):
             raise ValueError(f"{RECORD} is not what was written")
         for name, digest in record.pop("files").items():
-            if _file_digest(place / name) != digest:
+            if _file_digest(checkpoint / name) != digest:
                 raise ValueError(f"{name} is not what was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         reason = f"there is no {Path(e.filename).name}" if isinstance(e, FileNotFoundError) and e.filename else e
-        raise UserError(f"the checkpoint {place} is damaged ({reason})") from e
-    return _progress_of(record, place)
+        raise UserError(f"the checkpoint {checkpoint} is damaged ({reason})") from e
+    return _progress_of(record, checkpoint)
 
 
-def position(place: Path | None) -> tuple[int, int]:
+def position(checkpoint: Path | None) -> tuple[int, int]:
     """Optimizer steps that a checkpoint is after, and their samples; none without a checkpoint.
 
     Raises:
         UserError: as `read_progress`, which looks at all of its files, too.
     """
-    if place is None:
+    if checkpoint is None:
         return 0, 0
-    record = json.loads((place / RECORD).read_text(encoding="utf-8"))
-    progress = _progress_of({name: value for name, value in record.items() if name not in ("files", "digest")}, place)
+    record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
+    progress = _progress_of(
+        {name: value for name, value in record.items() if name not in ("files", "digest")}, checkpoint
+    )
     return progress.step, progress.samples
 
 
-def _progress_of(record: dict[str, Any], place: Path) -> Progress:
+def _progress_of(record: dict[str, Any], checkpoint: Path) -> Progress:
     """Where the run was, from what a checkpoint of this version or an earlier one says; what an earlier one does not
     say has its default.
 
@@ -240,16 +242,18 @@ def _progress_of(record: dict[str, Any], place: Path) -> Progress:
     """
     if unknown := sorted(record.keys() - {f.name for f in fields(Progress)}):
         raise _OtherVersion(
-            f"the checkpoint {place} is from another version of this toolkit: it says {', '.join(unknown)}, which this "
-            "one does not know; go on with that version, or pass another --out_dir"
+            f"the checkpoint {checkpoint} is from another version of this toolkit: it says {', '.join(unknown)}, which "
+            "this one does not know; go on with that version, or pass another --out_dir"
         )
     record.setdefault("samples", record.get("monitor", {}).get("samples", 0))  # until then, only the monitor counted
     return Progress(**record)
 
 
-def read_state(place: Path, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_state(checkpoint: Path, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Trained weights, and optimizer and random generators, of a checkpoint. Raises: UserError."""
-    return load_state(place / weights, "the finetune script"), load_state(place / _STATE, "the finetune script")
+    return load_state(checkpoint / weights, "the finetune script"), load_state(
+        checkpoint / _STATE, "the finetune script"
+    )
 
 
 def _file_digest(path: Path) -> str:

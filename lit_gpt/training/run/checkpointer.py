@@ -16,13 +16,13 @@ from lit_gpt.errors import UserError
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory
-from lit_gpt.training.loader import Feed
+from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.randomness import random_states, set_random_states
 from lit_gpt.training.run.checkpoint_store import Progress, read_progress, read_state
 from lit_gpt.training.run.session import Session
 
 
-class Keeper:
+class Checkpointer:
     """Saves a run when that is due, and takes it up again.
 
     Args:
@@ -34,13 +34,18 @@ class Keeper:
         fabric: Fabric,
         model: GPT,
         optimizer: _FabricOptimizer,
-        feed: Feed,
+        loader: BatchLoader,
         session: Session,
         save_interval: int,
     ) -> None:
         self.fabric, self.model, self.optimizer = fabric, model, optimizer.optimizer
-        self.feed, self.saves, self.monitor, self.budget = feed, session.saves, session.monitor, session.budget
-        self.place, self.later_bytes, self.save_interval = session.resumed, session.later_bytes, save_interval
+        self.loader, self.checkpoint_store, self.monitor, self.budget = (
+            loader,
+            session.checkpoint_store,
+            session.monitor,
+            session.budget,
+        )
+        self.checkpoint, self.later_bytes, self.save_interval = session.resumed, session.later_bytes, save_interval
         self.progress = Progress()
         self.saved: Progress | None = None
         """The last one that was saved."""
@@ -53,20 +58,20 @@ class Keeper:
         Raises:
             UserError: a damaged checkpoint, or too little room on the disk.
         """
-        if self.place is not None:
-            self.progress = read_progress(self.place)
+        if self.checkpoint is not None:
+            self.progress = read_progress(self.checkpoint)
             self.saved = self.progress
             self.budget.take_up(**{name: getattr(self.progress, name) for name in self.budget.state()})
-            self.saves.forget_after(self.progress.step)
-            self.saves.point_to(self.progress)
-            self.feed.begin_at(self.progress.step, self.progress.samples)
+            self.checkpoint_store.forget_after(self.progress.step)
+            self.checkpoint_store.point_to(self.progress)
+            self.loader.begin_at(self.progress.step, self.progress.samples)
         else:
             self.budget.begin_anew()
         self.budget.note()
         trained = sum(x.numel() * x.element_size() for x in trained_parameters(self.model).values())
-        self.saves.require_room(3 * trained, self.later_bytes)  # with the optimizer's state
+        self.checkpoint_store.require_room(3 * trained, self.later_bytes)  # with the optimizer's state
         shrunk = self.progress.micro_batch_tokens
-        self.feed.prepare(shrunk, self.progress.n_recomputed if shrunk else None)
+        self.loader.prepare(shrunk, self.progress.n_recomputed if shrunk else None)
         return self.progress
 
     def restore(self) -> None:
@@ -75,14 +80,14 @@ class Keeper:
         Raises:
             UserError: it is of another model.
         """
-        if self.place is not None:
-            self.put_back(self.place)
+        if self.checkpoint is not None:
+            self.put_back(self.checkpoint)
         self.monitor.begin()
 
-    def put_back(self, place: Path) -> None:
-        """What the checkpoint in `place` has. Raises: UserError, as `restore`."""
-        weights, state = read_state(place, self.saves.weights.name)
-        check_fit(weights, trained_parameters(self.model), place)
+    def put_back(self, checkpoint: Path) -> None:
+        """What the checkpoint in `checkpoint` has. Raises: UserError, as `restore`."""
+        weights, state = read_state(checkpoint, self.checkpoint_store.weights.name)
+        check_fit(weights, trained_parameters(self.model), checkpoint)
         self.model.load_state_dict(weights, strict=False)
         chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         saved = state["optimizer"]
@@ -93,7 +98,7 @@ class Keeper:
         set_random_states(state["random"], self.fabric.device)
         self.monitor.restore(self.progress.monitor)
         if not self.budget.finish_seconds:  # it had no deadline before
-            self.budget.rehearse_finish(place)
+            self.budget.rehearse_finish(checkpoint)
 
     def keep(self, progress: Progress, ends: bool) -> Progress:
         """Save the run if that is due: at the interval, at its end, when it is the best so far.
@@ -125,7 +130,7 @@ class Keeper:
         """Write a checkpoint of the run as it is. Raises: UserError if the disk is full."""
         self.monitor.report()
         began = time.monotonic()
-        shrunk = self.feed.max_tokens if self.feed.has_shrunk else None
+        shrunk = self.loader.max_tokens if self.loader.has_shrunk else None
         self.progress = replace(
             self.progress,
             **self.budget.state(),
@@ -133,15 +138,15 @@ class Keeper:
             n_recomputed=self.model.n_recomputed,
             monitor=self.monitor.state(),
         )
-        place = self.saves.write(self.model, self.state(), self.progress)
+        checkpoint = self.checkpoint_store.write(self.model, self.state(), self.progress)
         if self.saved is None:
-            read_progress(place)  # what is written can be read, before the first hour is spent
+            read_progress(checkpoint)  # what is written can be read, before the first hour is spent
         first, self.saved, self.owes = self.saved is None, self.progress, False
         seconds = time.monotonic() - began
         self.budget.saved(seconds)
         self.monitor.saved(seconds)
         if first:
-            self.monitor.paused(self.budget.rehearse_finish(place))
+            self.monitor.paused(self.budget.rehearse_finish(checkpoint))
 
     def state(self) -> dict[str, Any]:
         """What goes into state.pth."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lit_gpt.args.finetuning import Finetuning
+from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.data.store import Samples
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
@@ -16,7 +16,7 @@ from lit_gpt.training.optimizer import warmup_of
 
 
 def description(
-    model: GPT, data: Samples, asked: Finetuning, device: torch.device, done: tuple[int, int] = (0, 0)
+    model: GPT, data: Samples, args: FinetuneArgs, device: torch.device, done: tuple[int, int] = (0, 0)
 ) -> Iterator[str]:
     """What a run is, line by line: parameters, samples, steps and operations.
 
@@ -27,13 +27,13 @@ def description(
     """
     with torch.device("meta"):
         counted = GPT(copy.deepcopy(model.config))  # quantized weights would count as what they are packed in
-        METHODS[asked.method].inject(counted, asked.method_args)
+        METHODS[args.method].inject(counted, args.method_args)
     trained, frozen = (
         sum(p.numel() for p in counted.parameters() if p.requires_grad is wanted) for wanted in (True, False)
     )
     yield f"Number of trainable parameters: {trained:,}"
     yield f"Number of non trainable parameters: {frozen:,}"
-    train = asked.train
+    train = args.train
     length = length_of(train, len(data), *done)
     n_samples, n_steps = length.n_samples, length.n_steps
     yield (

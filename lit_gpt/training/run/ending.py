@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning.fabric import Fabric
 
-from lit_gpt.args.finetuning import Finetuning
+from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.checkpoints.runs import BEST, Run
 from lit_gpt.data.store import Samples
@@ -21,7 +21,7 @@ from lit_gpt.model import GPT
 from lit_gpt.report.page import REPORT, write_report
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.training.run.average import AVERAGED, save_average, write_mean
-from lit_gpt.training.run.checkpoint_store import Progress, Saves
+from lit_gpt.training.run.checkpoint_store import CheckpointStore, Progress
 from lit_gpt.training.run.folder import MERGED
 from lit_gpt.training.run.monitor import CURVE, METRICS, plot_losses
 from lit_gpt.training.validation import validate
@@ -36,28 +36,28 @@ class Ending:
     fabric: Fabric
     model: GPT
     val_data: Samples
-    asked: Finetuning
-    saves: Saves
+    args: FinetuneArgs
+    checkpoint_store: CheckpointStore
     run: Run
 
     @property
     def n_bytes(self) -> int:
         """That it writes, about."""
-        merged = (self.asked.checkpoint_dir / WEIGHTS).stat().st_size if self.asked.merge else 0
+        merged = (self.args.checkpoint_dir / WEIGHTS).stat().st_size if self.args.merge else 0
         trained = sum(x.numel() * x.element_size() for x in trained_parameters(self.model).values())
-        return merged + (trained if self.asked.train.average_last else 0)
+        return merged + (trained if self.args.train.average_last else 0)
 
-    def rehearse(self, place: Path) -> None:
-        """Do it with the checkpoint in the folder `place`, and leave nothing. The mean is written and not validated."""
-        aside = temporary_beside(self.asked.out_dir / _REHEARSAL)
+    def rehearse(self, checkpoint: Path) -> None:
+        """Does all of it with a checkpoint and leaves nothing behind; the mean is written and not validated."""
+        aside = temporary_beside(self.args.out_dir / _REHEARSAL)
         aside.mkdir()
         try:
-            plot_losses(self.asked.out_dir / METRICS, aside / CURVE)
-            write_report(self.asked.out_dir, aside / REPORT)
-            if self.asked.merge:
-                self.merge(place, aside / MERGED)
-            if self.asked.train.average_last:
-                write_mean([place] * self.asked.train.average_last, self.saves, aside / AVERAGED)
+            plot_losses(self.args.out_dir / METRICS, aside / CURVE)
+            write_report(self.args.out_dir, aside / REPORT)
+            if self.args.merge:
+                self.merge(checkpoint, aside / MERGED)
+            if self.args.train.average_last:
+                write_mean([checkpoint] * self.args.train.average_last, self.checkpoint_store, aside / AVERAGED)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -67,33 +67,35 @@ class Ending:
         Raises:
             UserError: what cannot be merged.
         """
-        out_dir, weights = self.asked.out_dir, self.saves.weights
-        curve = plot_losses(self.asked.out_dir / METRICS, out_dir / CURVE)
+        out_dir, weights = self.args.out_dir, self.checkpoint_store.weights
+        curve = plot_losses(self.args.out_dir / METRICS, out_dir / CURVE)
         print(f"Training time: {progress.monitor['seconds']:.2f}s")
         print(f"Memory used: {peak_memory_gb():.02f} GB")
         print(f"Saved the trained weights to {weights}, the loss curve to {curve}")
         if progress.best_step not in (None, progress.step):
             print(f"The best checkpoint is that of step {progress.best_step:,}; its weights: {out_dir / BEST}")
         print(f"Saved a report to {write_report(out_dir)}")
-        if self.asked.merge:
-            said = self.merge(out_dir, out_dir / MERGED)
-            print(f"Saved the merged checkpoint to {out_dir / MERGED}", *said, sep="\n")
-        if self.asked.train.average_last:
+        if self.args.merge:
+            message = self.merge(out_dir, out_dir / MERGED)
+            print(f"Saved the merged checkpoint to {out_dir / MERGED}", *message, sep="\n")
+        if self.args.train.average_last:
             self.average()
 
-    def merge(self, place: Path, folder: Path) -> list[str]:
-        """Write the merged checkpoint of the weights in `place`; returns lines on the chat template that goes along."""
-        return write_merged(self.asked.checkpoint_dir, place, self.run, folder, overwrite=True)
+    def merge(self, checkpoint: Path, folder: Path) -> list[str]:
+        """Writes the merged weights of a checkpoint; returns lines that say which chat template goes along."""
+        return write_merged(self.args.checkpoint_dir, checkpoint, self.run, folder, overwrite=True)
 
     def average(self) -> None:
         """Save the mean of the last checkpoints and say its validation loss; the model has these weights then."""
         try:
-            folder, steps = save_average(self.saves, self.asked.train.average_last)
+            folder, steps = save_average(self.checkpoint_store, self.args.train.average_last)
         except UserError as e:  # a run that its deadline ended early has all else that was asked for
             print(f"There is no mean: {e}")
             return
-        self.model.load_state_dict(load_state(folder / self.saves.weights.name, "the finetune script"), strict=False)
-        loss = validate(self.fabric, self.model, self.val_data, self.asked.train, self.asked.validation)
+        self.model.load_state_dict(
+            load_state(folder / self.checkpoint_store.weights.name, "the finetune script"), strict=False
+        )
+        loss = validate(self.fabric, self.model, self.val_data, self.args.train, self.args.validation)
         print(
             f"Mean of the checkpoints of steps {', '.join(map(str, steps))}: val loss {loss:.4f}; its weights: {folder}"
         )

@@ -20,13 +20,13 @@ def refusal(changes: Mapping[str, str]) -> str:
     Args:
         changes: what changed -> how, as a sentence.
     """
-    said = f"this would be another run: {'; '.join(changes.values())}"
+    message = f"this would be another run: {'; '.join(changes.values())}"
     stuck = impossible(changes)
     if not stuck:
-        return f"{said}; --allow_changes true goes on all the same"
+        return f"{message}; --allow_changes true goes on all the same"
     flags = ", ".join(f"--{name}" for name in stuck)
     what = "the weights" if any(name in _RESHAPING for name in stuck) else "the optimizer's state"
     return (
-        f"{said}; {what} of its checkpoints would not fit, not even with --allow_changes true: leave {flags} as "
+        f"{message}; {what} of its checkpoints would not fit, not even with --allow_changes true: leave {flags} as "
         "before, or start a new run with another --out_dir"
     )

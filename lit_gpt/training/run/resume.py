@@ -9,7 +9,7 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.checkpoints.runs import Run, run_text
 from lit_gpt.errors import UserError
 from lit_gpt.methods import METHODS
-from lit_gpt.training.run.checkpoint_store import RECORD, Saves, read_progress
+from lit_gpt.training.run.checkpoint_store import RECORD, CheckpointStore, read_progress
 from lit_gpt.training.run.refusal import impossible, refusal
 
 FREE = ("logger", "log_interval", "save_interval", "keep_last", "max_time", "recompute", "compile", "packing")
@@ -26,7 +26,7 @@ _ELSEWHERE = ("folder", "checkpoint_dir", "source")
 """What meta.json says about places, which may have moved."""
 
 
-def checkpoint_to_resume(saves: Saves, resume: bool | Path) -> Path | None:
+def checkpoint_to_resume(checkpoint_store: CheckpointStore, resume: bool | Path) -> Path | None:
     """The folder of the checkpoint; None if the run has none yet, which is said.
 
     Args:
@@ -36,17 +36,21 @@ def checkpoint_to_resume(saves: Saves, resume: bool | Path) -> Path | None:
         UserError: it is no checkpoint, not one of this run, or damaged.
     """
     if resume is True:
-        place = saves.newest()
-        print(f"{saves.out_dir} has no checkpoint yet: starting anew" if place is None else f"Going on from {place}")
-        return place
-    place = Path(resume)
-    if not (place / RECORD).is_file():
-        raise UserError(f"--resume {place} is no checkpoint (no {RECORD}); true takes the newest one of --out_dir")
-    if place.resolve().parent != saves.folder.resolve():
-        raise UserError(f"--resume {place} is not a checkpoint of --out_dir {saves.out_dir}")
-    read_progress(place)
-    print(f"Going on from {place}")
-    return place
+        checkpoint = checkpoint_store.newest()
+        print(
+            f"{checkpoint_store.out_dir} has no checkpoint yet: starting anew"
+            if checkpoint is None
+            else f"Going on from {checkpoint}"
+        )
+        return checkpoint
+    checkpoint = Path(resume)
+    if not (checkpoint / RECORD).is_file():
+        raise UserError(f"--resume {checkpoint} is no checkpoint (no {RECORD}); true takes the newest one of --out_dir")
+    if checkpoint.resolve().parent != checkpoint_store.folder.resolve():
+        raise UserError(f"--resume {checkpoint} is not a checkpoint of --out_dir {checkpoint_store.out_dir}")
+    read_progress(checkpoint)
+    print(f"Going on from {checkpoint}")
+    return checkpoint
 
 
 def require_same(run: Run, earlier: Run, allow_changes: bool) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lit_gpt.training.run.budget import Budget
-from lit_gpt.training.run.checkpoint_store import Saves
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.monitor import Monitor
 
 
@@ -13,7 +13,7 @@ from lit_gpt.training.run.monitor import Monitor
 class Session:
     """Where a run is kept and shown, how long it has, and what makes a checkpoint the best."""
 
-    saves: Saves
+    checkpoint_store: CheckpointStore
     monitor: Monitor
     budget: Budget = field(default_factory=Budget)
     resumed: Path | None = None

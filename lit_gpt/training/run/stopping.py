@@ -23,9 +23,9 @@ def stop_signals() -> Iterator[_Stop]:
     def note(number: int, frame: FrameType | None) -> None:
         if stop.signal is None:
             stop.signal = signal.Signals(number).name
-            said = f"\n{stop.signal}: stopping after this micro-batch; once more stops at once\n"
+            message = f"\n{stop.signal}: stopping after this micro-batch; once more stops at once\n"
             with suppress(OSError):  # not print: the signal may have come in the middle of one
-                os.write(1, said.encode())
+                os.write(1, message.encode())
             return
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -70,10 +70,10 @@ def _rename(response: str, letters: list[str], options: list[str], order: list[i
         return None
     before, letter, after = match.groups()
     rest = response[match.end() :]
-    place = letters.index(letter)
-    said = rest.strip()
-    with_option = said.startswith(options[place])
-    alone = not said or bool(after) or bool(before.strip())
-    if not (alone or with_option) or (rest[:1].isalnum()) or _OTHER_LETTERS.search(rest.replace(options[place], "")):
+    location = letters.index(letter)
+    message = rest.strip()
+    with_option = message.startswith(options[location])
+    alone = not message or bool(after) or bool(before.strip())
+    if not (alone or with_option) or (rest[:1].isalnum()) or _OTHER_LETTERS.search(rest.replace(options[location], "")):
         return None
-    return f"{before}{letters[order.index(place)]}{after}{rest}"
+    return f"{before}{letters[order.index(location)]}{after}{rest}"

@@ -27,5 +27,5 @@ def counted(scope: str, n: int, total: int, what: str, example: str = "", hint: 
     """
     if not n:
         return Finding("ok", f"{scope}: no rows {what}")
-    place = f", such as {example}" if example else ""
-    return Finding("warning", f"{scope}: {n:,} of {total:,} rows {what}{place}{'; ' + hint if hint else ''}")
+    location = f", such as {example}" if example else ""
+    return Finding("warning", f"{scope}: {n:,} of {total:,} rows {what}{location}{'; ' + hint if hint else ''}")

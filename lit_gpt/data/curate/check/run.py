@@ -56,10 +56,10 @@ def check(folder: Path, args: CheckArgs = CheckArgs(), checkpoint_dir: Path | No
 
 def tokenizer_of(folder: Path, meta: dict[str, Any], checkpoint_dir: Path | None) -> Tokenizer:
     """Raises: UserError if the checkpoint is not there, or its tokenizer is not the one of the data."""
-    place = checkpoint_dir or Path(meta["checkpoint_dir"])
-    if not place.is_dir():
-        raise UserError(f"{folder} was prepared for {place}, which is not here; pass --checkpoint_dir")
-    tokenizer = Tokenizer(place)
+    location = checkpoint_dir or Path(meta["checkpoint_dir"])
+    if not location.is_dir():
+        raise UserError(f"{folder} was prepared for {location}, which is not here; pass --checkpoint_dir")
+    tokenizer = Tokenizer(location)
     check_tokenizer(meta, folder, tokenizer)
     return tokenizer
 
@@ -107,14 +107,14 @@ def _print_lengths(folder: Path, splits: dict[str, store.Samples], meta: dict[st
 
 def _decoded(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> tuple[list[str], list[str], int]:
     """Names and texts of the rows, and how many of them are for training; of very many rows, some drawn by seed."""
-    places = [(name, i) for name, samples in splits.items() for i in range(len(samples))]
-    if len(places) > _MOST_TEXTS:
-        print(f"the texts of {_MOST_TEXTS:,} of {len(places):,} rows are compared, drawn at random")
-        drawn = np.random.default_rng(0).choice(len(places), _MOST_TEXTS, replace=False)
-        places = [places[i] for i in np.sort(drawn)]
-    names = [f"sample {i} of {name}" for name, i in places]
-    texts = [tokenizer.decode(splits[name][i][0].tolist()) for name, i in places]
-    return names, texts, sum(name == "train" for name, _ in places)
+    locations = [(name, i) for name, samples in splits.items() for i in range(len(samples))]
+    if len(locations) > _MOST_TEXTS:
+        print(f"the texts of {_MOST_TEXTS:,} of {len(locations):,} rows are compared, drawn at random")
+        drawn = np.random.default_rng(0).choice(len(locations), _MOST_TEXTS, replace=False)
+        locations = [locations[i] for i in np.sort(drawn)]
+    names = [f"sample {i} of {name}" for name, i in locations]
+    texts = [tokenizer.decode(splits[name][i][0].tolist()) for name, i in locations]
+    return names, texts, sum(name == "train" for name, _ in locations)
 
 
 def _empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Finding]:

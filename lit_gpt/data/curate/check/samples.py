@@ -18,8 +18,8 @@ _TAIL = 25
 def chosen(lengths: np.ndarray, n: int) -> list[int]:
     """n samples from the short to the long ones, the shortest and longest tenths aside."""
     order = np.argsort(lengths, kind="stable")
-    places = [0.5] if n == 1 else np.linspace(0.1, 0.9, n)
-    return list(dict.fromkeys(int(order[round(p * (len(order) - 1))]) for p in places)) if n else []
+    locations = [0.5] if n == 1 else np.linspace(0.1, 0.9, n)
+    return list(dict.fromkeys(int(order[round(p * (len(order) - 1))]) for p in locations)) if n else []
 
 
 def show(split: str, samples: Samples, i: int, tokenizer: Tokenizer, colour: bool) -> list[str]:

@@ -55,8 +55,8 @@ def _ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
             f"{' or '.join(map(str, end_ids))}); a model trained so would not stop, prepare the data again",
         )
     if n < total:
-        place = _example(split, (~ended).nonzero()[0])
-        return counted(split, total - n, total, "do not end with a supervised end of sequence", place)
+        location = _example(split, (~ended).nonzero()[0])
+        return counted(split, total - n, total, "do not end with a supervised end of sequence", location)
     more = f" and {n_all - n:,} answers before the last one" if n_all > n else ""
     return Finding("ok", f"{split}: a supervised end of sequence ends each of {total:,} rows{more}")
 
@@ -90,9 +90,11 @@ def per_sample(marked: np.ndarray, samples: Samples) -> np.ndarray:
 def doubled(samples: Samples, token_ids: Sequence[int]) -> np.ndarray:
     """The samples in which one of these tokens stands twice, side by side, (n,)."""
     ids = np.asarray(samples.ids)
-    places = ((ids[1:] == ids[:-1]) & np.isin(ids[1:], token_ids)).nonzero()[0] + 1
-    owners = np.searchsorted(samples.offsets, places, side="right") - 1
-    return np.unique(owners[samples.offsets[owners] != places])  # the first token of a row follows another row's last
+    locations = ((ids[1:] == ids[:-1]) & np.isin(ids[1:], token_ids)).nonzero()[0] + 1
+    owners = np.searchsorted(samples.offsets, locations, side="right") - 1
+    return np.unique(
+        owners[samples.offsets[owners] != locations]
+    )  # the first token of a row follows another row's last
 
 
 def _example(split: str, rows: np.ndarray) -> str:

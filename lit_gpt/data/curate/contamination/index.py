@@ -95,19 +95,21 @@ class Index:
             ids.append(0)
         array, starts = np.array(ids), np.array(offsets[1:])
         found = [self.look_up(array, n) for n in self.tables]
-        places, question, is_answer = (np.concatenate(part) for part in zip(*found, strict=True)) if found else _EMPTY
-        text = np.searchsorted(starts, places, side="right") - 1
+        locations, question, is_answer = (
+            (np.concatenate(part) for part in zip(*found, strict=True)) if found else _EMPTY
+        )
+        text = np.searchsorted(starts, locations, side="right") - 1
         return _Hits(*np.unique(np.stack([text, question, is_answer]), axis=1))
 
     def look_up(self, ids: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(place among the words, question, whether it is its answer) of each run of n words that is in the index."""
         hashes, question, is_answer, first_bits = self.tables[n]
         runs = self.hashes(ids, n)
-        places = (first_bits[runs >> np.uint64(64 - _BITS)] & (runs != 0)).nonzero()[0]
-        low, high = (np.searchsorted(hashes, runs[places], side=side) for side in ("left", "right"))
+        locations = (first_bits[runs >> np.uint64(64 - _BITS)] & (runs != 0)).nonzero()[0]
+        low, high = (np.searchsorted(hashes, runs[locations], side=side) for side in ("left", "right"))
         counts = high - low
         entries = np.repeat(low, counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(places, counts), question[entries], is_answer[entries]
+        return np.repeat(locations, counts), question[entries], is_answer[entries]
 
 
 _EMPTY = (np.zeros(0, dtype=np.int64),) * 3

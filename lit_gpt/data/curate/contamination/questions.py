@@ -22,7 +22,7 @@ _ONE_CHARACTER_WORDS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf90
 class Question:
     """One entry of an evaluation set."""
 
-    place: str
+    location: str
     """Its file and line, as a person would look it up."""
     asked: tuple[str, ...]
     answers: tuple[str, ...]
@@ -67,12 +67,12 @@ def _in_folder(folder: Path) -> dict[str, Path]:
 
 def read_questions(path: Path) -> Iterator[Question]:
     """The entries of an evaluation set. Raises: UserError where the file is not JSON, JSON lines or CSV."""
-    for place, entry in entries(path):
+    for location, entry in entries(path):
         if not isinstance(entry, dict):
-            raise UserError(f"{path}, {place}: expected an object, found {type(entry).__name__}")
+            raise UserError(f"{path}, {location}: expected an object, found {type(entry).__name__}")
         texts = list(_texts_of(entry, is_answer=False))
         asked, answers = (tuple(dict.fromkeys(t for t, a in texts if a is kind)) for kind in (False, True))
-        yield Question(f"{path.name}, {place}", asked, answers)
+        yield Question(f"{path.name}, {location}", asked, answers)
 
 
 def _texts_of(value: Any, is_answer: bool) -> Iterator[tuple[str, bool]]:

@@ -130,7 +130,7 @@ def _report(
         text = tokenizer.decode(splits[overlap.split][overlap.row][0].tolist())
         question = questions[overlap.question]
         what = " and ".join(w for w, there in (("question", overlap.asked), ("answer", overlap.answered)) if there)
-        print(f"  {question.place}, in sample {overlap.row} of {overlap.split} ({what}):")
+        print(f"  {question.location}, in sample {overlap.row} of {overlap.split} ({what}):")
         print(f"    {_excerpt(text, question, index)!r}")
 
 

@@ -62,17 +62,17 @@ def open_sources(
     if opened:
         require_same(opened)  # before anything is tokenized
     if raw:
-        place = checkpoint_dir or next((Path(s.meta["checkpoint_dir"]) for s in opened.values()), None)
-        if place is None:
+        location = checkpoint_dir or next((Path(s.meta["checkpoint_dir"]) for s in opened.values()), None)
+        if location is None:
             raise UserError("--checkpoint_dir is missing: a raw source needs its tokenizer")
-        require_checkpoint(place)
-        prepare = _styled(prepare, opened, raw, place)
+        require_checkpoint(location)
+        prepare = _styled(prepare, opened, raw, location)
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = temporary_beside(folder.with_name(f"{folder.name}.sources"))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         work.mkdir()
         for name, path in raw.items():
-            opened[name] = _tokenized(name, path, work / str(len(opened)), place, augment, prepare)
+            opened[name] = _tokenized(name, path, work / str(len(opened)), location, augment, prepare)
     sources = {name: opened[name] for name in args.sources}
     require_same(sources)
     return sources

@@ -14,7 +14,7 @@ _TILE = 4096
 
 
 @triton.jit
-def _product_kernel(
+def _matmul_kernel(
     x,
     weight,
     scale,
@@ -90,7 +90,7 @@ class Weight(NamedTuple):
     """(N,)."""
 
 
-def product(x: Tensor, layer: Weight, gate: Weight | None = None, activation: str = "") -> Tensor:
+def matvec(x: Tensor, layer: Weight, gate: Weight | None = None, activation: str = "") -> Tensor:
     """What `layer` makes of a single row x, (..., K) -> (..., N), summed in fp32.
 
     Args:
@@ -103,7 +103,7 @@ def product(x: Tensor, layer: Weight, gate: Weight | None = None, activation: st
     columns = next((c for c in (1024, 512, 256) if K % c == 0), 512)
     rows = tile // columns
     pointers = [x if p is None else p for p in (*layer, *(gate or layer))]  # those that are not there are not read
-    _product_kernel[(triton.cdiv(N, rows),)](
+    _matmul_kernel[(triton.cdiv(N, rows),)](
         x.contiguous(),
         *pointers,
         y,
