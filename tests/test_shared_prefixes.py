@@ -284,7 +284,7 @@ def kernels(monkeypatch):
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("window", [0, 70])
 @pytest.mark.parametrize(
-    ("lengths", "followers"), [((6, 17, 3, 40, 5, 9, 1, 12), (3, 2)), ((20, 7, 9), (2,)), ((9, 3), ())]
+    ("lengths", "n_sharing"), [((6, 17, 3, 40, 5, 9, 1, 12), (3, 2)), ((20, 7, 9), (2,)), ((9, 3), ())]
 )
 @pytest.mark.parametrize("recorded", [False, True])
 def test_what_a_gpu_does_in_two_parts_is_attention(kernels, groups, window, lengths, n_sharing, recorded):

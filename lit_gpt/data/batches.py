@@ -107,26 +107,26 @@ def batch_of(samples: Samples, group: Sequence[int], prefixes: Prefixes = NONE) 
     shared = sharing(group, prefixes)
     rows = [i for those in shared.values() for i in those]
     others = [i for i in group if prefixes.get(i) not in shared]
-    followers = [(b.n_tokens, len(those)) for b, those in shared.items()]
-    return collate([samples[i] for i in rows + others], followers)
+    n_sharing = [(b.n_tokens, len(those)) for b, those in shared.items()]
+    return collate([samples[i] for i in rows + others], n_sharing)
 
 
-def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], followers: Sequence[tuple[int, int]] = ()) -> Batch:
+def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], n_sharing: Sequence[tuple[int, int]] = ()) -> Batch:
     """Lay (ids, labels) of each sample end to end.
 
     Args:
-        followers: (n, m) for each prefix: the first m samples begin with the same n tokens, none of which carries
+        n_sharing: (n, m) for each prefix: the first m samples begin with the same n tokens, none of which carries
             loss; the next pair is about the samples after those.
     """
     pieces, firsts = [], []
-    for n_tokens, m in followers:
+    for n_tokens, m in n_sharing:
         at = len(pieces)
         firsts.append((samples[at][0][:n_tokens], samples[at][1][:n_tokens]))
         pieces += [(ids[n_tokens:], labels[n_tokens:]) for ids, labels in samples[at : at + m]]
     pieces = [*firsts, *pieces, *samples[len(pieces) :]]
     ids = torch.from_numpy(np.concatenate([ids for ids, _ in pieces]).astype(np.int64))
     labels = np.concatenate([labels for _, labels in pieces]).astype(np.int64)
-    documents = Documents.of(tuple(len(ids) for ids, _ in pieces), tuple(m for _, m in followers))
+    documents = Documents.of(tuple(len(ids) for ids, _ in pieces), tuple(m for _, m in n_sharing))
     labels[documents.offsets[:-1].numpy()] = IGNORE
     targets = torch.from_numpy(labels)
     predicted = (targets != IGNORE).nonzero()[:, 0]

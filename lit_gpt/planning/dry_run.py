@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from lightning.fabric import Fabric
 
+from lit_gpt.args.finetuning import FinetuneArgs
+from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_fit
 from lit_gpt.errors import UserError
 from lit_gpt.layers.quantize import require_quantizable
 from lit_gpt.model import GPT
-from lit_gpt.args.finetuning import FinetuneArgs
-from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.planning.devices import Device, named, this_machine
 from lit_gpt.planning.fit import command_line, fitted, in_time, ways_out
 from lit_gpt.planning.job import config_of, default_precision, job_of

@@ -114,7 +114,7 @@ def chosen(data: Samples, batch_size: int, packing: Packing, device: torch.devic
 def size(batch: Batch) -> tuple[int, int, float]:
     """Tokens that are computed, targets and sum of the squared lengths, a shared prefix counted once."""
     d = batch.documents
-    again = sum((m - 1) * n * n for n, m in zip(d.lengths, d.followers, strict=False))
+    again = sum((m - 1) * n * n for n, m in zip(d.lengths, d.n_sharing, strict=False))
     return batch.n_computed, batch.n_targets, float(sum(n * n for n in d.whole) - again)
 
 
