@@ -83,7 +83,7 @@ def report(args: argparse.Namespace, output: Output) -> None:
                 output.say("  skipped, the time is used up")
                 continue
             start = time.monotonic()
-            end = run_child(args, name, min(seconds, left), figures, output)
+            end = run_child(args, name, min(seconds, left), figures=figures, output=output)
             output.say(f"  [{time.monotonic() - start:.0f} s{end}]")
         found = json.loads(figures.read_text())
     from gpu_parts.targets import table

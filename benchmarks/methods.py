@@ -102,7 +102,7 @@ def untouched(folder: Path, checkpoint: Path, data: Path) -> dict:
 
     fabric = make_fabric()
     model, _ = load_base(fabric, checkpoint)
-    loss = validate(fabric, model, store.load(data)[1], TrainArgs(), ValidationArgs())
+    loss = validate(fabric, model, store.load(data)[1], train=TrainArgs(), validation=ValidationArgs())
     row = {"exact_match": score(folder, checkpoint, "untouched.json"), "val_loss": loss}
     return keep(folder, {"name": "untouched"}, row)
 

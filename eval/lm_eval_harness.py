@@ -54,7 +54,9 @@ def main(
         about |= {"finetuned_path": run_dir, "method": run.method}
     about |= {"quantize": quantize}
     with compiling():
-        evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
+        evaluate(
+            fabric, model, tokenizer=Tokenizer(checkpoint_dir), tasks=tasks, args=evaluation, style=style, about=about
+        )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def main(
     about = {"checkpoint_dir": checkpoint_dir, "finetuned_path": run_dir, "method": run.method}
     about |= {"precision": precision, "quantize": run.quantize}
     with compiling():
-        evaluate(fabric, model, Tokenizer(checkpoint_dir), tasks, evaluation, style, about)
+        evaluate(
+            fabric, model, tokenizer=Tokenizer(checkpoint_dir), tasks=tasks, args=evaluation, style=style, about=about
+        )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def main(
     else:
         model, _ = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
     train = TrainArgs(micro_batch_tokens=micro_batch_tokens)
-    loss = validate(fabric, model, data, train, ValidationArgs())
+    loss = validate(fabric, model, data, train=train, validation=ValidationArgs())
     print(f"val loss {loss:.4f} on the {len(data):,} samples of {data_dir}")
 
 

@@ -50,7 +50,7 @@ def main(
             f"Prompt style: {style}" + ("" if prompt_style else ", that of the training; --prompt_style plain has none")
         )
     for _ in range(num_samples):
-        print_completion(fabric, model, tokenizer, asked, sampling, echo=style == "plain", compile=compile)
+        print_completion(fabric, model, tokenizer, asked=asked, args=sampling, echo=style == "plain", compile=compile)
     say_memory()
 
 

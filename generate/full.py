@@ -42,7 +42,7 @@ def main(
         model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
         tokenizer = Tokenizer(checkpoint_dir)
     asked = ask(asking, run.prompt_style, checkpoint_dir, tokenizer, end_ids=run.data.get("end_ids", ()))
-    print_completion(fabric, model, tokenizer, asked, sampling, echo=False, compile=compile)
+    print_completion(fabric, model, tokenizer, asked=asked, args=sampling, echo=False, compile=compile)
     say_memory()
 
 

@@ -37,11 +37,11 @@ def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
     require_checkpoints(train, planned.work.n_steps)
 
     model, base_digest = load_model(fabric, args, init=checkpoint is None)
-    score = task_score(fabric, model, args.checkpoint_dir, validation, meta["prompt_style"])
-    print(*description(model, train_data, args, fabric.device, position(checkpoint)), sep="\n")
-    run = enter(fabric, args, (train_data.digest(), meta), base_digest, checkpoint)
+    score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
+    print(*description(model, train_data, args, device=fabric.device, done=position(checkpoint)), sep="\n")
+    run = enter(fabric, args, (train_data.digest(), meta), base_digest=base_digest, checkpoint=checkpoint)
 
-    ending = Ending(fabric, model, val_data, args, checkpoint_store, run)
+    ending = Ending(fabric, model, val_data=val_data, args=args, checkpoint_store=checkpoint_store, run=run)
     budget = Budget(
         max_seconds=train.max_seconds,
         finish=ending.rehearse,
@@ -59,8 +59,17 @@ def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
         gauges=gauges,
         logger=make_logger(train.logger, out_dir, run.training),
     )
-    session = Session(checkpoint_store, monitor, budget, checkpoint, score, later_bytes=ending.n_bytes)
-    progress = fit(fabric, model, train_data, val_data, session, train, validation, args.run.seed)
+    session = Session(checkpoint_store, monitor, budget, resumed=checkpoint, score=score, later_bytes=ending.n_bytes)
+    progress = fit(
+        fabric,
+        model,
+        train_data=train_data,
+        val_data=val_data,
+        session=session,
+        train=train,
+        validation=validation,
+        seed=args.run.seed,
+    )
     monitor.close()
     if progress.stopped_by:
         print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")

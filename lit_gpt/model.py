@@ -193,7 +193,7 @@ class CausalSelfAttention(nn.Module):
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Rotated q (B, H, T, D) and k, and v (B, G, S, D) -> (B, H, T, D)."""
-        return attend(q, k, v, mask, self.config)
+        return attend(q, k, v, mask=mask, config=self.config)
 
     def attended_packed(self, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents) -> Tensor:
         """(T, sum(qkv_sizes)), not rotated yet -> (T, H * D)."""

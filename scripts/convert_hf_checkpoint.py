@@ -52,7 +52,7 @@ def main(
     print(f"Model config {config}")
     print(f"Reading {len(source.names)} tensors from {', '.join(f.name for f in source.files)}")
     specs = plan_from_hf(config, source.specs, to)
-    tensors = stream_from_hf(config, source.names, source.get, to, rows)
+    tensors = stream_from_hf(config, source.names, source.get, dtype=to, rows=rows)
     shared = {HEAD: EMBEDDINGS} if config.tie_embeddings else {}
     save_stream(specs, tensors, checkpoint_dir / "lit_model.pth", shared)
     replace_with(checkpoint_dir / "lit_config.json", config.to_json)

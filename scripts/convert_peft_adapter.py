@@ -51,7 +51,7 @@ def main(
     from lit_gpt.convert.peft.runs import read_adapter, write_adapter
 
     if to == "peft":
-        write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite, fold_scale)
+        write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite=overwrite, fold_scale=fold_scale)
         print(f"Saved the adapter to {peft_dir}; share it with: hf upload USER/NAME {shlex.quote(str(peft_dir))}")
         print(
             "finetuned.json in it brings the very run back, and names your folders: --exclude finetuned.json leaves it"
@@ -60,7 +60,7 @@ def main(
         path = write_gguf_adapter(checkpoint_dir, run_dir, peft_dir, overwrite)
         print(f"Saved the adapter to {path}; llama-cli --model <the checkpoint's gguf> --lora {shlex.quote(str(path))}")
     else:
-        style = read_adapter(checkpoint_dir, peft_dir, run_dir, prompt_style, overwrite)
+        style = read_adapter(checkpoint_dir, peft_dir, run_dir, prompt_style=prompt_style, overwrite=overwrite)
         print(f"Saved the run to {run_dir}; prompts will be asked in the style {style} (--prompt_style)")
 
 

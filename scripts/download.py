@@ -37,7 +37,9 @@ def main(
 
     from lit_gpt.hub.download import download, human
 
-    folder = download(repo_id, checkpoint_dir, revision, token, tokenizer_only, any_model=any_model)
+    folder = download(
+        repo_id, checkpoint_dir, revision, token=token, tokenizer_only=tokenizer_only, any_model=any_model
+    )
     print(f"{folder} is complete ({human(sum(p.stat().st_size for p in folder.iterdir() if p.is_file()))})")
     if not tokenizer_only:
         print(f"next: python scripts/convert_hf_checkpoint.py --checkpoint_dir {shlex.quote(str(folder))}")

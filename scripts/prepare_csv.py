@@ -34,7 +34,7 @@ def main(
 
     parse = by_columns(columns)
     validation = Files((validation_file,), parse) if validation_file else None
-    prepare_files(Files((csv_path,), parse), validation, destination_path, checkpoint_dir, prepare)
+    prepare_files(Files((csv_path,), parse), validation, destination_path, checkpoint_dir=checkpoint_dir, args=prepare)
 
 
 if __name__ == "__main__":

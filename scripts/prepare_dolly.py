@@ -25,7 +25,7 @@ def main(
     from lit_gpt.data.prepare import schemas
     from lit_gpt.data.prepare.run import prepare_source
 
-    prepare_source(schemas.dolly, source, destination_path, checkpoint_dir, prepare)
+    prepare_source(schemas.dolly, source, destination_path, checkpoint_dir=checkpoint_dir, args=prepare)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main(
     else:
         test = tuple(locate(None, url, name, destination_path) for url, name in splits["test"])
         validation = Files(test, schemas.flan)
-    prepare_files(Files(train, schemas.flan), validation, destination_path, checkpoint_dir, prepare)
+    prepare_files(Files(train, schemas.flan), validation, destination_path, checkpoint_dir=checkpoint_dir, args=prepare)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main(
     require_ready(destination_path, checkpoint_dir, prepare)  # before a download
     path, validation_path = fetched_rows(json_path, validation_file, hub, destination_path)
     validation = Files((validation_path,), parse) if validation_path else None
-    prepare_files(Files((path,), parse), validation, destination_path, checkpoint_dir, prepare)
+    prepare_files(Files((path,), parse), validation, destination_path, checkpoint_dir=checkpoint_dir, args=prepare)
 
 
 if __name__ == "__main__":

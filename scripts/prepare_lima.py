@@ -35,7 +35,9 @@ def main(
 
     parse = schemas.lima if include_multiturn_conversations else schemas.lima_first
     token = access_token or os.environ.get("HF_TOKEN")
-    prepare_source(parse, source, destination_path, checkpoint_dir, prepare, token)
+    prepare_source(
+        parse, source, folder=destination_path, checkpoint_dir=checkpoint_dir, args=prepare, access_token=token
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main(
         require_ready(destination_path, checkpoint_dir, prepare)  # before a download
         test = locate(None, f"{URL}/test.json", "test.json", destination_path)
         source = replace(source, validation_file=test)
-    prepare_source(schemas.longform, source, destination_path, checkpoint_dir, prepare)
+    prepare_source(schemas.longform, source, destination_path, checkpoint_dir=checkpoint_dir, args=prepare)
 
 
 if __name__ == "__main__":

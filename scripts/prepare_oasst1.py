@@ -31,7 +31,7 @@ def main(
     from lit_gpt.data.prepare.run import prepare_source
     from lit_gpt.data.prepare.trees import Trees
 
-    prepare_source(Trees(paths, language), source, destination_path, checkpoint_dir, prepare)
+    prepare_source(Trees(paths, language), source, destination_path, checkpoint_dir=checkpoint_dir, args=prepare)
 
 
 if __name__ == "__main__":

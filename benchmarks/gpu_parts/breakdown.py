@@ -76,10 +76,10 @@ def describe(context: Context, kernels: list[Kernel], launches: list[Launch], r:
     shares: dict[str, float] = defaultdict(float)
     known: dict[str, float] = defaultdict(float)
     for operator, shapes, kernel, duration in launches:
-        shares[kind(kernel, operator, shapes, r, context.config.padded_vocab_size)] += duration
+        shares[kind(kernel, operator, shapes, r=r, vocab_size=context.config.padded_vocab_size)] += duration
         known[kernel] += duration
     for name, duration in total.items():
-        shares[kind(name, "", (), r, 0)] += max(0.0, duration - known[name])
+        shares[kind(name, "", (), r=r, vocab_size=0)] += max(0.0, duration - known[name])
     span = max(start + duration for _, start, duration in kernels) - min(start for _, start, _ in kernels)
     whole = sum(shares.values()) or 1.0
     busy = covered((start, start + duration) for _, start, duration in kernels)

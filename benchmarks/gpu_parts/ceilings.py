@@ -112,7 +112,7 @@ def int8(context: Context, x: Tensor, w: Tensor) -> float:
 def fp8(context: Context, x: Tensor, w: Tensor) -> float:
     """One scale a tensor."""
     scale = torch.ones((), device=x.device)
-    return fp8_product(context, x, w, scale, scale)
+    return fp8_product(context, x, w, scale_x=scale, scale_w=scale)
 
 
 def fp8_rows(context: Context, x: Tensor, w: Tensor) -> float:

@@ -77,9 +77,18 @@ def compare_paths(context: Context, base: GPT, documents: list[Document], target
     }
     try:
         ours.set_compile(True)
-        rows["fp32 packed, compiled"] = (errors(result(context, model, packed, n, True), plain), (1e-5, 1e-4))
-        rows["bf16 packed, compiled"] = (errors(result(context, half, packed, n, True), plain), limits(yardstick))
-        rows["bf16 sharing, compiled"] = (errors(result(context, half, shared, n, True), plain), limits(yardstick))
+        rows["fp32 packed, compiled"] = (
+            errors(result(context, model, packed, n_targets=n, compiled=True), plain),
+            (1e-5, 1e-4),
+        )
+        rows["bf16 packed, compiled"] = (
+            errors(result(context, half, packed, n_targets=n, compiled=True), plain),
+            limits(yardstick),
+        )
+        rows["bf16 sharing, compiled"] = (
+            errors(result(context, half, shared, n_targets=n, compiled=True), plain),
+            limits(yardstick),
+        )
     except Skip as e:
         print(f"  compiled: skipped, {e}")
     print(f"  {targets}: loss {plain[0]:.6f}; relative errors of loss and gradients")

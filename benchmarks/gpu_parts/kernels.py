@@ -54,7 +54,7 @@ def cases(context: Context) -> list[Case]:
     for name, (C, inner, n_heads) in widths.items():
         activation = "gelu_tanh" if name.startswith("Gemma") else "silu"
         found += [
-            Case(f"RMS norm, {name}", ((T, C), (C,)), rms, plain_rms, liger_rms, n_frozen=1),
+            Case(f"RMS norm, {name}", ((T, C), (C,)), rms, plain=plain_rms, liger=liger_rms, n_frozen=1),
             Case(f"{activation}(gate) * up, {name}", ((T, inner), (T, inner)), *gated(activation)),
             Case(f"rotation, {name}", ((T, n_heads * 128),), *rotation(T, n_heads, context.device)),
         ]
@@ -74,7 +74,7 @@ def compare(context: Context, case: Case) -> None:
     for kind in ("eager", "ours", "liger"):
         ours.set_compile(context.on_gpu and kind == "ours")
         try:
-            seconds, error = cell(context, case, kind, given, wanted)
+            seconds, error = cell(context, case, kind, given=given, wanted=wanted)
         except Skip:
             shown += f"{'-':>9}"
         except Exception as e:  # one that fails takes no other along
@@ -156,7 +156,7 @@ class Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return rotated(x, cos, sin, 128, x.size(1) // 128)
+        return rotated(x, cos, sin, head_size=128, n_heads=x.size(1) // 128)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor, None, None]:

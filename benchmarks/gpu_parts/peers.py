@@ -113,7 +113,7 @@ def peft_step(context: Context, model: nn.Module, adapters: str, layout: str, na
         label += ", recomputing"
         measured = measure(whole, context.device, context.repeats, warmup=1)
         model.gradient_checkpointing_disable()
-    report(context, label, "hf_" + layout.replace(" ", "_"), name, documents, measured)
+    report(context, label, key="hf_" + layout.replace(" ", "_"), name=name, documents=documents, measured=measured)
 
 
 def report(context: Context, label: str, key: str, name: str, documents: Sequence[Document], measured) -> None:
@@ -183,8 +183,8 @@ def litgpt(context: Context) -> None:
     report(
         context,
         f"litgpt {version_of('litgpt')}, its recipe, padded by 4",
-        "litgpt",
-        "instructions",
-        documents,
-        measured,
+        key="litgpt",
+        name="instructions",
+        documents=documents,
+        measured=measured,
     )

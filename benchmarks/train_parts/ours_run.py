@@ -89,7 +89,16 @@ def fitted(fabric: Fabric, model: GPT, job: Job, share_prefixes: bool) -> Record
     shortest = stacked([min(rows, key=lambda row: len(row[0]))])  # the loop validates; that is not what is timed
     with tempfile.TemporaryDirectory() as folder:
         saves = CheckpointStore(Path(folder), "full" if job.targets == "full" else "lora")
-        fit(fabric, model, stacked(rows), shortest, Session(saves, recorder), train, ValidationArgs(), job.seed)
+        fit(
+            fabric,
+            model,
+            train_data=stacked(rows),
+            val_data=shortest,
+            session=Session(saves, recorder),
+            train=train,
+            validation=ValidationArgs(),
+            seed=job.seed,
+        )
     return recorder.record
 
 
@@ -119,5 +128,5 @@ def base_losses(job: Job) -> dict[str, float]:
     losses = {}
     for name, tokens in {"packed": None, "alone": 1}.items():
         train = TrainArgs(micro_batch_tokens=tokens)
-        losses[name] = validate(fabric, model, rows, train, ValidationArgs())
+        losses[name] = validate(fabric, model, rows, train=train, validation=ValidationArgs())
     return losses

@@ -49,7 +49,11 @@ class Record:
 
     def add(self, n_tokens: int, n_samples: int, n_targets: int, loss: float, n_computed: int | None = None) -> None:
         n_computed = n_tokens if n_computed is None else n_computed
-        self.passes.append(MicroBatch(n_tokens, n_samples, n_targets, loss, time.perf_counter(), n_computed))
+        self.passes.append(
+            MicroBatch(
+                n_tokens, n_samples, n_targets=n_targets, loss=loss, ended=time.perf_counter(), n_computed=n_computed
+            )
+        )
 
     def figures(self, warmup: int = 8) -> Figures:
         """

@@ -32,7 +32,7 @@ def load_base(fabric: Fabric, checkpoint_dir: Path, quantize: str | None = None)
             quantized in this precision, on this device, or with what is installed.
     """
     config, specs, get = open_lit(checkpoint_dir)
-    return build(fabric, config, specs, get, checkpoint_dir / WEIGHTS, quantize)
+    return build(fabric, config, specs=specs, get=get, path=checkpoint_dir / WEIGHTS, quantize=quantize)
 
 
 def build(

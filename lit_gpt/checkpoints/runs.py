@@ -70,7 +70,7 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
         specs, get = open_state(path, "the finetune script")
         config, base_specs, get_base = open_lit(checkpoint_dir)
         require_base(run, run_dir, checkpoint_dir, digest({n: sample(n, get_base(n)) for n in base_specs}))
-        return build(fabric, config, specs, get, path, run.quantize)[0], run
+        return build(fabric, config, specs=specs, get=get, path=path, quantize=run.quantize)[0], run
     trained = load_state(path, "the finetune script")
     model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
     require_base(run, run_dir, checkpoint_dir, base_digest)

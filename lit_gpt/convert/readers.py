@@ -55,13 +55,15 @@ def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
     for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_bin)):
         files, weight_map = _weight_files(folder, name)
         if files:
-            return _open_files(folder, files, open_file, weight_map, f"{name}.index.json")
+            return _open_files(folder, files, open_file, weight_map=weight_map, index=f"{name}.index.json")
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) > 1 and ggufs != parts_of(ggufs[0]):
         raise UserError(f"{folder} has {len(ggufs)} gguf files; leave one of {', '.join(f.name for f in ggufs)}")
     if ggufs:
         hf_config, tensors, specs = open_gguf(ggufs[0], dtype)
-        return Source(hf_config, ggufs[0], list(tensors), lambda name: tensors[name](), ggufs, specs)
+        return Source(
+            hf_config, ggufs[0], names=list(tensors), get=lambda name: tensors[name](), files=ggufs, specs=specs
+        )
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
     raise UserError(f"{folder} has no weights (model*.safetensors, pytorch_model*.bin or *.gguf); it holds {held}")
 
@@ -136,7 +138,9 @@ def _open_files(
         for stated in ("quantize_config.json", "quant_config.json"):
             if "quantization_config" not in hf_config and (folder / stated).is_file():
                 hf_config["quantization_config"] = read_json(folder / stated)
-    return Source(hf_config, config_file, list(specs), OneFileOpen(paths, open_file), files, specs)
+    return Source(
+        hf_config, config_file, names=list(specs), get=OneFileOpen(paths, open_file), files=files, specs=specs
+    )
 
 
 def _check_index(found: dict[str, Spec], weight_map: dict[str, str], path: Path, index: str) -> None:

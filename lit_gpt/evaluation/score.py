@@ -47,7 +47,7 @@ def task_score(
     def score() -> float:
         model.eval()
         with redirect_stdout(io.StringIO()):  # the table is not what is asked for
-            results = evaluate(fabric, model, tokenizer, tasks, args, style, {})
+            results = evaluate(fabric, model, tokenizer=tokenizer, tasks=tasks, args=args, style=style, about={})
         metrics = _metrics_of(name, results)
         wanted = validation.best_metric or next(iter(metrics), None)
         if wanted not in metrics or not math.isfinite(metrics[wanted]):

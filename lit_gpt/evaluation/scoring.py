@@ -37,7 +37,11 @@ def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator
         for batch in batches(sorted(rows, key=lambda r: len(r[2]) - r[1], reverse=True), batch_size):
             numbers, starts, whole = map(list, zip(*batch, strict=True))
             rests = [row[start:] for row, start in zip(whole, starts, strict=True)]
-            yield whole, [len(rest) for rest in rests], _continue_after(model, read, numbers, starts, rests)
+            yield (
+                whole,
+                [len(rest) for rest in rests],
+                _continue_after(model, read, numbers, starts=starts, rests=rests),
+            )
 
 
 def _continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[int], rests: list[Ids]) -> Tensor:

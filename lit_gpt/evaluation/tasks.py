@@ -48,7 +48,7 @@ def prepare(args: EvalArgs) -> "tuple[TaskManager, list[Task | Group]]":
     loaded: list[Task | Group] = []
     with TemporaryDirectory() as scratch:
         examples = {
-            task: use_local_data(manager, task, source, args.num_fewshot, Path(scratch))
+            task: use_local_data(manager, task, source, num_fewshot=args.num_fewshot, scratch=Path(scratch))
             for task, source in local.items()
         }
         for name in names:

@@ -71,7 +71,9 @@ def generate_batch(
         raise UserError(f"the prompt has {max(lengths)} tokens, and the model has room for {block_size} in all")
     length = min(max(lengths) + max_new_tokens, block_size)
     decoder = Decoder(model, len(prompts), length, **_shortcuts(model, max_new_tokens, compile))
-    yield from draw(decoder, prompts, max_new_tokens, temperature, top_k, stop_ids)
+    yield from draw(
+        decoder, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stop_ids
+    )
 
 
 def _shortcuts(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, str | bool]:

@@ -128,14 +128,14 @@ class _KernelAttention(nn.Module):
         y = attention(
             q,
             k,
-            v,
-            cos,
-            sin,
-            (cache.k, cache.v),
-            input_pos,
-            score_scale(config),
-            config.attn_logit_softcapping,
-            self.window,
+            v=v,
+            cos=cos,
+            sin=sin,
+            cached=(cache.k, cache.v),
+            position=input_pos,
+            scale=score_scale(config),
+            cap=config.attn_logit_softcapping,
+            window=self.window,
         )
         if self.beside is not None:
             y = y + self.beside(apply_rope(q, cos, sin)).transpose(1, 2).flatten(2)
@@ -211,7 +211,7 @@ class _CompiledAttention(nn.Module):
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
         seen = visible(input_pos, cache.positions, self.window)  # (B, 1, 1, S)
-        y = _attend_one(q, k, v, seen, self.attn.config)
+        y = _attend_one(q, k, v, seen=seen, config=self.attn.config)
         if self.beside is not None:
             y = y + self.beside(q)
         return self.attn.proj(y.transpose(1, 2).flatten(2))

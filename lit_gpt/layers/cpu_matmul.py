@@ -66,7 +66,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias, (..., K) and (M, K) -> (..., M)."""
     if not upcasts(x) or x.numel() <= FEW * x.size(-1):
         return F.linear(x, weight, bias)
-    return linear_by_rows(x, rows_of(weight), weight.size(0), matmul_dtype(x), bias)
+    return linear_by_rows(x, rows_of(weight), weight.size(0), dtype=matmul_dtype(x), bias=bias)
 
 
 def rows_of(weight: Tensor) -> _Rows:

@@ -24,7 +24,7 @@ def recomputable(y: Tensor, fn: Callable[..., Tensor], *sources: Tensor) -> Tens
 
 def save(ctx: FunctionCtx, x: Tensor, *others: Tensor) -> None:
     """`ctx.save_for_backward(x, *others)`, with the sources of x where it has a recipe."""
-    ctx.recompute, sources = getattr(x, "recipe", (None, (x,)))
+    ctx.recompute, sources = getattr(x, "recompute", (None, (x,)))
     ctx.n_sources = len(sources)
     ctx.save_for_backward(*sources, *others)
 

@@ -74,7 +74,7 @@ class _Prompt(nn.Module):
 
     def forward(self, q: Tensor) -> Tensor:
         """Rotated queries (B, H, T, D) -> (B, H, T, D)."""
-        return _gated(q, self.k.to(q.dtype), self.v.to(q.dtype), self.gate, self.config)
+        return _gated(q, self.k.to(q.dtype), self.v.to(q.dtype), gate=self.gate, config=self.config)
 
 
 def _gated(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> Tensor:
@@ -86,7 +86,7 @@ def _gated(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> Ten
     B, _, T, _ = q.shape
     k, v = (x.expand(B, -1, -1, -1) for x in (k, v))
     seen = torch.ones(T, k.size(2), dtype=torch.bool, device=q.device)
-    return (attend(q, k, v, seen, config) * gate.transpose(1, 2)).to(q.dtype)
+    return (attend(q, k, v, mask=seen, config=config) * gate.transpose(1, 2)).to(q.dtype)
 
 
 class _PromptedAttention(Function):
@@ -106,7 +106,7 @@ class _PromptedAttention(Function):
         documents: Documents, heads: Heads,
     ) -> Tensor:  # fmt: skip
         """(T, H * D)."""
-        qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
+        qkv = rotated(qkv, cos, sin, head_size=heads.head_size, n_heads=sum(heads.sizes[:2]) // heads.head_size)
         y, *kept = attended(qkv, documents, heads)
         q, k, v = upcast(split(qkv, heads)[0], prompt_k, prompt_v)
         p, _ = _shares(q, k, heads)
@@ -133,7 +133,7 @@ class _PromptedAttention(Function):
         d_qkv = None
         if ctx.needs_input_grad[0]:  # not in the first layer with a prompt: nothing below it trains
             dq, dk, dv = attended_backward(dy, qkv, y, *kept, documents=ctx.documents, heads=heads)
-            d_qkv = rotated_back(dq + from_groups(ds @ k.transpose(0, 1), q).to(dq.dtype), dk, dv, cos, sin)
+            d_qkv = rotated_back(dq + from_groups(ds @ k.transpose(0, 1), q).to(dq.dtype), dk, dv, cos=cos, sin=sin)
         d_prompt = (x.transpose(0, 1).to(prompt_k.dtype) for x in (ds.mT @ to_groups(q, k), d_values))
         return d_qkv, None, None, *d_prompt, d_gate.to(gate.dtype), None, None
 

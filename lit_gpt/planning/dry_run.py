@@ -92,7 +92,7 @@ def _probed(plan: Plan, fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
         packing = packing_of(model, job.train, fabric.device)
     rates = probe(fabric, model, counted, *data, job.train, packing, process_seconds(), _saved_bytes(counted))
     print(f"A few steps on this machine took {clock(process_seconds())} and {peak_memory_gb():.2f} GB at most")
-    return replace(plan, rates=rates, times=times_of(job, counted, plan.work, rates, plan.n_recomputed))
+    return replace(plan, rates=rates, times=times_of(job, counted, plan.work, rates=rates, n_again=plan.n_recomputed))
 
 
 def _saved_bytes(model: GPT) -> int:

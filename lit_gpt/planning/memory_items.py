@@ -77,7 +77,7 @@ def n_recomputed(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
     taken = CONTEXT + base_bytes(model, chosen, job.quantize) + trained_bytes(model)
     taken += training_bytes(model, job.train, job.mixed)
     tokens = max(work.room, work.largest)  # a sample that is longer than the room for many goes alone
-    kept = block_bytes(model, tokens, job.compute_itemsize, job.mixed, chosen.values())
+    kept = block_bytes(model, tokens, job.compute_itemsize, mixed=job.mixed, quantized=chosen.values())
     lowest = lowest_trained(model)
     n = fewest_recomputed(c.n_layer - lowest, *kept, job.device.n_bytes - int(taken))
     return lowest + n if n else 0
@@ -91,7 +91,7 @@ def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
     """
     c, itemsize = job.config, job.compute_itemsize
     tokens = work.largest
-    kept, input_ = block_bytes(model, tokens, itemsize, job.mixed, chosen.values())
+    kept, input_ = block_bytes(model, tokens, itemsize, mixed=job.mixed, quantized=chosen.values())
     lowest = lowest_trained(model)
     again = max(0, n_again - lowest)
     activations = (c.n_layer - max(lowest, n_again)) * kept + again * input_ + (kept if again else 0)

@@ -92,10 +92,10 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
     return Plan(
         job=job,
         work=work,
-        memory=memory_items(job, model, chosen, work, n_again),
+        memory=memory_items(job, model, chosen, work=work, n_again=n_again),
         host=host_bytes(job, model),
         n_recomputed=n_again,
-        flops=training_flops(model, work.n_computed, work.n_targets, work.squares, n_again),
+        flops=training_flops(model, work.n_computed, work.n_targets, squares=work.squares, n_recomputed=n_again),
         rates=rates,
-        times=rates and times_of(job, model, work, rates, n_again),
+        times=rates and times_of(job, model, work, rates=rates, n_again=n_again),
     )

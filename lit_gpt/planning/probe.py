@@ -75,7 +75,7 @@ def probe(
         flops += training_flops(counted, *size(batch), model.n_recomputed)
         if seconds > _MOST_SECONDS or (seconds > _LEAST_SECONDS and n >= _LEAST_PASSES):
             break
-    validation = _validation_rate(fabric, model, counted, val_data, packing)
+    validation = _validation_rate(fabric, model, counted, data=val_data, packing=packing)
     source = f"from {n} forward and backward passes on this machine, {flops / seconds / 1e12:.3g} TFLOP/s"
     return Rates(
         training=flops / seconds,

@@ -107,10 +107,15 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
 def times_of(job: Job, model: GPT, work: Work, rates: Rates, n_again: int) -> Times:
     """What the whole run takes at these rates."""
     merged = 2 * sum(p.numel() for p in model.parameters() if not p.requires_grad) if job.merge else 0  # in 16 bits
-    training = training_flops(model, work.n_computed, work.n_targets, work.squares, n_again) / rates.training
+    training = (
+        training_flops(model, work.n_computed, work.n_targets, squares=work.squares, n_recomputed=n_again)
+        / rates.training
+    )
     validation = forward_flops(model, work.n_val_computed, work.n_val_targets, work.val_squares) / rates.validation
     mean_length = work.squares / work.n_computed
-    tried = training_flops(model, work.largest, work.most_targets, work.largest * mean_length, n_again)
+    tried = training_flops(
+        model, work.largest, work.most_targets, squares=work.largest * mean_length, n_recomputed=n_again
+    )
     return Times(
         starting=rates.starting + tried / rates.training,
         training=max(training, work.n_passes * rates.shortest) + work.n_steps * rates.optimizer_seconds,

@@ -111,7 +111,9 @@ class ChatTemplate:
         whole, spans = self._run(turns, asks, tools, self._form)
         marks = (self._with_tools if tools else self._program).marks
         if marks:
-            found = marked_exchanges(whole, spans, turns, self.ending, lambda n: self.render(turns[:n], False, tools))
+            found = marked_exchanges(
+                whole, spans, turns, ending=self.ending, shown=lambda n: self.render(turns[:n], False, tools)
+            )
             taught = {len(turns) - 1: whole} if turns[-1].role == "assistant" and turns[-1].taught else {}
         else:
             answers, whole = self._answers(turns, tools, whole, asks)
@@ -120,7 +122,9 @@ class ChatTemplate:
                 Exchange(whole[before.stop if before else 0 : a.start], a.text, a.end, turns[a.turn].taught)
                 for before, a in zip([None, *answers], answers, strict=False)
             ]
-        require_shown(lambda other, schemas: self.render(other, asks, schemas), self.folder, turns, tools, taught)
+        require_shown(
+            lambda other, schemas: self.render(other, asks, schemas), self.folder, turns, tools=tools, answers=taught
+        )
         done = sum(len(e.prompt) + len(e.answer or "") + len(e.end or "") for e in found)
         return [*found, Exchange(whole[done:])] if asks or not found else found
 

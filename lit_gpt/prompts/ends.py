@@ -87,11 +87,11 @@ def find_ending(render: Callable[[Sequence[Turn]], str], tokenizer: Tokenizer) -
     always = [m for m in added.finditer(last) if more[: m.end()] == last[: m.end()]]
     if found := (always or list(added.finditer(last))):
         end = next((m for m in found if m[0] in known), found[-1])
-        return Ending((*known, end[0]), end[0], False, last[: end.start()], added)
+        return Ending((*known, end[0]), end[0], False, between=last[: end.start()], added=added)
     found = list(added.finditer(more))
     opens = set(added.findall(before.partition(_ASKED)[0]))
     if found and not more[: found[0].start()].strip():
         end = found[0]
         if end[0] in known or len(found) > 1 or end[0] not in opens:
-            return Ending((*known, end[0]), end[0], True, more[: end.start()], added)
-    return Ending(known, None, False, last, added)
+            return Ending((*known, end[0]), end[0], True, between=more[: end.start()], added=added)
+    return Ending(known, None, False, between=last, added=added)

@@ -26,7 +26,9 @@ def marked_exchanges(
     for i, ((start, end), turn) in enumerate(zip(parts, owners, strict=True)):
         taught, continues = turns[turn].taught, turn == before
         text, token, rest = _cut(whole[start:end], ending, is_last=owners[i + 1 : i + 2] != [turn])
-        found.append(Exchange(whole[done:start], text, token, taught, token is not None, continues))
+        found.append(
+            Exchange(whole[done:start], text, end=token, taught=taught, ended=token is not None, continues=continues)
+        )
         if rest:
             found.append(Exchange("", rest, None, taught, ended=False, continues=True))
         done, before = end, turn

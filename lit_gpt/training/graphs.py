@@ -72,7 +72,10 @@ class Recorder:
         sizes = sorted({-(-max_tokens // part) for part in _PARTS}, reverse=True)
         # one at a time is in use, so that all live in the same memory: that of one pool and one stream
         capture = {"pool": torch.cuda.graph_pool_handle(), "stream": torch.cuda.Stream()}
-        self.recordings = [_Recording(model, size, self.slots, self.longest, self.shares, capture) for size in sizes]
+        self.recordings = [
+            _Recording(model, size, slots=self.slots, longest=self.longest, shares=self.shares, capture=capture)
+            for size in sizes
+        ]
 
     def __call__(self, idx: Tensor, documents: Documents) -> Tensor:
         """As `GPT.hidden`; the result may have rows more than there are tokens, (1, >= T, C)."""
@@ -132,7 +135,9 @@ class _Recording:
         self.positions = torch.arange(size, device=device) % longest
         self.shared_prefixes = SharedPrefixes.empty(size, _PREFIXES, longest, device) if shares else None
         # of the lengths, only the longest is read
-        documents = self.documents = Documents((longest,), self.offsets, self.positions, (), self.shared_prefixes)
+        documents = self.documents = Documents(
+            (longest,), self.offsets, self.positions, n_sharing=(), shared_prefixes=self.shared_prefixes
+        )
         trained = [p for p in model.parameters() if p.requires_grad]
         for p in trained:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad

@@ -102,7 +102,7 @@ class BatchLoader:
         """The micro-batches of a step, on the device; those of the next one are made meanwhile."""
         if self.coming is None or self.next_step != step:
             seen = self.length.seen_after(step - 1)
-            made = steps(self.data, self.order, self.train.batch_size, self.packing, seen)
+            made = steps(self.data, self.order, self.train.batch_size, packing=self.packing, seen=seen)
             self.coming = ahead(made, self.device)
         self.next_step = step + 1
         return next(self.coming)

@@ -44,11 +44,13 @@ def fit(
     scaled = getattr(fabric._precision, "scaler", None) is not None  # 16-mixed; a fused step leaves no room to clip
     optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
     gradients = make_gradients(fabric, model, optimizer, train)
-    loader = BatchLoader(model, train_data, train, fabric.device, seed, fabric.autocast)
+    loader = BatchLoader(model, train_data, train=train, device=fabric.device, seed=seed, autocast=fabric.autocast)
     monitor, budget = session.monitor, session.budget
-    checkpointer = Checkpointer(fabric, model, optimizer, loader, session, train.save_interval)
+    checkpointer = Checkpointer(
+        fabric, model, optimizer=optimizer, loader=loader, session=session, save_interval=train.save_interval
+    )
     progress = checkpointer.begin()
-    rehearse(fabric, model, loader, gradients, budget)
+    rehearse(fabric, model, loader, gradients=gradients, budget=budget)
     checkpointer.restore()
 
     with stop_signals() as stop, checkpointer.saving_what_fails():
@@ -57,7 +59,16 @@ def fit(
             ends = step >= loader.n_steps or not budget.has_time_for_a_step()
             due = (ends or step % validation.eval_interval == 0) and (step == 0 or budget.has_time_to_validate())
             if due and progress.validated_step != step and not stop.signal:
-                progress = validated(fabric, model, val_data, session, train, validation, progress, lambda: stop.signal)
+                progress = validated(
+                    fabric,
+                    model,
+                    data=val_data,
+                    session=session,
+                    train=train,
+                    validation=validation,
+                    progress=progress,
+                    stopped=lambda: stop.signal,
+                )
             ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or loader.n_steps + 1)
             ends = ends or not budget.has_time_for_a_step()  # the validation took some
             progress = checkpointer.keep(progress, ends or bool(stop.signal))
@@ -74,7 +85,14 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_factor"]
             if accumulate(
-                fabric, model, loader, step + 1, gradients, monitor, rate, lambda: stop.signal or budget.is_over
+                fabric,
+                model,
+                loader=loader,
+                step=step + 1,
+                gradients=gradients,
+                monitor=monitor,
+                learning_rate=rate,
+                stopped=lambda: stop.signal or budget.is_over,
             ):
                 gradients.step(step + 1, monitor.say)
                 progress = replace(progress, step=step + 1, samples=loader.length.seen_after(step + 1))

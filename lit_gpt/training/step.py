@@ -54,7 +54,7 @@ def accumulate(
         batches = loader.batches(step)
         n_targets = sum(batch.n_targets for batch in batches)
         for i, batch in enumerate(batches, 1):
-            loss = _forward_backward(fabric, model, loader, batch, n_targets)
+            loss = _forward_backward(fabric, model, loader, batch=batch, n_targets=n_targets)
             monitor.iterated(step, batch, loss, learning_rate, i == len(batches))
             if i < len(batches) and stopped():
                 return False
@@ -81,7 +81,7 @@ def rehearse(fabric: Fabric, model: GPT, loader: BatchLoader, gradients: Gradien
         batch = batch_of(loader.data, loader.largest()).to(fabric.device)
         wait(fabric.device)
         began = time.monotonic()
-        _forward_backward(fabric, model, loader, batch, batch.n_targets)
+        _forward_backward(fabric, model, loader, batch=batch, n_targets=batch.n_targets)
         wait(fabric.device)
         computed = time.monotonic()
         gradients.zero()

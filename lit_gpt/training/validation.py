@@ -34,7 +34,7 @@ def validated(
     """Where the run is after a validation, and the score that decides what is best; `progress` if it was stopped."""
     session.monitor.report()
     began = time.monotonic()
-    loss = validate(fabric, model, data, train, validation, stopped)
+    loss = validate(fabric, model, data=data, train=train, validation=validation, stopped=stopped)
     if loss is None:
         return progress
     loss_seconds = time.monotonic() - began

@@ -168,7 +168,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     config |= {f"{role}_token": tokens[i] for role, i in ids.items()}
     if kind == "llama":
         scores, prefix = value("scores", [0.0] * end)[:end], value("add_space_prefix", True)
-        proto = model_proto(tokens, scores, kinds, ids, prefix)
+        proto = model_proto(tokens, scores, kinds, ids=ids, add_prefix=prefix)
         replace_with(folder / "tokenizer.model", lambda temporary: temporary.write_bytes(proto))
         config |= {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": prefix}
         config["added_tokens_decoder"] = {

@@ -89,7 +89,9 @@ def write_gguf(
     require_room(sum(slot.n_bytes for slot in slots.values()), path)
     tokenizer = tokenizer_metadata(checkpoint_dir, config, templates)
     name = name_in_file(config.name, Tokenizer(checkpoint_dir), special_tokens(tokenizer))
-    starts = _write_header(path, replace(config, name=name), metadata, tokenizer, slots, kind)
+    starts = _write_header(
+        path, replace(config, name=name), metadata=metadata, tokenizer=tokenizer, slots=slots, kind=kind
+    )
     last = next(reversed(slots))
     with open(path, "rb+") as file:
         allocate(file, starts[last] + slots[last].n_bytes + -slots[last].n_bytes % _ALIGNMENT)
@@ -99,10 +101,10 @@ def write_gguf(
             for piece, x in parts:
                 slot = slots[piece.tensor]
                 start = starts[piece.tensor] + piece.index * (slot.n_bytes // piece.of)
-                _write_values(behind, path, start, x, slot.kind, name)
+                _write_values(behind, path, start=start, x=x, kind=slot.kind, name=name)
             del parts, x  # before the next one is read
         for name, x in extra.items():
-            _write_values(behind, path, starts[name], x, "F32", name)
+            _write_values(behind, path, start=starts[name], x=x, kind="F32", name=name)
     return path
 
 

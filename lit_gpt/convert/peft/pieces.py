@@ -91,7 +91,7 @@ def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
             place = starts.index(start) if path.endswith("attn.qkv") else 0
             name = names[place if isinstance(rule, Separate) else 0].removesuffix(".weight")
             block = lora.BLOCKS[place] if path.endswith("attn.qkv") else ""
-            found.append(Piece(path, index, block, layer, name, rule))
+            found.append(Piece(path, index, block=block, layer=layer, theirs=name, rule=rule))
     return found
 
 

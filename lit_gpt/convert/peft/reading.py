@@ -64,7 +64,7 @@ def from_peft(
         n_more = piece.rank - len(weights["A"])
         A = torch.cat((weights["A"], weights["A"].new_zeros(n_more, weights["A"].size(1))))
         B = _gathered(piece, weights["B"], config) * factor
-        _put(trained, piece, A, torch.cat((B, B.new_zeros(len(B), n_more)), 1), args)
+        _put(trained, piece, A, B=torch.cat((B, B.new_zeros(len(B), n_more)), 1), args=args)
         if args.lora_dora:
             magnitudes = _gathered(piece, weights["magnitude_vector"], config)
             trained[f"{piece.path}.lora_magnitude.{piece.index}"] = magnitudes.clone()
@@ -127,7 +127,9 @@ def _as_it_was(config: Config, adapter: Adapter, scaling: Scaling, args: LoRAArg
             return None
         B = _gathered(piece, weights["B"][:, columns], config)
         rest[module][:, columns] -= piece.spread(B, config)
-        _put(trained, piece, weights["A"][columns], B * (scaling.scale(adapter.raw[module]) / args.scaling), args)
+        _put(
+            trained, piece, weights["A"][columns], B=B * (scaling.scale(adapter.raw[module]) / args.scaling), args=args
+        )
         if args.lora_dora:
             magnitudes = _gathered(piece, weights["magnitude_vector"], config)
             trained[f"{piece.path}.lora_magnitude.{piece.index}"] = magnitudes.clone()

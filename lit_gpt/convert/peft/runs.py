@@ -51,7 +51,9 @@ def write_adapter(
     rows = None
     if (checkpoint_dir / "config.json").is_file():  # of the model as it was published: ours may have been padded
         rows = read_json(checkpoint_dir / "config.json").get("vocab_size")
-    state, settings = to_peft(config, LoRARunArgs(**run.method_args), trained, get, fold_scale, rows)
+    state, settings = to_peft(
+        config, LoRARunArgs(**run.method_args), trained=trained, get=get, fold_scale=fold_scale, rows=rows
+    )
     own_template = run.prompt_style == CHAT_TEMPLATE
     prompt = None if own_template else make_prompt(run.prompt_style, "{prompt}", checkpoint_dir=checkpoint_dir)
 
@@ -81,7 +83,7 @@ def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_sty
     before = read_run(peft_dir) if (peft_dir / RUN).is_file() else None
     if before is not None:
         require_base(before, peft_dir, checkpoint_dir, base_digest)
-    args, trained = from_peft(config, settings, state, get, before and LoRARunArgs(**before.method_args))
+    args, trained = from_peft(config, settings, state, get=get, args=before and LoRARunArgs(**before.method_args))
     style = prompt_style or (before.prompt_style if before else _likely_style(checkpoint_dir, peft_dir))
     open_style(style, checkpoint_dir)
     precision = _PRECISIONS.get(specs[EMBEDDINGS].dtype, "32-true")

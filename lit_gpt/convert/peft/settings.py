@@ -103,8 +103,8 @@ def read_settings(theirs: Mapping[str, Any]) -> Scaling:
             int(theirs.get("r", 8)),
             float(theirs.get("lora_alpha", 8)),
             {str(k): int(v) for k, v in (theirs.get("rank_pattern") or {}).items()},
-            {str(k): float(v) for k, v in (theirs.get("alpha_pattern") or {}).items()},
-            bool(theirs.get("use_rslora")),
+            alphas={str(k): float(v) for k, v in (theirs.get("alpha_pattern") or {}).items()},
+            is_root=bool(theirs.get("use_rslora")),
         )
     except (TypeError, ValueError, AttributeError) as e:
         raise UserError(f"adapter_config.json has a rank or an alpha that is no number ({e}); save it again") from e

@@ -61,7 +61,7 @@ def to_peft(
     ranks = {newer.get(m, m): len(updates[m]["A"]) if m in updates else None for m in linear}
     if more.get("modules_to_save"):
         more["modules_to_save"] = sorted(newer.get(module, module) for module in more["modules_to_save"])
-    return _keys(base, state, newer, rows), write_settings(config, args, ranks, fold_scale, more)
+    return _keys(base, state, newer, rows), write_settings(config, args, ranks, is_folded=fold_scale, more=more)
 
 
 def _keys(base: Base, state: dict[str, Tensor], newer: dict[str, str], rows: int | None) -> dict[str, Tensor]:

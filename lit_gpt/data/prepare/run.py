@@ -58,9 +58,11 @@ def prepare_source(
         UserError: as `locate` and `prepare`.
     """
     require_ready(folder, checkpoint_dir, args)  # before a download
-    path = locate(source.data_file, source.data_file_url, source.data_file_name, folder, access_token)
+    path = locate(
+        source.data_file, source.data_file_url, source.data_file_name, folder=folder, access_token=access_token
+    )
     validation = Files((source.validation_file,), parse) if source.validation_file else None
-    prepare(Files((path,), parse), validation, folder, checkpoint_dir, args)
+    prepare(Files((path,), parse), validation, folder, checkpoint_dir=checkpoint_dir, args=args)
 
 
 def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:
@@ -98,8 +100,8 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
         parts = {}
         for name, rows, n, missing in zip(("train", "val"), sources, (n_train, n_val), left_out, strict=True):
             counts = Counts(read=missing.total(), dropped=Counter(missing))
-            parts[name] = write_split(temporary, name, rows, n, encoder, counts)
-        meta = describe(train, validation, checkpoint_dir, encoder, parts, unused=scan.unused)
+            parts[name] = write_split(temporary, name, rows=rows, n_rows=n, encoder=encoder, counts=counts)
+        meta = describe(train, validation, checkpoint_dir, encoder=encoder, parts=parts, unused=scan.unused)
         write_text(temporary / store.META, json.dumps(meta, indent=2) + "\n")
     print(f"Saved to {folder}")
     if args.check:

@@ -57,7 +57,9 @@ def _link(texts: Sequence[str], threshold: float) -> np.ndarray:
         while len(waiting) > 1:  # breadth first through the bucket
             seeds, waiting = waiting[:1], waiting[1:]
             while len(seeds) and len(waiting):
-                found = _like(int(seeds[0]), waiting, grams, last_bytes, parents, threshold)
+                found = _like(
+                    int(seeds[0]), waiting, grams=grams, last_bytes=last_bytes, parents=parents, threshold=threshold
+                )
                 seeds, waiting = np.concatenate([seeds[1:], waiting[found]]), waiting[~found]
     return np.array([_root(parents, i) for i in range(len(texts))], dtype=np.int64)
 
@@ -147,7 +149,7 @@ def _agreeing(
     for key in (counts > 1).nonzero()[0]:
         found = members[order[ends[key] - counts[key] : ends[key]]]
         if len(found) > MOST and more:
-            yield from _agreeing(signatures, found, start + n_rows, 2, more - 1)
+            yield from _agreeing(signatures, found, start + n_rows, n_rows=2, more=more - 1)
         else:
             yield found
 

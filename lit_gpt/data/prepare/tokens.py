@@ -108,8 +108,8 @@ class Encoder:
                     first if i == 0 else next(prompts),
                     [*next(answers), *([self.end_id(e)] if e.ended else [])],
                     e.ended,
-                    e.taught,
-                    e.continues,
+                    taught=e.taught,
+                    continues=e.continues,
                 )
                 for i, e in enumerate(exchanges)
             ]

@@ -28,7 +28,7 @@ class PackedAttention(Function):
     @torch.autocast("cpu", enabled=False)  # which has had its say in the dtype of qkv
     def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
         """(T, H * D)."""
-        qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
+        qkv = rotated(qkv, cos, sin, head_size=heads.head_size, n_heads=sum(heads.sizes[:2]) // heads.head_size)
         y, *kept = attended(qkv, documents, heads)
         ctx.documents, ctx.heads = documents, heads
         ctx.save_for_backward(qkv, cos, sin, y, *kept)
@@ -47,11 +47,11 @@ def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, .
     """The result (T, H, D) for rotated qkv (T, sum(sizes)), and what `attended_backward` needs besides."""
     q, k, v = split(qkv, heads)
     if flash_can(qkv, heads):
-        return flash(q, k, v, documents, heads)
+        return flash(q, k, v, documents=documents, heads=heads)
     if qkv.device.type == "cpu":
         y, *kept = by_document(*upcast(q, k, v), documents, heads)
         return y.to(qkv.dtype), *kept
-    return (padded.attend(q, k, v, documents.lengths, heads),)
+    return (padded.attend(q, k, v, lengths=documents.lengths, heads=heads),)
 
 
 def attended_backward(
@@ -64,7 +64,7 @@ def attended_backward(
     if qkv.device.type == "cpu":
         gradients = by_document_backward(*upcast(dy, q, k, v, y), kept, documents, heads)
         return tuple(x.to(qkv.dtype) for x in gradients)
-    return padded.attend_backward(dy, q, k, v, y, documents.lengths, heads)
+    return padded.attend_backward(dy, q, k=k, v=v, y=y, lengths=documents.lengths, heads=heads)
 
 
 @partial(compiled_on_gpu, dynamic=1)

@@ -85,8 +85,16 @@ class Documents:
         move = {"device": device, "non_blocking": True}
         c = self.shared_prefixes
         if c is not None:
-            c = SharedPrefixes(c.queries.to(**move), c.keys.to(**move), c.going_on.to(**move), c.n_keys, c.most)
-        return Documents(self.lengths, self.offsets.to(**move), self.positions.to(**move), self.n_sharing, c)
+            c = SharedPrefixes(
+                c.queries.to(**move), c.keys.to(**move), c.going_on.to(**move), n_keys=c.n_keys, most=c.most
+            )
+        return Documents(
+            self.lengths,
+            self.offsets.to(**move),
+            self.positions.to(**move),
+            n_sharing=self.n_sharing,
+            shared_prefixes=c,
+        )
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -127,5 +135,5 @@ def _shared_prefixes_of(lengths: tuple[int, ...], n_sharing: tuple[int, ...]) ->
     token = torch.arange(end)
     between = (token >= start) & (token < start + sum(going_on))
     return SharedPrefixes(
-        queries.int(), keys.int(), between[:, None, None], start, (int(queries.diff().max()), max(prefixes))
+        queries.int(), keys.int(), between[:, None, None], n_keys=start, most=(int(queries.diff().max()), max(prefixes))
     )

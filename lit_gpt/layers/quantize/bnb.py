@@ -49,7 +49,7 @@ class FourBitLinear(QuantizedLinear):
     def matmul_of_rows(self, x: Tensor) -> Tensor:
         if in_fp32(x):
             rows = partial(self.part, self.scales())
-            return linear_by_rows(x, rows, self.out_features, matmul_dtype(x), self.bias)
+            return linear_by_rows(x, rows, self.out_features, dtype=matmul_dtype(x), bias=self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return package().matmul_4bit(x, self.weight.t(), self.state, bias=bias)  # transposed for releases < 0.50
 

@@ -171,7 +171,7 @@ class _LoRAFunction(Function):
         seed = torch.randint(2**31 - 1, (1,), device=x.device) if p else None
         h = matmul((dropped(rows, seed, p) if p else rows).to(y.dtype), A.T)  # (N, blocks * R)
         norms = _channel_norms(layer, A, Bs) if len(layer.lora_magnitude) else []
-        Bs = _scale_channels(layer, out, Bs, norms, trained)
+        Bs = _scale_channels(layer, out, Bs, norms=norms, trained=trained)
         for (start, stop), B, part in zip(layer.blocks, Bs, h.split(Bs[0].size(1), 1), strict=True):
             add_matmul(out[:, start:stop], part, B.T, layer.scaling)
         ctx.layer, ctx.p, ctx.shape, ctx.dtype, ctx.n_norms = layer, p, x.shape, x.dtype, len(norms)
@@ -192,7 +192,9 @@ class _LoRAFunction(Function):
         dms = []
         if norms:
             with torch.autocast(x.device.type, dy.dtype) if ctx.autocast else nullcontext():
-                d_out, dms = _magnitude_gradients(layer, rows, d_out, parts, Bs, norms, trained)
+                d_out, dms = _magnitude_gradients(
+                    layer, rows, d_out=d_out, parts=parts, Bs=Bs, norms=norms, trained=trained
+                )
         d_blocks = [d_out[:, start:stop] for start, stop in layer.blocks]
         dBs = [matmul(d.T, part[:, :r]).float() * layer.scaling for d, part in zip(d_blocks, parts, strict=True)]
         dh = torch.cat([matmul(d, B) for d, B in zip(d_blocks, Bs, strict=True)], 1) * layer.scaling  # (N, blocks * R)

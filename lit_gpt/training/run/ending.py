@@ -95,7 +95,7 @@ class Ending:
         self.model.load_state_dict(
             load_state(folder / self.checkpoint_store.weights.name, "the finetune script"), strict=False
         )
-        loss = validate(self.fabric, self.model, self.val_data, self.args.train, self.args.validation)
+        loss = validate(self.fabric, self.model, self.val_data, train=self.args.train, validation=self.args.validation)
         print(
             f"Mean of the checkpoints of steps {', '.join(map(str, steps))}: val loss {loss:.4f}; its weights: {folder}"
         )

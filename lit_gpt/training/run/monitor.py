@@ -159,7 +159,7 @@ class Monitor:
         arrived = torch.cuda.Event() if loss.is_cuda else None
         if arrived is not None:
             arrived.record()
-        self.due = _Due(row, total, arrived, self.n_iterations, is_step)
+        self.due = _Due(row, total, arrived, n_iterations=self.n_iterations, is_step=is_step)
         self.losses, self.n_tokens, self.n_targets, self.n_iterations = [], 0, 0, 0
         if arrived is None:  # a CPU is done with it: later, the line would have the next one's time
             self.report()

@@ -124,7 +124,7 @@ def _empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Findi
         few = (per_sample(np.asarray(samples.labels) != store.IGNORE, samples) <= 8).nonzero()[0]
         blank = [i for i in few if len(ids := _targets_of(*samples[i])) and not tokenizer.decode(ids).strip()]
         example = f"sample {blank[0]} of {name}" if blank else ""
-        found.append(counted(name, len(blank), len(samples), "have an empty answer", example))
+        found.append(counted(name, len(blank), len(samples), what="have an empty answer", example=example))
     return found
 
 
@@ -138,7 +138,7 @@ def _print_samples(train: store.Samples, tokenizer: Tokenizer, n: int) -> None:
     if n:
         print("what the model sees (|) and learns to write (>):")
     for i in chosen(train.lengths, n):
-        print("\n".join(show("train", train, i, tokenizer, colour)))
+        print("\n".join(show("train", train, i, tokenizer=tokenizer, colour=colour)))
 
 
 def _print_findings(findings: list[Finding]) -> None:

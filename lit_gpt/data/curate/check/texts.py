@@ -61,9 +61,16 @@ def _alike(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: 
     hint = "its loss tells less about new texts"
     n_val = len(texts) - n_train
     return [
-        counted("train", len(exact), n_train, "repeat an earlier one", pair(exact, same)),
-        counted("train", len(close), n_train, "are nearly the same as an earlier one", pair(close, near)),
-        counted("val", len(leaked), n_val, "are nearly the same as one of train", pair(leaked, near), hint),
+        counted("train", len(exact), n_train, what="repeat an earlier one", example=pair(exact, same)),
+        counted("train", len(close), n_train, what="are nearly the same as an earlier one", example=pair(close, near)),
+        counted(
+            "val",
+            len(leaked),
+            total=n_val,
+            what="are nearly the same as one of train",
+            example=pair(leaked, near),
+            hint=hint,
+        ),
     ]
 
 
@@ -94,7 +101,7 @@ def _faults(names: Sequence[str], texts: Sequence[str]) -> list[Finding]:
     for what, pattern in FAULTS.items():
         hits = [(name, m) for name, text in zip(names, texts, strict=True) if (m := pattern.search(text))]
         example = f"{hits[0][0]} ({_around(hits[0][1])})" if hits else ""
-        found.append(counted("all", len(hits), len(texts), what, example))
+        found.append(counted("all", len(hits), len(texts), what=what, example=example))
     return found
 
 
@@ -127,4 +134,11 @@ def check_language(names: Sequence[str], texts: Sequence[str], language: str) ->
             others[found] += 1
             example = example or f"{name} ({found}: {text.strip()[:40]!r})"
     named = ", ".join(f"{n:,} {code}" for code, n in others.most_common(5))
-    return counted("all", others.total(), len(texts), f"are in another language than {language}", example, named)
+    return counted(
+        "all",
+        others.total(),
+        total=len(texts),
+        what=f"are in another language than {language}",
+        example=example,
+        hint=named,
+    )

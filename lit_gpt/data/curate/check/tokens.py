@@ -33,7 +33,7 @@ def _targets(split: str, samples: Samples) -> Finding:
             f"{split}: {len(without):,} of {len(samples):,} rows have no target, so that most rows teach nothing; "
             "see how they were masked and cut, and prepare them again",
         )
-    return counted(split, len(without), len(samples), "have no target", _example(split, without))
+    return counted(split, len(without), len(samples), what="have no target", example=_example(split, without))
 
 
 def _ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
@@ -56,7 +56,7 @@ def _ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
         )
     if n < total:
         location = _example(split, (~ended).nonzero()[0])
-        return counted(split, total - n, total, "do not end with a supervised end of sequence", location)
+        return counted(split, total - n, total, what="do not end with a supervised end of sequence", example=location)
     more = f" and {n_all - n:,} answers before the last one" if n_all > n else ""
     return Finding("ok", f"{split}: a supervised end of sequence ends each of {total:,} rows{more}")
 
@@ -66,7 +66,7 @@ def _framing(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequen
     found = []
 
     def count(rows: np.ndarray, what: str) -> None:
-        found.append(counted(split, len(rows), len(samples), what, _example(split, rows)))
+        found.append(counted(split, len(rows), len(samples), what=what, example=_example(split, rows)))
 
     count(doubled(samples, end_ids), "have an end of sequence twice in a row")
     if tokenizer.bos_id is not None and tokenizer.bos_id not in end_ids:

@@ -64,9 +64,18 @@ def check_contamination(
         overlaps[list(files)[tasks[found.question]]].append(found)
     for t, name in enumerate(files):
         mine = [q for q, task in enumerate(tasks) if task == t]
-        _report(name, mine, index, overlaps[name], args.n_examples, questions, splits, tokenizer)
+        _report(
+            name,
+            mine,
+            index=index,
+            overlaps=overlaps[name],
+            n_examples=args.n_examples,
+            questions=questions,
+            splits=splits,
+            tokenizer=tokenizer,
+        )
     if args.drop:
-        _write_clean(folder, splits, meta, overlaps, files, args)
+        _write_clean(folder, splits, meta=meta, overlaps=overlaps, files=files, args=args)
     return overlaps
 
 
@@ -97,7 +106,7 @@ def _search(
                 kinds[int(text), int(question)].add(bool(is_answer))
             for (text, question), found in kinds.items():
                 answered = True in found or _has_answer(texts[text], questions[question])
-                yield _Overlap(split, start + text, question, False in found, answered)
+                yield _Overlap(split, start + text, question, asked=False in found, answered=answered)
 
 
 def _has_answer(text: str, question: Question) -> bool:

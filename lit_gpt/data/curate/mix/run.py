@@ -38,7 +38,9 @@ def mix(folder: Path, args: MixArgs, augment: AugmentArgs, prepare: PrepareArgs,
             raise UserError(f"--destination_path {folder} is the source {name}; pass another folder")
     store.require_room(folder, prepare.overwrite)
     with ExitStack() as stack:
-        sources = open_sources(folder, args, augment, prepare, checkpoint_dir, stack)
+        sources = open_sources(
+            folder, args, augment=augment, prepare=prepare, checkpoint_dir=checkpoint_dir, stack=stack
+        )
         first = next(iter(sources.values()))
         usable_rows = usable(sources, tokenizer_of(first.path, first.meta, checkpoint_dir))
         available = {name: len(rows) for name, rows in usable_rows.items()}
@@ -48,7 +50,9 @@ def mix(folder: Path, args: MixArgs, augment: AugmentArgs, prepare: PrepareArgs,
             "train": [(sources[name].train, usable_rows[name][picked]) for name, picked in rows.items()],
             "val": [(source.val, np.arange(len(source.val))) for source in sources.values()],
         }
-        select.write(folder, splits, recipe(sources, available, amounts, args, augment, prepare.seed))
+        select.write(
+            folder, splits, recipe(sources, available, amounts=amounts, args=args, augment=augment, seed=prepare.seed)
+        )
         _print_amounts(sources, available, amounts)
     print(f"Saved to {folder}")
     if prepare.check:

@@ -72,7 +72,9 @@ def open_sources(
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         work.mkdir()
         for name, path in raw.items():
-            opened[name] = _tokenized(name, path, work / str(len(opened)), location, augment, prepare)
+            opened[name] = _tokenized(
+                name, path, folder=work / str(len(opened)), checkpoint_dir=location, augment=augment, args=prepare
+            )
     sources = {name: opened[name] for name in args.sources}
     require_same(sources)
     return sources
@@ -120,8 +122,8 @@ def _tokenized(
     parts: dict[str, Part] = {}
     for split, part, missing in (("train", train, scan.left_out), ("val", val, Counter())):
         counts = Counts(read=missing.total(), dropped=Counter(missing))
-        parts[split] = write_split(folder, split, iter(part), len(part), encoder, counts)
-    meta = describe(files, None, checkpoint_dir, encoder, parts, unused=scan.unused)
+        parts[split] = write_split(folder, split, rows=iter(part), n_rows=len(part), encoder=encoder, counts=counts)
+    meta = describe(files, None, checkpoint_dir, encoder=encoder, parts=parts, unused=scan.unused)
     samples = [
         store.Samples(*(np.load(folder / f"{s}.{p}.npy", mmap_mode="r") for p in ("ids", "labels", "offsets")))
         for s in ("train", "val")
