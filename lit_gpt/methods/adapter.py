@@ -106,7 +106,7 @@ class _PromptedAttention(Function):
         documents: Documents, heads: Heads,
     ) -> Tensor:  # fmt: skip
         """(T, H * D)."""
-        qkv = rotated(qkv, cos, sin, head_size=heads.head_size, n_heads=sum(heads.sizes[:2]) // heads.head_size)
+        qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
         y, *kept = attended(qkv, documents, heads)
         q, k, v = upcast(split(qkv, heads)[0], prompt_k, prompt_v)
         p, _ = _shares(q, k, heads)
@@ -133,7 +133,7 @@ class _PromptedAttention(Function):
         d_qkv = None
         if ctx.needs_input_grad[0]:  # not in the first layer with a prompt: nothing below it trains
             dq, dk, dv = attended_backward(dy, qkv, y, *kept, documents=ctx.documents, heads=heads)
-            d_qkv = rotated_back(dq + from_groups(ds @ k.transpose(0, 1), q).to(dq.dtype), dk, dv, cos=cos, sin=sin)
+            d_qkv = rotated_back(dq + from_groups(ds @ k.transpose(0, 1), q).to(dq.dtype), dk, dv, cos, sin)
         d_prompt = (x.transpose(0, 1).to(prompt_k.dtype) for x in (ds.mT @ to_groups(q, k), d_values))
         return d_qkv, None, None, *d_prompt, d_gate.to(gate.dtype), None, None
 

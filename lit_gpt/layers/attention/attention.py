@@ -28,7 +28,7 @@ class PackedAttention(Function):
     @torch.autocast("cpu", enabled=False)  # which has had its say in the dtype of qkv
     def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
         """(T, H * D)."""
-        qkv = rotated(qkv, cos, sin, head_size=heads.head_size, n_heads=sum(heads.sizes[:2]) // heads.head_size)
+        qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
         y, *kept = attended(qkv, documents, heads)
         ctx.documents, ctx.heads = documents, heads
         ctx.save_for_backward(qkv, cos, sin, y, *kept)

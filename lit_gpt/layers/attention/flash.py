@@ -35,7 +35,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -
         z, lse_z, *_ = aten._flash_attention_forward(
             q, keys, values, c.queries, c.keys, *c.most, 0.0, False, False, scale=heads.scale
         )
-        y, lse = _weighed(y, z, lse.mT, lse_z=lse_z.mT, going_on=c.going_on)
+        y, lse = _weighed(y, z, lse.mT, lse_z.mT, c.going_on)
     return y, lse, state, unused
 
 
