@@ -17,7 +17,8 @@ from tiny import TINY, assert_same, documents_of, gradients, kept_by, make_sampl
 
 from lit_gpt.args import AdapterArgs, TrainArgs, ValidationArgs
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run
+from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.config import Config
 from lit_gpt.data.batches import collate
 from lit_gpt.errors import UserError

@@ -19,7 +19,8 @@ from lm_eval_reference import assert_same_answers, ours, requests, theirs, write
 from lit_gpt.args import EvalArgs, LoRAArgs, ValidationArgs
 from lit_gpt.args.folders import default_out_dir
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import Run, read_run, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.runs import Run, read_run, save_run
+from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, write_tokenizer
 from lit_gpt.convert.names import from_hf

@@ -12,7 +12,8 @@ from lm_eval_reference import write_rows
 
 from lit_gpt.args import EvalArgs, LoRAArgs, ValidationArgs
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import Run, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.runs import Run, save_run
+from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.data import store
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.run import evaluate

@@ -12,7 +12,8 @@ from tiny import TINY, documents_of, gradients, kept_by, make_samples, tiny
 from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run
+from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.data.batches import Order, collate, steps
 from lit_gpt.data.packing import Packing
 from lit_gpt.errors import UserError

@@ -11,7 +11,8 @@ from test_llama_cpp import IDS, LlamaCpp, checkpoint, write
 from lit_gpt.args import LoRAArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.checkpoints.base import digest, sample
-from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run, trained_path
+from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run
+from lit_gpt.checkpoints.trained import trained_path
 from lit_gpt.convert.gguf import writing
 from lit_gpt.convert.gguf.adapter import adapter_tensors, write_adapter
 from lit_gpt.errors import UserError

@@ -9,7 +9,8 @@ from conftest import ALL, ROOT, VARIANTS, ours_of, tiny_hf
 from lit_gpt import cli
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run
+from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.convert.peft import to_peft
 from lit_gpt.data.batches import Order, steps
 from lit_gpt.data.packing import Packing

@@ -12,7 +12,8 @@ from lightning.fabric import Fabric
 from lit_gpt.args import LoRAArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run, save_run
+from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.peft.runs import read_adapter, write_adapter

@@ -15,7 +15,8 @@ from tiny import documents_of, tiny
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, TrainArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run, save_run
+from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.data.batches import collate
 from lit_gpt.files import save_state
 from lit_gpt.merge.write import write_merged

@@ -174,7 +174,7 @@ def test_the_rehearsal_and_the_limit_that_is_not_reached_change_nothing(tmp_path
     plain, _ = trained(tmp_path / "plain")
     limited, _ = trained(tmp_path / "limited", max_time="10:00:00")
     assert_equal(plain, limited)
-    monkeypatch.setattr("lit_gpt.training.loop.rehearse", lambda *a, **k: None)
+    monkeypatch.setattr("lit_gpt.training.loop.try_largest_batch", lambda *a, **k: None)
     assert_equal(plain, trained(tmp_path / "bold")[0])
 
 

@@ -11,7 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from lit_gpt.args import LoRAArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run
+from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.config import Config
 from lit_gpt.convert.peft import to_peft
 from lit_gpt.errors import UserError

@@ -12,7 +12,7 @@ from lit_gpt.data.batches import collate
 from lit_gpt.data.packing import Packing, fullest
 from lit_gpt.data.store import stack
 from lit_gpt.planning.devices import Device
-from lit_gpt.planning.memory_items import memory_items, n_recomputed
+from lit_gpt.planning.memory_items import blocks_recomputed, memory_items
 from lit_gpt.planning.work import work_of
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.memory import WORKSPACE, block_bytes, blocks_to_recompute, cast_bytes, training_bytes
@@ -116,9 +116,9 @@ def test_the_plan_finds_as_many_as_the_run(train, precision):
     taken = sum(items[name] for name in ("frozen weights", "trained weights", "gradients", "optimizer"))
     taken += items.get("weights cast to 16 bits", 0)
     small = replace(GPU, gib=(0.55e9 + taken + WORKSPACE + 4 * kept - 1000) / 1024**3)
-    assert n_recomputed(replace(job, device=small), model, chosen, work) == 2
+    assert blocks_recomputed(replace(job, device=small), model, chosen, work) == 2
     large = replace(GPU, gib=(0.55e9 + taken + WORKSPACE + 4 * kept + 1000) / 1024**3)
-    assert n_recomputed(replace(job, device=large), model, chosen, work) == 0
+    assert blocks_recomputed(replace(job, device=large), model, chosen, work) == 0
 
 
 @pytest.mark.parametrize("train", [{}, {"packing": False}, {"offload_gradients": True}, {"compile": False}])

@@ -15,7 +15,8 @@ from test_styles import KINDS, conversations, folder_of, messages, text_of
 from lit_gpt.args import LoRAArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import Run, read_run, save_run, save_trained, trained_path
+from lit_gpt.checkpoints.runs import Run, read_run, save_run
+from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.convert.modelfile import write_modelfile
 from lit_gpt.merge.record import MERGED
 from lit_gpt.merge.write import write_merged

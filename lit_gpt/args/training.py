@@ -1,13 +1,25 @@
 """How training and validation go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
 
 Optimizer = Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"]
+_Value = TypeVar("_Value")
+
+
+def _free(default: _Value) -> _Value:
+    """Returns the default of a flag that is free to change when a run is resumed: it stays the same run."""
+    made: Any = field(default=default, metadata={"free": True})
+    return made
+
+
+def free_flags(*kinds: type) -> set[str]:
+    """Returns the names of the flags in these dataclasses that are free to change when a run is resumed."""
+    return {f.name for kind in kinds for f in fields(kind) if f.metadata.get("free")}
 
 
 @dataclass(frozen=True)
@@ -45,22 +57,22 @@ class TrainArgs:
     """The gradient's norm is clipped to this; 0 clips nothing."""
     neftune_alpha: float = 0.0
     """Noise on the embeddings while training, 5 for instruction data (arXiv:2310.05914); 0 is none."""
-    average_last: int = 0
+    average_last: int = _free(0)
     """Leave the mean of the weights of so many last checkpoints in out_dir/averaged, too; 0 leaves none."""
     batch_size: int = 128
     """Samples per optimizer step."""
     micro_batch_size: int = 4
     """Samples that --max_iters and --eval_iters count as one iteration; a forward pass takes --micro_batch_tokens."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int | None = _free(None)
     """Tokens per forward pass: samples are laid end to end, without padding, until no other fits. Changes memory and
     speed, and not the result. 4096 on a GPU and 512 on a CPU if not given; a longer sample goes alone."""
-    recompute: Literal["none", "auto", "all"] = "auto"
+    recompute: Literal["none", "auto", "all"] = _free("auto")
     """Which blocks compute their forward pass again in the backward pass, for less memory and a third more time: auto
     takes as many as it needs to fit the GPU."""
-    offload_gradients: bool = False
+    offload_gradients: bool = _free(False)
     """Keep each gradient in the host's memory from the backward pass to the optimizer's step, which leaves the result
     as it is: a full finetuning of 7B then fits 24 GB. 2 bytes a weight go back and forth for every forward pass."""
-    compile: bool = True
+    compile: bool = _free(True)
     """On a GPU, compile norms, rotations, activations and dropout, and record the step as CUDA graphs: half a minute at
     the start of a run."""
     epochs: float | None = None
@@ -69,20 +81,20 @@ class TrainArgs:
     """End after micro_batch_size times this many samples; 50000 if neither epochs nor max_steps is given."""
     max_steps: int | None = None
     """End after this many optimizer steps."""
-    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
+    logger: Literal["csv", "tensorboard", "wandb"] = _free("csv")
     """What gets the figures besides metrics.csv: TensorBoard (in the run's folder) or Weights & Biases."""
-    log_interval: int = 1
+    log_interval: int = _free(1)
     """Forward passes between log lines."""
-    save_interval: int = 100
+    save_interval: int = _free(100)
     """Optimizer steps between checkpoints; the last step of a run is always followed by one."""
-    keep_last: int = 2
+    keep_last: int = _free(2)
     """Latest checkpoints that are kept, besides the one with the lowest validation loss."""
-    packing: bool = True
+    packing: bool = _free(True)
     """Lay samples end to end in a forward pass; false gives each one its own, with the same result."""
-    share_prefixes: bool = True
+    share_prefixes: bool = _free(True)
     """Compute a prompt that several samples of a forward pass begin with once, such as the prompt style's first lines;
     false computes it for each, with the same result but for what dropout draws."""
-    max_time: str | None = None
+    max_time: str | None = _free(None)
     """HH:MM:SS that the run may take, from the start of the process and over all resumed ones; the learning rate is at
     its end when the time is."""
 
@@ -149,11 +161,11 @@ class TrainArgs:
 class ValidationArgs:
     """When the loss on the validation set is measured."""
 
-    eval_interval: int = 100
+    eval_interval: int = _free(100)
     """Optimizer steps between validations; the first and the last step of a run are always followed by one."""
     eval_iters: int | None = None
     """The first micro_batch_size times this many samples of the validation set are used; all if not given."""
-    early_stopping_patience: int | None = None
+    early_stopping_patience: int | None = _free(None)
     """Validations in a row that bring no better checkpoint and so end the run; none do if not given."""
     best_task: str | None = None
     """Name of a task of lm-eval: the best checkpoint is the one with the highest score. Without it, it is the one with

@@ -4,7 +4,7 @@ checkpoints/<org>/<name>/  lit_model.pth, lit_config.json, the tokenizer's files
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.checkpoints.layouts import open_lit
+from lit_gpt.checkpoints.trained import check_fit
 from lit_gpt.config import Config
-from lit_gpt.errors import UserError
 from lit_gpt.files import Spec
 from lit_gpt.layers.quantize import quantizable, quantized, require_quantizable
 from lit_gpt.layers.rope import Rope
@@ -87,15 +87,6 @@ def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str 
         model.lm_head.weight = model.transformer.wte.weight
     assert not any(x.is_meta for x in (*model.parameters(), *model.buffers()))
     return digest(samples)
-
-
-def check_fit(found: Mapping[str, Tensor | Spec], wanted: Mapping[str, Tensor], path: Path) -> None:
-    """Raises: UserError unless both have the same names with the same shapes."""
-    for name in sorted(found.keys() ^ wanted.keys())[:1]:
-        raise UserError(f"{path} {'lacks' if name in wanted else 'has an unexpected'} {name}; it is of another model")
-    for name, x in found.items():
-        if x.shape != wanted[name].shape:
-            raise UserError(f"{path}: {name} has shape {list(x.shape)}, the model needs {list(wanted[name].shape)}")
 
 
 def sample(name: str, x: Tensor) -> str:

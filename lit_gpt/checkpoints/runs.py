@@ -17,16 +17,15 @@ from typing import Any
 from lightning.fabric import Fabric
 
 from lit_gpt.args.folders import RUN, require_run
-from lit_gpt.checkpoints.base import build, check_fit, digest, load_base, sample
+from lit_gpt.checkpoints.base import build, digest, load_base, sample
 from lit_gpt.checkpoints.layouts import open_lit
+from lit_gpt.checkpoints.trained import check_fit, trained_path
 from lit_gpt.errors import UserError
-from lit_gpt.files import load_state, open_state, save_state, write_text
+from lit_gpt.files import load_state, open_state, write_text
 from lit_gpt.layers.quantize import QUANTIZATIONS
 from lit_gpt.methods import METHODS, trained_parameters
 from lit_gpt.model import GPT
 from lit_gpt.prompts.wording import reworded, say
-
-CHECKPOINTS, BEST = "checkpoints", "best"
 
 
 @dataclass(frozen=True)
@@ -111,12 +110,6 @@ def read_run(run_dir: Path) -> Run:
     return run
 
 
-def trained_path(run_dir: Path, method: str) -> Path:
-    """Where a run of this method keeps its weights: as Lit-GPT calls the files."""
-    kind = {"adapter_v2": "_adapter", "full": ""}.get(method, f"_{method}")
-    return run_dir / f"lit_model{kind}_finetuned.pth"
-
-
 def save_run(run: Run, out_dir: Path) -> None:
     """Write finetuned.json."""
     write_text(out_dir / RUN, run_text(run))
@@ -125,11 +118,6 @@ def save_run(run: Run, out_dir: Path) -> None:
 def run_text(run: Run) -> str:
     """What finetuned.json says of a run."""
     return json.dumps(asdict(run), indent=2, default=str) + "\n"
-
-
-def save_trained(model: GPT, path: Path) -> None:
-    """Save the parameters of `model` that require a gradient, and no others."""
-    save_state(trained_parameters(model), path)
 
 
 def versions() -> dict[str, str]:

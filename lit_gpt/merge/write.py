@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from lit_gpt.args import LoRARunArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
-from lit_gpt.checkpoints.base import check_fit, digest, sample
+from lit_gpt.checkpoints.base import digest, sample
 from lit_gpt.checkpoints.layouts import open_lit
-from lit_gpt.checkpoints.runs import Run, require_base, trained_path
+from lit_gpt.checkpoints.runs import Run, require_base
+from lit_gpt.checkpoints.trained import check_fit, trained_path
 from lit_gpt.convert.export import copy_styled
 from lit_gpt.convert.names import EMBEDDINGS, HEAD
 from lit_gpt.errors import UserError

@@ -11,11 +11,11 @@ from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_fit
 from lit_gpt.errors import UserError
+from lit_gpt.fabric import default_precision
 from lit_gpt.layers.quantize import require_quantizable
-from lit_gpt.model import GPT
 from lit_gpt.planning.devices import Device, named, this_machine
 from lit_gpt.planning.fit import command_line, fitted, in_time, ways_out
-from lit_gpt.planning.job import config_of, default_precision, job_of
+from lit_gpt.planning.job import config_of, job_of
 from lit_gpt.planning.plan import Data, Plan, make_plan
 from lit_gpt.planning.probe import probe
 from lit_gpt.planning.seconds import times_of
@@ -23,7 +23,7 @@ from lit_gpt.planning.show import lines_of
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.batching import packing_of
-from lit_gpt.training.memory import trained_bytes
+from lit_gpt.training.memory import checkpoint_bytes
 from lit_gpt.training.offload import require_offload
 from lit_gpt.training.run.budget import process_seconds
 from lit_gpt.training.run.describe import description
@@ -51,7 +51,7 @@ def dry_run(fabric: Fabric, args: FinetuneArgs) -> None:
         )
     if options.probe and not there:
         raise UserError(f"--probe true needs the weights, and {checkpoint_dir} has no {WEIGHTS}; leave it out")
-    precision = default_precision(args.precision, args.method, device)
+    precision = args.precision or default_precision(device.kind, device.bf16, mixed=args.method == "full")
     _require_possible(args.quantize, precision, device)
     require_offload(args.train, precision)
     job, data = job_of(args, config, precision, device), (train_data, val_data)
@@ -90,11 +90,15 @@ def _probed(plan: Plan, fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
     counted, _ = job.model()
     with fabric.autocast():
         packing = packing_of(model, job.train, fabric.device)
-    rates = probe(fabric, model, counted, *data, job.train, packing, process_seconds(), _saved_bytes(counted))
+    rates = probe(
+        fabric,
+        model,
+        counted,
+        data=data,
+        train=job.train,
+        packing=packing,
+        starting=process_seconds(),
+        saved_bytes=checkpoint_bytes(counted),
+    )
     print(f"A few steps on this machine took {clock(process_seconds())} and {peak_memory_gb():.2f} GB at most")
     return replace(plan, rates=rates, times=times_of(job, counted, plan.work, rates=rates, n_again=plan.n_recomputed))
-
-
-def _saved_bytes(model: GPT) -> int:
-    """Of a checkpoint: what trains, and the optimizer's state."""
-    return 3 * trained_bytes(model)

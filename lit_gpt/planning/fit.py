@@ -106,9 +106,9 @@ def in_time(plan: Plan, data: Data) -> Plan:
     train, limit = plan.job.train, plan.job.train.max_seconds
     if limit is None or plan.times is None:
         return plan
-    args = any(getattr(train, name) is not None for name in _LENGTHS)
-    epochs = plan.work.epochs if args else MOST_EPOCHS
-    if args and plan.times.total <= limit * _OF_THE_TIME:
+    has_length = any(getattr(train, name) is not None for name in _LENGTHS)
+    epochs = plan.work.epochs if has_length else MOST_EPOCHS
+    if has_length and plan.times.total <= limit * _OF_THE_TIME:
         return plan
     for _ in range(4):
         times = plan.times
@@ -174,14 +174,14 @@ def flags_of(before: Job, after: Job) -> str:
     return " ".join(f"--{name} {value}" for name, value in found.items() if value is not None)
 
 
-def command_line(plan: Plan, args: Job, argv: list[str]) -> str:
+def command_line(plan: Plan, before: Job, argv: list[str]) -> str:
     """The command of the run that is planned: what was typed, without what only planning needs, and what was chosen.
 
     Args:
-        asked: the job before anything was chosen.
+        before: the job before anything was chosen.
         argv: the script and its arguments.
     """
-    found = _changes(args, plan.job)
+    found = _changes(before, plan.job)
     left_out = {*_PLANNING, *found}
     words, skipped = [], False
     for word in argv[1:]:
@@ -191,6 +191,6 @@ def command_line(plan: Plan, args: Job, argv: list[str]) -> str:
         if not skipped:
             words.append(word)
         skipped = skipped and not equals
-    chosen = flags_of(args, plan.job)
+    chosen = flags_of(before, plan.job)
     script = "/".join(argv[0].replace("\\", "/").split("/")[-2:])
     return f"python {script} {shlex.join(words)} {chosen}".rstrip()

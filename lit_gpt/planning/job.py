@@ -21,7 +21,7 @@ from lit_gpt.layers.quantize import quantizable
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
 from lit_gpt.planning.devices import Device
-from lit_gpt.training.batching import share_up_to
+from lit_gpt.training.batching import micro_batch_tokens, share_up_to
 
 _DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
@@ -61,10 +61,8 @@ class Job:
 
     @property
     def room(self) -> int:
-        """Tokens of a forward pass, as `micro_batch_tokens` has it."""
-        if not self.train.packing:
-            return 1
-        return self.train.micro_batch_tokens or (4096 if self.device.kind == "cuda" else 512)
+        """Tokens of a forward pass."""
+        return micro_batch_tokens(self.train, self.device.kind)
 
     @property
     def packing(self) -> Packing:
@@ -100,14 +98,6 @@ def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device) -
         seed=args.run.seed,
         merge=args.merge,
     )
-
-
-def default_precision(args: str | None, method: str, device: Device) -> str:
-    """As `make_fabric` chooses it, on another device."""
-    if args is not None or device.kind == "cpu":
-        return args or "32-true"
-    bits = "bf16" if device.bf16 else "16"
-    return f"{bits}-mixed" if method == "full" else f"{bits}-true"
 
 
 def config_of(checkpoint_dir: Path) -> Config:

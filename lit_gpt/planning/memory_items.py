@@ -22,9 +22,9 @@ from lit_gpt.training.loss import LOGITS
 from lit_gpt.training.memory import (
     block_bytes,
     cast_bytes,
-    fewest_recomputed,
     gradient_bytes,
     lowest_trained,
+    n_recomputed,
     state_bytes,
     trained_bytes,
     training_bytes,
@@ -67,20 +67,15 @@ def _frozen(model: GPT) -> Iterator[torch.nn.Parameter]:
     return (p for p in model.parameters() if not p.requires_grad)
 
 
-def n_recomputed(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Work) -> int:
-    """Blocks that compute their forward pass twice: as asked for, or as many as --recompute auto will find."""
-    c = job.config
-    if job.train.recompute != "auto":
-        return c.n_layer if job.train.recompute == "all" else 0
-    if job.device.kind == "cpu":
-        return 0
-    taken = CONTEXT + base_bytes(model, chosen, job.quantize) + trained_bytes(model)
-    taken += training_bytes(model, job.train, job.mixed)
-    tokens = max(work.room, work.largest)  # a sample that is longer than the room for many goes alone
+def blocks_recomputed(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Work) -> int:
+    """Returns how many blocks the run will recompute, with --recompute auto by the device's memory."""
+    free = None
+    if job.device.kind != "cpu":
+        taken = CONTEXT + base_bytes(model, chosen, job.quantize) + trained_bytes(model)
+        free = job.device.n_bytes - int(taken + training_bytes(model, job.train, job.mixed))
+    tokens = max(work.room, work.largest)  # a sample that is longer than a forward pass has room for goes alone
     kept = block_bytes(model, tokens, job.compute_itemsize, mixed=job.mixed, quantized=chosen.values())
-    lowest = lowest_trained(model)
-    n = fewest_recomputed(c.n_layer - lowest, *kept, job.device.n_bytes - int(taken))
-    return lowest + n if n else 0
+    return n_recomputed(model, job.train, kept, free)
 
 
 def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Work, n_again: int) -> dict[str, int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lit_gpt.data.store import Samples
 from lit_gpt.planning.job import Job
-from lit_gpt.planning.memory_items import host_bytes, memory_items, n_recomputed, peak_of
+from lit_gpt.planning.memory_items import blocks_recomputed, host_bytes, memory_items, peak_of
 from lit_gpt.planning.seconds import Rates, Times, rates_of_device, times_of
 from lit_gpt.planning.work import Work, work_of
 from lit_gpt.training.flops import training_flops
@@ -87,7 +87,7 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
     """
     model, chosen = job.model()
     work = work_of(*data, job.train, job.validation, job.packing, job.seed)
-    n_again = n_recomputed(job, model, chosen, work)
+    n_again = blocks_recomputed(job, model, chosen, work)
     rates = rates or rates_of_device(job, model, work, n_again)
     return Plan(
         job=job,

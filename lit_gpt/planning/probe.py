@@ -17,8 +17,9 @@ from lit_gpt.training.flops import forward_flops, training_flops
 from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.offload import make_gradients
-from lit_gpt.training.optimizer import make_optimizer
+from lit_gpt.training.optimizer import prepare_optimizer
 from lit_gpt.training.run.gauges import wait
+from lit_gpt.training.step import forward_backward
 from lit_gpt.training.validation import AT_ONCE
 
 _LEAST_SECONDS, _MOST_SECONDS = 6.0, 30.0
@@ -32,46 +33,44 @@ def probe(
     fabric: Fabric,
     model: GPT,
     counted: GPT,
-    data: Samples,
-    val_data: Samples,
+    data: tuple[Samples, Samples],
     train: TrainArgs,
     packing: Packing,
     starting: float,
     saved_bytes: int,
 ) -> Rates:
-    """Train for a few passes at a learning rate of 0, and time them. The model is of no use afterwards.
+    """Trains for a few passes at a learning rate of 0 and times them; the model is of no use afterwards.
 
     Args:
-        counted: the same without memory, for counting operations.
+        counted: the same model on the meta device, for counting operations.
+        data: training and validation samples.
         packing: how samples share a forward pass.
         starting: seconds from the command to here.
-        saved_bytes: of a save.
+        saved_bytes: bytes of a checkpoint.
     """
-    scaled = getattr(fabric._precision, "scaler", None) is not None  # as in `fit`
-    optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
+    train_data, val_data = data
+    optimizer = prepare_optimizer(fabric, model, train)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     gradients = make_gradients(fabric, model, optimizer, train)
     with fabric.autocast():
-        hidden_of = recorded_hidden(model, packing, data.lengths, train.records)
+        hidden_of = recorded_hidden(model, packing, train_data.lengths, train.records)
     model.train()
     before = time.perf_counter()
-    batches = chosen(data, train.batch_size, packing, fabric.device)
+    batches = chosen(train_data, train.batch_size, packing, fabric.device)
 
-    def forward_and_backward(batch: Batch) -> None:
-        with fabric.autocast():
-            loss = loss_sum(model, batch, hidden_of)
-        fabric.backward(loss / max(1, batch.n_targets))
+    def run_one(batch: Batch) -> None:
+        forward_backward(fabric, model, batch, batch.n_targets, hidden_of=hidden_of)
 
     def step() -> float:
-        forward_and_backward(batches[0])  # the largest, which warms up
+        run_one(batches[0])  # the largest, which warms up
         return _timed(fabric.device, lambda: gradients.step(0))
 
     step_seconds = min(step() for _ in range(2))
     starting += time.perf_counter() - before if fabric.device.type == "cuda" else 0.0  # compiling is no warm-up's
     flops = seconds = 0.0
     for n, batch in enumerate(cycle(batches[1:] + batches[:1]), 1):
-        seconds += _timed(fabric.device, lambda batch=batch: forward_and_backward(batch))
+        seconds += _timed(fabric.device, lambda batch=batch: run_one(batch))
         flops += training_flops(counted, *size(batch), model.n_recomputed)
         if seconds > _MOST_SECONDS or (seconds > _LEAST_SECONDS and n >= _LEAST_PASSES):
             break

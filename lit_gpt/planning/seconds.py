@@ -7,7 +7,7 @@ from lit_gpt.model import GPT
 from lit_gpt.planning.job import Job
 from lit_gpt.planning.work import Work
 from lit_gpt.training.flops import forward_flops, training_flops
-from lit_gpt.training.memory import trained_bytes
+from lit_gpt.training.memory import checkpoint_bytes, trained_bytes
 
 _SHARE, _SHARE_LOST = 0.672, 0.121
 """Of the matrix rate that LoRA's step reaches on bf16 weights where none of the linear layers is wrapped, and what is
@@ -98,7 +98,7 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
         validation=rate,
         optimizer_seconds=optimizer_seconds,
         starting=_STARTING + n_bytes / _READING + (_COMPILING if job.train.compile else 0.0),
-        saving=3 * trained / WRITING,
+        saving=checkpoint_bytes(model) / WRITING,
         shortest=_HOST * n_again,
         source=source,
     )

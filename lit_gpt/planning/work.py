@@ -8,6 +8,7 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.batches import Order
 from lit_gpt.data.packing import Packing, Prefixes, fullest, n_computed, packs, prefixes_of
 from lit_gpt.data.store import IGNORE, Samples
+from lit_gpt.training.validation import n_validated
 
 _PACKED_STEPS = 100
 """Optimizer steps whose forward passes are counted one by one; the others are taken to be like them."""
@@ -81,9 +82,7 @@ def work_of(
     padded = np.pad(lengths[order], (0, -n_samples % size)).reshape(-1, size).max(1) * size
     first_tried = fullest(lengths, packing.max_tokens, train.batch_size)
     val_lengths, val_targets = val_data.lengths, targets_by_sample(val_data)
-    n_val = len(val_lengths)
-    if validation.eval_iters is not None:
-        n_val = min(n_val, validation.eval_iters * train.micro_batch_size)
+    n_val = n_validated(len(val_lengths), train, validation)
     return Work(
         n_rows=len(lengths),
         n_samples=n_samples,

@@ -23,14 +23,18 @@ def packing_of(model: GPT, train: TrainArgs, device: torch.device, max_tokens: i
         dtype = torch.get_autocast_dtype("cuda") if mixed else weight.dtype
         if not can_share(model.transformer.h[0].attn.heads, dtype, device):
             up_to = 0
-    return Packing(max_tokens or micro_batch_tokens(train, device), up_to)
+    return Packing(max_tokens or micro_batch_tokens(train, device.type), up_to)
 
 
-def micro_batch_tokens(train: TrainArgs, device: torch.device) -> int:
-    """Tokens of a forward pass: what was asked for, or what keeps a device of this kind busy."""
+def micro_batch_tokens(train: TrainArgs, device_type: str) -> int:
+    """Returns the tokens of a forward pass: --micro_batch_tokens, or what keeps a device of this type busy.
+
+    Args:
+        device_type: cuda or cpu.
+    """
     if not train.packing:
         return 1  # a longer sample goes alone
-    return train.micro_batch_tokens or (4096 if device.type == "cuda" else 512)
+    return train.micro_batch_tokens or (4096 if device_type == "cuda" else 512)
 
 
 def share_up_to(config: Config, train: TrainArgs) -> int:

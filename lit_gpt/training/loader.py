@@ -43,7 +43,7 @@ class BatchLoader:
         self.model, self.data, self.train, self.device, self.autocast = model, data, train, device, autocast
         self.seed = seed
         self.begin_at()
-        self.packing = Packing(micro_batch_tokens(train, device))
+        self.packing = Packing(micro_batch_tokens(train, device.type))
         self.coming: Iterator[list[Batch]] | None = None
         self.next_step = 1
         self.has_shrunk = False

@@ -9,12 +9,12 @@ from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.offload import make_gradients
-from lit_gpt.training.optimizer import learning_rate, make_optimizer
+from lit_gpt.training.optimizer import prepare_optimizer, set_learning_rate
 from lit_gpt.training.run.checkpoint_store import Progress
 from lit_gpt.training.run.checkpointer import Checkpointer
 from lit_gpt.training.run.session import Session
 from lit_gpt.training.run.stopping import stop_signals
-from lit_gpt.training.step import accumulate, rehearse
+from lit_gpt.training.step import attempts, forward_backward, try_largest_batch
 from lit_gpt.training.validation import validated
 
 
@@ -41,8 +41,7 @@ def fit(
         UserError: gradients that are not finite, many in a row; a disk that is full at the start or at the end.
         RuntimeError: no memory, with the smallest micro-batches and everything recomputed.
     """
-    scaled = getattr(fabric._precision, "scaler", None) is not None  # 16-mixed; a fused step leaves no room to clip
-    optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
+    optimizer = prepare_optimizer(fabric, model, train)
     gradients = make_gradients(fabric, model, optimizer, train)
     loader = BatchLoader(model, train_data, train=train, device=fabric.device, seed=seed, autocast=fabric.autocast)
     monitor, budget = session.monitor, session.budget
@@ -50,7 +49,7 @@ def fit(
         fabric, model, optimizer=optimizer, loader=loader, session=session, save_interval=train.save_interval
     )
     progress = checkpointer.begin()
-    rehearse(fabric, model, loader, gradients=gradients, budget=budget)
+    try_largest_batch(fabric, model, loader, gradients=gradients, budget=budget)
     checkpointer.restore()
 
     with stop_signals() as stop, checkpointer.saving_what_fails():
@@ -60,14 +59,7 @@ def fit(
             due = (ends or step % validation.eval_interval == 0) and (step == 0 or budget.has_time_to_validate())
             if due and progress.validated_step != step and not stop.signal:
                 progress = validated(
-                    fabric,
-                    model,
-                    data=val_data,
-                    session=session,
-                    train=train,
-                    validation=validation,
-                    progress=progress,
-                    stopped=lambda: stop.signal,
+                    fabric, model, val_data, progress, session=session, train=train, validation=validation, stop=stop
                 )
             ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or loader.n_steps + 1)
             ends = ends or not budget.has_time_for_a_step()  # the validation took some
@@ -81,18 +73,17 @@ def fit(
             budget.begin_step(fabric.device)
             length = budget.cut(loader.length, step)
             monitor.expect(step, length)
-            rate = learning_rate(step + 1, length.n_steps, train)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["lr_factor"]
-            if accumulate(
-                fabric,
-                model,
-                loader=loader,
-                step=step + 1,
-                gradients=gradients,
-                monitor=monitor,
-                learning_rate=rate,
-                stopped=lambda: stop.signal or budget.is_over,
-            ):
+            rate = set_learning_rate(optimizer, step + 1, length.n_steps, train)
+            for attempt in attempts(fabric, loader, gradients, monitor):  # a second one only if the memory runs out
+                with attempt:
+                    batches = loader.batches(step + 1)
+                    n_targets = sum(batch.n_targets for batch in batches)
+                    for batch in batches:  # gradient accumulation
+                        loss = forward_backward(fabric, model, batch, n_targets, hidden_of=loader.hidden_of)
+                        is_last = batch is batches[-1]
+                        monitor.iterated(step + 1, batch, loss, rate, is_step=is_last)
+                        if not is_last and (stop.signal or budget.is_over):
+                            attempt.abandon()
+            if attempt.complete:
                 gradients.step(step + 1, monitor.say)
                 progress = replace(progress, step=step + 1, samples=loader.length.seen_after(step + 1))

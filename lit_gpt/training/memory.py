@@ -7,6 +7,7 @@ import torch
 from lit_gpt.args import TrainArgs
 from lit_gpt.config import Config
 from lit_gpt.layers.linear import Linear, LinearLayer
+from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
 from lit_gpt.training.optimizer import STATE_BYTES
 
@@ -49,6 +50,11 @@ def lowest_trained(model: GPT) -> int:
 def trained_bytes(model: GPT) -> int:
     """Of all weights that train."""
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def checkpoint_bytes(model: GPT) -> int:
+    """Returns the bytes of a checkpoint of the run: what is trained, and two states of the optimizer for each value."""
+    return 3 * sum(x.numel() * x.element_size() for x in trained_parameters(model).values())
 
 
 def gradient_bytes(model: GPT, train: TrainArgs) -> int:
@@ -105,29 +111,45 @@ def _copied(model: GPT, quantized: set[int]) -> int:
     return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
 
 
+def _free_memory(device: torch.device) -> int | None:
+    """Returns the bytes of a GPU that tensors can still take; None for a CPU, whose memory is taken to be enough."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def blocks_to_recompute(model: GPT, train: TrainArgs, n_tokens: int, device: torch.device) -> int:
-    """How many blocks compute their forward pass twice, by `train.recompute`; to be asked under the run's autocast.
+    """Returns how many blocks recompute their forward pass; to be called under the run's autocast.
 
     Args:
-        n_tokens: of the largest forward pass.
-        device: whose free memory decides if that is `auto`; a CPU has enough.
+        n_tokens: tokens of the largest forward pass.
+    """
+    mixed, dtype = torch.is_autocast_enabled(device.type), model.transformer.wte.weight.dtype
+    itemsize = (torch.get_autocast_dtype(device.type) if mixed else dtype).itemsize
+    free = _free_memory(device)
+    free = None if free is None else free - training_bytes(model, train, mixed)
+    return n_recomputed(model, train, block_bytes(model, n_tokens, itemsize, mixed), free)
+
+
+def n_recomputed(model: GPT, train: TrainArgs, kept: tuple[int, int], free: int | None) -> int:
+    """Returns how many blocks, from the first one on, recompute their forward pass (activation checkpointing).
+
+    Args:
+        kept: bytes that one block keeps, and bytes of its input, as `block_bytes` returns them.
+        free: bytes of the device for what all blocks keep, by which `--recompute auto` decides; None is enough.
     """
     n_layer = model.config.n_layer
     if train.recompute != "auto":
         return n_layer if train.recompute == "all" else 0
-    if device.type != "cuda":
+    if free is None:
         return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    mixed, dtype = torch.is_autocast_enabled("cuda"), model.transformer.wte.weight.dtype
-    itemsize = (torch.get_autocast_dtype("cuda") if mixed else dtype).itemsize
-    kept = block_bytes(model, n_tokens, itemsize, mixed)
     lowest = lowest_trained(model)
-    n = fewest_recomputed(n_layer - lowest, *kept, free - training_bytes(model, train, mixed))
+    n = _fewest_recomputed(n_layer - lowest, *kept, free)
     return lowest + n if n else 0  # those below keep nothing as it is, and come first
 
 
-def fewest_recomputed(n_layer: int, kept: int, input_: int, free: int) -> int:
+def _fewest_recomputed(n_layer: int, kept: int, input_: int, free: int) -> int:
     """How many of `n_layer` blocks have to compute twice so that all that is kept goes into `free` bytes.
 
     Args:

@@ -4,6 +4,8 @@ import math
 from types import ModuleType
 
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.wrappers import _FabricOptimizer
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.errors import UserError
@@ -13,6 +15,16 @@ BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_ad
 """Value of --optimizer -> bitsandbytes' name of it."""
 STATE_BYTES = {"adamw": None, "adamw8bit": 2, "paged_adamw": 0, "paged_adamw8bit": 0}
 """Value of --optimizer -> bytes of its state on a GPU for each value that trains; None: two values of its dtype."""
+
+
+def prepare_optimizer(fabric: Fabric, model: GPT, train: TrainArgs) -> _FabricOptimizer:
+    """Returns the optimizer of `make_optimizer`, set up by Fabric.
+
+    Raises:
+        UserError: bitsandbytes is missing, or cannot do this on the model's device.
+    """
+    scaled = getattr(fabric._precision, "scaler", None) is not None  # 16-mixed, which clips before a step
+    return fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
 
 
 def make_optimizer(model: GPT, train: TrainArgs, fused: bool = True) -> torch.optim.Optimizer:
@@ -73,3 +85,14 @@ def learning_rate(step: int, n_steps: int, args: TrainArgs) -> float:
     progress = (step - warmup - 1) / max(1, n_steps - warmup)  # 0 at the peak; the step after the last one would be 1
     shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
     return args.learning_rate * shape[args.lr_schedule]
+
+
+def set_learning_rate(optimizer: _FabricOptimizer, step: int, n_steps: int, args: TrainArgs) -> float:
+    """Sets the learning rate of optimizer step `step` in all parameter groups; returns it.
+
+    A group's rate is multiplied by its `lr_factor`, which LoRA+ sets.
+    """
+    rate = learning_rate(step, n_steps, args)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+    return rate

@@ -1,8 +1,8 @@
-"""The gradients of one optimizer step: all of its micro-batches, or nothing of it."""
+"""The forward and backward pass of a micro-batch, and how a step is tried again when the memory runs out."""
 
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from types import TracebackType
 
 from lightning.fabric import Fabric
 from torch import Tensor
@@ -18,30 +18,59 @@ from lit_gpt.training.run.budget import Budget
 from lit_gpt.training.run.gauges import wait
 from lit_gpt.training.run.monitor import Monitor
 
-_Result = TypeVar("_Result")
 
-
-def accumulate(
-    fabric: Fabric,
-    model: GPT,
-    loader: BatchLoader,
-    step: int,
-    gradients: Gradients,
-    monitor: Monitor,
-    learning_rate: float,
-    stopped: Callable[[], Any],
-) -> bool:
-    """Add up the gradients of a step, with smaller micro-batches each time the memory runs out.
+def forward_backward(
+    fabric: Fabric, model: GPT, batch: Batch, n_targets: int, hidden_of: Callable[..., Tensor] | None = None
+) -> Tensor:
+    """Adds the gradients of a micro-batch to those that are there; returns its loss, summed over its targets.
 
     Args:
-        learning_rate: of the step, for the monitor.
-        stopped: asked after each micro-batch.
+        n_targets: target tokens of the whole optimizer step. Dividing by them makes the sum of the gradients
+            independent of how the step is cut into micro-batches.
+        hidden_of: does the work of `model.hidden`, where that is recorded as a CUDA graph.
+    """
+    with fabric.autocast():
+        loss = loss_sum(model, batch, hidden_of)
+    fabric.backward(loss / max(1, n_targets))
+    return loss.detach()
 
-    Returns:
-        False if it was stopped before its last micro-batch; nothing of it is left then, and it can be taken again.
+
+class _AbandonedError(Exception):
+    """Leaves the `with` block of an attempt."""
+
+
+class _Attempt:
+    """A context manager around the micro-batches of a step: it swallows an out-of-memory error and being abandoned."""
+
+    def __init__(self) -> None:
+        self.complete = False
+        """Whether the block ran to its end."""
+        self.failure: RuntimeError | None = None
+        """The out-of-memory error that ended the block."""
+
+    def abandon(self) -> None:
+        """Leaves the block; nothing of the step is left afterwards, and it can be taken again later."""
+        raise _AbandonedError
+
+    def __enter__(self) -> "_Attempt":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self.complete = error is None
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            self.failure = error.with_traceback(None)  # its frames hold on to the memory
+        return isinstance(error, _AbandonedError) or self.failure is not None
+
+
+def attempts(fabric: Fabric, loader: BatchLoader, gradients: Gradients, monitor: Monitor) -> Iterator[_Attempt]:
+    """Yields an attempt at a step, and another one with smaller micro-batches each time the memory runs out.
+
+    An attempt that is not complete leaves nothing behind: no gradients, no random numbers drawn, no figures counted.
 
     Raises:
-        RuntimeError: no memory, and nothing smaller to try; nothing of the step is left then, too.
+        RuntimeError: out of memory, with the smallest micro-batches and all blocks recomputed.
     """
     before, mark = random_states(fabric.device), monitor.mark()
 
@@ -50,38 +79,40 @@ def accumulate(
         set_random_states(before, fabric.device)
         monitor.restore(mark)
 
-    def all_of_it() -> bool:
-        batches = loader.batches(step)
-        n_targets = sum(batch.n_targets for batch in batches)
-        for i, batch in enumerate(batches, 1):
-            loss = _forward_backward(fabric, model, loader, batch=batch, n_targets=n_targets)
-            monitor.iterated(step, batch, loss, learning_rate, i == len(batches))
-            if i < len(batches) and stopped():
-                return False
-        return True
+    yield from _attempts(loader, undo)
 
-    complete = _in_memory(all_of_it, loader, undo)
-    if not complete:
+
+def _attempts(loader: BatchLoader, undo: Callable[[], None]) -> Iterator[_Attempt]:
+    """Yields attempts until one does not run out of memory; `undo` takes back what an incomplete one did."""
+    while True:
+        attempt = _Attempt()
+        yield attempt
+        if attempt.complete:
+            return
         undo()
-    return complete
+        if attempt.failure is None:  # abandoned
+            return
+        if not loader.shrink():
+            raise attempt.failure
+        undo()  # recording CUDA graphs anew has drawn random numbers
 
 
-def rehearse(fabric: Fabric, model: GPT, loader: BatchLoader, gradients: Gradients, budget: Budget) -> None:
-    """Try the largest micro-batch forward and backward and let the optimizer take its memory; changes nothing.
+def try_largest_batch(fabric: Fabric, model: GPT, loader: BatchLoader, gradients: Gradients, budget: Budget) -> None:
+    """Runs the largest micro-batch forward and backward and allocates the optimizer's state; trains nothing.
 
-    Where there is a limit and no step was timed yet, do it again and tell the budget what a step will take by that.
+    Under a time limit without a timed step, runs it once more and tells the budget what a step will take by that.
 
     Raises:
-        RuntimeError: no memory, and nothing smaller to try.
+        RuntimeError: out of memory, with the smallest micro-batches and all blocks recomputed.
     """
     model.train()
 
-    def largest() -> float:
-        """Seconds that a step is expected to take."""
+    def timed() -> float:
+        """Returns the seconds that a step is expected to take."""
         batch = batch_of(loader.data, loader.largest()).to(fabric.device)
         wait(fabric.device)
         began = time.monotonic()
-        _forward_backward(fabric, model, loader, batch=batch, n_targets=batch.n_targets)
+        forward_backward(fabric, model, batch, batch.n_targets, hidden_of=loader.hidden_of)
         wait(fabric.device)
         computed = time.monotonic()
         gradients.zero()
@@ -90,40 +121,8 @@ def rehearse(fabric: Fabric, model: GPT, loader: BatchLoader, gradients: Gradien
         return (computed - began) * loader.tokens_a_step() / batch.n_computed + time.monotonic() - computed
 
     with undisturbed(fabric.device):
-        _in_memory(largest, loader, gradients.zero)
+        for attempt in _attempts(loader, gradients.zero):
+            with attempt:
+                timed()
         if budget.max_seconds is not None and not budget.step_seconds:
-            budget.expected_seconds = largest()  # the first time, kernels were compiled and memory was asked for
-
-
-def _in_memory(work: Callable[[], _Result], loader: BatchLoader, undo: Callable[[], None]) -> _Result:
-    """What `work` returns, with smaller micro-batches each time the memory runs out.
-
-    Args:
-        undo: takes back what was done of it when that happened.
-
-    Raises:
-        RuntimeError: no memory, and nothing smaller to try; nothing of the work is left then.
-    """
-    while True:
-        try:
-            return work()
-        except RuntimeError as e:
-            if not is_out_of_memory(e):
-                raise
-            failed = e.with_traceback(None)  # its frames hold on to the memory
-        undo()
-        if not loader.shrink():
-            raise failed
-        undo()  # a new recording has drawn random numbers
-
-
-def _forward_backward(fabric: Fabric, model: GPT, loader: BatchLoader, batch: Batch, n_targets: int) -> Tensor:
-    """Add the gradients of a micro-batch to what is there; its loss, summed over its targets.
-
-    Args:
-        n_targets: of the whole step: divided by these, what shares a forward pass changes nothing.
-    """
-    with fabric.autocast():
-        loss = loss_sum(model, batch, loader.hidden_of)
-    fabric.backward(loss / max(1, n_targets))
-    return loss.detach()
+            budget.expected_seconds = timed()  # the first time, kernels were compiled and memory was allocated

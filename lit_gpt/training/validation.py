@@ -16,6 +16,7 @@ from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.randomness import undisturbed
 from lit_gpt.training.run.checkpoint_store import Progress
 from lit_gpt.training.run.session import Session
+from lit_gpt.training.run.stopping import Stop
 
 AT_ONCE = 512
 """Samples that are packed together: the time that takes grows with the square of their number."""
@@ -25,16 +26,21 @@ def validated(
     fabric: Fabric,
     model: GPT,
     data: Samples,
+    progress: Progress,
+    *,
     session: Session,
     train: TrainArgs,
     validation: ValidationArgs,
-    progress: Progress,
-    stopped: Callable[[], Any],
+    stop: Stop,
 ) -> Progress:
-    """Where the run is after a validation, and the score that decides what is best; `progress` if it was stopped."""
+    """Returns where the run is after a validation, with the score that decides what is best.
+
+    Args:
+        stop: a signal ends the validation without a result; `progress` is returned as it was.
+    """
     session.monitor.report()
     began = time.monotonic()
-    loss = validate(fabric, model, data=data, train=train, validation=validation, stopped=stopped)
+    loss = validate(fabric, model, data=data, train=train, validation=validation, stopped=lambda: stop.signal)
     if loss is None:
         return progress
     loss_seconds = time.monotonic() - began
@@ -46,6 +52,13 @@ def validated(
     if score is not None:
         session.monitor.say(f"step {progress.step}: {validation.best_task or 'score'} {score:.4f}")
     return progress.validated(loss, score)
+
+
+def n_validated(n_samples: int, train: TrainArgs, validation: ValidationArgs) -> int:
+    """Returns how many of the validation set's samples a validation takes: the first `eval_iters` micro-batches."""
+    if validation.eval_iters is None:
+        return n_samples
+    return min(n_samples, validation.eval_iters * train.micro_batch_size)
 
 
 @torch.no_grad()
@@ -63,9 +76,7 @@ def validate(
         stopped: asked after each micro-batch; ends it without a result.
     """
     model.eval()
-    n_samples = len(data)
-    if validation.eval_iters is not None:
-        n_samples = min(n_samples, validation.eval_iters * train.micro_batch_size)
+    n_samples = n_validated(len(data), train, validation)
     with fabric.autocast():
         packing = packing_of(model, train, fabric.device)
     parts = (range(start, min(start + AT_ONCE, n_samples)) for start in range(0, n_samples, AT_ONCE))

@@ -16,7 +16,8 @@ from torch import Tensor
 from lit_gpt.args import LoRAArgs
 from lit_gpt.checkpoints.base import digest, sample
 from lit_gpt.checkpoints.layouts import open_lit
-from lit_gpt.checkpoints.runs import read_run, require_base, trained_path
+from lit_gpt.checkpoints.runs import read_run, require_base
+from lit_gpt.checkpoints.trained import trained_path
 from lit_gpt.config import Config
 from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, pieces
 from lit_gpt.convert.gguf.metadata import require_layout

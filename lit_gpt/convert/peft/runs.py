@@ -18,7 +18,8 @@ from lit_gpt.args import LoRARunArgs
 from lit_gpt.args.folders import RUN
 from lit_gpt.checkpoints.base import digest, sample
 from lit_gpt.checkpoints.layouts import open_lit
-from lit_gpt.checkpoints.runs import Run, read_run, require_base, save_run, trained_path, versions
+from lit_gpt.checkpoints.runs import Run, read_run, require_base, save_run, versions
+from lit_gpt.checkpoints.trained import trained_path
 from lit_gpt.convert.configs import read_json
 from lit_gpt.convert.export import copy_tokenizer
 from lit_gpt.convert.names import EMBEDDINGS

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_gpt.args.folders import RUN
-from lit_gpt.checkpoints.runs import BEST, CHECKPOINTS, save_trained, trained_path
+from lit_gpt.checkpoints.trained import BEST, CHECKPOINTS, save_trained, trained_path
 from lit_gpt.errors import UserError
 from lit_gpt.files import links, load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
 from lit_gpt.model import GPT

@@ -11,12 +11,13 @@ from typing import Any
 from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricOptimizer
 
-from lit_gpt.checkpoints.base import check_fit
+from lit_gpt.checkpoints.trained import check_fit
 from lit_gpt.errors import UserError
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.loader import BatchLoader
+from lit_gpt.training.memory import checkpoint_bytes
 from lit_gpt.training.randomness import random_states, set_random_states
 from lit_gpt.training.run.checkpoint_store import Progress, read_progress, read_state
 from lit_gpt.training.run.session import Session
@@ -39,12 +40,8 @@ class Checkpointer:
         save_interval: int,
     ) -> None:
         self.fabric, self.model, self.optimizer = fabric, model, optimizer.optimizer
-        self.loader, self.checkpoint_store, self.monitor, self.budget = (
-            loader,
-            session.checkpoint_store,
-            session.monitor,
-            session.budget,
-        )
+        self.loader, self.checkpoint_store = loader, session.checkpoint_store
+        self.monitor, self.budget = session.monitor, session.budget
         self.checkpoint, self.later_bytes, self.save_interval = session.resumed, session.later_bytes, save_interval
         self.progress = Progress()
         self.saved: Progress | None = None
@@ -68,8 +65,7 @@ class Checkpointer:
         else:
             self.budget.begin_anew()
         self.budget.note()
-        trained = sum(x.numel() * x.element_size() for x in trained_parameters(self.model).values())
-        self.checkpoint_store.require_room(3 * trained, self.later_bytes)  # with the optimizer's state
+        self.checkpoint_store.require_room(checkpoint_bytes(self.model), self.later_bytes)
         shrunk = self.progress.micro_batch_tokens
         self.loader.prepare(shrunk, self.progress.n_recomputed if shrunk else None)
         return self.progress

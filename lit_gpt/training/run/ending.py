@@ -11,7 +11,8 @@ from lightning.fabric import Fabric
 
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import WEIGHTS
-from lit_gpt.checkpoints.runs import BEST, Run
+from lit_gpt.checkpoints.runs import Run
+from lit_gpt.checkpoints.trained import BEST
 from lit_gpt.data.store import Samples
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, temporary_beside

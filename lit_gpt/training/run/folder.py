@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lit_gpt.args.folders import RUN, require_no_results, results_of
-from lit_gpt.checkpoints.runs import BEST, CHECKPOINTS
+from lit_gpt.checkpoints.trained import BEST, CHECKPOINTS
 from lit_gpt.files import links
 from lit_gpt.report.page import REPORT
 from lit_gpt.training.run.budget import LEDGER

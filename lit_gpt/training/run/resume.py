@@ -6,22 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.args.training import free_flags
 from lit_gpt.checkpoints.runs import Run, run_text
 from lit_gpt.errors import UserError
 from lit_gpt.methods import METHODS
 from lit_gpt.training.run.checkpoint_store import RECORD, CheckpointStore, read_progress
 from lit_gpt.training.run.refusal import impossible, refusal
 
-FREE = ("logger", "log_interval", "save_interval", "keep_last", "max_time", "recompute", "compile", "packing")
-FREE += (
-    "micro_batch_tokens",
-    "share_prefixes",
-    "offload_gradients",
-    "eval_interval",
-    "early_stopping_patience",
-    "average_last",
-)
-"""Arguments of the training that leave it the same run."""
 _ELSEWHERE = ("folder", "checkpoint_dir", "source")
 """What meta.json says about places, which may have moved."""
 
@@ -95,6 +86,8 @@ def _facts(run: Run) -> dict[str, Any]:
     """What makes a run that run, by the name of the flag or of the file's key, in JSON's values."""
     run = Run(**json.loads(run_text(run)))
     data = {f"data {name}": value for name, value in run.data.items() if name not in _ELSEWHERE}
-    training = {name: value for name, value in run.training.items() if name not in FREE}
+    training = {
+        name: value for name, value in run.training.items() if name not in free_flags(TrainArgs, ValidationArgs)
+    }
     record = {k: v for k, v in asdict(run).items() if k in ("method", "prompt_style", "base_digest", "quantize")}
     return record | run.method_args | data | training

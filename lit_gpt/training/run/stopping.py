@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 
-class _Stop:
+class Stop:
     """Whether somebody asked, and how."""
 
     signal: str | None = None
@@ -16,9 +16,9 @@ class _Stop:
 
 
 @contextmanager
-def stop_signals() -> Iterator[_Stop]:
+def stop_signals() -> Iterator[Stop]:
     """Within, a first SIGTERM or SIGINT is noted and nothing else happens; a second one ends the process at once."""
-    stop = _Stop()
+    stop = Stop()
 
     def note(number: int, frame: FrameType | None) -> None:
         if stop.signal is None:

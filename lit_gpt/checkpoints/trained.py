@@ -1,0 +1,34 @@
+"""The file in a run's folder that holds the trained weights, without the base model's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from lit_gpt.errors import UserError
+from lit_gpt.files import Spec, save_state
+from lit_gpt.methods import trained_parameters
+from lit_gpt.model import GPT
+
+CHECKPOINTS, BEST = "checkpoints", "best"
+"""In a run's folder: the folder of the checkpoints that it resumes from, and the link to the best of them."""
+
+
+def trained_path(run_dir: Path, method: str) -> Path:
+    """Where a run of this method keeps its weights: as Lit-GPT calls the files."""
+    kind = {"adapter_v2": "_adapter", "full": ""}.get(method, f"_{method}")
+    return run_dir / f"lit_model{kind}_finetuned.pth"
+
+
+def save_trained(model: GPT, path: Path) -> None:
+    """Save the parameters of `model` that require a gradient, and no others."""
+    save_state(trained_parameters(model), path)
+
+
+def check_fit(found: Mapping[str, Tensor | Spec], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Raises: UserError unless both have the same names with the same shapes."""
+    for name in sorted(found.keys() ^ wanted.keys())[:1]:
+        raise UserError(f"{path} {'lacks' if name in wanted else 'has an unexpected'} {name}; it is of another model")
+    for name, x in found.items():
+        if x.shape != wanted[name].shape:
+            raise UserError(f"{path}: {name} has shape {list(x.shape)}, the model needs {list(wanted[name].shape)}")
