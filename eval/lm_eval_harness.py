@@ -28,7 +28,7 @@ def main(
         quantize: keep the weights of the blocks in 4 or 8 bits, or in the precision (none); if not given, as a run was
             trained, and a pretrained model in the precision.
     """
-    from lit_gpt.args.folders import require_checkpoint
+    from lit_gpt.args.folders import require_checkpoint, run_folder
     from lit_gpt.checkpoints.base import load_base
     from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.evaluation.run import choose_style, evaluate
@@ -39,7 +39,7 @@ def main(
     from lit_gpt.tokenizer import Tokenizer
 
     require_checkpoint(checkpoint_dir)
-    run_dir = finetuned_path.parent if finetuned_path and finetuned_path.suffix == ".pth" else finetuned_path
+    run_dir = finetuned_path and run_folder(finetuned_path)
     trained_with = read_run(run_dir).prompt_style if run_dir else trained_style(checkpoint_dir)
     style = choose_style(evaluation, trained_with, checkpoint_dir)
     tasks = prepare(evaluation)

@@ -27,7 +27,7 @@ def main(
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: keep the base weights so, and not as in the training; none keeps them in the precision.
     """
-    from lit_gpt.args.folders import default_out_dir, require_checkpoint
+    from lit_gpt.args.folders import default_out_dir, require_checkpoint, run_folder
     from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.evaluation.run import choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
@@ -37,7 +37,7 @@ def main(
 
     require_checkpoint(checkpoint_dir)
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
-    run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    run_dir = run_folder(run_dir)
     style = choose_style(evaluation, read_run(run_dir).prompt_style, checkpoint_dir)
     tasks = prepare(evaluation)
     fabric = make_fabric(precision, evaluation.seed)

@@ -32,7 +32,7 @@ def main(
             trained, and a pretrained model in the precision.
         micro_batch_tokens: tokens per forward pass; 4096 on a GPU and 512 on a CPU if not given.
     """
-    from lit_gpt.args.folders import require_checkpoint
+    from lit_gpt.args.folders import require_checkpoint, run_folder
     from lit_gpt.checkpoints.base import load_base
     from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.data import store
@@ -43,7 +43,7 @@ def main(
     from lit_gpt.training.validation import validate
 
     require_checkpoint(checkpoint_dir)
-    run_dir = finetuned_path.parent if finetuned_path and finetuned_path.suffix == ".pth" else finetuned_path
+    run_dir = finetuned_path and run_folder(finetuned_path)
     record = run_dir and read_run(run_dir)
     trained_on = record.data.get("folder") if record else None
     if data_dir is None and trained_on is None:

@@ -34,7 +34,7 @@ def main(
             patterns, as llama.cpp's converter does, compute the same.
         overwrite: replace what is written to if it holds something.
     """
-    from lit_gpt.args.folders import default_out_dir, require_run, require_there
+    from lit_gpt.args.folders import default_out_dir, require_run, require_there, run_folder
     from lit_gpt.errors import UserError
 
     if prompt_style and to != "lit":
@@ -42,7 +42,7 @@ def main(
     if fold_scale and to != "peft":
         raise UserError("--fold_scale is for --to peft; a run and a gguf file keep the scale that the adapter has")
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
-    run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    run_dir = run_folder(run_dir)
     if to == "lit":  # before what takes long to import
         require_there("peft_dir", peft_dir)
     else:

@@ -35,14 +35,14 @@ def main(
     """
     import torch
 
-    from lit_gpt.args.folders import default_out_dir
+    from lit_gpt.args.folders import default_out_dir, run_folder
     from lit_gpt.checkpoints.runs import read_run
     from lit_gpt.fabric import make_fabric
     from lit_gpt.merge.compare import compare, texts_to_compare
     from lit_gpt.merge.write import write_merged
 
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
-    run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    run_dir = run_folder(run_dir)
     out_dir = out_dir or default_out_dir("merged", checkpoint_dir)
     run = read_run(run_dir)
     to = getattr(torch, dtype) if dtype else None

@@ -31,7 +31,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
     | {"resources", "tokenizer"},
     "planning": {"checkpoints", "config", "convert", "data", "families", "files", "layers", "methods", "model"}
-    | {"resources", "tokenizer", "training"},
+    | {"fabric", "resources", "tokenizer", "training"},
     "finetuning": {"evaluation", "planning", "training"},  # a finetune script's run from beginning to end
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")

@@ -29,7 +29,7 @@ from lit_gpt.planning import fit as fitting
 from lit_gpt.planning.devices import DEVICES, GIB, Device, named, this_machine
 from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.job import Job, config_of
-from lit_gpt.planning.memory_items import base_bytes, memory_items, quantized_bytes
+from lit_gpt.planning.memory_items import base_bytes, memory_items
 from lit_gpt.planning.outcome import settle
 from lit_gpt.planning.plan import make_plan
 from lit_gpt.planning.probe import STEPS, chosen, size
@@ -93,7 +93,7 @@ def test_weights_in_few_bits_take_to_the_byte_what_the_plan_says(kind, shape):
         held += [state.absmax, state.code]
         if state.nested:
             held += [state.offset, state.state2.absmax, state.state2.code]
-    assert quantized_bytes(linear, kind) == sum(x.nbytes for x in held)
+    assert QUANTIZATIONS[kind].n_bytes(linear) == sum(x.nbytes for x in held)
 
 
 @pytest.mark.parametrize("method", ARGS)

@@ -74,6 +74,11 @@ def require_downloaded(checkpoint_dir: Path) -> None:
         raise UserError(f"there is no folder {checkpoint_dir} (--checkpoint_dir){hint or get_one}")
 
 
+def run_folder(path: Path) -> Path:
+    """Returns the folder of a run that is named by its folder or by the file of its weights."""
+    return path.parent if path.suffix == ".pth" else path
+
+
 def require_run(run_dir: Path, given: bool = True) -> None:
     """See that a folder, or the folder of a weights file, holds a run.
 
@@ -83,7 +88,7 @@ def require_run(run_dir: Path, given: bool = True) -> None:
     Raises:
         UserError: it does not.
     """
-    folder = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    folder = run_folder(run_dir)
     if (folder / RUN).is_file():
         return
     if not given:

@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning.fabric import Fabric
 
-from lit_gpt.args.folders import RUN, require_run
+from lit_gpt.args.folders import RUN, require_run, run_folder
 from lit_gpt.checkpoints.base import build, digest, load_base, sample
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.trained import check_fit, trained_path
@@ -60,7 +60,7 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
     Raises:
         UserError: no run, a damaged one, or one that was trained on another checkpoint.
     """
-    run_dir = run_dir.parent if run_dir.suffix == ".pth" else run_dir
+    run_dir = run_folder(run_dir)
     run = read_run(run_dir)
     path = trained_path(run_dir, run.method)
     if quantize is not None:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from lit_gpt.errors import UserError
+from lit_gpt.layers.linear import Linear
+from lit_gpt.layers.quantize import QUANTIZATIONS
 from lit_gpt.planning.job import Job
 from lit_gpt.planning.plan import Data, Plan, make_plan
-from lit_gpt.planning.seconds import OF_BF16, Rates
+from lit_gpt.planning.seconds import Rates
 from lit_gpt.training.offload import SCALED
 from lit_gpt.training.run.gauges import clock
 
@@ -20,6 +22,7 @@ _OF_THE_TIME = 0.95
 """Part of the time given that is planned for."""
 _PLANNING = ("dry_run", "fit", "device", "probe")
 _LENGTHS = ("epochs", "max_iters", "max_steps")
+_TYPICAL = Linear(4096, 4096, device="meta")
 
 
 def fitted(plan: Plan, data: Data) -> Plan:
@@ -69,13 +72,18 @@ def lighter(job: Job) -> Iterator[Job]:
         yield replace(job, precision=precision, train=away)
         return
     for kind in ("fp8" if job.device.fp8 and job.device.kind == "cuda" else "int8", "bnb.nf4", "bnb.nf4-dq"):
-        if job.quantize is None or _OF_BITS[kind] < _OF_BITS[job.quantize]:
+        if job.quantize is None or _size(kind) < _size(job.quantize):
             yield replace(job, quantize=kind, precision=precision)
 
 
-_OF_BITS = {"fp8": 8.0, "int8": 8.0, "bnb.int8": 8.0, "bnb.int8-training": 8.0}
-_OF_BITS |= {"bnb.nf4": 4.5, "bnb.fp4": 4.5, "bnb.nf4-dq": 4.1, "bnb.fp4-dq": 4.1}
-"""Bits a weight by kind."""
+def _size(quantize: str) -> int:
+    """Returns the bytes of a typical weight matrix of this kind, to compare kinds with."""
+    return QUANTIZATIONS[quantize].n_bytes(_TYPICAL)
+
+
+def _speed(quantize: str | None) -> float:
+    """Returns the speed of a training step with weights of this kind, relative to bf16."""
+    return QUANTIZATIONS[quantize].speed if quantize else 1.0
 
 
 def _leaner(job: Job) -> Iterator[Job]:
@@ -93,7 +101,7 @@ def _rates_for(plan: Plan, job: Job) -> Rates | None:
     """Measured rates of `plan`, for other weights; None leaves it to the table of devices."""
     if plan.rates is None or plan.job.device.rate:
         return None
-    speed = OF_BF16.get(job.quantize or "", 1.0) / OF_BF16.get(plan.job.quantize or "", 1.0)
+    speed = _speed(job.quantize) / _speed(plan.job.quantize)
     return replace(plan.rates, training=plan.rates.training * speed, validation=plan.rates.validation * speed)
 
 

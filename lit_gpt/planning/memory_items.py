@@ -14,6 +14,7 @@ import torch
 
 from lit_gpt.layers.cpu_matmul import PART
 from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.layers.quantize import QUANTIZATIONS
 from lit_gpt.model import GPT
 from lit_gpt.planning.devices import CONTEXT
 from lit_gpt.planning.job import Job
@@ -31,24 +32,10 @@ from lit_gpt.training.memory import (
 )
 from lit_gpt.training.optimizer import STATE_BYTES
 
-_NF4_BLOCK, _NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share one, in bitsandbytes."""
 _HELD_BACK = {"cuda": (0.6e9, 0.11), "cpu": (0.05e9, 0.7)}
 """Memory that is free and not given back: bytes, and a part of what many tensors of a pass leave behind."""
 MARGIN = 0.03
 """Of the device, left free."""
-
-
-def quantized_bytes(layer: LinearLayer, kind: str) -> int:
-    """What the weight of a linear layer takes in `kind`, key of QUANTIZATIONS, its bias apart."""
-    n = layer.in_features * layer.out_features
-    if kind.startswith(("bnb.nf4", "bnb.fp4")):
-        n_scales = -(-n // _NF4_BLOCK)
-        table = 16 * 4
-        if kind.endswith("-dq"):
-            return -(-n // 2) + n_scales + 4 * -(-n_scales // _NESTED_BLOCK) + 256 * 4 + 4 + table
-        return -(-n // 2) + 4 * n_scales + table
-    return n + 4 * layer.out_features
 
 
 def base_bytes(model: GPT, chosen: dict[str, LinearLayer], kind: str | None) -> int:
@@ -60,7 +47,7 @@ def base_bytes(model: GPT, chosen: dict[str, LinearLayer], kind: str | None) -> 
     packed = {id(layer.weight) for layer in chosen.values()}
     total = sum(p.numel() * p.element_size() for p in _frozen(model) if id(p) not in packed)
     total += sum(x.numel() * x.element_size() for x in model.buffers())
-    return total + sum(quantized_bytes(layer, kind) for layer in chosen.values() if kind)
+    return total + sum(QUANTIZATIONS[kind].n_bytes(layer) for layer in chosen.values() if kind)
 
 
 def _frozen(model: GPT) -> Iterator[torch.nn.Parameter]:

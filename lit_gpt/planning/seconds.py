@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.layers.quantize import QUANTIZATIONS
 from lit_gpt.model import GPT
 from lit_gpt.planning.job import Job
 from lit_gpt.planning.work import Work
@@ -12,9 +13,6 @@ from lit_gpt.training.memory import checkpoint_bytes, trained_bytes
 _SHARE, _SHARE_LOST = 0.672, 0.121
 """Of the matrix rate that LoRA's step reaches on bf16 weights where none of the linear layers is wrapped, and what is
 lost of it where all are: 64.8 % with one of five, 55.1 % with five of five on an H100 (benchmarks/results/gpu.txt)."""
-OF_BF16 = {"bnb.nf4": 0.94, "bnb.nf4-dq": 0.92, "bnb.fp4": 0.94, "bnb.fp4-dq": 0.92, "bnb.int8": 0.6}
-OF_BF16 |= {"bnb.int8-training": 0.6, "int8": 0.97, "fp8": 1.25}
-"""Speed by weights in fewer bits, relative to bf16: nf4, int8 and fp8 from the same table; the others are guesses."""
 _CALLED, _EAGER = 0.96, 0.47
 """Speed of a step whose kernels are called one by one, and that is not compiled either, relative to a recorded one."""
 _HOST = 0.012
@@ -77,7 +75,7 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
     share = _SHARE - _SHARE_LOST * wrapped
     kind = job.quantize
     if kind:
-        share *= OF_BF16[kind if job.device.fp8 or kind != "fp8" else "bnb.nf4"]
+        share *= QUANTIZATIONS[kind if job.device.fp8 or kind != "fp8" else "bnb.nf4"].speed
     if not job.train.compile:
         share *= _EAGER
     elif n_again or job.config.mlp == "moe" or job.method == "full" or not job.train.records:

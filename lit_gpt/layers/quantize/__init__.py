@@ -1,7 +1,5 @@
 """Base weights in 4 or 8 bits: `quantized(linear, kind)` is the layer that takes the place of `linear`."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -9,22 +7,9 @@ from torch import nn
 
 from lit_gpt.errors import UserError
 from lit_gpt.layers.linear import LinearLayer
-from lit_gpt.layers.quantize.bnb import FourBitLinear, OutlierInt8Linear, package
-from lit_gpt.layers.quantize.eight_bit import Fp8Linear, Int8Linear
+from lit_gpt.layers.quantize.bnb import package
 from lit_gpt.layers.quantize.frozen import QuantizedLinear
-
-QUANTIZATIONS: dict[str, Callable[[LinearLayer], QuantizedLinear]] = {
-    "bnb.nf4": partial(FourBitLinear, values="nf4", double=False),
-    "bnb.nf4-dq": partial(FourBitLinear, values="nf4", double=True),
-    "bnb.fp4": partial(FourBitLinear, values="fp4", double=False),
-    "bnb.fp4-dq": partial(FourBitLinear, values="fp4", double=True),
-    "bnb.int8": OutlierInt8Linear,
-    "bnb.int8-training": OutlierInt8Linear,
-    "int8": Int8Linear,
-    "fp8": Fp8Linear,
-}
-"""Value of --quantize -> how a linear layer of it is made."""
-
+from lit_gpt.layers.quantize.kinds import QUANTIZATIONS
 
 _KEPT = ("lm_head", "gate")
 """Layers that are not quantized: the head, on which every probability rests and which may be the embeddings, and the
@@ -47,7 +32,7 @@ def quantized(linear: LinearLayer, kind: str) -> QuantizedLinear:
     Raises:
         UserError: a package is missing.
     """
-    return QUANTIZATIONS[kind](linear)
+    return QUANTIZATIONS[kind].make(linear)
 
 
 def require_quantizable(kind: str, precision: Any, device: torch.device) -> None:
