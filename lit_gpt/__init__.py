@@ -8,6 +8,9 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+__version__ = "0.2.0"
+"""Version of the toolkit, which checkpoints and runs record; CHANGELOG.md says what changed."""
+
 
 def _library_of_script() -> Path | None:
     """The library beside the folder of the script that was started, if it is another one than this; else None."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from lit_gpt.args.formats import with_format, without_format
 from lit_gpt.errors import UserError
 
 
@@ -160,6 +161,7 @@ class Config:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as e:
             raise UserError(f"{path} is not valid JSON ({e}); run scripts/convert_hf_checkpoint.py again") from e
+        values = without_format(path, values)
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known) if isinstance(values, dict) else ["a list or a plain value"]
         if unknown:
@@ -177,7 +179,8 @@ class Config:
             raise UserError(f"{path}: {e}; run scripts/convert_hf_checkpoint.py again") from e
 
     def to_json(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        record = with_format("lit_config.json", asdict(self))
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 HINTS = get_type_hints(Config)

@@ -139,7 +139,7 @@ def test_a_checkpoint_of_a_version_that_says_more_is_not_called_damaged(tmp_path
     checkpoint_store = CheckpointStore(tmp_path / "out", "lora")
     for step in checkpoint_store.steps():
         rewrite(checkpoint_store.folder_of(step), lambda record: record.update(n_workers=2))
-    with pytest.raises(UserError, match="is from another version of this toolkit: it says n_workers, which") as e:
+    with pytest.raises(UserError, match="was written by another version of lit-gpt and says n_workers, which") as e:
         checkpoint_store.newest()
     assert "damaged" not in str(e.value)
 

@@ -9,14 +9,16 @@ out/<method>/<name>/       what was trained (trained_path), finetuned.json, metr
 import json
 import platform
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
 
+from lit_gpt import __version__
 from lit_gpt.args.folders import RUN, require_run, run_folder
+from lit_gpt.args.formats import require_known, with_format, without_format
 from lit_gpt.checkpoints.base import build, digest, load_base, sample
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.trained import check_fit, trained_path
@@ -98,11 +100,17 @@ def read_run(run_dir: Path) -> Run:
     require_run(run_dir)
     path = run_dir / RUN
     try:
-        run = Run(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as e:
-        raise UserError(f"{path} is damaged or from another version of this toolkit ({e})") from e
+        record = without_format(path, json.loads(path.read_text(encoding="utf-8")))
+        written_by = record.get("versions", {}).get("lit_gpt")
+        require_known(path, record, {f.name for f in fields(Run)}, written_by)
+        run = Run(**record)
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is damaged ({e})") from e
     if run.method not in METHODS:
         raise UserError(f"{path} names the method {run.method!r}; known are {', '.join(METHODS)}")
+    require_known(path, run.method_args, {f.name for f in fields(METHODS[run.method].args)}, written_by)
     if run.quantize is not None and run.quantize not in QUANTIZATIONS:
         raise UserError(f"{path} names the weights {run.quantize!r}; known are {', '.join(QUANTIZATIONS)}")
     if message := reworded(run.data):
@@ -117,12 +125,12 @@ def save_run(run: Run, out_dir: Path) -> None:
 
 def run_text(run: Run) -> str:
     """What finetuned.json says of a run."""
-    return json.dumps(asdict(run), indent=2, default=str) + "\n"
+    return json.dumps(with_format(RUN, asdict(run)), indent=2, default=str) + "\n"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that decide results, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    """Returns the versions of this toolkit, Python and the packages that decide results, as far as they are there."""
+    found = {"lit_gpt": __version__, "python": platform.python_version()}
     for package in ("torch", "lightning", "tokenizers", "sentencepiece", "bitsandbytes"):
         with suppress(PackageNotFoundError):
             found[package] = version(package)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_gpt.args.formats import with_format, without_format
 from lit_gpt.errors import UserError
 from lit_gpt.files import replace_with, write_text
 from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
@@ -166,7 +167,12 @@ def save(folder: Path, splits: dict[str, Samples], meta: dict[str, Any]) -> None
         for part in ("ids", "labels", "offsets"):
             array = getattr(samples, part)
             replace_with(folder / f"{split}.{part}.npy", lambda path, array=array: _save_array(path, array))
-    write_text(folder / META, json.dumps(meta, indent=2) + "\n")
+    save_meta(folder, meta)
+
+
+def save_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Writes meta.json."""
+    write_text(folder / META, json.dumps(with_format(META, meta), indent=2) + "\n")
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -196,7 +202,9 @@ def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
             f"python scripts/prepare_alpaca.py --destination_path {folder} --checkpoint_dir <checkpoint>"
         )
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        meta = without_format(folder / META, json.loads((folder / META).read_text(encoding="utf-8")))
+    except UserError:
+        raise
     except ValueError as e:
         raise UserError(f"{folder / META} is damaged ({e}); prepare it again") from e
     if missing := [key for key in _NEEDED if not isinstance(meta, dict) or key not in meta]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from lit_gpt.args.formats import without_format
 from lit_gpt.errors import UserError
 from lit_gpt.prompts.wording import reworded, say
 
@@ -34,6 +35,8 @@ def _read_record(checkpoint_dir: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return without_format(path, json.loads(path.read_text(encoding="utf-8")))
+    except UserError:
+        raise
     except ValueError as e:
         raise UserError(f"{path} is damaged ({e}); merge again") from e

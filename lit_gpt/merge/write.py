@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_gpt.args import LoRARunArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.args.formats import with_format
 from lit_gpt.checkpoints.base import digest, sample
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.runs import Run, require_base
@@ -104,7 +105,8 @@ def write_merged(
         replace(config, tie_embeddings=tied).to_json(folder / CONFIG)
         message.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
         record = {"prompt_style": run.prompt_style, "runs": [*runs, {**asdict(run), "into": base, "weights": identity}]}
-        (folder / MERGED).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        text = json.dumps(with_format(MERGED, record), indent=2, default=str)
+        (folder / MERGED).write_text(text + "\n", encoding="utf-8")
 
     replace_folder(out_dir, write, overwrite)
     return message

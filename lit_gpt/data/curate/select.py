@@ -1,6 +1,5 @@
 """Rows of prepared data sets, picked into a new one."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import numpy as np
 
 from lit_gpt.data import store
 from lit_gpt.errors import UserError
-from lit_gpt.files import write_text
 
 _BATCH = 1000
 _Picks = Sequence[tuple[store.Samples, np.ndarray]]
@@ -40,7 +38,7 @@ def write(folder: Path, splits: Mapping[str, _Picks], meta: Mapping[str, Any]) -
             for key, value in zip(counts, values, strict=True):
                 counts[key][name] = value
         written = {**meta, **counts}
-        write_text(temporary / store.META, json.dumps(written, indent=2) + "\n")
+        store.save_meta(temporary, written)
     return written
 
 

@@ -1,6 +1,5 @@
 """Files into a prepared data set: read all, split, tokenize, store, and say what happened to every row."""
 
-import json
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,6 @@ from lit_gpt.data.prepare.sources import read_entries
 from lit_gpt.data.prepare.split import held_out
 from lit_gpt.data.prepare.tokens import Encoder, Pair
 from lit_gpt.errors import UserError
-from lit_gpt.files import write_text
 from lit_gpt.prompts import CHAT_TEMPLATE, open_style, read_template, with_kwargs
 from lit_gpt.prompts.wording import WORDING, wording
 from lit_gpt.tokenizer import Tokenizer
@@ -102,7 +100,7 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
             counts = Counts(read=missing.total(), dropped=Counter(missing))
             parts[name] = write_split(temporary, name, rows=rows, n_rows=n, encoder=encoder, counts=counts)
         meta = describe(train, validation, checkpoint_dir, encoder=encoder, parts=parts, unused=scan.unused)
-        write_text(temporary / store.META, json.dumps(meta, indent=2) + "\n")
+        store.save_meta(temporary, meta)
     print(f"Saved to {folder}")
     if args.check:
         check(folder, checkpoint_dir=checkpoint_dir)

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_gpt.args.folders import RUN
+from lit_gpt.args.formats import require_known, with_format, without_format
 from lit_gpt.checkpoints.trained import BEST, CHECKPOINTS, save_trained, trained_path
 from lit_gpt.errors import UserError
 from lit_gpt.files import links, load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
@@ -117,7 +118,8 @@ class CheckpointStore:
             save_state(state, folder / _STATE)
             if (self.out_dir / RUN).is_file():
                 shutil.copyfile(self.out_dir / RUN, folder / RUN)
-            record = asdict(progress) | {"files": {p.name: _file_digest(p) for p in sorted(folder.iterdir())}}
+            record = with_format(RECORD, asdict(progress))
+            record |= {"files": {p.name: _file_digest(p) for p in sorted(folder.iterdir())}}
             text = json.dumps(record | {"digest": record_digest(record)}, indent=2)
             (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
@@ -207,15 +209,30 @@ def read_progress(checkpoint: Path) -> Progress:
     """
     try:
         record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
+        _require_readable(record, checkpoint)
         if record.pop("digest") != record_digest(record):
             raise ValueError(f"{RECORD} is not what was written")
         for name, digest in record.pop("files").items():
             if _file_digest(checkpoint / name) != digest:
                 raise ValueError(f"{name} is not what was written")
+    except _OtherVersion:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         reason = f"there is no {Path(e.filename).name}" if isinstance(e, FileNotFoundError) and e.filename else e
         raise UserError(f"the checkpoint {checkpoint} is damaged ({reason})") from e
     return _progress_of(record, checkpoint)
+
+
+def _require_readable(record: Any, checkpoint: Path) -> None:
+    """Checks that a checkpoint has no later format than this version reads, before anything else is made of it.
+
+    Raises:
+        UserError: it has.
+    """
+    try:
+        without_format(checkpoint / RECORD, record)
+    except UserError as e:
+        raise _OtherVersion(f"{e}, or pass another --out_dir") from e
 
 
 def position(checkpoint: Path | None) -> tuple[int, int]:
@@ -227,6 +244,7 @@ def position(checkpoint: Path | None) -> tuple[int, int]:
     if checkpoint is None:
         return 0, 0
     record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
+    _require_readable(record, checkpoint)
     progress = _progress_of(
         {name: value for name, value in record.items() if name not in ("files", "digest")}, checkpoint
     )
@@ -240,11 +258,11 @@ def _progress_of(record: dict[str, Any], checkpoint: Path) -> Progress:
     Raises:
         UserError: it says what this version does not know.
     """
-    if unknown := sorted(record.keys() - {f.name for f in fields(Progress)}):
-        raise _OtherVersion(
-            f"the checkpoint {checkpoint} is from another version of this toolkit: it says {', '.join(unknown)}, which "
-            "this one does not know; go on with that version, or pass another --out_dir"
-        )
+    record = without_format(checkpoint / RECORD, record)
+    try:
+        require_known(checkpoint / RECORD, record, {f.name for f in fields(Progress)})
+    except UserError as e:
+        raise _OtherVersion(f"{e}, or pass another --out_dir") from e
     record.setdefault("samples", record.get("monitor", {}).get("samples", 0))  # until then, only the monitor counted
     return Progress(**record)
 

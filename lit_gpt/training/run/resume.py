@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.args.folders import RUN
+from lit_gpt.args.formats import without_format
 from lit_gpt.args.training import free_flags
 from lit_gpt.checkpoints.runs import Run, run_text
 from lit_gpt.errors import UserError
@@ -84,7 +86,7 @@ def _defaults(method: str) -> dict[str, Any]:
 
 def _facts(run: Run) -> dict[str, Any]:
     """What makes a run that run, by the name of the flag or of the file's key, in JSON's values."""
-    run = Run(**json.loads(run_text(run)))
+    run = Run(**without_format(Path(RUN), json.loads(run_text(run))))
     data = {f"data {name}": value for name, value in run.data.items() if name not in _ELSEWHERE}
     training = {
         name: value for name, value in run.training.items() if name not in free_flags(TrainArgs, ValidationArgs)
