@@ -20,7 +20,7 @@ _OF_THE_BOX = 0.967
 
 
 _REACHED = 0.79
-"""Of the rate in the data sheet, by a product of large matrices in bf16: 782.5 of 989 TFLOP/s measured on an H100
+"""Share of the data sheet's rate that a large bf16 matmul reaches: 782.5 of 989 TFLOP/s measured on an H100
 (benchmarks/results/gpu.txt). Other devices were not measured."""
 
 
@@ -51,22 +51,22 @@ class Device:
 
 
 def _ada(name: str, gib: float, rate: float, *also: str) -> Device:
-    """A card that multiplies in fp8, too."""
+    """Returns a card that also has fp8."""
     return Device(name, gib, rate, fp8=True, also=also)
 
 
 def _ampere(name: str, gib: float, rate: float, *also: str) -> Device:
-    """A card that multiplies in bf16, and not in fp8."""
+    """Returns a card that has bf16 and no fp8."""
     return Device(name, gib, rate, also=also)
 
 
 def _older(name: str, gib: float, rate: float, *also: str) -> Device:
-    """A card without products in bf16."""
+    """Returns a card without bf16."""
     return Device(name, gib, rate, bf16=False, also=also)
 
 
 def _geforce(ai_tops: float, per: int, gb: int, *names: str) -> Device:
-    """A GeForce of the 40 or 50 series. `per`: of AI TOPS for one of our TFLOP/s."""
+    """Returns a GeForce of the 40 or 50 series; `per` is the number of AI TOPS for each of our TFLOP/s."""
     return _ada(names[0], _OF_THE_BOX * gb, ai_tops / per, *names[1:])
 
 
@@ -154,4 +154,4 @@ _GEFORCE = (
     _ampere("rtx3050", _OF_THE_BOX * 8, 18),
 )
 DEVICES = {device.name: device for device in (*_DATA_CENTER, *_WORKSTATION, *_GEFORCE)}
-"""By name."""
+"""Name -> the device."""

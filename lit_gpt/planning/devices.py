@@ -17,8 +17,7 @@ _MAKERS = ("nvidia", "amd", "geforce", "tesla", "instinct", "gpu", "generation",
 
 
 def named(name: str) -> Device:
-    """The device of this name, however it is spelt; `24gb` is any GPU with so much memory on the box, `cpu` this
-    machine's.
+    """Returns the device of a name, in any spelling; `24gb` is any GPU with 24 GB on the box, `cpu` this machine's CPU.
 
     Raises:
         UserError: no such device.
@@ -41,7 +40,7 @@ def named(name: str) -> Device:
 
 
 def _known(name: str) -> Device | None:
-    """The device whose whole name this is; also without `rtx`, and with the gigabytes on its box at the end."""
+    """Returns the device of a complete name, also without `rtx`, and with the gigabytes on its box at the end."""
     key = _key(name)
     for candidate in (key, f"rtx{key}"):
         if candidate in _BY_KEY:
@@ -65,7 +64,7 @@ _BY_KEY = {_key(name): device for device in DEVICES.values() for name in (device
 
 
 def this_machine(device: torch.device) -> Device:
-    """The GPU or the CPU that `device` is. Of a GPU in DEVICES, the rate is that of the table."""
+    """Returns the GPU or CPU of this machine, with the table's rate if the table has the GPU."""
     if device.type != "cuda":
         return Device("cpu", total_memory() / GIB, 0.0, fp8=True, kind="cpu")
     properties = torch.cuda.get_device_properties(device)

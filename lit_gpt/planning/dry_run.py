@@ -32,7 +32,7 @@ from lit_gpt.training.run.start import load_model
 
 
 def dry_run(fabric: Fabric, args: FinetuneArgs) -> None:
-    """Print what the run would take.
+    """Prints the memory and the time that the run would take.
 
     Raises:
         UserError: data, checkpoint or device that are not there, or do not go together.
@@ -70,7 +70,11 @@ def dry_run(fabric: Fabric, args: FinetuneArgs) -> None:
 
 
 def _require_possible(quantize: str | None, precision: str, device: Device) -> None:
-    """Raises: UserError if the weights cannot be kept so in this precision, or on this device."""
+    """Checks that weights can be quantized so in this precision and on this device.
+
+    Raises:
+        UserError: they cannot.
+    """
     if quantize is not None:
         require_quantizable(quantize, precision, torch.device("cpu"))
     if quantize == "fp8" and device.kind == "cuda" and not device.fp8:
@@ -80,7 +84,7 @@ def _require_possible(quantize: str | None, precision: str, device: Device) -> N
 
 
 def _probed(plan: Plan, fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
-    """The same plan with times from a few steps on this machine; says what they took."""
+    """Returns the plan with times from a few steps on this machine; says what these took."""
     job = plan.job
     args = replace(args, quantize=job.quantize, train=job.train)  # --fit may have chosen others
     model, _ = load_model(fabric, args)

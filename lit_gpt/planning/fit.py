@@ -1,4 +1,4 @@
-"""What would make a run fit: smaller forward passes, recomputation, weights in fewer bits, fewer epochs."""
+"""What makes a run fit: smaller micro-batches, activation checkpointing, quantized weights, fewer epochs."""
 
 import shlex
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from lit_gpt.training.offload import SCALED
 from lit_gpt.training.run.gauges import clock
 
 _FEWEST_TOKENS = 256
-"""Of a forward pass; below, time is lost and no memory won."""
+"""Fewest tokens of a forward pass: with fewer, time is lost and no memory saved."""
 MOST_EPOCHS = 3.0
-"""Of a run that says nothing of its length: more passes over instructions seldom help."""
+"""Most epochs of a run whose length is not given: more of them over instruction data seldom help."""
 _OF_THE_TIME = 0.95
-"""Part of the time given that is planned for."""
+"""Share of --max_time that is planned for."""
 _PLANNING = ("dry_run", "fit", "device", "probe")
 _LENGTHS = ("epochs", "max_iters", "max_steps")
 _TYPICAL = Linear(4096, 4096, device="meta")
 
 
 def fitted(plan: Plan, data: Data) -> Plan:
-    """A plan that fits the memory, as near to what was asked for as goes, and then the time.
+    """Returns a plan that fits the memory and then the time, as close as possible to what was asked for.
 
     Raises:
         UserError: nothing makes it fit.
@@ -35,8 +35,10 @@ def fitted(plan: Plan, data: Data) -> Plan:
 
 
 def _in_memory(plan: Plan, data: Data) -> Plan:
-    """The plan itself if it fits. Else the fastest of those that leave the weights as they are; only if none of these
-    fits, of those with weights, or an optimizer's state, in 8 bits, then in 4.
+    """Returns the plan itself if it fits; else the fastest that fits.
+
+    Plans that leave the weights as they are come first, then those with weights, or an optimizer state, in 8 bits, then
+    in 4 bits.
 
     Raises:
         UserError: nothing makes it fit.
@@ -57,7 +59,7 @@ def _in_memory(plan: Plan, data: Data) -> Plan:
 
 
 def lighter(job: Job) -> Iterator[Job]:
-    """The job, and then with less and less memory for weights or, where these train, for the optimizer."""
+    """Yields the job, then jobs with less and less memory for weights or, where these train, for the optimizer."""
     yield job
     precision = job.precision.replace("mixed", "true")
     if job.method == "full":
@@ -87,7 +89,7 @@ def _speed(quantize: str | None) -> float:
 
 
 def _leaner(job: Job) -> Iterator[Job]:
-    """The job with smaller and smaller forward passes, each as it is and with all blocks computed twice."""
+    """Yields the job with smaller and smaller forward passes, each without and with all blocks recomputed."""
     tokens = job.room
     while True:
         for recompute in dict.fromkeys((job.train.recompute, "all")):
@@ -98,7 +100,7 @@ def _leaner(job: Job) -> Iterator[Job]:
 
 
 def _rates_for(plan: Plan, job: Job) -> Rates | None:
-    """Measured rates of `plan`, for other weights; None leaves it to the table of devices."""
+    """Returns the measured rates of `plan` for other weights; None leaves them to the table of devices."""
     if plan.rates is None or plan.job.device.rate:
         return None
     speed = _speed(job.quantize) / _speed(plan.job.quantize)
@@ -106,7 +108,7 @@ def _rates_for(plan: Plan, job: Job) -> Rates | None:
 
 
 def in_time(plan: Plan, data: Data) -> Plan:
-    """The plan with as many epochs as end in --max_time: no more than were asked for, or MOST_EPOCHS if none were.
+    """Returns the plan with as many epochs as fit --max_time, at most those asked for, or MOST_EPOCHS.
 
     Raises:
         UserError: not even a hundredth of an epoch does.
@@ -137,7 +139,7 @@ def in_time(plan: Plan, data: Data) -> Plan:
 
 
 def ways_out(plan: Plan, data: Data) -> Iterator[str]:
-    """What would make the plan fit, one change at a time, where it does not."""
+    """Yields the changes that would make a plan fit that does not, one at a time."""
     if not plan.fits:
         yield "To make it fit (--fit true chooses)"
         yield from (
@@ -153,7 +155,7 @@ def ways_out(plan: Plan, data: Data) -> Iterator[str]:
 
 
 def _smaller(plan: Plan, data: Data) -> Iterator[Plan]:
-    """Plans with one change each that takes less memory."""
+    """Yields plans with one change each that take less memory."""
     jobs = [job for job in _leaner(plan.job) if len(_changes(plan.job, job)) == 1][:4]
     jobs += list(lighter(plan.job))[1:]
     yield from (p for p in (make_plan(job, data, _rates_for(plan, job)) for job in jobs) if p.needed < plan.needed)
@@ -164,7 +166,7 @@ def _verdict(plan: Plan) -> str:
 
 
 def _changes(before: Job, after: Job) -> dict[str, Any]:
-    """Flags by name, of the second job, that are not those of the first."""
+    """Returns the flags of the second job that differ from the first one's, by name."""
     found: dict[str, Any] = {}
     for name in ("quantize", "precision"):
         if getattr(after, name) != getattr(before, name):
@@ -183,7 +185,7 @@ def flags_of(before: Job, after: Job) -> str:
 
 
 def command_line(plan: Plan, before: Job, argv: list[str]) -> str:
-    """The command of the run that is planned: what was typed, without what only planning needs, and what was chosen.
+    """Returns the command of the planned run: what was typed, without planning's flags, and what was chosen.
 
     Args:
         before: the job before anything was chosen.

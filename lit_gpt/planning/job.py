@@ -1,4 +1,4 @@
-"""What is planned: a finetune script's arguments, and a model of that shape without memory."""
+"""What is planned: the arguments of a finetune script, and a model of that shape on the meta device."""
 
 import json
 from dataclasses import dataclass, replace
@@ -34,11 +34,11 @@ class Job:
     """Key of METHODS."""
     method_args: Any
     config: Config
-    """Of the base model."""
+    """Configuration of the base model."""
     train: TrainArgs
     validation: ValidationArgs
     precision: str
-    """Such as bf16-true."""
+    """Fabric's name of the precision, such as bf16-true."""
     quantize: str | None
     """Key of QUANTIZATIONS; None is the precision."""
     device: Device
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def compute_itemsize(self) -> int:
-        """Bytes of a value that the blocks hand on."""
+        """Bytes of an activation."""
         return _DTYPES[self.precision.partition("-")[0]].itemsize
 
     @property
@@ -71,7 +71,7 @@ class Job:
         return Packing(self.room, share_up_to(self.config, self.train) if flash or self.device.kind == "cpu" else 0)
 
     def model(self) -> tuple[GPT, dict[str, LinearLayer]]:
-        """The model with the method in it, on the meta device, and the layers by name that --quantize means."""
+        """Returns the model with the method in it, on the meta device, and by name the layers that --quantize means."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.weight_dtype)
         try:
@@ -85,7 +85,7 @@ class Job:
 
 
 def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device) -> Job:
-    """What is asked for, with this model on this device."""
+    """Returns the job of a finetune script's arguments, with this model on this device."""
     return Job(
         method=args.method,
         method_args=args.method_args,
@@ -101,7 +101,7 @@ def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device) -
 
 
 def config_of(checkpoint_dir: Path) -> Config:
-    """The shape of a model that is converted, downloaded, or known by the name of the folder that it will have.
+    """Returns the configuration of a model that is converted, downloaded, or known by the name of its folder.
 
     Raises:
         UserError: there is none, and no family knows the name.

@@ -1,4 +1,4 @@
-"""The memory that a run takes, item by item, by arithmetic on a model without memory.
+"""The memory that a run takes, item by item, by arithmetic on a model on the meta device.
 
 What frozen and trained weights, gradients and the optimizer take follows from their shapes. What blocks keep is
 counted (`lit_gpt/training/memory.py`), and checked with hooks on saved tensors. The last items are fitted: on a GPU to
@@ -33,16 +33,16 @@ from lit_gpt.training.memory import (
 from lit_gpt.training.optimizer import STATE_BYTES
 
 _HELD_BACK = {"cuda": (0.6e9, 0.11), "cpu": (0.05e9, 0.7)}
-"""Memory that is free and not given back: bytes, and a part of what many tensors of a pass leave behind."""
+"""Memory that the allocator keeps: bytes, and a share of the activations and temporary tensors."""
 MARGIN = 0.03
-"""Of the device, left free."""
+"""Share of the device that is left free."""
 
 
 def base_bytes(model: GPT, chosen: dict[str, LinearLayer], kind: str | None) -> int:
-    """Of all that does not train.
+    """Returns the bytes of all that does not train.
 
     Args:
-        chosen: layers that are kept in `kind`.
+        chosen: layers that are quantized to `kind`.
     """
     packed = {id(layer.weight) for layer in chosen.values()}
     total = sum(p.numel() * p.element_size() for p in _frozen(model) if id(p) not in packed)
@@ -66,10 +66,10 @@ def blocks_recomputed(job: Job, model: GPT, chosen: dict[str, LinearLayer], work
 
 
 def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Work, n_again: int) -> dict[str, int]:
-    """Bytes by what they are for; the sum of all is what the device needs.
+    """Returns the bytes of every item; their sum is what the device needs.
 
     Args:
-        n_again: blocks that compute their forward pass twice.
+        n_again: blocks that recompute their forward pass.
     """
     c, itemsize = job.config, job.compute_itemsize
     tokens = work.largest
@@ -101,7 +101,7 @@ def memory_items(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Wor
 
 
 def host_bytes(job: Job, model: GPT) -> dict[str, int]:
-    """What lies in the host's memory and not on the device, where that is a GPU."""
+    """Returns the bytes by item that a GPU's run keeps in the host's memory."""
     paged = STATE_BYTES[job.train.optimizer] == 0
     per_value = 2 if "8bit" in job.train.optimizer else 8
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -112,7 +112,7 @@ def host_bytes(job: Job, model: GPT) -> dict[str, int]:
 
 
 def _passing_bytes(job: Job, chosen: dict[str, LinearLayer], tokens: int) -> int:
-    """What one block makes and drops while it computes: gradients, remade products, weights that are unpacked."""
+    """Returns the bytes of one block's temporary tensors: gradients, recomputed activations, dequantized weights."""
     c = job.config
     per_token = c.intermediate_size * (c.n_expert_per_token or 1) + 4 * c.n_embd + sum(c.qkv_sizes)
     unpacked = 0
@@ -126,15 +126,14 @@ def _passing_bytes(job: Job, chosen: dict[str, LinearLayer], tokens: int) -> int
 
 
 def peak_of(items: dict[str, int], kind: str) -> int:
-    """What a run will report as its peak: on a GPU what torch reserves there, on a CPU all of the process."""
+    """Returns the bytes that a run will report as its peak: reserved by torch on a GPU, all of the process on a CPU."""
     apart = {"margin"} | ({"runtime"} if kind == "cuda" else set())
     return sum(n for name, n in items.items() if name not in apart)
 
 
 @cache
 def resident_bytes() -> int:
-    """Memory of this process when a plan is first made, and so before there is a model, where the system tells; else
-    what Python, torch and we take on Linux."""
+    """Returns the resident bytes of this process before there is a model, or an estimate of them."""
     try:
         with open("/proc/self/statm", encoding="utf-8") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -19,9 +19,9 @@ from lit_gpt.training.run.gauges import Gauges, clock, matrix_rate, memory_gb
 
 
 def plan_of_run(fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
-    """The plan of a run that is about to start on the device of `fabric`; to be made before the model is there.
+    """Returns the plan of a run that is about to start, and says in a line or two what the run will take.
 
-    Says in a line or two what it will take.
+    It is made before the model is loaded, so that the memory of the process is that of Python and torch alone.
     """
     device, precision = this_machine(fabric.device), str(fabric._precision.precision)
     plan = make_plan(job_of(args, config_of(args.checkpoint_dir), precision, device), data)
@@ -38,7 +38,7 @@ def plan_of_run(fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
 
 
 def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
-    """What the monitor reads this run's figures against; measures a matrix product."""
+    """Returns what the monitor relates this run's figures to, after measuring a large matmul."""
     dtype = model.transformer.wte.weight.dtype
     if plan.job.mixed:
         dtype = torch.bfloat16 if "bf16" in plan.job.precision else torch.float16
@@ -55,10 +55,10 @@ def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
 
 
 def settle(plan: Plan, gauges: Gauges, out_dir: Path, whole: bool = True) -> None:
-    """Print what the training took beside what was expected, and keep both in plan.json.
+    """Prints what the training took beside what was planned, and writes both to plan.json.
 
     Args:
-        whole: this process did all of the run, so that its time is the run's.
+        whole: this process did the whole run, so that its time is the run's.
     """
     peak, seconds = memory_gb(gauges.device), process_seconds()
     rows = [("peak memory, GB", plan.peak / 1e9, peak, "from the shapes")]

@@ -16,16 +16,16 @@ Data = tuple[Samples, Samples]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take."""
+    """The memory and the time that a run will take."""
 
     job: Job
     work: Work
     memory: dict[str, int]
-    """Bytes by what they are for."""
+    """Item -> bytes of the device."""
     host: dict[str, int]
-    """Bytes of the host's memory, besides."""
+    """Item -> bytes of the host's memory."""
     n_recomputed: int
-    """Blocks that compute their forward pass twice."""
+    """Blocks that recompute their forward pass."""
     flops: float
     """Operations of all training steps."""
     rates: Rates | None
@@ -48,12 +48,12 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """From the command to its end."""
+        """Seconds from the command to its end."""
         return self.times and self.times.total
 
     @property
     def length(self) -> Length:
-        """The run's steps and what ends it; by the times, where that is --max_time."""
+        """The run's steps and the limit that ends it, by the planned times if that is --max_time."""
         length, times, limit = length_of(self.job.train, self.work.n_rows), self.times, self.job.train.max_seconds
         if times is None or limit is None:
             return length
@@ -65,7 +65,7 @@ class Plan:
         return length if fitting >= length.n_steps else length.cut(max(1, fitting), "max_time")
 
     def record(self) -> dict[str, Any]:
-        """As plan.json keeps it."""
+        """Returns the plan as plan.json holds it."""
         return {
             "device": self.job.device.name,
             "memory": self.memory,
@@ -79,7 +79,7 @@ class Plan:
 
 
 def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
-    """Plan `job` on its data.
+    """Returns the plan of a job on its data.
 
     Args:
         data: training and validation samples.

@@ -1,4 +1,4 @@
-"""A few steps of a run that is not started: what this machine reaches."""
+"""Times a few steps of a run that is not started, to learn what this machine reaches."""
 
 import time
 from collections.abc import Callable
@@ -23,10 +23,10 @@ from lit_gpt.training.step import forward_backward
 from lit_gpt.training.validation import AT_ONCE
 
 _LEAST_SECONDS, _MOST_SECONDS = 6.0, 30.0
-"""Of timed forward and backward passes: the first, and the second if one pass takes that long."""
+"""Seconds of timed passes after which the probe stops: the first after enough passes, the second after any."""
 _LEAST_PASSES = 3
 STEPS = 4
-"""Optimizer steps whose forward passes are taken, again and again."""
+"""Optimizer steps whose forward passes are timed, again and again."""
 
 
 def probe(
@@ -88,7 +88,7 @@ def probe(
 
 
 def _validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, packing: Packing) -> float:
-    """Operations a second of forward passes in evaluation."""
+    """Returns the operations a second of forward passes in evaluation."""
     model.eval()
     flops = seconds = 0.0
     with torch.no_grad(), fabric.autocast():
@@ -101,7 +101,7 @@ def _validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, pa
 
 
 def chosen(data: Samples, batch_size: int, packing: Packing, device: torch.device) -> list[Batch]:
-    """Forward passes as the run's, of a few steps, the largest first."""
+    """Returns the micro-batches of a few steps as the run would have them, the largest first."""
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: STEPS * batch_size].tolist()
     parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
     batches = [batch for part in parts for batch in micro_batches(data, part, packing)]
@@ -111,14 +111,14 @@ def chosen(data: Samples, batch_size: int, packing: Packing, device: torch.devic
 
 
 def size(batch: Batch) -> tuple[int, int, float]:
-    """Tokens that are computed, targets and sum of the squared lengths, a shared prefix counted once."""
+    """Returns computed tokens, targets and the sum of squared lengths of a batch, shared prefixes counted once."""
     d = batch.documents
     again = sum((m - 1) * n * n for n, m in zip(d.lengths, d.n_sharing, strict=False))
     return batch.n_computed, batch.n_targets, float(sum(n * n for n in d.whole) - again)
 
 
 def _timed(device: torch.device, work: Callable[[], object]) -> float:
-    """Seconds that `work` takes when called, until the device is done."""
+    """Returns the seconds that `work` takes until the device is done."""
     wait(device)
     start = time.perf_counter()
     work()

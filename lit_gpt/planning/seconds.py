@@ -11,30 +11,30 @@ from lit_gpt.training.flops import forward_flops, training_flops
 from lit_gpt.training.memory import checkpoint_bytes, trained_bytes
 
 _SHARE, _SHARE_LOST = 0.672, 0.121
-"""Of the matrix rate that LoRA's step reaches on bf16 weights where none of the linear layers is wrapped, and what is
-lost of it where all are: 64.8 % with one of five, 55.1 % with five of five on an H100 (benchmarks/results/gpu.txt)."""
+"""Share of the matmul rate that a LoRA step reaches on bf16 weights if no linear layer is wrapped, and the share that it
+loses if all are: 64.8 % with one of five, 55.1 % with five of five on an H100 (benchmarks/results/gpu.txt)."""
 _CALLED, _EAGER = 0.96, 0.47
 """Speed of a step whose kernels are called one by one, and that is not compiled either, relative to a recorded one."""
 _HOST = 0.012
 """Seconds that the host takes for a block of a micro-batch that is recomputed, and so never recorded: 0.38 s for 32."""
 _FEW_TOKENS = 160
-"""Tokens of a forward pass that take as long as what does not depend on their number: 8,192 are 2 % faster."""
+"""Tokens that take as long as the fixed cost of a forward pass: with 8,192 tokens it is 2 % faster than 4,096."""
 _COMPILING, _READING, WRITING = 30.0, 1.0e9, 0.3e9
 """Seconds that compiling and recording take on a GPU; bytes a second from and to a disk, checksums included."""
 _TO_HOST = 20e9
-"""Bytes a second between GPU and host, over PCIe 4.0 with 16 lanes; a guess, as no such card was measured."""
+"""Bytes a second between GPU and host over PCIe 4.0 with 16 lanes: an estimate, not measured."""
 _STARTING, _ENDING = 12.0, 1.5
 """Seconds of imports and of putting a model together; of the curve, the report, and of what Python does at its exit."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine reaches, in operations a second, and what else takes time."""
+    """The speed of a machine in operations a second, and the seconds of what else takes time."""
 
     training: float
     validation: float
     optimizer_seconds: float
-    """Of a step of the optimizer alone."""
+    """Seconds of a step of the optimizer alone."""
     starting: float
     """Seconds from the command to the first forward pass."""
     saving: float
@@ -42,12 +42,12 @@ class Rates:
     shortest: float
     """Seconds of a forward and backward pass of a few tokens."""
     source: str
-    """Where these come from, for the reader."""
+    """Text that says where the rates come from."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds by what they go into."""
+    """The seconds of a run by what they go into."""
 
     starting: float
     training: float
@@ -58,7 +58,7 @@ class Times:
 
     @property
     def trained(self) -> float:
-        """Until the training is over."""
+        """Seconds until the training is over."""
         return self.total - self.merging - self.ending
 
     @property
@@ -67,7 +67,7 @@ class Times:
 
 
 def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | None:
-    """From the table of devices; None if it does not know the device's rate."""
+    """Returns the rates by the table of devices; None if it does not know the device's rate."""
     if not job.device.rate:
         return None
     layers = [name for name, m in model.named_modules() if isinstance(m, LinearLayer) and ".h." in name]
@@ -103,7 +103,7 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
 
 
 def times_of(job: Job, model: GPT, work: Work, rates: Rates, n_again: int) -> Times:
-    """What the whole run takes at these rates."""
+    """Returns the seconds of the whole run at these rates."""
     merged = 2 * sum(p.numel() for p in model.parameters() if not p.requires_grad) if job.merge else 0  # in 16 bits
     training = (
         training_flops(model, work.n_computed, work.n_targets, squares=work.squares, n_recomputed=n_again)

@@ -12,7 +12,7 @@ _NEARLY_FULL = 0.03
 
 
 def lines_of(plan: Plan, now: datetime | None = None) -> Iterator[str]:
-    """The plan for a reader: memory item by item, work, time.
+    """Yields the lines of a plan: memory item by item, work, time.
 
     Args:
         now: when the run would start.
@@ -40,7 +40,7 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
 
 
 def risks(plan: Plan) -> Iterator[str]:
-    """What may go wrong with a plan that is possible, one sentence each, with what avoids it."""
+    """Yields what may go wrong with a plan that fits, one sentence each, with the way out."""
     left = 1 - plan.needed / plan.job.device.n_bytes
     if plan.job.device.kind == "cuda" and 0 <= left < _NEARLY_FULL:
         yield (

@@ -11,24 +11,24 @@ from lit_gpt.data.store import IGNORE, Samples
 from lit_gpt.training.validation import n_validated
 
 _PACKED_STEPS = 100
-"""Optimizer steps whose forward passes are counted one by one; the others are taken to be like them."""
+"""Optimizer steps whose forward passes are counted one by one; the others are assumed to be alike."""
 
 COUNTED = 2**20
-"""Tokens whose labels are in memory at a time, about."""
+"""Approximate number of tokens whose labels are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of a run, its validations apart."""
+    """The amount of work of a run."""
 
     n_rows: int
     """Samples in the training set."""
     n_samples: int
-    """That the run sees."""
+    """Samples that the run sees."""
     n_steps: int
     n_tokens: int
     n_computed: int
-    """Tokens that are left if prefixes are computed once for all samples of a forward pass that share them."""
+    """Tokens that are computed, with a shared prefix computed once in each forward pass."""
     n_targets: int
     squares: float
     """Sum of the squared lengths of the samples, shared prefixes counted once."""
@@ -39,18 +39,18 @@ class Work:
     room: int
     """Tokens that a forward pass has room for."""
     largest: int
-    """Tokens of the largest forward pass, which a run tries before the first step."""
+    """Tokens of the largest forward pass, which a run tries before its first step."""
     most_targets: int
-    """Targets of a forward pass, the most of them."""
+    """Most targets of a forward pass."""
     n_val_tokens: int
-    """Of one validation."""
+    """Tokens of one validation."""
     n_val_computed: int
-    """As in training: the part that is left is taken to be the same."""
+    """Computed tokens of one validation, if shared prefixes save as much as in training."""
     n_val_targets: int
     val_squares: float
     n_validations: int
     n_saves: int
-    """At most: at each validation, if every one is the best so far, and at the interval."""
+    """Most saves: at every validation, if each is the best so far, and at the interval."""
 
     @property
     def epochs(self) -> float:
@@ -58,14 +58,14 @@ class Work:
 
     @property
     def filled(self) -> str:
-        """What part of the room of the forward passes is taken; empty where each sample has its own."""
+        """Text that says how full the forward passes are; empty where each sample has its own."""
         return f"the passes are {self.n_computed / (self.n_passes * self.room):.0%} full" if self.room > 1 else ""
 
 
 def work_of(
     train_data: Samples, val_data: Samples, train: TrainArgs, validation: ValidationArgs, packing: Packing, seed: int
 ) -> Work:
-    """Count it."""
+    """Returns the work of a run on its data."""
     lengths, targets = train_data.lengths, targets_by_sample(train_data)
     n_samples = train.n_samples(len(train_data))
     n_steps = -(-n_samples // train.batch_size)
@@ -106,12 +106,12 @@ def work_of(
 
 
 def _every(interval: int, n_steps: int) -> range:
-    """The steps at which something is due, the start included."""
+    """Returns the steps at which something is due, the start included."""
     return range(0, n_steps + 1, interval)
 
 
 def targets_by_sample(samples: Samples) -> np.ndarray:
-    """(n,) positions of each sample that carry loss; a first token never does."""
+    """Returns the number of target tokens of each sample, (n,); a first token never is one."""
     offsets = np.asarray(samples.offsets)
     found = np.zeros(len(samples), dtype=np.int64)
     first = 0

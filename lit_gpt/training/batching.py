@@ -12,10 +12,10 @@ from lit_gpt.model import GPT
 
 
 def packing_of(model: GPT, train: TrainArgs, device: torch.device, max_tokens: int | None = None) -> Packing:
-    """How samples are packed for `model` on `device`; to be asked under the run's autocast.
+    """Returns how samples are packed for `model` on `device`; to be called under the run's autocast.
 
     Args:
-        max_tokens: of a forward pass; None is what the arguments say.
+        max_tokens: tokens of a forward pass; None is what the arguments say.
     """
     up_to = share_up_to(model.config, train)
     if device.type == "cuda" and up_to:
@@ -38,10 +38,10 @@ def micro_batch_tokens(train: TrainArgs, device_type: str) -> int:
 
 
 def share_up_to(config: Config, train: TrainArgs) -> int:
-    """Tokens of the longest samples whose prefix may be another's; 0 if nothing is shared.
+    """Returns the tokens of the longest samples that may share a prefix; 0 if none may.
 
-    A prefix is the same for all that go on from it as long as nothing in it depends on the length of the whole: in
-    samples that no sliding window cuts off, and that LongRoPE takes for short ones, without NEFTune's noise.
+    A shared prefix is computed once, so nothing in it may depend on the sample that continues it: no sliding window
+    that is shorter than a sample, no LongRoPE frequencies of long samples, no NEFTune noise.
     """
     if not train.share_prefixes or not train.packing or train.neftune_alpha:
         return 0
@@ -56,7 +56,7 @@ def share_up_to(config: Config, train: TrainArgs) -> int:
 
 @lru_cache(maxsize=8)
 def can_share(heads: Heads, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether attention of samples that share a prefix is on this GPU what it is without; says where it is not.
+    """Checks that attention with shared prefixes gives the same result on this GPU as without; says where it does not.
 
     torch says little about what its flash kernels do with segments that see no keys, and a run that learned something
     else would not show it; so both ways are tried on a few random tokens.

@@ -8,22 +8,22 @@ from lit_gpt.training.memory import lowest_trained
 
 
 def estimated_flops(model: GPT, batch_size: int, length: int) -> float:
-    """Operations of forward and backward over (batch_size, length) tokens, all of them targets."""
+    """Returns the operations of forward and backward over (batch_size, length) tokens, all of them targets."""
     n_tokens = batch_size * length
     return training_flops(model, n_tokens, n_tokens, n_tokens * length)
 
 
 def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float, n_recomputed: int = 0) -> float:
-    """Operations of forward and backward over documents laid end to end.
+    """Returns the operations of forward and backward over documents laid end to end.
 
-    2 a token for each weight of a matrix product in the forward pass, and as many for the gradient of its input; the
+    2 a token for each weight of a matmul in the forward pass, and as many for the gradient of its input; the
     gradient of the weight, 2 more, only where it is trained (arXiv:2001.08361, table 1). Attention reads the causal
     half: 2 * T * H * D a layer and token for scores and values together, and twice that in the backward pass. That ends
     at the lowest block where something trains. The output projection is computed for targets only.
 
     Args:
         squares: the sum of the squared lengths of the documents.
-        n_recomputed: blocks that go through their forward pass twice.
+        n_recomputed: blocks under activation checkpointing, which run their forward pass twice.
     """
     c = model.config
     lowest = lowest_trained(model)
@@ -40,34 +40,34 @@ def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float
 
 
 def forward_flops(model: GPT, n_tokens: float, n_targets: float, squares: float) -> float:
-    """Operations of the forward pass alone; arguments as for `training_flops`."""
+    """Returns the operations of the forward pass alone; its arguments are those of `training_flops`."""
     c = model.config
     attention = 2 * squares * c.n_head * c.head_size * c.n_layer
     return sum(2 * rows for _, rows, _ in _matmuls(model, n_tokens, n_targets)) + attention
 
 
 def _matmuls(model: GPT, n_tokens: float, n_targets: float) -> list[tuple[str, float, bool]]:
-    """Name, weights times rows, and whether it trains, of each matrix that is multiplied with."""
+    """Returns (name, weights times rows, whether it trains) of each weight matrix."""
     found = []
     for name, p in model.named_parameters():
-        # a tied head is listed as lm_head, before wte, and so counts as the matrix product that it is
+        # a tied head is listed as lm_head, before wte, and so counts as the matmul that it is
         if p.dim() == 2 and "wte" not in name:
             found.append((name, p.numel() * _rows_of(model, name, n_tokens, n_targets), p.requires_grad))
     return found
 
 
 def _rows_of(model: GPT, name: str, n_tokens: float, n_targets: float) -> float:
-    """Rows that the layer of a parameter of this name multiplies: a token goes through some of the experts."""
+    """Returns the rows that the layer of a parameter multiplies: a token goes through some of the experts."""
     if name.startswith("lm_head."):
         return n_targets
     return n_tokens * (model.config.n_expert_per_token / model.config.n_expert if ".experts." in name else 1.0)
 
 
 def measured_flops(model: GPT, batch_size: int, length: int) -> float:
-    """The same as `estimated_flops`, counted by torch while a copy without memory (on the meta device) does it.
+    """Returns the operations of `estimated_flops` as torch counts them.
 
     Args:
-        model: on the meta device.
+        model: a model on the meta device.
     """
     ids = torch.zeros(batch_size, length, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:

@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 
 _MAX_SKIPPED = 10
-"""Steps in a row without a finite gradient after which a run ends."""
+"""Number of steps in a row without a finite gradient after which a run ends."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,15 @@ class _Norms:
     names: tuple[str, ...]
     """Parameters with a gradient."""
     values: Tensor
-    """(n,) of each of them."""
+    """Their norms, (n,)."""
     arrived: "torch.cuda.Event | None"
 
 
 class Gradients:
-    """Takes the optimizer's steps, unless the gradient is not finite.
+    """The gradients of a model, and the optimizer's step with them, which is skipped where they are not finite.
 
-    Nobody waits for the answer: the optimizer's kernel reads it where it is, and the host one step later.
+    The host does not wait to know that: the optimizer's fused kernel reads a flag on the device, and the host learns
+    of it one step later.
     """
 
     def __init__(self, fabric: Fabric, model: GPT, optimizer: _FabricOptimizer, max_norm: float) -> None:
@@ -41,7 +42,7 @@ class Gradients:
         self.n_skipped = self.n_in_a_row = self.last_skipped = 0
 
     def step(self, step: int, say: Callable[[str], None] = print) -> None:
-        """Clip, step, and set the gradients to zero."""
+        """Clips the gradients, takes the optimizer's step, and zeroes the gradients."""
         scaler = getattr(self.fabric._precision, "scaler", None)
         if scaler is not None:
             self.fabric._precision.unscale_gradients(self.optimizer.optimizer)
@@ -58,18 +59,18 @@ class Gradients:
         self.due = _Norms(step, names, values, arrived)
 
     def norms(self) -> tuple[tuple[str, ...], Tensor]:
-        """The parameters with a gradient, and the norm of each, (n,) in fp32."""
+        """Returns the names of the parameters with a gradient, and the norm of each, (n,) in fp32."""
         there = [(name, p.grad) for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None]
         names, gradients = zip(*there, strict=True)
         return names, torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
 
     def apply(self, factor: Tensor | None, not_finite: Tensor) -> None:
-        """Take the optimizer's step with gradients times `factor`, unless they are `not_finite`."""
+        """Takes the optimizer's step with the gradients times `factor`, unless they are `not_finite`."""
         if self.may_step(not_finite):
             self.update(factor)
 
     def may_step(self, not_finite: Tensor) -> bool:
-        """Whether to call the optimizer; only one that cannot leave its step out by itself makes the host wait."""
+        """Returns whether to call the optimizer; the host waits only for one that cannot skip its step by itself."""
         raw = self.optimizer.optimizer
         scaler = getattr(self.fabric._precision, "scaler", None)
         if scaler is None and all(group.get("fused") for group in raw.param_groups):
@@ -78,24 +79,24 @@ class Gradients:
         return scaler is not None or not not_finite.item()  # a scaler looks for itself
 
     def update(self, factor: Tensor | None) -> None:
-        """Let the optimizer step with the gradients that are there, times `factor`."""
+        """Calls the optimizer with the gradients that are there, times `factor`."""
         if factor is not None:
             torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
         self.optimizer.step()
 
     def allocate(self) -> None:
-        """Let the optimizer take the memory of its state, if it can do so without a step."""
+        """Makes the optimizer allocate its state, if it can do so without a step."""
         raw = self.optimizer.optimizer
         if all(group.get("fused") for group in raw.param_groups):
             raw.found_inf = torch.ones((), device=self.parameters[0].device)
             self.optimizer.step()
 
     def zero(self) -> None:
-        """Set the gradients to zero; a recording adds to these very tensors."""
+        """Zeroes the gradients in place: a recorded CUDA graph adds to these very tensors."""
         self.optimizer.zero_grad(set_to_none=False)
 
     def settle(self, say: Callable[[str], None] = print) -> None:
-        """Count the step whose norms are due; says which parameter's gradient was not finite."""
+        """Waits for the norms of the last step and says which parameter's gradient was not finite, if one was."""
         due, self.due = self.due, None
         if due is None:
             return
@@ -112,10 +113,13 @@ class Gradients:
         say(f"step {due.step} is skipped: the gradient of {bad[0]}{others} is not finite")
 
     def require_finite(self, rows: Callable[[int], list[int]]) -> None:
-        """Raises: UserError if many steps in a row were skipped.
+        """Checks that not too many steps in a row were skipped.
 
         Args:
-            rows: which samples of the training set a step has.
+            rows: returns which samples of the training set a step has.
+
+        Raises:
+            UserError: as many as _MAX_SKIPPED were.
         """
         if self.n_in_a_row < _MAX_SKIPPED:
             return

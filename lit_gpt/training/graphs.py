@@ -1,7 +1,7 @@
-"""Forward and backward pass of the blocks as CUDA graphs: recorded once, replayed without the host's work a kernel.
+"""Forward and backward pass of the blocks as CUDA graphs: recorded once, then replayed without launching each kernel.
 
-A 7B model on 4,096 tokens keeps an H100 busy for less time than Python takes to ask for all of its kernels; a small
-model has far less to compute for each of them.
+On an H100, a 7B model computes 4,096 tokens in less time than Python takes to launch all of its kernels; a small model
+computes far less for each of them.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ from lit_gpt.model import GPT
 from lit_gpt.resources import never_waiting
 
 _PREFIXES = 12
-"""Prefixes that documents share, and that a recording has room for."""
+"""Number of shared prefixes that a recording has room for."""
 _PARTS = (1, 2, 4, 8)
-"""Sizes that are recorded, as parts of a full micro-batch: the last one of a step is seldom full."""
+"""Recorded sizes as fractions of a full micro-batch: the last micro-batch of a step is seldom full."""
 
 
 def recorded_hidden(model: GPT, packing: Packing, lengths: np.ndarray, enabled: bool = True) -> Callable[..., Tensor]:
-    """`model.hidden` for packed documents, replayed where that is possible.
+    """Returns `model.hidden` for packed documents, replayed from a recording where that is possible.
 
-    Afterwards the gradients of what trains are to be zeroed, never dropped: the recording adds to them in place.
+    Afterwards gradients must be zeroed in place, never set to None: the recording adds to those very tensors.
 
     Args:
         packing: how samples share a micro-batch.
-        lengths: of the samples that are to come, in tokens.
+        lengths: tokens of each training sample.
     """
     if not enabled or not _can_record(model):
         return model.hidden
@@ -46,7 +46,7 @@ def recorded_hidden(model: GPT, packing: Packing, lengths: np.ndarray, enabled: 
 
 
 def _can_record(model: GPT) -> bool:
-    """Whether nothing of the forward pass depends on values or lengths that only the host knows."""
+    """Returns whether nothing of the forward pass depends on values or lengths that only the host knows."""
     c, weight = model.config, model.transformer.wte.weight
     fixed = c.mlp != "moe" and model.rope.long_from is None and model.n_recomputed == 0
     n = sum(p.numel() for p in model.parameters())
@@ -56,18 +56,18 @@ def _can_record(model: GPT) -> bool:
 
 
 class _Waits(Exception):
-    """Something makes the host wait for the GPU, or does something else that a recording cannot."""
+    """The forward pass makes the host wait for the GPU, or does something else that cannot be recorded."""
 
 
 class Recorder:
-    """`model.hidden` in recordings of several sizes; what fits none of them goes the plain way."""
+    """A stand-in for `model.hidden` with recordings of several sizes; what fits none of them is run as usual."""
 
     def __init__(self, model: GPT, packing: Packing, lengths: np.ndarray) -> None:
         self.model, max_tokens = model, packing.max_tokens
         self.longest = int(min(max_tokens, lengths.max()))
         expected = max_tokens / max(1.0, float(lengths.mean()))
         self.shares = packing.share_up_to > 0
-        # for pieces, those that fill up included: without their prefixes, there is room for more of them
+        # slots for pieces, padding included: samples without their shared prefix are shorter, so more of them fit
         self.slots = min(max_tokens, 8 + round((4 if self.shares else 2) * expected))
         sizes = sorted({-(-max_tokens // part) for part in _PARTS}, reverse=True)
         # one at a time is in use, so that all live in the same memory: that of one pool and one stream
@@ -78,7 +78,7 @@ class Recorder:
         ]
 
     def __call__(self, idx: Tensor, documents: Documents) -> Tensor:
-        """As `GPT.hidden`; the result may have rows more than there are tokens, (1, >= T, C)."""
+        """Returns what `GPT.hidden` does, perhaps with rows of padding at the end, (1, >= T, C)."""
         room = filling(documents.lengths, [r.size for r in self.recordings], self.slots, self.longest)
         if room is None or not torch.is_grad_enabled():
             return self.model.hidden(idx, documents=documents)
@@ -91,14 +91,15 @@ class Recorder:
 
 
 def filling(lengths: tuple[int, ...], sizes: list[int], slots: int, longest: int) -> tuple[int, tuple[int, ...]] | None:
-    """Index of the smallest size that documents of these lengths fit, and lengths of more that fill it up.
+    """Returns the index of the smallest size that fits documents, and the lengths of documents of padding to fill it.
 
     Args:
-        slots: most documents, those that fill up included.
+        lengths: tokens of each document.
+        slots: largest number of documents, padding included.
         longest: most tokens of a document.
 
     Returns:
-        None if they fit no size.
+        None if no size fits.
     """
     n_tokens = sum(lengths)
     fitting = [i for i, size in enumerate(sizes) if size >= n_tokens]
@@ -111,7 +112,7 @@ def filling(lengths: tuple[int, ...], sizes: list[int], slots: int, longest: int
 
 
 def prefixes_fit(documents: Documents, recorded: Documents) -> bool:
-    """Whether a recording has room for the prefixes that these documents share."""
+    """Returns whether a recording has room for the prefixes that these documents share."""
     if (coming := documents.shared_prefixes) is None:
         return True
     there = recorded.shared_prefixes
@@ -122,7 +123,7 @@ class _Recording:
     """The two graphs of one size, and the memory that they read and write.
 
     Args:
-        place: pool and stream of the recording.
+        capture: memory pool and stream of the recording.
     """
 
     def __init__(self, model: GPT, size: int, slots: int, longest: int, shares: bool, capture: dict[str, Any]) -> None:
@@ -171,7 +172,7 @@ class _Recording:
         self.hidden = hidden.detach()
 
     def set(self, idx: Tensor, documents: Documents, padding: tuple[int, ...]) -> None:
-        """Put a micro-batch where the graphs read it; documents of zeros fill it up."""
+        """Copies a micro-batch to where the graphs read it, with documents of padding after it."""
         n = idx.size(1)
         self.idx[:, :n].copy_(idx)
         self.positions[:n].copy_(documents.positions)
@@ -180,13 +181,13 @@ class _Recording:
         tail[: len(padding)] = ends[1:]
         self.offsets[: len(documents.offsets)].copy_(documents.offsets)
         self.offsets[len(documents.offsets) :].copy_(torch.from_numpy(tail), non_blocking=True)
-        # the tail's tokens and positions are left from before: nothing is learned from them
+        # the padding keeps tokens and positions of an earlier micro-batch: it carries no loss
         if self.shared_prefixes is not None:
             self.shared_prefixes.copy(documents.shared_prefixes)
 
 
 class _Replay(Function):
-    """Replays the forward pass now and the backward pass when its turn comes; gradients go where they belong in it."""
+    """Replays the recorded forward pass, and in backward the recorded backward pass, which adds to the gradients."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, anchor: Tensor, recording: _Recording) -> Tensor:

@@ -30,16 +30,16 @@ class Length:
     """Name of the flag whose limit that is."""
 
     def seen_after(self, step: int) -> int:
-        """Samples that the run has seen after this step; of steps before `self.step`, nothing is known."""
+        """Returns the samples seen after a step that is not before `self.step`."""
         return min(self.n_samples, self.seen + (step - self.step) * self.batch_size)
 
     def cut(self, n_steps: int, ended_by: str) -> "Length":
-        """The same run, ended by something else after `n_steps`."""
+        """Returns the same run, ended by another limit after `n_steps`."""
         return replace(self, n_steps=n_steps, n_samples=self.seen_after(n_steps), ended_by=ended_by)
 
 
 def length_of(train: TrainArgs, n_rows: int, step: int = 0, seen: int = 0) -> Length:
-    """How long a run with these limits is; without steps to come where a limit is passed already.
+    """Returns how long a run with these limits is; it has no steps left where a limit has been passed.
 
     Args:
         n_rows: samples in the training set.
@@ -55,7 +55,7 @@ def length_of(train: TrainArgs, n_rows: int, step: int = 0, seen: int = 0) -> Le
 
 
 def outlook(step: int, length: Length) -> Iterator[str]:
-    """What a run is going to do, said before its next step, line by line.
+    """Yields the lines that say, before its next step, what a run is going to do.
 
     Args:
         step: optimizer steps that are done.
@@ -73,7 +73,7 @@ def outlook(step: int, length: Length) -> Iterator[str]:
 
 
 def _too_few(length: Length) -> Iterator[str]:
-    """That a run has too few steps to learn much, and what gives it more, where that is so."""
+    """Yields a line with a way out if a run has too few steps to learn much."""
     if length.n_steps >= _FEW_STEPS:
         return
     way = f"raise --{length.ended_by}, which ends the run"

@@ -1,4 +1,4 @@
-"""The micro-batches of each optimizer step, as large as the memory allows."""
+"""The batch loader of training: the micro-batches of each optimizer step, as large as the memory allows."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -19,11 +19,14 @@ from lit_gpt.training.length import length_of
 from lit_gpt.training.memory import blocks_to_recompute
 
 _LOOKED_AT = 4
-"""Optimizer steps whose samples show whether prefixes are shared."""
+"""Number of optimizer steps whose samples show whether prefixes are shared."""
 
 
 class BatchLoader:
-    """Samples for the model, and the way through it.
+    """Makes the micro-batches of each optimizer step, and chooses how the model computes them.
+
+    It decides how many tokens a micro-batch has, how many blocks recompute their forward pass, and whether the step is
+    replayed from CUDA graphs; after running out of memory it decides again.
 
     Args:
         seed: decides the order of the samples.
@@ -47,20 +50,20 @@ class BatchLoader:
         self.coming: Iterator[list[Batch]] | None = None
         self.next_step = 1
         self.has_shrunk = False
-        """Whether the memory ran out, so that it is less than what the arguments say."""
+        """Whether the memory ran out, so that micro-batches have fewer tokens than the arguments say."""
         self.hidden_of: Callable[..., Tensor] = model.hidden
 
     def begin_at(self, step: int = 0, seen: int = 0) -> None:
-        """Let the next samples be those after the first `seen` ones, which `step` optimizer steps had."""
+        """Continues after the first `seen` samples, which `step` optimizer steps had."""
         self.length = length_of(self.train, len(self.data), step, seen)
         self.order = Order(len(self.data), self.length.n_samples, self.seed)
 
     def prepare(self, max_tokens: int | None = None, n_recomputed: int | None = None) -> None:
-        """Decide what is recomputed, and record the step where that is possible.
+        """Decides which blocks are recomputed, and records the step as CUDA graphs where that is possible.
 
         Args:
             max_tokens: tokens of a forward pass; None is what the arguments say.
-            n_recomputed: blocks that compute their forward pass twice; None is what the arguments say.
+            n_recomputed: blocks under activation checkpointing; None is what the arguments say.
         """
         self.has_shrunk = max_tokens is not None
         with self.autocast():
@@ -74,32 +77,32 @@ class BatchLoader:
             self.hidden_of = recorded_hidden(self.model, self.packing, self.data.lengths, self.train.records)
 
     def shares(self, packing: Packing) -> bool:
-        """Whether samples of the first steps begin alike, so that room for it in a recording pays."""
+        """Returns whether samples of the first steps share prefixes, so that room for them in a recording pays."""
         size = self.train.batch_size  # of the whole run's first steps, whichever of them this process takes
         some = (self.order.rows(start, start + size) for start in range(0, _LOOKED_AT * size, size))
         return any(prefixes_of(self.data, rows, packing) for rows in some if rows)
 
     @property
     def max_tokens(self) -> int:
-        """Of a forward pass."""
+        """Tokens that a forward pass has room for."""
         return self.packing.max_tokens
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the largest forward pass: one sample that is longer than the room for many has its own."""
+        """Tokens of the largest forward pass: a sample that is longer than max_tokens has one of its own."""
         return max(self.max_tokens, int(self.data.lengths.max()))
 
     @property
     def n_steps(self) -> int:
-        """Optimizer steps of the whole run, if nothing ends it sooner."""
+        """Optimizer steps of the whole run, unless something ends it sooner."""
         return self.length.n_steps
 
     def rows(self, step: int) -> list[int]:
-        """Which samples of the training set a step to come has, up to `n_steps`."""
+        """Returns which samples of the training set a coming step has, up to `n_steps`."""
         return self.order.rows(self.length.seen_after(step - 1), self.length.seen_after(step))
 
     def batches(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, on the device; those of the next one are made meanwhile."""
+        """Returns the micro-batches of a step on the device; those of the next step are made in the background."""
         if self.coming is None or self.next_step != step:
             seen = self.length.seen_after(step - 1)
             made = steps(self.data, self.order, self.train.batch_size, packing=self.packing, seen=seen)
@@ -108,7 +111,7 @@ class BatchLoader:
         return next(self.coming)
 
     def tokens_a_step(self) -> float:
-        """Tokens that a step computes, in the mean: those that prefixes save are taken to be as in the first steps."""
+        """Returns the mean number of tokens that a step computes, if prefixes save as much as in the first steps."""
         size = self.train.batch_size
         rows = self.order.rows(0, _LOOKED_AT * size)
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -117,11 +120,11 @@ class BatchLoader:
         return share * min(size, len(self.order)) * float(self.data.lengths.mean())
 
     def largest(self) -> list[int]:
-        """Samples whose micro-batch is as large as they come: the longest, and as many more as there is room for."""
+        """Returns the samples of the largest possible micro-batch: the longest, and as many more as fit."""
         return fullest(self.data.lengths, self.max_tokens, self.train.batch_size)
 
     def shrink(self) -> bool:
-        """After the memory ran out: half the tokens, then all blocks recomputed; says so. False if that was tried."""
+        """Halves the tokens of a micro-batch, or else recomputes all blocks; returns False if both were tried."""
         longest = int(self.data.lengths.max())
         self.hidden_of = self.model.hidden
         gc.collect()

@@ -28,18 +28,18 @@ def fit(
     validation: ValidationArgs,
     seed: int,
 ) -> Progress:
-    """Train the parameters of `model` that require a gradient, and save them now and then and at the end.
+    """Trains the parameters of `model` that require a gradient; saves a checkpoint at every interval and at the end.
 
-    Ends after the last step, when the time is over, when the validation loss stays, or when a signal comes, always
-    with a checkpoint of the last whole step. A validation is due, or a save, where its interval says so, whatever
-    process gets there: a resumed run does what the uninterrupted one would have done.
+    It ends after the last step, when the time is up, when the validation loss no longer falls, or on a signal, always
+    with a checkpoint of the last complete step. Validations and saves are due at fixed steps, so that a resumed run
+    does exactly what the uninterrupted one would have done.
 
     Args:
         seed: decides the order of the samples.
 
     Raises:
-        UserError: gradients that are not finite, many in a row; a disk that is full at the start or at the end.
-        RuntimeError: no memory, with the smallest micro-batches and everything recomputed.
+        UserError: the gradients of many steps in a row are not finite; the disk is full at the start or at the end.
+        RuntimeError: out of memory, with the smallest micro-batches and all blocks recomputed.
     """
     optimizer = prepare_optimizer(fabric, model, train)
     gradients = make_gradients(fabric, model, optimizer, train)

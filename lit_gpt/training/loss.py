@@ -11,17 +11,17 @@ from lit_gpt.data.batches import Batch
 from lit_gpt.model import GPT
 
 LOGITS = 2**23
-"""Logits that exist at a time, about: 32 MB in fp32."""
+"""Approximate number of logits that exist at a time: 32 MB in fp32."""
 
 
 def loss_sum(model: GPT, batch: Batch, hidden_of: Callable[..., Tensor] | None = None) -> Tensor:
-    """Cross entropy in nats, summed over the targets. A scalar in fp32.
+    """Returns the cross entropy in nats, summed over the targets: a scalar in fp32.
 
-    The output projection is computed for positions with a target only: on the others there is nothing to learn, and
-    with masked prompts they are the greater part.
+    The output projection is computed for positions with a target only. The others carry no loss, and with masked
+    prompts they are the greater part.
 
     Args:
-        hidden_of: what does the work of `model.hidden`, if not that itself.
+        hidden_of: takes the place of `model.hidden`, such as a recording of it.
     """
     hidden = (hidden_of or model.hidden)(batch.ids[None], documents=batch.documents).flatten(0, 1)  # (T, C)
     trained = [p for p in model.lm_head.parameters() if p.requires_grad]
@@ -29,9 +29,9 @@ def loss_sum(model: GPT, batch: Batch, hidden_of: Callable[..., Tensor] | None =
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum over (n, V) logits and (n,) targets, a scalar in fp32, and its gradient with respect to the logits.
+    """Returns the summed loss of (n, V) logits and (n,) targets, a scalar in fp32, and its gradient by the logits.
 
-    The probabilities are made where the gradient then is: they are the largest tensor of the step.
+    The gradient overwrites the probabilities in place: they are the largest tensor of the step.
     """
     h = logits.float()
     highest = h.amax(-1, keepdim=True)

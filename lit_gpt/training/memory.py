@@ -1,4 +1,4 @@
-"""What the forward pass keeps for the backward pass, and which blocks had better compute it again."""
+"""What the forward pass keeps for the backward pass, and which blocks recompute it (activation checkpointing)."""
 
 from collections.abc import Collection
 
@@ -12,11 +12,11 @@ from lit_gpt.model import GPT
 from lit_gpt.training.optimizer import STATE_BYTES
 
 WORKSPACE = 2 * 1024**3
-"""Bytes left for what lives shortly: a block's gradients, logits of the head, the optimizer's step, fragmentation."""
+"""Bytes left for short-lived tensors: a block's gradients, the head's logits, the optimizer's step, fragmentation."""
 
 
 def kept_values(config: Config) -> int:
-    """Values that one block keeps for each token while its weights are frozen.
+    """Returns the values that one block keeps for each token while its weights are frozen.
 
     Both residuals, rotated queries, keys and values, what attention returns, and what the MLP's activation reads. A
     norm of queries and keys keeps what it reads, norms after keep what they read; a mixture of experts keeps the rows
@@ -32,7 +32,7 @@ def kept_values(config: Config) -> int:
 
 
 def kept_by_wrappers(model: GPT) -> float:
-    """Values that a method's layers keep besides in one block for each token: what their `kept_values` say."""
+    """Returns the further values that a method's layers keep in one block for each token, by their `kept_values`."""
     c = model.config
     share = c.n_expert_per_token / c.n_expert if c.n_expert else 1.0  # a token goes through some of the experts
     layers = model.transformer.h[-1].named_modules()
@@ -40,7 +40,7 @@ def kept_by_wrappers(model: GPT) -> float:
 
 
 def lowest_trained(model: GPT) -> int:
-    """The first block that the backward pass reaches: those below keep nothing."""
+    """Returns the first block that the backward pass reaches; the blocks below keep nothing."""
     if model.transformer.wte.weight.requires_grad:
         return 0
     trains = [any(p.requires_grad for p in block.parameters()) for block in model.transformer.h]
@@ -48,7 +48,7 @@ def lowest_trained(model: GPT) -> int:
 
 
 def trained_bytes(model: GPT) -> int:
-    """Of all weights that train."""
+    """Returns the bytes of all weights that train."""
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
@@ -58,26 +58,26 @@ def checkpoint_bytes(model: GPT) -> int:
 
 
 def gradient_bytes(model: GPT, train: TrainArgs) -> int:
-    """What the gradients will take on the device: all of them, or the largest and what is added to it."""
+    """Returns the bytes of the gradients on the device; offloaded, the largest one and what is added to it."""
     if not train.offload_gradients:
         return trained_bytes(model)
     return 2 * max((p.numel() * p.element_size() for p in model.parameters() if p.requires_grad), default=0)
 
 
 def state_bytes(model: GPT, optimizer: str) -> int:
-    """What the optimizer's state will take."""
+    """Returns the bytes of the optimizer's state on the device."""
     per_value = STATE_BYTES[optimizer]
     trained = (p for p in model.parameters() if p.requires_grad)
     return sum(p.numel() * (2 * p.element_size() if per_value is None else per_value) for p in trained)
 
 
 def cast_bytes(model: GPT) -> int:
-    """What the 16-bit copies of trained matrices take, which autocast holds from the forward pass on."""
+    """Returns the bytes of the 16-bit copies of trained matrices, which autocast keeps from the forward pass on."""
     return 2 * sum(p.numel() for p in model.parameters() if p.requires_grad and p.dim() == 2)
 
 
 def training_bytes(model: GPT, train: TrainArgs, mixed: bool = False) -> int:
-    """What gradients and the optimizer's state will take, and in mixed precision the copies in 16 bits."""
+    """Returns the bytes of gradients and optimizer state, and in mixed precision of the 16-bit copies."""
     copies = cast_bytes(model) if mixed else 0
     return gradient_bytes(model, train) + state_bytes(model, train.optimizer) + copies
 
@@ -85,12 +85,12 @@ def training_bytes(model: GPT, train: TrainArgs, mixed: bool = False) -> int:
 def block_bytes(
     model: GPT, n_tokens: int, itemsize: int, mixed: bool = False, quantized: Collection[LinearLayer] = ()
 ) -> tuple[int, int]:
-    """What a block keeps of so many tokens, and what it keeps if it computes the rest again: its input.
+    """Returns the bytes that a block keeps of `n_tokens` tokens, and the bytes of its input, kept if it is recomputed.
 
     Args:
-        itemsize: bytes of a value that its layers hand on: in mixed precision 2.
-        mixed: the weights are in fp32, and so is what goes from block to block.
-        quantized: layers that keep nothing because their weights are in fewer bits, where `model` does not show that.
+        itemsize: bytes of an activation; 2 in mixed precision.
+        mixed: weights and residuals are in fp32.
+        quantized: layers that will be quantized, and so keep no 16-bit copy, where `model` does not show that.
     """
     c = model.config
     kept = (kept_values(c) + kept_by_wrappers(model)) * itemsize * n_tokens
@@ -102,7 +102,7 @@ def block_bytes(
 
 
 def _copied(model: GPT, quantized: set[int]) -> int:
-    """Frozen weights of a block that autograd keeps a 16-bit copy of: those of layers that no method wraps."""
+    """Returns the number of frozen weights of a block of which autograd keeps a 16-bit copy: no method wraps them."""
     layers = [
         m
         for name, m in model.transformer.h[-1].named_modules()
@@ -150,10 +150,10 @@ def n_recomputed(model: GPT, train: TrainArgs, kept: tuple[int, int], free: int 
 
 
 def _fewest_recomputed(n_layer: int, kept: int, input_: int, free: int) -> int:
-    """How many of `n_layer` blocks have to compute twice so that all that is kept goes into `free` bytes.
+    """Returns how many of `n_layer` blocks must recompute so that what all blocks keep fits `free` bytes.
 
     Args:
-        kept, input_: of `block_bytes`.
+        kept, input_: bytes that a block keeps, and bytes of its input, as `block_bytes` returns them.
     """
     missing = n_layer * kept - (free - WORKSPACE)
     if missing <= 0:

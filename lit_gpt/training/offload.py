@@ -32,7 +32,7 @@ class OffloadedGradients(Gradients):
             p.register_post_accumulate_grad_hook(partial(self.take, i))
 
     def take(self, i: int, parameter: Tensor) -> None:
-        """Add the gradient that parameter `i` has just got to what waits, and free it."""
+        """Adds the new gradient of parameter `i` to its sum on the host, and frees it on the device."""
         g, parameter.grad = parameter.grad, None
         if i in self.found:
             g = g.add_(self.waiting[i].to(g.device, non_blocking=True))
@@ -62,16 +62,19 @@ class OffloadedGradients(Gradients):
 
 
 def make_gradients(fabric: Fabric, model: GPT, optimizer: _FabricOptimizer, train: TrainArgs) -> Gradients:
-    """The gradients of a run, where `train` wants them."""
+    """Returns the gradients of a run: on the device, or with `offload_gradients` in the host's memory."""
     kind = OffloadedGradients if train.offload_gradients else Gradients
     return kind(fabric, model, optimizer, train.max_norm)
 
 
 def require_offload(train: TrainArgs, precision: str) -> None:
-    """Raises: UserError where gradients cannot wait elsewhere.
+    """Checks that gradients can be offloaded in this precision.
 
     Args:
         precision: Fabric's name of it, such as bf16-mixed.
+
+    Raises:
+        UserError: they cannot, and `train` asks for it.
     """
     if train.offload_gradients and precision == SCALED:
         raise UserError(

@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
-"""Value of --optimizer -> bitsandbytes' name of it."""
+"""Value of --optimizer -> its class in bitsandbytes."""
 STATE_BYTES = {"adamw": None, "adamw8bit": 2, "paged_adamw": 0, "paged_adamw8bit": 0}
 """Value of --optimizer -> bytes of its state on a GPU for each value that trains; None: two values of its dtype."""
 
@@ -28,12 +28,12 @@ def prepare_optimizer(fabric: Fabric, model: GPT, train: TrainArgs) -> _FabricOp
 
 
 def make_optimizer(model: GPT, train: TrainArgs, fused: bool = True) -> torch.optim.Optimizer:
-    """An optimizer of the parameters of `model` that require a gradient; weight decay is for the matrices among them.
+    """Returns an optimizer of the parameters of `model` that require a gradient; weight decay is for matrices only.
 
-    A parameter may have an attribute `lr_factor`. Its group's learning rate is to be so many times that of the others.
+    A parameter may have an attribute `lr_factor`, by which the learning rate of its group is multiplied (LoRA+).
 
     Args:
-        fused: let torch's AdamW take its step in one kernel, which leaves no room for a gradient scaler to clip.
+        fused: take the step of torch's AdamW in one kernel, which does not go with a gradient scaler's clipping.
 
     Raises:
         UserError: bitsandbytes is missing, or cannot do this on the model's device.
@@ -53,12 +53,16 @@ def make_optimizer(model: GPT, train: TrainArgs, fused: bool = True) -> torch.op
 
 
 def _decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay is for the parameter of this name: norms, biases, scales and gates are not to go to zero."""
+    """Returns whether a parameter has weight decay: norms, biases, scales and gates have none."""
     return parameter.dim() == 2 and "norm" not in name  # a norm of queries can have a weight for each head
 
 
 def _bitsandbytes(optimizer: str, device: torch.device) -> ModuleType:
-    """The package. Raises: UserError if it is missing, or too old for optimizers on a CPU."""
+    """Returns the package bitsandbytes.
+
+    Raises:
+        UserError: it is missing, or too old for optimizers on a CPU.
+    """
     try:
         import bitsandbytes
     except ImportError as e:
@@ -73,12 +77,12 @@ def _bitsandbytes(optimizer: str, device: torch.device) -> ModuleType:
 
 
 def warmup_of(args: TrainArgs, n_steps: int) -> int:
-    """Warm-up steps of a run: as asked for, but at most a tenth of it, so that short runs train too."""
+    """Returns the warm-up steps of a run: --warmup_steps, but at most a tenth of the run, so that short runs train."""
     return min(args.warmup_steps, n_steps // 10)
 
 
 def learning_rate(step: int, n_steps: int, args: TrainArgs) -> float:
-    """The rate of optimizer step `step`, 1 .. n_steps: a linear rise, then `lr_schedule` from the peak to 0."""
+    """Returns the learning rate of step 1 .. n_steps: a linear warm-up, then `lr_schedule` from the peak to 0."""
     warmup = warmup_of(args, n_steps)
     if step <= warmup:
         return args.learning_rate * step / warmup

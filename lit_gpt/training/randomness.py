@@ -10,7 +10,7 @@ import torch
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """Of the generators of Python, numpy and torch, and that of `device`: tensors and plain values."""
+    """Returns the states of the random generators of Python, numpy, torch and `device`, as tensors and numbers."""
     kind, keys, *rest = np.random.get_state()
     states = {
         "python": list(random.getstate()[1]),
@@ -21,7 +21,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Put back what `random_states` took."""
+    """Sets the random generators to the states that `random_states` returned."""
     version, _, gauss = random.getstate()
     random.setstate((version, tuple(states["python"]), gauss))
     kind, keys, *rest = states["numpy"]
@@ -33,7 +33,7 @@ def set_random_states(states: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """Within, random numbers can be drawn and generators seeded; afterwards all is as it was."""
+    """Restores all random generators after the block, whatever it drew or seeded."""
     before = random_states(device)
     try:
         yield

@@ -19,7 +19,7 @@ from lit_gpt.training.run.session import Session
 from lit_gpt.training.run.stopping import Stop
 
 AT_ONCE = 512
-"""Samples that are packed together: the time that takes grows with the square of their number."""
+"""Number of samples that are packed together: packing takes time that grows with its square."""
 
 
 def validated(
@@ -70,10 +70,10 @@ def validate(
     validation: ValidationArgs,
     stopped: Callable[[], Any] = lambda: False,
 ) -> float | None:
-    """Mean loss per target of the validation set, or of its first `eval_iters * micro_batch_size` samples.
+    """Returns the mean loss per target token of the validation set, or of its first `n_validated` samples.
 
     Args:
-        stopped: asked after each micro-batch; ends it without a result.
+        stopped: called after each micro-batch; where it returns something true, the result is None.
     """
     model.eval()
     n_samples = n_validated(len(data), train, validation)

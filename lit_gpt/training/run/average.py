@@ -16,7 +16,11 @@ AVERAGED = "averaged"
 
 
 def require_checkpoints(train: TrainArgs, n_steps: int) -> None:
-    """Raises: UserError unless a run of so many steps is sure to leave the checkpoints that its mean is to be of."""
+    """Checks that a run of `n_steps` steps leaves enough checkpoints for --average_last.
+
+    Raises:
+        UserError: it may leave fewer.
+    """
     n_sure = len({n_steps, *range(train.save_interval, n_steps + 1, train.save_interval)})
     if train.average_last > n_sure:
         raise UserError(
@@ -26,8 +30,9 @@ def require_checkpoints(train: TrainArgs, n_steps: int) -> None:
 
 
 def save_average(checkpoint_store: CheckpointStore, n: int) -> tuple[Path, list[int]]:
-    """Write the mean of the trained weights of the last `n` checkpoints; the folder, and their steps. That of step 0,
-    which has learned nothing, is none of them.
+    """Writes the mean of the trained weights of the last `n` checkpoints; returns its folder and their steps.
+
+    The checkpoint of step 0, which has not been trained, is not among them.
 
     Raises:
         UserError: there are fewer, or one is damaged.
@@ -43,7 +48,7 @@ def save_average(checkpoint_store: CheckpointStore, n: int) -> tuple[Path, list[
 
 
 def write_mean(checkpoints: list[Path], checkpoint_store: CheckpointStore, folder: Path) -> None:
-    """Fill `folder` with the mean of the trained weights of the checkpoints in `checkpoints`, as a run."""
+    """Writes the mean of the trained weights of these checkpoints to `folder`, which can then be used as a run."""
     states = [
         load_state(checkpoint / checkpoint_store.weights.name, "the finetune script") for checkpoint in checkpoints
     ]

@@ -1,4 +1,4 @@
-"""The time that a run may take: what is used, what is left for steps, and how many steps that will be."""
+"""The time limit of a run: what is used, what is left for steps, and how many steps fit."""
 
 import bisect
 import math
@@ -15,15 +15,15 @@ import torch
 from lit_gpt.training.length import Length
 
 LEDGER = "seconds_used.txt"
-"""File of a run's folder with the time that all of its processes have used."""
+"""File in a run's folder with the seconds that all of its processes have used."""
 _NOTED = 5.0
-"""Seconds between entries of the ledger."""
+"""Seconds between two updates of the ledger."""
 _STARTED = time.monotonic()
-"""When this module was imported, for systems that do not tell when the process began."""
+"""Time of this module's import, for systems that do not tell when the process began."""
 
 
 def process_seconds() -> float:
-    """Since this process began, by a clock that nobody sets."""
+    """Returns the seconds since this process began, by a monotonic clock."""
     try:
         with open("/proc/self/stat", encoding="utf-8") as file:
             ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22, starttime, proc(5)
@@ -33,15 +33,15 @@ def process_seconds() -> float:
 
 
 class Budget:
-    """Time of a run over all of its processes.
+    """The time that a run takes and may take, over all of its processes.
 
     Args:
-        max_seconds: what it may take; None is no limit.
-        finish: does with the checkpoint in a folder what is done with the last one after the training, but leaves
-            nothing; it is called once, early, to know how long that takes.
-        validates_again: the loss is measured once more after that.
-        ledger: file that keeps the time used, so that what a killed process used since its last checkpoint counts.
-        eval_interval, save_interval: optimizer steps between validations, and between saves; None is none of them.
+        max_seconds: limit; None is no limit.
+        finish: does what follows the training with a checkpoint, and leaves nothing behind; called once, early, to
+            measure how long that takes.
+        validates_again: what follows the training includes another validation.
+        ledger: file that keeps the time used, so that the time of a killed process counts.
+        eval_interval, save_interval: optimizer steps between validations, and between saves; None is never.
     """
 
     def __init__(
@@ -59,18 +59,18 @@ class Budget:
         self.finish_seconds = 0.0
         self.used_before = 0.0
         self.validation_seconds = self.save_seconds = 0.0
-        """How long the last ones took: what is kept for those at the end."""
+        """Seconds of the latest validation and save, which are reserved for the last ones."""
         self.loss_seconds = 0.0
-        """Of the last validation, without the score of a task."""
+        """Seconds of the latest validation, without the score of a task."""
         self.durations: deque[float] = deque(maxlen=101)
         self.expected_seconds = 0.0
-        """What a step is expected to take before one was timed; 0 if nothing is known."""
+        """Seconds that a step is expected to take before one was timed; 0 if unknown."""
         self.began = self.paused = 0.0
         self.n_begun = 0
         self.event: torch.cuda.Event | None = None
 
     def state(self) -> dict[str, float]:
-        """What another process of the run goes on with; `take_up` takes it."""
+        """Returns what a checkpoint keeps, which `take_up` takes when the run is resumed."""
         names = ("validation_seconds", "save_seconds", "finish_seconds", "step_seconds")
         return {"seconds": self.used} | {name: getattr(self, name) for name in names}
 
@@ -83,31 +83,31 @@ class Budget:
         finish_seconds: float,
         step_seconds: float = 0.0,
     ) -> None:
-        """Go on with a run that has used some time already: what its checkpoint says, or the ledger if that is more."""
+        """Resumes a run that has used some time: as much as its checkpoint says, or its ledger if that is more."""
         self.used_before, self.finish_seconds = max(seconds, self.entry()), finish_seconds
         self.validation_seconds, self.save_seconds = validation_seconds, save_seconds
         self.expected_seconds = step_seconds
 
     def begin_anew(self) -> None:
-        """Begin a new run: what the ledger says is another's."""
+        """Begins a new run: deletes the ledger, which is another run's."""
         if self.ledger is not None:
             self.ledger.unlink(missing_ok=True)
 
     def entry(self) -> float:
-        """Seconds that the ledger says; 0 if it cannot be read."""
+        """Returns the seconds in the ledger; 0 if it cannot be read."""
         try:
             return float(self.ledger.read_text(encoding="utf-8")) if self.ledger else 0.0
         except (OSError, ValueError):
             return 0.0
 
     def note(self) -> None:
-        """Write the time used to the ledger; a full disk is no reason to stop."""
-        if self.ledger is not None:  # without a limit, too: one can be set when the run goes on
+        """Writes the time used to the ledger; does nothing if the disk is full."""
+        if self.ledger is not None:  # without a limit, too: one can be set when the run is resumed
             with suppress(OSError):
                 self.ledger.write_text(f"{self.used:.1f}\n", encoding="utf-8")
 
     def rehearse_finish(self, checkpoint: Path) -> float:
-        """Measure how long what follows the training takes with a checkpoint; returns the seconds that it took now."""
+        """Measures how long what follows the training takes with a checkpoint; returns the seconds taken."""
         if self.finish is None or self.max_seconds is None:
             return 0.0
         began = time.monotonic()
@@ -118,12 +118,12 @@ class Budget:
 
     @property
     def reserve(self) -> float:
-        """Seconds kept for the end: the last validation and save, what comes after, and some doubt."""
+        """Seconds reserved for the end: the last validation and save, what follows the training, and a margin."""
         return 1.2 * (self.validation_seconds + self.save_seconds + self.finish_seconds) + 5.0
 
     @property
     def used(self) -> float:
-        """Seconds so far."""
+        """Seconds that all processes of the run have used so far."""
         return self.used_before + process_seconds()
 
     def deadline_in(self) -> float:
@@ -142,24 +142,23 @@ class Budget:
 
     @property
     def step_seconds(self) -> float:
-        """The median of the latest steps, without the first one, which warms up; before there is one, what is expected,
-        or 0 if nothing is known."""
+        """Median seconds of the latest steps, without the first one, which warms up; the expected ones before that."""
         return statistics.median(self.durations) if self.durations else self.expected_seconds
 
     def validated(self, seconds: float, loss_seconds: float) -> None:
-        """A validation is done, which is no part of a step; the loss alone took `loss_seconds`."""
+        """Records a validation, which does not count as part of a step; the loss alone took `loss_seconds`."""
         self.validation_seconds, self.loss_seconds = seconds, loss_seconds
         self.paused += seconds
 
     def saved(self, seconds: float) -> None:
-        """A checkpoint is written, which is no part of a step."""
+        """Records a save, which does not count as part of a step."""
         self.save_seconds = seconds
         self.paused += seconds
 
     def begin_step(self, device: torch.device) -> None:
-        """A step begins, and so the one before has ended.
+        """Ends the time of the step before and begins that of the next one.
 
-        With a limit, a GPU's step is waited for until it is done, one step late: its queue would hide what time it is.
+        Under a limit the host waits for a GPU's step, one step late: the queue of kernels would hide the time.
         """
         if self.max_seconds is not None and device.type == "cuda":
             event, self.event = self.event, torch.cuda.Event()
@@ -176,18 +175,17 @@ class Budget:
         self.began, self.paused = now, 0.0
 
     def has_time_to_validate(self) -> bool:
-        """Whether the whole of the limit leaves time for the last validation, and for what comes after it."""
+        """Returns whether there is time for a last validation and for what follows the training."""
         return self.left + 1.2 * self.validation_seconds > 0
 
     def has_time_for_a_step(self) -> bool:
-        """Whether another step ends in time, by those that were timed; the first ones are tried, and maybe given up."""
+        """Returns whether another step ends in time, by the steps timed so far; untimed ones are tried."""
         return self.left > 0 and (not self.durations or self.left >= self.step_seconds)
 
     def cut(self, length: Length, step: int) -> Length:
-        """How long the run will be: `length`, or less if the time ends before.
+        """Returns the length of the run: `length`, or less if the time is up before.
 
-        The schedule runs over these steps. Where time is what ends the run, it follows the clock; where it is not,
-        nothing depends on that.
+        The learning rate's schedule spans these steps. It follows the clock only where the time limit ends the run.
 
         Args:
             step: optimizer steps that are done.
@@ -199,7 +197,7 @@ class Budget:
         return length if fitting == len(more) else length.cut(step + max(1, fitting), "max_time")
 
     def seconds_of(self, step: int, n: int) -> float:
-        """What `n` steps after `step` take, with the validations and saves between them; those at the end are kept."""
+        """Returns the seconds of `n` steps after `step`, with the validations and saves between them."""
 
         def between(interval: int | None) -> int:
             return (step + n - 1) // interval - step // interval if interval else 0

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: each whole or not there, checked when read, and enough to go on from.
+"""The checkpoints of a run: each complete or not there, verified when read, and enough to resume from.
 
 out/<method>/<name>/checkpoints/step-000123/
   lit_model_..._finetuned.pth, finetuned.json    as the run's own: this folder can be given as --finetuned_path
@@ -29,7 +29,7 @@ _STATE, RECORD = "state.pth", "state.json"
 
 
 class _OtherVersion(UserError):
-    """A checkpoint is whole, and says what this version does not know."""
+    """A checkpoint is complete, and another version of the toolkit wrote it."""
 
 
 @dataclass(frozen=True)
@@ -37,38 +37,38 @@ class Progress:
     """Where a run is, after an optimizer step."""
 
     step: int = 0
-    """Steps taken."""
+    """Optimizer steps taken."""
     samples: int = 0
-    """Samples that these steps had: the place in the data."""
+    """Samples that these steps had: the position in the data."""
     seconds: float = 0.0
-    """Time used by all processes of the run."""
+    """Seconds used by all processes of the run."""
     best_step: int | None = None
     """The step with the lowest validation loss, or the highest score, so far."""
     best: float | None = None
-    """That loss or score."""
+    """The best loss or score so far."""
     n_without_gain: int = 0
-    """Validations since then."""
+    """Validations since the best step."""
     validated_step: int | None = None
     """The step of the last validation."""
     validation_seconds: float = 0.0
-    """How long that took."""
+    """Seconds of the last validation."""
     save_seconds: float = 0.0
-    """How long the last save took."""
+    """Seconds of the last save."""
     finish_seconds: float = 0.0
-    """How long what comes after the training takes."""
+    """Seconds of what follows the training."""
     step_seconds: float = 0.0
-    """How long a step takes; 0 where none was timed."""
+    """Seconds of a step; 0 where none was timed."""
     micro_batch_tokens: int | None = None
-    """What the forward passes have room for, if that is less than what the arguments say."""
+    """Tokens of a forward pass, if running out of memory made them fewer than the arguments say."""
     n_recomputed: int = 0
-    """Blocks that compute their forward pass twice."""
+    """Blocks under activation checkpointing."""
     monitor: dict[str, Any] = field(default_factory=dict)
-    """What `Monitor.state` says."""
+    """State of the monitor, as `Monitor.state` returns it."""
     stopped_by: str | None = None
     """The signal that ended the process, if one did."""
 
     def validated(self, loss: float, score: float | None = None) -> "Progress":
-        """After a validation of this step. What is not a number is no gain.
+        """Returns the progress after a validation of this step; a loss that is not a number is no gain.
 
         Args:
             score: what counts instead of the loss; more is better.
@@ -81,7 +81,7 @@ class Progress:
 
 
 class CheckpointStore:
-    """Writes and finds the checkpoints of the run in `out_dir`.
+    """The store of a run's checkpoints in `out_dir`: writes, finds and removes them.
 
     Args:
         method: key of METHODS; names the weights.
@@ -94,22 +94,22 @@ class CheckpointStore:
         self.folder = out_dir / CHECKPOINTS
 
     def folder_of(self, step: int) -> Path:
-        """The folder of the checkpoint after this step."""
+        """Returns the folder of the checkpoint after a step."""
         return self.folder / f"step-{step:06d}"
 
     def steps(self) -> list[int]:
-        """Those with a checkpoint, ascending; what was interrupted while it was written is not among them."""
+        """Returns the steps that have a complete checkpoint, in ascending order."""
         names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
         return sorted(int(name) for name in names if name.isdigit())
 
     def write(self, model: GPT, state: dict[str, Any], progress: Progress) -> Path:
-        """Write a checkpoint, and then remove those that are no longer kept.
+        """Writes a checkpoint, then removes those that are no longer kept; returns its folder.
 
         Args:
             state: the optimizer and the random generators, as `torch.save` with `weights_only` takes it.
 
         Raises:
-            UserError: the disk is full; what was there before is there still.
+            UserError: the disk is full; what was there before stays.
         """
         checkpoint = self.folder_of(progress.step)
 
@@ -129,18 +129,21 @@ class CheckpointStore:
         return checkpoint
 
     def clear(self) -> None:
-        """Remove what killed processes left of checkpoints and files that they were writing or removing."""
+        """Removes what killed processes left of checkpoints and files that they were writing or removing."""
         for folder in (self.folder, self.out_dir):
             for path in folder.glob(".*.tmp"):
                 target = path.name[1:].removesuffix(".tmp").removesuffix(".old").rpartition(".")[0]
                 temporary_beside(folder / target)
 
     def require_room(self, n_bytes: int, later_bytes: int = 0) -> None:
-        """Raises: UserError unless the disk has room for the checkpoints that are kept, and one that is written.
+        """Checks that the disk has room for the checkpoints that are kept, and one that is being written.
 
         Args:
-            n_bytes: of a checkpoint.
-            later_bytes: of what is written after the training.
+            n_bytes: bytes of a checkpoint.
+            later_bytes: bytes that are written after the training.
+
+        Raises:
+            UserError: it has not.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.clear()
@@ -148,7 +151,7 @@ class CheckpointStore:
         require_room(n_missing * n_bytes + later_bytes, self.folder)
 
     def point_to(self, progress: Progress) -> None:
-        """Let the run's weights be those of this checkpoint, and the link `best` lead to the best one."""
+        """Makes the run's weights those of this checkpoint, and points the link `best` to the best one."""
         weights = self.folder_of(progress.step) / self.weights.name
         replace_with(self.weights, lambda path: _link_or_copy(weights, path))
         if progress.best_step is None or not self.folder_of(progress.best_step).is_dir():
@@ -156,17 +159,17 @@ class CheckpointStore:
         links.point(self.out_dir / BEST, self.folder_of(progress.best_step))
 
     def prune(self, progress: Progress) -> None:
-        """Remove all but the latest checkpoints and the best one."""
+        """Removes all but the latest checkpoints and the best one."""
         kept = {*[step for step in self.steps() if step <= progress.step][-self.keep_last :], progress.best_step}
         for step in self.steps():
             if step not in kept and step <= progress.step:
                 _remove(self.folder_of(step))
 
     def newest(self, say: Callable[[str], None] = print) -> Path | None:
-        """The latest checkpoint that is whole; says which ones are not. None if there is none.
+        """Returns the latest checkpoint that is intact, None if there is none; says which later ones are damaged.
 
         Raises:
-            UserError: it is whole, and from a version of this toolkit that says more.
+            UserError: it is intact, and a later version of the toolkit wrote it.
         """
         for step in reversed(self.steps()):
             try:
@@ -180,21 +183,21 @@ class CheckpointStore:
         return None
 
     def forget_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps: the run takes them again, or other ones."""
+        """Removes the checkpoints of later steps, which the run will take again, perhaps differently."""
         for later in self.steps():
             if later > step:
                 _remove(self.folder_of(later))
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint so that at no time a part of it looks like one."""
+    """Deletes a checkpoint such that at no time a part of it looks like a checkpoint."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.tmp")
     checkpoint.replace(doomed)
     shutil.rmtree(doomed)
 
 
 def _link_or_copy(source: Path, path: Path) -> None:
-    """The same file under another name; a copy where the filesystem has no links."""
+    """Makes a hard link to a file, or a copy where the filesystem has no links."""
     try:
         os.link(source, path)
     except OSError:
@@ -202,10 +205,10 @@ def _link_or_copy(source: Path, path: Path) -> None:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """Where the run was, from a checkpoint whose files are all as they were written.
+    """Returns the progress of a run from a checkpoint, after verifying all of its files.
 
     Raises:
-        UserError: one is missing, or not what was written, or from a version that says more.
+        UserError: a file is missing or is not what was written, or a later version wrote it.
     """
     try:
         record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
@@ -236,10 +239,12 @@ def _require_readable(record: Any, checkpoint: Path) -> None:
 
 
 def position(checkpoint: Path | None) -> tuple[int, int]:
-    """Optimizer steps that a checkpoint is after, and their samples; none without a checkpoint.
+    """Returns the optimizer steps that a checkpoint is after, and their samples; (0, 0) without a checkpoint.
+
+    Reads state.json only; `read_progress` verifies the other files, too.
 
     Raises:
-        UserError: as `read_progress`, which looks at all of its files, too.
+        UserError: a later version wrote it.
     """
     if checkpoint is None:
         return 0, 0
@@ -252,30 +257,33 @@ def position(checkpoint: Path | None) -> tuple[int, int]:
 
 
 def _progress_of(record: dict[str, Any], checkpoint: Path) -> Progress:
-    """Where the run was, from what a checkpoint of this version or an earlier one says; what an earlier one does not
-    say has its default.
+    """Returns the progress in a record of this version or an earlier one, which may lack fields that came later.
 
     Raises:
-        UserError: it says what this version does not know.
+        UserError: the record has a field that this version does not know.
     """
     record = without_format(checkpoint / RECORD, record)
     try:
         require_known(checkpoint / RECORD, record, {f.name for f in fields(Progress)})
     except UserError as e:
         raise _OtherVersion(f"{e}, or pass another --out_dir") from e
-    record.setdefault("samples", record.get("monitor", {}).get("samples", 0))  # until then, only the monitor counted
+    record.setdefault("samples", record.get("monitor", {}).get("samples", 0))  # older
     return Progress(**record)
 
 
 def read_state(checkpoint: Path, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Trained weights, and optimizer and random generators, of a checkpoint. Raises: UserError."""
+    """Returns the trained weights of a checkpoint, and its state.pth.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
     return load_state(checkpoint / weights, "the finetune script"), load_state(
         checkpoint / _STATE, "the finetune script"
     )
 
 
 def _file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Returns the SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Everything that a run goes on from, gathered into checkpoints and put back from them."""
+"""Saves the whole state of a run as checkpoints when they are due, and resumes from one."""
 
 import copy
 import time
@@ -24,10 +24,10 @@ from lit_gpt.training.run.session import Session
 
 
 class Checkpointer:
-    """Saves a run when that is due, and takes it up again.
+    """Saves a run when that is due, and resumes it.
 
     Args:
-        save_interval: steps between checkpoints.
+        save_interval: optimizer steps between checkpoints.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Checkpointer:
         self.checkpoint, self.later_bytes, self.save_interval = session.resumed, session.later_bytes, save_interval
         self.progress = Progress()
         self.saved: Progress | None = None
-        """The last one that was saved."""
+        """Progress at the last save."""
         self.owes = False
-        """Whether a save failed and is to be tried again."""
+        """Whether a save failed and is tried again later."""
 
     def begin(self) -> Progress:
-        """Where the run is: at its start, or where the checkpoint has it. Gets micro-batches ready.
+        """Prepares the batch loader; returns the progress: that of the checkpoint, or the start of a new run.
 
         Raises:
             UserError: a damaged checkpoint, or too little room on the disk.
@@ -71,17 +71,21 @@ class Checkpointer:
         return self.progress
 
     def restore(self) -> None:
-        """Put back the weights, the optimizer, the random generators and the monitor's counts, if it goes on.
+        """Restores weights, optimizer, random generators and the monitor's counts, if the run is resumed.
 
         Raises:
-            UserError: it is of another model.
+            UserError: the checkpoint is of another model.
         """
         if self.checkpoint is not None:
             self.put_back(self.checkpoint)
         self.monitor.begin()
 
     def put_back(self, checkpoint: Path) -> None:
-        """What the checkpoint in `checkpoint` has. Raises: UserError, as `restore`."""
+        """Loads a checkpoint into model, optimizer, random generators and monitor.
+
+        Raises:
+            UserError: the checkpoint is of another model.
+        """
         weights, state = read_state(checkpoint, self.checkpoint_store.weights.name)
         check_fit(weights, trained_parameters(self.model), checkpoint)
         self.model.load_state_dict(weights, strict=False)
@@ -93,14 +97,14 @@ class Checkpointer:
         self.fabric._precision.load_state_dict(state["precision"])
         set_random_states(state["random"], self.fabric.device)
         self.monitor.restore(self.progress.monitor)
-        if not self.budget.finish_seconds:  # it had no deadline before
+        if not self.budget.finish_seconds:  # it had no time limit before
             self.budget.rehearse_finish(checkpoint)
 
     def keep(self, progress: Progress, ends: bool) -> Progress:
-        """Save the run if that is due: at the interval, at its end, when it is the best so far.
+        """Saves the run if that is due: at the interval, at its end, or when it is the best so far.
 
         Raises:
-            UserError: the disk is full, at the start or at the end of the run; in between it goes on and tries again.
+            UserError: the disk is full at the start or at the end of the run; in between, the run tries again later.
         """
         self.progress = progress
         due = progress.step % self.save_interval == 0 or progress.best_step == progress.step
@@ -118,12 +122,16 @@ class Checkpointer:
 
     @property
     def is_saved(self) -> bool:
-        """Whether there is nothing new since the last checkpoint."""
+        """Whether nothing has happened since the last checkpoint."""
         now = self.progress
         return self.saved is not None and (now.step, now.validated_step) == (self.saved.step, self.saved.validated_step)
 
     def save(self) -> None:
-        """Write a checkpoint of the run as it is. Raises: UserError if the disk is full."""
+        """Writes a checkpoint of the run.
+
+        Raises:
+            UserError: the disk is full.
+        """
         self.monitor.report()
         began = time.monotonic()
         shrunk = self.loader.max_tokens if self.loader.has_shrunk else None
@@ -145,7 +153,7 @@ class Checkpointer:
             self.monitor.paused(self.budget.rehearse_finish(checkpoint))
 
     def state(self) -> dict[str, Any]:
-        """What goes into state.pth."""
+        """Returns what state.pth holds."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "precision": self.fabric._precision.state_dict(),
@@ -154,7 +162,7 @@ class Checkpointer:
 
     @contextmanager
     def saving_what_fails(self) -> Iterator[None]:
-        """What ends the run from within, such as a lack of memory, ends it with a checkpoint."""
+        """Saves a checkpoint before an error, such as running out of memory, ends the run."""
         try:
             yield
         except (UserError, RuntimeError) as e:

@@ -1,4 +1,4 @@
-"""What is about to happen, for the reader: parameters, operations, length of the run."""
+"""What a run says of itself before it starts: parameters, operations, length."""
 
 import copy
 from collections.abc import Iterator
@@ -18,15 +18,14 @@ from lit_gpt.training.optimizer import warmup_of
 def description(
     model: GPT, data: Samples, args: FinetuneArgs, device: torch.device, done: tuple[int, int] = (0, 0)
 ) -> Iterator[str]:
-    """What a run is, line by line: parameters, samples, steps and operations.
+    """Yields the lines that describe a run: parameters, samples, steps and operations.
 
     Args:
-        data: to train on.
-        device: of the run.
-        done: optimizer steps, and samples of these, that an earlier process of the run did.
+        data: training samples.
+        done: optimizer steps, and their samples, of earlier processes of the run.
     """
     with torch.device("meta"):
-        counted = GPT(copy.deepcopy(model.config))  # quantized weights would count as what they are packed in
+        counted = GPT(copy.deepcopy(model.config))  # quantized weights would count by the bytes that hold them
         METHODS[args.method].inject(counted, args.method_args)
     trained, frozen = (
         sum(p.numel() for p in counted.parameters() if p.requires_grad is wanted) for wanted in (True, False)

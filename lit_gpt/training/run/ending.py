@@ -1,6 +1,6 @@
-"""What is done when the training is over: curve, mean of the last checkpoints, report, merge. Each can be done again.
+"""What follows the training: loss curve, report, merged weights, mean of the last checkpoints. Each can be repeated.
 
-A run with a deadline does all of it once before the first step and throws it away, to know how long it takes.
+A run with a time limit does all of it once before the first step and deletes the result, to know how long it takes.
 """
 
 import shutil
@@ -43,13 +43,13 @@ class Ending:
 
     @property
     def n_bytes(self) -> int:
-        """That it writes, about."""
+        """Approximate bytes that `finish` writes."""
         merged = (self.args.checkpoint_dir / WEIGHTS).stat().st_size if self.args.merge else 0
         trained = sum(x.numel() * x.element_size() for x in trained_parameters(self.model).values())
         return merged + (trained if self.args.train.average_last else 0)
 
     def rehearse(self, checkpoint: Path) -> None:
-        """Does all of it with a checkpoint and leaves nothing behind; the mean is written and not validated."""
+        """Does what `finish` does, with a checkpoint, and leaves nothing behind; the mean is not validated."""
         aside = temporary_beside(self.args.out_dir / _REHEARSAL)
         aside.mkdir()
         try:
@@ -63,10 +63,10 @@ class Ending:
             shutil.rmtree(aside, ignore_errors=True)
 
     def finish(self, progress: Progress) -> None:
-        """Do it with the last checkpoint, and say what the training took and where its result is.
+        """Writes curve, report, merged weights and mean; says what the training took and where its results are.
 
         Raises:
-            UserError: what cannot be merged.
+            UserError: the run cannot be merged.
         """
         out_dir, weights = self.args.out_dir, self.checkpoint_store.weights
         curve = plot_losses(self.args.out_dir / METRICS, out_dir / CURVE)
@@ -87,7 +87,7 @@ class Ending:
         return write_merged(self.args.checkpoint_dir, checkpoint, self.run, folder, overwrite=True)
 
     def average(self) -> None:
-        """Save the mean of the last checkpoints and say its validation loss; the model has these weights then."""
+        """Saves the mean of the last checkpoints, loads it into the model, and says its validation loss."""
         try:
             folder, steps = save_average(self.checkpoint_store, self.args.train.average_last)
         except UserError as e:  # a run that its deadline ended early has all else that was asked for

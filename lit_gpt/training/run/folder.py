@@ -12,16 +12,16 @@ from lit_gpt.training.run.monitor import CURVE, METRICS
 MERGED = "merged"
 """Folder of the merged checkpoint within that of the run."""
 PLAN = "plan.json"
-"""What the run was planned to take, beside what it took."""
+"""File with what the run was planned to take, and what it took."""
 RECORDS = (RUN, METRICS, CURVE, REPORT, PLAN, LEDGER, CHECKPOINTS, BEST)
-"""What is of no use without the results."""
+"""Files that are of no use without the results."""
 
 
 def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
-    """Make the folder of a run; if `overwrite` is set, take all out of it that another run has left there.
+    """Makes the folder of a run, without what an earlier run left there; other files stay.
 
-    What no run leaves there stays. Without results of another run, what is left of one that was stopped before its
-    first checkpoint is taken out, too.
+    Results of an earlier run are deleted only if `overwrite` is set; records of one that was stopped before its first
+    checkpoint always are.
 
     Raises:
         UserError: the folder has results of another run, and `overwrite` is not set.

@@ -12,51 +12,51 @@ from lit_gpt.training.length import Length
 from lit_gpt.training.run.budget import process_seconds
 
 _FIRST_STEPS = 3
-"""Optimizer steps after which the end of the run is told; the first of them is not counted, as it warms up."""
+"""Optimizer steps after which the end of the run is forecast; the first one, which warms up, is not counted."""
 
 
 @dataclass(frozen=True)
 class _Forecast:
-    """When the run will end, by its first steps."""
+    """The time at which the run will end, estimated from its first steps."""
 
     step: int
-    """After which it was made."""
+    """Step after which the estimate was made."""
     seconds: float
-    """From the start of the process to its end."""
+    """Seconds from the start of the process to its end."""
 
 
 @dataclass
 class _Pauses:
-    """What interrupts the training now and then, such as validations."""
+    """Interruptions of the training, such as validations."""
 
     n: int
-    """Of the whole run."""
+    """Number in the whole run."""
     n_done: int = 0
     seconds: float = 0.0
-    """Of all that are done."""
+    """Seconds of all that are done."""
 
     def add(self, seconds: float) -> None:
-        """One more took this long."""
+        """Records one more."""
         self.n_done += 1
         self.seconds += seconds
 
     @property
     def left(self) -> float:
-        """Seconds of those to come."""
+        """Estimated seconds of those to come."""
         return self.seconds / max(1, self.n_done) * max(0, self.n - self.n_done)
 
 
 class Gauges:
-    """Reads what a run does against what the machine can do and what there is to do.
+    """Relates the speed of a run to what the machine can do and to what is left to do.
 
     Args:
-        device: that the run is on.
-        n_samples: of the whole run.
-        flops_per_token: operations of training, a token.
-        peak: operations a second that a large matrix product reaches here; 0 if unknown.
-        n_validations, n_saves: of the whole run.
-        time_left: seconds to the deadline; None if there is none.
-        max_seconds: that the whole run may take, where there is a deadline.
+        device: device of the run.
+        n_samples: samples of the whole run.
+        flops_per_token: operations of training for each token.
+        peak: operations a second of a large matmul on this device; 0 if unknown.
+        n_validations, n_saves: numbers in the whole run.
+        time_left: returns the seconds to the time limit; None if there is none.
+        max_seconds: the time limit of the whole run, if there is one.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class Gauges:
         self.forecast: _Forecast | None = None
 
     def expect(self, length: Length) -> None:
-        """The run is now known to be that long."""
+        """Updates the length of the run."""
         self.length, self.n_samples = length, length.n_samples
 
     def iterated(self, step: int, samples: int, is_step: bool, n_samples: int, seconds: float) -> None:
-        """A line's micro-batches are done.
+        """Records the micro-batches of a line of the log.
 
         Args:
-            samples: of the run so far.
-            n_samples, seconds: of the line.
+            samples: samples of the run so far.
+            n_samples, seconds: samples and time of the line.
         """
         if n_samples:
             latest = seconds / n_samples
@@ -109,26 +109,26 @@ class Gauges:
 
     @property
     def pausing(self) -> float:
-        """Seconds that did not go into training steps so far."""
+        """Seconds so far that did not go into training steps."""
         return self.validations.seconds + self.saves.seconds
 
     def of_peak(self, tokens_per_sec: float) -> float | None:
-        """Part of the peak that training at this speed is; None if the peak is unknown."""
+        """Returns the share of the peak at this speed; None if the peak is unknown."""
         if not self.peak or not self.flops_per_token:
             return None
         return tokens_per_sec * self.flops_per_token / self.peak
 
     def seconds_left(self, samples: int) -> float | None:
-        """To the end of the run; None before its first line."""
+        """Returns the estimated seconds to the end of the run; None before its first line."""
         if self.per_sample is None:
             return None
         return (self.n_samples - samples) * self.per_sample + self.validations.left + self.saves.left
 
     def line(self, step: int, samples: int, tokens_per_sec: float, short: bool = False) -> str:
-        """All of it, for a reader.
+        """Returns speed, share of the peak, memory and time left as text.
 
         Args:
-            short: the line may be cut off, and so begins with the time.
+            short: the line may be truncated, and so begins with the time.
         """
         speed = [f"{tokens_per_sec:,.0f} tok/s"]
         share = self.of_peak(tokens_per_sec)
@@ -139,7 +139,7 @@ class Gauges:
         return ", ".join(times + speed if short else speed + times)
 
     def times(self, step: int, samples: int, short: bool) -> Iterator[str]:
-        """How far the run is on the way to the limit that will end it, and when that is."""
+        """Yields how far the run is, and when it will end and by which limit."""
         left = self.seconds_left(samples)
         if self.length is not None and not short:
             yield f"{step}/{self.length.n_steps} steps"
@@ -155,13 +155,13 @@ class Gauges:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Most memory taken so far, 10^9 bytes: what torch holds of the GPU, freed or not; of a CPU's process, all."""
+    """Returns the peak memory so far in 10^9 bytes: what torch reserved of the GPU, or all of a CPU's process."""
     return torch.cuda.max_memory_reserved(device) / 1e9 if device.type == "cuda" else peak_memory_gb()
 
 
 @torch.no_grad()
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product here, the best of a few; takes a moment and no random numbers."""
+    """Returns the operations a second of a large matmul on this device, the best of a few; draws no random numbers."""
     n = 4096 if device.type == "cuda" else 1024
     x = torch.linspace(-1, 1, n * n, device=device).view(n, n).to(dtype)
     best = float("inf")
@@ -175,12 +175,12 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device is done."""
+    """Waits until the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def clock(seconds: float) -> str:
-    """Seconds as H:MM:SS."""
+    """Returns seconds as H:MM:SS."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

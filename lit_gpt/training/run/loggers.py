@@ -19,17 +19,21 @@ class Logger(Protocol):
 
 
 def require_logger(kind: str) -> None:
-    """Raises: UserError if what `kind` needs is not installed."""
+    """Checks that the package of a logger is installed.
+
+    Raises:
+        UserError: it is not.
+    """
     package = _PACKAGES.get(kind)
     if package and find_spec(package) is None:
         raise UserError(f'--logger {kind} needs the package {package}; run: pip install -e ".[loggers]"')
 
 
 def make_logger(kind: str, out_dir: Path, settings: dict[str, Any] | None = None) -> Logger | None:
-    """One of Fabric's loggers that writes to `out_dir`; None for csv, which the monitor writes itself.
+    """Returns one of Fabric's loggers that writes to `out_dir`; None for csv, which the monitor writes itself.
 
     Args:
-        settings: of the run, to be shown beside its figures.
+        settings: settings of the run, to be shown beside its figures.
 
     Raises:
         UserError: a package is missing.
@@ -49,6 +53,6 @@ def make_logger(kind: str, out_dir: Path, settings: dict[str, Any] | None = None
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a line of metrics.csv that are curves."""
+    """Returns the numbers of a line of metrics.csv that are worth a curve."""
     names = ("loss", "val_loss", "learning_rate", "tokens_per_sec", "of_peak", "memory_gb")
     return {name: float(row[name]) for name in names if row.get(name) not in (None, "")}

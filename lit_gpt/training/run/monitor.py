@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a progress bar in a terminal, plain lines in a file, and always metrics.csv."""
+"""What a run shows: a progress bar in a terminal, plain lines in a file, and always metrics.csv."""
 
 import csv
 import os
@@ -35,18 +35,18 @@ COLUMNS = [
 ]
 
 METRICS, CURVE = "metrics.csv", "loss.png"
-"""Files of a run's folder."""
+"""Files in a run's folder."""
 _BAR = "{percentage:3.0f}% {bar:8} {n_fmt}/{total_fmt}{postfix}"
-"""tqdm's own time left knows of samples only; ours counts validations, too."""
+"""Format of the bar, without tqdm's own time left, which does not count validations."""
 
 
 @dataclass(frozen=True)
 class _Due:
-    """A line that is not written yet."""
+    """A line of the log that is not written yet."""
 
     row: dict[str, Any]
     loss: Tensor
-    """Sum over the targets of its micro-batches, on its way to the CPU."""
+    """Loss summed over the targets of its micro-batches, on its way to the CPU."""
     arrived: "torch.cuda.Event | None"
     n_iterations: int
     is_step: bool
@@ -60,11 +60,11 @@ class Monitor:
 
     Args:
         out_dir: where metrics.csv goes.
-        n_samples: of the whole run.
+        n_samples: samples of the whole run.
         log_interval: micro-batches between lines.
-        goes_on: keep the lines of an earlier process; `restore` says up to where.
-        gauges: what the figures are read against; without, they stand for themselves.
-        logger: gets them, too.
+        goes_on: keep the lines of earlier processes; `restore` says up to where.
+        gauges: relate the figures to the machine's peak and to the length of the run.
+        logger: gets the figures, too.
     """
 
     def __init__(
@@ -90,25 +90,25 @@ class Monitor:
         self.n_tokens = self.n_targets = self.n_iterations = 0
 
     def open(self, mode: str) -> None:
-        """Open metrics.csv for more lines; with "w" for the first ones."""
+        """Opens metrics.csv to append lines; with "w" to begin it."""
         self.file = open(self.path, mode, newline="", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         self.csv = csv.DictWriter(self.file, COLUMNS)
         if mode == "w":
             self.csv.writeheader()
 
     def mark(self) -> dict[str, Any]:
-        """Where the monitor is, for `restore`."""
+        """Returns where the monitor is, for `restore`."""
         names = ("iter", "samples", "n_tokens", "n_targets", "n_iterations")
         return {name: getattr(self, name) for name in names} | {"losses": list(self.losses)}
 
     def state(self) -> dict[str, Any]:
-        """The same in plain values, for another process; everything is written before."""
+        """Returns what `mark` does in plain values, for a checkpoint, after writing the line that is due."""
         self.report()
         losses = [loss.item() for loss in self.losses]
         return self.mark() | {"losses": losses, "seconds": time.perf_counter() - self.start}
 
     def restore(self, mark: dict[str, Any]) -> None:
-        """Go back to where `mark` or `state` was taken: later lines of metrics.csv are taken out."""
+        """Goes back to where `mark` or `state` was taken, and removes later lines of metrics.csv."""
         self.report()
         for name, value in mark.items():
             if hasattr(self, name):
@@ -127,7 +127,7 @@ class Monitor:
             self.bar.refresh()
 
     def expect(self, step: int, length: Length) -> None:
-        """The run is now known to be that long, after `step` steps; the first time, say what it is going to do."""
+        """Updates the length of the run after `step` steps; the first time, says what the run is going to do."""
         if self.gauges.length is None:
             for line in outlook(step, length):
                 self.say(line)
@@ -137,7 +137,7 @@ class Monitor:
             self.bar.total = length.n_samples
 
     def iterated(self, step: int, batch: Batch, loss: Tensor, learning_rate: float, is_step: bool) -> None:
-        """A micro-batch is under way; `loss` is the sum over its targets."""
+        """Records a micro-batch, which the device may still be computing; `loss` is the sum over its targets."""
         self.report()
         self.iter += 1
         self.samples += batch.n_samples
@@ -161,11 +161,11 @@ class Monitor:
             arrived.record()
         self.due = _Due(row, total, arrived, n_iterations=self.n_iterations, is_step=is_step)
         self.losses, self.n_tokens, self.n_targets, self.n_iterations = [], 0, 0, 0
-        if arrived is None:  # a CPU is done with it: later, the line would have the next one's time
+        if arrived is None:  # a CPU is done with it; later, the line would include the time of the next one
             self.report()
 
     def report(self) -> None:
-        """Write the line that is due, if one is; waits until its micro-batches are done."""
+        """Writes the line that is due, if one is, after waiting for its micro-batches."""
         if self.due is None:
             return
         due, self.due = self.due, None
@@ -192,23 +192,23 @@ class Monitor:
             self.bar.set_postfix_str(f"step {step}{of}, loss {mean:.4f}, {line}")
 
     def validated(self, step: int, loss: float, seconds: float) -> None:
-        """A validation is done, in so many seconds; `loss` is the mean over its targets. To be reported before it."""
+        """Records a validation; `loss` is the mean over its targets. Call `report` before the validation."""
         self.paused(seconds)
         self.gauges.validations.add(seconds)
         self.write({"iter": self.iter, "step": step, "samples": self.samples, "val_loss": f"{loss:.6f}"})
         self.say(f"iter {self.iter} step {step}: val loss {loss:.4f}, val time: {1e3 * seconds:.2f}ms")
 
     def saved(self, seconds: float) -> None:
-        """A checkpoint is written, in so many seconds. To be reported before it."""
+        """Records a save. Call `report` before it."""
         self.paused(seconds)
         self.gauges.saves.add(seconds)
 
     def paused(self, seconds: float) -> None:
-        """This time is not the next iteration's."""
+        """Excludes a pause from the time of the next iteration."""
         self.since_line += seconds
 
     def begin(self) -> None:
-        """The first iteration is next; what was before is not its time."""
+        """Starts the clock of the first iteration."""
         self.since_line = time.perf_counter()
 
     def write(self, row: dict[str, Any]) -> None:
@@ -218,14 +218,14 @@ class Monitor:
             self.logger.log_metrics(figures(row), int(row["step"]))
 
     def say(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
+        """Prints a line, above the bar if there is one."""
         if self.bar is None:
             print(line)
         else:
             self.bar.write(line)
 
     def close(self) -> float:
-        """End the bar and the file; returns the seconds since the start."""
+        """Closes the bar and the file; returns the seconds since the start."""
         if self.bar is not None:
             self.bar.close()
         self.file.close()
@@ -235,7 +235,7 @@ class Monitor:
 
 
 def _has_columns(stream: TextIO) -> bool:
-    """Whether this is a terminal that a bar can be drawn in; one in a container may have no width."""
+    """Returns whether a bar can be drawn in this stream; a terminal in a container may have no width."""
     try:
         return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
     except OSError:
@@ -243,7 +243,7 @@ def _has_columns(stream: TextIO) -> bool:
 
 
 def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    """A metrics.csv of these lines."""
+    """Writes these lines as a metrics.csv."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
@@ -251,7 +251,7 @@ def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def plot_losses(metrics: Path, picture: Path) -> Path:
-    """Draw training and validation loss of a metrics.csv over the optimizer steps; returns the path of the picture."""
+    """Plots training and validation loss over the optimizer steps; returns the path of the picture."""
     import matplotlib
 
     matplotlib.use("Agg")

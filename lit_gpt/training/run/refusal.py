@@ -1,4 +1,4 @@
-"""What is said of a run that cannot go on with other arguments than before, or that should not unless it is meant."""
+"""What is said of a run that cannot be resumed with changed arguments, or only if the user means it."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,19 +6,19 @@ _RESHAPING = ("method", "lora_r", "lora_dora", "lora_init", "adapter_prompt_leng
 _RESHAPING += tuple(f"lora_{part}" for part in ("query", "key", "value", "projection", "mlp", "head"))
 """Arguments that decide which tensors train, and their shapes."""
 _REGROUPING = ("optimizer", "lora_plus_ratio")
-"""Arguments that decide what an optimizer keeps of them."""
+"""Arguments that decide the state of the optimizer."""
 
 
 def impossible(changes: Iterable[str]) -> list[str]:
-    """Those changes, by name, under which a checkpoint cannot be read back."""
+    """Returns the names of those changes under which a checkpoint cannot be loaded."""
     return [name for name in changes if name in (*_RESHAPING, *_REGROUPING)]
 
 
 def refusal(changes: Mapping[str, str]) -> str:
-    """One line about changes that would make it another run; offers only what can work.
+    """Returns one line about changes that would make it another run, with a way out that works.
 
     Args:
-        changes: what changed -> how, as a sentence.
+        changes: name of what changed -> a sentence that says how.
     """
     message = f"this would be another run: {'; '.join(changes.values())}"
     stuck = impossible(changes)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it would still be the same run."""
+"""Finds the checkpoint that a run resumes from, and checks that it is still the same run."""
 
 import json
 from dataclasses import asdict, fields
@@ -16,11 +16,11 @@ from lit_gpt.training.run.checkpoint_store import RECORD, CheckpointStore, read_
 from lit_gpt.training.run.refusal import impossible, refusal
 
 _ELSEWHERE = ("folder", "checkpoint_dir", "source")
-"""What meta.json says about places, which may have moved."""
+"""Keys of meta.json with paths, which may have changed."""
 
 
 def checkpoint_to_resume(checkpoint_store: CheckpointStore, resume: bool | Path) -> Path | None:
-    """The folder of the checkpoint; None if the run has none yet, which is said.
+    """Returns the folder of the checkpoint to resume from; None, which it says, if the run has none yet.
 
     Args:
         resume: a checkpoint's folder, or True for the newest whole one.
@@ -47,7 +47,7 @@ def checkpoint_to_resume(checkpoint_store: CheckpointStore, resume: bool | Path)
 
 
 def require_same(run: Run, earlier: Run, allow_changes: bool) -> None:
-    """See that a run goes on as what it was.
+    """Checks that a resumed run is the same run as before.
 
     Args:
         earlier: as the checkpoint has it.
@@ -68,9 +68,9 @@ def require_same(run: Run, earlier: Run, allow_changes: bool) -> None:
 
 
 def _changes(run: Run, earlier: Run) -> dict[str, str]:
-    """What is another than before, by the name of the flag or of the file's key, and how it changed.
+    """Returns what has changed since the earlier run: name of the flag or key -> a sentence that says how.
 
-    Flags that came with a later version of this toolkit had their default before.
+    A flag that a later version of the toolkit added had its default before.
     """
     now, before = _facts(run), _facts(earlier)
     before = {name: default for name, default in _defaults(run.method).items() if name in now} | before
@@ -79,13 +79,13 @@ def _changes(run: Run, earlier: Run) -> dict[str, str]:
 
 
 def _defaults(method: str) -> dict[str, Any]:
-    """The default of every flag that a record has, by its name."""
+    """Returns the default of every flag that a record has, by its name."""
     kinds = (TrainArgs, ValidationArgs, METHODS[method].args)
     return {f.name: f.default for kind in kinds for f in fields(kind)}
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """What makes a run that run, by the name of the flag or of the file's key, in JSON's values."""
+    """Returns what identifies a run, by the name of the flag or key, as JSON values."""
     run = Run(**without_format(Path(RUN), json.loads(run_text(run))))
     data = {f"data {name}": value for name, value in run.data.items() if name not in _ELSEWHERE}
     training = {

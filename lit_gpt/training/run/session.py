@@ -1,4 +1,4 @@
-"""What a run has around its loop."""
+"""What surrounds the loop of a run: its store of checkpoints, monitor, time limit and score."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from lit_gpt.training.run.monitor import Monitor
 
 @dataclass(frozen=True)
 class Session:
-    """Where a run is kept and shown, how long it has, and what makes a checkpoint the best."""
+    """The surroundings of a run's loop."""
 
     checkpoint_store: CheckpointStore
     monitor: Monitor
     budget: Budget = field(default_factory=Budget)
     resumed: Path | None = None
-    """The checkpoint to go on from."""
+    """Checkpoint that the run resumes from; None for a new run."""
     score: Callable[[], float] | None = None
-    """What the best checkpoint has most of; None is the one with the lowest validation loss."""
+    """Returns the score by which a checkpoint is the best; None decides by the lowest validation loss."""
     later_bytes: int = 0
-    """Of what is written after the training."""
+    """Bytes that are written after the training."""

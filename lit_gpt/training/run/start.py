@@ -1,4 +1,4 @@
-"""What a run starts from: data that fits the model, a folder that is free for it, the model with the method in it."""
+"""What a run starts from: data that fits the model, a free folder, and the model with the method in it."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ from lit_gpt.training.run.resume import checkpoint_to_resume, require_same
 
 
 def load_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
-    """Training and validation samples, and what meta.json says of them.
+    """Returns training samples, validation samples, and their meta.json.
 
     Raises:
         UserError: no data, or data of another tokenizer or prompt style than the model's or the one asked for.
@@ -31,10 +31,10 @@ def load_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
 
 
 def find_checkpoint(args: FinetuneArgs, checkpoint_store: CheckpointStore) -> Path | None:
-    """The checkpoint to go on from; None for a new run, for which the folder has to be free.
+    """Returns the checkpoint to resume from; None for a new run, whose folder has to be free.
 
     Raises:
-        UserError: the folder holds another run, or what is to be gone on from is no checkpoint of it.
+        UserError: the folder holds another run, or --resume names no checkpoint of this one.
     """
     checkpoint = checkpoint_to_resume(checkpoint_store, args.run.resume) if args.run.resume else None
     if checkpoint is None and not args.run.overwrite:
@@ -43,10 +43,13 @@ def find_checkpoint(args: FinetuneArgs, checkpoint_store: CheckpointStore) -> Pa
 
 
 def load_model(fabric: Fabric, args: FinetuneArgs, init: bool = True) -> tuple[GPT, str]:
-    """The model with the method in it, and the digest of its base's weights. Raises: UserError, as `load_base`.
+    """Returns the model with the method in it, and the digest of the base model's weights.
 
     Args:
-        init: False for a run that goes on, whose weights are put in later.
+        init: False for a resumed run, whose weights are loaded later.
+
+    Raises:
+        UserError: what `load_base` raises.
     """
     set_compile(args.train.compile)
     model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
@@ -55,11 +58,11 @@ def load_model(fabric: Fabric, args: FinetuneArgs, init: bool = True) -> tuple[G
 
 
 def enter(fabric: Fabric, args: FinetuneArgs, data: tuple[str, dict], base_digest: str, checkpoint: Path | None) -> Run:
-    """Make the folder that of this run: from here on, what was there before is gone, or is gone on with.
+    """Claims the folder for this run and writes its finetuned.json; from here on, an overwritten run is gone.
 
     Args:
         data: digest of the training samples, and their meta.json.
-        place: the checkpoint to go on from.
+        checkpoint: checkpoint to resume from.
 
     Raises:
         UserError: arguments, data or base weights that make it another run than that of `checkpoint`.

@@ -1,4 +1,4 @@
-"""A run that is asked to stop: by SIGTERM or SIGINT, once politely and twice at once."""
+"""SIGTERM and SIGINT: the first one stops a run after its micro-batch, the second one at once."""
 
 import os
 import signal
@@ -9,15 +9,15 @@ from types import FrameType
 
 
 class Stop:
-    """Whether somebody asked, and how."""
+    """The request to stop, if there was one."""
 
     signal: str | None = None
-    """Name of the first signal that came."""
+    """Name of the first signal; None before there is one."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Within, a first SIGTERM or SIGINT is noted and nothing else happens; a second one ends the process at once."""
+    """Notes a first SIGTERM or SIGINT within the block; a second one ends the process at once."""
     stop = Stop()
 
     def note(number: int, frame: FrameType | None) -> None:
