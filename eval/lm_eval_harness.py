@@ -25,8 +25,8 @@ def main(
         checkpoint_dir: folder of a converted checkpoint.
         finetuned_path: a run's folder, or the weights in it; the pretrained model if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: keep the weights of the blocks in 4 or 8 bits, or in the precision (none); if not given, as a run was
-            trained, and a pretrained model in the precision.
+        quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, as a run was trained,
+            and not for a pretrained model.
     """
     from lit_gpt.args.folders import require_checkpoint, run_folder
     from lit_gpt.checkpoints.base import load_base

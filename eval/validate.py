@@ -28,8 +28,8 @@ def main(
         data_dir: folder of a prepared data set; the run's own if not given.
         precision: that of the training if not given; for a pretrained model bf16-true on a GPU that has it and 32-true
             on a CPU.
-        quantize: keep the weights of the blocks in 4 or 8 bits, or in the precision (none); if not given, as a run was
-            trained, and a pretrained model in the precision.
+        quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, as a run was trained,
+            and not for a pretrained model.
         micro_batch_tokens: tokens per forward pass; 4096 on a GPU and 512 on a CPU if not given.
     """
     from lit_gpt.args.folders import require_checkpoint, run_folder

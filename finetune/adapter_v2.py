@@ -29,7 +29,7 @@ def main(
         data_dir: folder of a prepared data set.
         out_dir: where the run is saved; out/adapter_v2/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
+        quantize: quantize the weights of the blocks to 4 or 8 bits; not if not given.
     """
     from lit_gpt.args.finetuning import FinetuneArgs
     from lit_gpt.args.folders import default_out_dir

@@ -31,7 +31,7 @@ def main(
         out_dir: where the run is saved; out/lora/<name of the checkpoint> if not given.
         merge: write a checkpoint with the merged weights to out_dir/merged in the end.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
+        quantize: quantize the frozen weights of the blocks to 4 or 8 bits (LoRA on bnb.nf4 is QLoRA); not if not given.
     """
     from lit_gpt.args.finetuning import FinetuneArgs
     from lit_gpt.args.folders import default_out_dir

@@ -25,7 +25,7 @@ def main(
         checkpoint_dir: folder of the checkpoint that was finetuned.
         finetuned_path: the run's folder, or the weights in it; out/full/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: keep the weights of the blocks in 4 or 8 bits; in the precision if not given.
+        quantize: quantize the weights of the blocks to 4 or 8 bits; not if not given.
         compile: true takes some seconds to make each token faster, false does not; if not given, it is true on a GPU
             from 32 new tokens on.
     """

@@ -26,7 +26,7 @@ def main(
         checkpoint_dir: folder of the checkpoint that was finetuned.
         finetuned_path: the run's folder, or the weights in it; out/lora/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: keep the base weights so, and not as in the training; none keeps them in the precision.
+        quantize: quantize the base weights so, whatever the training did; none does not quantize them.
         compile: true takes some seconds to make each token faster, false does not; if not given, it is true on a GPU
             from 32 new tokens on.
     """

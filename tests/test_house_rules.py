@@ -20,7 +20,7 @@ FOR_FORKS = {  # what somebody imports who builds on the library, whether or not
 }
 COMPILED = ("compiled_on_gpu", "partial(compiled_on_gpu", "triton")
 """Decorators whose functions take what they get by position."""
-FRAGMENT = re.compile(r"(Of|That|Which|Those|Them|It|As|With|From|For|To|By|On|Nor|But|And|See|If|So)\b")
+FRAGMENT = re.compile(r"(Of|That|Which|Those|Them|It|As|With|From|To|By|Nor|But|And|See|If|So)\b")
 """How a docstring begins that hangs on the name above it."""
 
 

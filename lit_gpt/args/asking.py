@@ -1,4 +1,4 @@
-"""What a model is asked."""
+"""Arguments of the generate scripts: what the model is asked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ class AskArgs:
     input: str = ""
     """Context that the instruction refers to."""
     system: str = ""
-    """Text that says how to answer, for a model that was trained with such texts."""
+    """System prompt, for a model that was trained with one."""
     conversation: Path | None = None
     """JSON file with the turns before the prompt: a list of messages (role, content), or an object with messages and
-    perhaps tools. If its last turn is not the assistant's, that is what is asked, and there is no prompt."""
+    optional tools. If its last turn is not the assistant's, that turn is the prompt."""

@@ -1,4 +1,4 @@
-"""How data is checked, augmented and mixed."""
+"""Arguments of checking, augmenting and mixing data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from lit_gpt.errors import UserError
 
 @dataclass(frozen=True)
 class CheckArgs:
-    """What the check of a prepared data set looks at."""
+    """Arguments of the check of a prepared data set."""
 
     language: str | None = None
     """Warn of rows that are in another language than this one, such as en (ISO 639-1); needs pip install py3langid."""
@@ -19,7 +19,7 @@ class CheckArgs:
     n_samples: int = 3
     """Samples to print with their targets marked."""
     near_duplicate: float = 0.8
-    """Rows that share this part of their runs of 5 characters count as nearly the same."""
+    """Rows that share this part of their character 5-grams count as near-duplicates."""
 
     def __post_init__(self) -> None:
         require("n_samples", self.n_samples, at_least=0)
@@ -31,18 +31,18 @@ class CheckArgs:
 
 @dataclass(frozen=True)
 class ContaminationArgs:
-    """Which evaluation sets the training text must not contain, and what happens where it does."""
+    """Arguments of the search for evaluation questions in training text."""
 
     task_data: dict[str, Path] | Path | None = None
     """The evaluation sets: a JSON, JSONL or CSV file, a folder with a file for each task, or task -> file or folder, as
     for eval/lm_eval_harness.py."""
     n_words: int = 13
-    """So many words in a row that an evaluation text and a training text have in common are an overlap. A shorter text
-    has to be there as a whole."""
+    """Length of an overlap: N words in a row that an evaluation text and a training text share. A shorter evaluation
+    text must occur as a whole."""
     n_examples: int = 3
     """Overlaps of each task to print."""
     drop: bool = False
-    """Write the data set without the rows that overlap to --destination_path."""
+    """Write the data set without the overlapping rows to --destination_path."""
     destination_path: Path | None = None
     """Folder for the cleaned data set."""
     overwrite: bool = False
@@ -62,16 +62,16 @@ _Perturbation = Literal["lowercase", "typos", "contractions", "expansions", "mis
 
 @dataclass(frozen=True)
 class AugmentArgs:
-    """What is made of the training rows of raw sources; validation rows stay as they are."""
+    """Arguments of augmentation of the training rows of raw sources; validation rows stay as they are."""
 
     shuffle_options: float = 0
-    """Part of the multiple-choice rows whose options A, B, C ... come in another order; the answer's letter follows."""
+    """Share of the multiple-choice rows whose options A, B, C ... are shuffled; the answer's letter follows."""
     perturb: float = 0
-    """Part of the rows whose prompts are written as careless people write them."""
+    """Share of the rows whose prompts are perturbed, as careless people write."""
     perturbations: tuple[_Perturbation, ...] = ("mild_mix",)
     """One of these is drawn for each such row; mild_mix is lowercase, contractions, misspellings and spaces at once."""
     augmented: Literal["add", "replace"] = "add"
-    """Whether what is made comes beside its row, or in its place."""
+    """Whether augmented rows are added to the originals or replace them."""
 
     def __post_init__(self) -> None:
         for name in ("shuffle_options", "perturb"):
@@ -87,18 +87,18 @@ class AugmentArgs:
 
 @dataclass(frozen=True)
 class MixArgs:
-    """How much of each source goes into a mixture."""
+    """Arguments of a mixture: how much of each source it has."""
 
     sources: dict[str, Path] | None = None
     """name -> prepared folder, or file of rows (JSON, JSONL, CSV)."""
     weights: dict[str, float] | None = None
     """name -> share of the mixture; those of all sources are divided by their sum."""
     sizes: dict[str, int] | None = None
-    """name -> training rows; more than the source has draws rows again. All of a source that is not named."""
+    """name -> training rows; more than the source has repeats rows. A source that is not named is taken whole."""
     caps: dict[str, int] | None = None
-    """name -> most training rows."""
+    """name -> maximum of training rows."""
     size: int | None = None
-    """Training rows of the mixture, with --weights; as many as no source has to repeat for, if not given."""
+    """Training rows of the mixture, with --weights; if not given, as many as need no repetition."""
 
     def __post_init__(self) -> None:
         if not self.sources:

@@ -1,4 +1,4 @@
-"""Where rows come from, and how they become tokens."""
+"""Arguments of data preparation: where rows come from, and how they become tokens."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,27 +10,27 @@ from lit_gpt.errors import UserError
 
 @dataclass(frozen=True)
 class SourceArgs:
-    """Where the rows come from."""
+    """Arguments of the source of the rows."""
 
     data_file: Path | None = None
     """A local file to read instead of downloading one."""
     validation_file: Path | None = None
     """Rows for validation; a part of the rows is held out if not given."""
     data_file_url: str = ""
-    """Where to download from."""
+    """Address to download from."""
     data_file_name: str = ""
-    """What to call the download, in the folder of the prepared data; it is not fetched again."""
+    """File name of the download, in the folder of the prepared data; it is not downloaded again."""
 
 
 @dataclass(frozen=True)
 class DatasetArgs:
-    """A data set of the Hugging Face hub in the place of a file; needs pip install "lit-gpt[datasets]"."""
+    """Arguments of a data set of the Hugging Face hub instead of a file; needs pip install "lit-gpt[datasets]"."""
 
     dataset: str | None = None
-    """Its id, such as tatsu-lab/alpaca; a private or gated one needs HF_TOKEN. Its rows are kept in the folder of the
-    prepared data and not fetched again."""
+    """Id of the data set, such as tatsu-lab/alpaca; a private or gated one needs HF_TOKEN. Its rows are kept in the
+    folder of the prepared data and not downloaded again."""
     dataset_config: str | None = None
-    """Its configuration (subset), if it has several."""
+    """Configuration (subset) of the data set, if it has several."""
     split: str = "train"
     """Rows to train on."""
     validation_split: str | None = None
@@ -43,7 +43,7 @@ class DatasetArgs:
 
 @dataclass(frozen=True)
 class PrepareArgs:
-    """How rows become tokens."""
+    """Arguments of tokenization."""
 
     prompt_style: str | None = None
     """Name of the prompt style: alpaca, chatml, plain, llama2, vicuna ... (docs/prepare_data.md), or chat_template for
@@ -52,23 +52,23 @@ class PrepareArgs:
     mask_inputs: bool = True
     """Train on the responses only."""
     last_turn_only: bool = False
-    """Train on the last response of a conversation only, not on all of them."""
+    """Train on the last response of a conversation only, not on all responses."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """What else the chat template is given, such as "{enable_thinking: false}"; a part of the style that is stored."""
+    """Variables for the chat template, such as "{enable_thinking: false}"; stored as a part of the style."""
     max_seq_length: int | None = None
     """Longest sample in tokens; None is the model's own limit."""
     truncation: Literal["drop", "cut_prompt", "cut_end", "error"] = "drop"
-    """What happens to longer samples: cut_prompt shortens the texts of the user, cut_end the response."""
+    """What happens to longer samples: drop them, truncate the user's texts (cut_prompt) or the response (cut_end)."""
     bad_rows: Literal["error", "drop"] = "error"
-    """What happens to rows that do not fit their schema: error ends with the place of the first, drop counts them."""
+    """What happens to rows that do not fit their schema: error stops at the first and names it, drop counts them."""
     test_split_fraction: float = 0.03865
-    """Part of the rows that is held out for validation; unused with --validation_file."""
+    """Share of the rows that is held out for validation; unused with --validation_file."""
     seed: int = 42
-    """Decides which rows are held out."""
+    """Seed of the choice of held-out rows."""
     overwrite: bool = False
     """Replace the data set that destination_path holds."""
     check: bool = True
-    """Look the data over at the end, as scripts/check_data.py does."""
+    """Check the data at the end, as scripts/check_data.py does."""
 
     def __post_init__(self) -> None:
         if not 0 < self.test_split_fraction < 1:

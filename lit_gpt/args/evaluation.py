@@ -1,4 +1,4 @@
-"""What is evaluated."""
+"""Arguments of evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from lit_gpt.errors import UserError
 
 @dataclass(frozen=True)
 class EvalArgs:
-    """What is measured, and where the results go."""
+    """Arguments of evaluation: what is measured, and where the results go."""
 
     eval_tasks: tuple[str, ...] = ("arc_challenge", "piqa", "hellaswag", "hendrycksTest-*")
     """Names of tasks, groups or tags of lm-eval, also with * and ?; the names of 2023 work too."""
@@ -19,30 +19,30 @@ class EvalArgs:
     task_path: Path | None = None
     """Your own tasks: a YAML file of lm-eval, or a folder with such files."""
     batch_size: int = 1
-    """Sequences per forward pass; changes memory and speed, and not the result."""
+    """Sequences per forward pass; changes memory and speed, not the result."""
     num_fewshot: int | None = None
-    """Solved examples before each question; as the task says if not given."""
+    """Few-shot: solved examples before each question; as the task says if not given."""
     limit: int | float | None = None
-    """Questions per task, or if below 1 the part of them; all if not given."""
+    """Questions per task, or their share if below 1; all if not given."""
     bootstrap_iters: int = 100_000
     """Resamplings behind the standard errors."""
     save_filepath: Path | None = None
     """JSON file for the results, in lm-eval's schema."""
     log_samples: bool = False
-    """Save each question with the model's answer, too."""
+    """Also save each question with the model's answer."""
     apply_prompt_style: bool = False
     """Wrap each question in a prompt style: that of --prompt_style, else the one the model was finetuned with."""
     prompt_style: str | None = None
     """Name of the prompt style: alpaca, chatml, plain, or chat_template for the model's own."""
     fewshot_as_multiturn: bool | None = None
-    """Show solved examples as turns of a conversation, and not within the one question; if not given, with the prompt
-    style chat_template alone, as lm-eval does."""
+    """Show solved examples as turns of a conversation instead of within the question; if not given, only with the
+    prompt style chat_template, as lm-eval does."""
     system: str | None = None
-    """Text that comes before everything; a system text where the questions are in a prompt style."""
+    """Text before everything else; a system prompt where the questions are in a prompt style."""
     confirm_run_unsafe_code: bool = False
     """Run what the model writes, for tasks that execute it (humaneval, mbpp): on this machine, unguarded."""
     seed: int = 1234
-    """Decides which solved examples are shown, and the draws of tasks that sample."""
+    """Seed of the choice of solved examples, and of sampling."""
 
     def __post_init__(self) -> None:
         require("batch_size", self.batch_size, at_least=1)

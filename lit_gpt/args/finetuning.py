@@ -1,4 +1,4 @@
-"""What a finetune script was told, to be run or planned."""
+"""The arguments of a finetune script in one object, to be run or planned."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,26 +9,26 @@ from lit_gpt.args import PlanArgs, RunArgs, TrainArgs, ValidationArgs
 
 @dataclass(frozen=True)
 class FinetuneArgs:
-    """A run that is asked for."""
+    """All arguments of a finetune script."""
 
     method: str
     """Key of METHODS."""
     method_args: Any
-    """What its `inject` takes."""
+    """Arguments of the method, as its `inject` takes them."""
     checkpoint_dir: Path
-    """Of the model to finetune."""
+    """Folder of the base model."""
     data_dir: Path
-    """Of the prepared data."""
+    """Folder of the prepared data."""
     out_dir: Path
-    """Where what it takes to use the result is left."""
+    """Folder of the run."""
     train: TrainArgs
     validation: ValidationArgs
     run: RunArgs = field(default_factory=RunArgs)
     plan: PlanArgs = field(default_factory=PlanArgs)
-    """Whether to say what the run will take in place of starting it."""
+    """Whether to plan the run instead of starting it."""
     precision: str | None = None
-    """As asked for; None lets the device choose, also one that is planned for."""
+    """Fabric's name of the precision; None lets the device decide, also one that is planned for."""
     quantize: str | None = None
-    """How the frozen weights are kept, key of QUANTIZATIONS; None is the precision."""
+    """Key of QUANTIZATIONS, for the frozen weights; None does not quantize them."""
     merge: bool = False
-    """Write a checkpoint of the merged weights in the end, within the same time."""
+    """Whether to write the merged weights at the end, within the same time limit."""

@@ -1,6 +1,6 @@
-"""What the folders of this toolkit are known by, and what to say of one that is not what was asked for.
+"""The files by which this toolkit knows its folders, and what is said of a folder that is not what was asked for.
 
-Imports nothing that takes long, so that a wrong path is told at once.
+Imports nothing that takes long, so that a wrong path is reported at once.
 """
 
 import json
@@ -12,31 +12,31 @@ from typing import Any
 from lit_gpt.errors import UserError
 
 WEIGHTS, CONFIG, LITGPT_CONFIG = "lit_model.pth", "lit_config.json", "model_config.yaml"
-"""Of a checkpoint; the last one in the place of CONFIG in those of litgpt."""
+"""Files of a checkpoint; checkpoints of litgpt have LITGPT_CONFIG instead of CONFIG."""
 RUN = "finetuned.json"
-"""What a run says of itself."""
+"""File of a run that says all it takes to use it."""
 _RESULTS = ("lit_model*_finetuned.pth", "checkpoints/step-*", "merged", "averaged")
-"""What is in the folder of a run, besides what says how it went."""
+"""Results in the folder of a run, which somebody may want to keep."""
 _META = "meta.json"
-"""What a prepared data set says of itself."""
+"""File of a prepared data set that says how it was made."""
 _HF_CONFIG = "config.json"
-"""Of a checkpoint that is downloaded and not yet converted."""
+"""Configuration file of a downloaded checkpoint."""
 _CHECKPOINTS, _RUNS, _DATA = "checkpoints/*/*", "out/*/*", "data/*"
-"""Where they usually are."""
+"""Patterns of the folders where checkpoints, runs and data sets usually are."""
 ROWS = (".json", ".jsonl", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz", ".zip", ".parquet", ".arrow", ".txt")
-"""Ends of the names of files with rows."""
+"""Suffixes of files with rows."""
 
 
 def default_out_dir(method: str, checkpoint_dir: Path) -> Path:
-    """Where a finetune script saves if it is not told, and where the scripts after it look: out/<method>/<name>."""
+    """Returns the folder that a finetune script saves to by default, and later scripts look in: out/<method>/<name>."""
     return Path("out", method, checkpoint_dir.absolute().name)  # a link goes by its own name
 
 
 def require_checkpoint(checkpoint_dir: Path, takes_runs: bool = False) -> None:
-    """See that a folder is a converted checkpoint.
+    """Checks that a folder is a converted checkpoint.
 
     Args:
-        takes_runs: the caller has a --finetuned_path, too.
+        takes_runs: the caller also has a --finetuned_path.
 
     Raises:
         UserError: it is not; the message says what it is, or what is missing, and what to run.
@@ -65,7 +65,7 @@ def require_checkpoint(checkpoint_dir: Path, takes_runs: bool = False) -> None:
 
 
 def require_downloaded(checkpoint_dir: Path) -> None:
-    """Raises: UserError if a folder to be converted is not there."""
+    """Checks that a folder to be converted is there; raises UserError if it is not."""
     if not checkpoint_dir.is_dir():
         if checkpoint_dir.is_file():
             raise UserError(f"--checkpoint_dir {checkpoint_dir} is a file; pass the folder {checkpoint_dir.parent}")
@@ -80,10 +80,10 @@ def run_folder(path: Path) -> Path:
 
 
 def require_run(run_dir: Path, given: bool = True) -> None:
-    """See that a folder, or the folder of a weights file, holds a run.
+    """Checks that a folder, or the folder of a weights file, holds a run.
 
     Args:
-        given: the user named it; else it is where a finetune script leaves a run.
+        given: whether the user named it; otherwise it is the default folder.
 
     Raises:
         UserError: it does not.
@@ -106,7 +106,7 @@ def require_run(run_dir: Path, given: bool = True) -> None:
 
 
 def require_data(data_dir: Path) -> None:
-    """Raises: UserError if a folder is no prepared data set; it says which one may be meant, or what to run."""
+    """Checks that a folder is a prepared data set; raises UserError, with the likely one or what to run, if not."""
     if (data_dir / _META).is_file():
         return
     make_one = (
@@ -132,13 +132,13 @@ def require_data(data_dir: Path) -> None:
 
 
 def require_there(flag: str, path: Path) -> None:
-    """Raises: UserError if there is no such file or folder."""
+    """Checks that a file or folder is there; raises UserError if it is not."""
     if not path.exists():
         raise UserError(f"there is no {path} (--{flag}){suggestion(path) or '; check the path'}")
 
 
 def require_file(flag: str, path: Path) -> None:
-    """Raises: UserError if there is no such file."""
+    """Checks that a file is there; raises UserError if it is not."""
     require_there(flag, path)
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in ROWS)[:3]
@@ -147,7 +147,7 @@ def require_file(flag: str, path: Path) -> None:
 
 
 def require_free_for(flag: str, path: Path, folder: bool) -> None:
-    """Raises: UserError if what is to be written would take the place of a folder by a file, or the other way round."""
+    """Checks that a new folder would not replace a file, or a new file a folder; raises UserError if it would."""
     if folder and path.is_file():
         raise UserError(f"--{flag} {path} is a file, and a folder is to be made there; pass another one")
     if not folder and path.is_dir():
@@ -155,12 +155,12 @@ def require_free_for(flag: str, path: Path, folder: bool) -> None:
 
 
 def results_of(out_dir: Path) -> list[Path]:
-    """What a run left in its folder that somebody may want to keep."""
+    """Returns the results in a run's folder, which somebody may want to keep."""
     return [path for pattern in _RESULTS for path in out_dir.glob(pattern)]
 
 
 def require_no_results(out_dir: Path) -> None:
-    """Raises: UserError if the folder of a new run has results of another one."""
+    """Checks that the folder of a new run has no results of another one; raises UserError if it has."""
     if results_of(out_dir):
         raise UserError(
             f"{out_dir} holds another run; pass --resume true to go on with it, another --out_dir, or --overwrite true "
@@ -169,12 +169,14 @@ def require_no_results(out_dir: Path) -> None:
 
 
 def suggestion(path: Path, usual: str | None = None, mark: str = WEIGHTS) -> str:
-    """`; did you mean X?`, by what there is where a path stops to be right or, else, in the usual place; empty if
-    nothing is near.
+    """Returns `; did you mean X?`, by what is close where the path ends to exist, or in the usual folders.
 
     Args:
-        usual: pattern of folders where it could be, too.
+        usual: pattern of the usual folders.
         mark: file that these have.
+
+    Returns:
+        An empty text if nothing is close.
     """
     there = next((p for p in path.parents if p.is_dir()), Path())
     rest = path.parts[len(there.parts) if there != Path() else 0 :]
@@ -191,7 +193,7 @@ def suggestion(path: Path, usual: str | None = None, mark: str = WEIGHTS) -> str
 
 
 def _names(folder: Path) -> Iterable[str]:
-    """What is in a folder, as far as it may be read; hidden names are not meant."""
+    """Returns the names in a folder that may be read, without hidden ones."""
     try:
         return [p.name for p in folder.iterdir() if not p.name.startswith(".")]
     except OSError:
@@ -203,7 +205,7 @@ def _train() -> str:
 
 
 def _use_of_run(run_dir: Path, takes_runs: bool) -> str:
-    """What to do with a run that was passed as a checkpoint."""
+    """Returns what to do with a run that was passed as a checkpoint."""
     record = _record(run_dir)
     method, base = record.get("method", "lora"), record.get("base", "BASE")
     flags = f"--checkpoint_dir {base} --finetuned_path {run_dir}"
@@ -217,7 +219,7 @@ def _use_of_run(run_dir: Path, takes_runs: bool) -> str:
 
 
 def _record(run_dir: Path) -> dict[str, Any]:
-    """What a run says of itself; nothing if it is damaged."""
+    """Returns the record of a run; empty if it is damaged."""
     try:
         record = json.loads((run_dir / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):

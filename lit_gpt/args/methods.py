@@ -1,4 +1,4 @@
-"""What each finetuning method leaves to choose."""
+"""Arguments of the finetuning methods."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,12 +10,12 @@ from lit_gpt.errors import UserError
 
 @dataclass(frozen=True)
 class LoRAArgs:
-    """Which layers LoRA adapts, and by how much."""
+    """Arguments of LoRA: which layers it adapts, and how. On 4-bit weights (--quantize bnb.nf4) it is QLoRA."""
 
     lora_r: int = 8
     """Rank of each update."""
     lora_alpha: float = 16
-    """An update is scaled by lora_alpha / lora_r, or as --lora_scaling says."""
+    """Scale of the updates: lora_alpha / lora_r, or as --lora_scaling says."""
     lora_dropout: float = 0.05
     """Dropout on the input of the updates."""
     lora_query: bool = True
@@ -31,14 +31,14 @@ class LoRAArgs:
     lora_head: bool = False
     """Adapt the output projection of the model."""
     lora_scaling: Literal["plain", "rslora"] = "plain"
-    """rslora divides lora_alpha by the root of lora_r, so that high ranks learn as fast (arXiv:2312.03732)."""
+    """rslora divides lora_alpha by the square root of lora_r, so that high ranks learn as fast (arXiv:2312.03732)."""
     lora_init: Literal["kaiming", "pissa"] = "kaiming"
     """pissa trains the principal part of the weights and freezes the rest (arXiv:2404.02948); kaiming adds to them."""
     lora_dora: bool = False
-    """Train a magnitude for each adapted output channel, too (arXiv:2402.09353); takes a third product a layer."""
+    """DoRA: also train a magnitude for each adapted output channel (arXiv:2402.09353), for one more matmul a layer."""
     lora_plus_ratio: float = 1.0
-    """The second matrix of an update learns so many times faster than the first one (arXiv:2402.12354)."""
-    ranks: ClassVar[dict[str, int] | None] = None
+    """LoRA+: learning rate of the matrices B relative to that of the matrices A (arXiv:2402.12354)."""
+    ranks: ClassVar[dict[str, int] | None] = None  # a field of LoRARunArgs only, so that it is no flag
     whole: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -47,7 +47,7 @@ class LoRAArgs:
         return self.lora_alpha / (self.lora_r if self.lora_scaling == "plain" else math.sqrt(self.lora_r))
 
     def with_rank(self, r: int) -> "LoRAArgs":
-        """Return the same arguments for updates of another rank and the same scale."""
+        """Returns the same arguments for updates of another rank and the same scale."""
         if r == self.lora_r:
             return self
         return replace(self, lora_r=r, lora_alpha=self.scaling * r, lora_scaling="plain")
@@ -66,18 +66,18 @@ class LoRAArgs:
 
 @dataclass(frozen=True)
 class LoRARunArgs(LoRAArgs):
-    """What a run of LoRA may be beyond what the flags say: one that was made of an adapter of another toolkit."""
+    """Arguments of a LoRA run that was made of another toolkit's adapter, which may differ from layer to layer."""
 
     ranks: dict[str, int] | None = None
     """Rank of each update by its name, such as `transformer.h.0.attn.qkv.query` or `lm_head`: these updates are there
     and no others. None stands for lora_r wherever the flags say."""
     whole: tuple[str, ...] = ()
-    """Parameters that the run has values of its own for, by their names in the adapted model."""
+    """Names of the parameters that the run replaces, in the adapted model."""
 
 
 @dataclass(frozen=True)
 class AdapterArgs:
-    """Which layers read a learned prompt, and how long it is."""
+    """Arguments of the adapter methods: which layers read a learned prompt, and how long it is."""
 
     adapter_prompt_length: int = 10
     """Vectors in the prompt of a layer."""
@@ -91,4 +91,4 @@ class AdapterArgs:
 
 @dataclass(frozen=True)
 class FullArgs:
-    """Full finetuning leaves nothing to choose."""
+    """Arguments of full finetuning: there are none."""

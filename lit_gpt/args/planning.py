@@ -10,13 +10,13 @@ class PlanArgs:
     """Whether to plan a run in place of starting it, and for what device."""
 
     dry_run: bool = False
-    """Say how much memory and time the run will take, and stop: nothing is written."""
+    """Print how much memory and time the run will take, and stop without writing anything."""
     device: str | None = None
     """Plan for this device, such as a100-40gb, rtx4090, 24gb or cpu; the one of this machine if not given."""
     probe: bool | None = None
     """Time a few steps on this machine; if not given, when the weights are there and no other --device is named."""
     fit: bool = False
-    """Choose micro-batch, recomputation, weights in fewer bits and length so that the run fits the device and
+    """Choose micro-batch, activation checkpointing, quantization and length so that the run fits the device and
     --max_time, and print the command line."""
 
     def __post_init__(self) -> None:

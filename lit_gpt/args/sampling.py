@@ -1,4 +1,4 @@
-"""How text is generated."""
+"""Arguments of text generation."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from lit_gpt.args.require import require
 
 @dataclass(frozen=True)
 class SamplingArgs:
-    """How tokens are drawn."""
+    """Arguments of sampling."""
 
     max_new_tokens: int = 50
     """Most tokens to generate; the end-of-sequence token ends a text earlier."""
     top_k: int | None = 200
-    """Draw from the k most likely tokens only."""
+    """Sample from the k most likely tokens only."""
     temperature: float = 0.8
-    """Divides the logits; 0 takes the most likely token."""
+    """Temperature, which divides the logits; 0 is greedy decoding."""
     seed: int = 1234
-    """Decides the draws."""
+    """Seed of sampling."""
 
     def __post_init__(self) -> None:
         require("max_new_tokens", self.max_new_tokens, at_least=1)

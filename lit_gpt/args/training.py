@@ -1,4 +1,4 @@
-"""How training and validation go."""
+"""Arguments of training and validation."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,54 +24,56 @@ def free_flags(*kinds: type) -> set[str]:
 
 @dataclass(frozen=True)
 class RunArgs:
-    """What happens to an earlier run in the same folder, and what must be as before."""
+    """Arguments of a run as a whole: overwriting, resuming, its seed."""
 
     overwrite: bool = False
     """Replace the run that out_dir holds."""
     resume: bool | Path = False
-    """Go on with it from its newest checkpoint that is whole, or from the folder of one."""
+    """Resume the run in out_dir from its newest intact checkpoint, or from the folder of one."""
     allow_changes: bool = False
     """Resume even with arguments that make it another run."""
     prompt_style: str | None = None
     """Refuse data that was prepared in another style."""
     seed: int = 1337
-    """Decides the order of the samples, dropout and the first weights."""
+    """Seed of the order of the samples, of dropout and of the initial weights."""
 
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """How training goes."""
+    """Arguments of training."""
 
     learning_rate: float = 3e-4
-    """Peak, after the warm-up."""
+    """Peak learning rate, after the warm-up."""
     optimizer: Optimizer = "adamw"
-    """AdamW, or bitsandbytes' with its state in 8 bits, or in memory that moves to the host where the GPU's is full
-    (paged), or both."""
+    """AdamW, or bitsandbytes' AdamW with an 8-bit state, with a state that is paged to the host's memory where the GPU's
+    is full, or both."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """From the peak to 0 at the end of the run (constant: stays)."""
+    """How the learning rate falls from the peak to 0 at the end of the run; constant stays at the peak."""
     warmup_steps: int = 100
     """Optimizer steps in which the learning rate rises linearly; at most a tenth of the run."""
     weight_decay: float = 0.01
-    """AdamW's decay of trained matrices; biases, norms, scales and gates have none."""
+    """AdamW's weight decay of trained matrices; biases, norms, scales and gates have none."""
     max_norm: float = 1.0
-    """The gradient's norm is clipped to this; 0 clips nothing."""
+    """Gradient clipping: largest norm of the gradient; 0 clips nothing."""
     neftune_alpha: float = 0.0
-    """Noise on the embeddings while training, 5 for instruction data (arXiv:2310.05914); 0 is none."""
+    """NEFTune: noise on the embeddings while training, 5 for instruction data (arXiv:2310.05914); 0 is none."""
     average_last: int = _free(0)
-    """Leave the mean of the weights of so many last checkpoints in out_dir/averaged, too; 0 leaves none."""
+    """Also write the mean of the weights of the last N checkpoints to out_dir/averaged; 0 writes none."""
     batch_size: int = 128
-    """Samples per optimizer step."""
+    """Samples per optimizer step; gradients are accumulated over as many micro-batches as that takes."""
     micro_batch_size: int = 4
-    """Samples that --max_iters and --eval_iters count as one iteration; a forward pass takes --micro_batch_tokens."""
+    """Samples that --max_iters and --eval_iters count as one iteration; --micro_batch_tokens sets the memory of a
+    micro-batch."""
     micro_batch_tokens: int | None = _free(None)
-    """Tokens per forward pass: samples are laid end to end, without padding, until no other fits. Changes memory and
-    speed, and not the result. 4096 on a GPU and 512 on a CPU if not given; a longer sample goes alone."""
+    """Tokens per micro-batch, which is one forward and backward pass: samples are packed end to end, without padding,
+    until no other fits. Changes memory and speed, not the result. 4096 on a GPU and 512 on a CPU if not given; a longer
+    sample has a micro-batch of its own."""
     recompute: Literal["none", "auto", "all"] = _free("auto")
-    """Which blocks compute their forward pass again in the backward pass, for less memory and a third more time: auto
-    takes as many as it needs to fit the GPU."""
+    """Activation checkpointing (gradient checkpointing): which blocks recompute their forward pass in the backward pass,
+    for less memory and a third more time; auto takes as many as it needs to fit the GPU."""
     offload_gradients: bool = _free(False)
-    """Keep each gradient in the host's memory from the backward pass to the optimizer's step, which leaves the result
-    as it is: a full finetuning of 7B then fits 24 GB. 2 bytes a weight go back and forth for every forward pass."""
+    """Keep gradients in the host's memory from the backward pass to the optimizer's step, with the same result: full
+    finetuning of a 7B model then fits 24 GB. Every micro-batch moves 2 bytes a weight back and forth."""
     compile: bool = _free(True)
     """On a GPU, compile norms, rotations, activations and dropout, and record the step as CUDA graphs: half a minute at
     the start of a run."""
@@ -82,21 +84,22 @@ class TrainArgs:
     max_steps: int | None = None
     """End after this many optimizer steps."""
     logger: Literal["csv", "tensorboard", "wandb"] = _free("csv")
-    """What gets the figures besides metrics.csv: TensorBoard (in the run's folder) or Weights & Biases."""
+    """Logger of the figures besides metrics.csv: TensorBoard (in the run's folder) or Weights & Biases."""
     log_interval: int = _free(1)
-    """Forward passes between log lines."""
+    """Micro-batches between log lines."""
     save_interval: int = _free(100)
     """Optimizer steps between checkpoints; the last step of a run is always followed by one."""
     keep_last: int = _free(2)
-    """Latest checkpoints that are kept, besides the one with the lowest validation loss."""
+    """How many of the latest checkpoints are kept, besides the one with the lowest validation loss."""
     packing: bool = _free(True)
-    """Lay samples end to end in a forward pass; false gives each one its own, with the same result."""
+    """Packing: lay samples end to end in a micro-batch, without padding, each attending to itself only; false gives each
+    one a micro-batch of its own, with the same result."""
     share_prefixes: bool = _free(True)
-    """Compute a prompt that several samples of a forward pass begin with once, such as the prompt style's first lines;
-    false computes it for each, with the same result but for what dropout draws."""
+    """Prefix sharing: compute a prefix that several samples of a micro-batch share once, such as the first lines of the
+    prompt style; false computes it for each, with the same result but for what dropout draws."""
     max_time: str | None = _free(None)
-    """HH:MM:SS that the run may take, from the start of the process and over all resumed ones; the learning rate is at
-    its end when the time is."""
+    """Time limit of the run, HH:MM:SS, from the start of the process and over all resumed ones; the learning rate has
+    reached its end when the time is up."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "log_interval", "save_interval", "keep_last"):
@@ -116,13 +119,13 @@ class TrainArgs:
 
     @property
     def records(self) -> bool:
-        """Whether the step may be recorded as CUDA graphs, in which all gradients are there at once, of micro-batches
-        that fill the room of a forward pass."""
+        """Whether the step may be recorded as CUDA graphs, for which all gradients must be on the device and micro-batches
+        must be packed."""
         return self.compile and self.packing and not self.offload_gradients
 
     @property
     def max_seconds(self) -> float | None:
-        """Of `max_time`; None is no limit, and 0 what is no time."""
+        """Seconds of `max_time`; None is no limit, and 0 an invalid text."""
         if self.max_time is None:
             return None
         parts = self.max_time.split(":")
@@ -132,7 +135,7 @@ class TrainArgs:
         return float(3600 * hours + 60 * minutes + seconds)
 
     def n_samples(self, per_epoch: int) -> int:
-        """Samples that the run sees: the first limit reached ends it.
+        """Returns the samples that the run sees: the first limit reached ends it.
 
         Args:
             per_epoch: samples in the training set.
@@ -140,11 +143,11 @@ class TrainArgs:
         return min(self.limits(per_epoch).values())
 
     def limits(self, per_epoch: int, step: int = 0, seen: int = 0) -> dict[str, int]:
-        """Samples after which each limit ends the run, by the name of its flag.
+        """Returns the samples after which each limit ends the run, by the name of its flag.
 
         Args:
             per_epoch: samples in the training set.
-            step, seen: optimizer steps and samples that are done, where a run goes on.
+            step, seen: optimizer steps and samples that are done, where a run is resumed.
         """
         max_iters = self.max_iters
         if max_iters is None and self.epochs is None and self.max_steps is None:
@@ -159,14 +162,14 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class ValidationArgs:
-    """When the loss on the validation set is measured."""
+    """Arguments of validation, and of what makes a checkpoint the best."""
 
     eval_interval: int = _free(100)
     """Optimizer steps between validations; the first and the last step of a run are always followed by one."""
     eval_iters: int | None = None
     """The first micro_batch_size times this many samples of the validation set are used; all if not given."""
     early_stopping_patience: int | None = _free(None)
-    """Validations in a row that bring no better checkpoint and so end the run; none do if not given."""
+    """Early stopping: validations in a row without a better checkpoint that end the run; none if not given."""
     best_task: str | None = None
     """Name of a task of lm-eval: the best checkpoint is the one with the highest score. Without it, it is the one with
     the lowest validation loss."""
@@ -175,11 +178,11 @@ class ValidationArgs:
     best_task_data: Path | None = None
     """Local data of that task, as for --task_data of the evaluation."""
     best_task_path: Path | None = None
-    """Your own task: a YAML file of lm-eval, or a folder with such files."""
+    """Your own task: a YAML file of lm-eval, or a folder of them."""
     best_apply_prompt_style: bool = False
     """Wrap its questions in the prompt style of the data."""
     best_limit: int | None = None
-    """The first so many of its questions are used; all if not given."""
+    """Use the first N of its questions; all if not given."""
 
     def __post_init__(self) -> None:
         if self.early_stopping_patience is not None:

@@ -11,8 +11,8 @@ from lit_gpt.training.flops import forward_flops, training_flops
 from lit_gpt.training.memory import checkpoint_bytes, trained_bytes
 
 _SHARE, _SHARE_LOST = 0.672, 0.121
-"""Share of the matmul rate that a LoRA step reaches on bf16 weights if no linear layer is wrapped, and the share that it
-loses if all are: 64.8 % with one of five, 55.1 % with five of five on an H100 (benchmarks/results/gpu.txt)."""
+"""Share of the matmul rate that a LoRA step reaches on bf16 weights if no linear layer is wrapped, and what is lost of
+it if all are: 64.8 % with one of five, 55.1 % with five of five on an H100 (benchmarks/results/gpu.txt)."""
 _CALLED, _EAGER = 0.96, 0.47
 """Speed of a step whose kernels are called one by one, and that is not compiled either, relative to a recorded one."""
 _HOST = 0.012
