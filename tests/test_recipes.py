@@ -209,8 +209,7 @@ def test_the_plan_in_the_header_is_what_the_planner_says_and_fits_the_device(pat
 
 
 @pytest.mark.parametrize("path", FOR_A_DEVICE, ids=lambda path: path.stem)
-def test_a_recipe_for_a_device_is_what_its_name_says(path, say):
-    needs(path, "bnb.")
+def test_a_recipe_for_a_device_is_what_its_name_says(path):
     method, size, device = path.stem.split("_")
     header = header_of(path)
     script = method.removeprefix("q")
@@ -223,9 +222,8 @@ def test_a_recipe_for_a_device_is_what_its_name_says(path, say):
         assert SIZES[size][0] < n_parameters(name) / 1e9 < SIZES[size][1]
     if script == "lora":
         assert all(getattr(found["lora"], f"lora_{name}") for name in ("query", "key", "value", "projection", "mlp"))
-    steps, batch, rows = re.search(
-        r"Expect: ([\d,]+) steps of (\d+) samples.* about ([\d,]+) rows", header.text
-    ).groups()
+    expected = re.search(r"Expect: ([\d,]+) steps of (\d+) samples.* about ([\d,]+) rows", header.text)
+    steps, batch, rows = expected.groups()
     length = length_of(found["train"], ROWS["alpaca_libre"][0])
     assert (steps, int(batch)) == (f"{length.n_steps:,}", length.batch_size) and found["train"].epochs == 3
     assert rows == f"{ROWS['alpaca_libre'][0]:,}"
@@ -235,6 +233,18 @@ def test_there_are_recipes_for_both_devices_all_methods_and_three_sizes():
     methods, sizes, devices = zip(*(path.stem.split("_") for path in FOR_A_DEVICE), strict=True)
     assert set(methods) == {"lora", "qlora", "full"} and set(sizes) == set(SIZES) and set(devices) == set(DEVICE)
     assert len(FOR_A_DEVICE) == 8
+
+
+def test_the_table_of_the_documentation_has_the_figures_of_the_headers():
+    text = (ROOT / "docs/fit_a_gpu.md").read_text(encoding="utf-8")
+    link = r"\[(\w+)\]\(../finetune/recipes/(\w+).yaml\)"
+    rows = re.findall(rf"^\| {link} \| `(.*)` \| (.*) \| (.*) \| (.*) \|$", text, re.M)
+    headers = [(path.stem, header_of(path)) for path in FOR_A_DEVICE]
+    assert sorted(rows) == [
+        (name, name, value(h.plan, "--device"), Path(value(h.plan, "--checkpoint_dir")).name, *figures.groups())
+        for name, h in headers
+        if (figures := re.fullmatch(r"Plan: (.*), (\S+) hours for 53,230 rows", h.says))
+    ]
 
 
 def test_the_samples_that_the_headers_plan_with_are_like_alpaca_libres():
