@@ -365,6 +365,7 @@ def test_plan_takes_the_flags_of_the_finetune_scripts_and_needs_no_weights(prepa
     assert_one_line_error(p, "--adapter_start_layer")  # is not a flag of LoRA
     assert listing(tmp_path) == before
     assert config_of(tmp_path / "open_llama_7b").n_layer == 32
+    assert config_of(tmp_path / "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T").n_layer == 22  # not our name
     with pytest.raises(UserError, match="there is no model to plan with of that name"):
         config_of(tmp_path / "nobodys-model")
     with pytest.raises(UserError, match="--fit is for planning; add --dry_run true"):

@@ -92,8 +92,8 @@ class TrainArgs:
     keep_last: int = _free(2)
     """How many of the latest checkpoints are kept, besides the one with the lowest validation loss."""
     packing: bool = _free(True)
-    """Packing: lay samples end to end in a micro-batch, without padding, each attending to itself only; false gives each
-    one a micro-batch of its own, with the same result."""
+    """Packing: lay samples end to end in a micro-batch, without padding, each attending to itself only; false gives
+    each one a micro-batch of its own, with the same result."""
     share_prefixes: bool = _free(True)
     """Prefix sharing: compute a prefix that several samples of a micro-batch share once, such as the first lines of the
     prompt style; false computes it for each, with the same result but for what dropout draws."""
@@ -119,8 +119,7 @@ class TrainArgs:
 
     @property
     def records(self) -> bool:
-        """Whether the step may be recorded as CUDA graphs, for which all gradients must be on the device and micro-batches
-        must be packed."""
+        """Whether the step may be recorded as CUDA graphs: all gradients are on the device, and micro-batches packed."""
         return self.compile and self.packing and not self.offload_gradients
 
     @property

@@ -116,6 +116,6 @@ def config_of(checkpoint_dir: Path) -> Config:
             raise UserError(f"{path} is not valid JSON ({e}); download it again") from e
         return config_from_hf(values, checkpoint_dir.absolute().name, str(path))
     try:
-        return config_for(checkpoint_dir.absolute().name)
+        return config_for("/".join(checkpoint_dir.absolute().parts[-2:]))  # some have another name on the hub
     except UserError as e:
         raise UserError(f"{checkpoint_dir} has no model, and there is no model to plan with of that name: {e}") from e
