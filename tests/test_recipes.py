@@ -17,9 +17,9 @@ from conftest import ROOT
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.cli import parse
-from lit_gpt.config import Config
 from lit_gpt.data import store
 from lit_gpt.data.store import IGNORE, Samples
+from lit_gpt.families import config_for
 from lit_gpt.model import GPT
 from lit_gpt.planning import probe
 from lit_gpt.tokenizer import Tokenizer
@@ -142,7 +142,7 @@ def value(words, flag):
 def n_parameters(name):
     """Of the model of this name."""
     with torch.device("meta"):
-        return sum(p.numel() for p in GPT(Config.from_name(name.removeprefix("checkpoints/"))).parameters())
+        return sum(p.numel() for p in GPT(config_for(name.removeprefix("checkpoints/"))).parameters())
 
 
 def figures_of(plan):

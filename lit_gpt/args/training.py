@@ -45,8 +45,8 @@ class TrainArgs:
     learning_rate: float = 3e-4
     """Peak learning rate, after the warm-up."""
     optimizer: Optimizer = "adamw"
-    """AdamW, or bitsandbytes' AdamW with an 8-bit state, with a state that is paged to the host's memory where the GPU's
-    is full, or both."""
+    """AdamW, or bitsandbytes' AdamW with an 8-bit state, with a state that is paged to the host's memory where the
+    GPU's is full, or both."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls from the peak to 0 at the end of the run; constant stays at the peak."""
     warmup_steps: int = 100
@@ -69,8 +69,8 @@ class TrainArgs:
     until no other fits. Changes memory and speed, not the result. 4096 on a GPU and 512 on a CPU if not given; a longer
     sample has a micro-batch of its own."""
     recompute: Literal["none", "auto", "all"] = _free("auto")
-    """Activation checkpointing (gradient checkpointing): which blocks recompute their forward pass in the backward pass,
-    for less memory and a third more time; auto takes as many as it needs to fit the GPU."""
+    """Activation checkpointing (gradient checkpointing): which blocks recompute their forward pass in the backward
+    pass, for less memory and a third more time; auto takes as many as it needs to fit the GPU."""
     offload_gradients: bool = _free(False)
     """Keep gradients in the host's memory from the backward pass to the optimizer's step, with the same result: full
     finetuning of a 7B model then fits 24 GB. Every micro-batch moves 2 bytes a weight back and forth."""
@@ -119,7 +119,7 @@ class TrainArgs:
 
     @property
     def records(self) -> bool:
-        """Whether the step may be recorded as CUDA graphs: all gradients are on the device, and micro-batches packed."""
+        """Whether the step may be recorded as CUDA graphs: all gradients on the device, packed micro-batches."""
         return self.compile and self.packing and not self.offload_gradients
 
     @property
