@@ -7,7 +7,7 @@ import torch
 from lit_gpt.args import TrainArgs
 from lit_gpt.config import Config
 from lit_gpt.layers.linear import Linear, LinearLayer
-from lit_gpt.methods import trained_parameters
+from lit_gpt.methods import lora
 from lit_gpt.model import GPT
 from lit_gpt.training.optimizer import STATE_BYTES
 
@@ -54,7 +54,8 @@ def trained_bytes(model: GPT) -> int:
 
 def checkpoint_bytes(model: GPT) -> int:
     """Returns the bytes of a checkpoint of the run: what is trained, and two states of the optimizer for each value."""
-    return 3 * sum(x.numel() * x.element_size() for x in trained_parameters(model).values())
+    starts = sum(x.numel() * x.element_size() for name, x in model.named_buffers() if lora.trainable(name))
+    return 3 * trained_bytes(model) + starts
 
 
 def gradient_bytes(model: GPT, train: TrainArgs) -> int:
