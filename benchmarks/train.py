@@ -9,6 +9,9 @@ processor without such products (one without AVX-512): 1,000 tokens in 5 minutes
 
     pip install transformers peft datasets accelerate
     pip install --no-deps --target /tmp/peers litgpt==0.5.13 trl==1.16.0     and PYTHONPATH=/tmp/peers
+
+`--against CHECKOUT` runs this benchmark of another checkout of this repository in turn with it, as "earlier": what a
+change costs or brings. `--peers ours --against CHECKOUT` runs nothing else.
 """
 
 import argparse
@@ -29,6 +32,7 @@ from train_parts.material import Material
 from train_parts.record import Figures, heard
 
 ROOT = Path(__file__).parent.parent
+EARLIER = "earlier"
 PEERS = {  # name -> (packages it needs, module, function that trains)
     "ours": (("lit_gpt",), "ours_run", "run"),
     "unshared": (("lit_gpt",), "ours_run", "run_unshared"),
@@ -49,6 +53,9 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default=",".join(PEERS), help="separated by commas")
+    parser.add_argument(
+        "--against", type=Path, help="another checkout of this repository, to run in turn with this one"
+    )
     parser.add_argument("--child", choices=PEERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     job = Job(args.folder, args.precision, args.targets)
@@ -59,7 +66,20 @@ def main() -> None:
     print(where(), flush=True)
     Material(args.folder).make(args.data, args.samples, job.max_seq_length)
     describe(job)
-    compare(args, available(args.peers.split(",")))
+    peers = available(args.peers.split(","))
+    if args.against:
+        prepare_earlier(args)
+        peers.append(EARLIER)
+    compare(args, peers)
+
+
+def prepare_earlier(args: argparse.Namespace) -> None:
+    """Let the other checkout make its own copy of the model and the rows, by a run of its own."""
+    command = [sys.executable, args.against / "benchmarks/train.py", "--folder", args.folder / EARLIER]
+    command += ["--data", args.data.resolve(), "--samples", args.samples, "--precision", args.precision]
+    command += ["--targets", args.targets, "--rounds", 1, "--peers", "ours"]
+    environment = os.environ | {"PYTHONPATH": str(args.against)}
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def available(wanted: list[str]) -> list[str]:
@@ -113,10 +133,13 @@ def compare(args: argparse.Namespace, peers: list[str]) -> None:
 
 def run_child(args: argparse.Namespace, name: str) -> Figures | None:
     """One run in a process of its own, without a hub; prints the end of what it said and returns None if it fails."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    root, folder, child = ROOT, args.folder, name
+    if name == EARLIER:
+        root, folder, child = args.against, args.folder / EARLIER, "ours"
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")] if root == ROOT else [])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    flags = ["--folder", args.folder, "--precision", args.precision, "--targets", args.targets]
-    command = [sys.executable, __file__, "--child", name, *map(str, flags)]
+    flags = ["--folder", folder, "--precision", args.precision, "--targets", args.targets]
+    command = [sys.executable, str(root / "benchmarks/train.py"), "--child", child, *map(str, flags)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     figures = heard(done.stdout)
     if done.returncode or figures is None:
