@@ -47,7 +47,8 @@ def figures(root: Path) -> Iterator[str]:
         parts.setdefault(part_of(name), set()).update(part_of(x) for x in others)
     for what, graph in (("files", imports), ("entries", {p: others - {p} for p, others in parts.items()})):
         circles = in_circles(graph)
-        yield f"{len(circles)} {what} import each other in a circle{': ' if circles else ''}{', '.join(sorted(circles))}"
+        named = f": {', '.join(sorted(circles))}" if circles else ""
+        yield f"{len(circles)} {what} import each other in a circle{named}"
 
     readme = (root / "README.md").read_text(encoding="utf-8")
     yield f"README.md has {len(readme.splitlines())} lines, {len(readme.split()):,} words"
