@@ -75,8 +75,15 @@ def _mild_mix(text: str, rng: Random) -> str:
 
 
 PERTURBATIONS: dict[str, Callable[[str, Random], str]] = {
-    f.__name__: f for f in (_lowercase, _typos, _contractions, _expansions, _misspellings, _spaces, _mild_mix)
+    "lowercase": _lowercase,
+    "typos": _typos,
+    "contractions": _contractions,
+    "expansions": _expansions,
+    "misspellings": _misspellings,
+    "spaces": _spaces,
+    "mild_mix": _mild_mix,
 }
+"""Name that --perturbations takes -> function of a text and a random generator."""
 
 
 def _in_case(word: str, like: str) -> str:
