@@ -238,8 +238,6 @@ class Text:
                     self.fail(location, e)
             except RecursionError as e:
                 raise UserError(f"{self.path}, {location}: lists or objects nested too deep") from e
-            except UserError:  # of `more`
-                raise
             except ValueError as e:
                 raise UserError(f"{self.path}, {location}: a number of too many digits, expected text") from e
 
