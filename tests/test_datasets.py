@@ -146,7 +146,7 @@ def test_the_memory_does_not_grow_with_the_file(tmp_path):
 CODE = """
 import json, os, sys
 from pathlib import Path
-from lit_gpt.data.arrow import fetched_dataset
+from lit_gpt.data.prepare.arrow import fetched_dataset
 from lit_gpt.errors import UserError
 for name, config, split, token in json.loads(sys.argv[1]):
     os.environ.update({"HF_TOKEN": token} if token else {})
