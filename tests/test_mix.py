@@ -161,7 +161,7 @@ def test_what_a_killed_mixture_left_is_removed_by_the_next_one(sources, checkpoi
         "import os, signal, lit_gpt.data.curate.mix.sources as s\n"
         "s.write_split = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from pathlib import Path\nfrom lit_gpt.data.curate.mix import mix\n"
-        "from lit_gpt.args import PrepareArgs\nfrom lit_gpt.args.checks import AugmentArgs, MixArgs\n"
+        "from lit_gpt.args import PrepareArgs\nfrom lit_gpt.args.curation import AugmentArgs, MixArgs\n"
         f"mix(Path('{folder}/m'), MixArgs({{'raw': Path('{sources['raw']}')}}), AugmentArgs(), PrepareArgs(), "
         f"Path('{checkpoint}'))"
     )
