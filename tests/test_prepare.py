@@ -14,11 +14,12 @@ from lit_gpt.args import PrepareArgs
 from lit_gpt.cli import parse
 from lit_gpt.data import store
 from lit_gpt.data.prepare import schemas
+from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.data.prepare.run import Files, prepare
 from lit_gpt.data.prepare.sources import read_rows
 from lit_gpt.data.prepare.split import held_out
-from lit_gpt.data.prepare.tokens import Counts, Encoder
+from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.data.store import IGNORE
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import STYLES, Turn

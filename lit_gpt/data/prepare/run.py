@@ -17,8 +17,7 @@ from lit_gpt.args.folders import require_checkpoint
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.data import store
 from lit_gpt.data.curate.check import check
-from lit_gpt.data.prepare.account import Part, Scan, message, print_unused, summary
-from lit_gpt.data.prepare.counts import Counts
+from lit_gpt.data.prepare.account import Counts, Part, Scan, message, print_unused, summary
 from lit_gpt.data.prepare.download import locate
 from lit_gpt.data.prepare.rows import Row, RowError
 from lit_gpt.data.prepare.schemas import Parse

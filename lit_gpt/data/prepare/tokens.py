@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from lit_gpt.args import PrepareArgs
-from lit_gpt.data.prepare.counts import Counts
+from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.pieces import Pair, Piece, cut_end, labelled, n_taught, total
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.errors import UserError

@@ -16,11 +16,11 @@ from lit_gpt.args.folders import require_checkpoint
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.data import store
 from lit_gpt.data.curate.augment import augmented
-from lit_gpt.data.prepare.account import Part, Scan, print_unused
+from lit_gpt.data.prepare.account import Counts, Part, Scan, print_unused
 from lit_gpt.data.prepare.arrow import holds_rows
 from lit_gpt.data.prepare.run import Files, describe, rows_of, with_style, write_split
 from lit_gpt.data.prepare.split import held_out
-from lit_gpt.data.prepare.tokens import Counts, Encoder
+from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.files.whole import temporary_beside
 from lit_gpt.prompts.wording import wording_of
