@@ -28,6 +28,19 @@ PUBLISHED = {
 }
 """By the last part of the address."""
 
+_FLAN_URL = "https://huggingface.co/datasets/Muennighoff/flan/resolve/main"
+_FLAN_SUFFIX = "_10templates"
+_FLAN_NAMES = """
+aeslc ag_news_subset anli_r1 anli_r2 anli_r3 arc_challenge arc_easy bool_q cb cnn_dailymail cola common_gen copa coqa
+cosmos_qa dart definite_pronoun_resolution drop e2e_nlg fix_punct gigaword glue_mrpc glue_qqp hellaswag imdb_reviews
+math_dataset mnli_matched mnli_mismatched multi_news multirc natural_questions openbookqa opinion_abstracts_idebate
+opinion_abstracts_rotten_tomatoes para_crawl_enes paws_wiki piqa qnli quac record rte samsum sentiment140 snli squad_v1
+squad_v2 sst2 story_cloze stsb trec trivia_qa true_case web_nlg_en wic wiki_lingua_english_en wmt14_enfr
+wmt16_translate_csen wmt16_translate_deen wmt16_translate_fien wmt16_translate_roen wmt16_translate_ruen
+wmt16_translate_tren wnli word_segment wsc yelp_polarity_reviews
+"""
+FLAN_SUBSETS = tuple(f"{name}{_FLAN_SUFFIX}" for name in _FLAN_NAMES.split())
+"""Names of FLAN's subsets; https://huggingface.co/datasets/Muennighoff/flan."""
 
 _ID = re.compile(r"[\w.-]+/[\w.-]*\w(?<!\.json)(?<!\.jsonl)(?<!\.csv)(?<!\.parquet)")
 """What may be the id of a data set of the hub, and not the path of a file."""
@@ -126,3 +139,25 @@ def fetched_rows(path: str | None, validation: Path | None, hub: DatasetArgs, fo
     splits = (hub.split, *((hub.validation_split,) if hub.validation_split else ()))
     found = [fetched_dataset(hub.dataset, hub.dataset_config, split, folder) for split in splits]
     return found[0], found[1] if len(found) > 1 else validation
+
+
+def flan_files(subsets: str | None, split: str) -> list[tuple[str, str]]:
+    """Returns (address, file name) of the `split` (train or test) of each subset of FLAN.
+
+    Args:
+        subsets: names separated by commas, with or without `_10templates`; None takes all 66.
+
+    Raises:
+        UserError: no subset of that name, or none at all.
+    """
+    names = FLAN_SUBSETS
+    if subsets is not None:
+        names = tuple(n.strip().removesuffix(_FLAN_SUFFIX) + _FLAN_SUFFIX for n in subsets.split(",") if n.strip())
+    if not names:
+        raise UserError("--subsets names none; e.g. --subsets coqa,samsum")
+    for name in names:
+        if name not in FLAN_SUBSETS:
+            raise UserError(
+                f"--subsets: FLAN has no {name.removesuffix(_FLAN_SUFFIX)!r}; it has {', '.join(_FLAN_NAMES.split())}"
+            )
+    return [(f"{_FLAN_URL}/{split}/{name}_{split}.jsonl", f"{name}_{split}.jsonl") for name in names]
