@@ -33,10 +33,9 @@ def read_objects(path: Path) -> Iterator[tuple[str, Any]]:
         UserError: naming the place, when it is reached.
     """
     with opened(path) as file:
-        start, at = _first_character(file, path), file.tell()
+        start = _first_character(file, path)
         if start == b"<":
             raise UserError(f"{path}: expected JSON, found a web page or XML (it begins with '<'); get the file again")
-        file.seek(at)
         yield from list_entries(Text(path, file)) if start == b"[" else _line_entries(path, file)
 
 
@@ -251,9 +250,9 @@ class Text:
 def list_entries(text: Text) -> Iterator[tuple[str, Any]]:
     """The entries of a JSON list."""
     text.peek()
-    text.move(text.at + 1)
-    i = 0
-    while text.peek() != "]" or i > 0:
+    text.move(text.at + 1)  # past the opening bracket
+    i, after = 0, text.peek()
+    while after != "]":
         i += 1
         text.peek()
         line = text.line
@@ -264,10 +263,8 @@ def list_entries(text: Text) -> Iterator[tuple[str, Any]]:
             raise UserError(
                 f"{text.path}, line {text.line}: not valid JSON (expected ',' or ']' after entry {i}, found {found})"
             )
-        text.move(text.at + 1)
-        if after == "]":
-            break
-    else:
-        text.move(text.at + 1)
+        if after == ",":
+            text.move(text.at + 1)
+    text.move(text.at + 1)
     if text.peek():
         raise UserError(f"{text.path}, line {text.line}: not valid JSON (expected nothing after the list)")
