@@ -1,4 +1,4 @@
-"""The file of a data set: where it is, or fetched from its address, whole or not at all."""
+"""Finds the file of a data set, or downloads it from its address, whole or not at all."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 
 @dataclass(frozen=True)
 class _Published:
-    """What is known of a file as it was published."""
+    """Size and checksum of a published file."""
 
     n_bytes: int
     sha256: str
@@ -26,7 +26,7 @@ PUBLISHED = {
         34_145_252, "2a9a8fd343e9b28e04a895a669d3253f82d93e9c174d440199ae19d5fafbdff7"
     ),
 }
-"""By the last part of the address."""
+"""Last part of the address -> size and checksum, of the published files that are verified after a download."""
 
 _FLAN_URL = "https://huggingface.co/datasets/Muennighoff/flan/resolve/main"
 _FLAN_SUFFIX = "_10templates"
@@ -43,14 +43,14 @@ FLAN_SUBSETS = tuple(f"{name}{_FLAN_SUFFIX}" for name in _FLAN_NAMES.split())
 """Names of FLAN's subsets; https://huggingface.co/datasets/Muennighoff/flan."""
 
 _ID = re.compile(r"[\w.-]+/[\w.-]*\w(?<!\.json)(?<!\.jsonl)(?<!\.csv)(?<!\.parquet)")
-"""What may be the id of a data set of the hub, and not the path of a file."""
+"""Matches what may be the id of a data set of the hub, but not the path of a file."""
 
 
 def locate(data_file: Path | None, url: str, name: str, folder: Path, access_token: str | None = None) -> Path:
-    """The file to read: `data_file`, or `folder / name`, downloaded from `url` if it is not there yet.
+    """Returns the file to read: `data_file`, or `folder / name`, downloaded from `url` if it is not there yet.
 
     Raises:
-        UserError: no such file, or the download failed; nothing half-downloaded is left under the name.
+        UserError: there is no `data_file`, or the download failed; no partial file is left under the name.
     """
     if data_file is not None:
         if not data_file.is_file():
@@ -63,10 +63,10 @@ def locate(data_file: Path | None, url: str, name: str, folder: Path, access_tok
 
 
 def _fetched(path: str, folder: Path) -> Path:
-    """The file or folder at a path, or the file at an address that begins with http; downloads go to `folder`.
+    """Returns a local file or folder as it is; an address that begins with http is downloaded to `folder` first.
 
     Raises:
-        UserError: there is nothing, or the download failed.
+        UserError: there is no such file, or the download failed.
     """
     if not path.startswith(("http://", "https://")):
         if not Path(path).exists():
@@ -77,7 +77,7 @@ def _fetched(path: str, folder: Path) -> Path:
 
 
 def _download(url: str, path: Path, access_token: str | None = None) -> None:
-    """Save what `url` answers as `path`, whole or not at all. Raises: UserError."""
+    """Downloads `url` to `path`, whole or not at all; raises UserError if it fails."""
     import requests
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def _download(url: str, path: Path, access_token: str | None = None) -> None:
 
 
 def verify(path: Path, url: str) -> None:
-    """Raises: UserError if the file is not the one that was published at `url`, as far as that is known."""
+    """Checks size and checksum of a file downloaded from `url`, if they are known; raises UserError if they differ."""
     known = PUBLISHED.get(url.split("?")[0].rsplit("/", 1)[-1])
     if known is None:
         return
@@ -125,10 +125,10 @@ def verify(path: Path, url: str) -> None:
 
 
 def fetched_rows(path: str | None, validation: Path | None, hub: DatasetArgs, folder: Path) -> tuple[Path, Path | None]:
-    """The files of rows to train and to validate on: those that are named, or those of a data set of the hub.
+    """Returns the files to train and to validate on: the given ones, or those of a data set of the hub.
 
     Raises:
-        UserError: neither or both are named, or they are not there.
+        UserError: neither or both are given, or they are not there.
     """
     if (path is None) == (hub.dataset is None):
         raise UserError("--json_path names a file of rows, --dataset a data set of the hub; pass one of them")
