@@ -39,9 +39,9 @@ def _apart(texts: Sequence[str], threshold: float, most: int, depth: int) -> np.
     own = own_parts(list(firsts), MOST_ALIKE)  # text that many share would make all pairs candidates, and so costly
     labels = groups(own, threshold)
     for members in large(labels, most) if depth else []:
-        alike = [own[i] for i in members]
-        if (apart := own_parts(alike)) != alike:
-            labels[members] = members[_apart(apart, threshold, most, depth - 1)]
+        texts_of_group = [own[i] for i in members]
+        if (parts := own_parts(texts_of_group)) != texts_of_group:
+            labels[members] = members[_apart(parts, threshold, most, depth - 1)]
     group_of = np.arange(len(texts))
     group_of[different] = different[labels]
     return group_of[first]

@@ -135,6 +135,7 @@ def _plain(value: Any, kind: Any) -> Any:
 
 
 def _write_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Writes entries as JSON lines."""
     with open(path, "w", encoding="utf-8") as file:
         for entry in entries:
             file.write(json.dumps(entry, ensure_ascii=False, default=_shown) + "\n")

@@ -243,4 +243,5 @@ def _without_content(role: str, extra: Mapping[str, Any], at: str, key: str) -> 
 
 
 def _shown(value: Any) -> str:
+    """Returns a value as a message quotes it."""
     return repr(value) if isinstance(value, bool | int | float | str) else kind(value)

@@ -164,6 +164,7 @@ def rows_of(files: Files, args: PrepareArgs, left_out: Counter[str] | None = Non
 
 
 def _selected(rows: Iterator[Row], mask: np.ndarray) -> Iterator[Row]:
+    """Returns the rows that the mask selects."""
     return (row for row, selected in zip(rows, mask, strict=True) if selected)
 
 

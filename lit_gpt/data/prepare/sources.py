@@ -36,7 +36,7 @@ def read_rows(
 
 
 def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterator[list[Row] | UserError]:
-    """Yields the rows of each entry; for a bad one the error in their place with `drop`, else raises UserError."""
+    """Yields the rows of each entry; with `drop`, a bad entry yields its error, else it raises UserError."""
     for n, (location, entry) in enumerate(entries(path)):
         parse = parse or recognise(entry, f"{path}, {location}")
         if n == 0 and isinstance(parse, Keys) and _is_table(path):
