@@ -197,7 +197,7 @@ _SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [
 """Keys that tell a schema -> its parser; the first match counts."""
 
 
-def recognise(entry: Any, where: str) -> Parse:
+def recognize(entry: Any, where: str) -> Parse:
     """Returns the schema of an entry, recognized by its keys; raises UserError if it is of no known one."""
     known = "; ".join(dict.fromkeys("+".join(keys[:2]) for keys, _ in _SCHEMAS))
     if not isinstance(entry, dict):

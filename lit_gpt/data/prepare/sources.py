@@ -8,7 +8,7 @@ from lit_gpt.data.prepare.arrow import PARQUET, read_folder, read_parquet
 from lit_gpt.data.prepare.columns import by_columns
 from lit_gpt.data.prepare.entries import read_objects, read_table
 from lit_gpt.data.prepare.rows import Row
-from lit_gpt.data.prepare.schemas import Keys, Parse, alpaca, recognise
+from lit_gpt.data.prepare.schemas import Keys, Parse, alpaca, recognize
 from lit_gpt.errors import UserError
 
 _TABLES = (".csv", ".tsv")
@@ -38,7 +38,7 @@ def read_rows(
 def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterator[list[Row] | UserError]:
     """Yields the rows of each entry; with `drop`, a bad entry yields its error, else it raises UserError."""
     for n, (location, entry) in enumerate(entries(path)):
-        parse = parse or recognise(entry, f"{path}, {location}")
+        parse = parse or recognize(entry, f"{path}, {location}")
         if n == 0 and isinstance(parse, Keys) and _is_table(path):
             parse.require_columns(entry, path)
         try:

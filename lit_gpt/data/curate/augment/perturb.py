@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from lit_gpt.data.curate.augment.options import OPTION
-from lit_gpt.data.curate.augment.words import CONTRACTED, EXPANDED, MISSPELLED, NEIGHBOURS
+from lit_gpt.data.curate.augment.words import CONTRACTED, EXPANDED, MISSPELLED, NEIGHBORS
 
 _TYPO = 0.1
 """Fraction of the letters that are mistyped."""
@@ -39,7 +39,7 @@ def _typos(text: str, rng: Random) -> str:
 
 def _mistyped(character: str, rng: Random) -> str:
     """Returns a neighboring key of a letter, in its case; any other character as it is."""
-    keys = NEIGHBOURS.get(character.lower())
+    keys = NEIGHBORS.get(character.lower())
     if not keys:
         return character
     key = rng.choice(keys)

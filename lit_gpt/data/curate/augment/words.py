@@ -121,7 +121,7 @@ MISSPELLED = {
 
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 """Rows of letter keys; each lies half a key to the right of the one above it."""
-NEIGHBOURS = {
+NEIGHBORS = {
     key: "".join(
         row[at]
         for r, row in enumerate(_ROWS)
