@@ -9,7 +9,7 @@ from lit_gpt.prompts.wording import reworded, say
 from lit_gpt.tokenizer import Tokenizer
 
 
-def check_fit(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer, prompt_style: str | None = None) -> None:
+def check_compatible(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer, prompt_style: str | None = None) -> None:
     """Checks that a prepared data set suits a run; notes on stderr if its prompt style has changed since.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 
 from lit_gpt.args.curation import CheckArgs
 from lit_gpt.data import store
-from lit_gpt.data.compatibility import check_fit, check_tokenizer
+from lit_gpt.data.compatibility import check_compatible, check_tokenizer
 from lit_gpt.data.curate.check.finding import Finding, counted
 from lit_gpt.data.curate.check.lengths import PICTURE, draw, histogram
 from lit_gpt.data.curate.check.samples import show, spread_by_length
@@ -36,7 +36,7 @@ def check(folder: Path, args: CheckArgs = CheckArgs(), checkpoint_dir: Path | No
     """
     train, val, meta = store.load(folder)
     tokenizer = tokenizer_of(folder, meta, checkpoint_dir)
-    check_fit(meta, folder, tokenizer)
+    check_compatible(meta, folder, tokenizer)
     splits = {"train": train, "val": val}
     print(f"{folder}: {' and '.join(f'{len(s):,} rows of {name}' for name, s in splits.items())}")
     _print_rows(meta)
