@@ -118,8 +118,8 @@ def test_ids_and_targets_are_those_of_transformers_chat_templates(tmp_path, name
         if len(turns) == 2:  # what generation begins with, token by token
             assert ids[: labels.count(IGNORE)] == ours.encode(asked)
         wanted, mask = whole["input_ids"][: len(ids)], whole["assistant_masks"]
-        assert counts.apart == (ids != wanted), turns
-        if not counts.apart:
+        assert counts.tokenized_apart == (ids != wanted), turns
+        if not counts.tokenized_apart:
             n_equal += 1
             assert [int(label != IGNORE) for label in labels] == mask[: len(ids)] and not any(mask[len(ids) :]), turns
     # GPT-2's way of splitting makes one token of two line breaks at the end of a text, and two before a word

@@ -23,8 +23,10 @@ class Counts:
     read: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    """Number of dropped rows, by reason."""
     cut: Counter[str] = field(default_factory=Counter)
-    apart: int = 0
+    """Number of kept rows that were truncated, by where."""
+    tokenized_apart: int = 0
     """Kept rows whose token ids differ from those of their text tokenized as a whole, since a token would span a prompt
     and its answer."""
     last_only: int = 0
@@ -50,7 +52,7 @@ class Counts:
             "kept": self.kept,
             "dropped": dict(self.dropped),
             "cut": dict(self.cut),
-            "tokenized_apart": self.apart,
+            "tokenized_apart": self.tokenized_apart,
             "last_answer_only": self.last_only,
             **({"answers": self.answers, "answers_taught": self.taught} if self.taught < self.answers else {}),
             **({"not_shown": dict(self.left_out)} if self.left_out else {}),
@@ -59,8 +61,10 @@ class Counts:
     def notes(self) -> list[str]:
         """Returns remarks about the kept rows, one sentence each."""
         found = []
-        if self.apart:
-            found.append(f"in {self.apart:,} rows the ids differ from those of tokenizing prompt and response as one")
+        if self.tokenized_apart:
+            found.append(
+                f"in {self.tokenized_apart:,} rows the ids differ from those of tokenizing prompt and response as one"
+            )
         if self.last_only:
             found.append(
                 f"in {self.last_only:,} rows not all answers carry loss: the chat template shows earlier ones, or what "
@@ -88,7 +92,7 @@ class Scan:
     """The prompt of each row, if prompts were asked for."""
     systems: list[str] = field(default_factory=list)
     """The system text of each row, likewise."""
-    known: dict[str, str] = field(default_factory=dict)
+    known_systems: dict[str, str] = field(default_factory=dict)
     """Each different system text, so that rows with equal ones share a single string in memory."""
 
     def add(self, row: Row, with_prompt: bool) -> None:
@@ -99,7 +103,7 @@ class Scan:
             self.unused[key if key in self.unused or len(self.unused) < _MOST_KEYS else "and others"] += 1
         if with_prompt:
             self.prompts.append(prompt_of(row))
-            self.systems.append(self.known.setdefault(row.system, row.system))
+            self.systems.append(self.known_systems.setdefault(row.system, row.system))
 
 
 @dataclass
@@ -122,8 +126,8 @@ def print_unused(unused: Mapping[str, int]) -> None:
 def summary(part: Part) -> str:
     """Returns one line about a split: its samples, tokens and lengths, and what was dropped or truncated."""
     counts, lengths = part.counts, part.lengths
-    notes = [f"dropped: {message(counts.dropped)}"] if counts.dropped else []
-    notes += [f"cut: {message(counts.cut)}"] if counts.cut else []
+    notes = [f"dropped: {in_words(counts.dropped)}"] if counts.dropped else []
+    notes += [f"cut: {in_words(counts.cut)}"] if counts.cut else []
     notes = notes or ["none dropped or cut"]
     notes += counts.notes()
     if not len(lengths):
@@ -134,6 +138,6 @@ def summary(part: Part) -> str:
     )
 
 
-def message(counts: Mapping[str, int]) -> str:
+def in_words(counts: Mapping[str, int]) -> str:
     """Returns counts in words, such as "3 empty response, 1 no answer"."""
     return ", ".join(f"{n:,} {what}" for what, n in counts.items())

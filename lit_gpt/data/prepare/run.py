@@ -17,7 +17,7 @@ from lit_gpt.args.folders import require_checkpoint
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.data import store
 from lit_gpt.data.curate.check import check
-from lit_gpt.data.prepare.account import Counts, Part, Scan, message, print_unused, summary
+from lit_gpt.data.prepare.account import Counts, Part, Scan, in_words, print_unused, summary
 from lit_gpt.data.prepare.download import locate
 from lit_gpt.data.prepare.rows import Row, RowError
 from lit_gpt.data.prepare.schemas import Parse
@@ -86,7 +86,7 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
     encoder = Encoder(tokenizer, args, min(args.max_seq_length or block_size, block_size))
     if validation is None:
         is_val = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
-        scan.prompts, scan.systems, scan.known = [], [], {}
+        scan.prompts, scan.systems, scan.known_systems = [], [], {}
         n_train, n_val, left_out = int((~is_val).sum()), int(is_val.sum()), (scan.left_out, Counter())
         sources = (_selected(rows_of(train, args), ~is_val), _selected(rows_of(train, args), is_val))
     else:
@@ -141,7 +141,7 @@ def _read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:
     for row in rows_of(files, args, scan.left_out):
         scan.add(row, with_prompts)
     if not scan.n_rows:
-        reason = f" ({message(scan.left_out)})" if scan.left_out else ""
+        reason = f" ({in_words(scan.left_out)})" if scan.left_out else ""
         raise UserError(f"{', '.join(map(str, files.paths))} has no rows{reason}")
     return scan
 
@@ -182,7 +182,7 @@ def write_split(folder: Path, name: str, rows: Iterator[Row], n_rows: int, encod
     part = Part(counts, writer.lengths, writer.n_targets)
     print(f"{name}: {summary(part)}")
     if not counts.kept:
-        raise UserError(f"no row of {name} is left ({message(counts.dropped)}); nothing was written")
+        raise UserError(f"no row of {name} is left ({in_words(counts.dropped)}); nothing was written")
     return part
 
 

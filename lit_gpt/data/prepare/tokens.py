@@ -41,7 +41,7 @@ class Encoder:
         self.style = open_style(self.style_name, tokenizer.path.parent, tokenizer)
         self.eos = tokenizer.id_to_token(tokenizer.eos_id)
         self.end_ids: set[int] = set()
-        self.apart: dict[tuple[str, str], bool] = {}
+        self.seams: dict[tuple[str, str], bool] = {}  # whether one token would span the two texts
 
     def encode(self, rows: Sequence[Row], counts: Counts) -> list[Pair]:
         """Returns (ids, labels) of the rows that are kept, in order, and adds to `counts` what became of all.
@@ -65,7 +65,7 @@ class Encoder:
                 self._count_answers(row, turns, exchanges, counts)
                 counts.taught += n_supervised(within_limit, self.args.last_turn_only)
         counts.kept += len(kept)
-        counts.apart += self._count_apart(uncut)
+        counts.tokenized_apart += self._count_tokenized_apart(uncut)
         return kept
 
     def exchanges(self, row: Row, turns: tuple[Turn, ...], counts: Counts) -> list[Exchange] | None:
@@ -120,12 +120,12 @@ class Encoder:
 
     def _later_prompts(self, pairs: Sequence[tuple[Exchange, Exchange]]) -> list[list[int]]:
         """Returns the prompt ids of each pair's second exchange, as they come after the token that ends the first."""
-        apart = self.tokenizer.continue_batch([e.prompt for _, e in pairs])
+        found = self.tokenizer.continue_batch([e.prompt for _, e in pairs])
         ended = [i for i, (before, _) in enumerate(pairs) if before.ended and (before.end or self.eos)]
         whole = [(pairs[i][0].end or self.eos or "") + pairs[i][1].prompt for i in ended]
         for i, ids in zip(ended, self.tokenizer.encode_batch(whole, bos=False), strict=True):
-            apart[i] = ids[1:]
-        return apart
+            found[i] = ids[1:]
+        return found
 
     def _end_id(self, exchange: Exchange) -> int:
         """Returns the id of the token that ends an answer, and adds it to `end_ids` if it is supervised."""
@@ -205,7 +205,7 @@ class Encoder:
             left -= min(n_tokens, left)
         return tuple(found)
 
-    def _count_apart(self, rows: Sequence[Sequence[Exchange]]) -> int:
+    def _count_tokenized_apart(self, rows: Sequence[Sequence[Exchange]]) -> int:
         """Returns in how many rows one token would span two texts, were they tokenized as a whole.
 
         That can be a prompt and its answer, or an answer and what comes after it where no token ends it.
@@ -219,9 +219,9 @@ class Encoder:
             ]
             for exchanges in rows
         ]
-        if len(self.apart) > _MOST_SEAMS:
-            self.apart = {}
-        known = self.apart
+        if len(self.seams) > _MOST_SEAMS:
+            self.seams = {}
+        known = self.seams
         new = [seam for seam in dict.fromkeys(seam for row in seams for seam in row) if seam not in known]
         tails, heads = ([seam[side] for seam in new] for side in (0, 1))
         unique = list(dict.fromkeys(tails))
