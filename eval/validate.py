@@ -36,7 +36,7 @@ def main(
     from lit_gpt.checkpoints.base import load_base
     from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.data import store
-    from lit_gpt.data.compatibility import check_fit
+    from lit_gpt.data.compatibility import check_compatible
     from lit_gpt.errors import UserError
     from lit_gpt.fabric import make_fabric
     from lit_gpt.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def main(
         raise UserError(f"--data_dir is missing; {whose} data")
     data_dir = data_dir or Path(trained_on)
     _, data, meta = store.load(data_dir)
-    check_fit(meta, data_dir, Tokenizer(checkpoint_dir), record and record.prompt_style)
+    check_compatible(meta, data_dir, Tokenizer(checkpoint_dir), record and record.prompt_style)
     fabric = make_fabric(precision or (record and record.training.get("precision")))
     if run_dir is None:
         model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)

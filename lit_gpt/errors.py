@@ -1,7 +1,7 @@
 """The exceptions that stand for a mistake the user can mend."""
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Wrong input. The message is one line: what is wrong, with its value and place, and the way out.
 
     `lit_gpt.cli.run` prints it without a traceback, and likewise what the operating system says of a file or a disk;

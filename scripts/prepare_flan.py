@@ -26,14 +26,13 @@ def main(
         validation_file: rows for validation in the place of the subsets' test sets.
     """
     from lit_gpt.data.prepare import schemas
-    from lit_gpt.data.prepare.download import locate
-    from lit_gpt.data.prepare.flan import subset_files
+    from lit_gpt.data.prepare.download import flan_files, locate
     from lit_gpt.data.prepare.run import Files, require_ready
     from lit_gpt.data.prepare.run import prepare as prepare_files
 
     require_ready(destination_path, checkpoint_dir, prepare)  # before a download
     names = None if subsets is None else ",".join(subsets)
-    splits = {split: subset_files(names, split) for split in ("train", "test")}
+    splits = {split: flan_files(names, split) for split in ("train", "test")}
     train = tuple(locate(None, url, name, destination_path) for url, name in splits["train"])
     if validation_file is not None:
         validation = Files((validation_file,))

@@ -26,7 +26,7 @@ def main(
     """
     from lit_gpt.data.curate.mix import mix as mix_sources
 
-    mix_sources(destination_path, mix, augment, prepare=prepare, checkpoint_dir=checkpoint_dir)
+    mix_sources(destination_path, mix, augment, prepare_args=prepare, checkpoint_dir=checkpoint_dir)
 
 
 if __name__ == "__main__":

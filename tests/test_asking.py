@@ -11,8 +11,9 @@ from test_styles import KINDS, conversations, folder_of, messages
 
 from lit_gpt.args import AskArgs, PrepareArgs
 from lit_gpt.cli import parse
+from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.rows import Row
-from lit_gpt.data.prepare.tokens import Counts, Encoder
+from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.generation.asking import QUESTION, ask
 from lit_gpt.prompts import STYLES, Turn, make_prompt, open_style

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lit_gpt.args.curation import AugmentArgs
 from lit_gpt.data.curate.augment import PERTURBATIONS, augmented, perturb_prompt, shuffle_options
-from lit_gpt.data.curate.augment.words import CONTRACTED, EXPANDED, MISSPELT, NEIGHBOURS
+from lit_gpt.data.curate.augment.words import CONTRACTED, EXPANDED, MISSPELLED, NEIGHBORS
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
@@ -96,20 +96,20 @@ def test_perturbations_do_what_their_names_say():
     changed = [(a, b) for a, b in zip(long, typed, strict=True) if a != b]
     n_letters = sum(c.isalpha() for c in long)
     assert 0.08 < len(changed) / n_letters < 0.12
-    assert all(b.lower() in NEIGHBOURS[a.lower()] and a.isupper() == b.isupper() for a, b in changed)
+    assert all(b.lower() in NEIGHBORS[a.lower()] and a.isupper() == b.isupper() for a, b in changed)
     misspelt = PERTURBATIONS["misspellings"](long, rng).split()
     words = long.split()
     wrong = [(a.strip(".,?"), b.strip(".,?")) for a, b in zip(words, misspelt, strict=True) if a != b]
-    candidates = sum(w.strip(".,?").lower() in MISSPELT for w in words)
-    assert 0.06 < len(wrong) / candidates < 0.14 and all(b.lower() in MISSPELT[a.lower()] for a, b in wrong)
+    candidates = sum(w.strip(".,?").lower() in MISSPELLED for w in words)
+    assert 0.06 < len(wrong) / candidates < 0.14 and all(b.lower() in MISSPELLED[a.lower()] for a, b in wrong)
     mixed = PERTURBATIONS["mild_mix"](long, rng)
     assert mixed == mixed.lower() and "can't" in mixed and "cannot" not in mixed and "  " in mixed
 
 
 def test_the_tables_are_sound():
-    assert all(key in NEIGHBOURS[beside] for key, all_of_it in NEIGHBOURS.items() for beside in all_of_it)
-    assert len(NEIGHBOURS) == 26 and len(set(CONTRACTED.values())) == len(CONTRACTED) == len(EXPANDED)
-    assert all(w != wrong and wrong not in MISSPELT for w, all_of_it in MISSPELT.items() for wrong in all_of_it)
+    assert all(key in NEIGHBORS[beside] for key, all_of_it in NEIGHBORS.items() for beside in all_of_it)
+    assert len(NEIGHBORS) == 26 and len(set(CONTRACTED.values())) == len(CONTRACTED) == len(EXPANDED)
+    assert all(w != wrong and wrong not in MISSPELLED for w, all_of_it in MISSPELLED.items() for wrong in all_of_it)
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lit_gpt.args import PrepareArgs
 from lit_gpt.data import store
-from lit_gpt.data.prepare.counts import Counts
+from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.data.prepare.run import Files, prepare
 from lit_gpt.data.prepare.tokens import Encoder

@@ -4,7 +4,7 @@ import pytest
 from chat_shapes import CHATML, SHAPES, Shape
 
 from lit_gpt.args import PrepareArgs
-from lit_gpt.data.prepare.counts import Counts
+from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.errors import UserError

@@ -11,6 +11,7 @@ from lit_gpt.args import LoRAArgs
 from lit_gpt.convert.configs import config_from_hf, config_to_hf
 from lit_gpt.convert.names import from_hf, to_hf
 from lit_gpt.convert.readers import open_source
+from lit_gpt.errors import UserError
 from lit_gpt.families import MODELS, config_for
 from lit_gpt.generation.engine import generate, generate_batch
 from lit_gpt.methods import lora
@@ -89,7 +90,7 @@ def test_greedy_generation_is_the_argmax_without_a_cache_and_rows_do_not_mix(kin
 def test_generation_stops_where_the_model_is_full(tmp_path):
     ours, _ = both("llama", tmp_path)
     assert len(list(generate(ours, [1] * 504, 50, temperature=0))) == 8
-    with pytest.raises(ValueError, match="512"):
+    with pytest.raises(UserError, match="512"):
         list(generate(ours, [1] * 512, 5))
 
 
@@ -172,5 +173,5 @@ def test_every_model_we_list_has_a_configuration(name):
 
 
 def test_an_unknown_name_shows_close_matches():
-    with pytest.raises(ValueError, match="pythia-160m"):
+    with pytest.raises(UserError, match="pythia-160m"):
         config_for("EleutherAI/pythia-165m")

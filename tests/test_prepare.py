@@ -14,11 +14,12 @@ from lit_gpt.args import PrepareArgs
 from lit_gpt.cli import parse
 from lit_gpt.data import store
 from lit_gpt.data.prepare import schemas
+from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.data.prepare.run import Files, prepare
 from lit_gpt.data.prepare.sources import read_rows
 from lit_gpt.data.prepare.split import held_out
-from lit_gpt.data.prepare.tokens import Counts, Encoder
+from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.data.store import IGNORE
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import STYLES, Turn
@@ -116,8 +117,8 @@ def test_the_end_is_cut_so_that_an_answer_ends_it(tokenizer):
 def test_ids_that_differ_from_those_of_the_whole_text_are_counted(tokenizer):
     rows = [Row.single("t", "", "he"), Row.single("t", "", "xe")]  # t + he is one token
     (first, _), counts = encode(tokenizer, rows, prompt_style="plain")
-    assert counts.apart == 1 and first[0][:-1] != tokenizer.encode("the")
-    assert encode(tokenizer, rows, prompt_style="alpaca")[1].apart == 0
+    assert counts.tokenized_apart == 1 and first[0][:-1] != tokenizer.encode("the")
+    assert encode(tokenizer, rows, prompt_style="alpaca")[1].tokenized_apart == 0
 
 
 PIECES = [
@@ -153,8 +154,8 @@ def test_the_count_of_rows_that_differ_is_exact(checkpoint, name):
     for _ in range(500):
         prompt, answer = ("".join(rng.choices(PIECES, k=rng.randint(1, 8))) for _ in range(2))
         ((ids, _),), counts = encode(tokenizer, [Row.single(prompt, "", answer + "x")], prompt_style="plain")
-        assert counts.apart == (ids[:-1] != tokenizer.encode(prompt + answer + "x")), (prompt, answer)
-        n_apart += counts.apart
+        assert counts.tokenized_apart == (ids[:-1] != tokenizer.encode(prompt + answer + "x")), (prompt, answer)
+        n_apart += counts.tokenized_apart
     assert 0 < n_apart < 250
 
 
@@ -307,7 +308,8 @@ def test_the_figures_of_the_documentation_are_those_of_today(column, name):
         n_rows, *tokens, longer = table[row]
         assert n_rows == f"{len(read):,}"
         assert tokens[column] == f"{sum(len(ids) for ids, _ in samples):,} / {n_targets:,}", (row, name)
-        assert longer.split(", ")[column if "," in longer else 0] == str(counts.dropped.total()) and not counts.apart
+        assert longer.split(", ")[column if "," in longer else 0] == str(counts.dropped.total())
+        assert not counts.tokenized_apart
 
 
 def test_a_script_checks_what_it_prepared_and_fails_in_one_line(checkpoint, tmp_path):

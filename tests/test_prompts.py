@@ -7,8 +7,9 @@ import pytest
 from conftest import SHARED, write_tokenizer
 
 from lit_gpt.args import PrepareArgs
+from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.rows import Row
-from lit_gpt.data.prepare.tokens import Counts, Encoder
+from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.data.store import IGNORE
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import STYLES, Turn, make_prompt, open_style
@@ -117,8 +118,8 @@ def test_ids_and_targets_are_those_of_transformers_chat_templates(tmp_path, name
         if len(turns) == 2:  # what generation begins with, token by token
             assert ids[: labels.count(IGNORE)] == ours.encode(asked)
         wanted, mask = whole["input_ids"][: len(ids)], whole["assistant_masks"]
-        assert counts.apart == (ids != wanted), turns
-        if not counts.apart:
+        assert counts.tokenized_apart == (ids != wanted), turns
+        if not counts.tokenized_apart:
             n_equal += 1
             assert [int(label != IGNORE) for label in labels] == mask[: len(ids)] and not any(mask[len(ids) :]), turns
     # GPT-2's way of splitting makes one token of two line breaks at the end of a text, and two before a word

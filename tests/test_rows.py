@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from lit_gpt.data.prepare import entries, schemas
 from lit_gpt.data.prepare.columns import by_columns
-from lit_gpt.data.prepare.download import PUBLISHED, locate, verify
+from lit_gpt.data.prepare.download import FLAN_SUBSETS, PUBLISHED, flan_files, locate, verify
 from lit_gpt.data.prepare.entries import read_objects
-from lit_gpt.data.prepare.flan import SUBSETS, subset_files
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.data.prepare.sources import read_rows
 from lit_gpt.errors import UserError
@@ -96,10 +95,10 @@ def test_schemas_that_a_script_names():
     paths = [[t.text for t in row.turns] for row in schemas.Trees("all")(TREE, "f", "p")]
     assert paths == [["q", "second"], ["q", "first", "q2", "a2"], ["q", "asked"]]
     assert schemas.Trees("best", "de")(TREE, "f", "p") == []
-    assert len(SUBSETS) == 66 and subset_files("coqa", "test")[0][1] == "coqa_10templates_test.jsonl"
+    assert len(FLAN_SUBSETS) == 66 and flan_files("coqa", "test")[0][1] == "coqa_10templates_test.jsonl"
     for subsets, message in (("coqa, coqaa", "no 'coqaa'"), (" ,", "names none")):
         with pytest.raises(UserError, match=message):
-            subset_files(subsets, "train")
+            flan_files(subsets, "train")
 
 
 def test_keys_of_the_users_own(tmp_path):

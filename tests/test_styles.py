@@ -6,8 +6,9 @@ import pytest
 from conftest import write_tokenizer
 
 from lit_gpt.args import PrepareArgs
+from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.rows import Row
-from lit_gpt.data.prepare.tokens import Counts, Encoder
+from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import STYLES, Turn, ends_of, make_prompt, open_style, stop_ids
 from lit_gpt.prompts.jinja import jinja_of

@@ -1,1 +1,1 @@
-"""One pipeline: rows from a file (`sources`) -> tokens on disk (`prepare`, `store`) -> batches (`batches`)."""
+"""The data pipeline: rows of a file -> tokens on disk (`prepare/`, `store`) -> micro-batches (`packing`, `batches`)."""

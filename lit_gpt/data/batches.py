@@ -1,4 +1,4 @@
-"""Samples into micro-batches: in what order they are seen, and how they are laid end to end."""
+"""Makes micro-batches of samples: the order in which a run sees them, and how they are laid end to end."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +15,17 @@ from lit_gpt.layers.attention import Documents
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples end to end, without padding."""
+    """A micro-batch: samples laid end to end, without padding."""
 
     ids: Tensor
     """(T,) int64."""
     documents: Documents
-    """A document for each sample."""
+    """Boundaries of the samples, one document each."""
     predicting: Tensor
-    """(n_targets,) int64: the positions whose next token carries loss. A sample's first token never does: nothing
+    """(n_targets,) int64: the positions whose next token is a target. A sample's first token never is one: nothing
     predicts it."""
     targets: Tensor
-    """(n_targets,) int64: those tokens."""
+    """(n_targets,) int64: the tokens to predict there."""
 
     @property
     def n_samples(self) -> int:
@@ -33,12 +33,12 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Of all samples."""
+        """Tokens of all samples, shared prefixes counted for each."""
         return sum(self.documents.whole)
 
     @property
     def n_computed(self) -> int:
-        """T: a prefix that samples share is computed once."""
+        """Tokens that are computed (T): a shared prefix counts once."""
         return len(self.ids)
 
     @property
@@ -46,7 +46,7 @@ class Batch:
         return len(self.targets)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on `device`; a GPU copies it while it computes something else."""
+        """Returns the batch on `device`; to a GPU it is copied asynchronously, from pinned memory."""
         ids, predicting, targets = (
             (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
             for x in (self.ids, self.predicting, self.targets)
@@ -55,13 +55,13 @@ class Batch:
 
 
 class Order:
-    """Which row each sample of a run is, without a list of them: any place of a run is there at once.
+    """The order in which a run sees the rows of a data set: for each epoch a permutation of its own.
 
-    Every pass over the rows is a permutation of its own.
+    No list of the samples is kept, so a run resumes at any sample without going through the earlier ones.
 
     Args:
-        n_rows: of the data set.
-        n_samples: of the run.
+        n_rows: rows of the data set.
+        n_samples: samples that the run sees, over all epochs.
     """
 
     def __init__(self, n_rows: int, n_samples: int, seed: int) -> None:
@@ -72,51 +72,50 @@ class Order:
         return self.n_samples
 
     def rows(self, start: int, stop: int) -> list[int]:
-        """Of samples start .. stop - 1, as far as the run has them."""
+        """Returns the rows of samples start .. stop - 1, fewer at the end of the run."""
         return [int(self.permutation(i // self.n_rows)[i % self.n_rows]) for i in range(start, min(stop, len(self)))]
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """(n_rows,) of a pass over the data, counted from 0."""
+        """Returns the order of the rows in an epoch, (n_rows,); epochs count from 0."""
         if self.latest[0] != epoch:
             self.latest = (epoch, np.random.default_rng((self.seed, epoch)).permutation(self.n_rows))
         return self.latest[1]
 
 
 def steps(samples: Samples, order: Order, batch_size: int, packing: Packing, seen: int = 0) -> Iterator[list[Batch]]:
-    """The micro-batches of each optimizer step to come.
+    """Yields the micro-batches of each optimizer step.
 
-    Which samples a step has depends on `order` and `batch_size` alone; a step may span two passes over the data. The
-    step's loss is a sum over its samples, so that which of them share a micro-batch changes memory and speed and
-    nothing else.
+    Which samples a step has depends on `order` and `batch_size` alone; a step may span two epochs. The step's loss is
+    a sum over its samples, so which of them share a micro-batch changes memory and speed and nothing else.
 
     Args:
-        seen: samples of the order that earlier steps had.
+        seen: samples that earlier steps had; the steps resume after them.
     """
     for start in range(seen, len(order), batch_size):
         yield micro_batches(samples, order.rows(start, start + batch_size), packing)
 
 
-def micro_batches(samples: Samples, chosen: Sequence[int] | np.ndarray, packing: Packing) -> list[Batch]:
-    """The chosen samples in as few batches as come out."""
-    prefixes = prefixes_of(samples, chosen, packing)
-    return [batch_of(samples, g, prefixes) for g in packs(samples.lengths, chosen, packing.max_tokens, prefixes)]
+def micro_batches(samples: Samples, indices: Sequence[int] | np.ndarray, packing: Packing) -> list[Batch]:
+    """Returns the samples at `indices`, packed into micro-batches."""
+    prefixes = prefixes_of(samples, indices, packing)
+    return [batch_of(samples, g, prefixes) for g in packs(samples.lengths, indices, packing.max_tokens, prefixes)]
 
 
 def batch_of(samples: Samples, group: Sequence[int], prefixes: Prefixes = NONE) -> Batch:
-    """A group of samples, what some begin with in front of them."""
+    """Returns a micro-batch of a group of samples, with each shared prefix laid before the samples that share it."""
     shared = sharing(group, prefixes)
-    rows = [i for those in shared.values() for i in those]
+    rows = [i for members in shared.values() for i in members]
     others = [i for i in group if prefixes.get(i) not in shared]
-    n_sharing = [(b.n_tokens, len(those)) for b, those in shared.items()]
+    n_sharing = [(b.n_tokens, len(members)) for b, members in shared.items()]
     return collate([samples[i] for i in rows + others], n_sharing)
 
 
 def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], n_sharing: Sequence[tuple[int, int]] = ()) -> Batch:
-    """Lay (ids, labels) of each sample end to end.
+    """Returns the micro-batch of (ids, labels) of each sample, laid end to end.
 
     Args:
-        n_sharing: (n, m) for each prefix: the first m samples begin with the same n tokens, none of which carries
-            loss; the next pair is about the samples after those.
+        n_sharing: (n, m) for each shared prefix: the first m samples share a prefix of n tokens, none of which is a
+            target; the next pair is about the samples after those.
     """
     pieces, firsts = [], []
     for n_tokens, m in n_sharing:
@@ -134,10 +133,10 @@ def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], n_sharing: Sequenc
 
 
 def ahead(order: Iterator[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
-    """The same steps on `device`; for a GPU each is made by another thread while the one before is computed.
+    """Yields the same steps on `device`; for a GPU, a second thread makes each while the one before is computed.
 
-    A CPU has nothing to gain there and a quarter of its speed to lose: a second thread that uses torch makes OpenMP's
-    waiting threads sleep between any two products.
+    A CPU would gain nothing and lose a quarter of its speed: a second thread that uses torch makes OpenMP's waiting
+    threads sleep between any two matmuls.
     """
     made = ([batch.to(device) for batch in batches] for batches in order)
     if device.type == "cpu":

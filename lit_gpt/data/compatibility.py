@@ -1,4 +1,4 @@
-"""Whether a prepared data set suits the checkpoint that is to be trained on it."""
+"""Checks that a prepared data set suits the checkpoint that is to be trained on it."""
 
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,15 @@ from lit_gpt.prompts.wording import reworded, say
 from lit_gpt.tokenizer import Tokenizer
 
 
-def check_fit(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer, prompt_style: str | None = None) -> None:
-    """See that a prepared data set suits a run; a note on stderr says if its style writes other texts now.
+def check_compatible(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer, prompt_style: str | None = None) -> None:
+    """Checks that a prepared data set suits a run; notes on stderr if its prompt style has changed since.
 
     Args:
-        tokenizer: of the checkpoint to be trained.
-        prompt_style: the one that the run says; None takes the data's.
+        tokenizer: the tokenizer of the checkpoint to be trained.
+        prompt_style: the prompt style that the run names; None takes the data's.
 
     Raises:
-        UserError: another tokenizer, prompt style or chat template.
+        UserError: the data was prepared with another tokenizer, prompt style or chat template.
     """
     check_tokenizer(meta, folder, tokenizer)
     if prompt_style is not None and prompt_style != meta["prompt_style"]:
@@ -36,7 +36,7 @@ def check_fit(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer, prompt_s
 
 
 def check_tokenizer(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer) -> None:
-    """Raises: UserError if the data set's tokens are those of another tokenizer."""
+    """Checks that the data set was prepared with this tokenizer; raises UserError if not."""
     if meta["tokenizer"] != tokenizer.fingerprint():
         raise UserError(
             f"{folder} was prepared with the tokenizer of {meta['checkpoint_dir']}, which is another one than the "

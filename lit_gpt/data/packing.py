@@ -1,4 +1,4 @@
-"""Which samples share a forward pass, and which of those begin alike, so that their prefix is computed once."""
+"""Packing: decides which samples share a micro-batch, and which of them share a prefix that is computed once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,72 +10,75 @@ import numpy as np
 from lit_gpt.data.store import IGNORE, Samples
 
 _LEAST_SHARED = 16
-"""Tokens of a prefix, so that looking it up takes less than computing it."""
+"""Fewest tokens of a shared prefix: a shorter one takes longer to look up than to compute again."""
 _LEAST_SAVED = 0.05
-"""Part of the tokens of a step that shared prefixes save, or else none are shared."""
+"""Fraction of the tokens of the samples searched that shared prefixes must save; below it none are shared."""
 _COMPARED = 1024
-"""Samples among which prefixes are searched for: more of them are searched in parts."""
+"""Most samples that are searched for common prefixes at once: the search is quadratic in their number."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How samples are put together."""
+    """How samples are packed into micro-batches."""
 
     max_tokens: int
-    """That a forward pass computes; a longer sample goes alone."""
+    """Most tokens of a micro-batch; a longer sample gets one of its own."""
     share_up_to: int = 0
-    """Samples of up to so many tokens may share their prefixes; 0 shares none."""
+    """Longest sample, in tokens, that may share its prefix; 0 turns prefix sharing off."""
 
 
 class _Prefix(NamedTuple):
-    """Tokens that several samples begin with, all of them without loss."""
+    """A prefix that several samples share; none of its tokens is a target."""
 
     number: int
     n_tokens: int
 
 
 Prefixes = Mapping[int, _Prefix]
-"""By sample, for those that share theirs."""
+"""Sample index -> its shared prefix, for the samples that share one."""
 NONE: Prefixes = {}
 
 
-def prefixes_of(samples: Samples, chosen: Sequence[int] | np.ndarray, packing: Packing) -> Prefixes:
-    """The prefixes that save the most tokens, each sample having one at most: those of a prompt style, mostly.
+def prefixes_of(samples: Samples, indices: Sequence[int] | np.ndarray, packing: Packing) -> Prefixes:
+    """Returns the shared prefixes that save the most tokens, at most one for each sample.
 
-    In alphabetical order, samples that begin alike are neighbours; where to cut that order is found by dynamic
-    programming.
+    Mostly they are the fixed text of a prompt style. Sorted by their tokens, samples with a common prefix are
+    neighbors; where to divide that order is found by dynamic programming.
     """
     lengths = samples.lengths
-    heads = {int(i): _head(*samples[i]) for i in chosen if 1 < lengths[i] <= packing.share_up_to}
+    heads = {int(i): _head(*samples[i]) for i in indices if 1 < lengths[i] <= packing.share_up_to}
     order = sorted(heads, key=lambda i: heads[i].astype(">i4").tobytes())
     found: dict[int, _Prefix] = {}
     saved = 0
     for start in range(0, len(order), _COMPARED):
         part = order[start : start + _COMPARED]
-        for first, last, n_tokens in cuts([_alike(heads[a], heads[b]) for a, b in pairwise(part)]):
+        for first, last, n_tokens in cuts([_common_length(heads[a], heads[b]) for a, b in pairwise(part)]):
             found |= dict.fromkeys(part[first:last], _Prefix(start + first, n_tokens))
             saved += (last - first - 1) * n_tokens
     return found if saved >= _LEAST_SAVED * lengths[list(heads)].sum() else NONE
 
 
 def _head(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The tokens before the one that predicts the first target, or but the last one."""
+    """Returns the tokens of a sample that it may share: those before the one that predicts the first target.
+
+    A sample without targets may share all but its last token.
+    """
     targets = (np.asarray(labels[1:]) != IGNORE).nonzero()[0]
     return np.asarray(ids[: targets[0] if len(targets) else len(ids) - 1])
 
 
-def _alike(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens both begin with."""
+def _common_length(a: np.ndarray, b: np.ndarray) -> int:
+    """Returns the length of the longest common prefix of two samples."""
     n = min(len(a), len(b))
     different = (a[:n] != b[:n]).nonzero()[0]
     return int(different[0]) if len(different) else n
 
 
 def cuts(common: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Runs of neighbours that share a prefix: the first one, the one behind the last, and the shared tokens.
+    """Returns (start, stop, n_tokens) of each run of neighbors that best share a prefix of `n_tokens` tokens.
 
     Args:
-        common: tokens that each has in common with the next.
+        common: length of the common prefix of each sample and the next.
     """
     n = len(common) + 1
     best, came_from = np.zeros(n + 1), np.zeros(n + 1, dtype=np.int64)
@@ -97,14 +100,15 @@ def cuts(common: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def packs(
-    lengths: np.ndarray, chosen: Sequence[int] | np.ndarray, max_tokens: int, prefixes: Prefixes = NONE
+    lengths: np.ndarray, indices: Sequence[int] | np.ndarray, max_tokens: int, prefixes: Prefixes = NONE
 ) -> list[list[int]]:
-    """The chosen samples in groups of at most `max_tokens` tokens to compute; a longer one goes alone.
+    """Returns the samples in groups of at most `max_tokens` computed tokens; a longer sample gets a group of its own.
 
-    Each goes to the fullest group that has room for it, the longest first; where prefixes are shared, to a group
-    with its own, and that order is tried against one of samples that begin alike.
+    Best-fit decreasing: the longest sample first, each to the fullest group that has room for it. Where prefixes are
+    shared, a sample prefers a group that has its prefix already; then an order by prefix is tried, too, and the better
+    result returned.
     """
-    longest = sorted(chosen, key=lambda i: -lengths[i])
+    longest = sorted(indices, key=lambda i: -lengths[i])
     orders = [longest]
     if prefixes:
         orders.append(sorted(longest, key=lambda i: prefixes.get(int(i), (-1, 0))))
@@ -113,21 +117,21 @@ def packs(
 
 
 def filled(lengths: np.ndarray, order: Sequence[int], max_tokens: int, prefixes: Prefixes = NONE) -> list[list[int]]:
-    """`packs`, in this order."""
+    """Returns the samples in groups, as `packs` does, placed in the given order."""
     groups: list[list[int]] = []
     room: list[int] = []
     begun: list[set[_Prefix]] = []
     for i in map(int, order):
         n, prefix = int(lengths[i]), prefixes.get(i)
         costs = [n - prefix.n_tokens if prefix in begun[g] else n for g in range(len(groups))]
-        fitting = [g for g, cost in enumerate(costs) if room[g] >= cost]
-        if not fitting:
+        with_room = [g for g, cost in enumerate(costs) if room[g] >= cost]
+        if not with_room:
             groups.append([])
             room.append(max_tokens)
             begun.append(set())
             costs.append(n)
-            fitting = [len(groups) - 1]
-        best = min(fitting, key=lambda g: (costs[g], room[g]))
+            with_room = [len(groups) - 1]
+        best = min(with_room, key=lambda g: (costs[g], room[g]))
         groups[best].append(i)
         room[best] -= costs[best]
         if prefix:
@@ -136,7 +140,7 @@ def filled(lengths: np.ndarray, order: Sequence[int], max_tokens: int, prefixes:
 
 
 def sharing(group: Sequence[int], prefixes: Prefixes) -> dict[_Prefix, list[int]]:
-    """The samples of a group that share a prefix, by prefix."""
+    """Returns the samples of a group that share a prefix, by prefix."""
     found: dict[_Prefix, list[int]] = {}
     for i in group:
         if i in prefixes:
@@ -145,10 +149,10 @@ def sharing(group: Sequence[int], prefixes: Prefixes) -> dict[_Prefix, list[int]
 
 
 def n_computed(lengths: np.ndarray, group: Sequence[int], prefixes: Prefixes = NONE, power: int = 1) -> int:
-    """Tokens that a forward pass over a group computes.
+    """Returns the number of tokens that a forward pass over a group computes.
 
     Args:
-        power: 2 sums the squares of the lengths, as attention goes by them.
+        power: 2 sums the squares of the lengths instead, which attention's cost grows with.
     """
     shared = sharing(group, prefixes) if prefixes else {}
     again = sum((len(rows) - 1) * p.n_tokens**power for p, rows in shared.items())
@@ -156,13 +160,13 @@ def n_computed(lengths: np.ndarray, group: Sequence[int], prefixes: Prefixes = N
 
 
 def fullest(lengths: np.ndarray, max_tokens: int, batch_size: int) -> list[int]:
-    """Samples whose micro-batch is as large as they come: the longest, and as many more as a step has and fit in."""
-    chosen: list[int] = []
+    """Returns the samples of the largest micro-batch of a step: the longest ones that fit into it together."""
+    picked: list[int] = []
     room = max_tokens
     for i in (-lengths).argsort(kind="stable"):
-        if not chosen or lengths[i] <= room:
-            chosen.append(int(i))
+        if not picked or lengths[i] <= room:
+            picked.append(int(i))
             room -= int(lengths[i])
-        if room <= 0 or len(chosen) == batch_size:
+        if room <= 0 or len(picked) == batch_size:
             break
-    return chosen
+    return picked

@@ -1,7 +1,7 @@
-"""A prepared data set on disk: memory-mapped token arrays and meta.json, which says how they were made.
+"""Reads and writes a prepared data set: memory-mapped token arrays, and meta.json, which says how they were made.
 
-For each split (train, val): <split>.ids.npy and <split>.labels.npy, all samples one after the other (int32), and
-<split>.offsets.npy, where sample i spans offsets[i] .. offsets[i + 1] (int64).
+Each split (train, val) has <split>.ids.npy and <split>.labels.npy, all samples laid end to end (int32), and
+<split>.offsets.npy: sample i spans offsets[i] .. offsets[i + 1] (int64).
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
 
 META = "meta.json"
 _NEEDED = ("checkpoint_dir", "tokenizer", "prompt_style", "samples")
-"""What meta.json says at least."""
+"""Keys that meta.json must have."""
 IGNORE = -100
-"""Label of positions that carry no loss; what torch's cross_entropy ignores by default."""
+"""Label of positions without loss; torch's cross_entropy ignores it by default."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Samples:
         return len(self.offsets) - 1
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids and labels of sample i, (T,) each."""
+        """Returns ids and labels of sample i, (T,) each."""
         span = slice(self.offsets[i], self.offsets[i + 1])
         return self.ids[span], self.labels[span]
 
@@ -51,7 +51,7 @@ class Samples:
         return np.diff(self.offsets)
 
     def digest(self) -> str:
-        """What tells these samples from others: by their lengths, and by a few thousand of their tokens and labels."""
+        """Returns a hash that tells these samples from others, of the lengths and a few thousand tokens and labels."""
         digest = hashlib.sha256(np.ascontiguousarray(self.offsets).tobytes())
         for tokens in (self.ids, self.labels):
             digest.update(np.ascontiguousarray(tokens[:: max(1, len(tokens) // 4096)]).tobytes())
@@ -59,12 +59,12 @@ class Samples:
 
     @property
     def n_targets(self) -> int:
-        """Positions of all samples that carry loss."""
+        """Number of targets, the positions that carry loss."""
         return int((self.labels != IGNORE).sum())
 
 
 def stack(samples: Sequence[tuple[list[int], list[int]]]) -> Samples:
-    """Samples in memory, from (ids, labels) of each."""
+    """Returns samples in memory, made of (ids, labels) of each."""
     offsets = np.cumsum([0, *(len(ids) for ids, _ in samples)], dtype=np.int64)
     ids = np.array([t for ids, _ in samples for t in ids], dtype=np.int32)
     labels = np.array([t for _, labels in samples for t in labels], dtype=np.int32)
@@ -72,7 +72,7 @@ def stack(samples: Sequence[tuple[list[int], list[int]]]) -> Samples:
 
 
 class Writer:
-    """The arrays of one split, written sample by sample, so that no more than a batch of them is in memory."""
+    """A writer of the arrays of one split that holds no more than a batch of samples in memory."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
@@ -83,7 +83,7 @@ class Writer:
             np.lib.format.write_array_header_1_0(file, _header(0))
 
     def add(self, samples: Sequence[tuple[list[int], list[int]]]) -> None:
-        """Append (ids, labels) of each."""
+        """Appends samples, (ids, labels) each."""
         for ids, _ in samples:
             self.offsets.append(self.offsets[-1] + len(ids))
         for file, part in zip(self.files, (0, 1), strict=True):
@@ -95,7 +95,7 @@ class Writer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Say in the files how long they have become."""
+        """Writes the final number of tokens into the headers, and the offsets into a file of their own."""
         for file in self.files:
             end = file.tell()
             file.seek(0)
@@ -111,16 +111,16 @@ class Writer:
 
 
 def _header(n: int) -> dict[str, Any]:
-    """What numpy writes before n tokens; it leaves room for n to grow."""
+    """Returns numpy's header of an array of n tokens; it is padded, so a larger n overwrites it in place."""
     return {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (n,)}
 
 
 def require_room(folder: Path, overwrite: bool = True) -> None:
-    """See that a prepared data set may be written to `folder`.
+    """Checks that a prepared data set may be written to `folder`.
 
     Raises:
-        UserError: a file is where the folder, or one that it is in, would be; it holds a prepared data set, and
-            `overwrite` is not set.
+        UserError: a file stands where the folder or one of its parents would be, or the folder holds a prepared data
+            set and `overwrite` is not set.
     """
     if (first := next(p for p in (folder, *folder.parents) if p.exists())) and not first.is_dir():
         raise UserError(f"--destination_path {folder}: {first} is a file; pass another folder")
@@ -132,12 +132,12 @@ def require_room(folder: Path, overwrite: bool = True) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder for the arrays and meta.json of a prepared data set, which then take the place of an old one.
+    """Yields a temporary folder whose files then replace the prepared data set of `folder`.
 
-    The other files of `folder` stay. If the block fails, so do the old arrays.
+    If the block raises, the old arrays stay. The other files of `folder` stay in any case.
 
     Raises:
-        UserError: the disk is full, or there is a file in the folder's place.
+        UserError: the disk is full, or a file stands where the folder would be.
     """
     require_room(folder)
     new = not folder.exists()
@@ -160,7 +160,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def save(folder: Path, splits: dict[str, Samples], meta: dict[str, Any]) -> None:
-    """Write a prepared data set. Without its meta.json, which comes last, a folder does not count as prepared."""
+    """Writes a prepared data set; meta.json comes last, and a folder without it does not count as prepared."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / META).unlink(missing_ok=True)
     for split, samples in splits.items():
@@ -181,7 +181,7 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 
 def _load_array(path: Path) -> np.ndarray:
-    """The array of a file, which stays on the disk until it is read. Raises: UserError if it is gone or damaged."""
+    """Loads the array of a file, memory-mapped; raises UserError if the file is missing or damaged."""
     try:
         return np.load(path, mmap_mode="r")
     except FileNotFoundError as e:
@@ -191,10 +191,10 @@ def _load_array(path: Path) -> np.ndarray:
 
 
 def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
-    """(train, val, meta) of a prepared data set.
+    """Loads (train, val, meta) of a prepared data set.
 
     Raises:
-        UserError: not prepared, or damaged.
+        UserError: the folder holds no prepared data set, or a damaged one.
     """
     if not (folder / META).is_file():
         raise UserError(

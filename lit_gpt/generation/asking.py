@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_gpt.args import AskArgs
-from lit_gpt.data.prepare.schemas import recognise
+from lit_gpt.data.prepare.schemas import recognize
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Exchange, Turn, open_style, stop_ids
 from lit_gpt.tokenizer import Tokenizer
@@ -83,7 +83,7 @@ def _earlier(path: Path) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:
         raise UserError(f"--conversation {path} is no JSON file ({' '.join(str(e).split())})") from e
     if isinstance(entry, list):
         entry = {"messages": entry}
-    rows = recognise(entry, str(path))(entry, str(path), "conversation")
+    rows = recognize(entry, str(path))(entry, str(path), "conversation")
     if len(rows) != 1:
         raise UserError(f"--conversation {path} has {len(rows)} conversations; pass a file with one")
     return list(rows[0].turns), rows[0].tools

@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.data import store
-from lit_gpt.data.compatibility import check_fit
+from lit_gpt.data.compatibility import check_compatible
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import default_precision
 from lit_gpt.layers.quantize import require_quantizable
@@ -44,7 +44,7 @@ def dry_run(fabric: Fabric, args: FinetuneArgs) -> None:
     config = config_of(checkpoint_dir)
     train_data, val_data, meta = store.load(args.data_dir)
     if there:
-        check_fit(meta, args.data_dir, Tokenizer(checkpoint_dir), args.run.prompt_style)
+        check_compatible(meta, args.data_dir, Tokenizer(checkpoint_dir), args.run.prompt_style)
     if options.probe and not is_here:
         raise UserError(
             f"--probe true times this machine's GPU, and --device {options.device} is another; leave out one"

@@ -1,4 +1,4 @@
-"""Text to token ids and back: `tokenizer.json` or `tokenizer.model` behind one interface."""
+"""Turns text into token ids and back: `tokenizer.json` or `tokenizer.model` behind one interface."""
 
 from lit_gpt.tokenizer.backends import FILES
 from lit_gpt.tokenizer.stream import StreamDecoder

@@ -1,4 +1,4 @@
-"""The two libraries that split a text into tokens, behind the same methods."""
+"""Wraps the two tokenizer libraries, `tokenizers` and `sentencepiece`, behind the same methods."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from lit_gpt.tokenizer.settings import AddedToken, Settings, special_names
 
 
 class _HuggingFace:
-    """tokenizer.json, through the `tokenizers` library. Tokens that have a role are special, as in transformers."""
+    """Backend for tokenizer.json, with the library `tokenizers`; tokens with a role are special, as in transformers."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
         from tokenizers import AddedToken as Token
@@ -29,18 +29,23 @@ class _HuggingFace:
         self.marks_beginnings = self.encode("\na")[-1:] != self.encode("a")
 
     def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, without special tokens added."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, computed on all cores."""
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def continue_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """A tokenizer that marks beginnings sees each text behind an anchor, which is then taken off."""
+        """Returns the ids of each text as it continues another one.
+
+        A tokenizer that marks the beginning of a text encodes each behind an anchor, whose ids are then removed.
+        """
         if not self.marks_beginnings:
             return self.encode_batch(texts)
         found: list[list[int]] = [[] for _ in texts]
         left = [i for i, text in enumerate(texts) if text]
-        for anchor in ("\n", ".", "a", "\x02"):  # one that does not melt into the text
+        for anchor in ("\n", ".", "a", "\x02"):  # the first that shares no token with the text
             encodings = self.backend.encode_batch([anchor + texts[i] for i in left], add_special_tokens=False)
             starts = [sum(end <= 1 for _, end in e.offsets) for e in encodings]
             whole = [all(start >= 1 for start, _ in e.offsets[n:]) for e, n in zip(encodings, starts, strict=True)]
@@ -52,49 +57,56 @@ class _HuggingFace:
         return found
 
     def decode(self, ids: list[int]) -> str:
+        """Returns the text of ids, special tokens left out."""
         return self.backend.decode(ids)
 
     def token_to_id(self, token: str) -> int | None:
+        """Returns the id of a token; None if there is none."""
         return self.backend.token_to_id(token)
 
     def id_to_token(self, token_id: int) -> str | None:
+        """Returns the token of an id; None if there is none."""
         return self.backend.id_to_token(token_id)
 
     def special_id(self, role: str) -> int | None:
-        """bos is what the file's template puts first; it does not say which token ends a text."""
+        """Returns the bos id by the file's template, which may put it first; None for eos, which no template tells."""
         framed = self.backend.encode("a", add_special_tokens=True)
         return framed.ids[0] if role == "bos" and framed.special_tokens_mask[:1] == [1] else None
 
     def adds(self, token_id: int | None) -> bool:
+        """Returns whether the file's template puts this token before a text."""
         return self.backend.encode("", add_special_tokens=True).ids[:1] == [token_id]
 
     def added_tokens(self) -> list[str]:
+        """Returns the tokens that were added to the vocabulary, special or not."""
         return [t.content for t in self.backend.get_added_tokens_decoder().values()]
 
     def vocab_size(self) -> int:
+        """Returns one more than the largest id, added tokens included."""
         return max(self.backend.get_vocab().values()) + 1
 
     def n_pieces(self) -> int:
+        """Returns one more than the largest id, added tokens left out."""
         added = self.backend.get_added_tokens_decoder()
         return max((i for i in self.backend.get_vocab().values() if i not in added), default=-1) + 1
 
     def beyond_the_file(self) -> list[Any]:
-        """What decides on ids besides tokenizer.json."""
+        """Returns what decides on ids besides the content of tokenizer.json."""
         return self.promoted
 
 
 FILES = ("tokenizer.json", "tokenizer.model")
-"""Either holds the tokenizer of a folder; the first comes first."""
+"""Files that may hold the tokenizer of a folder, in order of precedence."""
 _WITHOUT_PREFIX = b"\x1a\x02\x18\x00"
-"""normalizer_spec {add_dummy_prefix: false}, to append to a model: protobuf merges fields that come twice."""
+"""Protobuf of normalizer_spec {add_dummy_prefix: false}, appended to a model: fields that come twice are merged."""
 
 
 class SentencePiece:
-    """tokenizer.model, through the `sentencepiece` library, and the tokens that were added to it.
+    """A backend for tokenizer.model, with the `sentencepiece` library, and the tokens that were added to it.
 
     Control tokens (`<s>`), the unknown token and added ones become their ids where a text has them written out. A
-    text without them has the ids that `sentencepiece` gives. Of the text after such a token, transformers decides:
-    `legacy: true` puts a space before it, as before the text itself, any other value does not.
+    text without them has the ids that `sentencepiece` gives. Text after such a token follows transformers:
+    `legacy: true` puts a space before it, as before the text itself; any other value does not.
 
     transformers 5 differs where spaces are: it does not add the space before a text, or after a token with `legacy`,
     if one is there, and it merges runs of spaces by the order of the vocabulary, not by score. It also gives ids to
@@ -113,14 +125,14 @@ class SentencePiece:
         self.legacy = bool(settings.config.get("legacy"))
         self.prefix = settings.config.get("add_prefix_space") is not False
         self.strips = self.backend.encode("a  b") == self.backend.encode("a b")
-        self.tokens = self.cut_out(settings)
+        self.tokens = self.special_and_added(settings)
         self.pattern = re.compile("|".join(t.pattern() for t in self.tokens))
         self.ids = {t.content: t.id for t in self.tokens}
         self.special = {t.id for t in self.tokens if t.special}
         self.shown = {t.id: t.content for t in self.tokens if not t.special}
 
-    def cut_out(self, settings: Settings) -> list[AddedToken]:
-        """The tokens that are cut out of a text, longest first, so that the longest is found."""
+    def special_and_added(self, settings: Settings) -> list[AddedToken]:
+        """Returns the tokens that are split off a text first, longest first, so that the longest match wins."""
         sp = self.backend
         tokens = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i) or sp.is_unknown(i)}
         tokens |= {n: i for n in special_names(settings.names) if (i := self.piece_to_id(n)) is not None}
@@ -129,7 +141,7 @@ class SentencePiece:
         return sorted([*settings.added, *rest], key=lambda t: (-len(t.content), t.id))
 
     def encode(self, text: str, continued: bool = False) -> list[int]:
-        """Ids of a text; `continued` if it stands after another one that is no special token."""
+        """Returns the ids of a text; `continued` if it follows other text, not a special token."""
         ids, end = [], 0
         for match in self.pattern.finditer(text):
             ids += self.encode_part(text[end : match.start()], end == 0, continued)
@@ -138,29 +150,32 @@ class SentencePiece:
         return ids + self.encode_part(text[end:], end == 0, continued)
 
     def encode_part(self, text: str, first: bool, continued: bool) -> list[int]:
-        """Ids of what has no special tokens: the `first` such part of a text, or one that follows such a token."""
+        """Returns the ids of a part without special tokens: the `first` of a text, or one after a special token."""
         if not (first and continued):
             return self.encode_plain(text, first)
         if not (self.strips and text[:1].isspace()):
             return self.bare.encode(text)
-        mark = self.bare.encode("a")  # a space at the beginning would be taken off
+        mark = self.bare.encode("a")  # without it, the leading space would be stripped
         return self.bare.encode("a" + text)[len(mark) :]
 
     def encode_plain(self, text: str, first: bool) -> list[int]:
-        """Ids of text without special tokens; `first` if it begins the whole text, else it follows such a token."""
-        keeps_its_space = self.strips and text[:1].isspace()  # the only way to keep it is to have it put there again
+        """Returns the ids of a text without special tokens; `first` if it begins the whole text."""
+        keeps_its_space = self.strips and text[:1].isspace()  # only the prefix puts it back
         prefixed = self.prefix and (first or self.legacy or keeps_its_space)
         return (self.backend if prefixed else self.bare).encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, computed on all cores where no text has special tokens."""
         plain = self.prefix and not any(map(self.pattern.search, texts))
         return self.backend.encode(list(texts)) if plain else [self.encode(t) for t in texts]
 
     def continue_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text as it continues another one."""
         plain = not self.strips and not any(map(self.pattern.search, texts))
         return self.bare.encode(list(texts)) if plain else [self.encode(t, continued=True) for t in texts]
 
     def decode(self, ids: list[int]) -> str:
+        """Returns the text of ids, special tokens left out."""
         n_pieces, text = self.backend.vocab_size(), ""
         visible = [i for i in ids if i not in self.special and (i < n_pieces or i in self.shown)]
         for added, run in [(added, list(run)) for added, run in groupby(visible, self.shown.__contains__)]:
@@ -168,45 +183,54 @@ class SentencePiece:
         return text
 
     def decode_plain(self, ids: list[int], first: bool) -> str:
+        """Returns the text of ids without added tokens; `first` if it begins the whole text."""
         if first and self.prefix:
             return self.backend.decode(ids)
-        mark = self.backend.unk_id()  # what comes after it keeps its space
+        mark = self.backend.unk_id()  # the text after it keeps its leading space
         return self.backend.decode([mark, *ids])[len(self.backend.decode([mark])) :]
 
     def token_to_id(self, token: str) -> int | None:
+        """Returns the id of a token, added ones included; None if there is none."""
         return self.ids.get(token, self.piece_to_id(token))
 
     def piece_to_id(self, token: str) -> int | None:
+        """Returns the id of a piece of the model; None if there is none."""
         found = self.backend.piece_to_id(token)
         return found if self.backend.id_to_piece(found) == token else None
 
     def id_to_token(self, token_id: int) -> str | None:
+        """Returns the token of an id, added ones included; None if there is none."""
         added = next((t.content for t in self.tokens if t.id == token_id), None)
         return added or (self.backend.id_to_piece(token_id) if 0 <= token_id < self.backend.vocab_size() else None)
 
     def special_id(self, role: str) -> int | None:
+        """Returns the bos or eos id that the model names; None if it names none."""
         found = {"bos": self.backend.bos_id, "eos": self.backend.eos_id}[role]()
         return found if found >= 0 else None
 
     def adds(self, token_id: int | None) -> bool:
+        """Returns False: a tokenizer.model has no template that puts tokens before a text."""
         return False
 
     def added_tokens(self) -> list[str]:
+        """Returns the tokens that are split off a text first, special or not."""
         return [t.content for t in self.tokens]
 
     def vocab_size(self) -> int:
+        """Returns one more than the largest id, added tokens included."""
         return max([self.n_pieces(), *(t.id + 1 for t in self.tokens)])
 
     def n_pieces(self) -> int:
+        """Returns the number of pieces of the model, added tokens left out."""
         return self.backend.vocab_size()
 
     def beyond_the_file(self) -> list[Any]:
-        """What decides on ids besides tokenizer.model."""
+        """Returns what decides on ids besides the content of tokenizer.model."""
         return [[(t.pattern(), t.id) for t in self.tokens], self.legacy, self.prefix]
 
 
 def open_backend(checkpoint_dir: Path, settings: Settings) -> tuple[Path, _HuggingFace | SentencePiece]:
-    """The tokenizer's file and its library. tokenizer.json comes first: it has the tokens that were added later.
+    """Returns a tokenizer's file and its backend; tokenizer.json comes first, since it has the tokens added later.
 
     Raises:
         UserError: neither file is there, or it is damaged.

@@ -1,4 +1,4 @@
-"""What the JSON files around a tokenizer say about its special and added tokens."""
+"""Reads special and added tokens from the JSON files next to a tokenizer."""
 
 import json
 import re
@@ -11,12 +11,12 @@ from lit_gpt.errors import UserError
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is cut out of a text before the rest is split into pieces.
+    """A token that is split off a text before the rest is tokenized.
 
     Attributes:
-        special: left out of decoded text.
-        lstrip, rstrip: take the whitespace before, after it along.
-        single_word: only where it does not touch a letter or digit.
+        special: whether decoded text leaves it out.
+        lstrip, rstrip: whether it includes the whitespace before, after it.
+        single_word: whether it must not touch a letter or digit.
     """
 
     content: str
@@ -27,7 +27,7 @@ class AddedToken:
     single_word: bool = False
 
     def pattern(self) -> str:
-        """A regular expression whose one group is the token."""
+        """Returns a regular expression whose one group is the token."""
         token = f"({re.escape(self.content)})"
         token = rf"(?<!\w){token}(?!\w)" if self.single_word else token
         return (r"\s*" if self.lstrip else "") + token + (r"\s*" if self.rstrip else "")
@@ -35,13 +35,13 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the JSON files around a tokenizer say.
+    """The content of the JSON files next to a tokenizer.
 
     Attributes:
-        config: tokenizer_config.json.
-        names: role (`eos_token`, `additional_special_tokens` ...) to token or tokens.
-        model: config.json, and generation_config.json over it, without nulls.
-        added: tokens that came after tokenizer.model was made.
+        config: content of tokenizer_config.json.
+        names: role (`eos_token`, `additional_special_tokens` ...) -> token or tokens.
+        model: content of config.json, overridden by generation_config.json, without nulls.
+        added: tokens that were added after tokenizer.model was made.
     """
 
     config: dict[str, Any]
@@ -51,7 +51,7 @@ class Settings:
 
 
 def read_settings(checkpoint_dir: Path) -> Settings:
-    """What the files say. As in transformers, `added_tokens_decoder` ends the say of the older files.
+    """Reads the files; as in transformers, `added_tokens_decoder` takes precedence over the older files.
 
     Raises:
         UserError: a file is not a JSON object, or an added token has no id or no content.
@@ -67,7 +67,7 @@ def read_settings(checkpoint_dir: Path) -> Settings:
 
 
 def _read_added(checkpoint_dir: Path, config: dict[str, Any], special: list[str]) -> list[AddedToken]:
-    """The tokens of `added_tokens_decoder`, else those of added_tokens.json. Raises: UserError if one is damaged."""
+    """Reads the tokens of `added_tokens_decoder`, else added_tokens.json; raises UserError if one is damaged."""
     declared, path = config.get("added_tokens_decoder"), checkpoint_dir / "tokenizer_config.json"
     if not declared:
         path = checkpoint_dir / "added_tokens.json"
@@ -90,7 +90,7 @@ def _read_added(checkpoint_dir: Path, config: dict[str, Any], special: list[str]
 
 
 def special_names(names: dict[str, Any]) -> list[str]:
-    """Every token that has a role, each once."""
+    """Returns every token that has a role, each once."""
     found: list[str | None] = []
     for role, value in names.items():
         if role.endswith("_special_tokens"):
@@ -101,13 +101,13 @@ def special_names(names: dict[str, Any]) -> list[str]:
 
 
 def content(token: Any) -> str | None:
-    """The token itself, which may stand in an object; None for anything else (`add_bos_token` is no token)."""
+    """Returns a token as text, taken out of its object if need be; None if it is no token (`add_bos_token`)."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
 
 
 def read_optional(path: Path) -> dict[str, Any]:
-    """A JSON object, empty if there is no such file. Raises: UserError if it is not JSON."""
+    """Reads a JSON object, empty if there is no such file; raises UserError if it is not a JSON object."""
     if not path.is_file():
         return {}
     try:

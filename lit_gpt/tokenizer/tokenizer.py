@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint folder; the one place that puts special tokens around a text."""
+"""Defines the tokenizer of a checkpoint directory, the one place that adds special tokens to a text."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ from lit_gpt.tokenizer.settings import Settings, content, read_settings
 
 
 class Tokenizer:
-    """The tokenizer of a checkpoint folder.
+    """The tokenizer of a checkpoint directory.
 
     Attributes:
-        bos_id: begin-of-sequence token, None if the model has none.
-        eos_id: end-of-sequence token, the one that training supervises.
-        stop_ids: tokens that end a generated text; `eos_id` and those of generation_config.json or config.json.
-        use_bos: whether the model's own configuration puts `bos_id` before every text.
+        bos_id: id of the begin-of-sequence token; None if the model has none.
+        eos_id: id of the end-of-sequence token, the one that training supervises.
+        stop_ids: ids of tokens that end a generated text: `eos_id` and those of generation_config.json or config.json.
+        use_bos: whether the model's own configuration adds `bos_id` before every text.
 
     Raises:
-        UserError: the folder has no tokenizer, a damaged one, or one without an end-of-sequence token.
+        UserError: the directory has no tokenizer, a damaged one, or one without an end-of-sequence token.
     """
 
     def __init__(self, checkpoint_dir: Path) -> None:
@@ -37,25 +37,29 @@ class Tokenizer:
         self.use_bos = self.bos_id is not None and self.wants_bos(settings.config)
 
     def encode(self, text: str, bos: bool | None = None, eos: bool = False) -> list[int]:
-        """Token ids of `text`.
+        """Returns the token ids of `text`.
 
         Args:
-            text: special tokens written out become their ids.
-            bos: begin with `bos_id`, unless the text itself does; None as the model is used to.
-            eos: end with `eos_id`.
+            text: special tokens written out in it become their ids.
+            bos: whether to begin with `bos_id`, unless the text itself does; None follows `use_bos`.
+            eos: whether to end with `eos_id`.
         """
         return self.frame(self.backend.encode(text), bos, eos)
 
     def encode_batch(self, texts: Sequence[str], bos: bool | None = None, eos: bool = False) -> list[list[int]]:
-        """`encode` for many texts, on all cores."""
+        """Returns the token ids of each text, as `encode` does, computed on all cores."""
         return [self.frame(ids, bos, eos) for ids in self.backend.encode_batch(texts)]
 
     def continue_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text as it stands in the middle of another one: without what marks a beginning."""
+        """Returns the token ids of each text as it continues another one, without the mark of a beginning."""
         return self.backend.continue_batch(texts)
 
     def frame(self, ids: list[int], bos: bool | None, eos: bool) -> list[int]:
-        """`ids` with the special tokens around them. The one place that adds them."""
+        """Returns `ids` with the special tokens around them; the one place that adds them.
+
+        Raises:
+            UserError: bos is asked for, and the tokenizer has none.
+        """
         if self.use_bos if bos is None else bos:
             if self.bos_id is None:
                 raise UserError(f"{self.path.parent}: the tokenizer has no begin-of-sequence token")
@@ -64,43 +68,43 @@ class Tokenizer:
         return [*ids, self.eos_id] if eos else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens left out."""
+        """Returns the text of `ids`, special tokens left out."""
         return self.backend.decode(list(ids))
 
     def token_to_id(self, token: str) -> int:
-        """Raises: UserError if there is no such token."""
+        """Returns the id of a token; raises UserError if there is no such token."""
         found = self.backend.token_to_id(token)
         if found is None:
             raise UserError(f"{self.path} has no token {token!r}")
         return found
 
     def id_to_token(self, token_id: int) -> str | None:
-        """The token as a text has it written out; None if there is none of that id."""
+        """Returns the token of an id, as a text has it written out; None if there is none."""
         return self.backend.id_to_token(token_id)
 
     def added_tokens(self) -> list[str]:
-        """The tokens that are cut out of a text before the rest is split into pieces, special or not."""
+        """Returns the tokens that are split off a text before the rest is tokenized, special or not."""
         return self.backend.added_tokens()
 
     @property
     def vocab_size(self) -> int:
-        """Rows that a model needs: one more than the largest id, added tokens included; ids may leave gaps."""
+        """Number of embedding rows that a model needs: one more than the largest id, added tokens included."""
         return self.backend.vocab_size()
 
     @property
     def n_pieces(self) -> int:
-        """Rows that a model needs for the tokens that were not added later: one more than their largest id."""
+        """Number of embedding rows for the tokens that were not added later: one more than their largest id."""
         return self.backend.n_pieces()
 
     def fingerprint(self) -> str:
-        """Equal for two tokenizers exactly if they come from equal files and frame a text equally."""
+        """Returns a hash that two tokenizers share exactly if their files and their special tokens are equal."""
         framing = [self.bos_id, self.eos_id, self.use_bos, *self.backend.beyond_the_file()]
         return hashlib.sha256(self.path.read_bytes() + json.dumps(framing).encode()).hexdigest()[:16]
 
     def special_id(self, settings: Settings, role: str) -> int | None:
-        """Id of the bos or eos token: by name, else as the tokenizer's file has it, else by the model's configuration.
+        """Returns the id of the bos or eos token, by name, else by the tokenizer's file, else by the model's config.
 
-        `"bos_token": null` says that there is none (Qwen), whatever the model's configuration says.
+        `"bos_token": null` means that there is none (Qwen), whatever the model's config says.
         """
         named = f"{role}_token"
         if token := content(settings.names.get(named)):
@@ -113,7 +117,7 @@ class Tokenizer:
         return ids[0] if isinstance(ids, list) else ids
 
     def wants_bos(self, config: dict[str, Any]) -> bool:
-        """`add_bos_token` if given, else the template of tokenizer.json, else (tokenizer.model) Llama's way.
+        """Returns whether texts begin with bos: by `add_bos_token`, else tokenizer.json's template, else as Llama's do.
 
         transformers 5 ignores `add_bos_token` beside a tokenizer.json, and leaves bos out if a Llama tokenizer.model
         comes without the flag; version 4 and the training of these models agree with us.

@@ -1,1 +1,1 @@
-"""What makes a data set better: the check, the search for evaluation questions, mixtures, augmentation, selection."""
+"""Curates data sets: checks them, finds evaluation questions in them, mixes, augments and selects rows."""

@@ -1,4 +1,4 @@
-"""Rows of prepared data sets, picked into a new one."""
+"""Writes a new prepared data set of rows selected from others."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +10,17 @@ from lit_gpt.data import store
 from lit_gpt.errors import UserError
 
 _BATCH = 1000
+"""Number of rows that are in memory at once."""
 _Picks = Sequence[tuple[store.Samples, np.ndarray]]
-"""Samples and the indices of those that are taken, in order; an index may come more than once."""
+"""Pairs of samples and the indices to take from them, in order; an index may be repeated."""
 
 
 def write(folder: Path, splits: Mapping[str, _Picks], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a prepared data set of the picked rows to `folder`; returns its meta.json.
+    """Writes a prepared data set of the selected rows to `folder` and returns the content of its meta.json.
 
     Args:
-        meta: what it says; the numbers of samples and tokens are counted here.
+        splits: split -> the rows to take.
+        meta: what meta.json says besides the numbers of samples and tokens, which are counted here.
 
     Raises:
         UserError: a split would be empty, or the disk is full.
@@ -43,5 +45,6 @@ def write(folder: Path, splits: Mapping[str, _Picks], meta: Mapping[str, Any]) -
 
 
 def _as_lists(samples: store.Samples, i: int) -> tuple[list[int], list[int]]:
+    """Returns ids and labels of sample i as lists."""
     ids, labels = samples[i]
     return ids.tolist(), labels.tolist()

@@ -1,1 +1,1 @@
-"""From a file of rows to a prepared data set: entries, rows, split, tokens."""
+"""Prepares a data set: reads a file of rows, splits it into train and val, tokenizes both and stores them."""

@@ -1,6 +1,6 @@
-"""Entries that Arrow's files hold: Parquet, folders of `datasets.save_to_disk`, data sets of the hub.
+"""Reads the entries of Arrow data: Parquet files, folders of `datasets.save_to_disk`, data sets of the hub.
 
-They are read batch by batch, so that the memory does not grow with them. Decoding of pictures and sound is left out.
+They are read batch by batch, so that memory does not grow with them. Images and audio are not decoded.
 """
 
 import json
@@ -14,9 +14,10 @@ from lit_gpt.errors import UserError
 from lit_gpt.files.whole import replace_with
 
 _BATCH = 1000
+"""Number of rows that are read at once."""
 PARQUET = ".parquet"
 _SAVED, _SPLITS = "state.json", "dataset_dict.json"
-"""What says that a folder holds a data set, or one a split."""
+"""Files that mark a folder as a saved data set, and as one with a folder for each split."""
 _NO_SUCH = "; there is none of this name, or it is private and needs HF_TOKEN"
 _WAYS = {
     "Bad split": "; pass another --split",
@@ -28,16 +29,16 @@ _WAYS = {
     "404": _NO_SUCH,
     "doesn't exist on the Hub": _NO_SUCH,
 }
-"""What the library says -> what to do."""
+"""Part of an error message of `datasets` -> advice to append."""
 
 
 def holds_rows(folder: Path) -> bool:
-    """Whether the folder is one of `save_to_disk`, or holds Parquet files."""
+    """Returns whether the folder was written by `save_to_disk` or holds Parquet files."""
     return (folder / _SAVED).is_file() or (folder / _SPLITS).is_file() or any(folder.glob(f"*{PARQUET}"))
 
 
 def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, entry) of each row of a Parquet file. Raises: UserError if it is damaged, or not there."""
+    """Yields (location, entry) of each row of a Parquet file; raises UserError if it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     with _one_line_errors(str(path)):
@@ -48,10 +49,10 @@ def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, entry) of each row of a folder of `save_to_disk`, or of the Parquet files of one split.
+    """Yields (location, entry) of each row of a folder of `save_to_disk`, or of the Parquet files of one split.
 
     Raises:
-        UserError: it holds several splits, or is no such folder, or is damaged.
+        UserError: the folder is neither, holds several splits, or is damaged.
     """
     if not (folder / _SAVED).is_file() and (paths := sorted(folder.glob(f"*{PARQUET}"))):
         names = sorted({re.split(r"-\d", path.stem)[0] for path in paths})  # train-00000-of-00002.parquet
@@ -76,9 +77,10 @@ def read_folder(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def fetched_dataset(name: str, config: str | None, split: str, folder: Path) -> Path:
-    """The rows of a split of a data set of the hub, as a file of JSON lines in `folder`, whole or not at all.
+    """Downloads a split of a data set of the Hugging Face Hub as a JSON-lines file in `folder` and returns its path.
 
-    What was fetched before is not fetched again. A private or gated data set needs HF_TOKEN.
+    The file is written whole or not at all, and one from an earlier download is used again. A private or gated data
+    set needs HF_TOKEN.
 
     Raises:
         UserError: the hub has no such data set, configuration or split, or it cannot be read.
@@ -98,7 +100,7 @@ def fetched_dataset(name: str, config: str | None, split: str, folder: Path) -> 
 
 
 def _rows(data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, entry) of each row of a data set of `datasets`."""
+    """Yields (location, entry) of each row of a `datasets` data set."""
     number = 0
     for table in data.with_format("arrow").iter(batch_size=_BATCH):
         kinds = {field.name: field.type for field in table.schema}
@@ -108,15 +110,15 @@ def _rows(data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _without_nulls(entry: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """An object without the keys that are null: Arrow gives each all keys that one of the others has."""
+    """Returns an object without its null keys: Arrow gives each object the keys of all others, filled with nulls."""
     return {key: _plain(value, kinds[key]) for key, value in entry.items() if value is not None}
 
 
 def _plain(value: Any, kind: Any) -> Any:
-    """A value of Arrow as it was before Arrow took it in.
+    """Returns an Arrow value as it was before it was converted to Arrow.
 
-    What is of one type here and of another there, `datasets` keeps as JSON, but texts that are JSON themselves, such
-    as 29 and true, as they are: those stay texts.
+    `datasets` stores a column of mixed types as JSON, but leaves texts that are JSON themselves, such as 29 and true,
+    as they are: those stay texts.
     """
     import pyarrow
 
@@ -133,23 +135,25 @@ def _plain(value: Any, kind: Any) -> Any:
 
 
 def _write_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Writes entries as JSON lines."""
     with open(path, "w", encoding="utf-8") as file:
         for entry in entries:
             file.write(json.dumps(entry, ensure_ascii=False, default=_shown) + "\n")
 
 
 def _shown(value: Any) -> str:
-    """What JSON cannot write: bytes by their number, dates and the like as text."""
+    """Returns a text for a value that JSON cannot hold: bytes by their number, dates and the like as text."""
     return f"<{len(value):,} bytes>" if isinstance(value, bytes) else str(value)
 
 
 @contextmanager
 def _one_line_errors(what: str) -> Iterator[None]:
-    """Say in one line what `datasets` and what it stands on raise: the library, the network and the files have each
-    their own kinds of errors.
+    """Turns whatever `datasets` and its dependencies raise within the block into a one-line UserError.
+
+    The library, the network and the files each raise exceptions of their own kinds, so all are caught.
 
     Raises:
-        UserError: always in their place.
+        UserError: the block raised, or `datasets` is not installed.
     """
     try:
         import datasets

@@ -1,8 +1,8 @@
-"""Calls of functions and the functions themselves, in the form in which chat templates take them.
+"""Reads tool calls and tool schemas into the form that chat templates take.
 
-That is the one of https://huggingface.co/docs/transformers/chat_extras: `{"type": "function", "function": {"name": ...,
-"arguments": {...}}}`, with the arguments as an object. OpenAI's files have them as a JSON text, which templates that
-write `arguments | tojson` would put in quotes a second time, so they are parsed here.
+That form is described at https://huggingface.co/docs/transformers/chat_extras: `{"type": "function", "function":
+{"name": ..., "arguments": {...}}}`, with the arguments as an object. OpenAI's files have the arguments as a JSON text;
+it is parsed here, since templates that write `arguments | tojson` would quote it a second time.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from lit_gpt.errors import UserError
 
 
 def read_calls(value: Any, where: str, key: str) -> list[dict[str, Any]]:
-    """The calls of an answer: a list of them or a single one, perhaps as JSON text.
+    """Returns the tool calls of an answer, given as a list or a single call, perhaps as JSON text.
 
     Raises:
-        UserError: naming the call that is none.
+        UserError: one is no tool call; it is named.
     """
     calls = from_json(value, where, key)
     if calls is None:
@@ -26,7 +26,7 @@ def read_calls(value: Any, where: str, key: str) -> list[dict[str, Any]]:
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
-    """One call. Raises: UserError."""
+    """Returns one tool call in the templates' form; raises UserError if it is none."""
     require_object(call, where, ())
     inner = call.get("function") if isinstance(call.get("function"), Mapping) else call
     if inner.get("name") is None:
@@ -41,11 +41,12 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 
 
 def read_tools(value: Any, where: str, key: str) -> tuple[dict[str, Any], ...]:
-    """The schemas of the functions that may be called: a list, perhaps as JSON text, of schemas with or without
-    `{"type": "function", "function": ...}` around them.
+    """Returns the schemas of the tools that may be called, given as a list, perhaps as JSON text.
+
+    The schemas may have `{"type": "function", "function": ...}` around them or not.
 
     Raises:
-        UserError: naming what is no schema.
+        UserError: one is no schema of a tool; it is named.
     """
     tools = from_json(value, where, key)
     if tools is None:
@@ -55,7 +56,7 @@ def read_tools(value: Any, where: str, key: str) -> tuple[dict[str, Any], ...]:
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:
-    """One schema. Raises: UserError."""
+    """Returns one tool schema in the templates' form; raises UserError if it is none."""
     require_object(tool, where, ())
     inner = tool.get("function") if isinstance(tool.get("function"), Mapping) else tool
     if not isinstance(inner.get("name"), str):

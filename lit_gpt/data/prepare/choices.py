@@ -1,6 +1,6 @@
-"""Multiple choice: a question, its options and which of them is right, as MMLU, ARC and their kin have it.
+"""Parses multiple-choice entries, as in MMLU and ARC: a question, its options and the right one.
 
-The row asks as MMLU's own evaluation does, with lettered options and `Answer:`, and is answered with the letter.
+The prompt follows MMLU's own evaluation, with lettered options and `Answer:`; the response is the letter.
 """
 
 import string
@@ -18,13 +18,13 @@ _LETTERS = string.ascii_uppercase
 
 @dataclass(frozen=True)
 class Choice:
-    """How the entries of a file hold a question with options. A `parse`, when called."""
+    """The schema of multiple-choice entries, by the names of their keys; a `Parse` when called."""
 
     question: str = "question"
     choices: str | None = "choices"
-    """Key of the options: a list, an object of lists `text` and `label`, or letter -> option. None: a key a letter."""
+    """Key of the options: list, object of lists `text` and `label`, or letter -> option; None: one key a letter."""
     answer: str = "answer"
-    """Key of the right one: its index from 0 on, its letter or label, or its text."""
+    """Key of the right option: its index from 0, its letter or label, or its text."""
 
     def __call__(self, entry: Any, file: str, location: str) -> list[Row]:
         where = f"{file}, {location}"
@@ -47,7 +47,7 @@ class Choice:
 
 
 def _letters_in(entry: Mapping[str, Any]) -> list[str]:
-    """The keys A, B, C ... as far as they go on and hold something."""
+    """Returns the keys A, B, C ... up to the first that is missing or empty."""
     found: list[str] = []
     for letter in _LETTERS:
         if entry.get(letter) in (None, ""):
@@ -57,7 +57,7 @@ def _letters_in(entry: Mapping[str, Any]) -> list[str]:
 
 
 def _options(value: Any, where: str, key: str) -> tuple[list[str], list[Any]]:
-    """Labels and options. Raises: UserError."""
+    """Returns labels and options of an entry; raises UserError if they are not of a known form."""
     if isinstance(value, dict) and "text" in value:
         options = listed(value["text"], where, f"{key}.text")
         labels = [str(label) for label in listed(value.get("label") or [], where, f"{key}.label")]
@@ -69,16 +69,16 @@ def _options(value: Any, where: str, key: str) -> tuple[list[str], list[Any]]:
 
 
 def _right(answer: Any, labels: Sequence[str], options: Sequence[str], what: str) -> int:
-    """The place of the right option. Raises: UserError if the answer names none."""
+    """Returns the index of the right option; raises UserError if the answer names none of them."""
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
         return answer
     if isinstance(answer, str):
-        message = answer.strip()
+        named_answer = answer.strip()
         for names in (labels, tuple(_LETTERS[: len(options)]), options):
-            if message in names:
-                return list(names).index(message)
-        if message.isdecimal() and int(message) < len(options):
-            return int(message)
+            if named_answer in names:
+                return list(names).index(named_answer)
+        if named_answer.isdecimal() and int(named_answer) < len(options):
+            return int(named_answer)
     shown = repr(answer) if isinstance(answer, str | int | float) else kind(answer)
     raise UserError(
         f"{what} must be the index (from 0), the letter or the text of one of {len(options)} options, found {shown}"

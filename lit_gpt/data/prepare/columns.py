@@ -1,4 +1,4 @@
-"""Keys under the user's own names: what `--columns` says, as a schema."""
+"""Makes a schema of the user's own names of columns or keys, as `--columns` gives them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,15 +15,15 @@ _SPEAKERS = ("user", "assistant", "tool")
 
 
 def by_columns(columns: Mapping[str, str] | Sequence[str]) -> Parse:
-    """The schema that names of columns or keys stand for.
+    """Returns the schema that the names of columns or keys stand for.
 
     Args:
-        columns: our name -> theirs: of an instruction with its response, of a conversation (`messages` or
-            `conversations`, with who speaks and what they say), or of a question with options; or their names alone,
-            of instruction, context and response, or of instruction and response.
+        columns: our name -> theirs, for an instruction with its response, a conversation (`messages` or
+            `conversations`, with the keys of role and content), or a question with options. A list holds their names
+            alone: [instruction, context, response] or [instruction, response].
 
     Raises:
-        UserError: names that make no schema.
+        UserError: the names make no schema.
     """
     if not isinstance(columns, Mapping):
         return _table(columns)
@@ -37,7 +37,7 @@ def by_columns(columns: Mapping[str, str] | Sequence[str]) -> Parse:
 
 
 def _table(columns: Sequence[str]) -> Keys:
-    """Instruction, context and response, or instruction and response. Raises: UserError for neither two nor three."""
+    """Returns the schema of two or three columns that are named in order; raises UserError for any other number."""
     if len(columns) == 2:
         return Keys(*columns, system=None)
     if len(columns) != 3:
@@ -46,7 +46,7 @@ def _table(columns: Sequence[str]) -> Keys:
 
 
 def _chat(columns: Mapping[str, str], key: str) -> Conversation:
-    """A conversation under the key that `columns` has for it. Raises: UserError."""
+    """Returns the schema of a conversation with the user's names; raises UserError if a name is not known."""
     _require(columns, (key, *_CHAT, *_SPEAKERS), (key,), "")
     names = {name: theirs for name, theirs in columns.items() if name in _CHAT}
     speakers = {columns[ours].strip().lower(): ours for ours in _SPEAKERS if ours in columns}
@@ -54,7 +54,7 @@ def _chat(columns: Mapping[str, str], key: str) -> Conversation:
 
 
 def _require(columns: Mapping[str, str], known: Sequence[str], needed: Sequence[str], example: str) -> None:
-    """Raises: UserError if `columns` has a name that is not known, or lacks one that is needed."""
+    """Checks that `columns` has known names only, and all that are needed; raises UserError if not."""
     for name in columns:
         if name not in known:
             others = "" if known[0] in _LISTS else "; conversations (or messages), and question with choices, go too"

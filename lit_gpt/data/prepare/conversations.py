@@ -1,6 +1,6 @@
-"""Conversations that say turn by turn who speaks: `messages` of services and chat templates, ShareGPT's layout.
+"""Parses conversations with a role for each turn: OpenAI's `messages`, which chat templates take too, and ShareGPT's.
 
-What a message may carry besides its text: who is to learn it (`weight`), thoughts, calls of functions. LLaMA-Factory's
+Besides its text, a message may carry whether it is supervised (`weight`), reasoning and tool calls. LLaMA-Factory's
 layout (https://github.com/hiyouga/LLaMA-Factory/tree/main/data) has `system` and `tools` beside `conversations`.
 """
 
@@ -15,7 +15,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
 
 _CALLS = "calls"
-"""A role that is none of a turn: its text is the calls of an answer, in JSON."""
+"""Pseudo-role of a message whose text is tool calls in JSON; they belong to an answer of the assistant."""
 SPEAKERS = {
     "system": "system",
     "developer": "system",
@@ -39,12 +39,13 @@ SPEAKERS = {
     "function_call": _CALLS,
     "tool_call": _CALLS,
 }
+"""Name of a speaker, in lower case -> role."""
 _PAIRS = (("role", "content"), ("from", "value"))
-"""Keys of who speaks and what is said."""
+"""Pairs of keys for the role and the text of a message."""
 _FLAGS = ("weight", "loss", "train", "training", "trainable", "train_on_turn")
-"""Keys that say whether a turn is to be learned: OpenAI's and Mistral's, ms-swift's, Axolotl's and others'."""
+"""Keys that say whether a turn is supervised: OpenAI's and Mistral's, ms-swift's, Axolotl's and others'."""
 _SPANS = ("train_detail", "training_detail")
-"""Keys that say which characters are to be learned: Axolotl's."""
+"""Keys that say which characters of a turn are supervised (Axolotl)."""
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _MEDIA = ("images", "videos", "audios")
 _SYSTEMS = ("system", "system_prompt")
@@ -53,14 +54,14 @@ _TOOLS = ("tools", "functions")
 
 @dataclass(frozen=True)
 class Conversation:
-    """How the entries of a file hold a conversation. A `parse`, when called."""
+    """The schema of conversations, by the names of their keys; a `Parse` when called."""
 
     key: str
-    """Of the list of messages."""
+    """Key of the list of messages."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """Our name of a key -> theirs, where it is another."""
+    """Our name of a key -> theirs, where it differs."""
     speakers: Mapping[str, str] = field(default_factory=dict)
-    """Their name of who speaks, in lower case -> ours, besides those that are known."""
+    """Their name of a speaker, in lower case -> role, in addition to SPEAKERS."""
 
     def __call__(self, entry: Any, file: str, location: str) -> list[Row]:
         where = f"{file}, {location}"
@@ -78,15 +79,15 @@ class Conversation:
         return [conversation(turns, file, location, tools=functions, unused=unused)]
 
     def _named(self, name: str, known: tuple[str, ...]) -> tuple[str, ...]:
-        """Their keys for ours."""
+        """Returns the keys to look for: the user's own name if there is one, else the known ones."""
         return (self.names[name],) if name in self.names else known
 
     def _turns(self, entry: dict[str, Any], where: str) -> tuple[list[Turn], list[str]]:
-        """The turns, and the keys of messages that are not read. Raises: UserError naming the message."""
-        note = self._spoken(_rows_of_columns(from_json(entry[self.key], where, self.key)))
+        """Returns the turns, and the keys of messages that are not read; raises UserError naming the bad message."""
+        messages = self._with_roles(_rows_of_columns(from_json(entry[self.key], where, self.key)))
         turns: list[Turn] = []
         unused: list[str] = []
-        for i, message in enumerate(listed(note, where, self.key)):
+        for i, message in enumerate(listed(messages, where, self.key)):
             at = f"{where}, {self.key}[{i}]"
             turn, is_calls, left = self._turn(message, at)
             unused += left
@@ -96,48 +97,48 @@ class Conversation:
                 turns.append(turn)
         return turns, unused
 
-    def _spoken(self, note: Any) -> Any:
-        """Messages of user and assistant in turns in place of a list of texts; other values as they are."""
-        if not (isinstance(note, list) and note and all(isinstance(message, str) for message in note)):
-            return note
+    def _with_roles(self, messages: Any) -> Any:
+        """Turns a list of texts into messages of user and assistant in turns; returns other values as they are."""
+        if not (isinstance(messages, list) and messages and all(isinstance(message, str) for message in messages)):
+            return messages
         speaker, content = self.names.get("role", "role"), self.names.get("content", "content")
-        return [{speaker: ("user", "assistant")[i % 2], content: message} for i, message in enumerate(note)]
+        return [{speaker: ("user", "assistant")[i % 2], content: message} for i, message in enumerate(messages)]
 
     def _turn(self, message: Any, at: str) -> tuple[Turn, bool, tuple[str, ...]]:
-        """A turn, whether its text was calls, and the keys that are not read. Raises: UserError."""
-        speaker, note = self._pair(message, at)
-        role = self._role(message[speaker], at, speaker)
+        """Returns a turn, whether its text was tool calls, and unused keys; raises UserError if it is no message."""
+        role_key, text_key = self._pair(message, at)
+        role = self._role(message[role_key], at, role_key)
         is_calls = role == _CALLS
         role = "assistant" if is_calls else role
-        parts = "" if is_calls else message.get(note)
-        content, left = _joined_parts(parts, at, note)
+        parts = "" if is_calls else message.get(text_key)
+        content, left = _joined_parts(parts, at, text_key)
         taught, flags = self._taught(message, role, at)
         extra, keys = self._extra(message, role, at)
         if is_calls:
-            extra["tool_calls"] = read_calls(message.get(note), at, note)
+            extra["tool_calls"] = read_calls(message.get(text_key), at, text_key)
             content = "" if extra["tool_calls"] else None
         if content is None:
-            content = _without_content(role, extra, at, note)
-            extra["content"] = None  # to a template, none is not the same as an empty one
+            content = _without_content(role, extra, at, text_key)
+            extra["content"] = None  # to a template, null is not the same as an empty text
         turn = Turn(role, content, taught=taught, extra=extra)  # type: ignore[arg-type]
         prefix = f"{self.key}[]."
-        unused = unused_keys(message, (speaker, note, *flags, *keys), prefix)
+        unused = unused_keys(message, (role_key, text_key, *flags, *keys), prefix)
         return turn, is_calls, (*unused, *(prefix + key for key in left))
 
     def _pair(self, message: Any, at: str) -> tuple[str, str]:
-        """The keys of who speaks and what is said. Raises: UserError if the message has none."""
+        """Returns the keys of role and text; raises UserError if the message lacks them."""
         pair = (self.names.get("role"), self.names.get("content"))
         found = next((p for p in _PAIRS if isinstance(message, dict) and p[0] in message), _PAIRS[0])
-        speaker, note = pair[0] or found[0], pair[1] or found[1]
+        role_key, text_key = pair[0] or found[0], pair[1] or found[1]
         require_object(message, at, ())
         calls = any(key in message for key in ("tool_calls", "function_call"))
-        for key in (speaker, *(() if calls else (note,))):
+        for key in (role_key, *(() if calls else (text_key,))):
             if key not in message:
                 raise UserError(f"{at}: no key {key!r}; found {found_keys(message)}; name yours with --columns")
-        return speaker, note
+        return role_key, text_key
 
     def _role(self, value: Any, at: str, key: str) -> str:
-        """Who speaks. Raises: UserError if we do not know them."""
+        """Returns the role of a speaker; raises UserError if it is not known."""
         name = text(value, at, key).strip().lower()
         if found := self.speakers.get(name) or SPEAKERS.get(name):
             return found
@@ -147,7 +148,7 @@ class Conversation:
         )
 
     def _taught(self, message: dict[str, Any], role: str, at: str) -> tuple[bool, list[str]]:
-        """Whether a turn is to be learned, and the keys that say it. Raises: UserError for what we cannot honour."""
+        """Returns whether a turn is supervised, and by which keys; raises UserError for what is not supported."""
         for key in _SPANS:
             if message.get(key):
                 raise UserError(f"{at}: {key!r} names parts of a turn, and a turn is taught as a whole or not at all")
@@ -156,12 +157,12 @@ class Conversation:
         for key, value in given.items():
             if not (isinstance(value, bool | int | float) and value in (0, 1)):
                 raise UserError(f"{at}: {key!r} must be 0 or 1, true or false, found {_shown(value)}")
-        if role != "assistant":  # 0 is what happens to them anyway; 1 would be promised in vain
+        if role != "assistant":  # they are never supervised: 0 holds anyway, 1 stays among the unused keys
             return True, [key for key, value in given.items() if not value]
         return all(given.values()), list(given)
 
     def _extra(self, message: dict[str, Any], role: str, at: str) -> tuple[dict[str, Any], list[str]]:
-        """What a chat template shows besides the text, and the keys that hold it. Raises: UserError."""
+        """Returns what a chat template shows besides the text, and its keys; raises UserError if it is malformed."""
         extra: dict[str, Any] = {}
         used: list[str] = []
         calls = self._named("tool_calls", ("tool_calls", "function_call"))
@@ -184,19 +185,19 @@ class Conversation:
 
 
 def _with_system(turns: list[Turn], value: Any, where: str, key: str) -> list[Turn]:
-    """The turns with a system text that stands beside them. Raises: UserError if they have another one."""
-    note = text(value, where, key) if value is not None else ""
-    if not note.strip():
+    """Returns the turns with a system text from a key of its own; raises UserError if they have a different one."""
+    system = text(value, where, key) if value is not None else ""
+    if not system.strip():
         return turns
     if turns and turns[0].role == "system":
-        if turns[0].text.strip() != note.strip():
+        if turns[0].text.strip() != system.strip():
             raise UserError(f"{where}: {key!r} and the first message are two different system texts; keep one of them")
         return turns
-    return [Turn("system", note), *turns]
+    return [Turn("system", system), *turns]
 
 
 def _joined(turn: Turn, calls: Turn, at: str) -> Turn:
-    """An answer with the calls that follow it. Raises: UserError if one is to be learned and the other is not."""
+    """Returns an answer with the tool calls that follow it; raises UserError if only one of the two is supervised."""
     if turn.taught != calls.taught:
         raise UserError(f"{at}: belongs to the answer before it, of which another part is taught or not taught")
     found = [*turn.extra.get("tool_calls", ()), *calls.extra["tool_calls"]]
@@ -204,7 +205,7 @@ def _joined(turn: Turn, calls: Turn, at: str) -> Turn:
 
 
 def _rows_of_columns(value: Any) -> Any:
-    """A list of messages in place of an object of lists, as Arrow's files may have it; other values as they are."""
+    """Turns an object of lists, as in Arrow files, into a list of messages; returns other values as they are."""
     if not (isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values())):
         return value
     n = max(map(len, value.values()))
@@ -212,10 +213,12 @@ def _rows_of_columns(value: Any) -> Any:
 
 
 def _joined_parts(value: Any, where: str, key: str) -> tuple[str | None, tuple[str, ...]]:
-    """A text, or the texts of a list of {"type": "text", "text": ...}, with the keys of those that are not read.
+    """Returns the text of a content, joined if it is a list of text parts, and the keys of the parts that are not read.
+
+    A part is {"type": "text", "text": ...}; a content that is null has the text None.
 
     Raises:
-        UserError: neither, nor null.
+        UserError: the content is neither text, such a list, nor null.
     """
     if value is None:
         return None, ()
@@ -230,7 +233,7 @@ def _joined_parts(value: Any, where: str, key: str) -> tuple[str | None, tuple[s
 
 
 def _without_content(role: str, extra: Mapping[str, Any], at: str, key: str) -> str:
-    """The text of a message that has none, but calls. Raises: UserError if it has no calls either."""
+    """Returns an empty text for a message with tool calls only; raises UserError if it has no calls either."""
     if extra.get("tool_calls"):
         return ""
     if role == "assistant":
@@ -240,4 +243,5 @@ def _without_content(role: str, extra: Mapping[str, Any], at: str, key: str) -> 
 
 
 def _shown(value: Any) -> str:
+    """Returns a value as a message quotes it."""
     return repr(value) if isinstance(value, bool | int | float | str) else kind(value)

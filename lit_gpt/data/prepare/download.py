@@ -1,4 +1,4 @@
-"""The file of a data set: where it is, or fetched from its address, whole or not at all."""
+"""Finds the file of a data set, or downloads it from its address, whole or not at all."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 
 @dataclass(frozen=True)
 class _Published:
-    """What is known of a file as it was published."""
+    """Size and checksum of a published file."""
 
     n_bytes: int
     sha256: str
@@ -26,18 +26,31 @@ PUBLISHED = {
         34_145_252, "2a9a8fd343e9b28e04a895a669d3253f82d93e9c174d440199ae19d5fafbdff7"
     ),
 }
-"""By the last part of the address."""
+"""Last part of the address -> size and checksum, of the published files that are verified after a download."""
 
+_FLAN_URL = "https://huggingface.co/datasets/Muennighoff/flan/resolve/main"
+_FLAN_SUFFIX = "_10templates"
+_FLAN_NAMES = """
+aeslc ag_news_subset anli_r1 anli_r2 anli_r3 arc_challenge arc_easy bool_q cb cnn_dailymail cola common_gen copa coqa
+cosmos_qa dart definite_pronoun_resolution drop e2e_nlg fix_punct gigaword glue_mrpc glue_qqp hellaswag imdb_reviews
+math_dataset mnli_matched mnli_mismatched multi_news multirc natural_questions openbookqa opinion_abstracts_idebate
+opinion_abstracts_rotten_tomatoes para_crawl_enes paws_wiki piqa qnli quac record rte samsum sentiment140 snli squad_v1
+squad_v2 sst2 story_cloze stsb trec trivia_qa true_case web_nlg_en wic wiki_lingua_english_en wmt14_enfr
+wmt16_translate_csen wmt16_translate_deen wmt16_translate_fien wmt16_translate_roen wmt16_translate_ruen
+wmt16_translate_tren wnli word_segment wsc yelp_polarity_reviews
+"""
+FLAN_SUBSETS = tuple(f"{name}{_FLAN_SUFFIX}" for name in _FLAN_NAMES.split())
+"""Names of FLAN's subsets; https://huggingface.co/datasets/Muennighoff/flan."""
 
 _ID = re.compile(r"[\w.-]+/[\w.-]*\w(?<!\.json)(?<!\.jsonl)(?<!\.csv)(?<!\.parquet)")
-"""What may be the id of a data set of the hub, and not the path of a file."""
+"""Matches what may be the id of a data set of the hub, but not the path of a file."""
 
 
 def locate(data_file: Path | None, url: str, name: str, folder: Path, access_token: str | None = None) -> Path:
-    """The file to read: `data_file`, or `folder / name`, downloaded from `url` if it is not there yet.
+    """Returns the file to read: `data_file`, or `folder / name`, downloaded from `url` if it is not there yet.
 
     Raises:
-        UserError: no such file, or the download failed; nothing half-downloaded is left under the name.
+        UserError: there is no `data_file`, or the download failed; no partial file is left under the name.
     """
     if data_file is not None:
         if not data_file.is_file():
@@ -50,10 +63,10 @@ def locate(data_file: Path | None, url: str, name: str, folder: Path, access_tok
 
 
 def _fetched(path: str, folder: Path) -> Path:
-    """The file or folder at a path, or the file at an address that begins with http; downloads go to `folder`.
+    """Returns a local file or folder as it is; an address that begins with http is downloaded to `folder` first.
 
     Raises:
-        UserError: there is nothing, or the download failed.
+        UserError: there is no such file, or the download failed.
     """
     if not path.startswith(("http://", "https://")):
         if not Path(path).exists():
@@ -64,7 +77,7 @@ def _fetched(path: str, folder: Path) -> Path:
 
 
 def _download(url: str, path: Path, access_token: str | None = None) -> None:
-    """Save what `url` answers as `path`, whole or not at all. Raises: UserError."""
+    """Downloads `url` to `path`, whole or not at all; raises UserError if it fails."""
     import requests
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +107,7 @@ def _download(url: str, path: Path, access_token: str | None = None) -> None:
 
 
 def verify(path: Path, url: str) -> None:
-    """Raises: UserError if the file is not the one that was published at `url`, as far as that is known."""
+    """Checks size and checksum of a file downloaded from `url`, if they are known; raises UserError if they differ."""
     known = PUBLISHED.get(url.split("?")[0].rsplit("/", 1)[-1])
     if known is None:
         return
@@ -112,10 +125,10 @@ def verify(path: Path, url: str) -> None:
 
 
 def fetched_rows(path: str | None, validation: Path | None, hub: DatasetArgs, folder: Path) -> tuple[Path, Path | None]:
-    """The files of rows to train and to validate on: those that are named, or those of a data set of the hub.
+    """Returns the files to train and to validate on: the given ones, or those of a data set of the hub.
 
     Raises:
-        UserError: neither or both are named, or they are not there.
+        UserError: neither or both are given, or they are not there.
     """
     if (path is None) == (hub.dataset is None):
         raise UserError("--json_path names a file of rows, --dataset a data set of the hub; pass one of them")
@@ -126,3 +139,25 @@ def fetched_rows(path: str | None, validation: Path | None, hub: DatasetArgs, fo
     splits = (hub.split, *((hub.validation_split,) if hub.validation_split else ()))
     found = [fetched_dataset(hub.dataset, hub.dataset_config, split, folder) for split in splits]
     return found[0], found[1] if len(found) > 1 else validation
+
+
+def flan_files(subsets: str | None, split: str) -> list[tuple[str, str]]:
+    """Returns (address, file name) of the `split` (train or test) of each subset of FLAN.
+
+    Args:
+        subsets: names separated by commas, with or without `_10templates`; None takes all 66.
+
+    Raises:
+        UserError: no subset of that name, or none at all.
+    """
+    names = FLAN_SUBSETS
+    if subsets is not None:
+        names = tuple(n.strip().removesuffix(_FLAN_SUFFIX) + _FLAN_SUFFIX for n in subsets.split(",") if n.strip())
+    if not names:
+        raise UserError("--subsets names none; e.g. --subsets coqa,samsum")
+    for name in names:
+        if name not in FLAN_SUBSETS:
+            raise UserError(
+                f"--subsets: FLAN has no {name.removesuffix(_FLAN_SUFFIX)!r}; it has {', '.join(_FLAN_NAMES.split())}"
+            )
+    return [(f"{_FLAN_URL}/{split}/{name}_{split}.jsonl", f"{name}_{split}.jsonl") for name in names]

@@ -1,6 +1,6 @@
-"""The entries of a data file one by one, each with its place: JSON lists, JSON lines, CSV; gzipped or not.
+"""Reads the entries of a data file one by one, each with its location: JSON list, JSON lines or CSV, gzipped or not.
 
-No more than a piece of the file is in memory, and no entry may be longer than MAX_ENTRY.
+Only a part of the file is in memory at a time, and no entry may be longer than MAX_ENTRY.
 """
 
 import codecs
@@ -18,33 +18,34 @@ from typing import IO, Any
 from lit_gpt.errors import UserError
 
 MAX_ENTRY = 32 * 2**20
-"""Bytes of a line, characters of a list's entry."""
+"""Most bytes of a line, and most characters of an entry of a JSON list."""
 _SPACE, _NUMBER = re.compile(r"[ \t\n\r]*"), re.compile(r"[-+.0-9eE]*")
 _NOT_TEXT = {b"PAR1": "a Parquet file", b"PK": "a zip archive", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")
-"""What pandas calls a column without a name, when it writes and when it reads."""
+"""Names that pandas gives to a column without a name, when it writes and when it reads."""
 _GZIP, _BOM = b"\x1f\x8b", b"\xef\xbb\xbf"
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, value) of every entry of a JSON list, or of every line of a JSON-lines file.
+    """Yields (location, value) of every entry of a JSON list, or of every line of a JSON-lines file.
 
     Raises:
-        UserError: naming the place, when it is reached.
+        UserError: an entry is not valid JSON, or the file is no JSON; it names the location, when that is reached.
     """
     with opened(path) as file:
-        start, at = _first_character(file, path), file.tell()
+        start = _first_character(file, path)
         if start == b"<":
             raise UserError(f"{path}: expected JSON, found a web page or XML (it begins with '<'); get the file again")
-        file.seek(at)
         yield from list_entries(Text(path, file)) if start == b"[" else _line_entries(path, file)
 
 
 def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, values by column) of every row of a CSV file with a header; separated by comma, semicolon or tab.
+    """Yields (location, values by column) of every row of a CSV file with a header.
+
+    Cells are separated by comma, semicolon or tab: whichever is most frequent in the header.
 
     Raises:
-        UserError: naming the line, when it is reached.
+        UserError: a row is not valid CSV or does not match the header; it names the line, when that is reached.
     """
     with opened(path) as file:
         lines = (text for _, text in decoded_lines(path, file))
@@ -68,7 +69,7 @@ def read_table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def table_rows(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line that it begins on, cells) of each row that is not empty. Raises: UserError."""
+    """Yields (line that it begins on, cells) of each row that is not empty; raises UserError for invalid CSV."""
     csv.field_size_limit(MAX_ENTRY)
     table = csv.reader(lines, delimiter=delimiter, strict=True)
     line = 1
@@ -82,12 +83,12 @@ def table_rows(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tup
 
 
 def _index_columns(header: list[str]) -> int:
-    """Columns at the beginning that have no name, or the one that pandas gives to those: the rows' numbers."""
+    """Counts the leading columns without a name, or with the one that pandas gives to those: they hold row numbers."""
     return next((i for i, name in enumerate(header) if not _UNNAMED.fullmatch(name.strip())), 0)
 
 
 def _without_index(cells: list[str], n: int, where: str) -> list[str]:
-    """The cells after the first n. Raises: UserError if those are no numbers of rows, so that something was lost."""
+    """Returns the cells after the first n; raises UserError if those hold anything but row numbers."""
     for cell in cells[:n]:
         if not cell.strip().isdecimal():
             raise UserError(f"{where}: the first column has no name in the header, and holds {cell[:40]!r}; name it")
@@ -95,7 +96,7 @@ def _without_index(cells: list[str], n: int, where: str) -> list[str]:
 
 
 def _unique(header: list[str], path: Path) -> list[str]:
-    """Raises: UserError if a column has no name, or two have the same."""
+    """Returns the header as it is; raises UserError if a column has no name, or two have the same."""
     for name in header:
         if not name.strip() or header.count(name) > 1:
             raise UserError(f"{path}, line 1: expected a name of its own for each column, found {name!r} in {header}")
@@ -104,10 +105,10 @@ def _unique(header: list[str], path: Path) -> list[str]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a text file after a byte order mark, decompressed if need be.
+    """Opens a text file as bytes, decompressed if need be, past its byte order mark.
 
     Raises:
-        UserError: there is no such file, or it is of a kind that is no text.
+        UserError: there is no such file, it is damaged, or it is no text.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
@@ -127,7 +128,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _first_character(file: IO[bytes], path: Path) -> bytes:
-    """The first byte that is no whitespace; the file is left at the beginning. Raises: UserError if there is none."""
+    """Returns the first byte that is not whitespace and rewinds the file; raises UserError if there is none."""
     at, c = file.tell(), b" "
     while c and c.isspace():
         c = file.read(1)
@@ -138,7 +139,7 @@ def _first_character(file: IO[bytes], path: Path) -> bytes:
 
 
 def decoded_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
-    """(number, text with its line break) of each line. Raises: UserError for one that is too long or not UTF-8."""
+    """Yields (number, text with its line break) of each line; raises UserError if one is too long or not UTF-8."""
     number = 0
     while line := file.readline(MAX_ENTRY + 1):
         number += 1
@@ -148,7 +149,7 @@ def decoded_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
 
 
 def _decoded(line: bytes, path: Path, number: int) -> str:
-    """Raises: UserError if the line is not UTF-8, or has a zero byte."""
+    """Returns the text of a line; raises UserError if it is not UTF-8, or has a zero byte."""
     if b"\0" in line:
         raise UserError(f"{path}, line {number}: byte {line.index(0) + 1} is zero, expected text; get the file again")
     try:
@@ -158,7 +159,7 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
 
 
 def _line_entries(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON-lines file."""
+    """Yields (location, value) of each line of a JSON-lines file that is not empty."""
     for number, line in decoded_lines(path, file):
         if not line.strip():
             continue
@@ -178,7 +179,7 @@ def _line_entries(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 class Text:
-    """The text of a file, of which the part that is being parsed is in memory."""
+    """A cursor on the text of a file that keeps only the part being parsed in memory."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path, self.file = path, file
@@ -186,7 +187,7 @@ class Text:
         self.buffer, self.at, self.line, self.ended = "", 0, 1, False
 
     def more(self) -> bool:
-        """Read on, twice as far as there is unparsed text; False at the end of the file."""
+        """Reads more text, as much again as is not parsed yet, and returns whether there was any."""
         if self.ended:
             return False
         rest = self.buffer[self.at :]
@@ -205,14 +206,16 @@ class Text:
         return not self.ended
 
     def line_of(self, rest: str, raw: bytes, index: int) -> int:
+        """Returns the line number of byte `index` of what was just read, `raw`, which follows the text `rest`."""
         return self.line + rest.count("\n") + raw[:index].count(b"\n")
 
     def move(self, to: int) -> None:
+        """Moves the cursor to a position in the buffer, and counts lines on the way."""
         self.line += self.buffer.count("\n", self.at, to)
         self.at = to
 
     def peek(self) -> str:
-        """The next character that is no whitespace; empty at the end."""
+        """Moves past whitespace and returns the next character; empty at the end of the file."""
         while True:
             self.move(_SPACE.match(self.buffer, self.at).end())
             if self.at < len(self.buffer):
@@ -221,12 +224,13 @@ class Text:
                 return ""
 
     def value(self, location: str) -> Any:
-        """The JSON value that begins here. Raises: UserError."""
+        """Parses the JSON value at the cursor and moves past it; raises UserError if it is not valid."""
         decode = json.JSONDecoder().raw_decode
         while True:
             try:
                 value, end = decode(self.buffer, self.at)
-                if _NUMBER.match(self.buffer, self.at).end() < len(self.buffer) or not self.more():  # it may go on
+                # a number that ends where the buffer does may have more digits in the file
+                if _NUMBER.match(self.buffer, self.at).end() < len(self.buffer) or not self.more():
                     self.move(end)
                     return value
             except json.JSONDecodeError as e:
@@ -238,12 +242,11 @@ class Text:
                     self.fail(location, e)
             except RecursionError as e:
                 raise UserError(f"{self.path}, {location}: lists or objects nested too deep") from e
-            except UserError:  # of `more`
-                raise
             except ValueError as e:
                 raise UserError(f"{self.path}, {location}: a number of too many digits, expected text") from e
 
     def fail(self, location: str, e: json.JSONDecodeError) -> None:
+        """Raises UserError for what the parser found, with a hint where the file seems to be truncated."""
         self.move(e.pos)
         cut = "; the file ends here: is the file cut?" if self.ended and e.pos > len(self.buffer) - 12 else ""
         cut = "; a text begins here that never ends: is the file cut?" if e.msg.startswith("Unterminated") else cut
@@ -251,11 +254,11 @@ class Text:
 
 
 def list_entries(text: Text) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON list."""
+    """Yields (location, value) of each entry of a JSON list."""
     text.peek()
-    text.move(text.at + 1)
-    i = 0
-    while text.peek() != "]" or i > 0:
+    text.move(text.at + 1)  # past the opening bracket
+    i, after = 0, text.peek()
+    while after != "]":
         i += 1
         text.peek()
         line = text.line
@@ -266,10 +269,8 @@ def list_entries(text: Text) -> Iterator[tuple[str, Any]]:
             raise UserError(
                 f"{text.path}, line {text.line}: not valid JSON (expected ',' or ']' after entry {i}, found {found})"
             )
-        text.move(text.at + 1)
-        if after == "]":
-            break
-    else:
-        text.move(text.at + 1)
+        if after == ",":
+            text.move(text.at + 1)
+    text.move(text.at + 1)
     if text.peek():
         raise UserError(f"{text.path}, line {text.line}: not valid JSON (expected nothing after the list)")

@@ -1,4 +1,4 @@
-"""Samples in the making: prompts and answers as ids, before they are put end to end."""
+"""Joins the token ids of prompts and answers into a sample with labels, truncated if need be."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,39 +6,40 @@ from dataclasses import dataclass, replace
 from lit_gpt.data.store import IGNORE
 
 Pair = tuple[list[int], list[int]]
-"""Ids and labels of a sample."""
+"""Token ids and labels of a sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Ids of a prompt and of what follows it."""
+    """The token ids of a prompt and of its answer."""
 
     prompt: list[int]
     answer: list[int]
-    """With the token that ends it, if it is `ended`."""
+    """Token ids of the answer, with the token that ends it if it is `ended`."""
     ended: bool = True
     taught: bool = True
+    """Whether the answer is supervised."""
     continues: bool = False
-    """Whether it is a further part of the answer in the piece before."""
+    """Whether the answer continues the one of the piece before."""
 
 
 def total(pieces: Sequence[Piece]) -> int:
-    """Tokens of all pieces."""
+    """Returns the number of tokens of all pieces."""
     return sum(len(piece.prompt) + len(piece.answer) for piece in pieces)
 
 
-def n_taught(pieces: Sequence[Piece], last_turn_only: bool) -> int:
-    """Answers that carry loss."""
+def n_supervised(pieces: Sequence[Piece], last_turn_only: bool) -> int:
+    """Returns the number of supervised answers."""
     whole = sum(piece.taught and not piece.continues for piece in pieces)
     return min(whole, 1) if last_turn_only else whole
 
 
-def labelled(pieces: Sequence[Piece], mask_inputs: bool, last_turn_only: bool) -> Pair:
-    """Ids and labels of one sample, end to end.
+def labeled(pieces: Sequence[Piece], mask_inputs: bool, last_turn_only: bool) -> Pair:
+    """Returns ids and labels of the sample that the pieces make up, laid end to end.
 
     Args:
-        mask_inputs: prompts carry no loss.
-        last_turn_only: nor does any answer but the last.
+        mask_inputs: leave prompts without loss.
+        last_turn_only: supervise the last answer only.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -51,10 +52,10 @@ def labelled(pieces: Sequence[Piece], mask_inputs: bool, last_turn_only: bool) -
     return ids, labels
 
 
-def cut_end(pieces: Sequence[Piece], limit: int) -> list[Piece] | None:
-    """The first `limit` tokens, of which the last is one that ends an answer; None if no answer begins in them.
+def truncate_end(pieces: Sequence[Piece], limit: int) -> list[Piece] | None:
+    """Returns the pieces truncated to `limit` tokens, the last of them one that ends an answer; None if none is left.
 
-    A part of an answer that ends without a token takes the one of the part after it.
+    Where the truncated answer has no token that ends it, it takes the one of the next piece that has one.
     """
     kept: list[Piece] = []
     for i, piece in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""A row: one conversation before tokenization, and the place in the file that it came from."""
+"""Defines a row: one conversation before tokenization, with its location in the file that it came from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ _MAY_FOLLOW = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
-"""Role -> roles of the next turn; what a tool says may come in several turns, one a call."""
+"""Role -> roles that the next turn may have; results of tools may take several turns, one a call."""
 
 _VERDICTS = ("label", "kto_tag")
-"""Keys that say whether an answer is a good one, in sets for KTO."""
+"""Keys that say whether an answer is a desired one, in data sets for KTO (https://arxiv.org/abs/2402.01306)."""
 
 
 class RowError(UserError):
-    """What is wrong with a row, and in few words why rows of its kind are left out where they are dropped."""
+    """An error in a row, with a short `reason` under which such rows are counted where they are dropped."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -29,26 +29,27 @@ class RowError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A system text or none, then user and assistant in turns. Rows that say the same are equal, wherever from."""
+    """One conversation: perhaps a system text, then turns of user and assistant. Equality ignores its location."""
 
     turns: tuple[Turn, ...]
     tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False, kw_only=True)
-    """Schemas of the functions that the assistant may call, as chat templates take them."""
+    """Schemas of the tools that the assistant may call, as chat templates take them."""
     file: str = field(default="", compare=False)
     location: str = field(default="", compare=False)
-    """Entry or line in the file, as a person would look it up."""
+    """Entry or line in the file, such as "line 12"."""
     is_chat: bool = field(default=False, compare=False, kw_only=True)
-    """Whether the file says turn by turn who speaks, as conversations do, and not an instruction and its answer."""
+    """Whether the file gives a role for each turn, as conversations do; not so with an instruction and its response."""
     unused: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
-    """Keys of the entry that hold something and are not read, such as `source` or `messages[].id`."""
+    """Keys of the entry that hold a value and are not read, such as `source` or `messages[].id`."""
 
     @classmethod
     def single(cls, instruction: str, context: str, response: str, file: str = "", location: str = "") -> "Row":
-        """One question and one answer."""
+        """Returns a row of one instruction and its response."""
         return cls((Turn("user", instruction, context), Turn("assistant", response)), file, location)
 
     @property
     def where(self) -> str:
+        """File and location, for error messages."""
         return ", ".join(filter(None, (self.file, self.location)))
 
     @property
@@ -58,20 +59,21 @@ class Row:
 
     @property
     def instruction(self) -> str:
-        """The user's text; of several, the first."""
+        """The first text of the user."""
         return self.first("user").text
 
     @property
     def context(self) -> str:
-        """What `instruction` refers to; may be empty."""
+        """The context that goes with `instruction`; may be empty."""
         return self.first("user").context
 
     @property
     def response(self) -> str:
-        """The assistant's text; of several, the last. Empty if there is none."""
+        """The last text of the assistant; empty if there is none."""
         return next((t.text for t in reversed(self.turns) if t.role == "assistant"), "")
 
     def first(self, role: str) -> Turn:
+        """Returns the first turn of a role; an empty one of the user if there is none."""
         return next((t for t in self.turns if t.role == role), Turn("user", ""))
 
 
@@ -83,10 +85,10 @@ def conversation(
     tools: Sequence[Mapping[str, Any]] = (),
     unused: tuple[str, ...] = (),
 ) -> Row:
-    """The turns as a row.
+    """Returns a row of the turns of a conversation, after checking the order of their roles.
 
     Raises:
-        UserError: roles out of order, naming the first turn that is.
+        UserError: there is no turn besides the system text, or the roles are out of order, naming the first such turn.
     """
     n_system = int(bool(turns) and turns[0].role == "system")
     before = ""
@@ -102,13 +104,13 @@ def conversation(
 
 
 def verdicts(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The keys of an entry that say that its answer is a good one.
+    """Returns the keys of an entry that say that its answer is a desired one.
 
     Raises:
-        RowError: one says that it is a bad one.
+        RowError: a key says that the answer is undesired.
     """
-    note = {key: str(entry[key]).strip().lower() for key in _VERDICTS if isinstance(entry.get(key), bool | str)}
-    if bad := next((key for key, verdict in note.items() if verdict == "false"), None):  # a table's cells are texts
+    labels = {key: str(entry[key]).strip().lower() for key in _VERDICTS if isinstance(entry.get(key), bool | str)}
+    if bad := next((key for key, verdict in labels.items() if verdict == "false"), None):  # a table's cells are texts
         message = f"{where}: {bad!r} false says that the answer is a bad one, not to be learned"
         raise RowError(message, f"with {bad} false")
-    return tuple(key for key, verdict in note.items() if verdict == "true")
+    return tuple(key for key, verdict in labels.items() if verdict == "true")

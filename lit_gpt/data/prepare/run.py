@@ -1,4 +1,4 @@
-"""Files into a prepared data set: read all, split, tokenize, store, and say what happened to every row."""
+"""Prepares a data set from files: reads the rows, splits, tokenizes and stores them, and accounts for every row."""
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +16,7 @@ from lit_gpt.args.folders import require_checkpoint
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.data import store
 from lit_gpt.data.curate.check import check
-from lit_gpt.data.prepare.account import Part, Scan, message, print_unused, summary
-from lit_gpt.data.prepare.counts import Counts
+from lit_gpt.data.prepare.account import Counts, Part, Scan, in_words, print_unused, summary
 from lit_gpt.data.prepare.download import locate
 from lit_gpt.data.prepare.rows import Row, RowError
 from lit_gpt.data.prepare.schemas import Parse
@@ -30,16 +29,16 @@ from lit_gpt.prompts.wording import WORDING, wording
 from lit_gpt.tokenizer import Tokenizer
 
 BATCH = 1000
-"""Rows that are tokenized at once."""
+"""Number of rows that are tokenized at once."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where rows are."""
+    """Files of rows, and the schema of their entries."""
 
     paths: tuple[Path, ...]
     parse: Parse | None = None
-    """Their schema; None recognises it, for each file by its first entry."""
+    """The schema of all files; None recognizes it for each file by its first entry."""
 
 
 def prepare_source(
@@ -50,12 +49,12 @@ def prepare_source(
     args: PrepareArgs,
     access_token: str | None = None,
 ) -> None:
-    """Prepare the file of `source`, downloaded if need be. What most prepare scripts do.
+    """Prepares a data set from the file of `source`, which is downloaded if need be; what most prepare scripts do.
 
     Raises:
-        UserError: as `locate` and `prepare`.
+        UserError: see `locate` and `prepare`.
     """
-    require_ready(folder, checkpoint_dir, args)  # before a download
+    require_ready(folder, checkpoint_dir, args)  # before the download, which may take long
     path = locate(
         source.data_file, source.data_file_url, source.data_file_name, folder=folder, access_token=access_token
     )
@@ -64,17 +63,17 @@ def prepare_source(
 
 
 def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:
-    """Tokenize the rows of `train` for the model of `checkpoint_dir` and store them in `folder`; prints what it did.
+    """Tokenizes the rows of `train` for the model of `checkpoint_dir`, stores them in `folder` and prints an account.
 
-    The files are read twice: to their end before anything is written, and again to be tokenized in batches, so that
-    neither rows nor tokens have to fit in memory. The prompts do where a part is held out.
+    The files are read twice: once to their end before anything is written, and once to be tokenized in batches, so
+    neither rows nor tokens have to fit in memory. Only the prompts do, where part of `train` is held out.
 
     Args:
-        validation: the held-out rows; None holds a part of those of `train` out.
+        validation: the rows to validate on; None holds out part of the rows of `train`.
 
     Raises:
-        UserError: rows that do not fit their schema or leave nothing to train or to validate on, an unknown prompt
-            style, no checkpoint; or, once the data is stored, a finding of the check that makes training useless.
+        UserError: rows are not of their schema, or none are left to train or to validate on; there is no such prompt
+            style or checkpoint; or, once the data is stored, the check finds that training on it would be useless.
     """
     require_ready(folder, checkpoint_dir, args)
     tokenizer = Tokenizer(checkpoint_dir)
@@ -84,10 +83,10 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
     block_size = read_config(checkpoint_dir).block_size
     encoder = Encoder(tokenizer, args, min(args.max_seq_length or block_size, block_size))
     if validation is None:
-        out = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
-        scan.prompts, scan.systems, scan.known = [], [], {}
-        n_train, n_val, left_out = int((~out).sum()), int(out.sum()), (scan.left_out, Counter())
-        sources = (_chosen(rows_of(train, args), ~out), _chosen(rows_of(train, args), out))
+        is_val = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
+        scan.prompts, scan.systems, scan.known_systems = [], [], {}
+        n_train, n_val, left_out = int((~is_val).sum()), int(is_val.sum()), (scan.left_out, Counter())
+        sources = (_selected(rows_of(train, args), ~is_val), _selected(rows_of(train, args), is_val))
     else:
         second = _read_all(validation, args, with_prompts=False)
         print_unused({key: n for key, n in second.unused.items() if key not in scan.unused})
@@ -107,10 +106,10 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
 
 
 def require_ready(folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:
-    """See that a data set can be prepared, before anything is downloaded or read.
+    """Checks that a data set can be prepared, before anything is downloaded or read.
 
     Raises:
-        UserError: no checkpoint, no such prompt style, a data set in the folder that may not be replaced.
+        UserError: there is no such checkpoint or prompt style, or the folder holds a data set that may not be replaced.
     """
     require_checkpoint(checkpoint_dir)
     store.require_room(folder, args.overwrite)
@@ -119,7 +118,7 @@ def require_ready(folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None
 
 
 def with_style(args: PrepareArgs, is_chat: bool, checkpoint_dir: Path) -> PrepareArgs:
-    """The arguments with a prompt style: the one that was asked for, else by what the rows are; prints which."""
+    """Returns the arguments with a prompt style: the one given, else a default for such rows, which is printed."""
     if args.prompt_style is not None:
         return args
     if not is_chat:
@@ -135,21 +134,21 @@ def with_style(args: PrepareArgs, is_chat: bool, checkpoint_dir: Path) -> Prepar
 
 
 def _read_all(files: Files, args: PrepareArgs, with_prompts: bool) -> Scan:
-    """Read the files to their end. Raises: UserError at the first thing that is wrong, or if there are no rows."""
+    """Reads all rows and returns what they hold; raises UserError at the first bad row, or if there are none."""
     scan = Scan()
     for row in rows_of(files, args, scan.left_out):
         scan.add(row, with_prompts)
     if not scan.n_rows:
-        reason = f" ({message(scan.left_out)})" if scan.left_out else ""
+        reason = f" ({in_words(scan.left_out)})" if scan.left_out else ""
         raise UserError(f"{', '.join(map(str, files.paths))} has no rows{reason}")
     return scan
 
 
 def rows_of(files: Files, args: PrepareArgs, left_out: Counter[str] | None = None) -> Iterator[Row]:
-    """The rows of all files; entries that give none are counted in `left_out`.
+    """Yields the rows of all files; entries that give none are counted in `left_out`.
 
     Raises:
-        UserError: an entry does not fit its schema, with `--bad_rows error`; a file is damaged.
+        UserError: an entry is not of its schema, with `--bad_rows error`, or a file is damaged.
     """
     left_out = Counter() if left_out is None else left_out
     for path in files.paths:
@@ -162,15 +161,16 @@ def rows_of(files: Files, args: PrepareArgs, left_out: Counter[str] | None = Non
                 left_out["no conversation in the entry"] += 1
 
 
-def _chosen(rows: Iterator[Row], mask: np.ndarray) -> Iterator[Row]:
-    return (row for row, wanted in zip(rows, mask, strict=True) if wanted)
+def _selected(rows: Iterator[Row], mask: np.ndarray) -> Iterator[Row]:
+    """Returns the rows that the mask selects."""
+    return (row for row, selected in zip(rows, mask, strict=True) if selected)
 
 
 def write_split(folder: Path, name: str, rows: Iterator[Row], n_rows: int, encoder: Encoder, counts: Counts) -> Part:
-    """Tokenize rows batch by batch into the arrays of a split; prints what became of them.
+    """Tokenizes rows batch by batch, writes them as the arrays of a split and prints what became of them.
 
     Raises:
-        UserError: no row is left.
+        UserError: no row is left after the bad ones were dropped.
     """
     with store.Writer(folder, name) as writer, tqdm(total=n_rows, desc=name, unit=" rows", disable=None) as bar:
         for samples, found in _encoded(rows, encoder):
@@ -180,15 +180,15 @@ def write_split(folder: Path, name: str, rows: Iterator[Row], n_rows: int, encod
     part = Part(counts, writer.lengths, writer.n_targets)
     print(f"{name}: {summary(part)}")
     if not counts.kept:
-        raise UserError(f"no row of {name} is left ({message(counts.dropped)}); nothing was written")
+        raise UserError(f"no row of {name} is left ({in_words(counts.dropped)}); nothing was written")
     return part
 
 
 def _encoded(rows: Iterator[Row], encoder: Encoder) -> Iterator[tuple[list[Pair], Counts]]:
-    """Samples and account of each batch of rows, in their order.
+    """Yields the samples and counts of each batch of rows, in order.
 
-    The tokenizers' libraries use all cores within a batch; two batches at a time let Python's part of one go on
-    meanwhile.
+    The tokenizer libraries use all cores within a batch; with two batches in flight, the Python part of one overlaps
+    with that of the other.
     """
 
     def encode(batch: list[Row]) -> tuple[list[Pair], Counts]:
@@ -196,13 +196,13 @@ def _encoded(rows: Iterator[Row], encoder: Encoder) -> Iterator[tuple[list[Pair]
         return encoder.encode(batch, counts), counts
 
     with ThreadPoolExecutor(max_workers=2) as threads:
-        coming = deque()
+        pending = deque()
         while batch := list(islice(rows, BATCH)):
-            coming.append(threads.submit(encode, batch))
-            if len(coming) > 2:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+            pending.append(threads.submit(encode, batch))
+            if len(pending) > 2:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def describe(
@@ -214,7 +214,7 @@ def describe(
     *,
     unused: Mapping[str, int],
 ) -> dict[str, Any]:
-    """What meta.json says."""
+    """Returns the content of meta.json."""
     args = encoder.args
     meta: dict[str, Any] = {"source": ", ".join(map(str, train.paths))}
     if validation is not None:
@@ -243,10 +243,10 @@ def describe(
 
 
 def tokenize(rows: Sequence[Row], tokenizer: Tokenizer, args: PrepareArgs, limit: int) -> tuple[list[Pair], Counts]:
-    """(ids, labels) of the rows that are kept, at most `limit` tokens each, and the account of all rows.
+    """Returns (ids, labels) of the rows that are kept, at most `limit` tokens each, and the counts of all rows.
 
     Raises:
-        UserError: as `Encoder` and its `encode`.
+        UserError: see `Encoder` and its `encode`.
     """
     counts = Counts()
     args = with_style(args, any(row.is_chat for row in rows), tokenizer.path.parent)

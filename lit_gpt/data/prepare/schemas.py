@@ -1,4 +1,4 @@
-"""What the entries of known data sets look like: each `parse` turns one entry into rows, or names what is wrong."""
+"""Defines the schemas of known data sets: each parses one entry into rows, or names what is wrong with it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,23 +23,23 @@ from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
 
 Parse = Callable[[Any, str, str], list[Row]]
-"""(entry, file, place) -> rows. Raises UserError naming file, place and key."""
+"""A schema: (entry, file, location) -> rows. It raises UserError naming file, location and key."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Names that single-turn entries have for instruction, context and response. A `parse`, when called."""
+    """The schema of single-turn entries, by the names of their keys; a `Parse` when called."""
 
     instruction: str
     response: str
     context: str | None = None
     system: str | None = "system"
     history: str | None = None
-    """Of earlier questions and answers, a list of pairs."""
+    """Key of earlier questions and answers, a list of pairs."""
     needs_context: bool = False
-    """The context's key must be there."""
+    """Whether every entry must have the context's key."""
     other_context: str | None = None
-    """The context's key in rows where `context` holds nothing."""
+    """Key of the context in entries where `context` holds nothing."""
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -48,7 +48,11 @@ class Keys:
         return self.instruction, self.response, *context
 
     def require_columns(self, entry: Mapping[str, Any], file: Path) -> None:
-        """Raises: UserError if the header of a table, the keys of any of its rows, lacks a key."""
+        """Checks that a table has the columns of this schema; raises UserError if one is missing.
+
+        Args:
+            entry: any row of the table; its keys are the header.
+        """
         if missing := [key for key in self.needed if key not in entry]:
             raise UserError(
                 f"{file}: no column {' and no column '.join(map(repr, missing))}; found {found_keys(entry)}; "
@@ -72,7 +76,7 @@ class Keys:
         return [Row(turns, file=file, location=location, is_chat=bool(before), unused=unused_keys(entry, read))]
 
     def _before(self, entry: Mapping[str, Any], where: str) -> tuple[Turn, ...]:
-        """The turns of the history. Raises: UserError."""
+        """Returns the turns of the history; raises UserError if it is no list of pairs."""
         pairs = from_json(entry.get(self.history), where, self.history) if self.history else None
         turns: list[Turn] = []
         for i, pair in enumerate(listed(pairs or [], where, str(self.history))):
@@ -97,7 +101,7 @@ _orca = Keys("question", "response", system="system_prompt")
 
 
 def alpaca_libre(entry: Any, file: str, location: str) -> list[Row]:
-    """Alpaca's schema, where a missing input is written `<noinput>`."""
+    """Parses an entry of Alpaca's schema in which a missing input is written `<noinput>` (Alpaca Libre)."""
     (row,) = alpaca(entry, file, location)
     if row.context.strip().lower() == "<noinput>":
         row = replace(row, turns=tuple(replace(turn, context="") for turn in row.turns))
@@ -105,8 +109,9 @@ def alpaca_libre(entry: Any, file: str, location: str) -> list[Row]:
 
 
 def _prompt_completion(entry: Any, file: str, location: str) -> list[Row]:
-    """A prompt and its completion: texts, or lists of messages, of which the completion alone is taught, as in TRL;
-    https://huggingface.co/docs/trl/dataset_formats.
+    """Parses a prompt and its completion, both texts or lists of messages; only the completion is supervised.
+
+    That is how TRL does it (https://huggingface.co/docs/trl/dataset_formats).
     """
     prompt = entry.get("prompt")
     if not isinstance(prompt, list):
@@ -116,8 +121,8 @@ def _prompt_completion(entry: Any, file: str, location: str) -> list[Row]:
     rest = {key: value for key, value in entry.items() if key not in ("prompt", "completion")}
     parse = Conversation("messages")
     (before,) = parse({**rest, "messages": prompt}, file, location)
-    message = [*prompt, *listed(answer, f"{file}, {location}", "completion")]
-    (row,) = parse({**rest, "messages": message}, file, location)
+    messages = [*prompt, *listed(answer, f"{file}, {location}", "completion")]
+    (row,) = parse({**rest, "messages": messages}, file, location)
     n = len(before.turns)
     return [
         replace(
@@ -127,7 +132,7 @@ def _prompt_completion(entry: Any, file: str, location: str) -> list[Row]:
 
 
 def _self_instruct(entry: Any, file: str, location: str) -> list[Row]:
-    """An instruction and several instances of it; https://github.com/yizhongw/self-instruct."""
+    """Parses an instruction with several instances, one row each (https://github.com/yizhongw/self-instruct)."""
     where = f"{file}, {location}"
     require_object(entry, where, ("instruction", "instances"))
     instruction, instances = entry["instruction"], listed(entry["instances"], where, "instances")
@@ -143,13 +148,13 @@ def _self_instruct(entry: Any, file: str, location: str) -> list[Row]:
 
 
 def lima(entry: Any, file: str, location: str) -> list[Row]:
-    """`_conversations`: a list of texts, user and assistant in turns; https://huggingface.co/datasets/GAIR/lima."""
+    """Parses a list of texts, user and assistant in turns (https://huggingface.co/datasets/GAIR/lima)."""
     where = f"{file}, {location}"
     require_object(entry, where, ("conversations",))
-    message = listed(entry["conversations"], where, "conversations")
+    messages = listed(entry["conversations"], where, "conversations")
     turns = [
         Turn(("user", "assistant")[i % 2], text(s, where, f"conversations[{i}]"))  # type: ignore[arg-type]
-        for i, s in enumerate(message)
+        for i, s in enumerate(messages)
     ]
     system = optional(entry, where, "system")
     turns = [Turn("system", system), *turns] if system else turns
@@ -157,16 +162,16 @@ def lima(entry: Any, file: str, location: str) -> list[Row]:
 
 
 def lima_first(entry: Any, file: str, location: str) -> list[Row]:
-    """The first question and answer of LIMA's conversations."""
+    """Parses an entry of LIMA's schema and keeps only the first question and its answer."""
     (row,) = lima(entry, file, location)
     n = 3 if row.system else 2
     return [replace(row, turns=row.turns[:n], is_chat=False)]
 
 
 def _conversations(entry: Any, file: str, location: str) -> list[Row]:
-    """Texts, or objects with from and value or with role and content: LIMA's or ShareGPT's."""
-    message = entry.get("conversations")
-    is_texts = isinstance(message, list) and bool(message) and isinstance(message[0], str)
+    """Parses `conversations`: LIMA's schema if they are texts, ShareGPT's if they are objects with roles."""
+    messages = entry.get("conversations")
+    is_texts = isinstance(messages, list) and bool(messages) and isinstance(messages[0], str)
     return (lima if is_texts else Conversation("conversations"))(entry, file, location)
 
 
@@ -189,11 +194,11 @@ _SCHEMAS: list[tuple[tuple[str, ...], Parse]] = [
     (("inputs", "targets"), flan),
     (("input", "output"), longform),
 ]
-"""Keys that tell a schema -> how it is parsed; the first that fits."""
+"""Keys that tell a schema -> its parser; the first match counts."""
 
 
-def recognise(entry: Any, where: str) -> Parse:
-    """The schema of an entry. Raises: UserError if it is of none that we know."""
+def recognize(entry: Any, where: str) -> Parse:
+    """Returns the schema of an entry, recognized by its keys; raises UserError if it is of no known one."""
     known = "; ".join(dict.fromkeys("+".join(keys[:2]) for keys, _ in _SCHEMAS))
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected an object with {known}, found {kind(entry)}")

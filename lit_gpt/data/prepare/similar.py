@@ -1,8 +1,8 @@
-"""Which texts are nearly the same: groups by the Jaccard similarity of their character 5-grams, found by MinHash.
+"""Groups near-duplicate texts by the Jaccard similarity of their character 5-grams, with MinHash to find candidates.
 
-Case, Unicode's compatibility forms and runs of spaces do not count. MinHash (Broder 1997) in bands proposes pairs; each
-is then measured exactly, so that a pair below the threshold is never linked. A pair at the threshold is proposed with a
-probability of 99 %, one above it with more; with less, where thousands of texts share most of their length. Groups are
+Case, Unicode's compatibility forms and runs of spaces do not count. MinHash (Broder 1997) with bands proposes pairs;
+each is then measured exactly, so a pair below the threshold is never linked. A pair at the threshold is proposed with a
+probability of 99 %, one above it with more; with less where thousands of texts share most of their length. Groups are
 the connected components.
 """
 
@@ -12,49 +12,51 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 GRAM = 5
+"""Characters of a gram."""
 _N_HASHES = 128
+"""Hashes of a MinHash signature."""
 _SLACK = 0.15
-"""How far below the threshold an estimate may lie (4 standard errors of 128 hashes) for its pair to be measured."""
+"""How far below the threshold an estimate may be for its pair to be measured: 4 standard errors of 128 hashes."""
 MOST = 2000
-"""Texts that are compared with each other at most."""
+"""Largest bucket of texts that is compared pair by pair; a larger one is divided first."""
 _MOST_GRAMS = 1 << 22
-"""Grams that are remembered while texts are compared, of 8 bytes each."""
+"""Most grams that are cached while texts are compared, 8 bytes each."""
 _CHUNK = 1 << 20
-"""Characters whose grams are in memory at a time; a signature takes as much as 256 of them."""
+"""Most characters whose grams are in memory at once; a signature counts as 256 characters."""
 
 
 def groups(texts: Sequence[str], threshold: float = 0.8) -> np.ndarray:
-    """(n,) int64: for each text the index of the first one of its group; a text alone has its own index.
+    """Returns for each text the index of the first near-duplicate in its group, (n,) int64; its own if it has none.
 
     Args:
-        threshold: least share of 5-grams that two near-identical texts have in common, above 0 and at most 1.
+        threshold: least Jaccard similarity of two near-duplicates, above 0 and at most 1.
     """
     plain = [normalize(text) for text in texts]
     firsts: dict[str, int] = {}
     first = np.array([firsts.setdefault(text, i) for i, text in enumerate(plain)], dtype=np.int64)
-    unlike = np.array(list(firsts.values()), dtype=np.int64)  # one of each text
-    if threshold >= 1 or len(unlike) < 2:
+    different = np.array(list(firsts.values()), dtype=np.int64)  # one index for each different text
+    if threshold >= 1 or len(different) < 2:
         return first
-    parents = _link([plain[i] for i in unlike], threshold)
+    parents = _link([plain[i] for i in different], threshold)
     group_of = np.arange(len(plain))
-    group_of[unlike] = unlike[parents]
+    group_of[different] = different[parents]
     return group_of[first]
 
 
 def normalize(text: str) -> str:
-    """The text as it is compared."""
+    """Returns the text in the form in which texts are compared."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _link(texts: Sequence[str], threshold: float) -> np.ndarray:
-    """(n,) int64: for each of different texts the first one of its group."""
+    """Returns for each of the texts, which all differ, the index of the first one of its group, (n,) int64."""
     signatures = _sign(texts)
     parents = np.arange(len(texts))
-    last_bytes = signatures.astype(np.uint8)  # as good for an estimate, and faster to compare
+    last_bytes = signatures.astype(np.uint8)  # estimates from 8 of 32 bits are as good, and faster to make
     grams = _Grams(texts)
     for bucket in buckets(signatures, _rows_per_band(threshold)):
         waiting = bucket
-        while len(waiting) > 1:  # breadth first through the bucket
+        while len(waiting) > 1:  # breadth-first search through the bucket
             seeds, waiting = waiting[:1], waiting[1:]
             while len(seeds) and len(waiting):
                 found = _like(
@@ -65,7 +67,7 @@ def _link(texts: Sequence[str], threshold: float) -> np.ndarray:
 
 
 class _Grams:
-    """The grams of texts; the last _MOST_GRAMS are kept, since each text of a bucket is met again and again."""
+    """A cache of the grams of texts, emptied when it has _MOST_GRAMS: texts of a bucket come up again and again."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts, self.known, self.room = texts, {}, _MOST_GRAMS
@@ -84,7 +86,7 @@ class _Grams:
 def _like(
     one: int, others: np.ndarray, grams: _Grams, last_bytes: np.ndarray, parents: np.ndarray, threshold: float
 ) -> np.ndarray:
-    """Which of `others` are in the group of `one` now, a mask; links those that are near enough."""
+    """Links the texts of `others` that are near-duplicates of `one`; returns a mask of those now in its group."""
     agreeing = np.count_nonzero(last_bytes[others] == last_bytes[one], axis=1)
     found = agreeing >= (threshold - _SLACK) * _N_HASHES
     mine = _root(parents, one)
@@ -100,7 +102,7 @@ def _like(
 
 
 def _root(parents: np.ndarray, i: int) -> int:
-    """The first of the group of i; shortens the way there."""
+    """Returns the first text of the group of i (union-find with path halving)."""
     while parents[i] != i:
         parents[i] = parents[parents[i]]
         i = int(parents[i])
@@ -108,7 +110,7 @@ def _root(parents: np.ndarray, i: int) -> int:
 
 
 def jaccards(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
-    """(n,) float64: for each of the others the share of the grams of either that both have."""
+    """Returns the Jaccard similarity of the grams of `one` and of each of the others, (n,) float64."""
     if not others:
         return np.zeros(0)
     sizes = np.array([len(other) for other in others])
@@ -119,26 +121,26 @@ def jaccards(one: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _rows_per_band(threshold: float) -> int:
-    """Most rows in a band for which a pair at the threshold shares one with a probability of 99 %."""
-    fit = (r for r in range(_N_HASHES, 1, -1) if (1 - threshold**r) ** (_N_HASHES // r) <= 0.01)
-    return next(fit, 1)
+    """Returns the most rows of a band with which a pair at the threshold shares a band with a probability of 99 %."""
+    candidates = (r for r in range(_N_HASHES, 1, -1) if (1 - threshold**r) ** (_N_HASHES // r) <= 0.01)
+    return next(candidates, 1)
 
 
 def buckets(signatures: np.ndarray, n_rows: int) -> Iterator[np.ndarray]:
-    """Indices, in order, of texts that agree on all rows of a band, wherever there is more than one."""
-    everybody = np.arange(len(signatures))
+    """Yields the indices, in order, of each two or more texts that agree on all rows of a band."""
+    all_texts = np.arange(len(signatures))
     for start in range(0, _N_HASHES - n_rows + 1, n_rows):
-        yield from _agreeing(signatures, everybody, start, n_rows)
+        yield from _agreeing(signatures, all_texts, start, n_rows)
 
 
 def _agreeing(
     signatures: np.ndarray, members: np.ndarray, start: int, n_rows: int, more: int = 4
 ) -> Iterator[np.ndarray]:
-    """The members that agree on `n_rows` hashes from `start` on, wherever there is more than one.
+    """Yields each two or more members that agree on `n_rows` hashes from `start` on.
 
     Args:
-        more: times that more than MOST of them are divided by the hashes that come next. So many agree where texts
-            share a long phrase and little else.
+        more: how many more times a bucket of over MOST texts is divided by the next hashes. Buckets get that large
+            where texts share a long phrase and little else.
     """
     columns = np.arange(start, start + n_rows) % _N_HASHES
     band = np.ascontiguousarray(signatures[np.ix_(members, columns)])
@@ -155,7 +157,7 @@ def _agreeing(
 
 
 def _sign(texts: Sequence[str]) -> np.ndarray:
-    """(n, _N_HASHES) uint32: the MinHash signatures of the texts."""
+    """Returns the MinHash signatures of the texts, (n, _N_HASHES) uint32."""
     from rensa import RMinHash
 
     signatures = np.empty((len(texts), _N_HASHES), dtype=np.uint32)
@@ -174,7 +176,7 @@ def _sign(texts: Sequence[str]) -> np.ndarray:
 
 
 def grams_of(text: str) -> np.ndarray:
-    """Hashes of the different runs of GRAM characters, sorted, (g,) uint64; a shorter text is one run."""
+    """Returns the sorted hashes of the different grams of a text, (g,) uint64; a shorter text is one gram."""
     codes = np.frombuffer(text.ljust(GRAM).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
     n = len(codes) - GRAM + 1
     hashes = np.zeros(n, dtype=np.uint64)

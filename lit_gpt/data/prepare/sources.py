@@ -1,4 +1,4 @@
-"""Rows out of somebody's file, of whatever schema, one after the other."""
+"""Reads rows from a file of any known format and schema, one after the other."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from lit_gpt.data.prepare.arrow import PARQUET, read_folder, read_parquet
 from lit_gpt.data.prepare.columns import by_columns
 from lit_gpt.data.prepare.entries import read_objects, read_table
 from lit_gpt.data.prepare.rows import Row
-from lit_gpt.data.prepare.schemas import Keys, Parse, alpaca, recognise
+from lit_gpt.data.prepare.schemas import Keys, Parse, alpaca, recognize
 from lit_gpt.errors import UserError
 
 _TABLES = (".csv", ".tsv")
@@ -17,14 +17,15 @@ _TABLES = (".csv", ".tsv")
 def read_rows(
     path: Path, parse: Parse | None = None, columns: Mapping[str, str] | Sequence[str] | None = None
 ) -> Iterator[Row]:
-    """The rows of a file: JSON list, JSON lines, CSV or Parquet by its name, or a folder of `datasets.save_to_disk`.
+    """Yields the rows of a file (JSON list, JSON lines, CSV or Parquet) or of a folder of `datasets.save_to_disk`.
 
     Args:
-        parse: the schema of its entries; None recognises it by the first one's keys.
-        columns: how a schema of the user's own calls what; see `by_columns`.
+        parse: the schema of its entries; None recognizes it by the keys of the first one.
+        columns: names of the user's own columns or keys; see `by_columns`.
 
     Raises:
-        UserError: naming file, place and key of the first thing that is wrong, when it is reached; no rows at all.
+        UserError: an entry is not of the schema, naming file, location and key when it is reached; or there are no
+            rows at all.
     """
     found = False
     for rows in read_entries(path, by_columns(columns) if columns else parse):
@@ -35,9 +36,9 @@ def read_rows(
 
 
 def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterator[list[Row] | UserError]:
-    """The rows of each entry; with `drop` what is wrong with one in their place. Raises: UserError as `read_rows`."""
+    """Yields the rows of each entry; with `drop`, a bad entry yields its error, else it raises UserError."""
     for n, (location, entry) in enumerate(entries(path)):
-        parse = parse or recognise(entry, f"{path}, {location}")
+        parse = parse or recognize(entry, f"{path}, {location}")
         if n == 0 and isinstance(parse, Keys) and _is_table(path):
             parse.require_columns(entry, path)
         try:
@@ -50,7 +51,7 @@ def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterato
 
 
 def entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, value) of each entry of the file."""
+    """Yields (location, value) of each entry of a file or folder."""
     if path.is_dir():
         return read_folder(path)
     if path.name.endswith(PARQUET):
@@ -59,10 +60,10 @@ def entries(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether the file's name says that it is CSV."""
+    """Returns whether the file's name says that it is CSV."""
     return path.name.removesuffix(".gz").endswith(_TABLES)
 
 
 def read_alpaca(path: Path) -> list[Row]:
-    """The rows of a file with Alpaca's keys: instruction, input (may be absent) and output. Raises: UserError."""
+    """Returns the rows of a file of Alpaca's schema; raises UserError if an entry is not of it."""
     return list(read_rows(path, alpaca))

@@ -1,4 +1,4 @@
-"""Rows into tokens and labels, piece by piece, with an account of every row."""
+"""Tokenizes rows into ids and labels, prompt by prompt and answer by answer, and counts what became of each row."""
 
 import re
 from collections.abc import Sequence
@@ -6,32 +6,33 @@ from dataclasses import replace
 from itertools import pairwise
 
 from lit_gpt.args import PrepareArgs
-from lit_gpt.data.prepare.counts import Counts
-from lit_gpt.data.prepare.pieces import Pair, Piece, cut_end, labelled, n_taught, total
+from lit_gpt.data.prepare.account import Counts
+from lit_gpt.data.prepare.pieces import Pair, Piece, labeled, n_supervised, total, truncate_end
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import ChatTemplate, Exchange, Turn, calls_of, left_out, open_style, with_kwargs
 from lit_gpt.tokenizer import Tokenizer
 
 _HEAD = re.compile(r"\s{0,16}\S{0,24}\s?")
-"""Of an answer, as much as may melt with the end of its prompt: its first word, and the spaces around it."""
+"""The beginning of an answer that one token may span together with the end of its prompt: its first word, and the
+spaces around it."""
 _TAIL = 24
-"""Characters of a prompt, likewise."""
+"""Characters at the end of a prompt that one token may span together with the beginning of its answer."""
 _MOST_SEAMS = 100_000
-"""Ends of prompts with beginnings of answers that are remembered."""
+"""Most seams (end of a prompt, beginning of its answer) whose tokenization is remembered."""
 
 
 class Encoder:
-    """Makes samples of rows, in one prompt style, for one tokenizer.
+    """An encoder that makes samples of rows, in one prompt style, for one tokenizer.
 
-    A sequence is built of pieces: prompt, answer, the token that ends it, and so on. So generation, which sees the
-    prompt alone, meets the very ids of training, and masks need no search.
+    Prompts and answers are tokenized separately and then concatenated. So a prompt has the same ids at generation as
+    in training, and the loss mask follows from positions, without a search in the tokens.
 
     Args:
         limit: most tokens of a sample.
 
     Raises:
-        UserError: no such style.
+        UserError: there is no such prompt style.
     """
 
     def __init__(self, tokenizer: Tokenizer, args: PrepareArgs, limit: int) -> None:
@@ -40,13 +41,13 @@ class Encoder:
         self.style = open_style(self.style_name, tokenizer.path.parent, tokenizer)
         self.eos = tokenizer.id_to_token(tokenizer.eos_id)
         self.end_ids: set[int] = set()
-        self.apart: dict[tuple[str, str], bool] = {}
+        self.seams: dict[tuple[str, str], bool] = {}  # whether one token would span the two texts
 
     def encode(self, rows: Sequence[Row], counts: Counts) -> list[Pair]:
-        """(ids, labels) of the rows that are kept, in their order; `counts` goes on.
+        """Returns (ids, labels) of the rows that are kept, in order, and adds to `counts` what became of all.
 
         Raises:
-            UserError: a sample is too long, with `--truncation error`; the chat template refuses a row.
+            UserError: a sample is too long, with `--truncation error`, or the chat template refuses a row.
         """
         counts.read += len(rows)
         usable = [
@@ -57,22 +58,23 @@ class Encoder:
         encoded = self.pieces([exchanges for *_, exchanges in usable])
         kept, uncut = [], []
         for (row, turns, exchanges), pieces in zip(usable, encoded, strict=True):
-            fitting = self.fit(row, turns, pieces, counts)
-            if fitting is not None:
-                kept.append(labelled(fitting, self.args.mask_inputs, self.args.last_turn_only))
+            within_limit = self._truncated(row, turns, pieces, counts)
+            if within_limit is not None:
+                kept.append(labeled(within_limit, self.args.mask_inputs, self.args.last_turn_only))
                 uncut.append(exchanges)
-                self.count_answers(row, turns, exchanges, counts)
-                counts.taught += n_taught(fitting, self.args.last_turn_only)
+                self._count_answers(row, turns, exchanges, counts)
+                counts.taught += n_supervised(within_limit, self.args.last_turn_only)
         counts.kept += len(kept)
-        counts.apart += self.count_apart(uncut)
+        counts.tokenized_apart += self._count_tokenized_apart(uncut)
         return kept
 
     def exchanges(self, row: Row, turns: tuple[Turn, ...], counts: Counts) -> list[Exchange] | None:
-        """Prompts and answers of a row; None if it is dropped, which is counted: nothing in it is taught, or the
-        prompt style refuses it and such rows are dropped.
+        """Returns the prompts and answers of a row; None if it is dropped, which is counted.
+
+        A row is dropped if nothing in it is supervised, or if the prompt style refuses it, with `--bad_rows drop`.
 
         Raises:
-            UserError: the style refuses it, and such rows are not dropped.
+            UserError: the style refuses it, with `--bad_rows error`.
         """
         try:
             found = self.style.exchanges(turns, row.tools)
@@ -87,8 +89,8 @@ class Encoder:
             counts.dropped["no answer that is taught"] += 1
         return found or None
 
-    def count_answers(self, row: Row, turns: Sequence[Turn], exchanges: Sequence[Exchange], counts: Counts) -> None:
-        """Count which answers of a row can carry loss, and what of it the chat template does not show."""
+    def _count_answers(self, row: Row, turns: Sequence[Turn], exchanges: Sequence[Exchange], counts: Counts) -> None:
+        """Counts the answers of a row that can be supervised, and the texts that the chat template does not render."""
         wanted = sum(t.taught for t in turns if t.role == "assistant")
         shown = sum(e.taught and not e.continues for e in exchanges)
         last_only = self.args.last_turn_only
@@ -98,15 +100,15 @@ class Encoder:
             counts.left_out.update(left_out(turns, row.tools, exchanges))
 
     def pieces(self, rows: Sequence[Sequence[Exchange]]) -> list[list[Piece]]:
-        """Ids of the exchanges of each row, tokenized all at once."""
+        """Returns prompts and answers of each row as ids, all tokenized in one batch."""
         firsts = self.tokenizer.encode_batch([exchanges[0].prompt for exchanges in rows])
-        prompts = iter(self.later_prompts([pair for exchanges in rows for pair in pairwise(exchanges)]))
+        prompts = iter(self._later_prompts([pair for exchanges in rows for pair in pairwise(exchanges)]))
         answers = iter(self.tokenizer.continue_batch([e.answer or "" for exchanges in rows for e in exchanges]))
         return [
             [
                 Piece(
                     first if i == 0 else next(prompts),
-                    [*next(answers), *([self.end_id(e)] if e.ended else [])],
+                    [*next(answers), *([self._end_id(e)] if e.ended else [])],
                     e.ended,
                     taught=e.taught,
                     continues=e.continues,
@@ -116,24 +118,28 @@ class Encoder:
             for first, exchanges in zip(firsts, rows, strict=True)
         ]
 
-    def later_prompts(self, pairs: Sequence[tuple[Exchange, Exchange]]) -> list[list[int]]:
-        """Ids of the second one's prompt, as the tokenizer has them after the token that ends the first."""
-        apart = self.tokenizer.continue_batch([e.prompt for _, e in pairs])
+    def _later_prompts(self, pairs: Sequence[tuple[Exchange, Exchange]]) -> list[list[int]]:
+        """Returns the prompt ids of each pair's second exchange, as they come after the token that ends the first."""
+        found = self.tokenizer.continue_batch([e.prompt for _, e in pairs])
         ended = [i for i, (before, _) in enumerate(pairs) if before.ended and (before.end or self.eos)]
         whole = [(pairs[i][0].end or self.eos or "") + pairs[i][1].prompt for i in ended]
         for i, ids in zip(ended, self.tokenizer.encode_batch(whole, bos=False), strict=True):
-            apart[i] = ids[1:]
-        return apart
+            found[i] = ids[1:]
+        return found
 
-    def end_id(self, exchange: Exchange) -> int:
-        """Id of the token that ends an answer, which is remembered if it is taught."""
+    def _end_id(self, exchange: Exchange) -> int:
+        """Returns the id of the token that ends an answer, and adds it to `end_ids` if it is supervised."""
         found = self.tokenizer.eos_id if exchange.end is None else self.tokenizer.token_to_id(exchange.end)
         if exchange.taught:
             self.end_ids.add(found)
         return found
 
-    def fit(self, row: Row, turns: tuple[Turn, ...], pieces: list[Piece], counts: Counts) -> list[Piece] | None:
-        """The pieces within the limit, cut as `--truncation` says; None if the row is dropped. Raises: UserError."""
+    def _truncated(self, row: Row, turns: tuple[Turn, ...], pieces: list[Piece], counts: Counts) -> list[Piece] | None:
+        """Returns the pieces, truncated to the limit as `--truncation` says; None if the row is dropped.
+
+        Raises:
+            UserError: the row is too long, with `--truncation error`.
+        """
         length = total(pieces)
         if length <= self.limit:
             return pieces
@@ -143,32 +149,34 @@ class Encoder:
                 "pass --truncation drop, cut_prompt or cut_end"
             )
         if self.args.truncation == "cut_prompt":
-            return self.cut_prompt(row, turns, pieces, counts)
-        cut = cut_end(pieces, self.limit) if self.args.truncation == "cut_end" else None
+            return self._truncate_prompt(row, turns, pieces, counts)
+        cut = truncate_end(pieces, self.limit) if self.args.truncation == "cut_end" else None
         if cut is None:
-            counts.dropped[self.too_long] += 1
+            counts.dropped[self._too_long] += 1
         else:
             counts.cut["at the end"] += 1
         return cut
 
     @property
-    def too_long(self) -> str:
-        """Why a row is dropped."""
+    def _too_long(self) -> str:
+        """Reason, in the counts, for dropping a row that is too long."""
         return f"longer than {self.limit} tokens"
 
-    def cut_prompt(self, row: Row, turns: tuple[Turn, ...], pieces: list[Piece], counts: Counts) -> list[Piece] | None:
-        """The row with the user's longest texts shortened from their ends until it fits; None if it never does, or the
-        style refuses it then; counted.
+    def _truncate_prompt(
+        self, row: Row, turns: tuple[Turn, ...], pieces: list[Piece], counts: Counts
+    ) -> list[Piece] | None:
+        """Returns the row's pieces after the user's longest texts were truncated until it is within the limit.
 
-        What the style puts around the texts, and all answers, stay whole.
+        None if it never is, or if the style refuses the shorter row; either is counted. What the style puts around
+        the texts, and all answers, stay whole.
 
         Raises:
-            UserError: as `exchanges`.
+            UserError: see `exchanges`.
         """
         while (excess := total(pieces) - self.limit) > 0:
-            shorter = self.shortened(turns, excess)
+            shorter = self._shortened(turns, excess)
             if shorter == turns:
-                counts.dropped[self.too_long] += 1
+                counts.dropped[self._too_long] += 1
                 return None
             turns = shorter
             exchanges = self.exchanges(row, turns, counts)
@@ -178,9 +186,11 @@ class Encoder:
         counts.cut["in the prompt"] += 1
         return pieces
 
-    def shortened(self, turns: tuple[Turn, ...], excess: int) -> tuple[Turn, ...]:
-        """The turns with the user's longest texts cut, one after the other, until half of the excess must be gone: what
-        a text's tokens are within the whole, only the whole tells."""
+    def _shortened(self, turns: tuple[Turn, ...], excess: int) -> tuple[Turn, ...]:
+        """Returns the turns with the user's longest texts truncated, one after the other, by at least half the excess.
+
+        Not by all of it: how many tokens a text takes within the whole sample shows only when that is tokenized again.
+        """
         texts = [
             (len(getattr(t, n)), i, n) for i, t in enumerate(turns) if t.role == "user" for n in ("text", "context")
         ]
@@ -195,9 +205,11 @@ class Encoder:
             left -= min(n_tokens, left)
         return tuple(found)
 
-    def count_apart(self, rows: Sequence[Sequence[Exchange]]) -> int:
-        """Rows in which two texts melt when they are tokenized as one: a prompt and its answer, or an answer and what
-        comes after it where no token ends it."""
+    def _count_tokenized_apart(self, rows: Sequence[Sequence[Exchange]]) -> int:
+        """Returns in how many rows one token would span two texts, were they tokenized as a whole.
+
+        That can be a prompt and its answer, or an answer and what comes after it where no token ends it.
+        """
         seams = [
             [(e.prompt[-_TAIL:], _HEAD.match(e.answer or "")[0]) for e in exchanges]
             + [
@@ -207,9 +219,9 @@ class Encoder:
             ]
             for exchanges in rows
         ]
-        if len(self.apart) > _MOST_SEAMS:
-            self.apart = {}
-        known = self.apart
+        if len(self.seams) > _MOST_SEAMS:
+            self.seams = {}
+        known = self.seams
         new = [seam for seam in dict.fromkeys(seam for row in seams for seam in row) if seam not in known]
         tails, heads = ([seam[side] for seam in new] for side in (0, 1))
         unique = list(dict.fromkeys(tails))
@@ -222,8 +234,10 @@ class Encoder:
 
 
 def _used(row: Row, counts: Counts) -> tuple[Turn, ...] | None:
-    """The turns up to the last answer that is taught; None if there is none, or an empty one, which is counted as
-    dropped. An answer that calls tools is not empty."""
+    """Returns the turns up to the last supervised answer; None if there is none, or an empty one, which is counted.
+
+    An answer that calls tools is not empty.
+    """
     turns = row.turns
     while turns and not (turns[-1].role == "assistant" and turns[-1].taught):
         turns = turns[:-1]

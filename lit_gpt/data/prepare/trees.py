@@ -1,4 +1,4 @@
-"""Conversation trees of OpenAssistant's export; https://huggingface.co/datasets/OpenAssistant/oasst1."""
+"""Parses the conversation trees of OpenAssistant's export (https://huggingface.co/datasets/OpenAssistant/oasst1)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from lit_gpt.prompts.turns import Turn
 
 @dataclass(frozen=True)
 class Trees:
-    """Conversation trees of OpenAssistant's export; https://huggingface.co/datasets/OpenAssistant/oasst1.
+    """The schema of conversation trees: one row for each path from the root, a `Parse` when called.
 
-    Good are messages that were neither deleted nor refused in review. A path ends with an answer.
+    Messages that were deleted or refused in review are left out. A path ends with an answer.
     """
 
     paths: str = "best"
-    """best: from each message on with the best-ranked reply. all: every path of good messages."""
+    """Paths to take: best follows the best-ranked reply of each message, all follows every reply."""
     language: str | None = None
-    """Trees in this language only (`en`, `de` ...); None takes all."""
+    """Language of the trees to take (`en`, `de` ...); None takes all."""
 
     def __call__(self, entry: Any, file: str, location: str) -> list[Row]:
         where = f"{file}, {location}"
@@ -41,7 +41,7 @@ class Trees:
         return list(rows)
 
     def walk(self, node: dict[str, Any], where: str) -> Iterator[tuple[Turn, ...]]:
-        """Paths from here down."""
+        """Yields the turns of each path from this node down to a leaf."""
         require_object(node, where, ("text", "role"))
         role = SPEAKERS.get(node["role"]) if isinstance(node["role"], str) else None
         if role not in ("user", "assistant"):

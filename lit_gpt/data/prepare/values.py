@@ -1,4 +1,4 @@
-"""What a parser may find in place of a text, a list or an object: each is checked, and named with its place."""
+"""Checks the values that a parser of entries reads: text, list or object; errors name the value and its location."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from lit_gpt.errors import UserError
 
 
 def require_object(value: Any, where: str, needed: tuple[str, ...]) -> dict[str, Any]:
-    """`value` itself. Raises: UserError unless it is an object that has the keys."""
+    """Returns `value` if it is an object that has the keys; raises UserError if not."""
     if not isinstance(value, dict):
         keys = f" with {' and '.join(needed)}" if needed else ""
         raise UserError(f"{where}: expected an object{keys}, found {kind(value)}")
@@ -19,19 +19,19 @@ def require_object(value: Any, where: str, needed: tuple[str, ...]) -> dict[str,
 
 
 def listed(value: Any, where: str, key: str) -> list[Any]:
-    """`value` itself. Raises: UserError unless it is a list."""
+    """Returns `value` if it is a list; raises UserError if not."""
     if not isinstance(value, list):
         raise UserError(f"{where}: {key!r} must be a list, found {kind(value)}")
     return value
 
 
 def optional(entry: Mapping[str, Any], where: str, key: str | None) -> str:
-    """The text of a key that may be absent or null. Raises: UserError if it is something else."""
+    """Returns the text of a key, empty if it is absent or null; raises UserError if it is anything else."""
     return text(entry[key], where, key) if key is not None and entry.get(key) is not None else ""
 
 
 def text(value: Any, where: str, key: str) -> str:
-    """`value` itself. Raises: UserError unless it is text that UTF-8 can write."""
+    """Returns `value` if it is text that UTF-8 can encode; raises UserError if not."""
     if not isinstance(value, str):
         raise UserError(f"{where}: {key!r} must be text, found {kind(value)}")
     try:
@@ -43,10 +43,10 @@ def text(value: Any, where: str, key: str) -> str:
 
 
 def from_json(value: Any, where: str, key: str) -> Any:
-    """What a text says in JSON, as cells of tables and LLaMA-Factory's files have lists; other values as they are.
+    """Parses a value that is a JSON text, as tables and LLaMA-Factory's files hold lists; returns others as they are.
 
     Raises:
-        UserError: the text is no JSON.
+        UserError: the text is not valid JSON.
     """
     if not isinstance(value, str):
         return value
@@ -58,17 +58,17 @@ def from_json(value: Any, where: str, key: str) -> Any:
 
 
 def unused_keys(entry: Mapping[str, Any], used: Iterable[str | None], prefix: str = "") -> tuple[str, ...]:
-    """The keys of an entry that hold something and are not among the used ones."""
+    """Returns the keys of an entry that hold a value and are not among the used ones."""
     known = set(used)
     return tuple(prefix + key for key, value in entry.items() if key not in known and value not in (None, "", [], {}))
 
 
 def found_keys(entry: Mapping[str, Any]) -> str:
-    """The first keys of an entry, as a message names them."""
+    """Returns the first keys of an entry, as a message lists them."""
     return ", ".join(map(repr, list(entry)[:12])) or "none"
 
 
 def kind(value: Any) -> str:
-    """`value` as a person would name it."""
+    """Returns what kind of value it is, as a message names it: "a list", "the number 3" ..."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), f"the number {value}")

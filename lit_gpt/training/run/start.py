@@ -9,7 +9,7 @@ from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.runs import Run, read_run, save_run, versions
 from lit_gpt.data import store
-from lit_gpt.data.compatibility import check_fit
+from lit_gpt.data.compatibility import check_compatible
 from lit_gpt.layers.compiled import set_compile
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
@@ -26,7 +26,7 @@ def load_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
         UserError: no data, or data of another tokenizer or prompt style than the model's or the one asked for.
     """
     train_data, val_data, meta = store.load(args.data_dir)
-    check_fit(meta, args.data_dir, Tokenizer(args.checkpoint_dir), args.run.prompt_style)
+    check_compatible(meta, args.data_dir, Tokenizer(args.checkpoint_dir), args.run.prompt_style)
     return train_data, val_data, meta
 
 

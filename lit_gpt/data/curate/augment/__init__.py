@@ -1,4 +1,4 @@
-"""Rows made from rows: options in another order, prompts as careless people write them."""
+"""Augments rows: multiple-choice options in another order, prompts perturbed as careless people write them."""
 
 from lit_gpt.data.curate.augment.options import shuffle_options
 from lit_gpt.data.curate.augment.perturb import PERTURBATIONS, perturb_prompt

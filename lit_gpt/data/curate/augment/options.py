@@ -1,24 +1,24 @@
-"""Multiple choice with its options in another order; the letter of the answer follows."""
+"""Shuffles the options of a multiple-choice question and adapts the letter of the answer."""
 
 import re
 from random import Random
 
 OPTION = re.compile(r"(\s*\(?)([A-Z])([.):]\s+)(\S.*)")
-"""What is before the letter, the letter, what is after it, the option."""
+"""Matches a line with an option; groups: text before the letter, the letter, text after it, the option."""
 _LETTER = re.compile(
     r"(\s*(?:the\s+)?(?:correct\s+)?(?:answer|option|choice)?(?:\s+is)?\s*:?\s*\(?)([A-Z])(\)?[.):]?)", re.I
 )
-"""An answer by its letter: what is before it, the letter, what is after it."""
+"""Matches an answer given by its letter; groups: text before the letter, the letter, text after it."""
 _TIED = re.compile(r"\b(above|below|previous|both|neither|former|latter)\b|\b[A-Z]\b,? (and|or|&) \(?[A-Z]\b", re.I)
-"""Options that speak of others by their place."""
+"""Matches an option that refers to others, such as "both of the above" or "A and B"."""
 _OTHER_LETTERS = re.compile(r"\b[B-HJ-Z]\b|\(A\)|\b(?:option|choice|answer)s?\s+\(?A\b", re.I)
-"""In the rest of an answer: it speaks of options by their letters."""
+"""Matches the rest of an answer if it refers to options by their letters."""
 
 
 def shuffle_options(prompt: str, response: str, rng: Random) -> tuple[str, str] | None:
-    """Prompt and response after the options of the last question were shuffled; None where that is not safe.
+    """Returns prompt and response with the options of the last question shuffled; None where that is not safe.
 
-    It is where the last run of lines "A. ...", "B. ..." has two options or more, none of which speaks of the others,
+    It is safe if the last run of lines "A. ...", "B. ..." has two options or more, none of which refers to the others,
     and the response is the letter of one, its text, or both, perhaps with an explanation that names no letter.
     """
     lines = prompt.split("\n")
@@ -40,7 +40,7 @@ def shuffle_options(prompt: str, response: str, rng: Random) -> tuple[str, str] 
 
 
 def _last_block(lines: list[str]) -> range | None:
-    """The last lines in a row that are options A, B, C ..., two or more."""
+    """Returns the last block of two or more lines that are options A, B, C ...; None if there is none."""
     found, start = None, None
     for i, line in enumerate(lines):
         match = OPTION.fullmatch(line)
@@ -54,7 +54,7 @@ def _last_block(lines: list[str]) -> range | None:
 
 
 def _shuffled(n: int, rng: Random) -> list[int]:
-    """The old place of what comes to each place; never all in the old order."""
+    """Returns a random order, for each new position the old one; never the old order itself."""
     order = list(range(n))
     while order == sorted(order):
         rng.shuffle(order)
@@ -62,7 +62,7 @@ def _shuffled(n: int, rng: Random) -> list[int]:
 
 
 def _rename(response: str, letters: list[str], options: list[str], order: list[int]) -> str | None:
-    """The response with the letter that its option has now; None if it is not clear what it means."""
+    """Returns the response with the new letter of its option; None if it is not clear which option it means."""
     if response.strip() in options:
         return response
     match = _LETTER.match(response)
@@ -70,10 +70,10 @@ def _rename(response: str, letters: list[str], options: list[str], order: list[i
         return None
     before, letter, after = match.groups()
     rest = response[match.end() :]
-    location = letters.index(letter)
-    message = rest.strip()
-    with_option = message.startswith(options[location])
-    alone = not message or bool(after) or bool(before.strip())
-    if not (alone or with_option) or (rest[:1].isalnum()) or _OTHER_LETTERS.search(rest.replace(options[location], "")):
+    old = letters.index(letter)
+    explanation = rest.strip()
+    with_option = explanation.startswith(options[old])
+    alone = not explanation or bool(after) or bool(before.strip())
+    if not (alone or with_option) or (rest[:1].isalnum()) or _OTHER_LETTERS.search(rest.replace(options[old], "")):
         return None
-    return f"{before}{letters[order.index(location)]}{after}{rest}"
+    return f"{before}{letters[order.index(old)]}{after}{rest}"

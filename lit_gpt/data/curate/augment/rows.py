@@ -1,4 +1,4 @@
-"""Augmentation of rows, deterministic by seed: what becomes of a row does not depend on the others."""
+"""Augments rows, deterministically by seed: what becomes of a row does not depend on the other rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,11 @@ from lit_gpt.prompts.turns import Turn
 
 
 def augmented(rows: Iterable[Row], args: AugmentArgs, seed: str, counts: Counter[str]) -> Iterator[Row]:
-    """The rows, each followed by what was made of it, or with `replace` that alone.
+    """Yields each row, followed by the rows made of it; with `replace` only those, where there are any.
 
     Args:
-        seed: decides all draws, together with the place of a row among the rows.
-        counts: what was made goes in here.
+        seed: decides all draws, together with the index of a row.
+        counts: number of rows made, by kind; added to.
     """
     for i, row in enumerate(rows):
         rng = Random(f"{seed}:{i}")
@@ -36,7 +36,7 @@ def augmented(rows: Iterable[Row], args: AugmentArgs, seed: str, counts: Counter
 
 
 def _with_options_shuffled(row: Row, rng: Random) -> Row | None:
-    """The row of one question with its options in another order; None if it has none that can be shuffled."""
+    """Returns a row of one question with its options shuffled; None if it has no options that can be."""
     *before, user, assistant = row.turns if len(row.turns) >= 2 else (Turn("user", ""), Turn("user", ""))
     if [t.role for t in before] not in ([], ["system"]) or assistant.role != "assistant":
         return None
@@ -48,7 +48,7 @@ def _with_options_shuffled(row: Row, rng: Random) -> Row | None:
 
 
 def _perturbed(row: Row, rng: Random, name: str) -> Row:
-    """The row with all texts of the user perturbed; answers stay as they are."""
+    """Returns the row with all texts of the user perturbed; answers stay as they are."""
     turns = (
         replace(t, text=perturb_prompt(t.text, rng, name), context=perturb_prompt(t.context, rng, name))
         if t.role == "user"

@@ -1,4 +1,4 @@
-"""English words as they are contracted and misspelt, and which keys lie beside each other."""
+"""Lists English contractions, common misspellings and neighboring keys of a keyboard."""
 
 _NOT = ("are", "could", "did", "do", "does", "had", "has", "have", "is", "might", "must", "need", "should", "was")
 _NOT += ("were", "would")
@@ -11,8 +11,9 @@ CONTRACTED |= {f"{who} {verb}": f"{who}'{end}" for who in ("you", "we", "they")
 CONTRACTED |= {"i am": "i'm", "i will": "i'll", "i have": "i've", "let us": "let's"}
 CONTRACTED |= {f"{verb} have": f"{verb}'ve" for verb in ("could", "should", "would", "might", "must")}
 EXPANDED = {short: long for long, short in CONTRACTED.items()}
+"""Contracted -> written out."""
 
-MISSPELT = {
+MISSPELLED = {
     "accommodate": ("accomodate",),
     "achieve": ("acheive",),
     "across": ("accross",),
@@ -116,10 +117,11 @@ MISSPELT = {
     "writing": ("writting",),
     "written": ("writen",),
 }
+"""Correct spelling -> common misspellings."""
 
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-"""Each row of keys lies half a key to the right of the one above it."""
-NEIGHBOURS = {
+"""Rows of letter keys; each lies half a key to the right of the one above it."""
+NEIGHBORS = {
     key: "".join(
         row[at]
         for r, row in enumerate(_ROWS)
@@ -129,3 +131,4 @@ NEIGHBOURS = {
     for line, keys in enumerate(_ROWS)
     for c, key in enumerate(keys)
 }
+"""Letter -> the letters of the keys next to its own."""

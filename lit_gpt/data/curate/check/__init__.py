@@ -1,4 +1,4 @@
-"""The check of a prepared data set: what a model would learn from it, and what is wrong with it."""
+"""Checks a prepared data set: what a model would learn from it, and what is wrong with it."""
 
 from lit_gpt.data.curate.check.finding import Finding
 from lit_gpt.data.curate.check.run import check

@@ -1,4 +1,4 @@
-"""What the check says about a data set, one line each."""
+"""Defines a finding: one line that the check of a data set reports."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,10 +6,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one test of a data set, good or bad."""
 
     level: Literal["ok", "warning", "useless"]
-    """useless: training on this data would be in vain."""
+    """Severity; useless means that training on this data would teach nothing of use."""
     text: str
 
     def __str__(self) -> str:
@@ -17,13 +17,13 @@ class Finding:
 
 
 def counted(scope: str, n: int, total: int, what: str, example: str = "", hint: str = "") -> Finding:
-    """A warning that `n` of `total` rows are so, or that none are.
+    """Returns a warning that `n` of `total` rows have a fault; an "ok" that none has if `n` is 0.
 
     Args:
-        scope: which rows were counted.
-        what: the verb and what follows, as in "12 of 340 rows <have no target>".
-        example: the place of one of them.
-        hint: what else there is to say.
+        scope: which rows were counted: train, val or all.
+        what: the fault as a predicate, as in "12 of 340 rows <have no target>".
+        example: location of one of the rows.
+        hint: remark to append.
     """
     if not n:
         return Finding("ok", f"{scope}: no rows {what}")

@@ -1,4 +1,4 @@
-"""How long the samples are: bars in the terminal, and a picture."""
+"""Shows how long the samples are: a histogram in the terminal, and a plot."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +8,15 @@ import numpy as np
 from lit_gpt.files import replace_with
 
 PICTURE = "lengths.png"
+"""File name of the plot, in the folder of the data set."""
 _N_BARS = 12
+"""Number of bars of the histogram, about."""
 _WIDTH = 40
-"""Characters of the longest bar."""
+"""Length of the longest bar in characters."""
 
 
 def edges(lengths: np.ndarray) -> np.ndarray:
-    """The bounds of about _N_BARS bars, in tokens, of a round width: 1, 2 or 5 times a power of 10."""
+    """Returns the bin edges, in tokens, of about _N_BARS bars of a round width: 1, 2 or 5 times a power of 10."""
     longest = max(1, int(lengths.max()))
     raw = longest / _N_BARS
     scale = 10 ** int(np.floor(np.log10(max(raw, 1))))
@@ -23,7 +25,7 @@ def edges(lengths: np.ndarray) -> np.ndarray:
 
 
 def histogram(lengths: np.ndarray) -> list[str]:
-    """Lines with a bar each; lengths of a split, (n,)."""
+    """Returns the lines of a histogram of the lengths of a split, (n,)."""
     bounds = edges(lengths)
     counts, _ = np.histogram(lengths, np.append(bounds[:-1], bounds[-1] + 1))
     digits = len(f"{bounds[-1]:,}")
@@ -35,7 +37,7 @@ def histogram(lengths: np.ndarray) -> list[str]:
 
 
 def draw(splits: Mapping[str, np.ndarray], limit: int | None, path: Path) -> None:
-    """Save a picture of the lengths of each split, with the longest that a sample may be."""
+    """Saves a plot of the lengths of each split, with the maximum length of a sample."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The check from beginning to end: reads a prepared data set, prints what it found, stops where training is in vain."""
+"""Runs the whole check: reads a prepared data set, prints the findings, fails if training on it would be useless."""
 
 import os
 import sys
@@ -10,10 +10,10 @@ import numpy as np
 
 from lit_gpt.args.curation import CheckArgs
 from lit_gpt.data import store
-from lit_gpt.data.compatibility import check_fit, check_tokenizer
+from lit_gpt.data.compatibility import check_compatible, check_tokenizer
 from lit_gpt.data.curate.check.finding import Finding, counted
 from lit_gpt.data.curate.check.lengths import PICTURE, draw, histogram
-from lit_gpt.data.curate.check.samples import chosen, show
+from lit_gpt.data.curate.check.samples import show, spread_by_length
 from lit_gpt.data.curate.check.texts import check_language, check_texts
 from lit_gpt.data.curate.check.tokens import check_tokens, per_sample
 from lit_gpt.errors import UserError
@@ -21,22 +21,22 @@ from lit_gpt.prompts import CHAT_TEMPLATE
 from lit_gpt.tokenizer import Tokenizer
 
 _MOST_TEXTS = 200_000
-"""Rows whose texts are compared; of more, so many are drawn."""
+"""Most rows whose texts are compared; of more, this many are drawn at random."""
 
 
 def check(folder: Path, args: CheckArgs = CheckArgs(), checkpoint_dir: Path | None = None) -> list[Finding]:
-    """Print what a prepared data set holds, draw `lengths.png` in it, and return what was found.
+    """Prints what a prepared data set holds, plots `lengths.png` in its folder, and returns the findings.
 
     Args:
-        checkpoint_dir: whose tokenizer decodes it; None is the one that meta.json names.
+        checkpoint_dir: checkpoint whose tokenizer decodes the data; None takes the one that meta.json names.
 
     Raises:
-        UserError: not prepared or damaged, or training on it would be in vain: another tokenizer or chat template, no
-            target in most rows, no end of sequence that is supervised.
+        UserError: the data is not prepared or damaged, or training on it would be useless: another tokenizer or chat
+            template, most rows without targets, or end-of-sequence tokens that are not supervised.
     """
     train, val, meta = store.load(folder)
     tokenizer = tokenizer_of(folder, meta, checkpoint_dir)
-    check_fit(meta, folder, tokenizer)
+    check_compatible(meta, folder, tokenizer)
     splits = {"train": train, "val": val}
     print(f"{folder}: {' and '.join(f'{len(s):,} rows of {name}' for name, s in splits.items())}")
     _print_rows(meta)
@@ -55,7 +55,7 @@ def check(folder: Path, args: CheckArgs = CheckArgs(), checkpoint_dir: Path | No
 
 
 def tokenizer_of(folder: Path, meta: dict[str, Any], checkpoint_dir: Path | None) -> Tokenizer:
-    """Raises: UserError if the checkpoint is not there, or its tokenizer is not the one of the data."""
+    """Loads the tokenizer that the data was prepared with; raises UserError if it is not there, or another one."""
     location = checkpoint_dir or Path(meta["checkpoint_dir"])
     if not location.is_dir():
         raise UserError(f"{folder} was prepared for {location}, which is not here; pass --checkpoint_dir")
@@ -65,16 +65,16 @@ def tokenizer_of(folder: Path, meta: dict[str, Any], checkpoint_dir: Path | None
 
 
 def _end_ids_of(meta: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
-    """The tokens that end an answer: the prompt style's, else the tokenizer's end of sequence.
+    """Returns the tokens that end an answer: the prompt style's, else the tokenizer's end-of-sequence token.
 
-    None where a chat template marks what is taught, and marks no end.
+    None if a chat template marks what is supervised and marks no such token.
     """
     found = meta.get("end_ids", [])
     return found if found or CHAT_TEMPLATE in meta else [tokenizer.eos_id]
 
 
 def _print_rows(meta: dict[str, Any]) -> None:
-    """What became of the rows of the source, if the data set says so."""
+    """Prints what became of the rows of the source, if meta.json says so."""
     for split, rows in meta.get("rows", {}).items():
         dropped, cut = ({reason: n for reason, n in rows.get(what, {}).items() if n} for what in ("dropped", "cut"))
         print(
@@ -84,11 +84,12 @@ def _print_rows(meta: dict[str, Any]) -> None:
 
 
 def _in_brackets(counts: dict[str, int]) -> str:
+    """Returns the reasons with their numbers in brackets; empty if there are none."""
     return f" ({', '.join(f'{n:,} {reason}' for reason, n in counts.items())})" if counts else ""
 
 
 def _print_lengths(folder: Path, splits: dict[str, store.Samples], meta: dict[str, Any], epochs: float) -> None:
-    """Histogram of the training set, picture of both, and how many tokens a run sees."""
+    """Prints a histogram of the training set and how many tokens a run sees, and plots the lengths of both splits."""
     train = splits["train"]
     print("tokens of a sample of train:")
     print("\n".join(histogram(train.lengths)))
@@ -106,7 +107,7 @@ def _print_lengths(folder: Path, splits: dict[str, store.Samples], meta: dict[st
 
 
 def _decoded(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> tuple[list[str], list[str], int]:
-    """Names and texts of the rows, and how many of them are for training; of very many rows, some drawn by seed."""
+    """Returns names and texts of the rows, of very many a random part, and how many of them are for training."""
     locations = [(name, i) for name, samples in splits.items() for i in range(len(samples))]
     if len(locations) > _MOST_TEXTS:
         print(f"the texts of {_MOST_TEXTS:,} of {len(locations):,} rows are compared, drawn at random")
@@ -118,7 +119,7 @@ def _decoded(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> tuple[li
 
 
 def _empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Finding]:
-    """Rows whose targets are no text, but spaces and ends of sequence; those of many tokens are not decoded."""
+    """Counts rows whose targets hold no text but spaces and end-of-sequence tokens; only short ones are decoded."""
     found = []
     for name, samples in splits.items():
         few = (per_sample(np.asarray(samples.labels) != store.IGNORE, samples) <= 8).nonzero()[0]
@@ -129,20 +130,21 @@ def _empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Findi
 
 
 def _targets_of(ids: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Returns the targets of a sample."""
     return ids[labels != store.IGNORE].tolist()
 
 
 def _print_samples(train: store.Samples, tokenizer: Tokenizer, n: int) -> None:
-    """Some samples with their targets marked."""
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    """Prints some samples with their targets marked."""
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     if n:
         print("what the model sees (|) and learns to write (>):")
-    for i in chosen(train.lengths, n):
-        print("\n".join(show("train", train, i, tokenizer=tokenizer, colour=colour)))
+    for i in spread_by_length(train.lengths, n):
+        print("\n".join(show("train", train, i, tokenizer=tokenizer, color=color)))
 
 
 def _print_findings(findings: list[Finding]) -> None:
-    """Warnings line by line; what is as it should be, in one paragraph."""
+    """Prints warnings line by line, and all that is as it should be in one paragraph."""
     for finding in findings:
         if finding.level != "ok":
             print(finding)

@@ -1,4 +1,4 @@
-"""Samples as a person can read them: what the model sees, and what of it the model learns to write."""
+"""Prints samples in readable form: what the model sees, and which part of it is supervised."""
 
 from itertools import groupby
 
@@ -7,40 +7,42 @@ import numpy as np
 from lit_gpt.data.store import IGNORE, Samples
 from lit_gpt.tokenizer import Tokenizer
 
-_SEEN, _LEARNED = "  | ", "  > "
+_SEEN, _SUPERVISED = "  | ", "  > "
 _GREEN, _PLAIN = "\033[32m", "\033[0m"
 _MOST_LINES = 8
-"""Lines of a piece that are shown."""
+"""Most lines of a run of prompt or targets that are shown."""
 _LONGEST_LINE = 110
+"""Most characters of a line; a longer one is shortened in the middle."""
 _TAIL = 25
+"""Characters at the end of a shortened line."""
 
 
-def chosen(lengths: np.ndarray, n: int) -> list[int]:
-    """n samples from the short to the long ones, the shortest and longest tenths aside."""
+def spread_by_length(lengths: np.ndarray, n: int) -> list[int]:
+    """Returns n samples spread from short to long, leaving out the shortest and longest tenths."""
     order = np.argsort(lengths, kind="stable")
-    locations = [0.5] if n == 1 else np.linspace(0.1, 0.9, n)
-    return list(dict.fromkeys(int(order[round(p * (len(order) - 1))]) for p in locations)) if n else []
+    quantiles = [0.5] if n == 1 else np.linspace(0.1, 0.9, n)
+    return list(dict.fromkeys(int(order[round(q * (len(order) - 1))]) for q in quantiles)) if n else []
 
 
-def show(split: str, samples: Samples, i: int, tokenizer: Tokenizer, colour: bool) -> list[str]:
-    """Lines that show sample i, those to be learned with a mark of their own; a line ends where learning begins."""
+def show(split: str, samples: Samples, i: int, tokenizer: Tokenizer, color: bool) -> list[str]:
+    """Returns lines that show sample i, with supervised parts on lines and with a mark of their own."""
     ids, labels = samples[i]
-    taught = labels != IGNORE
-    taught[:1] = False
-    lines = [f"sample {i} of {split}: {len(ids):,} tokens, {int(taught.sum()):,} of them targets"]
+    is_target = labels != IGNORE
+    is_target[:1] = False
+    lines = [f"sample {i} of {split}: {len(ids):,} tokens, {int(is_target.sum()):,} of them targets"]
     position, before = 0, ""
-    for learned, run in groupby(taught.tolist()):
+    for supervised, run in groupby(is_target.tolist()):
         end = position + len(list(run))
         whole = _readable(ids[:end], tokenizer)
-        start, stop = (_GREEN, _PLAIN) if learned and colour else ("", "")
-        mark = _LEARNED if learned else _SEEN
+        start, stop = (_GREEN, _PLAIN) if supervised and color else ("", "")
+        mark = _SUPERVISED if supervised else _SEEN
         lines += [f"{start}{mark}{line}{stop}" for line in _clipped(whole[len(before) :])]
         position, before = end, whole
     return lines
 
 
 def _clipped(text: str) -> list[str]:
-    """The lines of a piece; of many or long ones, the beginning."""
+    """Returns the lines of a text, shortened if they are many or long."""
     lines = text.split("\n")
     if len(lines) > 1 and not lines[-1]:
         lines.pop()
@@ -53,7 +55,7 @@ def _clipped(text: str) -> list[str]:
 
 
 def _readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
-    """The text of ids, with special tokens by their names."""
+    """Returns the text of ids, with special tokens by name."""
     text = ""
     plain: list[int] = []
     for token in ids.tolist():
@@ -67,8 +69,8 @@ def _readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
 
 
 def _special_name(token: int, tokenizer: Tokenizer) -> str | None:
-    """The name of a token that `decode` leaves out; None of any other."""
-    before = tokenizer.encode("a", bos=False)  # alone, a token for a space has no text, either
+    """Returns the name of a token that `decode` leaves out; None for any other."""
+    before = tokenizer.encode("a", bos=False)  # after a text: alone, a token for a space would have no text either
     if tokenizer.decode([*before, token]) != tokenizer.decode(before):
         return None
     return tokenizer.id_to_token(token) or f"<{token}>"

@@ -1,4 +1,4 @@
-"""What the texts of a data set tell: rows that come twice or nearly so, faults of encoding, another language."""
+"""Checks the texts of a data set: duplicates and near-duplicates, encoding faults, rows in another language."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 
 _UTF_8_AS_WINDOWS_1252 = "".join(
     sorted({bytes([b]).decode("cp1252", "ignore") or chr(b) for b in range(0x80, 0xC0)})
-)  # how the second and later bytes of a character look, where text in UTF-8 was read as Windows-1252
+)  # the second and later bytes of a character, where UTF-8 was read as Windows-1252
 FAULTS = {
     "have a character that could not be decoded (U+FFFD)": re.compile("\ufffd"),
     "have text in UTF-8 that was read as Latin-1": re.compile(
@@ -22,30 +22,30 @@ FAULTS = {
     "have a control character": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]"),
 }
 _COMMON = 0.1
-"""A line that this part of the rows has is the prompt style's, and does not make two rows alike."""
+"""Fraction of the rows from which on a line counts as the prompt style's, which does not make two rows alike."""
 _MOST_COUNTED = 2000
-"""Rows whose lines are counted, spread over all of them."""
+"""Most rows whose lines are counted, spread over all rows."""
 _SURE = 0.9
-"""Least probability of another language that counts."""
+"""Least probability with which a row counts as of another language."""
 _NO_LANGUAGE = "zxx"
 """py3langid's name for numbers, code and the like."""
 _LEAST_TEXT = 40
-"""Letters from which on a language is told."""
+"""Fewest letters of a text whose language is identified."""
 
 
 def check_texts(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: float) -> list[Finding]:
-    """Findings about all rows: which are alike, whose encoding is broken.
+    """Returns findings about duplicate rows and encoding faults.
 
     Args:
-        names: for each text its place, as in "sample 3 of train".
-        n_train: the first so many are for training.
+        names: the location of each text, as in "sample 3 of train".
+        n_train: number of texts for training; they come first.
         threshold: least similarity of near-duplicates.
     """
-    return [*_alike(names, texts, n_train, threshold), *_faults(names, texts)]
+    return [*_duplicates(names, texts, n_train, threshold), *_faults(names, texts)]
 
 
-def _alike(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: float) -> list[Finding]:
-    """Rows that repeat an earlier one, exactly or nearly, and validation rows that are in the training set."""
+def _duplicates(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: float) -> list[Finding]:
+    """Counts rows that repeat an earlier one, exactly or nearly, and validation rows that are in the training set."""
     first: dict[str, int] = {}
     same = np.array([first.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.int64)
     own = without_common(texts)
@@ -75,9 +75,9 @@ def _alike(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: 
 
 
 def without_common(texts: Sequence[str]) -> list[str]:
-    """The texts without what a prompt style puts around them: lines of many rows, and the beginning of most.
+    """Returns the texts without what the prompt style adds: lines of many rows, and the beginning of most.
 
-    Of a handful of texts, nobody can tell what is the style's: they are returned as they are.
+    Fewer than 20 texts are returned as they are: in those, a style's text cannot be told from others.
     """
     if len(texts) < 20:
         return list(texts)
@@ -86,17 +86,17 @@ def without_common(texts: Sequence[str]) -> list[str]:
     common = {line for line, n in counts.items() if n > _COMMON * len(some)}
     own = ["\n".join(line for line in text.split("\n") if line not in common) for text in texts]
     ordered = sorted(own)
-    start = _shared(ordered[len(own) // 4], ordered[3 * len(own) // 4])  # what half of them begin with
+    start = _shared(ordered[len(own) // 4], ordered[3 * len(own) // 4])  # the common prefix of half of them
     return [o.removeprefix(start) or text for o, text in zip(own, texts, strict=True)]
 
 
 def _shared(a: str, b: str) -> str:
-    """What both begin with."""
+    """Returns the common prefix of two texts."""
     return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
 
 
 def _faults(names: Sequence[str], texts: Sequence[str]) -> list[Finding]:
-    """Signs that a text was decoded wrongly on its way here."""
+    """Counts rows with signs of a wrong decoding."""
     found = []
     for what, pattern in FAULTS.items():
         hits = [(name, m) for name, text in zip(names, texts, strict=True) if (m := pattern.search(text))]
@@ -106,13 +106,13 @@ def _faults(names: Sequence[str], texts: Sequence[str]) -> list[Finding]:
 
 
 def _around(match: re.Match[str]) -> str:
-    """What was found, with some of the text on both sides, as Python writes it."""
+    """Returns the match with some of the text on both sides, as a Python literal."""
     text = match.string[max(0, match.start() - 12) : match.end() + 12]
     return repr(text)
 
 
 def check_language(names: Sequence[str], texts: Sequence[str], language: str) -> Finding:
-    """How many rows are surely in another language, as py3langid tells it. Short rows are not counted.
+    """Counts rows that are surely in another language, by py3langid; short rows are left out.
 
     Raises:
         UserError: the library is not installed, or does not know the language.

@@ -1,4 +1,4 @@
-"""What the token arrays of a split tell: targets, ends of sequence, special tokens that come twice."""
+"""Checks the token arrays of a split: targets, end-of-sequence tokens, special tokens that come twice."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,11 @@ from lit_gpt.tokenizer import Tokenizer
 
 
 def check_tokens(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[Finding]:
-    """Findings about the split called `split`.
+    """Returns findings about the tokens of a split.
 
     Args:
-        end_ids: tokens that end an answer; empty if the chat template marks none as taught.
+        split: name of the split.
+        end_ids: tokens that end an answer; empty if the chat template supervises none.
     """
     return [
         _targets(split, samples),
@@ -23,10 +24,10 @@ def check_tokens(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Se
 
 
 def _targets(split: str, samples: Samples) -> Finding:
-    """Whether each row has a target that something predicts; the first token of a row has nothing before it."""
-    taught = np.asarray(samples.labels) != IGNORE
-    taught[samples.offsets[:-1][samples.lengths > 0]] = False
-    without = (per_sample(taught, samples) == 0).nonzero()[0]
+    """Checks that each row has a target; the first token of a row does not count, since nothing predicts it."""
+    is_target = np.asarray(samples.labels) != IGNORE
+    is_target[samples.offsets[:-1][samples.lengths > 0]] = False
+    without = (per_sample(is_target, samples) == 0).nonzero()[0]
     if 2 * len(without) > len(samples):
         return Finding(
             "useless",
@@ -37,7 +38,7 @@ def _targets(split: str, samples: Samples) -> Finding:
 
 
 def _ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
-    """Whether each row ends with a supervised end of sequence: a model that never saw one never stops."""
+    """Checks that each row ends with a supervised end-of-sequence token: without, a model does not learn to stop."""
     if not end_ids:
         return Finding(
             "warning",
@@ -62,7 +63,7 @@ def _ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
 
 
 def _framing(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[Finding]:
-    """Whether special tokens come twice in a row, or the first one is missing."""
+    """Checks that special tokens do not come twice in a row, and that the begin-of-sequence token is there."""
     found = []
 
     def count(rows: np.ndarray, what: str) -> None:
@@ -79,7 +80,11 @@ def _framing(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequen
 
 
 def per_sample(marked: np.ndarray, samples: Samples) -> np.ndarray:
-    """How many positions of each sample are marked, (n,) int64, of (T,) bool over all samples."""
+    """Returns the number of marked positions of each sample, (n,) int64.
+
+    Args:
+        marked: (T,) bool over the tokens of all samples.
+    """
     counts = np.zeros(len(samples), dtype=np.int64)
     filled = samples.lengths > 0
     if filled.any():
@@ -88,15 +93,14 @@ def per_sample(marked: np.ndarray, samples: Samples) -> np.ndarray:
 
 
 def doubled(samples: Samples, token_ids: Sequence[int]) -> np.ndarray:
-    """The samples in which one of these tokens stands twice, side by side, (n,)."""
+    """Returns the indices of samples in which one of these tokens comes twice in a row."""
     ids = np.asarray(samples.ids)
     locations = ((ids[1:] == ids[:-1]) & np.isin(ids[1:], token_ids)).nonzero()[0] + 1
     owners = np.searchsorted(samples.offsets, locations, side="right") - 1
-    return np.unique(
-        owners[samples.offsets[owners] != locations]
-    )  # the first token of a row follows another row's last
+    within = samples.offsets[owners] != locations  # the first token of a row follows another row's last
+    return np.unique(owners[within])
 
 
 def _example(split: str, rows: np.ndarray) -> str:
-    """The first of these rows by name."""
+    """Returns the name of the first of these rows; empty if there are none."""
     return f"sample {rows[0]} of {split}" if len(rows) else ""

@@ -1,4 +1,4 @@
-"""Evaluation questions in the training text: found by runs of common words, reported by task, dropped if wanted."""
+"""Finds evaluation questions in the training text by word n-grams, reports them by task, and drops such rows."""
 
 from lit_gpt.data.curate.contamination.run import check_contamination
 

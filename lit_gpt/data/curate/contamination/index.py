@@ -1,4 +1,4 @@
-"""Runs of words of the evaluation sets, by hash, and a search for them in many texts at once."""
+"""Indexes the word n-grams of evaluation sets by hash, and searches for them in many texts at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,16 @@ import numpy as np
 from lit_gpt.data.curate.contamination.questions import Question, words
 
 LEAST_WORDS = {"asked": 5, "answers": 8}
-"""A text with fewer words than that may be anywhere: it is not searched for by itself."""
+"""Fewest words of a text that is searched for; a shorter one may occur anywhere by chance."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""Multiplier of the rolling hash, odd."""
 _BITS = 24
-"""Of a hash, that a table tells at once whether any run has them."""
+"""Leading bits of a hash by which a table rules out most n-grams without a binary search."""
 
 
 @dataclass(frozen=True)
 class _Hits:
-    """Where runs were found: (h,) each, of text and question and whether it was the question's answer."""
+    """Where n-grams were found, (h,) each: in which text, of which question, and whether of its answer."""
 
     text: np.ndarray
     question: np.ndarray
@@ -24,17 +25,18 @@ class _Hits:
 
 
 class Index:
-    """The runs of n words of all questions and answers; a shorter text is one run.
+    """An index of the word n-grams of all questions and answers; a text of fewer than n words is one gram.
 
-    Runs that many questions have in common are a task's own phrases, and are left out.
+    N-grams that many questions have in common are a task's own phrases, and are left out.
 
     Args:
-        tasks: for each question the number of its task.
+        tasks: the number of each question's task.
+        n_words: words of an n-gram.
     """
 
     def __init__(self, questions: Sequence[Question], tasks: Sequence[int], n_words: int) -> None:
         self.n_words = n_words
-        self.vocabulary: dict[str, int] = {}  # words of the questions; 0 is any other word, and what is between texts
+        self.vocabulary: dict[str, int] = {}  # word -> id; 0 is any word of no question, and the gap between two texts
         owners: list[tuple[int, int, bool, np.ndarray]] = []
         for q, question in enumerate(questions):
             for kind in ("asked", "answers"):
@@ -49,10 +51,10 @@ class Index:
     def table(
         self, owners: Sequence[tuple[int, int, bool, np.ndarray]], tasks: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(runs sorted by hash, their questions, whether they are answers, a table of the first _BITS bits)."""
-        runs = [self.hashes(ids, n) for _, n, _, ids in owners]
-        counts = [len(r) for r in runs]
-        hashes = np.concatenate(runs)
+        """Returns (sorted hashes, their questions, whether they are of answers, a table of the first _BITS bits)."""
+        grams = [self.hashes(ids, n) for _, n, _, ids in owners]
+        counts = [len(r) for r in grams]
+        hashes = np.concatenate(grams)
         question = np.repeat([o[0] for o in owners], counts)
         is_answer = np.repeat([o[2] for o in owners], counts)
         own = ~self.shared(hashes, question, np.asarray(tasks))
@@ -64,28 +66,28 @@ class Index:
         return hashes[order], question[order], is_answer[order], first_bits
 
     def shared(self, hashes: np.ndarray, question: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        """(r,) bool: the runs that more than 10, and more than a twentieth, of a task's questions have."""
+        """Returns which n-grams more than 10, and more than a twentieth, of a task's questions have, (r,) bool."""
         most = np.maximum(10, np.bincount(tasks) // 20)
-        _, run = np.unique(hashes, return_inverse=True)
-        once = np.unique(np.stack([run, tasks[question], question]), axis=1)  # a run twice in a question counts once
+        _, gram = np.unique(hashes, return_inverse=True)
+        once = np.unique(np.stack([gram, tasks[question], question]), axis=1)  # an n-gram counts once in a question
         pairs, counts = np.unique(once[:2], axis=1, return_counts=True)
         common = pairs[0][counts > most[pairs[1]]]
-        return np.isin(run, common)
+        return np.isin(gram, common)
 
     def hashes(self, ids: np.ndarray, n: int) -> np.ndarray:
-        """Hash of each run of n words, (len(ids) - n + 1,) uint64; 0 where a word is none of the questions'."""
+        """Returns the hash of each n-gram, (len(ids) - n + 1,) uint64; 0 where a word is of no question."""
         codes = self.codes[ids]
-        n_runs = len(ids) - n + 1
-        if n_runs <= 0:
+        n_grams = len(ids) - n + 1
+        if n_grams <= 0:
             return np.zeros(0, dtype=np.uint64)
-        found = np.zeros(n_runs, dtype=np.uint64)
+        found = np.zeros(n_grams, dtype=np.uint64)
         for k in range(n):
-            found = found * _MULTIPLIER + codes[k : k + n_runs]
-        strangers = np.concatenate([[0], np.cumsum(ids == 0)])
-        return np.where(strangers[n:] == strangers[:-n], found, 0)
+            found = found * _MULTIPLIER + codes[k : k + n_grams]
+        n_unknown = np.concatenate([[0], np.cumsum(ids == 0)])
+        return np.where(n_unknown[n:] == n_unknown[:-n], found, 0)
 
     def search(self, texts: Sequence[str]) -> _Hits:
-        """Which questions and answers have a run in common with which of the texts."""
+        """Returns which questions and answers have an n-gram in common with which of the texts."""
         get = self.vocabulary.get
         ids: list[int] = [0]
         offsets = [0]
@@ -95,21 +97,22 @@ class Index:
             ids.append(0)
         array, starts = np.array(ids), np.array(offsets[1:])
         found = [self.look_up(array, n) for n in self.tables]
-        locations, question, is_answer = (
+        positions, question, is_answer = (
             (np.concatenate(part) for part in zip(*found, strict=True)) if found else _EMPTY
         )
-        text = np.searchsorted(starts, locations, side="right") - 1
+        text = np.searchsorted(starts, positions, side="right") - 1
         return _Hits(*np.unique(np.stack([text, question, is_answer]), axis=1))
 
     def look_up(self, ids: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(place among the words, question, whether it is its answer) of each run of n words that is in the index."""
+        """Returns (position, question, whether it is of its answer) of each n-gram that is in the index, (h,) each."""
         hashes, question, is_answer, first_bits = self.tables[n]
-        runs = self.hashes(ids, n)
-        locations = (first_bits[runs >> np.uint64(64 - _BITS)] & (runs != 0)).nonzero()[0]
-        low, high = (np.searchsorted(hashes, runs[locations], side=side) for side in ("left", "right"))
+        grams = self.hashes(ids, n)
+        positions = (first_bits[grams >> np.uint64(64 - _BITS)] & (grams != 0)).nonzero()[0]
+        low, high = (np.searchsorted(hashes, grams[positions], side=side) for side in ("left", "right"))
         counts = high - low
         entries = np.repeat(low, counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(locations, counts), question[entries], is_answer[entries]
+        return np.repeat(positions, counts), question[entries], is_answer[entries]
 
 
 _EMPTY = (np.zeros(0, dtype=np.int64),) * 3
+"""Result of `look_up` where there are no n-grams."""

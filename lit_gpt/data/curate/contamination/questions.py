@@ -1,4 +1,4 @@
-"""The texts of evaluation sets, of whatever schema: what is asked, and what may be answered."""
+"""Reads the texts of evaluation sets of any schema, divided into questions and answers."""
 
 import re
 import unicodedata
@@ -11,11 +11,11 @@ from lit_gpt.data.prepare.sources import entries
 from lit_gpt.errors import UserError
 
 _ANSWER = re.compile(r"answer|target|output|completion|response|solution|gold|label|choice|option|ending|correct", re.I)
-"""Keys whose values are answers, right or wrong ones; the others hold the question."""
+"""Matches keys whose values are answers, right or wrong; other keys hold the question."""
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".json.gz")
 _WORD = re.compile(r"[^\W_]+")
 _ONE_CHARACTER_WORDS = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-"""Scripts that are written without spaces; each character counts as a word."""
+"""Characters of scripts without spaces between words; each counts as a word."""
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,28 @@ class Question:
     """One entry of an evaluation set."""
 
     location: str
-    """Its file and line, as a person would look it up."""
+    """File and line of the entry."""
     asked: tuple[str, ...]
+    """Texts of the question."""
     answers: tuple[str, ...]
+    """Texts of its answers, right or wrong."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as they are compared: without case, punctuation and Unicode's compatibility forms."""
+    """Returns the words of a text as they are compared: without case, punctuation and compatibility forms."""
     if not text.isascii():
         text = _ONE_CHARACTER_WORDS.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))
     return _WORD.findall(text.casefold())
 
 
 def task_files(task_data: Mapping[str, Path] | Path) -> dict[str, Path]:
-    """Task -> file.
+    """Returns the file of each task.
+
+    Args:
+        task_data: task -> file or folder, or a single file or folder.
 
     Raises:
-        UserError: there is no such file, or nothing in the folder that could hold an evaluation set.
+        UserError: there is no such file, or no file in the folder that could hold an evaluation set.
     """
     given = task_data if isinstance(task_data, Mapping) else {"": task_data}
     found: dict[str, Path] = {}
@@ -56,17 +61,17 @@ def task_files(task_data: Mapping[str, Path] | Path) -> dict[str, Path]:
 
 
 def _name_of(task: str, file: str, n_files: int) -> str:
-    """What a file of a task is called in the report."""
+    """Returns the name of a task's file in the report."""
     return (task if n_files == 1 or not file else f"{task}/{file}") if task else file
 
 
 def _in_folder(folder: Path) -> dict[str, Path]:
-    """The files of a folder that may hold an evaluation set, by name."""
+    """Returns the files of a folder that may hold an evaluation set, by name."""
     return {p.name.split(".")[0]: p for p in sorted(folder.iterdir()) if p.name.endswith(_SUFFIXES)}
 
 
 def read_questions(path: Path) -> Iterator[Question]:
-    """The entries of an evaluation set. Raises: UserError where the file is not JSON, JSON lines or CSV."""
+    """Yields the entries of an evaluation set; raises UserError if the file is not JSON, JSON lines or CSV."""
     for location, entry in entries(path):
         if not isinstance(entry, dict):
             raise UserError(f"{path}, {location}: expected an object, found {type(entry).__name__}")
@@ -76,7 +81,7 @@ def read_questions(path: Path) -> Iterator[Question]:
 
 
 def _texts_of(value: Any, is_answer: bool) -> Iterator[tuple[str, bool]]:
-    """(text, whether it is an answer) of everything within a value. Addresses on the web are no texts."""
+    """Yields (text, whether it is an answer) of all texts within a value; web addresses are left out."""
     if isinstance(value, str):
         pieces = value.split("####")  # GSM8K writes the final answer after it
         yield from ((piece.strip(), is_answer) for piece in pieces if piece.strip() and "://" not in piece)

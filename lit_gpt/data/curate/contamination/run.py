@@ -1,4 +1,4 @@
-"""The search from beginning to end: evaluation sets against a prepared data set, a report by task, a cleaned set."""
+"""Runs the whole search for evaluation sets in a prepared data set: a report by task, a cleaned data set."""
 
 import re
 from collections import defaultdict
@@ -20,36 +20,36 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
 _CHUNK = 5_000
-"""Rows whose texts are in memory at a time."""
+"""Number of rows whose texts are in memory at once."""
 
 
 @dataclass(frozen=True)
 class _Overlap:
-    """A row that has a text in common with a question."""
+    """A row that has an n-gram in common with a question or its answers."""
 
     split: str
     row: int
     question: int
     asked: bool
-    """The question itself is there."""
+    """Whether the row has a text of the question."""
     answered: bool
-    """One of its answers is there."""
+    """Whether the row has one of its answers."""
 
 
 def check_contamination(
     folder: Path, args: ContaminationArgs, checkpoint_dir: Path | None = None
 ) -> dict[str, list[_Overlap]]:
-    """Print which questions of the evaluation sets are in a prepared data set; with `drop`, write it without them.
+    """Prints which evaluation questions are in a prepared data set and returns them; with `drop`, writes a clean copy.
 
     Args:
-        checkpoint_dir: whose tokenizer decodes the data; None is the one that meta.json names.
+        checkpoint_dir: checkpoint whose tokenizer decodes the data; None takes the one that meta.json names.
 
     Returns:
-        task -> what its questions and the data have in common.
+        task -> overlaps of its questions with the data.
 
     Raises:
-        UserError: no such files, files of another kind, not prepared, nothing left after dropping, a data set where the
-            cleaned one is to be written.
+        UserError: the evaluation files are missing or of an unknown format, the data is not prepared, nothing is left
+            after dropping, or a data set stands where the clean one is to be written.
     """
     if args.destination_path is not None:
         store.require_room(args.destination_path, args.overwrite)
@@ -80,7 +80,7 @@ def check_contamination(
 
 
 def _read_all(files: dict[str, Path]) -> tuple[list[Question], list[int]]:
-    """The questions of all files, and for each the number of its file. Raises: UserError."""
+    """Returns the questions of all files, and the number of each one's file; raises UserError if a file has none."""
     questions: list[Question] = []
     tasks: list[int] = []
     for t, path in enumerate(files.values()):
@@ -95,7 +95,7 @@ def _read_all(files: dict[str, Path]) -> tuple[list[Question], list[int]]:
 def _search(
     splits: dict[str, store.Samples], tokenizer: Tokenizer, index: Index, questions: Sequence[Question]
 ) -> Iterator[_Overlap]:
-    """Every pair of a row and a question that overlap, once."""
+    """Yields each pair of a row and a question that overlap, once."""
     for split, samples in splits.items():
         for start in tqdm(range(0, len(samples), _CHUNK), desc=split, unit_scale=_CHUNK, unit=" rows", disable=None):
             rows = range(start, min(start + _CHUNK, len(samples)))
@@ -110,7 +110,7 @@ def _search(
 
 
 def _has_answer(text: str, question: Question) -> bool:
-    """Whether one of the answers, however short, is there word for word."""
+    """Returns whether one of the answers, however short, is in the text word for word."""
     padded = f" {' '.join(words(text))} "
     return any(f" {' '.join(found)} " in padded for answer in question.answers if (found := words(answer)))
 
@@ -125,7 +125,7 @@ def _report(
     splits: dict[str, store.Samples],
     tokenizer: Tokenizer,
 ) -> None:
-    """Print what was found of one task."""
+    """Prints the overlaps of one task."""
     found = {o.question for o in overlaps}
     answered = {o.question for o in overlaps if o.answered}
     rows = {(o.split, o.row) for o in overlaps}
@@ -144,7 +144,7 @@ def _report(
 
 
 def _first_of_each(overlaps: Sequence[_Overlap], n: int) -> list[_Overlap]:
-    """The first overlap of each of n questions."""
+    """Returns the first overlap of each of the first n questions that have one."""
     firsts: dict[int, _Overlap] = {}
     for overlap in overlaps:
         firsts.setdefault(overlap.question, overlap)
@@ -152,14 +152,14 @@ def _first_of_each(overlaps: Sequence[_Overlap], n: int) -> list[_Overlap]:
 
 
 def _excerpt(text: str, question: Question, index: Index, most: int = 100) -> str:
-    """The part of a text that it has in common with a question, as long as it goes on, at most so many characters."""
+    """Returns an excerpt of `most` characters of a text, from its longest n-gram in common with a question on."""
     own = [words(part) for part in (*question.asked, *question.answers)]
     runs = {tuple(w[i : i + n]) for w in own if (n := min(len(w), index.n_words)) for i in range(len(w) - n + 1)}
     spans = [(m.start(), m.end()) for m in re.finditer(r"\w+", text)]
-    spoken = [words(text[a:b]) for a, b in spans]
+    words_of_spans = [words(text[a:b]) for a, b in spans]
     for n in sorted({len(run) for run in runs}, reverse=True):
-        for i in range(len(spoken) - n + 1):
-            if tuple(w for part in spoken[i : i + n] for w in part)[:n] in runs:
+        for i in range(len(words_of_spans) - n + 1):
+            if tuple(w for part in words_of_spans[i : i + n] for w in part)[:n] in runs:
                 return text[spans[i][0] : spans[i][0] + most]
     return text[:most]
 
@@ -172,7 +172,7 @@ def _write_clean(
     files: dict[str, Path],
     args: ContaminationArgs,
 ) -> None:
-    """Write the data set without the rows that overlap. Raises: UserError."""
+    """Writes the data set without the rows that overlap; raises UserError if none are left."""
     bad = {(o.split, o.row) for found in overlaps.values() for o in found}
     kept = {
         name: np.array([i for i in range(len(samples)) if (name, i) not in bad], dtype=np.int64)
@@ -195,7 +195,7 @@ def _write_clean(
 
 
 def _without(record: dict[str, Any] | None, n_rows: int, n_dropped: int) -> dict[str, Any]:
-    """The account of a split after more rows were dropped."""
+    """Returns the record of a split's rows in meta.json after more rows were dropped."""
     record = record or {"read": n_rows, "kept": n_rows, "dropped": {}, "cut": {}}
     dropped = {**record["dropped"], **({"in an evaluation set": n_dropped} if n_dropped else {})}
     return {**record, "kept": record["kept"] - n_dropped, "dropped": dropped}

@@ -1,4 +1,4 @@
-"""Several sources as one prepared data set."""
+"""Mixes several sources into one prepared data set."""
 
 from lit_gpt.data.curate.mix.run import mix
 

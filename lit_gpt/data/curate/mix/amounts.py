@@ -1,4 +1,4 @@
-"""How many rows of each source a mixture has, and which."""
+"""Decides how many rows of each source a mixture has, and draws them."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from lit_gpt.errors import UserError
 
 
 def shares(available: Mapping[str, int], args: MixArgs) -> dict[str, int]:
-    """Training rows of each source. Raises: UserError if there are none."""
+    """Returns the number of training rows to take from each source; raises UserError if it is 0 for all."""
     most = {name: min(n, (args.caps or {}).get(name, n)) for name, n in available.items()}
     if not args.weights:
         sizes = args.sizes or {}
@@ -20,7 +20,7 @@ def shares(available: Mapping[str, int], args: MixArgs) -> dict[str, int]:
     size = args.size or int(min(most[name] / part for name, part in parts.items()) + 1e-9)
     amounts = {name: int(size * part + 1e-9) for name, part in parts.items()}
     for name in sorted(parts, key=lambda n: amounts[n] - size * parts[n])[: size - sum(amounts.values())]:
-        amounts[name] += 1  # those that lost most by rounding
+        amounts[name] += 1  # the sources that lost most by rounding down
     amounts = {name: min(n, (args.caps or {}).get(name, n)) for name, n in amounts.items()}
     if not any(amounts.values()):
         raise UserError(f"--weights {args.weights} leave no rows of {dict(available)}; pass --size")
@@ -28,7 +28,7 @@ def shares(available: Mapping[str, int], args: MixArgs) -> dict[str, int]:
 
 
 def draw(available: int, n: int, seed: str) -> np.ndarray:
-    """(n,) int64: n of the rows in order; all of them as often as they fit, and some once more."""
+    """Returns n row indices in order, (n,) int64: each row n // available times, and a random part once more."""
     rng = np.random.default_rng(list(seed.encode()))
     again, rest = divmod(n, available)
     once_more = np.sort(rng.choice(available, rest, replace=False))

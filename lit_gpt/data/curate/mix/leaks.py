@@ -1,4 +1,4 @@
-"""Training rows that would give a validation away."""
+"""Finds training rows of one source that are near-duplicates of validation rows of another."""
 
 from collections.abc import Mapping
 
@@ -12,15 +12,16 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
 CHUNK = 20_000
-"""Rows whose texts are in memory at a time, besides those of the validation sets."""
+"""Number of training rows whose texts are in memory at once, besides those of the validation sets."""
 
 
 def usable(sources: Mapping[str, Source], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """For each source its training rows, by index, without those that are nearly the same as a row that another source
-    validates on: 80 % of runs of five characters, as the check counts them.
+    """Returns the indices of each source's training rows without near-duplicates of other sources' validation rows.
+
+    Near-duplicates are those of the check: a Jaccard similarity of 5-grams of at least 0.8.
 
     Raises:
-        UserError: a source has no other rows.
+        UserError: nothing is left of a source.
     """
     found = {}
     for name, source in sources.items():
@@ -32,7 +33,7 @@ def usable(sources: Mapping[str, Source], tokenizer: Tokenizer) -> dict[str, np.
 
 
 def like(train: store.Samples, others: list[str], tokenizer: Tokenizer) -> np.ndarray:
-    """(n,) bool: the training rows that are nearly the same as one of the other texts."""
+    """Returns which training rows are near-duplicates of one of the other texts, (n,) bool."""
     found = np.zeros(len(train), dtype=bool)
     for start in range(0, len(train) if others else 0, CHUNK):
         stop = min(start + CHUNK, len(train))
@@ -43,5 +44,5 @@ def like(train: store.Samples, others: list[str], tokenizer: Tokenizer) -> np.nd
 
 
 def _texts_of(samples: store.Samples, tokenizer: Tokenizer, rows: range | None = None) -> list[str]:
-    """The texts of the rows, of all if none are named."""
+    """Returns the texts of the given rows; None means all rows."""
     return [tokenizer.decode(samples[i][0].tolist()) for i in (range(len(samples)) if rows is None else rows)]

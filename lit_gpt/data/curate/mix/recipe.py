@@ -1,4 +1,4 @@
-"""What meta.json says of a mixture: which sources, how much of each, and what became of their rows."""
+"""Writes the recipe of a mixture, for meta.json: its sources, how much of each, and what became of their rows."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,7 +17,7 @@ def recipe(
     augment: AugmentArgs,
     seed: int,
 ) -> dict[str, Any]:
-    """What meta.json says of the mixture."""
+    """Returns the content of a mixture's meta.json, except for what is counted while it is written."""
     first = next(iter(sources.values())).meta
     entries, start = {}, 0
     for name, source in sources.items():
@@ -50,7 +50,7 @@ def recipe(
 
 
 def _account(sources: Mapping[str, Source], available: Mapping[str, int], amounts: Mapping[str, int]) -> dict[str, Any]:
-    """The rows of both splits: what was read and repeated was kept, left out or not drawn."""
+    """Returns the record of both splits' rows: rows read and repeated equal rows kept and dropped."""
     leaks = {f"of {name} in another validation set": len(s.train) - available[name] for name, s in sources.items()}
     not_drawn = {f"of {name} not drawn": available[name] - amounts[name] for name in sources}
     dropped = {reason: n for reason, n in (leaks | not_drawn).items() if n > 0}

@@ -1,4 +1,4 @@
-"""Several sources as one prepared data set: how much of each, drawn by seed, with the recipe in meta.json."""
+"""Mixes several sources into one prepared data set, drawn by seed, with the recipe in meta.json."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,48 +19,52 @@ from lit_gpt.data.curate.mix.sources import Source, open_sources
 from lit_gpt.errors import UserError
 
 
-def mix(folder: Path, args: MixArgs, augment: AugmentArgs, prepare: PrepareArgs, checkpoint_dir: Path | None) -> None:
-    """Write the mixture of `args` to `folder`, check it, and print what went into it.
+def mix(
+    folder: Path, args: MixArgs, augment: AugmentArgs, prepare_args: PrepareArgs, checkpoint_dir: Path | None
+) -> None:
+    """Writes the mixture of `args` to `folder`, checks it, and prints how much of each source went into it.
 
-    Each source keeps its own validation part: all of these rows are in that of the mixture, one source after the
-    other. What another source has nearly the same in its training part is left out there.
+    The validation set of the mixture holds all validation rows of all sources, one source after the other. Training
+    rows that are near-duplicates of another source's validation rows are left out.
 
     Args:
-        prepare: how raw sources become tokens.
-        checkpoint_dir: for raw sources; None is the one that the prepared sources name.
+        prepare_args: how raw sources are tokenized.
+        checkpoint_dir: checkpoint for raw sources; None takes the one that the prepared sources name.
 
     Raises:
-        UserError: sources that are not there or do not go together, amounts that leave nothing, a source or
-            another data set in the folder's place.
+        UserError: sources are missing or do not go together, the amounts leave no rows, or `folder` is one of the
+            sources or holds another data set.
     """
     for name, path in args.sources.items():
         if path.resolve() == folder.resolve():
             raise UserError(f"--destination_path {folder} is the source {name}; pass another folder")
-    store.require_room(folder, prepare.overwrite)
+    store.require_room(folder, prepare_args.overwrite)
     with ExitStack() as stack:
         sources = open_sources(
-            folder, args, augment=augment, prepare=prepare, checkpoint_dir=checkpoint_dir, stack=stack
+            folder, args, augment=augment, prepare_args=prepare_args, checkpoint_dir=checkpoint_dir, stack=stack
         )
         first = next(iter(sources.values()))
         usable_rows = usable(sources, tokenizer_of(first.path, first.meta, checkpoint_dir))
         available = {name: len(rows) for name, rows in usable_rows.items()}
         amounts = shares(available, args)
-        rows = {name: draw(available[name], n, f"{prepare.seed}:{name}") for name, n in amounts.items()}
+        rows = {name: draw(available[name], n, f"{prepare_args.seed}:{name}") for name, n in amounts.items()}
         splits = {
             "train": [(sources[name].train, usable_rows[name][picked]) for name, picked in rows.items()],
             "val": [(source.val, np.arange(len(source.val))) for source in sources.values()],
         }
         select.write(
-            folder, splits, recipe(sources, available, amounts=amounts, args=args, augment=augment, seed=prepare.seed)
+            folder,
+            splits,
+            recipe(sources, available, amounts=amounts, args=args, augment=augment, seed=prepare_args.seed),
         )
         _print_amounts(sources, available, amounts)
     print(f"Saved to {folder}")
-    if prepare.check:
+    if prepare_args.check:
         check(folder, checkpoint_dir=checkpoint_dir)
 
 
 def _print_amounts(sources: Mapping[str, Source], available: Mapping[str, int], amounts: Mapping[str, int]) -> None:
-    """A line for each source."""
+    """Prints a line for each source."""
     for name, n in amounts.items():
         source = sources[name]
         again = f", {n / available[name]:.1f} times each" if n > available[name] else ""

@@ -1,4 +1,4 @@
-"""The sources of a mixture as tokens: prepared ones as they are, files of rows prepared on the way."""
+"""Opens the sources of a mixture as tokens: prepared ones as they are, files of rows after preparing them."""
 
 import shutil
 from collections import Counter
@@ -16,41 +16,45 @@ from lit_gpt.args.folders import require_checkpoint
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.data import store
 from lit_gpt.data.curate.augment import augmented
-from lit_gpt.data.prepare.account import Part, Scan, print_unused
+from lit_gpt.data.prepare.account import Counts, Part, Scan, print_unused
 from lit_gpt.data.prepare.arrow import holds_rows
 from lit_gpt.data.prepare.run import Files, describe, rows_of, with_style, write_split
 from lit_gpt.data.prepare.split import held_out
-from lit_gpt.data.prepare.tokens import Counts, Encoder
+from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.errors import UserError
 from lit_gpt.files.whole import temporary_beside
 from lit_gpt.prompts.wording import wording_of
 from lit_gpt.tokenizer import Tokenizer
 
 SAME = ("tokenizer", "prompt_style", "chat_template", "mask_inputs", "last_turn_only")
-"""What the sources of a mixture must have in common, in the words of meta.json."""
+"""Keys of meta.json whose values must be the same in all sources of a mixture."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source as tokens."""
+    """A source of a mixture, tokenized."""
 
     path: Path
     train: store.Samples
     val: store.Samples
     meta: dict[str, Any]
     made: Counter[str] = field(default_factory=Counter)
-    """Rows that augmentation made, by kind."""
+    """Number of rows that augmentation made, by kind."""
 
 
 def open_sources(
     folder: Path,
     args: MixArgs,
     augment: AugmentArgs,
-    prepare: PrepareArgs,
+    prepare_args: PrepareArgs,
     checkpoint_dir: Path | None,
     stack: ExitStack,
 ) -> dict[str, Source]:
-    """All sources as tokens; raw ones are tokenized into a folder that lives as long as `stack`. Raises: UserError."""
+    """Returns all sources as tokens; raw ones are tokenized into a temporary folder that `stack` removes.
+
+    Raises:
+        UserError: a source is missing or damaged, or the sources were not prepared alike.
+    """
     for name, path in args.sources.items():
         if not path.exists():
             raise UserError(f"--sources: {name} is not there: {path}")
@@ -60,20 +64,25 @@ def open_sources(
     if augment.any and not raw:
         raise UserError("augmentation works on rows of text, and all --sources are prepared; name their files instead")
     if opened:
-        require_same(opened)  # before anything is tokenized
+        require_same(opened)  # before raw sources are tokenized, which may take long
     if raw:
-        location = checkpoint_dir or next((Path(s.meta["checkpoint_dir"]) for s in opened.values()), None)
-        if location is None:
+        tokenizer_dir = checkpoint_dir or next((Path(s.meta["checkpoint_dir"]) for s in opened.values()), None)
+        if tokenizer_dir is None:
             raise UserError("--checkpoint_dir is missing: a raw source needs its tokenizer")
-        require_checkpoint(location)
-        prepare = _styled(prepare, opened, raw, location)
+        require_checkpoint(tokenizer_dir)
+        prepare_args = _styled(prepare_args, opened, raw, tokenizer_dir)
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = temporary_beside(folder.with_name(f"{folder.name}.sources"))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         work.mkdir()
         for name, path in raw.items():
             opened[name] = _tokenized(
-                name, path, folder=work / str(len(opened)), checkpoint_dir=location, augment=augment, args=prepare
+                name,
+                path,
+                folder=work / str(len(opened)),
+                checkpoint_dir=tokenizer_dir,
+                augment=augment,
+                args=prepare_args,
             )
     sources = {name: opened[name] for name in args.sources}
     require_same(sources)
@@ -81,28 +90,30 @@ def open_sources(
 
 
 def _is_prepared(path: Path) -> bool:
-    """Whether a source is a folder of prepared data, or was meant as one."""
+    """Returns whether a source is a folder of prepared data, or was meant as one."""
     return path.is_dir() and ((path / store.META).is_file() or not holds_rows(path))
 
 
 def _styled(
-    prepare: PrepareArgs, ready: Mapping[str, Source], raw: Mapping[str, Path], checkpoint_dir: Path
+    args: PrepareArgs, ready: Mapping[str, Source], raw: Mapping[str, Path], checkpoint_dir: Path
 ) -> PrepareArgs:
-    """The arguments with one prompt style for all raw sources: that of the prepared ones, else by what their rows are.
+    """Returns the arguments with one prompt style for all raw sources: that of the prepared ones, else a default.
+
+    The default depends on whether any raw source has conversations.
 
     Raises:
-        UserError: a row does not fit its schema.
+        UserError: a row is not of its schema.
     """
-    if prepare.prompt_style is None and ready:
-        return replace(prepare, prompt_style=next(iter(ready.values())).meta["prompt_style"])
-    is_chat = prepare.prompt_style is None and any(row.is_chat for row in rows_of(Files(tuple(raw.values())), prepare))
-    return with_style(prepare, is_chat, checkpoint_dir)
+    if args.prompt_style is None and ready:
+        return replace(args, prompt_style=next(iter(ready.values())).meta["prompt_style"])
+    is_chat = args.prompt_style is None and any(row.is_chat for row in rows_of(Files(tuple(raw.values())), args))
+    return with_style(args, is_chat, checkpoint_dir)
 
 
 def _tokenized(
     name: str, path: Path, folder: Path, checkpoint_dir: Path, augment: AugmentArgs, args: PrepareArgs
 ) -> Source:
-    """A file of rows as tokens: split, the training part augmented. Raises: UserError."""
+    """Splits a file of rows, augments the training part and tokenizes both; raises UserError for a bad row."""
     tokenizer = Tokenizer(checkpoint_dir)
     block_size = read_config(checkpoint_dir).block_size
     encoder = Encoder(tokenizer, args, min(args.max_seq_length or block_size, block_size))
@@ -112,11 +123,11 @@ def _tokenized(
         scan.add(row, with_prompt=True)
         rows.append(row)
     print_unused(scan.unused)
-    out = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
+    is_val = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
     made: Counter[str] = Counter()
-    kept = (row for row, held in zip(rows, out, strict=True) if not held)
+    kept = (row for row, held in zip(rows, is_val, strict=True) if not held)
     train = list(augmented(kept, augment, f"{args.seed}:{name}", made))
-    val = [r for r, held in zip(rows, out, strict=True) if held]
+    val = [row for row, held in zip(rows, is_val, strict=True) if held]
     print(f"{name}: {len(rows):,} rows of {path}")
     folder.mkdir()
     parts: dict[str, Part] = {}
@@ -132,7 +143,7 @@ def _tokenized(
 
 
 def require_same(sources: Mapping[str, Source]) -> None:
-    """Raises: UserError unless all sources were made for one tokenizer, in one style, with one way of masking."""
+    """Checks that all sources have the same tokenizer, prompt style and masking; raises UserError if not."""
     (first, one), *others = sources.items()
     for name, other in others:
         for key in SAME:
