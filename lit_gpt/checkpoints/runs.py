@@ -104,8 +104,6 @@ def read_run(run_dir: Path) -> Run:
         written_by = record.get("versions", {}).get("lit_gpt")
         require_known(path, record, {f.name for f in fields(Run)}, written_by)
         run = Run(**record)
-    except UserError:
-        raise
     except (ValueError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged ({e})") from e
     if run.method not in METHODS:

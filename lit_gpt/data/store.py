@@ -203,8 +203,6 @@ def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
         )
     try:
         meta = without_format(folder / META, json.loads((folder / META).read_text(encoding="utf-8")))
-    except UserError:
-        raise
     except ValueError as e:
         raise UserError(f"{folder / META} is damaged ({e}); prepare it again") from e
     if missing := [key for key in _NEEDED if not isinstance(meta, dict) or key not in meta]:

@@ -36,7 +36,5 @@ def _read_record(checkpoint_dir: Path) -> dict:
         return {}
     try:
         return without_format(path, json.loads(path.read_text(encoding="utf-8")))
-    except UserError:
-        raise
     except ValueError as e:
         raise UserError(f"{path} is damaged ({e}); merge again") from e

@@ -218,8 +218,6 @@ def read_progress(checkpoint: Path) -> Progress:
         for name, digest in record.pop("files").items():
             if _file_digest(checkpoint / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-    except _OtherVersion:
-        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         reason = f"there is no {Path(e.filename).name}" if isinstance(e, FileNotFoundError) and e.filename else e
         raise UserError(f"the checkpoint {checkpoint} is damaged ({reason})") from e
