@@ -26,7 +26,7 @@ def save_safetensors_shards(
     Args:
         specs: shape and dtype of each tensor, in the order in which they fill the shards.
         tensors: in any order; may be a generator.
-        folder: one that nobody reads yet, such as `replace_folder` makes: files get their names before they are complete.
+        folder: one that nobody reads yet, such as `replace_folder` makes: files get their names before their content.
         max_shard_bytes: a tensor that is larger gets a shard of its own.
         metadata: strings for the header of each file; None writes what transformers requires.
 

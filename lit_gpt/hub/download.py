@@ -1,80 +1,20 @@
 """Downloads a model's files from the Hugging Face hub; an interrupted download resumes where it stopped."""
 
-import hashlib
-import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from lit_gpt.errors import UserError
 from lit_gpt.families import MODELS
 from lit_gpt.hub.failures import one_line_errors
+from lit_gpt.hub.repository import CONFIG, HubFile, choose_files, hash_like, list_files
 from lit_gpt.hub.supported import check_supported
 
-_CONFIG = "config.json"
-# File names in a repository; subfolders such as original/ and onnx/ hold other formats.
-_TOKENIZER_AND_CONFIG = (
-    _CONFIG,
-    "generation_config.json",
-    "tokenizer*",
-    "*.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template*",
-    "additional_chat_templates/*.jinja",
-)
-_WEIGHTS = (
-    ("model*.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
-)
-"""Patterns of the shards and the name of their index, in order of preference."""
-_NAMED_TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
-"""Names of the only files that are downloaded from a subfolder."""
 _MAX_HTTP_SIZE = 50 * 10**9
 """Number of bytes above which the hub serves a file through its xet storage only."""
-
-
-@dataclass(frozen=True)
-class _HubFile:
-    """A file of a repository: what the hub says about it, and where it is saved."""
-
-    name: str
-    size: int
-    checksum: str
-    """SHA-256 of the content of a large (LFS) file, git's SHA-1 of the blob for the others."""
-    folder: Path
-
-    @property
-    def path(self) -> Path:
-        return self.folder / self.name
-
-    @property
-    def part(self) -> Path:
-        """The partial file. The checksum in its name keeps versions of the file apart."""
-        return self._beside("incomplete")
-
-    @property
-    def marker(self) -> Path:
-        """An empty file, not older than `path`, which records that the checksum of `path` was verified."""
-        return self._beside("whole")
-
-    def _beside(self, ending: str) -> Path:
-        return self.folder / ".download" / f"{self.name.replace('/', '.')}.{self.checksum[:12]}.{ending}"
-
-    @property
-    def n_arrived(self) -> int:
-        """Number of bytes in `part`; 0 if it is too long to be a prefix of the file."""
-        n = self.part.stat().st_size if self.part.exists() else 0
-        return n if n <= self.size else 0
 
 
 def download(
@@ -106,16 +46,16 @@ def download(
     _check_token(token)
     _quiet_client()
     with one_line_errors(repo_id, revision, token, folder):
-        commit, listed, base_models = _list_files(repo_id, revision, token, folder)
-        files = _choose(repo_id, listed, tokenizer_only)
+        commit, listed, base_models = list_files(repo_id, revision, token, folder)
+        files = choose_files(repo_id, listed, tokenizer_only)
         with_check = not (tokenizer_only or any_model or any(f.name.endswith(".gguf") for f in files))
         with _only_one(folder):
             missing = [f for f in files if not _is_whole(f)]
-            missing.sort(key=lambda f: f.name != _CONFIG)  # first: it tells whether the model can be converted
+            missing.sort(key=lambda f: f.name != CONFIG)  # first: it tells whether the model can be converted
             _check_space(missing, folder)
             for i, file in enumerate(missing, 1):
-                if with_check and file.name != _CONFIG and (folder / _CONFIG).is_file():
-                    check_supported(folder / _CONFIG, repo_id, base_models)
+                if with_check and file.name != CONFIG and (folder / CONFIG).is_file():
+                    check_supported(folder / CONFIG, repo_id, base_models)
                     with_check = False
                 _report(f"[{i}/{len(missing)}]", file)
                 _fetch(file, repo_id, commit, token)
@@ -137,66 +77,7 @@ def _check_token(token: str | None) -> None:
         raise UserError("--token or HF_TOKEN is empty or has characters that no token has; copy it again")
 
 
-def _list_files(
-    repo_id: str, revision: str | None, token: str | None, folder: Path
-) -> tuple[str, list[_HubFile], list[str]]:
-    """Returns the commit that `revision` stands for, its top-level files, and the base models that its page names.
-
-    Raises:
-        UserError: the name is impossible, or the server is not a hub. The client's own errors pass through.
-    """
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        info = HfApi().model_info(repo_id, revision=revision, token=token, files_metadata=True, timeout=30)
-    except HFValidationError as e:
-        raise UserError(f"--repo_id {repo_id!r} cannot be a model: names look like org/name") from e
-    except json.JSONDecodeError as e:
-        raise UserError(f"{constants.ENDPOINT} does not answer like the hub; check the network and HF_ENDPOINT") from e
-    files = []
-    for s in info.siblings or []:
-        checksum = s.lfs.sha256 if s.lfs else s.blob_id
-        if ("/" in s.rfilename or "\\" in s.rfilename) and not _NAMED_TEMPLATE.fullmatch(s.rfilename):
-            continue
-        if s.size is None or not checksum:
-            raise UserError(f"{constants.ENDPOINT} does not tell the size of {s.rfilename}; unset HF_ENDPOINT")
-        files.append(_HubFile(s.rfilename, s.size, checksum, folder))
-    made_from = getattr(info.card_data, "base_model", None) or []
-    made_from = [made_from] if isinstance(made_from, str) else list(made_from)
-    return info.sha, sorted(files, key=lambda f: f.name), made_from
-
-
-def _choose(repo_id: str, listed: list[_HubFile], tokenizer_only: bool) -> list[_HubFile]:
-    """Returns the files to download: tokenizer and configuration, then the weights.
-
-    Weights are the safetensors files if there are any, else the `.bin` files, else the only gguf file.
-
-    Raises:
-        UserError: there are no weights in a format that can be read, or several gguf files.
-    """
-    small = [f for f in listed if any(fnmatch(f.name, p) for p in _TOKENIZER_AND_CONFIG)]
-    if tokenizer_only:
-        return small
-    for pattern, index in _WEIGHTS:
-        # a second dot is a variant of the same weights (model.fp16.safetensors)
-        shards = [f for f in listed if fnmatch(f.name, pattern) and f.name.count(".") == 1]
-        indices = [f for f in listed if f.name == index]
-        if indices and len(shards) > 1:  # some repositories have the same in one file too
-            shards = [f for f in shards if f.name != index.removesuffix(".index.json")]
-        if shards:
-            return small + indices + shards
-    ggufs = [f for f in listed if f.name.endswith(".gguf")]
-    if len(ggufs) == 1:
-        return small + ggufs
-    if ggufs:
-        names = ", ".join(f.name for f in ggufs)
-        raise UserError(f"{repo_id} has {len(ggufs)} gguf files; put the one you want into a folder by hand: {names}")
-    patterns = ", ".join(pattern for pattern, _ in _WEIGHTS)
-    raise UserError(f"{repo_id} has no weights ({patterns} or *.gguf); --tokenizer_only true fetches the rest")
-
-
-def _is_whole(file: _HubFile) -> bool:
+def _is_whole(file: HubFile) -> bool:
     """Returns whether the file is complete and has the hub's content.
 
     Writes a marker if so, since hashing 100 GB takes minutes.
@@ -205,25 +86,13 @@ def _is_whole(file: _HubFile) -> bool:
         return False
     if file.marker.exists() and file.marker.stat().st_mtime >= file.path.stat().st_mtime:
         return True
-    if _hash_like(file.checksum, file.path) != file.checksum:
+    if hash_like(file.checksum, file.path) != file.checksum:
         return False
     file.marker.touch()
     return True
 
 
-def _hash_like(checksum: str, path: Path) -> str:
-    """Returns the hash of a file's content, by the algorithm that made `checksum`."""
-    if len(checksum) == 64:
-        digest = hashlib.sha256()
-    else:  # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_space(missing: list[_HubFile], folder: Path) -> None:
+def _check_space(missing: list[HubFile], folder: Path) -> None:
     """Checks that the remaining bytes fit on the disk; raises UserError if not."""
     need = sum(f.size - f.n_arrived for f in missing)
     free = shutil.disk_usage(folder).free
@@ -248,7 +117,7 @@ def _only_one(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is being downloaded by another process; wait for it or end it") from e
 
 
-def _fetch(file: _HubFile, repo_id: str, commit: str, token: str | None) -> None:
+def _fetch(file: HubFile, repo_id: str, commit: str, token: str | None) -> None:
     """Downloads one file: resumes its partial file, verifies the checksum, renames it into place.
 
     Since huggingface_hub 1.18 `hf_hub_download` starts from zero in each process (its temporary files have random
@@ -280,7 +149,7 @@ def _fetch(file: _HubFile, repo_id: str, commit: str, token: str | None) -> None
                     expected_size=file.size,
                     displayed_filename=file.name,
                 )
-    if _hash_like(file.checksum, arrived) != file.checksum:
+    if hash_like(file.checksum, arrived) != file.checksum:
         arrived.unlink()
         raise UserError(f"{file.name} arrived damaged and was thrown away; run the same command again")
     file.path.parent.mkdir(exist_ok=True)
@@ -288,7 +157,7 @@ def _fetch(file: _HubFile, repo_id: str, commit: str, token: str | None) -> None
     file.marker.touch()
 
 
-def _report(count: str, file: _HubFile) -> None:
+def _report(count: str, file: HubFile) -> None:
     """Prints one line for a file where the client's progress bar is not drawn, such as in a log file."""
     if not sys.stderr.isatty():
         begun = f", {human(file.n_arrived)} of it here already" if file.n_arrived else ""

@@ -35,7 +35,7 @@ def compare(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, out_dir: Path, 
 
 
 def _logits(fabric: Fabric, load: Callable[[], GPT], texts: list[list[int]]) -> Tensor:
-    """Returns the logits of all positions of the texts, (tokens, V), fp32, on the CPU; each text is a batch of its own."""
+    """Returns the logits at all positions of the texts, (tokens, V), fp32, on the CPU; one text is run at a time."""
     model = load().eval()
     with fabric.autocast():
         return torch.cat([model(torch.tensor([ids], device=fabric.device))[0].float().cpu() for ids in texts])
