@@ -37,7 +37,7 @@ class Splitting(NamedTuple):
     """Whether a piece that is a token itself is not built by merges."""
     nfc: bool = False
     """Whether the text is normalized to NFC first, which llama.cpp leaves to the caller."""
-    begins: bool = False
+    adds_bos: bool = False
     """Whether llama.cpp puts bos before a text by default."""
     others: tuple[str, ...] = ()
     """Other names for the same splitting."""
@@ -51,13 +51,13 @@ SPLITTINGS = (
         "llama-bpe",
         (_GPT_4, "bytes"),
         ignore_merges=True,
-        begins=True,
+        adds_bos=True,
         others=("llama3", "llama-v3", "falcon3", "midm-2.0"),
     ),
     Splitting("dbrx", (_GPT_4, "bytes"), others=("smaug-bpe",)),
     Splitting("qwen2", (_GPT_4.replace("{1,3}", ""), "bytes"), nfc=True, others=("deepseek-r1-qwen", "megrez")),
     Splitting("stablelm2", (_GPT_4.replace("{1,3}", ""), "bytes")),
-    Splitting("tekken", (_TEKKEN, "bytes"), ignore_merges=True, begins=True),
+    Splitting("tekken", (_TEKKEN, "bytes"), ignore_merges=True, adds_bos=True),
     Splitting("gpt-4o", (_GPT_4O, "bytes"), others=("llama4",)),
 )
 SAMPLE = (

@@ -167,8 +167,8 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     defaults = _LLAMA_IDS if kind == "llama" else {}
     ids = {role: value(f"{name}_token_id", defaults.get(role)) for role, name in _ROLES.items()}
     ids = {role: i for role, i in ids.items() if i is not None and i < end}
-    begins = kind == "llama" or (splitting is not None and splitting.begins)
-    config: dict[str, Any] = {"add_bos_token": value("add_bos_token", begins)}
+    adds_bos = kind == "llama" or (splitting is not None and splitting.adds_bos)
+    config: dict[str, Any] = {"add_bos_token": value("add_bos_token", adds_bos)}
     config |= {f"{role}_token": tokens[i] for role, i in ids.items()}
     if kind == "llama":
         scores, prefix = value("scores", [0.0] * end)[:end], value("add_space_prefix", True)
