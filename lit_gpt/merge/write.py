@@ -141,9 +141,8 @@ def _write_weights(
     """Writes the merged weights, one tensor at a time, and their configuration into `folder`."""
     shared = {HEAD: EMBEDDINGS} if plan.config.tie_embeddings else {}
     specs = {name: Spec(spec.shape, dtype or spec.dtype) for name, spec in specs.items()}
-    merged = (
-        (n, _merged_tensor(n, plan, get, run=run, base=base).to(specs[n].dtype)) for n in specs if n not in shared
-    )
+    names = [name for name in specs if name not in shared]
+    merged = ((n, _merged_tensor(n, plan, get, run=run, base=base).to(specs[n].dtype)) for n in names)
     save_stream(specs, merged, folder / WEIGHTS, shared)
     plan.config.to_json(folder / CONFIG)
 

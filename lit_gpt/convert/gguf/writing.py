@@ -1,6 +1,6 @@
 """Writes a checkpoint of ours as a gguf file, one tensor at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,28 +73,8 @@ def write_gguf(
         UserError: llama.cpp lacks the architecture, a trait of it or the kind of tokenizer; a value too large for F16;
             its quantizer is missing or fails.
     """
-    write = partial(_write_exact, config, specs, get, checkpoint_dir, folder, rows=rows, templates=templates)
-    if kind not in TYPES:
-        return write(kind=kind)
-    program = find_quantizer(kind)
-    unquantized = write(kind={torch.float16: "F16", torch.bfloat16: "BF16"}.get(specs[EMBEDDINGS].dtype, "F32"))
-    path = folder / f"{config.name}-{kind}.gguf"
-    quantize(program, unquantized, path, kind)
-    return path
-
-
-def _write_exact(
-    config: Config,
-    specs: Mapping[str, Spec],
-    get: Callable[[str], Tensor],
-    checkpoint_dir: Path,
-    folder: Path,
-    *,
-    kind: str,
-    rows: int | None,
-    templates: Mapping[str, str] | None,
-) -> Path:
-    """Writes a gguf file in one of FILE_TYPES, which need no program; the arguments are those of `write_gguf`."""
+    program = find_quantizer(kind) if kind in TYPES else None
+    exact = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(specs[EMBEDDINGS].dtype, "F32") if program else kind
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
     metadata = to_metadata(config)
     names = [name for name in specs if not is_tied(name, config)]
@@ -102,27 +82,49 @@ def _write_exact(
         names.append(HEAD)
         specs, get = {**specs, HEAD: specs[EMBEDDINGS]}, partial(_tied_head, get)
     extra = rope_tensors(config)
-    slots = _plan(config, names, specs, kind) | {name: _Slot(tuple(x.shape), "F32") for name, x in extra.items()}
-    path = folder / f"{config.name}-{kind}.gguf"
+    slots = _plan(config, names, specs, exact) | {name: _Slot(tuple(x.shape), "F32") for name, x in extra.items()}
+    path = folder / f"{config.name}-{exact}.gguf"
     require_room(sum(slot.n_bytes for slot in slots.values()), path)
     tokenizer = tokenizer_metadata(checkpoint_dir, config, templates)
-    name = name_in_file(config.name, Tokenizer(checkpoint_dir), special_tokens(tokenizer))
-    named = replace(config, name=name)
-    starts = _write_header(path, named, metadata=metadata, tokenizer=tokenizer, slots=slots, kind=kind)
+    named = replace(config, name=name_in_file(config.name, Tokenizer(checkpoint_dir), special_tokens(tokenizer)))
+    starts = _write_header(path, named, metadata=metadata, tokenizer=tokenizer, slots=slots, kind=exact)
+    tensors = ((name, fit_rows(name, get(name), rows)) for name in names)
+    _stream_values(path, config, tensors, extra=extra, slots=slots, starts=starts)
+    if program is None:
+        return path
+    quantized = folder / f"{config.name}-{kind}.gguf"
+    quantize(program, path, quantized, kind)
+    return quantized
+
+
+def _stream_values(
+    path: Path,
+    config: Config,
+    tensors: Iterable[tuple[str, Tensor]],
+    extra: Mapping[str, Tensor],
+    slots: Mapping[str, _Slot],
+    starts: Mapping[str, int],
+) -> None:
+    """Writes the tensors' values into a file that has all else, one tensor at a time.
+
+    Args:
+        tensors: our tensors by our names.
+        extra: tensors by their names in the file, which are written unchanged.
+        starts: the byte at which each tensor of the file starts.
+    """
     last = next(reversed(slots))
     with open(path, "rb+") as file:
         allocate(file, starts[last] + slots[last].n_bytes + -slots[last].n_bytes % _ALIGNMENT)
     with Behind() as behind:
-        for name in names:
-            parts = _split(fit_rows(name, get(name), rows), pieces(name, config), config, name)
+        for name, tensor in tensors:
+            parts = _split(tensor, pieces(name, config), config, name)
             for piece, x in parts:
                 slot = slots[piece.tensor]
                 start = starts[piece.tensor] + piece.index * (slot.n_bytes // piece.of)
                 _write_values(behind, path, start=start, x=x, kind=slot.kind, name=name)
-            del parts, x  # frees the tensor before the next one is read
+            del tensor, parts, x  # frees the tensor before the next one is read
         for name, x in extra.items():
             _write_values(behind, path, start=starts[name], x=x, kind="F32", name=name)
-    return path
 
 
 def _tied_head(get: Callable[[str], Tensor], name: str) -> Tensor:
