@@ -10,7 +10,7 @@ from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
 from lit_gpt.layers.rope import REQUIRED
 
-_OF_THE_MODEL = """
+_MODEL_KEYS = """
     _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled _name_or_path activation
     architectures attention_dropout attention_probs_dropout_prob attn_implementation auto_map bos_token_id
     chunk_size_feed_forward classifier_dropout custom_pipelines dtype embd_pdrop eos_token_id finetuning_task
@@ -21,7 +21,7 @@ _OF_THE_MODEL = """
     task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config
     transformers_version type_vocab_size unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
 """
-_OF_GENERATION = """
+_GENERATION_KEYS = """
     _from_model_config assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight
     assistant_lookbehind bad_words_ids begin_suppress_tokens cache_config cache_implementation compile_config
     constraints continuous_batching_config decoder_start_token_id disable_compile diversity_penalty do_sample
@@ -35,7 +35,7 @@ _OF_GENERATION = """
     target_lookbehind temperature token_healing top_h top_k top_p typical_p use_mtp watermarking_config
 """
 """Generation settings, which older versions of transformers kept in config.json, too."""
-WITHOUT_EFFECT = frozenset([*_OF_THE_MODEL.split(), *_OF_GENERATION.split()])
+WITHOUT_EFFECT = frozenset([*_MODEL_KEYS.split(), *_GENERATION_KEYS.split()])
 """Keys that do not change what the forward pass of a finetuned or evaluated model computes, unless the table of an
 architecture lists one (Falcon's `activation`)."""
 NEEDED_ON = frozenset(["causal", "is_causal", "rotary", "use_rope", "use_rotary"])
@@ -59,7 +59,7 @@ _STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "pa
 """Config fields that config.json has to give, since no default holds for every model."""
 
 
-_OURS = ("sliding_layers", "unrotated_layers", "rope_local_base")
+_TRANSLATED_KEYS = ("sliding_layers", "unrotated_layers", "rope_local_base")
 """Keys that `Architecture.adapt` adds, which config.json expresses in other ways."""
 
 
@@ -138,7 +138,7 @@ def config_to_hf(config: Config) -> dict[str, Any]:
         }
     restored = architecture.restore(config)
     hf |= restored
-    return {k: v for k, v in hf.items() if k not in _OURS and (v is not None or k in restored)}
+    return {k: v for k, v in hf.items() if k not in _TRANSLATED_KEYS and (v is not None or k in restored)}
 
 
 def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> None:

@@ -19,7 +19,7 @@ from lit_gpt.files import Spec, save_safetensors_shards, spec_of
 from lit_gpt.prompts.exported import carry_style, settle_templates
 from lit_gpt.tokenizer import Tokenizer
 
-_BESIDE = (
+_COPIED_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -70,11 +70,11 @@ def write_hf(
 
 def copy_tokenizer(checkpoint_dir: Path, folder: Path) -> None:
     """Copies the files of the tokenizer and the generation settings; of two chat templates, the one training used."""
-    for pattern in _BESIDE:
+    for pattern in _COPIED_FILES:
         for path in checkpoint_dir.glob(pattern):
-            at = folder / path.relative_to(checkpoint_dir)
-            at.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, at)
+            target = folder / path.relative_to(checkpoint_dir)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
     settle_templates(folder)
 
 

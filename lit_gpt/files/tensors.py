@@ -57,24 +57,25 @@ class OneFileOpen:
         self.paths, self.open_file = paths, open_file
         self.path: Path | None = None
         self.opened: Opened | None = None
-        self.given: list[ref[Tensor]] = []
-        self.n_given = 0
+        self.handed_out: list[ref[Tensor]] = []
+        self.n_handed_out = 0
 
     def __call__(self, name: str) -> Tensor:
         path = self.paths[name]
-        if self.opened is None or path != self.path or (self.opened.is_mapped and self.n_let_go() > MAPPED_BYTES):
+        if self.opened is None or path != self.path or (self.opened.is_mapped and self.n_released() > MAPPED_BYTES):
             self.opened = None  # close the previous file first
-            self.path, self.opened, self.given, self.n_given = path, self.open_file(path), [], 0
+            self.path, self.opened, self.handed_out, self.n_handed_out = path, self.open_file(path), [], 0
         x = self.opened.get(name).detach()  # an object of its own, which the opened file does not hold
-        self.given.append(ref(x))
-        self.n_given += x.nbytes
+        self.handed_out.append(ref(x))
+        self.n_handed_out += x.nbytes
         return x
 
-    def n_let_go(self) -> int:
+    def n_released(self) -> int:
         """Returns the bytes of the open file that were read and are no longer used by a live tensor."""
-        if self.n_given <= MAPPED_BYTES:
+        if self.n_handed_out <= MAPPED_BYTES:
             return 0
-        return self.n_given - sum(x.nbytes for x in (given() for given in self.given) if x is not None)
+        alive = (x for reference in self.handed_out if (x := reference()) is not None)
+        return self.n_handed_out - sum(x.nbytes for x in alive)
 
 
 def checked(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

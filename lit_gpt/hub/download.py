@@ -49,7 +49,7 @@ def download(
         commit, listed, base_models = list_files(repo_id, revision, token, folder)
         files = choose_files(repo_id, listed, tokenizer_only)
         with_check = not (tokenizer_only or any_model or any(f.name.endswith(".gguf") for f in files))
-        with _only_one(folder):
+        with _exclusive(folder):
             missing = [f for f in files if not _is_whole(f)]
             missing.sort(key=lambda f: f.name != CONFIG)  # first: it tells whether the model can be converted
             _check_space(missing, folder)
@@ -104,7 +104,7 @@ def _check_space(missing: list[HubFile], folder: Path) -> None:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def _exclusive(folder: Path) -> Iterator[None]:
     """Locks the folder so that no second download writes the same partial files; raises UserError if it is locked."""
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock

@@ -41,7 +41,7 @@ def chart(title: str, lines: Sequence[Line], unit: str, from_zero: bool = True, 
     y_span = (min(y_ticks[0], 0.0 if from_zero else min(ys)), max(y_ticks[-1], max(ys)))
     axes = _Axes(x_span, y_span)
     body = [_grid(axes, [t for t in x_ticks if x_span[0] <= t <= x_span[1]], y_ticks)]
-    body += [_drawn(line, axes, number) for number, line in enumerate(lines, 1)]
+    body += [_polyline(line, axes, number) for number, line in enumerate(lines, 1)]
     data = {"lines": [[[round(axes.x(x), 1), round(axes.y(y), 1), x, y] for x, y in line.points] for line in lines]}
     data |= {"names": [line.name for line in lines], "digits": digits}
     legend = "".join(
@@ -73,7 +73,7 @@ class _Axes:
         return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / ((high - low) or 1)
 
 
-def _drawn(line: Line, axes: _Axes, number: int) -> str:
+def _polyline(line: Line, axes: _Axes, number: int) -> str:
     points = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line.points)
     path = f'<polyline class="l{number}" points="{points}"/>'
     if line.dots or len(line.points) == 1:

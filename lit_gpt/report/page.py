@@ -185,13 +185,13 @@ def _settings(run: dict[str, Any]) -> str:
         "Origin": {"base": run.get("base"), "base_digest": run.get("base_digest"), **run.get("versions", {})},
     }
     parts = [
-        f"<div><h3>{escape(name)}</h3>{_table(['', ''], [[k, _word(v)] for k, v in values.items()])}</div>"
+        f"<div><h3>{escape(name)}</h3>{_table(['', ''], [[k, _flag_value(v)] for k, v in values.items()])}</div>"
         for name, values in groups.items()
     ]
     return f"<section><h2>Settings</h2><div class='two small'>{''.join(parts)}</div></section>"
 
 
-def _word(value: Any) -> str:
+def _flag_value(value: Any) -> str:
     """Returns a value as the command line takes it."""
     if value is None:
         return "-"

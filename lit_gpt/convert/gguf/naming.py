@@ -20,12 +20,12 @@ def name_in_file(name: str, tokenizer: Tokenizer, special: Sequence[str]) -> str
     Args:
         special: the tokens that are cut out of a text before the rest is split.
     """
-    if _strips(tokenizer, special):
+    if _absorbs_whitespace(tokenizer, special):
         return name if _PHI_3.search(name) else f"{name} (Phi-3)"
     return _MODERN_BERT.sub(r"\1 \2", _PHI_3.sub(r"\1 \2", name))
 
 
-def _strips(tokenizer: Tokenizer, special: Sequence[str]) -> bool:
+def _absorbs_whitespace(tokenizer: Tokenizer, special: Sequence[str]) -> bool:
     """Returns whether most special tokens absorb the whitespace after them, and Phi 3's own tokens exist."""
     if not set(special) >= set(_NEEDED):
         return False

@@ -40,7 +40,7 @@ def scaling_to_metadata(config: Config, layout: Layout) -> dict[str, Any]:
         raise unlike(config, "rope_scaling")
     if scaling["type"] == "yarn":
         known = {k: v for k, v in scaling.items() if k in ("type", *_YARN.values())}
-        if scaling.keys() - known.keys() - {"attention_factor"} or not _sharpens_alike(config, known):
+        if scaling.keys() - known.keys() - {"attention_factor"} or not _has_same_magnitude(config, known):
             raise unlike(config, "rope_scaling")
         stated = {**scaling, "original_max_position_embeddings": original}
         values = {key: stated[name] for key, name in _YARN.items() if stated.get(name) is not None}
@@ -56,7 +56,7 @@ def scaling_to_metadata(config: Config, layout: Layout) -> dict[str, Any]:
     }
 
 
-def _sharpens_alike(config: Config, scaling: dict[str, Any]) -> bool:
+def _has_same_magnitude(config: Config, scaling: dict[str, Any]) -> bool:
     """Returns whether cos and sin have the same factor as with another scaling."""
     return math.isclose(frequencies(config)[1], frequencies(replace(config, rope_scaling=scaling))[1], rel_tol=1e-5)
 
@@ -106,17 +106,17 @@ def scaling_from_metadata(
         return {"rope_scaling": _with_magnitude(config, scaling, magnitude)}
     if FREQUENCIES in factors or magnitude != 1:
         found = factors.get(FREQUENCIES, [1.0] * (config.rope_n_elem // 2))
-        return {"rope_scaling": _of_factors(config, [factor * f for f in found], magnitude)}
+        return {"rope_scaling": _scaling_from_factors(config, [factor * f for f in found], magnitude)}
     return {"rope_condense_ratio": factor} if factor != 1 else {}
 
 
 def _with_magnitude(config: Config, scaling: dict[str, Any], magnitude: float) -> dict[str, Any]:
     """Returns a scaling with the factor of cos and sin added, unless it follows from the other parameters."""
     stated = {**scaling, "attention_factor": magnitude}
-    return scaling if _sharpens_alike(replace(config, rope_scaling=stated), scaling) else stated
+    return scaling if _has_same_magnitude(replace(config, rope_scaling=stated), scaling) else stated
 
 
-def _of_factors(config: Config, factors: list[float], magnitude: float) -> dict[str, Any]:
+def _scaling_from_factors(config: Config, factors: list[float], magnitude: float) -> dict[str, Any]:
     """Returns the scaling that divides the frequencies by `factors`: Llama 3's if it does, else one that lists them."""
     scaling = {"type": "llama3", "factor": float(f"{max(factors):.4g}"), **_LLAMA_3}
     made = rope_tensors(replace(config, rope_scaling=scaling))[FREQUENCIES]

@@ -41,9 +41,9 @@ def tokenizer_metadata(
     tokenizer = Tokenizer(checkpoint_dir)
     settings = read_settings(checkpoint_dir)
     if (path := checkpoint_dir / "tokenizer.model").is_file():
-        values = _of_sentencepiece(path, settings.added)
+        values = _sentencepiece_metadata(path, settings.added)
     else:
-        values = _of_huggingface(checkpoint_dir / "tokenizer.json")
+        values = _huggingface_metadata(checkpoint_dir / "tokenizer.json")
     tokens, kinds = values["tokens"], values["token_type"]
     for i in range(len(tokens), config.padded_vocab_size):
         tokens.append(f"[PAD{i}]")
@@ -69,7 +69,7 @@ def special_tokens(metadata: Mapping[str, Any]) -> list[str]:
     return [token for token, kind in pairs if kind in (_CONTROL, _USER_DEFINED, _UNKNOWN)]
 
 
-def _of_sentencepiece(path: Path, added: list[Any]) -> dict[str, Any]:
+def _sentencepiece_metadata(path: Path, added: list[Any]) -> dict[str, Any]:
     """Returns the keys for tokenizer.model and the tokens that were added to it."""
     from sentencepiece import SentencePieceProcessor
 
@@ -98,7 +98,7 @@ def _of_sentencepiece(path: Path, added: list[Any]) -> dict[str, Any]:
     }
 
 
-def _of_huggingface(path: Path) -> dict[str, Any]:
+def _huggingface_metadata(path: Path) -> dict[str, Any]:
     """Returns the keys for tokenizer.json; raises UserError if llama.cpp is not known to have its kind."""
     from tokenizers import Tokenizer as Backend
 
@@ -122,10 +122,10 @@ def _of_huggingface(path: Path) -> dict[str, Any]:
         splitting = recognize_splitting(backend, str(path))
         values |= {"model": "gpt2", "pre": splitting.name, "merges": [" ".join(m) for m in merges]}
         return values
-    return values | _scored(values, merges, saved)
+    return values | _scored_metadata(values, merges, saved)
 
 
-def _scored(values: dict[str, Any], merges: list[list[str]], saved: dict[str, Any]) -> dict[str, Any]:
+def _scored_metadata(values: dict[str, Any], merges: list[list[str]], saved: dict[str, Any]) -> dict[str, Any]:
     """Returns the keys for a tokenizer.json made from a tokenizer.model, whose merges are in the order of scores."""
     rank: dict[str, int] = {}
     for i, merge in enumerate(merges):

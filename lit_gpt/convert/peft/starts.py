@@ -27,7 +27,7 @@ def follow_tied_start(base: Base, adapter: Adapter, scaling: Scaling, start: str
         return
     if head not in adapter.whole:
         scale, weight = scaling.scale(adapter.raw[module]), base.theirs(head).float()
-        A0, B0 = _first(weight, start, len(adapter.updates[module]["A"]), scale)
+        A0, B0 = _initial_factors(weight, start, len(adapter.updates[module]["A"]), scale)
         adapter.whole[head] = weight - scale * (B0 @ A0)
     adapter.whole.setdefault(embeddings, adapter.whole[head])
 
@@ -40,11 +40,11 @@ def take_off_starts(base: Base, adapter: Adapter, scaling: Scaling, start: str) 
     """
     for module, weights in adapter.updates.items():
         r = len(weights["A"])
-        A0, B0 = _first(base.theirs(f"{module}.weight").float(), start, r, scaling.scale(adapter.raw[module]))
+        A0, B0 = _initial_factors(base.theirs(f"{module}.weight").float(), start, r, scaling.scale(adapter.raw[module]))
         weights |= {"A": torch.cat((weights["A"], A0)), "B": torch.cat((weights["B"], -B0), 1)}
 
 
-def _first(weight: Tensor, start: str, r: int, scale: float) -> tuple[Tensor, Tensor]:
+def _initial_factors(weight: Tensor, start: str, r: int, scale: float) -> tuple[Tensor, Tensor]:
     """Returns the initial A (r, in_features) and B (out_features, r) of an update."""
     if start == "olora":  # https://arxiv.org/abs/2406.01775
         Q, R = torch.linalg.qr(weight)
