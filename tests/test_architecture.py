@@ -25,7 +25,18 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
     "hub": {"convert", "families"},  # whether the converter takes what is about to be downloaded
     "data": {"checkpoints", "files", "layers", "prompts", "tokenizer"},
-    "merge": {"checkpoints", "convert", "data", "files", "layers", "methods", "model", "prompts", "tokenizer"},
+    "merge": {
+        "checkpoints",
+        "config",
+        "convert",
+        "data",
+        "files",
+        "layers",
+        "methods",
+        "model",
+        "prompts",
+        "tokenizer",
+    },
     "generation": {"config", "data", "layers", "model", "prompts", "resources", "tokenizer"},
     "evaluation": {"data", "files", "generation", "model", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}

@@ -155,7 +155,7 @@ def test_a_byte_level_file_that_does_not_say_begins_with_bos_where_llama_cpp_doe
         ours, lcpp = rebuilt(path, tmp_path / f"{name}-ours"), LlamaCpp(path)
         for text in ("the king", "", "1 and 2"):
             assert ours.encode(text) == lcpp.encode(text), (name, text)
-        assert ours.use_bos == splitting.begins
+        assert ours.use_bos == splitting.adds_bos
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def run_dir(tmp_path):
 
 def parsed(run_dir):
     page = Page()
-    page.loader(write_report(run_dir).read_text(encoding="utf-8"))
+    page.feed(write_report(run_dir).read_text(encoding="utf-8"))
     assert page.open == []
     return page
 

@@ -1,1 +1,1 @@
-"""From other people's checkpoints to ours: names (`names`), configurations (`configs`), files (`readers`, `gguf`)."""
+"""Converts between other tools' formats and our checkpoints: tensor names, configurations, files and adapters."""

@@ -1,4 +1,4 @@
-"""Hugging Face's config.json <-> our Config; refuses what would compute something else."""
+"""Converts between Hugging Face's config.json and our Config; refuses what would compute something else."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
 from lit_gpt.layers.rope import REQUIRED
 
-_OF_THE_MODEL = """
+_MODEL_KEYS = """
     _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled _name_or_path activation
     architectures attention_dropout attention_probs_dropout_prob attn_implementation auto_map bos_token_id
     chunk_size_feed_forward classifier_dropout custom_pipelines dtype embd_pdrop eos_token_id finetuning_task
@@ -21,7 +21,7 @@ _OF_THE_MODEL = """
     task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config
     transformers_version type_vocab_size unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
 """
-_OF_GENERATION = """
+_GENERATION_KEYS = """
     _from_model_config assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight
     assistant_lookbehind bad_words_ids begin_suppress_tokens cache_config cache_implementation compile_config
     constraints continuous_batching_config decoder_start_token_id disable_compile diversity_penalty do_sample
@@ -34,12 +34,12 @@ _OF_GENERATION = """
     repetition_penalty return_dict_in_generate sequence_bias speculation_type stop_strings suppress_tokens
     target_lookbehind temperature token_healing top_h top_k top_p typical_p use_mtp watermarking_config
 """
-"""transformers once kept in config.json, too, how it generates."""
-WITHOUT_EFFECT = frozenset([*_OF_THE_MODEL.split(), *_OF_GENERATION.split()])
-"""Keys that do not change what the forward pass computes in a finetuned or evaluated model, but where an
-architecture's table has one (Falcon's `activation`)."""
+"""Generation settings, which older versions of transformers kept in config.json, too."""
+WITHOUT_EFFECT = frozenset([*_MODEL_KEYS.split(), *_GENERATION_KEYS.split()])
+"""Keys that do not change what the forward pass of a finetuned or evaluated model computes, unless the table of an
+architecture lists one (Falcon's `activation`)."""
 NEEDED_ON = frozenset(["causal", "is_causal", "rotary", "use_rope", "use_rotary"])
-"""Switches of what every model here does. Any other switch that is off says that nothing is added."""
+"""Switches for what every model here does, which must not be off. Any other unknown switch may be off."""
 
 _QUANTIZERS = {
     "awq": "AWQ",
@@ -54,25 +54,25 @@ _QUANTIZERS = {
     "quanto": "Quanto",
     "torchao": "torchao",
 }
-"""`quant_method` in a config.json -> the name that people know."""
+"""Common name of a quantization method, by `quant_method` in config.json."""
 _STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "padded_vocab_size", "norm_eps")
-"""Config fields without a default that holds for every model: config.json has to give them."""
+"""Config fields that config.json has to give, since no default holds for every model."""
 
 
-_OURS = ("sliding_layers", "unrotated_layers", "rope_local_base")
-"""Keys into which `adapt` translates, and which config.json says in other ways."""
+_TRANSLATED_KEYS = ("sliding_layers", "unrotated_layers", "rope_local_base")
+"""Keys that `Architecture.adapt` adds, which config.json expresses in other ways."""
 
 
 def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
-    """The Config of a model that config.json describes.
+    """Returns the Config of the model that config.json describes.
 
     Args:
         hf: the parsed config.json.
-        name: what the model is to be called.
+        name: the name to give the model.
         where: path of the file, for messages.
 
     Raises:
-        UserError: an architecture we do not have, or a field of it that we do not honour, by name.
+        UserError: the architecture or one of its fields is not supported; the message names it.
     """
     _require_unquantized(hf, where)
     architecture = find_architecture(hf, where)
@@ -95,7 +95,9 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
         if any(f in _STATED and f not in fields for f in _fields_of(architecture, key)):
             raise UserError(f"{where} has no {key!r}: it does not describe a whole {architecture.name} model")
     fields |= _rope_fields(hf, where)
-    fields["block_size"] = max(fields["block_size"], hf.get("max_sequence_length") or 0)  # 16k Vicunas say it there
+    fields["block_size"] = max(
+        fields["block_size"], hf.get("max_sequence_length") or 0
+    )  # Vicuna 16k states its length there
     known = MODELS.get(name, {})
     if known.get("architecture") != architecture.name:
         known = {}
@@ -109,12 +111,12 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
 
 
 def _is_off(key: str, value: Any) -> bool:
-    """Whether a key that no table has says of something that it is not there: null, false or an empty collection."""
+    """Returns whether the value of an unknown key says that a feature is off: null, false or an empty collection."""
     return value is None or value in ({}, []) or (value is False and key not in NEEDED_ON)
 
 
 def config_to_hf(config: Config) -> dict[str, Any]:
-    """Inverse of `config_from_hf`, from the same table: what config.json says of the computation."""
+    """Returns the fields of config.json that determine the computation; the inverse of `config_from_hf`."""
     if config.architecture not in ARCHITECTURES:
         raise UserError(f"{config.name} is of no architecture that others know; name one in its lit_config.json")
     architecture = ARCHITECTURES[config.architecture]
@@ -129,18 +131,18 @@ def config_to_hf(config: Config) -> dict[str, Any]:
         hf["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": config.rope_condense_ratio}
     if config.rope_scaling:
         hf["rope_scaling"] = {"rope_type": config.rope_scaling["type"], **config.rope_scaling}
-    if config.rope_local_base:  # transformers 5 has no other key for it in OLMo 3, and before it knows of one base only
+    if config.rope_local_base:  # transformers 5 has no other key for it in OLMo 3; older versions have a single base
         hf["rope_parameters"] = {
             "full_attention": {"rope_type": "default", "rope_theta": config.rope_base, **hf.get("rope_scaling", {})},
             "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_local_base},
         }
     restored = architecture.restore(config)
     hf |= restored
-    return {k: v for k, v in hf.items() if k not in _OURS and (v is not None or k in restored)}
+    return {k: v for k, v in hf.items() if k not in _TRANSLATED_KEYS and (v is not None or k in restored)}
 
 
 def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> None:
-    """Raises: UserError if a value is of another type than our field for it, or is no size that a model can have."""
+    """Checks that each value has the type of our field and is a possible size; raises UserError if not."""
     for key in hf.keys() & (architecture.config_keys.keys() | _NUMBERS.keys()):
         value, kind = hf[key], _NUMBERS.get(key) or HINTS[_fields_of(architecture, key)[0]]
         if value is None or kind not in TYPES:
@@ -159,13 +161,13 @@ def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> 
 
 
 def _fields_of(architecture: Architecture, key: str) -> tuple[str, ...]:
-    """Our fields that a key of theirs sets."""
+    """Returns our Config fields that a key of config.json sets."""
     fields = architecture.config_keys[key]
     return (fields,) if isinstance(fields, str) else fields
 
 
 def _require_unquantized(hf: dict[str, Any], where: str) -> None:
-    """Raises: UserError if the weights are those of a quantized model, with its method and bits."""
+    """Checks that the weights are not quantized; raises UserError with the method and the bits if they are."""
     stated = hf.get("quantization_config") or hf.get("compression_config")
     if not stated:
         return
@@ -181,7 +183,7 @@ def _require_unquantized(hf: dict[str, Any], where: str) -> None:
 
 
 def find_architecture(hf: dict[str, Any], where: str) -> Architecture:
-    """Raises: UserError with the name that we do not know."""
+    """Returns the architecture that config.json names; raises UserError if it is unknown."""
     classes = hf.get("architectures") or []
     kind = hf.get("model_type")
     for a in ARCHITECTURES.values():
@@ -201,21 +203,22 @@ ROPE = (
     "rope_scaling",
     "rope_parameters",
 )
-"""Keys of config.json that `_rope_fields` reads."""
+"""Keys of config.json for rotary embeddings."""
 _NUMBERS = {"max_sequence_length": int, "max_window_layers": int, "no_rope_layer_interval": int}
 _NUMBERS |= {"sliding_window_pattern": int, "_sliding_window_pattern": int}
 _NUMBERS |= dict.fromkeys(ROPE[:4], float)
-"""Keys that are not in an architecture's table, and the type of their values."""
+"""Type of the values of keys that are not in an architecture's table."""
 _PER_LAYER = ("layer_types", "no_rope_layers")
-"""Keys whose values are a list with an entry for each layer."""
+"""Keys whose value is a list with an entry for each layer."""
 
 
 def _rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
-    """Our fields for rotary embeddings, from `rope_scaling` and its neighbours or, as of transformers 5,
-    `rope_parameters`.
+    """Returns our Config fields for rotary embeddings.
+
+    They are read from `rope_scaling` and related keys or, since transformers 5, from `rope_parameters`.
 
     Raises:
-        UserError: a kind of scaling that we do not compute, or one without its parameters.
+        UserError: the kind of scaling is not supported, or lacks a parameter.
     """
     hf, fields = _split_by_kind(hf, where)
     rope: dict[str, Any] = {}
@@ -227,15 +230,15 @@ def _rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
         rope |= {key: value for key, value in stated.items() if key not in ("rope_type", "type")}
         kinds.append(stated.get("rope_type", stated.get("type")))
     kind = next((k for k in kinds if k not in (None, "default")), "default")
-    for ours, theirs in (
+    for field, keys in (
         ("rope_base", ("rope_theta", "rotary_emb_base")),
         ("rotary_percentage", ("partial_rotary_factor", "rotary_pct")),
     ):
-        values = [v for key in theirs for v in (rope.pop(key, None), hf.get(key)) if v is not None]
+        values = [v for key in keys for v in (rope.pop(key, None), hf.get(key)) if v is not None]
         if values:
-            fields[ours] = values[0]
+            fields[field] = values[0]
     if kind == "su" or (kind == "yarn" and "long_factor" in rope):
-        kind = "longrope"  # what Phi 3 called it at first
+        kind = "longrope"  # its first names in Phi 3's config.json
     needed = {**REQUIRED, "linear": ("factor",)}.get(kind, ())
     if missing := [key for key in needed if rope.get(key) is None]:
         raise UserError(f"{where}: rope scaling of type {kind!r} lacks {missing[0]!r}")
@@ -249,11 +252,12 @@ def _rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _split_by_kind(hf: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json with the rotation of layers without a window alone, and our field for that of the others, where
-    `rope_parameters` has both (Gemma 3 and OLMo 3 of transformers 5).
+    """Splits `rope_parameters` that differ between layers with and without a sliding window (Gemma 3, OLMo 3).
+
+    Returns config.json with the parameters of the layers without a window, and our Config field for the others.
 
     Raises:
-        UserError: layers with a window whose rotation is scaled.
+        UserError: the layers with a window have scaled rotary embeddings.
     """
     stated = hf.get("rope_parameters")
     if not isinstance(stated, dict) or not stated.keys() & {"full_attention", "sliding_attention"}:
@@ -267,7 +271,7 @@ def _split_by_kind(hf: dict[str, Any], where: str) -> tuple[dict[str, Any], dict
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises: UserError if it is not a JSON object."""
+    """Returns the JSON object in a file; raises UserError if it holds something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:

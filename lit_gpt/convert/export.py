@@ -1,4 +1,4 @@
-"""Write a checkpoint of ours as a Hugging Face folder, one tensor at a time."""
+"""Writes a checkpoint of ours as a Hugging Face folder, one tensor at a time."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from lit_gpt.files import Spec, save_safetensors_shards, spec_of
 from lit_gpt.prompts.exported import carry_style, settle_templates
 from lit_gpt.tokenizer import Tokenizer
 
-_BESIDE = (
+_COPIED_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -29,7 +29,7 @@ _BESIDE = (
     "additional_chat_templates/*.jinja",
     "generation_config.json",
 )
-"""Files of the checkpoint that go along as they are."""
+"""Patterns of the checkpoint's files that are copied unchanged."""
 
 
 def write_hf(
@@ -42,51 +42,52 @@ def write_hf(
     rows: int | None,
     max_shard_bytes: int,
 ) -> None:
-    """Fill `folder` with config.json, the weights in shards, and the files of the tokenizer.
+    """Writes config.json, the weights in shards, and the tokenizer's files into `folder`.
 
     Args:
-        specs: of our tensors.
-        get: reads one of them.
-        dtype: of what is written; None keeps it.
-        rows: of the vocabulary's tensors; None keeps all.
+        specs: shape and dtype of each of our tensors.
+        get: reads one of our tensors by name.
+        dtype: dtype of the written weights; None keeps that of the checkpoint.
+        rows: number of rows of the vocabulary's tensors; None keeps all.
+        max_shard_bytes: largest size of a shard.
     """
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
     hf = config_to_hf(config) | _special_ids(checkpoint_dir)
     meta = {n: torch.empty(shape, dtype=dtype or d, device="meta") for n, (shape, d) in specs.items()}
     if rows:
         meta |= {n: meta[n][:rows] for n in VOCABULARY if n in meta}
-    theirs = {name: spec_of(x) for name, x in to_hf(config, meta).items()}
+    hf_specs = {name: spec_of(x) for name, x in to_hf(config, meta).items()}
 
     def converted() -> Iterator[tuple[str, Tensor]]:
         for name, x in stream_to_hf(config, specs, get, rows):
             yield name, x if dtype is None else x.to(dtype)
 
-    save_safetensors_shards(theirs, converted(), folder, max_shard_bytes)
-    hf["torch_dtype"] = str(next(iter(theirs.values())).dtype).removeprefix("torch.")
+    save_safetensors_shards(hf_specs, converted(), folder, max_shard_bytes)
+    hf["torch_dtype"] = str(next(iter(hf_specs.values())).dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
     copy_tokenizer(checkpoint_dir, folder)
 
 
 def copy_tokenizer(checkpoint_dir: Path, folder: Path) -> None:
-    """Copy the files of the tokenizer and of generation; of two chat templates, the one that training used."""
-    for pattern in _BESIDE:
+    """Copies the files of the tokenizer and the generation settings; of two chat templates, the one training used."""
+    for pattern in _COPIED_FILES:
         for path in checkpoint_dir.glob(pattern):
-            at = folder / path.relative_to(checkpoint_dir)
-            at.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, at)
+            target = folder / path.relative_to(checkpoint_dir)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
     settle_templates(folder)
 
 
 @contextmanager
 def styled(checkpoint_dir: Path, prompt_style: str | None, llama_cpp: bool = False) -> Iterator[tuple[Path, list[str]]]:
-    """A folder with the files beside the weights that a model trained in a style has, and lines that say so.
+    """Yields a folder with the files beside the weights, adapted to the prompt style of training, and messages on it.
 
     Args:
-        prompt_style: None for a model that was not trained here, whose own files are the right ones.
-        llama_cpp: whether they are for llama.cpp, which tokenizes the beginning of a text otherwise than transformers.
+        prompt_style: None for a model that was not trained here; its files are used unchanged.
+        llama_cpp: whether the files are for llama.cpp, which tokenizes the start of a text unlike transformers.
 
     Raises:
-        UserError: no such style, or no tokenizer.
+        UserError: the style is unknown, or there is no tokenizer.
     """
     if prompt_style is None:
         yield checkpoint_dir, []
@@ -96,10 +97,10 @@ def styled(checkpoint_dir: Path, prompt_style: str | None, llama_cpp: bool = Fal
 
 
 def copy_styled(checkpoint_dir: Path, folder: Path, prompt_style: str, llama_cpp: bool = False) -> list[str]:
-    """Copy the files beside the weights as a model trained in a style has them; returns lines that say so.
+    """Copies the files beside the weights, adapted to the prompt style of training; returns messages on it.
 
     Raises:
-        UserError: no such style, or no tokenizer.
+        UserError: the style is unknown, or there is no tokenizer.
     """
     copy_tokenizer(checkpoint_dir, folder)
     if (path := checkpoint_dir / "config.json").is_file():
@@ -108,7 +109,7 @@ def copy_styled(checkpoint_dir: Path, folder: Path, prompt_style: str, llama_cpp
 
 
 def _special_ids(checkpoint_dir: Path) -> dict[str, Any]:
-    """The special tokens' ids for config.json: as the checkpoint's own says, else as its tokenizer does."""
+    """Returns the special tokens' ids for config.json, from the checkpoint's own config.json, else its tokenizer."""
     path = checkpoint_dir / "config.json"
     stated = read_json(path) if path.is_file() else {}
     tokenizer = Tokenizer(checkpoint_dir)

@@ -1,4 +1,4 @@
-"""A checkpoint of ours in the format of another tool, with all that the tool wants beside the weights."""
+"""Writes a checkpoint of ours in the format of another tool, with all files that the tool needs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,15 +28,15 @@ def write_as(
     rows: int | None,
     max_shard_bytes: int,
 ) -> None:
-    """Fill `folder` with a checkpoint for transformers (hf), llama.cpp and Ollama (gguf), or litgpt (lit).
+    """Writes a checkpoint for transformers (hf), llama.cpp and Ollama (gguf), or litgpt (lit) into `folder`.
 
     Args:
-        model: as `open_lit` gives it.
-        source: where the files beside the weights are.
-        dtype: of what is written as hf and lit; None keeps it.
-        gguf_type: of gguf's matrices.
-        rows: of the vocabulary's tensors; None keeps all.
-        max_shard_bytes: size of one file of hf's weights.
+        model: configuration, specs and reader of the checkpoint, as `open_lit` returns them.
+        source: the folder with the files beside the weights.
+        dtype: dtype of the weights in hf and lit; None keeps that of the checkpoint.
+        gguf_type: type of the matrices in gguf.
+        rows: number of rows of the vocabulary's tensors; None keeps all.
+        max_shard_bytes: largest size of a shard in hf.
 
     Raises:
         UserError: the tool lacks the architecture, a trait of it or the kind of tokenizer.

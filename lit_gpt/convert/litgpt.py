@@ -1,4 +1,4 @@
-"""Write a checkpoint of ours in the layout of litgpt: lit_model.pth, model_config.yaml and the tokenizer's files.
+"""Writes a checkpoint of ours in the layout of litgpt: lit_model.pth, model_config.yaml and the tokenizer's files.
 
 litgpt 0.5.13 reads it: https://github.com/Lightning-AI/litgpt
 """
@@ -30,19 +30,19 @@ def write_litgpt(
     dtype: torch.dtype | None,
     rows: int | None,
 ) -> None:
-    """Fill `folder`, one tensor at a time.
+    """Writes a litgpt checkpoint into `folder`, one tensor at a time.
 
     Args:
-        specs: of our tensors.
-        get: reads one of them.
-        dtype: of what is written; None keeps it.
-        rows: of the vocabulary's tensors; None keeps all.
+        specs: shape and dtype of each of our tensors.
+        get: reads one of our tensors by name.
+        dtype: dtype of the written weights; None keeps that of the checkpoint.
+        rows: number of rows of the vocabulary's tensors; None keeps all.
 
     Raises:
         UserError: litgpt does not compute what the model does.
     """
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
-    theirs = _litgpt_config(config)
+    litgpt_config = _litgpt_config(config)
     plan = {}
     for name, (shape, stored) in specs.items():
         shape = (config.padded_vocab_size, *shape[1:]) if name in VOCABULARY else shape
@@ -54,24 +54,24 @@ def write_litgpt(
                 yield name, fit_rows(name, get(name), rows).to(plan[name].dtype)
 
     save_stream(plan, tensors(), folder / WEIGHTS, {HEAD: EMBEDDINGS} if config.tie_embeddings else {})
-    write_text(folder / LITGPT_CONFIG, yaml.safe_dump(theirs))
+    write_text(folder / LITGPT_CONFIG, yaml.safe_dump(litgpt_config))
     copy_tokenizer(checkpoint_dir, folder)
 
 
 def _litgpt_config(config: Config) -> dict[str, Any]:
-    """What model_config.yaml says. The inverse is `lit.translated`.
+    """Returns the content of model_config.yaml.
 
     Raises:
-        UserError: a trait that litgpt does not have, by its field.
+        UserError: litgpt lacks a trait of the model; the message names its field.
     """
     bias = config.mlp_bias
     if config.proj_bias != bias or config.qk_norm == "per_head":
         raise _unlike(config, "qk_norm" if config.qk_norm == "per_head" else "proj_bias")
     if config.unrotated_layers:
         raise _unlike(config, "unrotated_layers")
-    renamed = {ours: theirs for theirs, ours in RENAMED.items() if theirs != "condense_ratio"}
-    fields = {k: getattr(config, k) for k in SAME} | {theirs: getattr(config, k) for k, theirs in renamed.items()}
-    fields = {k: v for k, v in fields.items() if v or k == "parallel_residual"}  # what is absent is off
+    renamed = {field: key for key, field in RENAMED.items() if key != "condense_ratio"}
+    fields = {k: getattr(config, k) for k in SAME} | {key: getattr(config, k) for k, key in renamed.items()}
+    fields = {k: v for k, v in fields.items() if v or k == "parallel_residual"}  # an absent key is off
     org, _, name = config.hf_repo.partition("/")
     return {
         **fields,
@@ -93,10 +93,10 @@ def _litgpt_config(config: Config) -> dict[str, Any]:
 
 
 def _litgpt_name(config: Config) -> str:
-    """A name by which litgpt picks the right norm: by "Gemma" in it, the one that scales by 1 + weight.
+    """Returns a name for which litgpt picks the right norm: with "Gemma" in it, the norm that scales by 1 + weight.
 
     Raises:
-        UserError: the name speaks of another norm than the model has.
+        UserError: litgpt would pick another norm by the model's name.
     """
     name = config.name
     if config.norm_unit_offset and "Gemma" not in name:
@@ -109,7 +109,7 @@ def _litgpt_name(config: Config) -> str:
 
 
 def _mlp(config: Config) -> dict[str, Any]:
-    """Class of the MLP. Raises: UserError if litgpt has none like it."""
+    """Returns the class of the MLP and its settings; raises UserError if litgpt has none like it."""
     stated = {"mlp": config.mlp, "activation": config.activation}
     if stated == {"mlp": "plain", "activation": "gelu_tanh"}:
         return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": "tanh"}
@@ -120,10 +120,10 @@ def _mlp(config: Config) -> dict[str, Any]:
 
 
 def _rope(config: Config) -> dict[str, Any]:
-    """Which layers rotate by the other base, and the scaling of those that do not.
+    """Returns the settings for rotary embeddings: which layers use the local base, and the scaling of the others.
 
     Raises:
-        UserError: litgpt has no scaling like it; its YaRN takes the ramp of the paper the other way.
+        UserError: litgpt lacks the scaling; its YaRN reverses the ramp of the paper.
     """
     local: dict[str, Any] = {}
     if config.rope_local_base:

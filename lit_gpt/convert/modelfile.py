@@ -1,6 +1,6 @@
-"""A Modelfile beside a gguf file: what Ollama is told of its prompts and of what ends an answer.
+"""Writes a Modelfile beside a gguf file, which tells Ollama the prompt template and the stop tokens.
 
-https://docs.ollama.com/modelfile says what may stand in one.
+The format: https://docs.ollama.com/modelfile
 """
 
 import re
@@ -22,13 +22,13 @@ _BARE = "# No TEMPLATE: the model has no chat template, and continues the text t
 
 
 def write_modelfile(gguf: Path, checkpoint_dir: Path) -> Path:
-    """Write a Modelfile into the folder of a gguf file.
+    """Writes a Modelfile into the folder of a gguf file, and returns its path.
 
     Args:
-        checkpoint_dir: where the file's tokenizer and chat template are from.
+        checkpoint_dir: the folder with the tokenizer and the chat template.
 
     Raises:
-        UserError: no tokenizer.
+        UserError: there is no tokenizer.
     """
     tokenizer = Tokenizer(checkpoint_dir)
     style: Style | ChatTemplate | None = style_shown(checkpoint_dir, tokenizer)
@@ -48,11 +48,11 @@ def write_modelfile(gguf: Path, checkpoint_dir: Path) -> Path:
 
 
 def create_line(folder: Path, name: str) -> str:
-    """The command that makes a model of Ollama's of the folder's gguf file."""
+    """Returns the command that creates an Ollama model from the gguf file in a folder."""
     model = re.sub("[^a-z0-9._-]+", "-", name.lower()).strip("-._")
     return f"ollama create {model} -f {shlex.quote(str(folder / _MODELFILE))}"
 
 
 def _quoted(text: str) -> str:
-    """A value of a Modelfile, which knows no escapes."""
+    """Returns a quoted value for a Modelfile, whose syntax has no escapes."""
     return f'"""{text}"""' if "\n" in text or '"' in text else f'"{text}"'

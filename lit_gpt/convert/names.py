@@ -1,4 +1,4 @@
-"""Translate tensors between Hugging Face names and ours, by the weights table of an architecture, one at a time."""
+"""Translates tensors between Hugging Face names and ours, by the weights table of an architecture, one at a time."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,19 +27,20 @@ def stream_from_hf(
     dtype: torch.dtype | None = None,
     rows: int | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Our tensors, made by asking for each that the model needs, in the order in which theirs are stored.
+    """Yields each of our tensors that the model needs, in the order in which the Hugging Face tensors are stored.
 
-    A tied head is not among them: it is the embeddings.
+    A tied head is left out, since it is the embeddings.
 
     Args:
-        config: the model to fill; names its architecture.
-        available: names in the checkpoint.
-        get: returns one tensor by name, so that it may read lazily from disk.
-        dtype: what to convert to; None keeps theirs.
-        rows: of the vocabulary's tensors in the checkpoint, if those are fewer than the model's; zeros fill the rest.
+        config: the configuration of the model, which names its architecture.
+        available: tensor names in the checkpoint.
+        get: returns one Hugging Face tensor by name, and may read it lazily from disk.
+        dtype: dtype to convert to; None keeps that of the checkpoint.
+        rows: number of rows of the vocabulary's tensors in the checkpoint, if fewer than the model's; zeros fill the
+            rest.
 
     Raises:
-        UserError: a tensor is missing, has another shape, holds NaN, or belongs to nothing in the model.
+        UserError: a tensor is missing, has another shape, holds NaN, or has no counterpart in the model.
     """
     architecture = ARCHITECTURES[config.architecture]
     names = {canonical(n, architecture): n for n in available if not n.endswith(architecture.ignore)}
@@ -55,8 +56,8 @@ def stream_from_hf(
             shape[0] = rows
         x = pack(rule, parts, shape, config)
         if x is None or list(x.shape) != shape:
-            theirs = " + ".join(f"{s} {list(p.shape)}" for s, p in zip(sources, parts, strict=True))
-            raise UserError(f"{config.name}: the shape of {theirs} is not that of {name} {shape} in its configuration")
+            stored = " + ".join(f"{s} {list(p.shape)}" for s, p in zip(sources, parts, strict=True))
+            raise UserError(f"{config.name}: the shape of {stored} is not that of {name} {shape} in its configuration")
         if not x.is_floating_point():
             raise UserError(
                 f"{config.name}: {' + '.join(sources)} holds {str(x.dtype).removeprefix('torch.')}, as quantized "
@@ -74,14 +75,16 @@ def stream_from_hf(
 def stream_to_hf(
     config: Config, names: Iterable[str], get: Callable[[str], Tensor], rows: int | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Inverse of `stream_from_hf`, from the same table. A tied head is left out, as Hugging Face's files have it.
+    """Yields the Hugging Face tensors made from ours; the inverse of `stream_from_hf`.
+
+    A tied head is left out, as in Hugging Face's files.
 
     Args:
-        names: of our tensors.
-        get: returns one of them.
-        rows: of the vocabulary's tensors to keep; None keeps all.
+        names: names of our tensors.
+        get: returns one of our tensors by name.
+        rows: number of rows of the vocabulary's tensors to keep; None keeps all.
     """
-    waiting: dict[str, list[Tensor]] = {}  # parts of a tensor of theirs, until all are there
+    waiting: dict[str, list[Tensor]] = {}  # parts of a Hugging Face tensor, until all have come
     for name in names:
         if is_tied(name, config):
             continue
@@ -99,24 +102,28 @@ def stream_to_hf(
 def from_hf(
     config: Config, available: Iterable[str], get: Callable[[str], Tensor], dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """`stream_from_hf` as a whole state dict, a tied head included."""
+    """Returns what `stream_from_hf` yields as a whole state dict, with a tied head."""
     state = dict(stream_from_hf(config, available, get, dtype))
     return state | {HEAD: state[EMBEDDINGS]} if config.tie_embeddings else state
 
 
 def to_hf(config: Config, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`stream_to_hf` as a whole state dict; needs no values: tensors on the meta device give the shapes."""
+    """Returns what `stream_to_hf` yields as a whole state dict; tensors on the meta device give the shapes only."""
     return dict(stream_to_hf(config, state, state.__getitem__))
 
 
-def plan_from_hf(config: Config, theirs: Mapping[str, Spec], dtype: torch.dtype | None = None) -> dict[str, Spec]:
-    """Shape and dtype of what `stream_from_hf` will make of tensors like `theirs`, in our model's order, and the head.
+def plan_from_hf(config: Config, hf_specs: Mapping[str, Spec], dtype: torch.dtype | None = None) -> dict[str, Spec]:
+    """Returns the spec of each tensor that `stream_from_hf` will make, and of a tied head, in our model's order.
+
+    Args:
+        hf_specs: specs of the tensors in the checkpoint.
+        dtype: dtype to convert to; None keeps that of the checkpoint.
 
     Raises:
         UserError: a tensor is missing.
     """
     architecture = ARCHITECTURES[config.architecture]
-    dtypes = {canonical(n, architecture): spec.dtype for n, spec in theirs.items()}
+    dtypes = {canonical(n, architecture): spec.dtype for n, spec in hf_specs.items()}
     plan = {}
     for name, shape in lit_shapes(config).items():
         sources = hf_sources(EMBEDDINGS if is_tied(name, config) else name, config)[1]
@@ -128,7 +135,7 @@ def plan_from_hf(config: Config, theirs: Mapping[str, Spec], dtype: torch.dtype 
 
 
 def _check_tied(config: Config, names: Mapping[str, str], get: Callable[[str], Tensor], embeddings: Tensor) -> None:
-    """Raises: UserError if the checkpoint has a head, and that is not the embeddings as its config.json says."""
+    """Checks that a head in the checkpoint equals the embeddings to which it is tied; raises UserError if not."""
     (source,) = hf_sources(HEAD, config)[1]
     if source in names and not torch.equal(get(names[source]), embeddings):
         raise UserError(
@@ -138,7 +145,7 @@ def _check_tied(config: Config, names: Mapping[str, str], get: Callable[[str], T
 
 
 def _check_names(config: Config, found: Iterable[str], wanted: dict[str, tuple[Rule, list[str]]]) -> None:
-    """Raises: UserError if the checkpoint lacks a tensor, or has one that belongs nowhere."""
+    """Checks that the checkpoint has exactly the tensors that the model needs; raises UserError if not."""
     needed = {source: name for name, (_, sources) in wanted.items() for source in sources}
     found = set(found)
     if missing := [s for s in needed if s not in found]:
@@ -155,27 +162,27 @@ def is_tied(name: str, config: Config) -> bool:
 
 
 def fit_rows(name: str, x: Tensor, rows: int | None) -> Tensor:
-    """A tensor of the vocabulary with so many rows, zeros added or the last cut off; any other as it is."""
+    """Pads a tensor of the vocabulary with zeros, or truncates it, to `rows` rows; returns any other unchanged."""
     if name not in VOCABULARY or rows is None or x.size(0) == rows:
         return x
     return x[:rows] if x.size(0) > rows else torch.cat((x, x.new_zeros(rows - x.size(0), *x.shape[1:])))
 
 
 def lit_shapes(config: Config) -> dict[str, torch.Size]:
-    """Name and shape of every tensor that `GPT(config)` needs, embeddings before the head; allocates none of them."""
+    """Returns the name and shape of every tensor of `GPT(config)`, embeddings before the head; allocates none."""
     with torch.device("meta"):
         shapes = {name: x.shape for name, x in GPT(config).state_dict().items()}
     return dict(sorted(shapes.items(), key=lambda item: item[0].startswith("lm_head")))
 
 
 def canonical(name: str, architecture: Architecture) -> str:
-    """The spelling of `name` that the weights table uses, aliases resolved."""
+    """Returns `name` as the weights table spells it, with aliases resolved."""
     module, _, parameter = name.rpartition(".")
     return f"{architecture.aliases.get(module, module)}.{parameter}"
 
 
 def hf_sources(name: str, config: Config) -> tuple[Rule, list[str]]:
-    """The table's row for one of our tensors, and the Hugging Face tensors it names.
+    """Returns the rule of the weights table for one of our tensors, and the Hugging Face tensors that it names.
 
     `transformer.h.3.mlp.fc.bias` -> ("gpt_neox.layers.{}.mlp...", ["gpt_neox.layers.3.mlp....bias"])
     """
@@ -194,7 +201,7 @@ def hf_sources(name: str, config: Config) -> tuple[Rule, list[str]]:
 
 
 def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> Tensor | None:
-    """Hugging Face tensors -> ours, of `shape`; None if theirs cannot be arranged so.
+    """Returns our tensor of `shape` made from Hugging Face tensors; None if their shapes do not allow it.
 
     `attn.qkv` stacks [all q | all k | all v] along dim 0.
     """
@@ -207,7 +214,9 @@ def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> T
         case Part():
             if parts[0].size(0) != rule.of * shape[0]:
                 return None
-            return parts[0].chunk(rule.of)[rule.index].clone()  # a view would keep all of theirs in memory
+            return (
+                parts[0].chunk(rule.of)[rule.index].clone()
+            )  # a view would keep the whole Hugging Face tensor in memory
         case PerHead():
             return torch.stack(parts) if all(list(p.shape) == shape[1:] for p in parts) else None
         case _:
@@ -215,7 +224,7 @@ def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> T
 
 
 def unpack(rule: Rule, x: Tensor, config: Config) -> list[Tensor]:
-    """Inverse of `pack`."""
+    """Returns the Hugging Face tensors made from one of ours; the inverse of `pack`."""
     match rule:
         case Separate():
             return list(x.split(config.qkv_sizes))

@@ -1,4 +1,4 @@
-"""Tensors of somebody's checkpoint folder, read lazily: safetensors, `.bin` or gguf, in one file or in shards."""
+"""Reads the tensors of a checkpoint folder lazily: safetensors, `.bin` or gguf, in one file or in shards."""
 
 import json
 import re
@@ -24,27 +24,27 @@ _AGAIN = "delete it and download it again"
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint as Hugging Face would have it, whatever its files are."""
+    """A checkpoint with Hugging Face's names and configuration, whatever the format of its files."""
 
     hf_config: dict[str, Any]
     config_file: Path
-    """Where `hf_config` was read, for messages."""
+    """File from which `hf_config` was read, for messages."""
     names: list[str]
-    """The tensors it has, in the order of the files."""
+    """Names of the tensors, in the order of the files."""
     get: Callable[[str], Tensor]
-    """Reads one of them. It may be a view of a mapped file, which stays in memory as long as the tensor is kept."""
+    """Reader of one tensor by name, which may be a view that keeps a mapped file in memory."""
     files: list[Path]
     specs: dict[str, Spec]
     """Shape and dtype of each of `names`."""
 
 
 def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
-    """The checkpoint in `folder`: safetensors if there are any, else `.bin`, else gguf.
+    """Opens the checkpoint in `folder`: safetensors if there are any, else `.bin`, else gguf.
 
-    At most one file of weights is open at a time, none of it is kept, and nothing is read but what `get` asks for.
+    At most one file of weights is open at a time, and only the tensors that `get` asks for are read.
 
     Args:
-        dtype: what the tensors will be turned into, so that quantized ones are at once; others come as they are.
+        dtype: dtype to which quantized tensors are dequantized; others keep theirs.
 
     Raises:
         UserError: no weights, no config.json, a shard that is missing, a file that is damaged or would run code, files
@@ -69,10 +69,10 @@ def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
 
 
 def _weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] | None]:
-    """The file called `name`, else its shards; and the index's table tensor -> file where one says which they are.
+    """Returns the file called `name`, else its shards, and the table tensor -> file of their index if there is one.
 
-    As in transformers, the one file wins over an index and shards that a save before it may have left. Without either,
-    all files are taken that are called like shards.
+    As in transformers, the single file wins over an index and shards that an earlier save may have left. Without
+    either, all files are taken whose names look like shards.
 
     Raises:
         UserError: the index is damaged, or a file is missing.
@@ -95,7 +95,7 @@ def _weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] |
 
 
 def _require_all_shards(files: list[Path]) -> list[Path]:
-    """`files`. Raises: UserError if one is called model-00001-of-00003 or the like, and another is not there."""
+    """Returns `files`; raises UserError if one is named like model-00001-of-00003 and another of the set is missing."""
     names = {path.name for path in files}
     for path in files:
         if match := re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\.\w+)", path.name):
@@ -134,7 +134,9 @@ def _open_files(
             )
         specs |= found
         paths |= dict.fromkeys(found, path)
-    if any(name.endswith(".qweight") for name in specs):  # AutoGPTQ and AutoAWQ say how in a file of their own
+    if any(
+        name.endswith(".qweight") for name in specs
+    ):  # AutoGPTQ and AutoAWQ describe the quantization in a separate file
         for stated in ("quantize_config.json", "quant_config.json"):
             if "quantization_config" not in hf_config and (folder / stated).is_file():
                 hf_config["quantization_config"] = read_json(folder / stated)
@@ -144,7 +146,7 @@ def _open_files(
 
 
 def _check_index(found: dict[str, Spec], weight_map: dict[str, str], path: Path, index: str) -> None:
-    """Raises: UserError unless the file holds just the tensors that the index lists for it."""
+    """Checks that the file holds exactly the tensors that the index lists for it; raises UserError if not."""
     listed = {tensor for tensor, name in weight_map.items() if name == path.name}
     for tensor in sorted(listed - found.keys()):
         raise UserError(f"{path} lacks {tensor!r}, which {index} lists for it; delete both and download them again")
@@ -154,7 +156,7 @@ def _check_index(found: dict[str, Spec], weight_map: dict[str, str], path: Path,
 
 
 def _require_weights(path: Path) -> bytes:
-    """How the file begins. Raises: UserError if it is empty, or text, as no format of weights is."""
+    """Returns the first bytes of a file of weights; raises UserError if it is empty or text."""
     with open(path, "rb") as file:
         head = file.read(32)
     if not head:
@@ -167,7 +169,7 @@ def _require_weights(path: Path) -> bytes:
 
 
 def _open_safetensors(path: Path) -> Opened:
-    """Raises: UserError if the file is damaged, or holds a dtype that we do not read."""
+    """Opens a safetensors file; raises UserError if it is damaged or holds an unsupported dtype."""
     head = _require_weights(path)
     try:
         file = safe_open(path, framework="pt")
@@ -187,8 +189,10 @@ def _open_safetensors(path: Path) -> Opened:
 
 
 def _open_bin(path: Path) -> Opened:
-    """Raises: UserError if the file is damaged, or holds something else than tensors that we read."""
-    is_zip = _require_weights(path).startswith(b"PK")  # files from before torch 1.6 are not, and cannot be mapped
+    """Opens a `.bin` file; raises UserError if it is damaged or holds anything but supported tensors."""
+    is_zip = _require_weights(path).startswith(
+        b"PK"
+    )  # files from before torch 1.6 are not zip archives, and cannot be mapped
     state = _tensors_in(_load(path, is_zip), path)
     for name, x in state.items():
         if x.dtype not in DTYPES or x.layout != torch.strided or x.is_meta:
@@ -202,10 +206,10 @@ def _unknown_dtype(path: Path, name: str, dtype: str) -> UserError:
 
 
 def _load(path: Path, mmap: bool) -> Any:
-    """What torch saved there.
+    """Loads what torch saved in a file.
 
     Raises:
-        UserError: the file is damaged, or it is a pickle that would run code when loaded.
+        UserError: the file is damaged, or is a pickle that would run code when loaded.
     """
     try:
         return load_weights(path, mmap)
@@ -221,10 +225,10 @@ def _load(path: Path, mmap: bool) -> Any:
 
 
 def _tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """`loaded` if it is a dict of tensors, or the one such dict under "model" or "state_dict".
+    """Returns `loaded` if it is a dict of tensors, else the one such dict under "model" or "state_dict".
 
     Raises:
-        UserError: there is none, or there are tensors beside it.
+        UserError: there is no such dict, or there are tensors beside it.
     """
 
     def is_state(x: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How much two checkpoints' next tokens differ, computed with one block in memory at a time."""
+"""Compares the next-token logits of two checkpoints, computed with one block in memory at a time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,22 +20,22 @@ from lit_gpt.layers.rope import Rope
 from lit_gpt.model import GPT, softcap, visible
 
 _ROWS = 4096
-"""Of the output projection, that are in fp32 at a time."""
+"""Number of rows of the output projection that are upcast to fp32 at a time."""
 
 
 class Difference(NamedTuple):
-    """How the next tokens of one model differ from those of another one, over all positions compared."""
+    """A summary of how the next-token logits of two models differ, over all positions compared."""
 
     n_tokens: int
     largest: float
     """Largest difference of a logit."""
     kl: float
-    """KL divergence of the other's next token from the one's, mean, in nats."""
+    """Mean KL divergence of the second model's next-token distribution from the first's, in nats."""
     agreement: float
-    """Part of the positions at which both find the same token most likely."""
+    """Fraction of positions at which both models find the same token most likely."""
 
     def __str__(self) -> str:
-        """The figures with their names, the largest difference last."""
+        """Returns the figures with their names, the largest difference last."""
         return (
             f"KL divergence {self.kl:.2g} nats a token, {self.agreement:.1%} of next tokens equal, "
             f"largest difference of a logit: {self.largest:.3g}"
@@ -43,9 +43,9 @@ class Difference(NamedTuple):
 
 
 def difference_of(before: Tensor, after: Tensor) -> Difference:
-    """What changed from one model's logits to the other's, (T, V) both.
+    """Returns how two models' logits differ, both (T, V).
 
-    Where one has more rows in its vocabulary than the other, those that both have are compared.
+    If one vocabulary has more rows than the other, only the common rows are compared.
     """
     n = min(before.size(-1), after.size(-1))
     before, after = before[:, :n], after[:, :n]
@@ -60,10 +60,11 @@ def difference_of(before: Tensor, after: Tensor) -> Difference:
 
 @torch.inference_mode()
 def streamed_logits(config: Config, get: Callable[[str], Tensor], ids: list[int]) -> Tensor:
-    """Next-token logits of one text in fp32, (T, V).
+    """Returns the next-token logits of one text in fp32, (T, V).
 
     Args:
-        get: one of our tensors by name.
+        get: reads one of our tensors by name.
+        ids: token ids of the text.
     """
     with torch.device("meta"):
         model = GPT(config)
@@ -88,7 +89,7 @@ def streamed_logits(config: Config, get: Callable[[str], Tensor], ids: list[int]
 
 
 def _reader(config: Config, source: Source) -> Callable[[str], Tensor]:
-    """A function that gives our tensors out of a Hugging Face checkpoint."""
+    """Returns a function that reads one of our tensors by name from a Hugging Face checkpoint."""
     names = {canonical(n, ARCHITECTURES[config.architecture]): n for n in source.names}
     shapes = lit_shapes(config)
 
@@ -102,11 +103,12 @@ def _reader(config: Config, source: Source) -> Callable[[str], Tensor]:
 
 
 def difference_read_back(config: Config, get: Callable[[str], Tensor], written: Path, ids: list[int]) -> Difference:
-    """What changed from a checkpoint of ours to the folder that was written of it, in the logits of a text.
+    """Returns how the logits of a written folder differ from those of the checkpoint that it was written from.
 
     Args:
-        get: one of our tensors by name.
-        ids: of the text's tokens.
+        get: reads one of our tensors by name.
+        written: the folder in the other format.
+        ids: token ids of the text to compare on.
     """
     if (written / WEIGHTS).is_file():
         again, _, get_again = open_lit(written)

@@ -1,4 +1,4 @@
-"""tokenizer.json from the older pair of files that some checkpoints have in its place, vocab.json and merges.txt."""
+"""Makes tokenizer.json from vocab.json and merges.txt, the older pair of files that some checkpoints have instead."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ _SPLITTINGS = {
     "GPTNeoXTokenizer": "gpt-2",
     "Qwen2Tokenizer": "qwen2",
 }
-"""Tokenizer class of transformers -> how it splits a text, which the two files do not say."""
+"""Splitting of each tokenizer class of transformers, which the two files do not state."""
 _CLASSES = {"gpt_neox": "GPTNeoXTokenizer", "phi": "CodeGenTokenizer"}
 _CLASSES |= dict.fromkeys(("qwen2", "qwen3", "qwen3_moe"), "Qwen2Tokenizer")
-"""`model_type` -> the class where tokenizer_config.json names none."""
+"""Tokenizer class by `model_type`, for when tokenizer_config.json names none."""
 
 
 def join_vocabulary_and_merges(folder: Path) -> None:
-    """Write the tokenizer.json that transformers would make of vocab.json and merges.txt; nothing without those files.
+    """Writes the tokenizer.json that transformers would make from vocab.json and merges.txt, if both exist.
 
     Raises:
-        UserError: a file is damaged, or the tokenizer's class is none whose way to split a text is known.
+        UserError: a file is damaged, or the splitting of the tokenizer's class is unknown.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -39,7 +39,7 @@ def join_vocabulary_and_merges(folder: Path) -> None:
             f"{folder} has vocab.json and merges.txt, which do not say how {name or 'a tokenizer without a class'} "
             "splits a text; put the tokenizer.json of the model beside them"
         )
-    # a token that was added keeps its id by being in the vocabulary, too
+    # an added token keeps its id only if the vocabulary has it, too
     vocabulary = read_json(vocabulary_file) | {t.content: t.id for t in settings.added}
     lines = merges_file.read_text(encoding="utf-8").splitlines()
     merges = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]

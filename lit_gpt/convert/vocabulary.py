@@ -1,4 +1,4 @@
-"""Check that a checkpoint's tokenizer and embedding table belong together, and give the table its rows."""
+"""Checks that a checkpoint's tokenizer fits its embedding table, and determines the rows of the table."""
 
 import math
 from dataclasses import replace
@@ -9,25 +9,25 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
 _N_NAMED = 5
-"""Tokens without a row that a message names."""
+"""Number of tokens without a row that a message names."""
 
 
 def check_vocabulary(config: Config, checkpoint_dir: Path) -> None:
-    """Raises: UserError if the tokenizer is missing or has tokens that the model has no row for."""
+    """Checks that the model has a row for each token of the tokenizer; raises UserError if not."""
     pad_vocabulary(config, 1, checkpoint_dir)
 
 
 def pad_vocabulary(config: Config, multiple: int, checkpoint_dir: Path) -> Config:
-    """`config` with rows for its vocabulary up to a multiple, and so many that each token of the tokenizer has one.
+    """Returns `config` with the vocabulary's rows padded to a multiple, and to at least one row for each token.
 
-    A pad token is often added to a tokenizer and not to its model. Prints which tokens get a row of zeros that way.
+    A pad token is often added to a tokenizer but not to its model. Prints which tokens get a row of zeros.
 
     Args:
-        config: with the rows of the checkpoint's own table.
+        config: the configuration with the rows of the checkpoint's own table.
         multiple: 1 leaves the rows as they are.
 
     Raises:
-        UserError: `multiple` is below 1, the tokenizer is missing, is one of another model, or has tokens without a
+        UserError: `multiple` is below 1, the tokenizer is missing, is that of another model, or has tokens without a
             row while `multiple` is 1.
     """
     if multiple < 1:

@@ -1,4 +1,4 @@
-"""Files written in a thread of their own, while what comes next is read or computed."""
+"""Writes files in a background thread, while the next tensor is read or computed."""
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,15 +7,15 @@ from types import TracebackType
 from typing import Any
 
 _SMALL = 2**16
-"""Bytes; a piece that is no larger may wait in any number."""
+"""Largest number of bytes of a piece that may be queued without limit."""
 _AT_ONCE = 2**20
-"""Bytes that the system is given in one call: with 64 times as many Linux 6.18 took two to seven times as long."""
+"""Number of bytes per write call: with 64 times as many, Linux 6.18 took two to seven times as long."""
 
 
 class Behind:
-    """Writes pieces of existing files one after the other. One large piece at a time is on its way, and kept alive.
+    """A background writer of pieces of existing files, which holds at most one large piece at a time.
 
-    An error of the disk comes out of the next call, or where the `with` ends.
+    An error of the disk is raised by the next call, or at the end of the `with` block.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,10 @@ class Behind:
             self.thread.shutdown(cancel_futures=True)
 
     def write(self, path: Path, start: int, data: Any) -> int:
-        """Put `data`, which must not change from now on, at byte `start` of a file; returns its bytes."""
+        """Queues `data` to be written at byte `start` of a file, and returns its size in bytes.
+
+        `data` must not change afterwards.
+        """
         content = memoryview(data)
         if content.nbytes > _SMALL:
             self.wait()
@@ -41,7 +44,7 @@ class Behind:
         return content.nbytes
 
     def wait(self) -> None:
-        """Raises: OSError if a piece could not be written."""
+        """Waits until all queued pieces are written; raises OSError if one could not be."""
         waiting, self.waiting = self.waiting, []
         for future in waiting:
             future.result()
@@ -53,12 +56,12 @@ def _put(path: Path, start: int, content: memoryview) -> None:
         content = content.cast("B") if content.nbytes else content
         while content.nbytes:
             content = content[file.write(content[:_AT_ONCE]) :]
-        if hasattr(os, "posix_fadvise"):  # on its way to the disk, which would wait for the end otherwise
+        if hasattr(os, "posix_fadvise"):  # starts writing to the disk now, which would otherwise wait for the end
             os.posix_fadvise(file.fileno(), start, file.tell() - start, os.POSIX_FADV_DONTNEED)
 
 
 class FileBehind:
-    """A file by `Behind`, as far as `zipfile` needs one to write an archive."""
+    """A file written through `Behind`, with the methods that `zipfile` needs to write an archive."""
 
     def __init__(self, behind: Behind, path: Path) -> None:
         self.behind, self.path, self.position = behind, path, 0

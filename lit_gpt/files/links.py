@@ -1,4 +1,4 @@
-"""A folder under a second name: a link, or a copy where the system or the filesystem has none."""
+"""Gives a folder a second name: a symbolic link, or a copy where the system or the filesystem has no links."""
 
 import os
 import shutil
@@ -6,8 +6,11 @@ from pathlib import Path
 
 
 def point(link: Path, folder: Path) -> None:
-    """Let `link`, beside or above `folder`, lead to it in place of what it led to. Windows wants a right for links that
-    few users have, and exFAT has none: there a copy takes the name, made again only when it is of another folder."""
+    """Makes `link`, beside or above `folder`, point to it, replacing what it pointed to before.
+
+    Windows requires a privilege for links that few users have, and exFAT has no links: there `link` becomes a copy,
+    which is made again only if the folder's contents differ.
+    """
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     remove(temporary)
     try:
@@ -22,7 +25,7 @@ def point(link: Path, folder: Path) -> None:
 
 
 def remove(link: Path) -> None:
-    """Remove what `point` made, if it is there; what a link leads to stays."""
+    """Removes what `point` made, if it exists; the folder that a link points to stays."""
     if link.is_dir() and not link.is_symlink():
         shutil.rmtree(link)
     else:
@@ -30,5 +33,5 @@ def remove(link: Path) -> None:
 
 
 def _listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of each file."""
+    """Returns the size and the modification time of each file in a folder."""
     return {p.name: (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""Tensors out of torch's files that `torch.load(weights_only=True)` refuses though they would run nothing.
+"""Reads tensors from torch files that `torch.load(weights_only=True)` refuses although they run no code.
 
 Lit-GPT 2023 wrote its checkpoints with protocol 5 of pickle, and training scripts put paths and namespaces beside the
 weights. Nothing that a file names is imported here: tensors are made by our own code, and what is harmless becomes a
@@ -31,15 +31,15 @@ _PLACEHOLDERS = {
     "torch": ("device", "Tensor"),
     "torch.nn.parameter": ("Parameter",),
 }
-"""What may stand beside the weights."""
+"""Harmless classes that may be stored beside the weights."""
 
 
 class RefusedError(Exception):
-    """The file names something that loading it would import and call; says what."""
+    """A file that names something that loading would import and call; the message says what."""
 
 
 class _Placeholder:
-    """Stands for an object that is not needed; takes whatever it is made of, and does nothing."""
+    """A stand-in for an object that is not needed; accepts any arguments and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -47,13 +47,13 @@ class _Placeholder:
 
 
 def load_weights(path: Path, mmap: bool = True) -> Any:
-    """What torch saved there, on the CPU.
+    """Loads what torch saved in a file, on the CPU.
 
     Args:
         mmap: tensors stay in the file until they are used; only for files in torch's zip format.
 
     Raises:
-        RefusedError: it could run code.
+        RefusedError: loading the file could run code.
         Exception: of any kind, if the file is damaged.
     """
     try:
@@ -68,10 +68,10 @@ def load_weights(path: Path, mmap: bool = True) -> Any:
 
 
 def load_pickle(path: Path) -> Any:
-    """What torch saved there in its zip format, tensors memory-mapped.
+    """Loads what torch saved in its zip format, with memory-mapped tensors.
 
     Raises:
-        RefusedError: it could run code.
+        RefusedError: loading the file could run code.
         Exception: of any kind, if the file is damaged.
     """
     with zipfile.ZipFile(path) as archive:
@@ -82,7 +82,7 @@ def load_pickle(path: Path) -> Any:
 
 
 class _Reader(pickle.Unpickler):
-    """Unpickles without importing anything."""
+    """An unpickler that imports nothing."""
 
     def __init__(self, file: Any, path: Path, archive: zipfile.ZipFile, prefix: str) -> None:
         super().__init__(file, encoding="utf-8")
@@ -102,7 +102,7 @@ class _Reader(pickle.Unpickler):
         raise RefusedError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """The values of a record, (n,)."""
+        """Returns the values of a record of the archive, (n,)."""
         kind, dtype, key, _, n = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise RefusedError(str(kind))
@@ -115,7 +115,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _content_start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of a file of the archive begin; its own header says how long it is."""
+    """Returns the byte at which the content of an archive member starts, after its header of variable length."""
     assert archive.fp is not None
     position = archive.fp.tell()
     archive.fp.seek(entry.header_offset + 26)
@@ -125,7 +125,7 @@ def _content_start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
 
 
 def _view(values: Tensor, offset: int, shape: Sequence[int], strides: Sequence[int], *more: Any) -> Tensor:
-    """What torch's `_rebuild_tensor`, `_rebuild_tensor_v2` and `_rebuild_tensor_v3` make of a storage."""
+    """Returns a view of a storage, as torch's `_rebuild_tensor`, `_rebuild_tensor_v2` and `_rebuild_tensor_v3` do."""
     dtypes = [m for m in more if isinstance(m, torch.dtype)]
     values = values.view(dtypes[0]) if dtypes else values
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -135,7 +135,7 @@ def _view(values: Tensor, offset: int, shape: Sequence[int], strides: Sequence[i
 
 
 def _with_attributes(make: Any, kind: Any, args: tuple[Any, ...], state: Any) -> Tensor:
-    """A tensor that had attributes in Python, without them."""
+    """Returns a tensor that had Python attributes, without them."""
     return make(*args)
 
 
@@ -154,4 +154,4 @@ _MADE = {
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _with_attributes,
 }
-"""What stands for the functions and classes that a file of tensors needs."""
+"""Replacements for the functions and classes that a file of tensors needs."""

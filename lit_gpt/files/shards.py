@@ -1,4 +1,4 @@
-"""State dicts as safetensors, in one file or in shards with an index, as transformers has them."""
+"""Writes state dicts as safetensors, in one file or in shards with an index, as transformers does."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -19,19 +19,19 @@ def save_safetensors_shards(
     max_shard_bytes: int,
     metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write model.safetensors, or its shards with their index, of tensors that come one at a time and are not kept.
+    """Writes model.safetensors, or its shards with their index, from tensors that come one at a time and are not kept.
 
     The format: https://huggingface.co/docs/safetensors/index#format
 
     Args:
-        specs: all names, in the order in which they fill the shards.
+        specs: shape and dtype of each tensor, in the order in which they fill the shards.
         tensors: in any order; may be a generator.
-        folder: one that nobody reads yet, such as `replace_folder` makes: files get their names before they are whole.
+        folder: one that nobody reads yet, such as `replace_folder` makes: files get their names before their content.
         max_shard_bytes: a tensor that is larger gets a shard of its own.
-        metadata: for the header of each file; None is what transformers asks for.
+        metadata: strings for the header of each file; None writes what transformers requires.
 
     Returns:
-        The files with weights.
+        The paths of the files with weights.
 
     Raises:
         UserError: the disk has no room for them.
@@ -60,7 +60,7 @@ def save_safetensors_shards(
 
 
 def _plan_shards(specs: Mapping[str, Spec], max_bytes: int) -> list[list[str]]:
-    """Names of each shard: in order, a new one wherever the next tensor would not fit."""
+    """Returns the tensor names of each shard, in order; a new shard starts wherever the next tensor would not fit."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, spec in specs.items():
@@ -77,7 +77,7 @@ def _shard_name(i: int, n: int) -> str:
 
 
 def _make_header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:
-    """The beginning of a safetensors file, where each tensor starts in it, and its size."""
+    """Returns the header of a safetensors file, the byte at which each tensor starts, and the size of the file."""
     fields: dict[str, Any] = {"__metadata__": dict(metadata)}
     starts: dict[str, int] = {}
     end = 0

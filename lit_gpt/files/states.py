@@ -1,4 +1,4 @@
-"""State dicts in torch's files, such as lit_model.pth."""
+"""Reads and writes state dicts in torch files, such as lit_model.pth."""
 
 import pickle
 import sys
@@ -20,11 +20,11 @@ from lit_gpt.files.tensors import DTYPES, OneFileOpen, Opened, Spec, checked, fi
 from lit_gpt.files.whole import allocate, replace_with, require_room
 
 _ALIGNMENT = 64
-"""Bytes; tensors start at multiples of it in torch's files, as `torch.save` has them."""
+"""Number of bytes to whose multiples tensors are aligned in torch files, as by `torch.save`."""
 
 
 def save_state(state: dict[str, Tensor], path: Path) -> None:
-    """Write tensors that are in memory under a temporary name, then rename: `path` is whole or was not touched.
+    """Writes tensors that are in memory to `path`, completely or not at all (a temporary name, then a rename).
 
     Raises:
         UserError: the disk is full.
@@ -40,10 +40,10 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
 
 
 def load_state(path: Path, remedy: str) -> dict[str, Tensor]:
-    """A file of `save_state` or `save_stream`, memory-mapped.
+    """Loads a file that `save_state` or `save_stream` wrote, memory-mapped.
 
     Raises:
-        UserError: missing or damaged; says to run `remedy`.
+        UserError: the file is missing or damaged; the message says to run `remedy`.
     """
     if not path.is_file():
         raise UserError(f"there is no {path}; make it with {remedy}")
@@ -60,10 +60,10 @@ def load_state(path: Path, remedy: str) -> dict[str, Tensor]:
 
 
 def open_state(path: Path, remedy: str) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
-    """What `load_state` would give, as specs and a function that reads one tensor and keeps none.
+    """Returns the specs of a state dict, and a function that reads one tensor by name and keeps none in memory.
 
     Raises:
-        UserError: missing or damaged; says to run `remedy`.
+        UserError: the file is missing or damaged; the message says to run `remedy`.
     """
 
     def open_file(path: Path) -> Opened:
@@ -80,19 +80,19 @@ def save_stream(
     path: Path,
     shared: Mapping[str, str] | None = None,
 ) -> None:
-    """Write what `save_state` would, of tensors that come one at a time and are not kept.
+    """Writes the file that `save_state` would write, from tensors that come one at a time and are not kept.
 
-    The container is ours and not `torch.save`'s, which wants all tensors at once. What torch offers instead (saving
-    under `torch.serialization.skip_data`, then writing into the holes) is a prototype by its own documentation, and
-    tells the holes' places by a private attribute.
+    The archive is written here and not by `torch.save`, which needs all tensors at once. What torch offers instead
+    (saving under `torch.serialization.skip_data`, then filling the gaps) is a prototype by its own documentation, and
+    gives the gaps' offsets by a private attribute only.
 
     Args:
-        specs: all names, in the order that the file is to have.
+        specs: shape and dtype of each tensor, in the order of the file.
         tensors: in any order; may be a generator.
-        shared: name -> the name whose values it is; these do not come in `tensors`.
+        shared: name -> name of the tensor whose values it shares; these names are not in `tensors`.
 
     Raises:
-        UserError: the disk has no room for it.
+        UserError: the disk has no room for the file.
     """
     shared = shared or {}
     require_room(sum(Spec(*spec).n_bytes for name, spec in specs.items() if name not in shared), path)
@@ -102,7 +102,7 @@ def save_stream(
 def _write_state(
     specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], path: Path, shared: Mapping[str, str]
 ) -> None:
-    """The zip archive of torch's files: data.pkl, byteorder, version, and data/0, data/1 ... with the values.
+    """Writes torch's zip archive: data.pkl, byteorder, version, and data/0, data/1 ... with the values.
 
     https://docs.pytorch.org/docs/stable/notes/serialization.html#serialized-file-format-for-torch-save
     """
@@ -124,7 +124,7 @@ def _write_state(
 
 
 def _write_record(archive: zipfile.ZipFile, file: FileBehind, name: str, content: Any) -> None:
-    """Append a file to the archive, its content at a multiple of _ALIGNMENT."""
+    """Appends a member to the archive, with its content aligned to _ALIGNMENT."""
     entry = zipfile.ZipInfo(f"archive/{name}")
     size_of_header, size_of_zip64, size_of_padding = 30, 20, 4  # of the fields before the content, without the padding
     start = file.tell() + size_of_header + len(entry.filename) + size_of_zip64 + size_of_padding
@@ -136,10 +136,10 @@ def _write_record(archive: zipfile.ZipFile, file: FileBehind, name: str, content
 
 @dataclass(frozen=True)
 class _Saved:
-    """A tensor in data.pkl; pickles as torch's tensors do."""
+    """A tensor in data.pkl, which pickles as torch's tensors do."""
 
     key: str
-    """Its values are in the record data/<key>."""
+    """Name of the record data/<key> that holds the values."""
     spec: Spec
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -149,7 +149,7 @@ class _Saved:
 
 
 class _Values(NamedTuple):
-    """The storage of a `_Saved`, which torch's files name by a persistent id."""
+    """The storage of a `_Saved`, which torch files name by a persistent id."""
 
     key: str
     spec: Spec

@@ -1,4 +1,4 @@
-"""Tensors that are written and read one at a time, so that a model need not fit in memory."""
+"""Reads and writes tensors one at a time, so that a model need not fit in memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,13 +20,13 @@ DTYPES: dict[torch.dtype, tuple[str, type]] = {
     torch.uint8: ("U8", torch.ByteStorage),
     torch.bool: ("BOOL", torch.BoolStorage),
 }
-"""What we write: a dtype -> its name in safetensors, the class that stands for it in torch's files."""
+"""Supported dtypes: dtype -> (its name in safetensors, its storage class in torch files)."""
 MAPPED_BYTES = 64 * 2**20
-"""After so many bytes of a mapped file were used its mapping is made anew: what was touched would stay in memory."""
+"""Number of bytes read from a mapped file after which it is mapped anew, to release the pages that were touched."""
 
 
 class Spec(NamedTuple):
-    """What is known of a tensor without its values."""
+    """A tensor's shape and dtype, without its values."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -37,48 +37,49 @@ class Spec(NamedTuple):
 
 
 def spec_of(x: Tensor) -> Spec:
-    """Shape and dtype of `x`, which may be on the meta device."""
+    """Returns the shape and dtype of `x`, which may be on the meta device."""
     return Spec(tuple(x.shape), x.dtype)
 
 
 class Opened(NamedTuple):
-    """A file of tensors."""
+    """A file of tensors, open for reading."""
 
     specs: dict[str, Spec]
     get: Callable[[str], Tensor]
     is_mapped: bool = True
-    """False if all of it was read into memory, as some formats need."""
+    """Whether the file is memory-mapped; False if all of it was read into memory, as some formats require."""
 
 
 class OneFileOpen:
-    """Reads tensors by name out of several files, and keeps at most one of them open, with little of it in memory."""
+    """A reader of tensors by name from several files, which keeps at most one file open and little of it in memory."""
 
     def __init__(self, paths: Mapping[str, Path], open_file: Callable[[Path], Opened]) -> None:
         self.paths, self.open_file = paths, open_file
         self.path: Path | None = None
         self.opened: Opened | None = None
-        self.given: list[ref[Tensor]] = []
-        self.n_given = 0
+        self.handed_out: list[ref[Tensor]] = []
+        self.n_handed_out = 0
 
     def __call__(self, name: str) -> Tensor:
         path = self.paths[name]
-        if self.opened is None or path != self.path or (self.opened.is_mapped and self.n_let_go() > MAPPED_BYTES):
-            self.opened = None  # let go of the one before first
-            self.path, self.opened, self.given, self.n_given = path, self.open_file(path), [], 0
+        if self.opened is None or path != self.path or (self.opened.is_mapped and self.n_released() > MAPPED_BYTES):
+            self.opened = None  # close the previous file first
+            self.path, self.opened, self.handed_out, self.n_handed_out = path, self.open_file(path), [], 0
         x = self.opened.get(name).detach()  # an object of its own, which the opened file does not hold
-        self.given.append(ref(x))
-        self.n_given += x.nbytes
+        self.handed_out.append(ref(x))
+        self.n_handed_out += x.nbytes
         return x
 
-    def n_let_go(self) -> int:
-        """Bytes of the open file that were read and are no longer used; those of tensors that are kept stay anyway."""
-        if self.n_given <= MAPPED_BYTES:
+    def n_released(self) -> int:
+        """Returns the bytes of the open file that were read and are no longer used by a live tensor."""
+        if self.n_handed_out <= MAPPED_BYTES:
             return 0
-        return self.n_given - sum(x.nbytes for x in (given() for given in self.given) if x is not None)
+        alive = (x for reference in self.handed_out if (x := reference()) is not None)
+        return self.n_handed_out - sum(x.nbytes for x in alive)
 
 
 def checked(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """`tensors`, each of which `specs` announced; keeps none of them."""
+    """Yields `tensors`, after asserting that each is in `specs` with its shape and dtype; keeps none of them."""
     left = dict(specs)
     for name, x in tensors:
         assert name in left, f"{name} was not announced, or comes twice"
@@ -90,10 +91,10 @@ def checked(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]) ->
 
 
 def raw(x: Tensor) -> Any:
-    """The bytes of `x`, as an array that shares its memory where it is contiguous."""
+    """Returns the bytes of `x` as an array, which shares memory with `x` if that is contiguous and on the CPU."""
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, cut to one line."""
+    """Returns the first line of an exception's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

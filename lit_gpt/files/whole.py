@@ -1,7 +1,7 @@
-"""Files and folders written whole or not at all.
+"""Writes files and folders completely or not at all.
 
-Everything is written under a temporary name, `.<name>.<pid>.tmp` beside the target, and then renamed. What a killed
-process leaves of that kind is removed when the same target is written next.
+Everything is written under a temporary name, `.<name>.<pid>.tmp` beside the target, and then renamed. Leftovers of a
+killed process are removed when the same target is written next.
 """
 
 import errno
@@ -19,12 +19,12 @@ from lit_gpt.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename."""
+    """Writes a text file completely or not at all."""
     replace_with(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def replace_with(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file beside `path`, make sure that it is on the disk, and give it the name `path`.
+    """Replaces the file at `path` by one that `write` makes under a temporary name, once it is on the disk.
 
     Raises:
         UserError: the disk is full.
@@ -42,10 +42,10 @@ def replace_with(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) -> None:
-    """Let `write` fill a new folder beside `folder`, make sure that it is on the disk, and give it the name `folder`.
+    """Replaces `folder` by a new one that `write` fills under a temporary name, once it is on the disk.
 
     Args:
-        overwrite: take the place of a folder that holds something, which is deleted once the new one is whole.
+        overwrite: replace a folder that is not empty; it is deleted once the new one is complete.
 
     Raises:
         UserError: the folder holds something and `overwrite` is not set, or the disk is full.
@@ -74,7 +74,7 @@ def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) 
 
 
 def _plain_mode(path: Path) -> int:
-    """Return the mode that a new file gets at `path`, where none is left; only making one tells what the umask is."""
+    """Returns the mode of a new file at `path`; makes and removes one, since only that reveals the umask."""
     path.touch()
     mode = path.stat().st_mode
     path.unlink()
@@ -82,19 +82,22 @@ def _plain_mode(path: Path) -> int:
 
 
 def _give_mode(path: Path, mode: int) -> None:
-    """Let others read a file or folder as far as the user's umask allows, however it was written.
+    """Gives a file or folder the permissions that the user's umask allows, however it was written.
 
-    Writers that go through a temporary file, as safetensors' `save_file` does, leave it to its owner alone.
+    Writers that use a temporary file, such as safetensors' `save_file`, make it readable by its owner only.
 
     Args:
-        mode: of a file or folder that was made in the plain way.
+        mode: the mode of a newly made file or folder.
     """
     if not path.is_symlink() and S_IMODE(path.stat().st_mode) != S_IMODE(mode):
         path.chmod(S_IMODE(mode))
 
 
 def _require_replaceable(folder: Path, overwrite: bool) -> None:
-    """Raises: UserError if `folder` is a file, holds something that may not be deleted, or holds what must not be."""
+    """Checks that `folder` may be replaced; raises UserError if not.
+
+    It may not be if it is a file, is not empty without `overwrite`, or contains the current or the home folder.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -106,7 +109,7 @@ def _require_replaceable(folder: Path, overwrite: bool) -> None:
 
 
 def temporary_beside(path: Path) -> Path:
-    """The name to write under before `path` is replaced; removes what dead processes left for the same `path`."""
+    """Returns the temporary name beside `path`, after removing what dead processes left for the same `path`."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)(\.old)?\.tmp")
     for found in path.parent.glob(f".{escape(path.name)}.*.tmp"):
         match = pattern.fullmatch(found.name)
@@ -122,10 +125,13 @@ def temporary_beside(path: Path) -> Path:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether another process has this id. Our own id on a leftover is that of a process before us."""
+    """Returns whether another process has this id.
+
+    A leftover with our own id is from an earlier process that had the same one.
+    """
     if pid == os.getpid():
         return False
-    if os.name == "nt":  # where asking by signal 0 would end it
+    if os.name == "nt":  # there, signal 0 would end the process
         return True
     try:
         os.kill(pid, 0)
@@ -137,7 +143,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder's list of files is on the disk."""
+    """Waits until a file, or a folder's list of files, is on the disk."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -149,7 +155,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def naming_a_full_disk(path: Path) -> Iterator[None]:
-    """Raises: UserError in place of the OSError that says that the disk, a quota or a limit on files is full."""
+    """Turns an OSError for a full disk, quota or file size limit into a UserError that names `path`."""
     try:
         yield
     except OSError as e:
@@ -159,7 +165,7 @@ def naming_a_full_disk(path: Path) -> Iterator[None]:
 
 
 def require_room(n_bytes: int, path: Path) -> None:
-    """Raises: UserError if the disk of `path` has fewer than `n_bytes` free."""
+    """Checks that the disk of `path` has `n_bytes` free; raises UserError if not."""
     free = shutil.disk_usage(path.parent).free
     if n_bytes > free:
         raise UserError(
@@ -168,15 +174,15 @@ def require_room(n_bytes: int, path: Path) -> None:
 
 
 def allocate(file: IO[bytes], n_bytes: int) -> None:
-    """Take the room for a file that was just opened, so that a full disk is noticed before the work is done.
+    """Reserves disk space for a file that was just opened, so that a full disk is noticed before the work is done.
 
     Raises:
-        OSError: there is none.
+        OSError: there is not enough space.
     """
     if n_bytes == 0 or not hasattr(os, "posix_fallocate"):
         return
     try:
         os.posix_fallocate(file.fileno(), 0, n_bytes)
     except OSError as e:
-        if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a filesystem that cannot: writing tells
+        if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # if the filesystem cannot reserve space, writing will tell
             raise

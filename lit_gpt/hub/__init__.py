@@ -1,1 +1,1 @@
-"""Models from the Hugging Face hub: fetching them (`download`), and what to say when it fails (`failures`)."""
+"""Downloads models from the Hugging Face hub (`download`), and explains what fails (`failures`)."""

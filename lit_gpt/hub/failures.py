@@ -1,4 +1,4 @@
-"""What went wrong with the hub, the network or the disk, as one line that says what to do."""
+"""Turns failures of the hub, the network and the disk into one line that says what to do."""
 
 import errno
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from lit_gpt.families import MODELS
 
 @contextmanager
 def one_line_errors(repo_id: str, revision: str | None, token: str | None, folder: Path) -> Iterator[None]:
-    """Turn what the client and the disk raise into one line that says what to do.
+    """Turns errors of the client and the disk into a one-line UserError that says what to do.
 
     Raises:
-        UserError: see there. What we cannot explain passes through.
+        UserError: the hub refused, or the network or the disk failed. Errors without an explanation pass through.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def one_line_errors(repo_id: str, revision: str | None, token: str | None, folde
 
 
 def _explain_refusal(error: Exception, repo_id: str, revision: str | None, token: str | None) -> str | None:
-    """What to do about the hub's refusal; None if it did not answer at all."""
+    """Returns what to do about the hub's refusal; None if the hub did not answer at all."""
     from huggingface_hub import constants, errors, get_token
 
     if not isinstance(error, errors.HfHubHTTPError):
@@ -61,7 +61,7 @@ def _explain_refusal(error: Exception, repo_id: str, revision: str | None, token
 
 
 def _explain_failure(error: Exception, folder: Path) -> str | None:
-    """What to do about a network or a disk that failed; None if it is neither."""
+    """Returns what to do about a failure of the network or the disk; None if it is neither."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -81,7 +81,10 @@ def _explain_failure(error: Exception, folder: Path) -> str | None:
 
 
 def _is_from_http(error: BaseException | None) -> bool:
-    """Whether the client's HTTP library raised it: `requests` up to huggingface_hub 0.36, `httpx`, then `httpx2`."""
+    """Returns whether the client's HTTP library raised the error.
+
+    That library is `requests` up to huggingface_hub 0.36, later `httpx`, then `httpx2`.
+    """
     while error is not None:
         if {cls.__module__.partition(".")[0] for cls in type(error).__mro__} & {"requests", "httpx", "httpx2"}:
             return True
@@ -90,14 +93,17 @@ def _is_from_http(error: BaseException | None) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said at the root of an error. Never the client's words: they may quote a header."""
+    """Returns the operating system's message at the root of an error.
+
+    The client's own message is never shown, since it may quote a header.
+    """
     while cause := error.__cause__ or error.__context__:
         error = cause
     return getattr(error, "strerror", None) or type(error).__name__
 
 
 def _close_matches(repo_id: str) -> str:
-    """Known models that `repo_id` may have meant, as a hint."""
+    """Returns a hint that names known models with a name similar to `repo_id`."""
     known = {short.lower(): fields["hf_repo"] for short, fields in MODELS.items()}
     close = get_close_matches(repo_id.rpartition("/")[2].lower(), known, n=4)
     if not close:

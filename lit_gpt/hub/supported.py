@@ -1,4 +1,4 @@
-"""Whether a model of the hub can be converted, by its config.json, before its weights are fetched."""
+"""Checks by its config.json whether a model can be converted, before its weights are downloaded."""
 
 import json
 from collections.abc import Sequence
@@ -8,28 +8,28 @@ from typing import Any
 from lit_gpt.errors import UserError
 
 _QUANTIZED = ("quantization_config", "quantization")
-"""Keys of config.json by which transformers' quantized models and MLX's are known."""
+"""Keys of config.json that mark a model quantized by transformers or by MLX."""
 _SIZES = ("hidden_size", "n_embd", "d_model")
-"""Keys of which a config.json that describes a whole model has one."""
+"""Keys of config.json, one of which is there if it describes a whole model."""
 _WAY_OUT = "; docs/add_a_family.md says how to add a model, and --any_model true downloads this one all the same"
 
 
 def check_supported(config_file: Path, repo_id: str, base_models: Sequence[str] = ()) -> None:
-    """See that what is about to be downloaded can be converted.
+    """Checks that a model can be converted; raises UserError if not.
 
     Args:
         config_file: the model's config.json.
-        base_models: what its page says that it was made from.
+        base_models: models that its page names as what it was made from.
 
     Raises:
-        UserError: an architecture or a field of it that we do not compute, or weights in fewer bits than 16.
+        UserError: the architecture or one of its fields is not supported, or the weights have fewer than 16 bits.
     """
-    from lit_gpt.convert.configs import config_from_hf, find_architecture  # takes long to import
+    from lit_gpt.convert.configs import config_from_hf, find_architecture  # slow to import
 
     try:
         hf = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError:
-        return  # the conversion says what is wrong with it
+        return  # the conversion reports what is wrong with it
     if not isinstance(hf, dict) or not hf.keys() & {"architectures", "model_type"}:
         return
     if kind := _quantization_of(hf):
@@ -47,7 +47,7 @@ def check_supported(config_file: Path, repo_id: str, base_models: Sequence[str] 
 
 
 def _quantization_of(hf: dict[str, Any]) -> str | None:
-    """How config.json says that weights are quantized, such as `gptq, 4 bits`; None if they are not."""
+    """Returns the quantization that config.json states, such as `gptq, 4 bits`; None if there is none."""
     settings = next((hf[key] for key in _QUANTIZED if hf.get(key)), None)
     if settings is None:
         return None

@@ -1,2 +1,1 @@
-"""Merged checkpoints: how a LoRA run becomes one (`write`), what its folder says of it (`record`), and by how much it
-differs from the run (`compare`)."""
+"""Merges LoRA runs into checkpoints (`write`), with a record of them (`record`) and a comparison (`compare`)."""

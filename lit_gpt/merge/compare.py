@@ -1,4 +1,4 @@
-"""How much the logits of a merged checkpoint differ from those of the trained model."""
+"""Measures how much the logits of a merged checkpoint differ from those of the trained model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +17,17 @@ from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer
 
 _COMPARED_TOKENS = 512
-"""So many are enough to see a difference, and the logits of a large vocabulary still fit in memory twice."""
+"""Number of tokens compared: enough to see a difference, and the logits of a large vocabulary fit in memory twice."""
 
 
 @torch.no_grad()
 def compare(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, out_dir: Path, texts: list[list[int]]) -> Difference:
-    """The merged model in `out_dir` against the trained one, which is loaded as it was trained. One at a time is there.
+    """Returns how the merged model in `out_dir` differs from the trained one; only one is in memory at a time.
+
+    The trained model is loaded with the precision and quantization that it was trained with.
 
     Args:
-        texts: token ids.
+        texts: token ids of each text.
     """
     before = _logits(fabric, lambda: load_finetuned(fabric, checkpoint_dir, run_dir)[0], texts)
     after = _logits(fabric, lambda: load_base(fabric, out_dir)[0], texts)
@@ -33,14 +35,17 @@ def compare(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, out_dir: Path, 
 
 
 def _logits(fabric: Fabric, load: Callable[[], GPT], texts: list[list[int]]) -> Tensor:
-    """Of every position of the texts, each by itself: (tokens, V), fp32, on the CPU."""
+    """Returns the logits at all positions of the texts, (tokens, V), fp32, on the CPU; one text is run at a time."""
     model = load().eval()
     with fabric.autocast():
         return torch.cat([model(torch.tensor([ids], device=fabric.device))[0].float().cpu() for ids in texts])
 
 
 def texts_to_compare(run: Run, checkpoint_dir: Path) -> tuple[list[list[int]], str]:
-    """The first samples of the training, _COMPARED_TOKENS in all, and what they are; a prompt if these are gone."""
+    """Returns token ids to compare on, and a description of them.
+
+    They are the first _COMPARED_TOKENS tokens of the training set, or a prompt if the training set is gone.
+    """
     folder = Path(run.data.get("folder", ""))
     try:
         train, _, meta = store.load(folder)

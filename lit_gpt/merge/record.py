@@ -1,4 +1,4 @@
-"""merged.json, in the folder of a merged checkpoint: the prompt style, and which runs are in the weights."""
+"""Reads merged.json of a merged checkpoint: the prompt style, and the runs that are in the weights."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ MERGED = "merged.json"
 
 
 def trained_style(checkpoint_dir: Path) -> str | None:
-    """The prompt style that a merged checkpoint was trained with; None for a checkpoint that was not merged.
+    """Returns the prompt style that a merged checkpoint was trained with; None for a checkpoint that was not merged.
 
-    A note on stderr says if the style writes other texts now.
+    Prints a note to stderr if the style's wording has changed since.
 
     Raises:
         UserError: the record is damaged.
@@ -25,12 +25,12 @@ def trained_style(checkpoint_dir: Path) -> str | None:
 
 
 def merged_runs(checkpoint_dir: Path) -> list[dict]:
-    """The records of the runs that are in a checkpoint's weights; none for one that was not merged."""
+    """Returns the records of the runs that are merged into a checkpoint; an empty list if none is."""
     return _read_record(checkpoint_dir).get("runs", [])
 
 
 def _read_record(checkpoint_dir: Path) -> dict:
-    """Raises: UserError if the record of a merged checkpoint is damaged."""
+    """Returns the record of a merged checkpoint, empty if there is none; raises UserError if it is damaged."""
     path = checkpoint_dir / MERGED
     if not path.is_file():
         return {}

@@ -1,13 +1,14 @@
-"""Merge a LoRA run into a checkpoint folder of its own, one tensor at a time.
+"""Merges a LoRA run into a new checkpoint folder, one tensor at a time.
 
-The folder has a record of what is in its weights (`record.py`).
+The folder also holds a record of the runs in its weights (`record.py`).
 """
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from lit_gpt.checkpoints.base import digest, sample
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.runs import Run, require_base
 from lit_gpt.checkpoints.trained import check_fit, trained_path
+from lit_gpt.config import Config
 from lit_gpt.convert.export import copy_styled
 from lit_gpt.convert.names import EMBEDDINGS, HEAD
 from lit_gpt.errors import UserError
@@ -33,6 +35,21 @@ from lit_gpt.model import GPT
 _Base = Literal["16bit", "trained"]
 
 
+class _Plan(NamedTuple):
+    """What a run changes in the tensors of its checkpoint."""
+
+    config: Config
+    """The configuration of the merged checkpoint."""
+    layers: dict[str, LoRALinear]
+    """The layers with updates by name, without values (on the meta device)."""
+    trained: dict[str, Tensor]
+    """The run's weights."""
+    own: dict[str, Tensor]
+    """Parameters that the run replaces as a whole, by their names in the checkpoint."""
+    quantized_layers: set[str]
+    """Names of the layers that were quantized in training."""
+
+
 def write_merged(
     checkpoint_dir: Path,
     run_dir: Path,
@@ -42,21 +59,21 @@ def write_merged(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Fill `out_dir` with a checkpoint of the merged weights that every script takes; it is whole or not there.
+    """Writes a checkpoint of the merged weights, which every script takes, to `out_dir`, completely or not at all.
 
     Args:
-        run: what `run_dir` says of itself.
-        base: add the updates to the checkpoint's own weights, or to those that the training saw, which were rounded to
-            its precision or quantized.
-        dtype: of what is written; None is that of the checkpoint.
+        run: the record of the run in `run_dir`.
+        base: add the updates to the checkpoint's own weights ("16bit"), or to the weights that the training saw, which
+            were rounded to its precision or quantized ("trained").
+        dtype: dtype of the merged weights; None keeps that of the checkpoint.
         overwrite: replace what `out_dir` holds.
 
     Returns:
-        Lines that say which chat template goes along, if it is not the checkpoint's own.
+        Lines that say which chat template is written, if it is not the checkpoint's own.
 
     Raises:
-        UserError: not a LoRA run, one of another checkpoint, or one that is in its weights already; a folder that holds
-            something.
+        UserError: the run is not a LoRA run, is of another checkpoint, or is merged into it already; `out_dir` is not
+            empty.
     """
     if run.method != "lora":
         raise UserError(f"{run_dir} is a run of {run.method}, and only LoRA's updates merge into the weights")
@@ -65,60 +82,94 @@ def write_merged(
     config, specs, get = open_lit(checkpoint_dir)
     path = trained_path(run_dir, run.method)
     trained = load_state(path, "the finetune script")
-    runs = merged_runs(checkpoint_dir)
+    earlier_runs = merged_runs(checkpoint_dir)
     identity = _digest_of_all(trained)
-    if any(earlier["weights"] == identity for earlier in runs):
+    if any(earlier["weights"] == identity for earlier in earlier_runs):
         raise UserError(f"{run_dir} is merged into {checkpoint_dir} already; generate/base.py takes that folder")
     require_base(run, run_dir, checkpoint_dir, digest({name: sample(name, get(name)) for name in specs}))
+    plan = _plan(config, specs, run=run, trained=trained, path=path)
+    record = {
+        "prompt_style": run.prompt_style,
+        "runs": [*earlier_runs, {**asdict(run), "into": base, "weights": identity}],
+    }
+    message: list[str] = []
+
+    def write(folder: Path) -> None:
+        _write_weights(plan, specs, get, run=run, base=base, dtype=dtype, folder=folder)
+        message.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
+        text = json.dumps(with_format(MERGED, record), indent=2, default=str)
+        (folder / MERGED).write_text(text + "
+", encoding="utf-8")
+
+    replace_folder(out_dir, write, overwrite)
+    return message
+
+
+def _plan(config: Config, specs: Mapping[str, Spec], run: Run, trained: dict[str, Tensor], path: Path) -> _Plan:
+    """Returns what the run changes in each tensor of the checkpoint.
+
+    Args:
+        specs: the checkpoint's tensors.
+        trained: the run's weights.
+        path: the file of the run's weights, for messages.
+
+    Raises:
+        UserError: the run's weights do not fit the model, or a checkpoint cannot hold one of them.
+    """
     args = LoRARunArgs(**run.method_args)
     with torch.device("meta"):
         model = GPT(config)
-        chosen = quantizable(model) if run.quantize else set()
+        quantized_layers = quantizable(model) if run.quantize else set()
         lora.inject(model, args)
     check_fit(trained, trained_parameters(model), path)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
     own = {name.replace(".linear.", "."): trained[name] for name in args.whole}
     if unknown := own.keys() - specs.keys():
         raise UserError(
-            f"{run_dir} has {min(unknown)}, and a checkpoint of {config.name} has no place for it; the run itself goes "
-            "into generate/lora.py and the scripts of eval/"
+            f"{path.parent} has {min(unknown)}, and a checkpoint of {config.name} has no place for it; the run itself "
+            "goes into generate/lora.py and the scripts of eval/"
         )
     tied = config.tie_embeddings and HEAD.rpartition(".")[0] not in layers and not own.keys() & {HEAD, EMBEDDINGS}
-    shared = {HEAD: EMBEDDINGS} if tied else {}
+    return _Plan(replace(config, tie_embeddings=tied), layers, trained, own=own, quantized_layers=quantized_layers)
+
+
+def _write_weights(
+    plan: _Plan,
+    specs: Mapping[str, Spec],
+    get: Callable[[str], Tensor],
+    run: Run,
+    base: _Base,
+    dtype: torch.dtype | None,
+    folder: Path,
+) -> None:
+    """Writes the merged weights, one tensor at a time, and their configuration into `folder`."""
+    shared = {HEAD: EMBEDDINGS} if plan.config.tie_embeddings else {}
     specs = {name: Spec(spec.shape, dtype or spec.dtype) for name, spec in specs.items()}
+    names = [name for name in specs if name not in shared]
+    merged = ((n, _merged_tensor(n, plan, get, run=run, base=base).to(specs[n].dtype)) for n in names)
+    save_stream(specs, merged, folder / WEIGHTS, shared)
+    plan.config.to_json(folder / CONFIG)
 
-    def tensor(name: str) -> Tensor:
-        module, _, leaf = name.rpartition(".")
-        x = own[name] if name in own else get(name)
-        if base == "trained" and name not in own:
-            x = _as_trained(x, run, module in chosen and leaf == "weight")
-        if module in layers and leaf == "weight":
-            x = _merged(
-                x, layers[module], {n: t for n, t in trained.items() if n.startswith(f"{module}.lora_")}, module
-            )
-        return x.to(specs[name].dtype)
 
-    message: list[str] = []
-
-    def write(folder: Path) -> None:
-        save_stream(specs, ((name, tensor(name)) for name in specs if name not in shared), folder / WEIGHTS, shared)
-        replace(config, tie_embeddings=tied).to_json(folder / CONFIG)
-        message.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
-        record = {"prompt_style": run.prompt_style, "runs": [*runs, {**asdict(run), "into": base, "weights": identity}]}
-        text = json.dumps(with_format(MERGED, record), indent=2, default=str)
-        (folder / MERGED).write_text(text + "\n", encoding="utf-8")
-
-    replace_folder(out_dir, write, overwrite)
-    return message
+def _merged_tensor(name: str, plan: _Plan, get: Callable[[str], Tensor], run: Run, base: _Base) -> Tensor:
+    """Returns one tensor of the merged checkpoint, not yet in the dtype of the file."""
+    module, _, leaf = name.rpartition(".")
+    x = plan.own[name] if name in plan.own else get(name)
+    if base == "trained" and name not in plan.own:
+        x = _as_trained(x, run, module in plan.quantized_layers and leaf == "weight")
+    if module in plan.layers and leaf == "weight":
+        updates = {n: t for n, t in plan.trained.items() if n.startswith(f"{module}.lora_")}
+        x = _merged(x, plan.layers[module], updates, module)
+    return x
 
 
 def _merged(weight: Tensor, layer: LoRALinear, trained: dict[str, Tensor], name: str) -> Tensor:
-    """The weight with its updates, fp32.
+    """Returns the weight with its updates added, fp32.
 
     Args:
-        layer: without values (on the meta device); gets and keeps those of the updates, which are small.
-        trained: its updates, by their names in the model.
-        name: of the layer in the model.
+        layer: the layer on the meta device; gets and keeps the values of the updates, which are small.
+        trained: the updates of the layer, by their names in the model.
+        name: the name of the layer in the model.
     """
     layer.load_state_dict({n.removeprefix(f"{name}."): x for n, x in trained.items()}, strict=False, assign=True)
     layer.linear.weight = nn.Parameter(weight, requires_grad=False)
@@ -128,7 +179,7 @@ def _merged(weight: Tensor, layer: LoRALinear, trained: dict[str, Tensor], name:
 
 
 def _as_trained(x: Tensor, run: Run, is_quantized: bool) -> Tensor:
-    """A tensor of the checkpoint as the training saw it; fp32 if it was quantized."""
+    """Returns a tensor of the checkpoint as the training saw it; fp32 if it was quantized."""
     precisions = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
     x = x.to(precisions.get(run.training.get("precision"), torch.float32))
     if not is_quantized:
@@ -139,7 +190,10 @@ def _as_trained(x: Tensor, run: Run, is_quantized: bool) -> Tensor:
 
 
 def _digest_of_all(state: dict[str, Tensor]) -> str:
-    """Of every value, unlike `digest`: two runs on the same base may differ in few."""
+    """Returns the SHA-256 of every value of a state dict.
+
+    `digest` only samples values, and two runs on the same base may differ in few.
+    """
     sha = hashlib.sha256()
     for name in sorted(state):
         sha.update(name.encode())

@@ -1,1 +1,1 @@
-"""A run as a page that opens in a browser without a network."""
+"""Writes a run as a page that opens in a browser without a network."""

@@ -1,4 +1,4 @@
-"""Curves as SVG that needs nothing else: lines, axes, and the values under the pointer."""
+"""Draws curves as self-contained SVG: lines, axes, and the values under the pointer."""
 
 import json
 import math
@@ -9,25 +9,26 @@ from html import escape
 _WIDTH, _HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 28, 12, 40
 MOST_POINTS = 600
-"""Of a line; more are averaged in groups."""
+"""Largest number of points of a line; more are averaged in groups."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve."""
+    """A curve of a chart."""
 
     name: str
     points: Sequence[tuple[float, float]]
     dots: bool = False
-    """Mark each point: for few of them."""
+    """Whether to mark each point, for lines with few of them."""
 
 
 def chart(title: str, lines: Sequence[Line], unit: str, from_zero: bool = True, digits: int = 3) -> str:
-    """An HTML figure. A script on the page shows the values at the pointer; without it, the curve is there, too.
+    """Returns an HTML figure with the curves; a script on the page shows the values at the pointer.
 
     Args:
-        unit: of the vertical axis.
-        from_zero: whether that begins at 0.
+        unit: the unit of the vertical axis.
+        from_zero: whether the vertical axis begins at 0.
+        digits: number of decimals of the values at the pointer.
     """
     lines = [Line(line.name, thinned(_finite(line.points)), line.dots) for line in lines]
     lines = [line for line in lines if line.points]
@@ -40,7 +41,7 @@ def chart(title: str, lines: Sequence[Line], unit: str, from_zero: bool = True, 
     y_span = (min(y_ticks[0], 0.0 if from_zero else min(ys)), max(y_ticks[-1], max(ys)))
     axes = _Axes(x_span, y_span)
     body = [_grid(axes, [t for t in x_ticks if x_span[0] <= t <= x_span[1]], y_ticks)]
-    body += [_drawn(line, axes, number) for number, line in enumerate(lines, 1)]
+    body += [_polyline(line, axes, number) for number, line in enumerate(lines, 1)]
     data = {"lines": [[[round(axes.x(x), 1), round(axes.y(y), 1), x, y] for x, y in line.points] for line in lines]}
     data |= {"names": [line.name for line in lines], "digits": digits}
     legend = "".join(
@@ -58,7 +59,7 @@ def chart(title: str, lines: Sequence[Line], unit: str, from_zero: bool = True, 
 
 @dataclass(frozen=True)
 class _Axes:
-    """Where values are on the picture."""
+    """The mapping of values to positions on the picture."""
 
     x_span: tuple[float, float]
     y_span: tuple[float, float]
@@ -72,7 +73,7 @@ class _Axes:
         return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / ((high - low) or 1)
 
 
-def _drawn(line: Line, axes: _Axes, number: int) -> str:
+def _polyline(line: Line, axes: _Axes, number: int) -> str:
     points = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line.points)
     path = f'<polyline class="l{number}" points="{points}"/>'
     if line.dots or len(line.points) == 1:
@@ -96,7 +97,7 @@ def _grid(axes: _Axes, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> st
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that span from `low` to `high`."""
+    """Returns about `about` evenly spaced round numbers that span from `low` to `high`."""
     if not high > low:
         high = low + (abs(low) or 1.0)
     raw = (high - low) / about
@@ -108,7 +109,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def shown(value: float) -> str:
-    """A tick's label."""
+    """Returns the label of a tick."""
     if value and abs(value) < 1e-3:
         return f"{value:.2e}".replace(".00e", "e").replace("0e", "e").replace("e-0", "e-")
     return f"{value / 1e3:,.10g}k" if abs(value) >= 1e4 else f"{value:,.10g}"
@@ -119,7 +120,7 @@ def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS points, means of as many groups."""
+    """Returns at most MOST_POINTS points, each the mean of a group of neighboring ones."""
     size = -(-len(points) // MOST_POINTS)
     if size <= 1:
         return list(points)

@@ -1,4 +1,4 @@
-"""report.html: what a run was, how it went, and how near its plan was. One file, which asks nothing of any network."""
+"""Writes report.html: a run's settings, its curves, and its plan beside the outcome, in one self-contained file."""
 
 import csv
 import json
@@ -15,10 +15,10 @@ REPORT = "report.html"
 
 
 def write_report(run_dir: Path, path: Path | None = None) -> Path:
-    """Write the page of the run in this folder from the files that it left there; returns its path.
+    """Writes the report of the run in `run_dir` from the files there, and returns its path.
 
     Args:
-        path: where to; into the folder if not given.
+        path: the file to write; None is report.html in `run_dir`.
     """
     path = path or run_dir / REPORT
     write_text(path, _page(run_dir))
@@ -26,7 +26,7 @@ def write_report(run_dir: Path, path: Path | None = None) -> Path:
 
 
 def _page(run_dir: Path) -> str:
-    """The page's HTML, from finetuned.json, metrics.csv and, where it is there, plan.json."""
+    """Returns the page's HTML, from finetuned.json, metrics.csv and, if it exists, plan.json."""
     run = _read_json(run_dir / "finetuned.json")
     plan = _read_json(run_dir / "plan.json")
     with open(run_dir / "metrics.csv", newline="", encoding="utf-8") as file:
@@ -65,7 +65,7 @@ _COUNTS = {
     "n_val_tokens": "tokens of one",
     "n_saves": "saves",
 }
-"""Name in plan.json -> what it counts."""
+"""Label of each count, by its name in plan.json."""
 _PARTS = ("page.css", "page.js")
 
 
@@ -74,12 +74,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _column(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
-    """(step, value) of the lines that have one."""
+    """Returns (step, value) of the rows that have a value in a column."""
     return [(float(r["step"]), float(r[name])) for r in rows if r.get(name)]
 
 
 def _by_step(rows: Sequence[dict[str, str]], name: str, weight: str) -> list[tuple[float, float]]:
-    """(step, mean) over the lines of a step, weighted."""
+    """Returns (step, weighted mean) of a column over the rows of each step."""
     sums: dict[float, tuple[float, float]] = {}
     for r in rows:
         if r.get(name) and r.get(weight):
@@ -89,7 +89,7 @@ def _by_step(rows: Sequence[dict[str, str]], name: str, weight: str) -> list[tup
 
 
 def _summary(rows: Sequence[dict[str, str]], run: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(value, name, remark) of what matters most."""
+    """Returns (value, name, remark) of the most important figures."""
     train, val = _by_step(rows, "loss", "n_targets"), _column(rows, "val_loss")
     tokens = sum(int(r["n_tokens"]) for r in rows if r.get("n_tokens"))
     busy = sum(float(r["n_tokens"]) / float(r["tokens_per_sec"]) for r in rows if r.get("tokens_per_sec"))
@@ -144,7 +144,7 @@ def _curves(rows: Sequence[dict[str, str]]) -> str:
 
 
 def _plan_section(plan: dict[str, Any]) -> str:
-    """The plan beside the facts, and what it was made of."""
+    """Returns the section that compares the plan with the outcome, and lists what the plan was made of."""
     if not plan:
         return ""
     rows = [
@@ -177,7 +177,7 @@ def _figure(what: str, value: float) -> str:
 
 
 def _settings(run: dict[str, Any]) -> str:
-    """All that the run was told, as finetuned.json has it."""
+    """Returns the section with all settings of the run, from finetuned.json."""
     groups = {
         "Method": {"method": run.get("method"), "quantize": run.get("quantize"), **run.get("method_args", {})},
         "Training": run.get("training", {}),
@@ -185,21 +185,21 @@ def _settings(run: dict[str, Any]) -> str:
         "Origin": {"base": run.get("base"), "base_digest": run.get("base_digest"), **run.get("versions", {})},
     }
     parts = [
-        f"<div><h3>{escape(name)}</h3>{_table(['', ''], [[k, _word(v)] for k, v in values.items()])}</div>"
+        f"<div><h3>{escape(name)}</h3>{_table(['', ''], [[k, _flag_value(v)] for k, v in values.items()])}</div>"
         for name, values in groups.items()
     ]
     return f"<section><h2>Settings</h2><div class='two small'>{''.join(parts)}</div></section>"
 
 
-def _word(value: Any) -> str:
-    """A value as the command line takes it."""
+def _flag_value(value: Any) -> str:
+    """Returns a value as the command line takes it."""
     if value is None:
         return "-"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; a head of empty words is left out."""
+    """Returns an HTML table; a head of empty cells is left out."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head) if any(head) else ""
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(x)}</td>" for x in rest)}</tr>'
@@ -210,6 +210,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """Seconds as H:MM:SS."""
+    """Returns seconds as H:MM:SS."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,7 +1,7 @@
-"""gguf, the file format of llama.cpp: read as the Hugging Face checkpoint it was made from, and written.
+"""Reads gguf files, the format of llama.cpp, as the Hugging Face checkpoints they were made from, and writes them.
 
 Needs the package `gguf` (`pip install -e ".[gguf]"`). The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-What the names and values mean follows llama.cpp's own converter: https://github.com/ggml-org/llama.cpp, conversion/.
+The meaning of names and values follows llama.cpp's own converter: https://github.com/ggml-org/llama.cpp, conversion/.
 """
 
 from lit_gpt.convert.gguf.parts import parts_of

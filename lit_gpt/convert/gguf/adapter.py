@@ -1,9 +1,9 @@
-"""LoRA's updates as an adapter of llama.cpp: two small matrices for each tensor that they change.
+"""Writes a LoRA run as a llama.cpp adapter: two small matrices A and B for each tensor that the run updates.
 
-llama.cpp adds alpha / R B A x to a tensor's product, where R is the rank in the file (src/llama-adapter.h), by one
-alpha for all tensors. Where a run scales otherwise (rsLoRA, ranks that differ), B has what is missing.
+llama.cpp adds alpha / R B A x to the result of a matmul, where R is the rank in the file (src/llama-adapter.h), with
+one alpha for all tensors. If a run scales differently (rsLoRA, several ranks), the remaining factor is put into B.
 
-Letters: R rank of an update of ours, or the sum of those that share a tensor.
+Letters: R rank of one of our updates, or the sum of the ranks of those that share a tensor.
 """
 
 from collections.abc import Mapping
@@ -32,26 +32,26 @@ _MERGE = "merge it with scripts/merge_lora.py and convert what comes out"
 
 
 class _Update(NamedTuple):
-    """One update of ours, and the part of a tensor that it changes."""
+    """One of our updates, and the part of a tensor that it changes."""
 
     A: Tensor  # (R, in_features)
     B: Tensor  # (rows, R), with the scale in it
     piece: Piece
     start: int
-    """Its first row of the piece."""
+    """First row of the piece that the update changes."""
     rows: int
-    """Of the piece."""
+    """Number of rows of the piece."""
 
 
-@torch.no_grad()  # weights that are put into a layer ask for gradients
+@torch.no_grad()  # weights that are assigned to a layer require gradients
 def adapter_tensors(config: Config, args: LoRAArgs, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the adapter that computes what a run's updates do, by their names in the file.
+    """Returns the tensors of the adapter that is equivalent to a run's updates, by their names in the file.
 
     Args:
         trained: the run's weights.
 
     Raises:
-        UserError: llama.cpp lacks the architecture, or an adapter cannot have what the run trained.
+        UserError: llama.cpp lacks the architecture, or its adapters cannot hold what the run trained.
     """
     layout = require_layout(config)
     if args.lora_dora:
@@ -79,7 +79,7 @@ def adapter_tensors(config: Config, args: LoRAArgs, trained: Mapping[str, Tensor
 
 
 def _updates(path: str, layer: LoRALinear, config: Config) -> list[_Update]:
-    """The updates of one of our layers."""
+    """Returns the updates of one of our layers."""
     found = pieces(f"{path}.weight", config)
     sizes = list(config.qkv_sizes) if len(found) == 3 else [layer.linear.out_features]
     made = []
@@ -92,7 +92,7 @@ def _updates(path: str, layer: LoRALinear, config: Config) -> list[_Update]:
 
 
 def _side_by_side(parts: list[_Update]) -> tuple[Tensor, Tensor]:
-    """A (R, in_features) and B (rows of the tensor, R) of updates of parts of one matrix."""
+    """Returns A (R, in_features) and B (rows of the tensor, R), which join the updates of parts of one matrix."""
     A = torch.cat([part.A for part in parts])
     B = A.new_zeros(parts[0].rows * parts[0].piece.of, len(A))
     column = 0
@@ -104,7 +104,7 @@ def _side_by_side(parts: list[_Update]) -> tuple[Tensor, Tensor]:
 
 
 def _stacked(parts: list[_Update]) -> tuple[Tensor, Tensor]:
-    """A (experts, R, in_features) and B (experts, rows, R) of updates of some experts; zeros for the others."""
+    """Returns A (experts, R, in_features) and B (experts, rows, R); zeros for experts without an update."""
     rank, first = max(len(part.A) for part in parts), parts[0]
     A = first.A.new_zeros(first.piece.of, rank, first.A.size(1))
     B = first.B.new_zeros(first.piece.of, first.rows, rank)
@@ -115,7 +115,7 @@ def _stacked(parts: list[_Update]) -> tuple[Tensor, Tensor]:
 
 
 def write_adapter(config: Config, args: LoRAArgs, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a gguf file with the tensors of `adapter_tensors`, in fp32 as llama.cpp's own converter has it."""
+    """Writes a gguf file with the tensors of `adapter_tensors`, in fp32 as llama.cpp's own converter does."""
     try:
         from gguf import GGUFWriter
     except ModuleNotFoundError as e:
@@ -134,10 +134,10 @@ def write_adapter(config: Config, args: LoRAArgs, tensors: Mapping[str, Tensor],
 
 
 def write_gguf_adapter(checkpoint_dir: Path, run_dir: Path, folder: Path, overwrite: bool) -> Path:
-    """Make `folder` with <name>-lora.gguf of the run in `run_dir`; returns the file's path.
+    """Writes the run in `run_dir` as <name>-lora.gguf into a new folder, and returns the file's path.
 
     Raises:
-        UserError: no LoRA run of this checkpoint, one that an adapter cannot hold; a folder that holds something.
+        UserError: the run is not a LoRA run of this checkpoint, or an adapter cannot hold it; `folder` is not empty.
     """
     run = read_run(run_dir)
     if run.method != "lora":

@@ -1,4 +1,4 @@
-"""Where the tensors of our architectures are in gguf files."""
+"""Maps the tensors of our architectures to those of gguf files."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from lit_gpt.families.family import Part, Separate
 
 @dataclass(frozen=True)
 class _Expert:
-    """One block of a tensor of theirs that stacks all experts of a layer."""
+    """One expert's block of a gguf tensor that stacks all experts of a layer."""
 
     name: str
 
@@ -19,7 +19,7 @@ class _Expert:
 _Location = str | Separate | Part | _Expert
 FUSED = "blk.{}.attn_qkv"
 
-_LOCATIONS: dict[str, _Location] = {  # our module -> theirs; `{}` stands for the layer
+_LOCATIONS: dict[str, _Location] = {  # our module -> name in the file; `{}` stands for the layer
     "transformer.wte": "token_embd",
     "transformer.h.{}.norm_1": "blk.{}.attn_norm",
     "transformer.h.{}.attn.qkv": Separate("blk.{}.attn_{qkv}", ("q", "k", "v")),
@@ -44,31 +44,32 @@ _LOCATIONS: dict[str, _Location] = {  # our module -> theirs; `{}` stands for th
 
 @dataclass(frozen=True)
 class Layout:
-    """How llama.cpp has one of our architectures."""
+    """What llama.cpp's implementation of one of our architectures looks like."""
 
     name: str
-    """`general.architecture`."""
+    """Value of `general.architecture`."""
     locations: dict[str, _Location] = field(default_factory=dict)
-    """In which it differs from `_LOCATIONS`."""
+    """Entries that differ from `_LOCATIONS`."""
     pairs: bool = False
-    """Queries and keys are rotated in pairs of neighbouring channels, so that the rows of each head are reordered."""
+    """Whether neighboring channels of queries and keys are rotated in pairs, so that each head's rows are reordered."""
     biases: tuple[str, ...] = ()
-    """Fields of Config for biases that it may have or lack."""
+    """Fields of Config for optional biases."""
     has_window: bool = False
-    """The file states the sliding window."""
+    """Whether the file states the sliding window."""
     hides: bool = False
-    """llama.cpp computes with it."""
+    """Whether llama.cpp applies the sliding window."""
     scalings: tuple[str, ...] = ("yarn",)
-    """Kinds of rope scaling, besides the linear one, that it computes."""
+    """Supported kinds of rope scaling besides the linear one."""
     unrotated: int = 0
-    """Every n-th layer does not rotate; 0: all layers do."""
+    """Period of the layers without rotary embeddings; 0 if all layers have them."""
     windowless: int = 0
-    """Every n-th layer of a model with a window has none; 0: all layers have it."""
+    """Period of the layers without the sliding window; 0 if all layers have it."""
     head: Literal["either", "own", "tied"] = "either"
-    """Whether the file may leave out the output projection and share the embeddings, has to have it, or must not."""
+    """Whether the file must have an output projection ("own"), must not have one, so that the embeddings serve as it
+    ("tied"), or may do either."""
     local_base: Literal["none", "same", "own"] = "none"
-    """By which layers with a window rotate, if their rotation is not scaled as that of the others: by the same, or by
-    one that the file states."""
+    """Rope base of the layers with a window, if their rotation is not scaled like that of the others: the same base, or
+    one of their own that the file states."""
 
 
 _ATTENTION, _ALL = ("qkv_bias", "proj_bias"), ("qkv_bias", "proj_bias", "mlp_bias")
@@ -83,7 +84,7 @@ _TWO_NORMS: dict[str, _Location] = {  # Falcon 40B's norm of the MLP has the nam
 }
 _LLAMA = Layout("llama", pairs=True, biases=_ALL, scalings=("yarn", "llama3", "longrope"))
 _FALCON = Layout("falcon", _FUSED_QKV)
-LAYOUTS = {  # our architecture -> theirs
+LAYOUTS = {  # our architecture -> llama.cpp's
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "mixtral": _LLAMA,
@@ -107,37 +108,38 @@ LAYOUTS = {  # our architecture -> theirs
 
 
 def every(period: int, n_layer: int) -> list[int]:
-    """Every `period`-th of so many layers; 0: none of them."""
+    """Returns every `period`-th index of `n_layer` layers; none if `period` is 0."""
     return list(range(period - 1, n_layer, period)) if period else []
 
 
 def unlike(config: Config, field: str) -> UserError:
+    """Returns the error for a model with a value of a field that llama.cpp does not support."""
     value = getattr(config, field)
     return UserError(f"{config.name}: llama.cpp has no {config.architecture} model with {field}={value!r}")
 
 
 def is_norm(name: str) -> bool:
-    """Whether a tensor of ours is a norm's."""
+    """Returns whether one of our tensors belongs to a norm."""
     return "norm" in name or ".ln_f." in name
 
 
 class Piece(NamedTuple):
-    """A tensor of a file or, if `of` is more than 1, one of so many equal blocks of it."""
+    """A tensor of a file or, if `of` is more than 1, one of `of` equal blocks of it."""
 
     tensor: str
     index: int = 0
     of: int = 1
     is_stacked: bool = False
-    """The blocks lie along a dimension of their own, in front."""
+    """Whether the blocks are stacked along a leading dimension of their own."""
     heads: int = 0
-    """Heads whose rows are reordered; 0 if none are."""
+    """Number of heads whose rows are reordered; 0 if none are."""
 
 
 def pieces(name: str, config: Config, is_fused: bool = False) -> list[Piece]:
-    """What makes up one of our tensors, concatenated along its rows.
+    """Returns the pieces of a file that, concatenated along their rows, make up one of our tensors.
 
     Args:
-        is_fused: the file has queries, keys and values in one tensor, whatever the layout says.
+        is_fused: whether the file has queries, keys and values in one tensor, whatever the layout says.
     """
     module, _, parameter = name.rpartition(".")
     number = re.compile(r"(?<=\.)\d+(?=\.|$)")

@@ -1,4 +1,4 @@
-"""Our Config <-> the metadata of a gguf file that say what is computed."""
+"""Converts between our Config and the metadata of a gguf file that determine what is computed."""
 
 import math
 from collections.abc import Mapping
@@ -33,15 +33,15 @@ _PARALLEL, _ROTATED = "use_parallel_residual", "rope.dimension_count"
 _EXPERT_LENGTH = "expert_feed_forward_length"
 _HEAD = ("attention.key_length", "attention.value_length")
 _WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal")
-"""Keys that follow from the tensors' shapes, or that only ever have one value in what we read."""
+"""Keys that follow from the tensors' shapes, or have only one value in the supported architectures."""
 _DEFAULTS = {"rope_base": 10000.0}
-"""Fields that have another value in llama.cpp than in config.json where they are not given."""
+"""Fields whose default in llama.cpp differs from that in config.json."""
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
-"""By which llama.cpp knows the one size of a Gemma whose scores are not scaled by the head's."""
+"""Number of layers by which llama.cpp recognizes Gemma 27B, whose scores are not scaled by the head size."""
 
 
 def to_metadata(config: Config) -> dict[str, Any]:
-    """Keys below the architecture's name, and their values.
+    """Returns the keys below the architecture's name, with their values.
 
     Raises:
         UserError: llama.cpp does not have the architecture, or would compute something else.
@@ -58,13 +58,13 @@ def to_metadata(config: Config) -> dict[str, Any]:
         values[_EXPERT_LENGTH] = config.intermediate_size
     if layout.has_window:
         values[_WINDOW] = config.sliding_window
-    if config.sliding_window and not layout.hides:  # up to this length the window hides nothing
+    if config.sliding_window and not layout.hides:  # up to this length the window masks nothing
         values["context_length"] = min(config.block_size, config.sliding_window)
     return values | scaling_to_metadata(config, layout)
 
 
 def require_layout(config: Config) -> Layout:
-    """Raises: UserError if llama.cpp does not have the architecture, or has it without a trait of this model."""
+    """Returns the layout of a model's architecture; raises UserError if llama.cpp lacks it or a trait of the model."""
     if config.architecture not in LAYOUTS:
         raise UserError(f"{config.name}: llama.cpp has no {config.architecture or 'unnamed'} architecture")
     layout = LAYOUTS[config.architecture]
@@ -90,7 +90,7 @@ def require_layout(config: Config) -> Layout:
 
 
 def _scalar_of_gemma(config: Config) -> int:
-    """`query_pre_attn_scalar` that llama.cpp takes for a Gemma 2 or 3."""
+    """Returns the `query_pre_attn_scalar` that llama.cpp uses for a Gemma 2 or 3."""
     is_27b = config.n_layer == _LAYERS_OF_27B[config.architecture]
     return config.n_embd // config.n_head if is_27b else config.head_size
 
@@ -98,15 +98,15 @@ def _scalar_of_gemma(config: Config) -> int:
 def from_metadata(
     metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], factors: Mapping[str, list[float]], path: Path
 ) -> Config:
-    """The Config that a file states.
+    """Returns the Config that a file describes.
 
     Args:
         metadata: all keys with their values.
-        shapes: of the tensors by their names in the file.
+        shapes: shape of each tensor, by its name in the file.
         factors: values of the tensors of `rope_tensors`.
 
     Raises:
-        UserError: an architecture or a key that we do not know, or one that is missing.
+        UserError: the architecture or a key is unknown, or a key is missing.
     """
     kind = str(metadata["general.architecture"])
     values = {k.removeprefix(f"{kind}."): v for k, v in metadata.items() if k.startswith(f"{kind}.")}
@@ -141,19 +141,19 @@ def from_metadata(
 def _fields_of_metadata(
     architecture: str, values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
-    """The fields that a file states, and for those that it does not what llama.cpp takes then."""
+    """Returns the Config fields that a file states, with llama.cpp's defaults for the others."""
     fields = {**ARCHITECTURES[architecture].traits, **_DEFAULTS}
     fields |= {field: values[key] for field, key in _KEYS.items() if key in values}
     fields |= _fields_of_tensors(fields, shapes) | _window(architecture, values)
     fields["padded_vocab_size"] = shapes["token_embd.weight"][0]
     fields["unrotated_layers"] = every(LAYOUTS[architecture].unrotated, fields["n_layer"]) or None
-    head_size = fields["head_size"] or 1  # 0 where a tensor is missing, which will be named
+    head_size = fields["head_size"] or 1  # 0 if a tensor is missing, which is reported later
     fields["rotary_percentage"] = _part(values.get(_ROTATED, head_size), head_size)
     if architecture == "qwen3_moe":
         alike = fields["intermediate_size"] // fields["n_expert_per_token"]
         fields["intermediate_size"] = values.get(_EXPERT_LENGTH) or alike
     if architecture == "olmo3":
-        fields["rope_local_base"] = fields["rope_base"]  # llama.cpp's code for it has no other, whatever the file says
+        fields["rope_local_base"] = fields["rope_base"]  # the only one in llama.cpp's code, whatever the file says
     if architecture == "stablelm":
         fields["parallel_residual"] = fields["shared_attention_norm"] = "blk.0.ffn_norm.weight" not in shapes
         fields["qk_norm"] = "per_head" if "blk.0.attn_q_norm.weight" in shapes else "none"
@@ -163,7 +163,7 @@ def _fields_of_metadata(
 
 
 def _one_for_all_layers(value: Any, where: str) -> Any:
-    """The value of a key that may list one for each layer. Raises: UserError if layers differ."""
+    """Returns the value of a key that may list one for each layer; raises UserError if layers differ."""
     if not isinstance(value, list):
         return value
     if len(set(value)) != 1:
@@ -172,8 +172,8 @@ def _one_for_all_layers(value: Any, where: str) -> Any:
 
 
 def _find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str, Any], path: Path) -> str:
-    """Which of ours it is. Raises: UserError if none."""
-    candidates = [ours for ours, layout in LAYOUTS.items() if layout.name == kind]
+    """Returns the name of our architecture for a file; raises UserError if there is none."""
+    candidates = [architecture for architecture, layout in LAYOUTS.items() if layout.name == kind]
     if not candidates:
         known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS.values()))
         raise UserError(f"{path}: gguf files of architecture {kind!r} are not read; known are {known}")
@@ -190,7 +190,7 @@ def _find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str
 
 
 def _fields_of_tensors(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What follows from which tensors there are, and from their shapes."""
+    """Returns the Config fields that follow from which tensors exist, and from their shapes."""
     n_head = fields["n_head"]
     groups = fields.get("n_query_groups") or n_head
     if "blk.0.attn_qkv.weight" in shapes:
@@ -198,7 +198,7 @@ def _fields_of_tensors(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int
     elif "blk.0.attn_q.weight" in shapes:
         head_size = shapes["blk.0.attn_q.weight"][0] // n_head
     else:
-        head_size = 0  # the tensor that is missing will be named
+        head_size = 0  # the missing tensor is reported later
     return {
         "head_size": head_size,
         "qkv_bias": "blk.0.attn_qkv.bias" in shapes or "blk.0.attn_q.bias" in shapes,
@@ -210,16 +210,21 @@ def _fields_of_tensors(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int
 
 
 def _window(architecture: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The sliding window's fields. The key is not read by llama.cpp for the architectures without one."""
+    """Returns the Config fields of the sliding window.
+
+    llama.cpp ignores the key for architectures without a window.
+    """
     layout, n = LAYOUTS[architecture], values["block_count"]
     size = values.get(_WINDOW, 4096 if architecture == "gemma2" else 0) if layout.has_window else 0
-    pattern = values.get(_PATTERN, layout.windowless)  # which layers have it, or n: every n-th has not
+    pattern = values.get(
+        _PATTERN, layout.windowless
+    )  # a list of which layers have it, or the period of those that do not
     without = [i for i, has in enumerate(pattern) if not has] if isinstance(pattern, list) else every(pattern, n)
     layers = [i for i in range(n) if i not in without] if size and without else None
     return {"sliding_window": size, "sliding_layers": layers}
 
 
 def _part(n: int, of: int) -> float:
-    """The smallest fraction of `of` that is not rounded down to less than `n`."""
+    """Returns the smallest fraction of `of` that is not rounded down to less than `n`."""
     fraction = n / of
     return fraction if int(fraction * of) == n else math.nextafter(fraction, 2.0)

@@ -1,4 +1,4 @@
-"""The files of a model that llama.cpp's gguf-split cut up: <name>-00001-of-00003.gguf and so on."""
+"""Finds the parts of a model that llama.cpp's gguf-split divided: <name>-00001-of-00003.gguf and so on."""
 
 import re
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ AGAIN = "get it again"
 
 
 def parts_of(path: Path) -> list[Path]:
-    """All files of the model that `path` belongs to, in order; most often that one alone.
+    """Returns all files of the model to which `path` belongs, in order; usually just that one.
 
     Raises:
-        UserError: a part is missing, by its name.
+        UserError: a part is missing; the message names it.
     """
     match = _NAME.fullmatch(path.name)
     if match is None:
@@ -30,7 +30,7 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def require_whole(metadata: Mapping[str, Any], n_tensors: int, parts: list[Path]) -> None:
-    """Raises: UserError if the files are not those that the first one's metadata speak of."""
+    """Checks that the files are all those that the first one's metadata announce; raises UserError if not."""
     count, tensors = metadata.get(COUNT, 0), metadata.get(_TENSORS, n_tensors)
     if count > 1 and count != len(parts):
         wanted = f"<name>-00001-of-{count:05d}.gguf and so on"

@@ -1,4 +1,4 @@
-"""gguf files in the types that llama.cpp's own quantizer writes, by its program llama-quantize."""
+"""Quantizes gguf files with llama.cpp's own program, llama-quantize."""
 
 import shutil
 import subprocess
@@ -9,13 +9,13 @@ from lit_gpt.errors import UserError
 PROGRAM = "llama-quantize"
 TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_K_S", "Q5_K_M", "Q6_K")
 TYPES += ("IQ4_NL", "IQ4_XS")
-"""What it is asked for, by its names, which are those that Ollama and model pages have."""
+"""Types that the program can write, under its names, which Ollama and model pages also use."""
 _SHOWN = 200
-"""Characters of what it says when it fails."""
+"""Number of characters of the program's error message that are shown."""
 
 
 def find_quantizer(kind: str) -> str:
-    """The program's path. Raises: UserError if it is not installed."""
+    """Returns the path of llama-quantize; raises UserError if it is not installed."""
     if found := shutil.which(PROGRAM):
         return found
     raise UserError(
@@ -26,15 +26,15 @@ def find_quantizer(kind: str) -> str:
 
 
 def quantize(program: str, whole: Path, path: Path, kind: str) -> None:
-    """Write `path` of the gguf file `whole`, which is taken away.
+    """Quantizes the gguf file `whole` to `path`, and deletes `whole`.
 
     Args:
-        program: of `find_quantizer`.
-        whole: in a type that is not quantized.
+        program: path of llama-quantize.
+        whole: a file in a type that is not quantized.
         kind: one of TYPES.
 
     Raises:
-        UserError: the program failed; what it says last.
+        UserError: the program failed; the message has its last line.
     """
     done = subprocess.run([program, str(whole), str(path), kind], capture_output=True, text=True, errors="replace")
     if done.returncode or not path.is_file():

@@ -1,4 +1,4 @@
-"""A gguf file seen as the Hugging Face checkpoint it was made from: configuration and tensors."""
+"""Reads a gguf file as the Hugging Face checkpoint it was made from: configuration and tensors."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,18 +25,20 @@ from lit_gpt.files import Spec
 def open_gguf(
     path: Path, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, Any], dict[str, Callable[[], Tensor]], dict[str, Spec]]:
-    """config.json's values and, by Hugging Face name, functions that read and dequantize one tensor, and its shape.
+    """Returns the content of config.json, a function that reads each tensor, and each tensor's spec.
+
+    The tensors have Hugging Face names, and are dequantized as they are read.
 
     Args:
-        path: of the file, or of one part of a model that was cut up; the others are beside it.
-        dtype: of the tensors; None is the file's, or fp32 where it is quantized.
+        path: the file, or one part of a divided model whose other parts are beside it.
+        dtype: dtype of the tensors; None is that of the file, or fp32 if the file is quantized.
 
     Raises:
-        UserError: damaged file, or an architecture, a field or a type of tensors that we do not read.
+        UserError: the file is damaged, or its architecture, a field or a tensor type is not supported.
     """
     file = _GgufFile(path, dtype)
     config = file.config
-    sources: dict[str, list[tuple[str, int]]] = {}  # name of theirs -> our tensors that it is made of, its place there
+    sources: dict[str, list[tuple[str, int]]] = {}  # Hugging Face name -> (our tensor that has it, its index there)
     for name in lit_shapes(config):
         if not is_tied(name, config):
             for i, source in enumerate(hf_sources(name, config)[1]):
@@ -50,7 +52,7 @@ def open_gguf(
 class _GgufFile:
     """The tensors of a model's file or files, by our names.
 
-    Nothing is mapped: what is read is in memory once, as long as it is used.
+    The files are not memory-mapped: a tensor is in memory once, for as long as it is used.
     """
 
     def __init__(self, path: Path, dtype: torch.dtype | None) -> None:
@@ -79,7 +81,7 @@ class _GgufFile:
         return pieces(name, self.config, self.is_fused and ".attn.qkv." in name)
 
     def require_all_used(self, names: list[str]) -> None:
-        """Raises: UserError if a tensor is missing, or has no place in the model."""
+        """Checks that the files have exactly the tensors that the model needs; raises UserError if not."""
         needed = {piece.tensor for name in names for piece in self.pieces(name)}
         if missing := sorted(needed - self.tensors.keys()):
             raise UserError(f"{self.path} has no tensor {missing[0]!r}; {AGAIN}")
@@ -88,7 +90,7 @@ class _GgufFile:
             raise UserError(f"{self.path}: tensor {unread[0]!r} has no place in a {kind} model of this toolkit")
 
     def read_source(self, parts: list[tuple[str, int]]) -> Tensor:
-        """One tensor of Hugging Face's, from the tensors of ours that it is made of."""
+        """Returns one Hugging Face tensor, made from the tensors of ours that hold it."""
         name, i = parts[0]
         rule = hf_sources(name, self.config)[0]
         found = self.pieces(name)
@@ -99,7 +101,7 @@ class _GgufFile:
         else:
             x = unpack(rule, self.read_ours(name), self.config)[i]
         if self.config.norm_unit_offset and is_norm(name):
-            x = x - 1  # llama.cpp has what Gemma multiplies by
+            x = x - 1  # llama.cpp stores the full factor 1 + weight
         return x.to(self.dtype)
 
     def read_ours(self, name: str) -> Tensor:
@@ -127,7 +129,7 @@ class _GgufFile:
         return tuple(rest) if piece.is_stacked else (first // piece.of, *rest)
 
     def shape_of_source(self, parts: list[tuple[str, int]]) -> tuple[int, ...]:
-        """Shape of what `read_source` gives, without reading."""
+        """Returns the shape of what `read_source` returns, without reading it."""
         name, i = parts[0]
         rule = hf_sources(name, self.config)[0]
         found = [self.shape_of_piece(piece) for piece in self.pieces(name)]
@@ -141,12 +143,12 @@ class _GgufFile:
 
 
 def is_kept(name: str) -> bool:
-    """Whether a matrix stays in fp32 whatever the type of the file."""
+    """Returns whether a matrix is in fp32 whatever the type of the file."""
     return name.endswith(("_norm.weight", "ffn_gate_inp.weight"))
 
 
 def read(path: Path) -> Any:
-    """The file as a `gguf.GGUFReader`. Raises: UserError if it is damaged or the package is missing."""
+    """Opens a file as a `gguf.GGUFReader`; raises UserError if it is damaged or the package is missing."""
     try:
         from gguf import GGUFReader
     except ModuleNotFoundError as e:

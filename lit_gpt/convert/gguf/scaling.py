@@ -1,4 +1,4 @@
-"""Our scalings of rotary embeddings <-> the metadata and tensors that a gguf file has for them."""
+"""Converts between our scalings of rotary embeddings and the metadata and tensors of a gguf file."""
 
 import math
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ _YARN = {
     "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow",
 }
-"""Keys below `rope.scaling` -> parameters of ours."""
+"""Our parameters of YaRN, by key below `rope.scaling`."""
 FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 _LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""Parameters of all Llama 3.1 to 3.3, of which a file only has what comes of them."""
+"""Parameters of all Llama 3.1 to 3.3 models; a file holds only the frequencies that result from them."""
 
 
 def scaling_to_metadata(config: Config, layout: Layout) -> dict[str, Any]:
-    """Keys for the scaling of rotary embeddings. Raises: UserError if llama.cpp has none like it."""
+    """Returns the keys for the scaling of rotary embeddings; raises UserError if llama.cpp does not support it."""
     if config.rope_condense_ratio != 1:
         return {f"{SCALING}type": "linear", f"{SCALING}factor": float(config.rope_condense_ratio)}
     scaling = config.rope_scaling
@@ -40,15 +40,15 @@ def scaling_to_metadata(config: Config, layout: Layout) -> dict[str, Any]:
         raise unlike(config, "rope_scaling")
     if scaling["type"] == "yarn":
         known = {k: v for k, v in scaling.items() if k in ("type", *_YARN.values())}
-        if scaling.keys() - known.keys() - {"attention_factor"} or not _sharpens_alike(config, known):
+        if scaling.keys() - known.keys() - {"attention_factor"} or not _has_same_magnitude(config, known):
             raise unlike(config, "rope_scaling")
         stated = {**scaling, "original_max_position_embeddings": original}
-        values = {key: stated[ours] for key, ours in _YARN.items() if stated.get(ours) is not None}
+        values = {key: stated[name] for key, name in _YARN.items() if stated.get(name) is not None}
         values |= {key: float(value) for key, value in values.items() if key != "original_context_length"}
         return {SCALING + key: value for key, value in {"type": "yarn", **values}.items()}
     if FREQUENCIES in rope_tensors(config):
         return {}
-    kind = {f"{SCALING}type": "longrope"} if layout.name != "phi3" else {}  # it is known by its tensors
+    kind = {f"{SCALING}type": "longrope"} if layout.name != "phi3" else {}  # phi3 is recognized by its tensors
     return {
         **kind,
         f"{SCALING}original_context_length": original,
@@ -56,13 +56,13 @@ def scaling_to_metadata(config: Config, layout: Layout) -> dict[str, Any]:
     }
 
 
-def _sharpens_alike(config: Config, scaling: dict[str, Any]) -> bool:
-    """Whether cosines and sines have the factor that they would have with another scaling."""
+def _has_same_magnitude(config: Config, scaling: dict[str, Any]) -> bool:
+    """Returns whether cos and sin have the same factor as with another scaling."""
     return math.isclose(frequencies(config)[1], frequencies(replace(config, rope_scaling=scaling))[1], rel_tol=1e-5)
 
 
 def rope_tensors(config: Config) -> dict[str, Tensor]:
-    """Tensors that say by what to divide the frequencies, (rope_n_elem / 2,) each."""
+    """Returns the tensors of divisors of the frequencies, (rope_n_elem / 2,) each."""
     scaling = config.rope_scaling or {}
     if scaling.get("type") == "llama3":
         return {FREQUENCIES: plain(config) / frequencies(config)[0]}
@@ -77,16 +77,16 @@ def rope_tensors(config: Config) -> dict[str, Tensor]:
 def scaling_from_metadata(
     config: Config, values: Mapping[str, Any], factors: Mapping[str, list[float]], path: Path
 ) -> dict[str, Any]:
-    """Inverse of `scaling_to_metadata` and `rope_tensors`.
+    """Returns the Config fields for the scaling of a file; the inverse of `scaling_to_metadata` and `rope_tensors`.
 
-    A factor without a kind is linear, a kind without a factor scales by 1, and the factor goes together with those of
-    the tensors, as llama.cpp has it (load_hparams in src/llama-model.cpp, the constructor in src/llama-context.cpp).
+    A factor without a kind is linear, a kind without a factor scales by 1, and the factor multiplies those of the
+    tensors, as in llama.cpp (load_hparams in src/llama-model.cpp, the constructor in src/llama-context.cpp).
 
     Args:
-        config: the model without the scaling.
+        config: the configuration without the scaling.
 
     Raises:
-        UserError: a kind of scaling that we do not know.
+        UserError: the kind of scaling is unknown.
     """
     stated = {k.removeprefix(SCALING): v for k, v in values.items() if k.startswith(SCALING)}
     kind, original = stated.get("type", "linear"), stated.get("original_context_length")
@@ -96,7 +96,7 @@ def scaling_from_metadata(
     if kind not in _KINDS or (is_yarn and (beyond or factors)):
         raise UserError(f"{path}: rope scaling {stated} is not supported")
     if is_yarn:
-        scaling = {"type": "yarn", **{ours: stated[k] for k, ours in _YARN.items() if k in stated}, "factor": factor}
+        scaling = {"type": "yarn", **{name: stated[k] for k, name in _YARN.items() if k in stated}, "factor": factor}
         sharpness = stated.get("yarn_attn_factor") or frequencies(replace(config, rope_scaling=scaling))[1]
         return {"rope_scaling": _with_magnitude(config, scaling, sharpness * magnitude)}
     if LONG in factors and FREQUENCIES not in factors:
@@ -106,18 +106,18 @@ def scaling_from_metadata(
         return {"rope_scaling": _with_magnitude(config, scaling, magnitude)}
     if FREQUENCIES in factors or magnitude != 1:
         found = factors.get(FREQUENCIES, [1.0] * (config.rope_n_elem // 2))
-        return {"rope_scaling": _of_factors(config, [factor * f for f in found], magnitude)}
+        return {"rope_scaling": _scaling_from_factors(config, [factor * f for f in found], magnitude)}
     return {"rope_condense_ratio": factor} if factor != 1 else {}
 
 
 def _with_magnitude(config: Config, scaling: dict[str, Any], magnitude: float) -> dict[str, Any]:
-    """A scaling with the factor of cosines and sines, where that does not follow from the others."""
+    """Returns a scaling with the factor of cos and sin added, unless it follows from the other parameters."""
     stated = {**scaling, "attention_factor": magnitude}
-    return scaling if _sharpens_alike(replace(config, rope_scaling=stated), scaling) else stated
+    return scaling if _has_same_magnitude(replace(config, rope_scaling=stated), scaling) else stated
 
 
-def _of_factors(config: Config, factors: list[float], magnitude: float) -> dict[str, Any]:
-    """The scaling that divides the frequencies so: Llama 3's if it is, else one that states each factor."""
+def _scaling_from_factors(config: Config, factors: list[float], magnitude: float) -> dict[str, Any]:
+    """Returns the scaling that divides the frequencies by `factors`: Llama 3's if it does, else one that lists them."""
     scaling = {"type": "llama3", "factor": float(f"{max(factors):.4g}"), **_LLAMA_3}
     made = rope_tensors(replace(config, rope_scaling=scaling))[FREQUENCIES]
     if magnitude == 1 and torch.allclose(made, torch.tensor(factors), rtol=1e-4, atol=0):

@@ -1,4 +1,4 @@
-"""A tokenizer.model out of its tokens and scores.
+"""Makes a tokenizer.model from its tokens and scores.
 
 The format, a message of protobuf: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
@@ -10,7 +10,7 @@ _BPE = 2
 _WORDS, _VARINT, _FLOAT = 2, 0, 5
 """Kinds of fields in protobuf."""
 _IDS = {"unk": (40, 45), "bos": (41, 46), "eos": (42, 47), "pad": (43, 48)}
-"""Role -> fields of the trainer's message for its id and its token."""
+"""Fields of the trainer's message for the id and the token of each role."""
 
 
 def model_proto(
@@ -20,12 +20,12 @@ def model_proto(
     ids: Mapping[str, int | None],
     add_prefix: bool,
 ) -> bytes:
-    """The bytes of a tokenizer.model that merges by score and falls back on bytes.
+    """Returns the bytes of a tokenizer.model that merges by score and falls back to bytes.
 
     Args:
-        kinds: of the tokens, numbered as SentencePiece does.
-        ids: of the tokens with a role; None where there is none.
-        add_prefix: a space is put before each text.
+        kinds: kind of each token, numbered as in SentencePiece.
+        ids: id of the token of each role; None if there is none.
+        add_prefix: whether a space is put before each text.
     """
     pieces = b"".join(
         _message(1, _words(1, token.encode()) + _key(2, _FLOAT) + struct.pack("<f", score) + _number(3, kind))
@@ -45,7 +45,7 @@ def model_proto(
 
 
 def _varint(value: int) -> bytes:
-    value &= 2**64 - 1  # negative numbers as protobuf has them
+    value &= 2**64 - 1  # negative numbers are encoded in 64 bits
     found = bytearray()
     while value > 127:
         found.append(value & 127 | 128)

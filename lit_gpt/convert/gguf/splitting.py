@@ -1,6 +1,6 @@
-"""How byte-level tokenizers split a text before its pieces are merged: llama.cpp's names for it, and ours to make it.
+"""Lists how byte-level tokenizers split a text before merging: llama.cpp's names, and the steps that do the same.
 
-llama.cpp has the name in the file and the regular expressions in its code (src/llama-vocab.cpp).
+A file has only the name; the regular expressions are in llama.cpp's code (src/llama-vocab.cpp).
 """
 
 from typing import Any, NamedTuple
@@ -27,20 +27,20 @@ _GPT_4O = (
 
 
 class Splitting(NamedTuple):
-    """One way to split."""
+    """A way to split a text into pieces before merging."""
 
     name: str
-    """`tokenizer.ggml.pre`."""
+    """Value of `tokenizer.ggml.pre`."""
     steps: tuple[str, ...]
-    """A regular expression whose matches stand alone, or one of `STEPS`."""
+    """Steps in order: names of steps in `steps_of`, or regular expressions whose matches become pieces."""
     ignore_merges: bool = False
-    """A piece that is a token as a whole is not built by merges."""
+    """Whether a piece that is a token itself is not built by merges."""
     nfc: bool = False
-    """The text is normalized first. llama.cpp leaves that to who calls it."""
-    begins: bool = False
-    """llama.cpp puts bos before a text if the file does not say."""
+    """Whether the text is normalized to NFC first, which llama.cpp leaves to the caller."""
+    adds_bos: bool = False
+    """Whether llama.cpp puts bos before a text by default."""
     others: tuple[str, ...] = ()
-    """Names of tokenizers that split likewise."""
+    """Other names for the same splitting."""
 
 
 SPLITTINGS = (
@@ -51,13 +51,13 @@ SPLITTINGS = (
         "llama-bpe",
         (_GPT_4, "bytes"),
         ignore_merges=True,
-        begins=True,
+        adds_bos=True,
         others=("llama3", "llama-v3", "falcon3", "midm-2.0"),
     ),
     Splitting("dbrx", (_GPT_4, "bytes"), others=("smaug-bpe",)),
     Splitting("qwen2", (_GPT_4.replace("{1,3}", ""), "bytes"), nfc=True, others=("deepseek-r1-qwen", "megrez")),
     Splitting("stablelm2", (_GPT_4.replace("{1,3}", ""), "bytes")),
-    Splitting("tekken", (_TEKKEN, "bytes"), ignore_merges=True, begins=True),
+    Splitting("tekken", (_TEKKEN, "bytes"), ignore_merges=True, adds_bos=True),
     Splitting("gpt-4o", (_GPT_4O, "bytes"), others=("llama4",)),
 )
 SAMPLE = (
@@ -67,11 +67,11 @@ SAMPLE = (
     "किताबें ๑๒๓ ²½ "
     "naïve cafe\u0301 🦙🦙🏽 a/b\n/c camelCaseWORDSHere ABCdef   \n"
 )
-"""A text that any two of SPLITTINGS split differently, unless they are told apart by their other fields."""
+"""A text that any two of SPLITTINGS split differently, unless their other fields tell them apart."""
 
 
 def steps_of(splitting: Splitting) -> Any:
-    """The pre-tokenizer of `tokenizers` that does it."""
+    """Returns the pre-tokenizer of the library `tokenizers` for a splitting."""
     from tokenizers import Regex, pre_tokenizers
 
     made = {
@@ -85,15 +85,15 @@ def steps_of(splitting: Splitting) -> Any:
 
 
 def find_splitting(name: str) -> Splitting | None:
-    """The one that a file names."""
+    """Returns the splitting with a name in a gguf file; None if it is unknown."""
     return next((s for s in SPLITTINGS if name in (s.name, *s.others)), None)
 
 
 def recognize_splitting(tokenizer: Any, where: str) -> Splitting:
-    """The one that a tokenizer of `tokenizers` does, found by trying it.
+    """Returns the splitting that a tokenizer of the library `tokenizers` does, found by trying it on SAMPLE.
 
     Raises:
-        UserError: it is none that llama.cpp is known to have.
+        UserError: llama.cpp is not known to have such a splitting.
     """
     nfc = tokenizer.normalizer is not None and tokenizer.normalizer.normalize_str("e\u0301") == "\u00e9"
     pieces = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(SAMPLE)]

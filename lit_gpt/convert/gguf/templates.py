@@ -1,4 +1,4 @@
-"""Chat templates as a gguf file has them, and back into a checkpoint folder."""
+"""Converts chat templates between a checkpoint folder and the metadata of a gguf file."""
 
 import re
 from collections.abc import Mapping
@@ -8,13 +8,12 @@ from typing import Any
 from lit_gpt.files import write_text
 
 _DEFAULT, _FILE, _FOLDER = "default", "chat_template.jinja", "additional_chat_templates"
-"""The name of the template that is used if none is asked for, its file, and the folder of the others', as in
-transformers."""
+"""Name of the default template, its file, and the folder of the other templates, as in transformers."""
 _KEY, _NAMES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 
 def template_metadata(templates: Mapping[str, str]) -> dict[str, Any]:
-    """The keys that hold chat templates; llama.cpp's own converter has letters, digits and underscores in names."""
+    """Returns the keys that hold chat templates, with only letters, digits and underscores in names as in llama.cpp."""
     named = {re.sub("[^A-Za-z0-9]", "_", name): text for name, text in templates.items()}
     keys: dict[str, Any] = {_KEY if name == _DEFAULT else f"{_KEY}.{name}": text for name, text in named.items()}
     if others := sorted(named.keys() - {_DEFAULT}):
@@ -23,10 +22,10 @@ def template_metadata(templates: Mapping[str, str]) -> dict[str, Any]:
 
 
 def write_templates(metadata: Mapping[str, Any], folder: Path) -> None:
-    """Write a file's chat templates into `folder`, but for those that it has already.
+    """Writes a file's chat templates into `folder`, except those that it has already.
 
     Args:
-        metadata: all keys of the file, with functions that give the values.
+        metadata: all keys of the file, with objects whose `contents()` are the values.
     """
     for key in metadata:
         if key != _KEY and not key.startswith(f"{_KEY}."):

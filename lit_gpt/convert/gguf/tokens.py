@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint folder <-> that of a gguf file."""
+"""Converts between the tokenizer of a checkpoint folder and that of a gguf file."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,33 +17,33 @@ from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_settings
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
-"""Kinds of tokens, for llama.cpp as for SentencePiece."""
+"""Kinds of tokens, numbered alike in llama.cpp and SentencePiece."""
 _PREFIX = "tokenizer.ggml."
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-"""Ours -> llama.cpp's."""
+"""llama.cpp's name of each role of a special token."""
 _LLAMA_IDS = {"bos": 1, "eos": 2, "unk": 0}
-"""What llama.cpp takes in a tokenizer.model's stead where a file does not say. (In a byte-level tokenizer's it takes 11
-for bos and eos, Falcon's; a file of another model without one is a mistake, which is named when it is used.)"""
+"""llama.cpp's default ids for a SentencePiece tokenizer. (For a byte-level tokenizer its default for bos and eos is 11,
+Falcon's; if a file of another model lacks them, that is a mistake, which is reported when they are used.)"""
 _ADDED_SCORE = -1000.0
 
 
 def tokenizer_metadata(
     checkpoint_dir: Path, config: Config, templates: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The keys that hold the tokenizer of a folder, with a token for each row of the embeddings.
+    """Returns the keys that hold the tokenizer of a folder, with a token for each row of the embeddings.
 
     Args:
-        templates: text of each chat template by name, "default" the one that is used unasked; None takes the folder's.
+        templates: text of each chat template by name, with "default" for the default one; None takes the folder's.
 
     Raises:
-        UserError: there is none, or one of a kind that llama.cpp is not known to have.
+        UserError: there is no tokenizer, or llama.cpp is not known to have its kind.
     """
     tokenizer = Tokenizer(checkpoint_dir)
     settings = read_settings(checkpoint_dir)
     if (path := checkpoint_dir / "tokenizer.model").is_file():
-        values = _of_sentencepiece(path, settings.added)
+        values = _sentencepiece_metadata(path, settings.added)
     else:
-        values = _of_huggingface(checkpoint_dir / "tokenizer.json")
+        values = _huggingface_metadata(checkpoint_dir / "tokenizer.json")
     tokens, kinds = values["tokens"], values["token_type"]
     for i in range(len(tokens), config.padded_vocab_size):
         tokens.append(f"[PAD{i}]")
@@ -60,17 +60,21 @@ def tokenizer_metadata(
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> list[str]:
-    """The tokens that llama.cpp cuts out of a text before it splits the rest, from what `tokenizer_metadata` gives."""
+    """Returns the tokens that llama.cpp cuts out of a text before it splits the rest.
+
+    Args:
+        metadata: keys as `tokenizer_metadata` returns them.
+    """
     pairs = zip(metadata[f"{_PREFIX}tokens"], metadata[f"{_PREFIX}token_type"], strict=True)
     return [token for token, kind in pairs if kind in (_CONTROL, _USER_DEFINED, _UNKNOWN)]
 
 
-def _of_sentencepiece(path: Path, added: list[Any]) -> dict[str, Any]:
-    """Keys for tokenizer.model and the tokens that were added to it."""
+def _sentencepiece_metadata(path: Path, added: list[Any]) -> dict[str, Any]:
+    """Returns the keys for tokenizer.model and the tokens that were added to it."""
     from sentencepiece import SentencePieceProcessor
 
     sp = SentencePieceProcessor(model_file=str(path))
-    asked: tuple[tuple[int, Callable[[int], bool]], ...] = (
+    tests: tuple[tuple[int, Callable[[int], bool]], ...] = (
         (_UNKNOWN, sp.is_unknown),
         (_CONTROL, sp.is_control),
         (_UNUSED, sp.is_unused),
@@ -80,7 +84,7 @@ def _of_sentencepiece(path: Path, added: list[Any]) -> dict[str, Any]:
     tokens, scores, kinds = [f"[PAD{i}]" for i in range(n)], [_ADDED_SCORE] * n, [_UNUSED] * n
     for i in range(sp.vocab_size()):
         tokens[i], scores[i] = sp.id_to_piece(i), sp.get_score(i)
-        kinds[i] = next((kind for kind, holds in asked if holds(i)), _NORMAL)
+        kinds[i] = next((kind for kind, holds in tests if holds(i)), _NORMAL)
     for t in added:
         if not (t.id < sp.vocab_size() and kinds[t.id] != _NORMAL and tokens[t.id] == t.content):
             tokens[t.id], scores[t.id], kinds[t.id] = t.content, _ADDED_SCORE, _CONTROL if t.special else _USER_DEFINED
@@ -94,8 +98,8 @@ def _of_sentencepiece(path: Path, added: list[Any]) -> dict[str, Any]:
     }
 
 
-def _of_huggingface(path: Path) -> dict[str, Any]:
-    """Keys for tokenizer.json. Raises: UserError if llama.cpp is not known to have its kind."""
+def _huggingface_metadata(path: Path) -> dict[str, Any]:
+    """Returns the keys for tokenizer.json; raises UserError if llama.cpp is not known to have its kind."""
     from tokenizers import Tokenizer as Backend
 
     backend = Backend.from_file(str(path))
@@ -118,11 +122,11 @@ def _of_huggingface(path: Path) -> dict[str, Any]:
         splitting = recognize_splitting(backend, str(path))
         values |= {"model": "gpt2", "pre": splitting.name, "merges": [" ".join(m) for m in merges]}
         return values
-    return values | _scored(values, merges, saved)
+    return values | _scored_metadata(values, merges, saved)
 
 
-def _scored(values: dict[str, Any], merges: list[list[str]], saved: dict[str, Any]) -> dict[str, Any]:
-    """Keys for a tokenizer.json that was made of a tokenizer.model: its merges are in the order of its scores."""
+def _scored_metadata(values: dict[str, Any], merges: list[list[str]], saved: dict[str, Any]) -> dict[str, Any]:
+    """Returns the keys for a tokenizer.json made from a tokenizer.model, whose merges are in the order of scores."""
     rank: dict[str, int] = {}
     for i, merge in enumerate(merges):
         rank.setdefault("".join(merge), i)
@@ -141,12 +145,12 @@ def _scored(values: dict[str, Any], merges: list[list[str]], saved: dict[str, An
 
 
 def write_tokenizer(path: Path, folder: Path) -> None:
-    """Write the file's tokenizer into `folder`: tokenizer.json or tokenizer.model, settings, chat templates.
+    """Writes the tokenizer of a gguf file into `folder`: tokenizer.json or tokenizer.model, settings, chat templates.
 
-    What the file leaves out is what llama.cpp takes then (llama_vocab::impl::load in src/llama-vocab.cpp).
+    For what the file omits, llama.cpp's defaults are used (llama_vocab::impl::load in src/llama-vocab.cpp).
 
     Raises:
-        UserError: a kind of tokenizer that we do not rebuild.
+        UserError: the kind of tokenizer is not supported.
     """
     fields = read(path).fields
 
@@ -159,12 +163,12 @@ def write_tokenizer(path: Path, folder: Path) -> None:
         raise UserError(f"{path}: a tokenizer of kind {kind}/{pre} is not rebuilt; put the model's tokenizer beside it")
     tokens, kinds = value("tokens"), value("token_type") or [_NORMAL] * len(value("tokens"))
     end = max(i + 1 for i, k in enumerate(kinds) if not (k == _UNUSED and tokens[i].startswith("[PAD")))
-    tokens, kinds = tokens[:end], kinds[:end]  # the rows after it are there to fill the table
+    tokens, kinds = tokens[:end], kinds[:end]  # the rows after it only pad the table
     defaults = _LLAMA_IDS if kind == "llama" else {}
-    ids = {role: value(f"{theirs}_token_id", defaults.get(role)) for role, theirs in _ROLES.items()}
+    ids = {role: value(f"{name}_token_id", defaults.get(role)) for role, name in _ROLES.items()}
     ids = {role: i for role, i in ids.items() if i is not None and i < end}
-    begins = kind == "llama" or (splitting is not None and splitting.begins)
-    config: dict[str, Any] = {"add_bos_token": value("add_bos_token", begins)}
+    adds_bos = kind == "llama" or (splitting is not None and splitting.adds_bos)
+    config: dict[str, Any] = {"add_bos_token": value("add_bos_token", adds_bos)}
     config |= {f"{role}_token": tokens[i] for role, i in ids.items()}
     if kind == "llama":
         scores, prefix = value("scores", [0.0] * end)[:end], value("add_space_prefix", True)
@@ -185,7 +189,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
 
 
 def _byte_level(tokens: list[str], kinds: list[int], merges: list[str], splitting: Splitting) -> Any:
-    """A tokenizer of `tokenizers` over bytes."""
+    """Returns a byte-level tokenizer of the library `tokenizers`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     vocabulary = {t: i for i, (t, k) in enumerate(zip(tokens, kinds, strict=True)) if k != _UNUSED}

@@ -1,4 +1,4 @@
-"""Tensors as gguf files have them, and back."""
+"""Encodes the values of tensors in the types of gguf files, and decodes them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 BLOCK = 32
-"""Values of a row that share a scale in Q8_0."""
+"""Number of values of a row that share a scale in Q8_0."""
 STEP = 2**21
-"""Values that are converted at a time; each takes several copies."""
+"""Number of values that are converted at a time, since each takes several copies."""
 _BELOW_HALF = 0.5 - 2**-25
-"""The largest fp32 below a half: what is added before rounding down, so that halves go away from zero as llama.cpp's
-do, and the largest number below a half does not become 1."""
+"""Number added before rounding down: with the largest fp32 below a half, halves are rounded away from zero as in
+llama.cpp, and the largest number below a half does not become 1."""
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": (BLOCK + 2) / BLOCK}
-"""Bytes of a value, in the types that we write."""
+"""Number of bytes per value, in the types that can be written."""
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
-"""Types that we read, besides those of `DTYPES`."""
+"""Types that can be read besides those of `DTYPES`."""
 
 
 def encoded(x: Tensor, kind: str) -> Iterator[Tensor]:
-    """The bytes of `x` as a type of `BYTES`, a few of its values at a time.
+    """Yields the bytes of `x` encoded in a type of `BYTES`, STEP values at a time.
 
     Raises:
         OverflowError: a value is too large for F16.
@@ -38,7 +38,7 @@ def encoded(x: Tensor, kind: str) -> Iterator[Tensor]:
 
 
 def _eight_bits(blocks: Tensor) -> Tensor:
-    """Of each row of 32 values a scale in fp16 and 32 integers: (n, 32) -> (n, 34) bytes."""
+    """Quantizes each row of 32 values to a scale in fp16 and 32 integers: (n, 32) -> (n, 34) bytes."""
     sizes = blocks.abs()
     scales = sizes.amax(dim=1, keepdim=True) / 127
     sizes *= torch.where(scales == 0, 0.0, 1 / scales)
@@ -47,12 +47,12 @@ def _eight_bits(blocks: Tensor) -> Tensor:
 
 
 def dequantize(data: np.ndarray, kind: Any, out: Tensor, scratch: Tensor | None = None) -> None:
-    """Write the values of bytes of a type of `QUANTIZED` into `out`, whose last dimension is a row of the file.
+    """Dequantizes bytes of a type of `QUANTIZED` into `out`, whose last dimension is a row of the file.
 
     Args:
         kind: a `gguf.GGMLQuantizationType`.
-        scratch: as many values in fp32 as `out` has, or more, to work in: memory that is new each time costs the system
-            as long to hand out as the work takes.
+        scratch: an fp32 buffer with at least as many values as `out`; allocating one for each call takes as long as
+            the work itself.
     """
     if kind.name == "Q8_0":
         blocks = torch.from_numpy(data).view(-1, BLOCK + 2)
@@ -67,10 +67,10 @@ def dequantize(data: np.ndarray, kind: Any, out: Tensor, scratch: Tensor | None 
 
 
 def paired(x: Tensor, heads: int) -> Tensor:
-    """Rows of queries or keys so that channels that are rotated together are neighbours; ours are half a head apart."""
+    """Reorders rows of queries or keys so that channels rotated together are neighbors; ours are half a head apart."""
     return x.view(heads, 2, -1, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
 
 
 def unpaired(x: Tensor, heads: int) -> Tensor:
-    """Inverse of `paired`."""
+    """Restores the order of rows that `paired` changed."""
     return x.view(heads, -1, 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)

@@ -1,6 +1,6 @@
-"""Write a checkpoint of ours as a gguf file, one tensor at a time."""
+"""Writes a checkpoint of ours as a gguf file, one tensor at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,14 @@ from lit_gpt.files.whole import allocate, require_room
 from lit_gpt.tokenizer import Tokenizer
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
-"""`general.file_type`, by the type of the matrices."""
+"""Value of `general.file_type`, by the type of the matrices."""
 
 _ALIGNMENT = 32
-"""Bytes; tensors start and end at multiples of it."""
+"""Number of bytes to whose multiples the start and the end of each tensor are aligned."""
 
 
 class _Slot(NamedTuple):
-    """A tensor of the file to be."""
+    """Shape and type of a tensor in the file."""
 
     shape: tuple[int, ...]
     kind: str
@@ -53,30 +53,28 @@ def write_gguf(
     rows: int | None = None,
     templates: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write <name>-<kind>.gguf into `folder`: the tokenizer, and the weights with the matrices in one type.
+    """Writes <name>-<kind>.gguf into `folder`, with the weights and the tokenizer, and returns its path.
 
-    A kind of `quantizing` is made by llama.cpp's own program, of a file that has the values as they are.
+    The types in `quantizing.TYPES` are made by llama.cpp's own program from an unquantized file.
 
-    Norms and biases are in fp32, and so is what picks the experts; matrices whose rows have no multiple of 32 values
-    are in F16 where the others are in Q8_0. All as llama.cpp's own converter has it.
+    Norms, biases and the router of the experts are in fp32; with Q8_0, matrices whose row length is not a multiple of
+    32 are in F16. All this is as in llama.cpp's own converter.
 
     Args:
-        specs: of our tensors.
-        get: reads one of them.
-        checkpoint_dir: where the tokenizer is.
-        kind: one of FILE_TYPES, or of quantizing.TYPES.
-        rows: of the vocabulary's tensors; None keeps all.
-        templates: text of each chat template by name, "default" the one that is used unasked; None takes those of
+        specs: shape and dtype of each of our tensors.
+        get: reads one of our tensors by name.
+        checkpoint_dir: the folder with the tokenizer.
+        kind: type of the matrices, one of FILE_TYPES or of quantizing.TYPES.
+        rows: number of rows of the vocabulary's tensors; None keeps all.
+        templates: text of each chat template by name, with "default" for the default one; None takes those of
             `checkpoint_dir`.
 
     Raises:
         UserError: llama.cpp lacks the architecture, a trait of it or the kind of tokenizer; a value too large for F16;
             its quantizer is missing or fails.
     """
-    if kind in TYPES:
-        return _write_quantized(
-            config, specs, get, checkpoint_dir, folder=folder, kind=kind, rows=rows, templates=templates
-        )
+    program = find_quantizer(kind) if kind in TYPES else None
+    exact = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(specs[EMBEDDINGS].dtype, "F32") if program else kind
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
     metadata = to_metadata(config)
     names = [name for name in specs if not is_tied(name, config)]
@@ -84,56 +82,58 @@ def write_gguf(
         names.append(HEAD)
         specs, get = {**specs, HEAD: specs[EMBEDDINGS]}, partial(_tied_head, get)
     extra = rope_tensors(config)
-    slots = _plan(config, names, specs, kind) | {name: _Slot(tuple(x.shape), "F32") for name, x in extra.items()}
-    path = folder / f"{config.name}-{kind}.gguf"
+    slots = _plan(config, names, specs, exact) | {name: _Slot(tuple(x.shape), "F32") for name, x in extra.items()}
+    path = folder / f"{config.name}-{exact}.gguf"
     require_room(sum(slot.n_bytes for slot in slots.values()), path)
     tokenizer = tokenizer_metadata(checkpoint_dir, config, templates)
-    name = name_in_file(config.name, Tokenizer(checkpoint_dir), special_tokens(tokenizer))
-    starts = _write_header(
-        path, replace(config, name=name), metadata=metadata, tokenizer=tokenizer, slots=slots, kind=kind
-    )
+    named = replace(config, name=name_in_file(config.name, Tokenizer(checkpoint_dir), special_tokens(tokenizer)))
+    starts = _write_header(path, named, metadata=metadata, tokenizer=tokenizer, slots=slots, kind=exact)
+    tensors = ((name, fit_rows(name, get(name), rows)) for name in names)
+    _stream_values(path, config, tensors, extra=extra, slots=slots, starts=starts)
+    if program is None:
+        return path
+    quantized = folder / f"{config.name}-{kind}.gguf"
+    quantize(program, path, quantized, kind)
+    return quantized
+
+
+def _stream_values(
+    path: Path,
+    config: Config,
+    tensors: Iterable[tuple[str, Tensor]],
+    extra: Mapping[str, Tensor],
+    slots: Mapping[str, _Slot],
+    starts: Mapping[str, int],
+) -> None:
+    """Writes the tensors' values into a file that has all else, one tensor at a time.
+
+    Args:
+        tensors: our tensors by our names.
+        extra: tensors by their names in the file, which are written unchanged.
+        starts: the byte at which each tensor of the file starts.
+    """
     last = next(reversed(slots))
     with open(path, "rb+") as file:
         allocate(file, starts[last] + slots[last].n_bytes + -slots[last].n_bytes % _ALIGNMENT)
     with Behind() as behind:
-        for name in names:
-            parts = _split(fit_rows(name, get(name), rows), pieces(name, config), config, name)
+        for name, tensor in tensors:
+            parts = _split(tensor, pieces(name, config), config, name)
             for piece, x in parts:
                 slot = slots[piece.tensor]
                 start = starts[piece.tensor] + piece.index * (slot.n_bytes // piece.of)
                 _write_values(behind, path, start=start, x=x, kind=slot.kind, name=name)
-            del parts, x  # before the next one is read
+            del tensor, parts, x  # frees the tensor before the next one is read
         for name, x in extra.items():
             _write_values(behind, path, start=starts[name], x=x, kind="F32", name=name)
-    return path
-
-
-def _write_quantized(
-    config: Config,
-    specs: Mapping[str, Spec],
-    get: Callable[[str], Tensor],
-    checkpoint_dir: Path,
-    folder: Path,
-    kind: str,
-    rows: int | None,
-    templates: Mapping[str, str] | None,
-) -> Path:
-    """`write_gguf` for a kind of `quantizing.TYPES`: by way of a file with the values as they are."""
-    program = find_quantizer(kind)
-    exact = {torch.float16: "F16", torch.bfloat16: "BF16"}.get(specs[EMBEDDINGS].dtype, "F32")
-    whole = write_gguf(config, specs, get, checkpoint_dir, folder=folder, kind=exact, rows=rows, templates=templates)
-    path = folder / f"{config.name}-{kind}.gguf"
-    quantize(program, whole, path, kind)
-    return path
 
 
 def _tied_head(get: Callable[[str], Tensor], name: str) -> Tensor:
-    """One of our tensors; of a tied head, the embeddings."""
+    """Returns one of our tensors by name; the embeddings for a tied head."""
     return get(EMBEDDINGS if name == HEAD else name)
 
 
 def _plan(config: Config, names: list[str], specs: Mapping[str, Spec], kind: str) -> dict[str, _Slot]:
-    """Shape and type of each tensor of the file."""
+    """Returns the shape and type of each tensor of the file."""
     slots: dict[str, _Slot] = {}
     for name in names:
         shape = list(specs[name].shape)
@@ -154,7 +154,7 @@ def _kind_of(tensor: str, shape: tuple[int, ...], kind: str) -> str:
 
 
 def _split(x: Tensor, found: list[Piece], config: Config, name: str) -> list[tuple[Piece, Tensor]]:
-    """Our tensor as the pieces that the file has of it."""
+    """Returns the pieces of one of our tensors, with their values as the file has them."""
     if config.norm_unit_offset and is_norm(name):
         x = x.float() + 1
     parts = x.split(config.qkv_sizes) if len(found) == 3 else (x,)
@@ -162,7 +162,7 @@ def _split(x: Tensor, found: list[Piece], config: Config, name: str) -> list[tup
 
 
 def _write_values(behind: Behind, path: Path, start: int, x: Tensor, kind: str, name: str) -> None:
-    """Raises: UserError if a value is too large for F16."""
+    """Writes the values of a tensor at byte `start` of the file; raises UserError if one is too large for F16."""
     try:
         for data in encoded(x, kind):
             start += behind.write(path, start, data.numpy())
@@ -180,7 +180,7 @@ def _write_header(
     slots: Mapping[str, _Slot],
     kind: str,
 ) -> dict[str, int]:
-    """Make the file with all but the tensors' values; returns where each of these starts."""
+    """Writes the file without the tensors' values, and returns the byte at which each tensor starts."""
     try:
         from gguf import GGMLQuantizationType, GGUFWriter
     except ModuleNotFoundError as e:
@@ -210,7 +210,7 @@ def _write_header(
 
 
 def add(writer: Any, key: str, value: Any) -> None:
-    """One key with its value, in the type that llama.cpp reads it in."""
+    """Adds a key with its value, in the type that llama.cpp expects."""
     match value:
         case bool():
             writer.add_bool(key, value)

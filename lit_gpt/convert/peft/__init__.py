@@ -1,10 +1,14 @@
-"""LoRA weights between our runs and PEFT's adapters, both directions, by the weights table of an architecture.
+"""Converts LoRA weights between our runs and PEFT's adapters, by the weights table of an architecture.
 
-A module of theirs may hold several of ours (GPT-NeoX has one for queries, keys and values). Its A then stacks those of
-its pieces, and its B has a column block for each, zero in the rows of the others: the rank is the sum of theirs.
+In this folder "ours" are modules and parameters of our model and run; "theirs" are those of the Hugging Face model
+that PEFT adapts.
 
-What PEFT trains besides updates (embeddings, head, norms, biases, rows of tokens) is a parameter with other values in
-the end, and a run of ours has those as parameters of its own.
+One of their modules may hold several of ours (GPT-NeoX has one for queries, keys and values). Its A then stacks the A
+of each piece, and its B has a block of columns for each piece, zero in the rows of the others: its rank is the sum of
+the pieces' ranks.
+
+What PEFT trains besides updates (embeddings, head, norms, biases, rows of tokens) becomes parameters with new values,
+which a run of ours stores whole.
 """
 
 from lit_gpt.convert.peft.card import model_card

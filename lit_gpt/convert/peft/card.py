@@ -1,4 +1,4 @@
-"""The README.md of an adapter's folder, as the hub's pages show it."""
+"""Writes the model card of an adapter, the README.md that the hub shows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from lit_gpt.config import Config
 
 
 def model_card(config: Config, settings: Mapping[str, Any], prompt: str | None) -> str:
-    """Return the model card of an adapter.
+    """Returns the model card of an adapter.
 
     Args:
-        settings: adapter_config.json.
-        prompt: the prompt that asks {prompt}; None is the chat template of the tokenizer.
+        settings: content of adapter_config.json.
+        prompt: the text of a prompt around {prompt}; None if the tokenizer's chat template was used.
     """
     repo = config.hf_repo
     tags = ([f"base_model:adapter:{repo}"] if repo else []) + ["lora", "transformers"]
@@ -25,9 +25,9 @@ def model_card(config: Config, settings: Mapping[str, Any], prompt: str | None) 
     ]
     kind = "DoRA" if settings["use_dora"] else "LoRA"
     targets = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in settings["target_modules"]))
-    asked = "It was trained in the chat template of its tokenizer."
+    prompt_form = "It was trained in the chat template of its tokenizer."
     if prompt is not None:
-        asked = f"It was trained on prompts of this form:\n\n````text\n{prompt}\n````"
+        prompt_form = f"It was trained on prompts of this form:\n\n````text\n{prompt}\n````"
     return f"""---
 {chr(10).join(header)}
 ---
@@ -36,7 +36,7 @@ def model_card(config: Config, settings: Mapping[str, Any], prompt: str | None) 
 
 Rank {settings["r"]}, alpha {settings["lora_alpha"]}, on {targets}.
 
-{asked}
+{prompt_form}
 
 ```python
 from peft import PeftModel

@@ -1,7 +1,8 @@
-"""What an adapter has besides updates of linear layers, as parameters with other values.
+"""Turns what an adapter has besides updates of linear layers into parameters with new values.
 
-Embeddings cannot be adapted in a run of ours, and neither can a layer whose own weight is another than the
-checkpoint's: their updates are added to their weights.
+"Ours" are modules and parameters of our model, "theirs" those of the Hugging Face model that PEFT adapts. A run of ours
+cannot have updates of embeddings, nor of a layer whose weight differs from the checkpoint's: such updates are added to
+the weights.
 """
 
 import re
@@ -28,33 +29,33 @@ _KEYS = (
 
 @dataclass
 class Adapter:
-    """The weights of an adapter by the module of theirs that they belong to, in fp32."""
+    """The weights of an adapter, in fp32, by the name of their module."""
 
     updates: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    """Of linear layers: A, B, and magnitude_vector where they are."""
+    """Updates of linear layers: A, B, and magnitude_vector if there is one."""
     embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """Updates of embeddings: embedding_A, embedding_B, magnitude_vector."""
     biases: dict[str, Tensor] = field(default_factory=dict)
-    """Biases of B."""
+    """Biases of the B matrices."""
     tokens: dict[str, Tensor] = field(default_factory=dict)
-    """Rows of tokens."""
+    """Trained rows of single tokens."""
     whole: dict[str, Tensor] = field(default_factory=dict)
-    """Parameters of theirs, by name, in the dtype that they have."""
+    """Whole parameters by their name, in their own dtype."""
     raw: dict[str, str] = field(default_factory=dict)
-    """Module -> its name in the adapter, which may be a newer one than that of our tables."""
+    """Name of each module in the adapter, which may be newer than that in our tables."""
 
 
 def read_weights(base: Base, state: Mapping[str, Tensor]) -> Adapter:
-    """Sort the weights of an adapter.
+    """Returns the weights of an adapter, sorted by kind.
 
     Raises:
-        UserError: one that is of no known kind, or of a module that their model has not.
+        UserError: a weight is of an unknown kind, or its module does not exist in the Hugging Face model.
     """
     found = Adapter()
     kinds: dict[str, dict[str, Tensor]] = {}
     for key, x in state.items():
         name = key.removeprefix("base_model.model.")
-        if ".lora_velora_" in name:  # of its backward pass
+        if ".lora_velora_" in name:  # used by VeLoRA's backward pass only
             continue
         match = next((m for pattern in _KEYS if (m := pattern.fullmatch(name))), None)
         if match is None:
@@ -82,15 +83,15 @@ def read_weights(base: Base, state: Mapping[str, Tensor]) -> Adapter:
 
 
 def changed_parameters(
-    base: Base, adapter: Adapter, theirs: Mapping[str, Any], scaling: Scaling
+    base: Base, adapter: Adapter, settings: Mapping[str, Any], scaling: Scaling
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """Return the parameters of theirs that are not the checkpoint's, and the modules whose updates are in them.
+    """Returns their parameters that differ from the checkpoint's, and the modules whose updates are merged into them.
 
     Args:
-        theirs: adapter_config.json.
+        settings: content of adapter_config.json.
 
     Raises:
-        UserError: one has another shape than in the checkpoint, or a setting and the weights contradict each other.
+        UserError: a shape differs from the checkpoint's, or a setting and the weights contradict each other.
     """
     changed = {}
     for name, x in adapter.whole.items():
@@ -103,8 +104,8 @@ def changed_parameters(
     for module, x in adapter.tokens.items():
         name = f"{module}.weight"
         weight = changed[name] if name in changed else base.theirs(name)
-        rows = _with_tokens(weight, x, token_indices(theirs, adapter.raw[module]), module)
-        changed |= dict.fromkeys(_followers(base, name, adapter), rows)
+        rows = _with_tokens(weight, x, token_indices(settings, adapter.raw[module]), module)
+        changed |= dict.fromkeys(_tied_names(base, name, adapter), rows)
     for module, bias in adapter.biases.items():
         name = f"{module}.bias"
         before = changed[name] if name in changed else base.theirs(name)
@@ -121,10 +122,10 @@ def changed_parameters(
 
 
 def _with_tokens(weight: Tensor, rows: Tensor, ids: list[int], module: str) -> Tensor:
-    """Return the weight with other rows for the tokens that were trained.
+    """Returns the weight with the rows of the trained tokens replaced.
 
     Raises:
-        UserError: there are more or fewer rows than tokens in the settings, or a token without a row.
+        UserError: the number of rows differs from that of tokens in the settings, or a token has no row.
     """
     if len(ids) != len(rows) or max(ids, default=0) >= len(weight):
         raise UserError(
@@ -136,20 +137,22 @@ def _with_tokens(weight: Tensor, rows: Tensor, ids: list[int], module: str) -> T
     return together
 
 
-def _followers(base: Base, name: str, adapter: Adapter) -> list[str]:
-    """Return the parameter itself, and the tied one to which PEFT gives the same rows of tokens."""
+def _tied_names(base: Base, name: str, adapter: Adapter) -> list[str]:
+    """Returns the name of a parameter, and of the one tied to it, to which PEFT gives the same rows of tokens."""
     if not base.config.tie_embeddings:
         return [name]
-    tied = [hf_sources(ours, base.config)[1][0] for ours in (EMBEDDINGS, HEAD)]
+    tied = [hf_sources(our_name, base.config)[1][0] for our_name in (EMBEDDINGS, HEAD)]
     own = {f"{module}.weight" for module in adapter.tokens} | adapter.whole.keys()
     return [name, *(other for other in tied if name in tied and other != name and other not in own)]
 
 
 def _merged(weight: Tensor, weights: Mapping[str, Tensor], scale: float, name: str) -> Tensor:
-    """Return the weight with its update, fp32: of a linear layer, or of embeddings, whose update is transposed.
+    """Returns the weight of a linear layer or of embeddings with its update added, fp32.
+
+    The update of embeddings is transposed.
 
     Raises:
-        UserError: the update has no A or B, or one of another shape.
+        UserError: A or B is missing or has another shape.
     """
     is_embedding = "embedding_A" in weights
     A, B = (weights.get(f"embedding_{x}" if is_embedding else x) for x in "AB")
@@ -157,7 +160,7 @@ def _merged(weight: Tensor, weights: Mapping[str, Tensor], scale: float, name: s
         raise UserError(f"the adapter's update of {name} is not whole; save it again")
     delta = scale * (B @ A)
     delta = delta.T if is_embedding else delta
-    if len(delta) < len(weight):  # a vocabulary that was padded after the training
+    if len(delta) < len(weight):  # the vocabulary was padded after training
         delta = torch.cat((delta, delta.new_zeros(len(weight) - len(delta), delta.size(1))))
     if delta.shape != weight.shape:
         raise UserError(f"the adapter's update of {name} has the shape {list(delta.shape)}, not {list(weight.shape)}")

@@ -1,6 +1,8 @@
-"""Where each update and each parameter of ours is in their model.
+"""Maps each of our updates and parameters to the Hugging Face model that PEFT adapts.
 
-Letters: r rank of our updates, R rank of a piece (2 r where there is a start to be taken off).
+"Ours" are modules and parameters of our model, "theirs" those of the Hugging Face model.
+
+Letters: r rank of our updates, R rank of a piece (2 r if PiSSA's start is subtracted).
 """
 
 from collections.abc import Callable, Mapping
@@ -23,22 +25,22 @@ from lit_gpt.model import GPT
 
 @dataclass
 class Piece:
-    """One update of ours, and its place in a module of theirs."""
+    """One of our updates, and its location in one of their modules."""
 
     path: str
-    """Of our layer."""
+    """Name of our layer."""
     index: int
-    """Of the update among those of the layer."""
+    """Index of the update among those of the layer."""
     block: str
-    """Which of lora.BLOCKS it is, or the empty string for a whole layer."""
+    """Name of the block, one of lora.BLOCKS, or the empty string for a whole layer."""
     layer: LoRALinear
     theirs: str
-    """Module of theirs."""
+    """Name of their module."""
     rule: Rule
 
     @property
     def name(self) -> str:
-        """The update's own name, as in `LoRARunArgs.ranks`."""
+        """Name of the update, as in `LoRARunArgs.ranks`."""
         return lora.update_name(self.path, self.block)
 
     @property
@@ -48,11 +50,11 @@ class Piece:
 
     @property
     def rank(self) -> int:
-        """R, with which the layer computes."""
+        """Rank R with which the layer computes."""
         return self.layer.lora_A[0].size(0) * (1 if self.layer.lora_A_start is None else 2)
 
     def spread(self, x: Tensor, config: Config) -> Tensor:
-        """Return rows of the update as rows of their module, zeros in the others."""
+        """Returns rows of the update as rows of their module, with zeros in the others."""
         if isinstance(self.rule, Separate):
             return x
         full = x.new_zeros(self.layer.linear.out_features, *x.shape[1:])
@@ -63,7 +65,7 @@ class Piece:
         return unpack(self.rule, full, config)[0]
 
     def gather(self, x: Tensor, config: Config) -> Tensor | None:
-        """Invert `spread`; None if x has another number of rows."""
+        """Returns the rows of the update out of those of their module; None if x has another number of rows."""
         if isinstance(self.rule, Separate):
             return x if x.size(0) == self.rows.stop - self.rows.start else None
         full = pack(self.rule, [x], [self.layer.linear.out_features, *x.shape[1:]], config)
@@ -71,10 +73,10 @@ class Piece:
 
 
 def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
-    """Return every update of a run, without values.
+    """Returns every update of a run, without values.
 
     Raises:
-        UserError: their model has no module for one.
+        UserError: the Hugging Face model has no module for one of the updates.
     """
     if config.mlp == "moe" and args.lora_mlp:
         raise UserError("PEFT has no linear layers for the experts of a mixture; a run with --lora_mlp cannot be one")
@@ -88,21 +90,21 @@ def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
             continue
         rule, names = hf_sources(f"{path}.weight", config)
         for index, (start, _) in enumerate(layer.blocks):
-            place = starts.index(start) if path.endswith("attn.qkv") else 0
-            name = names[place if isinstance(rule, Separate) else 0].removesuffix(".weight")
-            block = lora.BLOCKS[place] if path.endswith("attn.qkv") else ""
+            block_index = starts.index(start) if path.endswith("attn.qkv") else 0
+            name = names[block_index if isinstance(rule, Separate) else 0].removesuffix(".weight")
+            block = lora.BLOCKS[block_index] if path.endswith("attn.qkv") else ""
             found.append(Piece(path, index, block=block, layer=layer, theirs=name, rule=rule))
     return found
 
 
 def all_pieces(config: Config) -> list[Piece]:
-    """Return every update that a module of theirs can have."""
+    """Returns every update that their modules can have."""
     targets = ("query", "key", "value", "projection", "head", *(() if config.mlp == "moe" else ("mlp",)))
     return pieces(config, LoRAArgs(lora_r=1, **{f"lora_{name}": True for name in targets}))
 
 
 def flag_of(piece: Piece) -> str:
-    """Return the flag of LoRA that makes this update."""
+    """Returns the LoRA flag that adds this update."""
     if piece.block:
         return f"lora_{piece.block}"
     if piece.path == "lm_head":
@@ -111,11 +113,11 @@ def flag_of(piece: Piece) -> str:
 
 
 class Base:
-    """The parameters of a checkpoint of ours, under their names.
+    """The parameters of one of our checkpoints, under our names and under theirs.
 
     Args:
-        get: reads one under our name.
-        own: parameters in the place of the checkpoint's, under our names.
+        get: reads a tensor of the checkpoint by our name.
+        own: parameters that replace the checkpoint's, by our names.
     """
 
     def __init__(self, config: Config, get: Callable[[str], Tensor], own: Mapping[str, Tensor] | None = None) -> None:
@@ -125,20 +127,20 @@ class Base:
         self.shapes = {name: list(x.shape) for name, x in model.state_dict().items()}
         self.linear = {path for path, module in model.named_modules() if isinstance(module, LinearLayer)}
         self.modules: dict[str, list[str]] = {}
-        """Module of theirs -> those of ours that are in it."""
+        """Names of our modules that each of their modules holds."""
         for path in dict.fromkeys(name.rpartition(".")[0] for name in self.shapes):
             for source in hf_sources(f"{path}.weight", config)[1]:
                 self.modules.setdefault(source.removesuffix(".weight"), []).append(path)
 
     def shape(self, name: str) -> list[int] | None:
-        """Return the shape of one of our parameters; a linear layer may get a bias that it has not."""
+        """Returns the shape of one of our parameters, also of the missing bias of a linear layer."""
         module, _, leaf = name.rpartition(".")
         if name not in self.shapes and leaf == "bias" and module in self.linear:
             return self.shapes[f"{module}.weight"][:1]
         return self.shapes.get(name)
 
     def ours(self, name: str) -> Tensor:
-        """Return one of our parameters; zeros are a bias that the layer has not."""
+        """Returns one of our parameters; zeros for the missing bias of a linear layer."""
         if name in self.own:
             return self.own[name]
         if name not in self.shapes:
@@ -146,7 +148,7 @@ class Base:
         return self.get(EMBEDDINGS if name == HEAD and self.config.tie_embeddings else name)
 
     def their_shape(self, name: str) -> list[int]:
-        """Return the shape of one of their parameters; reads nothing."""
+        """Returns the shape of one of their parameters; reads nothing."""
         return list(self._without_values.theirs(name).shape)
 
     @cached_property
@@ -154,7 +156,7 @@ class Base:
         return Base(self.config, lambda ours: torch.empty(self.shapes[ours], device="meta"))
 
     def theirs(self, name: str) -> Tensor | None:
-        """Return one of their parameters; None if their model has none of this name."""
+        """Returns one of their parameters; None if the Hugging Face model has none of this name."""
         module, _, leaf = name.rpartition(".")
         found = {}
         for path in self.modules.get(module, ()):
@@ -162,12 +164,12 @@ class Base:
             if self.shape(ours) is None:
                 return None
             rule, sources = hf_sources(ours, self.config)
-            place = rule.index if isinstance(rule, Part) else 0
-            found[place] = dict(zip(sources, unpack(rule, self.ours(ours), self.config), strict=True))[name]
+            part = rule.index if isinstance(rule, Part) else 0
+            found[part] = dict(zip(sources, unpack(rule, self.ours(ours), self.config), strict=True))[name]
         return torch.cat([found[i] for i in sorted(found)]) if found else None
 
     def rows(self, name: str, x: Tensor) -> Tensor:
-        """Return a tensor of the vocabulary with the checkpoint's rows where `x` has none; any other as it is.
+        """Returns a tensor of the vocabulary, extended by the checkpoint's rows that `x` lacks; any other unchanged.
 
         Raises:
             UserError: `x` has more rows than the checkpoint.
@@ -184,15 +186,15 @@ class Base:
         return torch.cat((x, self.theirs(name)[len(x) :].to(x.dtype)))
 
     def has_vocabulary(self, name: str) -> bool:
-        """Return whether one of their parameters has a row for each token."""
+        """Returns whether one of their parameters has a row for each token."""
         module, _, leaf = name.rpartition(".")
         return f"{self.modules[module][0]}.{leaf}" in VOCABULARY
 
     def to_ours(self, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return our parameters that these of theirs make, the rest of each taken from the checkpoint.
+        """Returns our parameters made from some of theirs; what those lack is taken from the checkpoint.
 
         Raises:
-            UserError: the shape of one is another.
+            UserError: a parameter has another shape than in the model.
         """
         found: dict[str, Tensor] = {}
         for name in theirs:

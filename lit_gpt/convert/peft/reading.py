@@ -1,4 +1,7 @@
-"""An adapter of PEFT as a run of ours."""
+"""Converts a PEFT adapter to one of our runs.
+
+"Ours" are modules and parameters of our model and run, "theirs" those of the Hugging Face model that PEFT adapts.
+"""
 
 import math
 from collections import Counter
@@ -19,43 +22,43 @@ from lit_gpt.errors import UserError
 
 def from_peft(
     config: Config,
-    theirs: Mapping[str, Any],
+    settings: Mapping[str, Any],
     state: Mapping[str, Tensor],
     get: Callable[[str], Tensor],
     args: LoRAArgs | None = None,
 ) -> tuple[LoRAArgs, dict[str, Tensor]]:
-    """Return arguments and weights of the run that computes what an adapter does.
+    """Returns the arguments and weights of the run that is equivalent to an adapter.
 
-    Where every kind of layer is adapted in all layers with one rank and one alpha, the run is one that the flags could
-    have made, and its weights are the adapter's. Else it says which updates it has (`LoRARunArgs.ranks`), and the
-    scales are in B.
+    If each kind of layer is adapted in all blocks or none, with one rank and one alpha, the run is one that the flags
+    could have made, and its weights are the adapter's. Otherwise the run lists its updates (`LoRARunArgs.ranks`), and
+    the scales are multiplied into B.
 
     Args:
-        theirs: adapter_config.json.
+        settings: content of adapter_config.json.
         state: the adapter's weights.
         get: reads a tensor of the checkpoint.
-        args: of the run that the adapter was made of by `to_peft`, if it was: gives its very weights back, if the
-            adapter is still of that form.
+        args: arguments of the run that `to_peft` converted to this adapter, if one did; the run's exact weights are
+            returned if the adapter still has that form.
 
     Raises:
-        UserError: the adapter computes something that a run of ours cannot, or is of another model.
+        UserError: the adapter computes something that our runs cannot, or is of another model.
     """
-    scaling = read_settings(theirs)
+    scaling = read_settings(settings)
     base = Base(config, get)
     adapter = read_weights(base, state)
-    start = theirs.get("init_lora_weights")
+    start = settings.get("init_lora_weights")
     if start in STARTS:
         follow_tied_start(base, adapter, scaling, start)
-    changed, merged = changed_parameters(base, adapter, theirs, scaling)
+    changed, merged = changed_parameters(base, adapter, settings, scaling)
     adapter.updates = {module: x for module, x in adapter.updates.items() if module not in merged}
-    _check_updates(base, adapter, scaling, bool(theirs.get("use_dora")))
+    _check_updates(base, adapter, scaling, bool(settings.get("use_dora")))
     if start in STARTS:
         take_off_starts(base, adapter, scaling, start)
     if args is not None and not changed and not merged:
-        trained = _as_it_was(config, adapter, scaling, args)
+        trained = _original_weights(config, adapter, scaling, args)
         if trained is not None:
             return args, trained
-    args = _arguments(config, theirs, adapter, scaling)
+    args = _arguments(config, settings, adapter, scaling)
     ours = pieces(config, args)
     trained: dict[str, Tensor] = {}
     for piece in ours:
@@ -75,10 +78,10 @@ def from_peft(
 
 
 def _check_updates(base: Base, adapter: Adapter, scaling: Scaling, has_magnitudes: bool) -> None:
-    """Fill up what a padded vocabulary has more, in place, and check shapes.
+    """Checks the shapes of all updates, and extends those of a padded vocabulary in place.
 
     Raises:
-        UserError: an update is not whole, or has another shape or rank than the model and the settings say.
+        UserError: an update is incomplete, or its shape or rank differs from what the model and the settings say.
     """
     adaptable = {piece.theirs for piece in all_pieces(base.config)}
     for module, weights in adapter.updates.items():
@@ -100,7 +103,7 @@ def _check_updates(base: Base, adapter: Adapter, scaling: Scaling, has_magnitude
 
 
 def _fill_up(base: Base, name: str, weights: dict[str, Tensor]) -> None:
-    """Give B and magnitudes of a head rows that change nothing, where the vocabulary was padded after the training."""
+    """Adds neutral rows to B and the magnitudes of a head whose vocabulary was padded after training."""
     n = len(weights["B"])
     if n == base.config.padded_vocab_size:
         return
@@ -111,8 +114,8 @@ def _fill_up(base: Base, name: str, weights: dict[str, Tensor]) -> None:
         weights["magnitude_vector"] = torch.cat((weights["magnitude_vector"], norms))
 
 
-def _as_it_was(config: Config, adapter: Adapter, scaling: Scaling, args: LoRAArgs) -> dict[str, Tensor] | None:
-    """Return the weights of the run that an adapter was made of; None if the adapter is of another form by now."""
+def _original_weights(config: Config, adapter: Adapter, scaling: Scaling, args: LoRAArgs) -> dict[str, Tensor] | None:
+    """Returns the weights of the run that an adapter was made from; None if the adapter has another form by now."""
     ours = pieces(config, args)
     if adapter.updates.keys() != {piece.theirs for piece in ours} or adapter.biases:
         return None
@@ -134,7 +137,7 @@ def _as_it_was(config: Config, adapter: Adapter, scaling: Scaling, args: LoRAArg
             magnitudes = _gathered(piece, weights["magnitude_vector"], config)
             trained[f"{piece.path}.lora_magnitude.{piece.index}"] = magnitudes.clone()
     more = [adapter.updates[module]["A"][n:] for module, n in filled.items()]  # zeros fill up to a common rank
-    is_another = any(x.any() for x in (*rest.values(), *more))  # a part of ours has learned in the rows of another
+    is_another = any(x.any() for x in (*rest.values(), *more))  # one piece was trained in the rows of another
     return None if is_another else trained
 
 
@@ -145,7 +148,7 @@ def _gathered(piece: Piece, x: Tensor, config: Config) -> Tensor:
 
 
 def _put(trained: dict[str, Tensor], piece: Piece, A: Tensor, B: Tensor, args: LoRAArgs) -> None:
-    """Put A (R, in_features) and B (channels, R) of an update into a run's weights, the start, if any, taken apart."""
+    """Stores A (R, in_features) and B (channels, R) of an update in a run's weights, PiSSA's start separately."""
     path, r = piece.path, piece.layer.lora_A[0].size(0)
     trained[f"{path}.lora_A.{piece.index}"] = A[:r].clone()
     trained[f"{path}.lora_B.{piece.index}"] = B[:, :r].clone()
@@ -155,8 +158,8 @@ def _put(trained: dict[str, Tensor], piece: Piece, A: Tensor, B: Tensor, args: L
             trained[f"{path}.{name}"] = torch.cat([*before, x])
 
 
-def _arguments(config: Config, theirs: Mapping[str, Any], adapter: Adapter, scaling: Scaling) -> LoRAArgs:
-    """Return the arguments that an adapter's updates stand for: such as flags could say, if they are of that kind.
+def _arguments(config: Config, settings: Mapping[str, Any], adapter: Adapter, scaling: Scaling) -> LoRAArgs:
+    """Returns the arguments of a run with an adapter's updates; those of the flags alone if they can express them.
 
     Raises:
         UserError: the adapter has no updates and no parameters.
@@ -169,7 +172,7 @@ def _arguments(config: Config, theirs: Mapping[str, Any], adapter: Adapter, scal
     is_plain = {piece.name for piece in every if flag_of(piece) in flags} == ranks.keys()
     is_plain &= len(set(ranks.values())) == len(alphas) == 1 and min(alphas) > 0
     common = {f"lora_{name}": False for name in ("query", "value")} | dict.fromkeys(flags or {"lora_query"}, True)
-    common |= {"lora_dropout": theirs.get("lora_dropout") or 0.0, "lora_dora": bool(theirs.get("use_dora"))}
+    common |= {"lora_dropout": settings.get("lora_dropout") or 0.0, "lora_dora": bool(settings.get("use_dora"))}
     if is_plain:
         alpha = next(iter(alphas))
         common |= {"lora_alpha": int(alpha) if alpha == math.floor(alpha) else alpha}
@@ -181,10 +184,10 @@ def _arguments(config: Config, theirs: Mapping[str, Any], adapter: Adapter, scal
 
 
 def _named_in_the_run(own: dict[str, Tensor], adapted: set[str]) -> dict[str, Tensor]:
-    """Return parameters by their names in the adapted model, where the layer itself is within the wrapper.
+    """Returns parameters by their names in the model with LoRA, where a wrapped layer is called `linear`.
 
     Raises:
-        UserError: a weight of a layer that has updates, too.
+        UserError: a weight belongs to a layer that also has updates.
     """
     named = {}
     for name, x in own.items():

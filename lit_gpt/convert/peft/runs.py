@@ -1,6 +1,6 @@
-"""Folders of PEFT adapters and folders of our LoRA runs, each made of the other.
+"""Converts between folders of PEFT adapters and folders of our LoRA runs.
 
-An adapter that was a run keeps the run's own record beside PEFT's files: with it, the very same run comes back.
+An adapter made from a run keeps the run's record beside PEFT's files, from which the exact same run can be restored.
 """
 
 import json
@@ -29,19 +29,21 @@ from lit_gpt.files import load_state, replace_folder, save_state
 from lit_gpt.prompts import CHAT_TEMPLATE, make_prompt, open_style, read_template
 
 _PRECISIONS = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}
-"""Dtype of a checkpoint -> precision that takes it as it is; any other is 32-true."""
+"""Precision that keeps the dtype of a checkpoint; 32-true for any other dtype."""
 
 
 def write_adapter(
     checkpoint_dir: Path, run_dir: Path, peft_dir: Path, overwrite: bool, fold_scale: bool = False
 ) -> None:
-    """Make `peft_dir` of the run in `run_dir`: weights, settings, a model card, the tokenizer, and the run's record.
+    """Writes the run in `run_dir` as a PEFT adapter to `peft_dir`.
+
+    The folder gets weights, settings, a model card, the tokenizer, and the run's record.
 
     Args:
-        fold_scale: put the scale into the weights, for what heeds neither alpha nor rsLoRA nor patterns.
+        fold_scale: multiply the scale into the weights, for tools that ignore alpha, rsLoRA and patterns.
 
     Raises:
-        UserError: no LoRA run of this checkpoint, or one without a counterpart in PEFT; a folder that holds something.
+        UserError: the run is not a LoRA run of this checkpoint, or has no counterpart in PEFT; `peft_dir` is not empty.
     """
     run = read_run(run_dir)
     if run.method != "lora":
@@ -50,7 +52,7 @@ def write_adapter(
     require_base(run, run_dir, checkpoint_dir, digest({name: sample(name, get(name)) for name in specs}))
     trained = load_state(trained_path(run_dir, run.method), "the finetune script")
     rows = None
-    if (checkpoint_dir / "config.json").is_file():  # of the model as it was published: ours may have been padded
+    if (checkpoint_dir / "config.json").is_file():  # the published size of the vocabulary, since ours may be padded
         rows = read_json(checkpoint_dir / "config.json").get("vocab_size")
     state, settings = to_peft(
         config, LoRARunArgs(**run.method_args), trained=trained, get=get, fold_scale=fold_scale, rows=rows
@@ -69,14 +71,14 @@ def write_adapter(
 
 
 def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_style: str | None, overwrite: bool) -> str:
-    """Make a run in `run_dir` of the adapter in `peft_dir`, and return the prompt style that it records.
+    """Writes the adapter in `peft_dir` as a run to `run_dir`, and returns the prompt style that the run records.
 
     Args:
-        prompt_style: the run's; None is that of the run which the adapter was, else chat_template if the adapter came
-            with the very template of the checkpoint, else alpaca.
+        prompt_style: prompt style of the run; None takes that of the run from which the adapter was made, else
+            chat_template if the adapter has the checkpoint's own template, else alpaca.
 
     Raises:
-        UserError: no adapter, one that has no counterpart here, or one of another model; a folder that holds something.
+        UserError: there is no adapter, it has no counterpart here, or it is of another model; `run_dir` is not empty.
     """
     settings, state = _open_adapter(peft_dir)
     config, specs, get = open_lit(checkpoint_dir)
@@ -109,7 +111,7 @@ def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_sty
 
 
 def _likely_style(checkpoint_dir: Path, peft_dir: Path) -> str:
-    """Return the style in which an adapter was trained, as far as its folder tells: trl saves the template it used."""
+    """Returns the prompt style in which an adapter was probably trained; trl saves the chat template that it used."""
     try:
         return CHAT_TEMPLATE if read_template(peft_dir) == read_template(checkpoint_dir) else "alpaca"
     except UserError:  # no template
@@ -117,7 +119,7 @@ def _likely_style(checkpoint_dir: Path, peft_dir: Path) -> str:
 
 
 def _open_adapter(peft_dir: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return adapter_config.json and the weights, of the file that PEFT takes.
+    """Returns the content of adapter_config.json, and the weights from the file that PEFT would read.
 
     Raises:
         UserError: a file is missing or damaged.

@@ -1,4 +1,7 @@
-"""adapter_config.json: what PEFT's settings mean for reading, and those that a run amounts to."""
+"""Reads and writes adapter_config.json, the settings of a PEFT adapter.
+
+"Their" modules are those of the Hugging Face model that PEFT adapts.
+"""
 
 import math
 import re
@@ -34,11 +37,11 @@ _REFUSED = {
     "use_qalora": "write false for it in adapter_config.json if the base is not one of GPTQ, where it does nothing",
     "megatron_config": "write null for it in adapter_config.json if the layers are plain ones",
 }
-"""Settings that change what an adapter computes in a way that nothing here does, and the way out."""
+"""Unsupported settings that change what an adapter computes, each with a way out."""
 _WITHOUT_EFFECT = {"eva_config", "corda_config", "lora_ga_config", "loftq_config", "velora_config", "runtime_config"}
-"""Settings in the form of those that name a variant, which matter while training only."""
+"""Settings that look like those of a variant, but matter in training only."""
 _READ_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "mica", "pissa", "olora")
-"""Values of init_lora_weights that leave the base as it is, and those whose change the base itself tells (`starts`)."""
+"""Values of init_lora_weights that leave the base unchanged, or change it as the base itself determines (`starts`)."""
 _OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM")
 _MERGEABLE = ("ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "LN_TUNING", "RANDLORA")
 _MERGEABLE += ("TRAINABLE_TOKENS",)
@@ -47,72 +50,75 @@ _MERGEABLE += ("TRAINABLE_TOKENS",)
 
 @dataclass(frozen=True)
 class Scaling:
-    """Rank and scale of each module's update, as PEFT takes them from its settings."""
+    """The rank and scale of each module's update, as PEFT derives them from its settings."""
 
     r: int
     alpha: float
     ranks: Mapping[str, int]
-    """Pattern of a module's name -> rank."""
+    """Rank by pattern of a module's name."""
     alphas: Mapping[str, float]
-    """Pattern of a module's name -> alpha."""
+    """Alpha by pattern of a module's name."""
     is_root: bool
-    """rsLoRA: alpha is divided by the root of the rank."""
+    """Whether alpha is divided by the square root of the rank (rsLoRA)."""
 
     def rank(self, module: str) -> int:
-        """Return the rank of a module of theirs."""
+        """Returns the rank of one of their modules."""
         return self.ranks.get(_matching(self.ranks, module), self.r)
 
     def alpha_of(self, module: str) -> float:
-        """Return the alpha of a module of theirs."""
+        """Returns the alpha of one of their modules."""
         return self.alphas.get(_matching(self.alphas, module), self.alpha)
 
     def scale(self, module: str) -> float:
-        """Return the factor of a module's update."""
+        """Returns the scale of the update of one of their modules."""
         rank = self.rank(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.is_root else rank)
 
 
-def read_settings(theirs: Mapping[str, Any]) -> Scaling:
-    """Return ranks and scales.
+def read_settings(settings: Mapping[str, Any]) -> Scaling:
+    """Returns the ranks and scales that adapter_config.json states.
+
+    Args:
+        settings: content of adapter_config.json.
 
     Raises:
-        UserError: a setting under which an adapter computes what nothing here does, by name.
+        UserError: a setting changes what the adapter computes in an unsupported way; the message names it.
     """
-    kind = theirs.get("peft_type")
+    kind = settings.get("peft_type")
     if kind != "LORA":
         raise UserError(
             f"the adapter has peft_type={kind!r}, and LORA is read; "
             + (MERGE if kind in _MERGEABLE else "nothing here computes it: generate with PEFT")
         )
-    if theirs.get("task_type") in _OTHER_TASKS:
+    if settings.get("task_type") in _OTHER_TASKS:
         raise UserError(
-            f"the adapter has task_type={theirs['task_type']!r}: its model does not go on with a text, as all here do"
+            f"the adapter has task_type={settings['task_type']!r}: its model does not go on with a text, as all here do"
         )
     for name, way_out in _REFUSED.items():
-        if theirs.get(name):
-            raise UserError(f"the adapter has {name}={_short(theirs[name])}, which nothing here computes; {way_out}")
-    unknown = [n for n in theirs if n.startswith("use_") or n.endswith("_config")]
+        if settings.get(name):
+            raise UserError(f"the adapter has {name}={_short(settings[name])}, which nothing here computes; {way_out}")
+    unknown = [n for n in settings if n.startswith("use_") or n.endswith("_config")]
     for name in sorted(set(unknown) - {"use_dora", "use_rslora", *_WITHOUT_EFFECT}):
-        if theirs[name]:
-            raise UserError(f"the adapter has {name}={_short(theirs[name])}, which is not known here; {MERGE}")
-    start = theirs.get("init_lora_weights")
+        if settings[name]:
+            raise UserError(f"the adapter has {name}={_short(settings[name])}, which is not known here; {MERGE}")
+    start = settings.get("init_lora_weights")
     if start not in _READ_STARTS:
         raise UserError(f"the adapter has init_lora_weights={start!r}: {_CONVERT}")
     try:
         return Scaling(
-            int(theirs.get("r", 8)),
-            float(theirs.get("lora_alpha", 8)),
-            {str(k): int(v) for k, v in (theirs.get("rank_pattern") or {}).items()},
-            alphas={str(k): float(v) for k, v in (theirs.get("alpha_pattern") or {}).items()},
-            is_root=bool(theirs.get("use_rslora")),
+            int(settings.get("r", 8)),
+            float(settings.get("lora_alpha", 8)),
+            {str(k): int(v) for k, v in (settings.get("rank_pattern") or {}).items()},
+            alphas={str(k): float(v) for k, v in (settings.get("alpha_pattern") or {}).items()},
+            is_root=bool(settings.get("use_rslora")),
         )
     except (TypeError, ValueError, AttributeError) as e:
         raise UserError(f"adapter_config.json has a rank or an alpha that is no number ({e}); save it again") from e
 
 
-def token_indices(theirs: Mapping[str, Any], module: str) -> list[int]:
-    """Return the ids of the tokens whose rows of `module`, one of theirs, are trained."""
-    indices = theirs.get("trainable_token_indices") or []
+def token_indices(settings: Mapping[str, Any], module: str) -> list[int]:
+    """Returns the ids of the tokens whose rows of `module`, one of theirs, were trained."""
+    indices = settings.get("trainable_token_indices") or []
     if isinstance(indices, Mapping):
         fitting = [ids for name, ids in indices.items() if f".{module}".endswith(f".{name}")]
         indices = fitting[0] if fitting else []
@@ -122,12 +128,12 @@ def token_indices(theirs: Mapping[str, Any], module: str) -> list[int]:
 def write_settings(
     config: Config, args: LoRAArgs, ranks: Mapping[str, int | None], is_folded: bool, more: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the content of adapter_config.json.
+    """Returns the content of adapter_config.json for a run.
 
     Args:
-        ranks: of every linear module of theirs; None has no update.
-        is_folded: the scale is in the weights already.
-        more: settings that are not those of LoRA.
+        ranks: rank of each of their linear modules; None for a module without an update.
+        is_folded: whether the scale is multiplied into the weights already.
+        more: settings besides those of the updates.
     """
     is_root = args.lora_scaling == "rslora" and not is_folded
     r = Counter(rank for rank in ranks.values() if rank).most_common(1)[0][0] if any(ranks.values()) else args.lora_r
@@ -161,14 +167,14 @@ def write_settings(
 
 
 def _shortened(ranks: Mapping[str, int | None]) -> dict[str, int | None]:
-    """Return ranks by the last part of the name where all modules of that name have the same, else by the whole."""
+    """Returns the ranks by the last part of a module's name if all modules with it agree, else by the full name."""
     last = {module: module.rpartition(".")[2] for module in ranks}
     alike = {name for name in last.values() if len({ranks[m] for m in ranks if last[m] == name}) == 1}
     return {last[module] if last[module] in alike else module: rank for module, rank in ranks.items()}
 
 
 def _matching(patterns: Mapping[str, Any], module: str) -> str:
-    """Return the first pattern that means the module, as PEFT's `get_pattern_key` has it: a regex for its end."""
+    """Returns the first pattern, a regex for the end of a name, that matches a module (PEFT: `get_pattern_key`)."""
     for pattern in patterns:
         try:
             if re.fullmatch(rf"(.*\.)?({pattern})", module):

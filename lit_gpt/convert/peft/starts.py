@@ -1,6 +1,7 @@
-"""What PEFT takes off a layer's weight when a training begins, where the weight itself tells what that was.
+"""Recomputes the start that PEFT subtracts from a layer's weight before training with PiSSA or OLoRA.
 
-An adapter that was saved as it is says so by init_lora_weights, and PEFT changes the weights again when it loads it.
+The start follows from the weight. An adapter that was saved unconverted states it in init_lora_weights, and PEFT
+subtracts the start again when it loads the adapter.
 """
 
 import torch
@@ -15,10 +16,10 @@ STARTS = ("pissa", "olora")
 
 
 def follow_tied_start(base: Base, adapter: Adapter, scaling: Scaling, start: str) -> None:
-    """Give head and embeddings that are one tensor the rest that PEFT leaves of it where the head is adapted.
+    """Subtracts the start of an adapted head from the tied embeddings, too, as PEFT does.
 
-    PEFT takes the start off in place, so that tied embeddings lose it, too (seen with 0.21), and no update of theirs
-    makes up for it.
+    PEFT subtracts the start in place, so that tied embeddings lose it, too (seen with 0.21), and they have no update
+    that would make up for it.
     """
     head, embeddings = (hf_sources(name, base.config)[1][0] for name in (HEAD, EMBEDDINGS))
     module = head.removesuffix(".weight")
@@ -26,25 +27,25 @@ def follow_tied_start(base: Base, adapter: Adapter, scaling: Scaling, start: str
         return
     if head not in adapter.whole:
         scale, weight = scaling.scale(adapter.raw[module]), base.theirs(head).float()
-        A0, B0 = _first(weight, start, len(adapter.updates[module]["A"]), scale)
+        A0, B0 = _initial_factors(weight, start, len(adapter.updates[module]["A"]), scale)
         adapter.whole[head] = weight - scale * (B0 @ A0)
     adapter.whole.setdefault(embeddings, adapter.whole[head])
 
 
 def take_off_starts(base: Base, adapter: Adapter, scaling: Scaling, start: str) -> None:
-    """Make the updates, in place, ones of the base as it is: W - s B0 A0 + s B A = W + s [B, -B0] [A; A0].
+    """Turns the updates, in place, into updates of the unchanged base: W - s B0 A0 + s B A = W + s [B, -B0] [A; A0].
 
     Args:
         start: one of STARTS.
     """
     for module, weights in adapter.updates.items():
         r = len(weights["A"])
-        A0, B0 = _first(base.theirs(f"{module}.weight").float(), start, r, scaling.scale(adapter.raw[module]))
+        A0, B0 = _initial_factors(base.theirs(f"{module}.weight").float(), start, r, scaling.scale(adapter.raw[module]))
         weights |= {"A": torch.cat((weights["A"], A0)), "B": torch.cat((weights["B"], -B0), 1)}
 
 
-def _first(weight: Tensor, start: str, r: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Return A (r, in_features) and B (out_features, r) with which an update begins."""
+def _initial_factors(weight: Tensor, start: str, r: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Returns the initial A (r, in_features) and B (out_features, r) of an update."""
     if start == "olora":  # https://arxiv.org/abs/2406.01775
         Q, R = torch.linalg.qr(weight)
         return R[:r], Q[:, :r]

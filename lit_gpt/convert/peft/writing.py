@@ -1,4 +1,7 @@
-"""A run of ours as an adapter of PEFT."""
+"""Converts one of our runs to a PEFT adapter.
+
+"Ours" are modules and parameters of our model and run, "theirs" those of the Hugging Face model that PEFT adapts.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,19 +26,20 @@ def to_peft(
     fold_scale: bool = False,
     rows: int | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return weights and settings of the adapter that computes what a run's updates do.
+    """Returns the weights and settings of the adapter that is equivalent to a run.
 
-    PiSSA becomes updates of twice the rank, which are added to the base as it is.
+    PiSSA becomes updates of twice the rank, which are added to the unchanged base.
 
     Args:
         trained: the run's weights.
         get: reads a tensor of the checkpoint; needed for a run that has parameters of its own besides the updates.
-        fold_scale: put the scale into B and give all updates the highest rank, filled up with zeros, so that what
-            heeds neither alpha nor rsLoRA nor patterns computes the same.
-        rows: of the vocabulary in the model that the adapter is for; None is as many as the checkpoint has.
+        fold_scale: multiply the scale into B and pad all updates with zeros to the highest rank, so that tools that
+            ignore alpha, rsLoRA and patterns compute the same.
+        rows: number of rows of the vocabulary in the model that the adapter is for; None is the checkpoint's.
 
     Raises:
-        UserError: their model has no module for one, or magnitudes are trained for a part of a module of theirs.
+        UserError: the Hugging Face model has no module for an update, or magnitudes are trained for a part of one of
+            their modules.
     """
     modules: dict[str, list[Piece]] = {}
     for piece in _with_values(pieces(config, args), trained):
@@ -46,7 +50,7 @@ def to_peft(
         updates = {module: _folded(weights, args.scaling, r) for module, weights in updates.items()}
     base = Base(config, get or (lambda name: torch.empty(0)))
     linear = [module for module, ours in base.modules.items() if any(path in base.linear for path in ours)]
-    if not updates:  # PEFT takes no adapter without one
+    if not updates:  # PEFT refuses an adapter without updates
         out_features, in_features = base.their_shape(f"{linear[0]}.weight")
         updates[linear[0]] = {"A": torch.zeros(1, in_features), "B": torch.zeros(out_features, 1)}
     state, more = {}, {}
@@ -65,19 +69,19 @@ def to_peft(
 
 
 def _keys(base: Base, state: dict[str, Tensor], newer: dict[str, str], rows: int | None) -> dict[str, Tensor]:
-    """Return an adapter's weights by PEFT's keys, those with a row for each token with `rows` of them.
+    """Returns an adapter's weights by PEFT's keys, with the vocabulary's tensors truncated to `rows` rows.
 
     Args:
-        state: module of theirs, and what comes after it -> weight.
-        newer: module as our tables have it -> its name in today's transformers.
+        state: weights by the name of their module and what follows it in the key.
+        newer: name of a module in today's transformers, by its name in our tables.
     """
     found = {}
     for name, x in state.items():
         module = max((m for m in base.modules if name.startswith(f"{m}.")), key=len)
         rest = name.removeprefix(f"{module}.")
-        is_cut = rows and not rest.startswith("lora_A") and base.has_vocabulary(f"{module}.weight")
+        is_truncated = rows and not rest.startswith("lora_A") and base.has_vocabulary(f"{module}.weight")
         key = f"base_model.model.{newer.get(module, module)}.{rest}"
-        found[key] = (x[:rows] if is_cut else x).clone(memory_format=torch.contiguous_format)
+        found[key] = (x[:rows] if is_truncated else x).clone(memory_format=torch.contiguous_format)
     return found
 
 
@@ -89,14 +93,14 @@ def _with_values(ours: list[Piece], trained: dict[str, Tensor]) -> list[Piece]:
 
 
 def _update(module: str, parts: list[Piece], config: Config, args: LoRAArgs) -> dict[str, Tensor]:
-    """Return A, B and magnitudes of a module of theirs.
+    """Returns A, B and the magnitudes of one of their modules.
 
     Raises:
-        UserError: magnitudes are trained for a part of it.
+        UserError: magnitudes are trained for a part of the module.
     """
     factors = [part.layer.factors()[part.index] for part in parts]
     Bs = [part.spread(B, config) for part, (_, B) in zip(parts, factors, strict=True)]
-    if all(torch.equal(A, factors[0][0]) for A, _ in factors[1:]):  # as an adapter of theirs was read: one A for all
+    if all(torch.equal(A, factors[0][0]) for A, _ in factors[1:]):  # an adapter read from PEFT has one A for all pieces
         weights = {"A": factors[0][0], "B": torch.stack(Bs).sum(0)}
     else:
         weights = {"A": torch.cat([A for A, _ in factors]), "B": torch.cat(Bs, 1)}
@@ -116,15 +120,15 @@ def _folded(weights: dict[str, Tensor], scale: float, r: int) -> dict[str, Tenso
 
 
 def _parameters(base: Base, own: dict[str, Tensor], scale: float, adapted: set[str]) -> tuple[dict, dict[str, Any]]:
-    """Return the weights of an adapter that stand for parameters of a run, by name, and the settings that go with them.
+    """Returns the adapter's weights for the whole parameters of a run, by name, and the settings for them.
 
     Whole modules become modules_to_save, other biases those that PEFT trains with bias="all", and biases that the base
-    has not those of B.
+    lacks become biases of B.
 
     Args:
         own: the parameters, by the names of the base.
-        scale: of the updates, and so of B's biases.
-        adapted: modules of theirs that have updates.
+        scale: scale of the updates, and so of the biases of B.
+        adapted: their modules that have updates.
     """
     reader = Base(base.config, base.get, own)
     state, saved, settings = {}, set(), {}
@@ -132,7 +136,7 @@ def _parameters(base: Base, own: dict[str, Tensor], scale: float, adapted: set[s
     for name, ours in names.items():
         module, _, leaf = name.rpartition(".")
         if ours not in base.shapes:
-            if module in adapted:  # else they are zeros, of the rows of ours that are another module's
+            if module in adapted:  # otherwise zeros, from rows of our layer that belong to another module
                 state[f"{module}.lora_B.bias"] = reader.theirs(name) / scale
                 settings["lora_bias"] = True
         elif leaf == "bias" and f"{module}.weight" not in names:
