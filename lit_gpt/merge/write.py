@@ -98,8 +98,7 @@ def write_merged(
         _write_weights(plan, specs, get, run=run, base=base, dtype=dtype, folder=folder)
         message.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
         text = json.dumps(with_format(MERGED, record), indent=2, default=str)
-        (folder / MERGED).write_text(text + "
-", encoding="utf-8")
+        (folder / MERGED).write_text(text + "\n", encoding="utf-8")
 
     replace_folder(out_dir, write, overwrite)
     return message
