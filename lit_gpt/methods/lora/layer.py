@@ -6,12 +6,13 @@ Letters: N tokens, s scale of the updates, r their rank, R rank of what is compu
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.errors import UserError
@@ -164,7 +165,7 @@ class _LoRAFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, layer: "LoRALinear", p: float, *trained: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: "LoRALinear", p: float, *trained: Tensor) -> Tensor:
         y = layer.linear.forward_no_grad(x)
         rows, out = x.flatten(0, -2), y.flatten(0, -2)  # (N, in_features), (N, out_features); out shares y's memory
         A, Bs = _factors(layer, trained, y.dtype)
@@ -181,7 +182,7 @@ class _LoRAFunction(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, h, *rest = saved(ctx)
         layer, p, r = ctx.layer, ctx.p, ctx.layer.lora_A[0].size(0)
         seed = rest.pop(0) if p else None
