@@ -93,9 +93,9 @@ class _RowMatmul(LinearLayer):
         self.layer, self.gate, self.activation = layer, gate, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.matvec(x)
+        return self.forward_no_grad(x)
 
-    def matvec(self, x: Tensor) -> Tensor:
+    def forward_no_grad(self, x: Tensor) -> Tensor:
         from lit_gpt.generation.matvec import Weight, matvec  # Triton comes with torch for GPUs only
 
         layer, gate = (
