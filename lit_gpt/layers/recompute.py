@@ -18,7 +18,7 @@ from lit_gpt.layers.compiled import compiled_on_gpu
 def recomputable(y: Tensor, fn: Callable[..., Tensor], *sources: Tensor) -> Tensor:
     """`y`, which is fn(*sources), marked so that `save` keeps the sources in its place."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        y.recompute = (fn, sources)
+        y.recompute = (fn, sources)  # pyright: ignore[reportAttributeAccessIssue] a tensor takes attributes
     return y
 
 

@@ -50,7 +50,7 @@ def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, .
     if flash_can(qkv, heads):
         return flash(q, k, v, documents=documents, heads=heads)
     if qkv.device.type == "cpu":
-        y, *kept = by_document(*upcast(q, k, v), documents, heads)
+        y, *kept = by_document(*upcast(q, k, v), documents=documents, heads=heads)
         return y.to(qkv.dtype), *kept
     return (padded.attend(q, k, v, lengths=documents.lengths, heads=heads),)
 
@@ -61,9 +61,9 @@ def attended_backward(
     """Gradients of rotated q (T, H, D), k and v (T, G, D). `kept` is what `attended` returned after its result."""
     q, k, v = split(qkv, heads)
     if flash_can(qkv, heads):
-        return flash_backward(dy, q, k, v, y, *kept, documents, heads)
+        return flash_backward(dy, q, k, v, y, *kept, documents=documents, heads=heads)
     if qkv.device.type == "cpu":
-        gradients = by_document_backward(*upcast(dy, q, k, v, y), kept, documents, heads)
+        gradients = by_document_backward(*upcast(dy, q, k, v, y), kept=kept, documents=documents, heads=heads)
         return tuple(x.to(qkv.dtype) for x in gradients)
     return padded.attend_backward(dy, q, k=k, v=v, y=y, lengths=documents.lengths, heads=heads)
 
