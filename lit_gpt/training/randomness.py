@@ -11,10 +11,17 @@ import torch
 
 def random_states(device: torch.device) -> dict[str, Any]:
     """Returns the states of the random generators of Python, numpy, torch and `device`, as tensors and numbers."""
-    kind, keys, *rest = np.random.get_state()
+    of_numpy = np.random.get_state(legacy=False)
+    twister = of_numpy["state"]
     states = {
         "python": list(random.getstate()[1]),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": [
+            of_numpy["bit_generator"],
+            torch.from_numpy(twister["key"].astype(np.int64)),
+            twister["pos"],
+            of_numpy["has_gauss"],
+            of_numpy["gauss"],
+        ],
         "torch": torch.get_rng_state(),
     }
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
