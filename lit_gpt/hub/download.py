@@ -136,7 +136,7 @@ def _check_token(token: str | None) -> None:
 
 def _list_files(
     repo_id: str, revision: str | None, token: str | None, folder: Path
-) -> tuple[str, list[_HubFile], list[str]]:
+) -> tuple[str | None, list[_HubFile], list[str]]:
     """The commit that `revision` stands for, the files at its top level, and the models that its page says it was
     made from.
 
@@ -241,7 +241,7 @@ def _only_one(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is being downloaded by another process; wait for it or end it") from e
 
 
-def _fetch(file: _HubFile, repo_id: str, commit: str, token: str | None) -> None:
+def _fetch(file: _HubFile, repo_id: str, commit: str | None, token: str | None) -> None:
     """Put one file into its folder: continue its part, check it, rename it.
 
     Since huggingface_hub 1.18 `hf_hub_download` starts from zero in each process (its temporary files have random

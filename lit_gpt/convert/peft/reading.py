@@ -52,9 +52,9 @@ def from_peft(
     if start in STARTS:
         take_off_starts(base, adapter, scaling, start)
     if args is not None and not changed and not merged:
-        trained = _as_it_was(config, adapter, scaling, args)
-        if trained is not None:
-            return args, trained
+        as_it_was = _as_it_was(config, adapter, scaling, args)
+        if as_it_was is not None:
+            return args, as_it_was
     args = _arguments(config, theirs, adapter, scaling)
     ours = pieces(config, args)
     trained: dict[str, Tensor] = {}
@@ -70,7 +70,7 @@ def from_peft(
             trained[f"{piece.path}.lora_magnitude.{piece.index}"] = magnitudes.clone()
     own = _named_in_the_run(base.to_ours(changed), {piece.path for piece in ours})
     if own:
-        args = LoRARunArgs(**vars(args) | {"whole": tuple(own)})
+        args = LoRARunArgs(**dict(vars(args), whole=tuple(own)))
     return args, trained | own
 
 
@@ -107,7 +107,7 @@ def _fill_up(base: Base, name: str, weights: dict[str, Tensor]) -> None:
     more = len(base.rows(name, weights["B"].new_zeros(n, base.config.n_embd))) - n
     weights["B"] = torch.cat((weights["B"], weights["B"].new_zeros(more, weights["B"].size(1))))
     if "magnitude_vector" in weights:
-        norms = base.theirs(name)[n:].float().norm(dim=1)
+        norms = base.known(name)[n:].float().norm(dim=1)
         weights["magnitude_vector"] = torch.cat((weights["magnitude_vector"], norms))
 
 
@@ -168,7 +168,8 @@ def _arguments(config: Config, theirs: Mapping[str, Any], adapter: Adapter, scal
     flags = {flag_of(piece) for piece in own}
     is_plain = {piece.name for piece in every if flag_of(piece) in flags} == ranks.keys()
     is_plain &= len(set(ranks.values())) == len(alphas) == 1 and min(alphas) > 0
-    common = {f"lora_{name}": False for name in ("query", "value")} | dict.fromkeys(flags or {"lora_query"}, True)
+    common: dict[str, Any] = {f"lora_{name}": False for name in ("query", "value")}
+    common |= dict.fromkeys(flags or {"lora_query"}, True)
     common |= {"lora_dropout": theirs.get("lora_dropout") or 0.0, "lora_dora": bool(theirs.get("use_dora"))}
     if is_plain:
         alpha = next(iter(alphas))
