@@ -119,7 +119,7 @@ class GPT(nn.Module):
 
 
 class _Transformer(nn.ModuleDict):
-    """The modules between token ids and the output projection, of which torch's annotations say only `Module`."""
+    """Names the types of the modules between the token ids and the output projection for type checkers."""
 
     wte: Embedding
     h: Sequence["Block"]

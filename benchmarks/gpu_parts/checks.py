@@ -138,7 +138,7 @@ def errors(found: Result, reference: Result) -> tuple[float, float]:
 
 
 def finite_or_inf(error: float) -> float:
-    """The error; infinite if it is no number."""
+    """Returns the error, or infinity if it is not a number."""
     return error if error == error else float("inf")
 
 

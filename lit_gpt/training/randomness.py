@@ -11,16 +11,16 @@ import torch
 
 def random_states(device: torch.device) -> dict[str, Any]:
     """Returns the states of the random generators of Python, numpy, torch and `device`, as tensors and numbers."""
-    of_numpy = np.random.get_state(legacy=False)
-    twister = of_numpy["state"]
+    numpy_state = np.random.get_state(legacy=False)
+    mt19937 = numpy_state["state"]
     states = {
         "python": list(random.getstate()[1]),
         "numpy": [
-            of_numpy["bit_generator"],
-            torch.from_numpy(twister["key"].astype(np.int64)),
-            twister["pos"],
-            of_numpy["has_gauss"],
-            of_numpy["gauss"],
+            numpy_state["bit_generator"],
+            torch.from_numpy(mt19937["key"].astype(np.int64)),
+            mt19937["pos"],
+            numpy_state["has_gauss"],
+            numpy_state["gauss"],
         ],
         "torch": torch.get_rng_state(),
     }

@@ -171,7 +171,7 @@ class Base:
         return torch.cat([found[i] for i in sorted(found)]) if found else None
 
     def known(self, name: str) -> Tensor:
-        """Return one of their parameters that their model is known to have."""
+        """Returns one of their parameters, which their model must have."""
         x = self.theirs(name)
         assert x is not None, name
         return x

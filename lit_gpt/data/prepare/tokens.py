@@ -252,6 +252,6 @@ def _used(row: Row, counts: Counts) -> tuple[Turn, ...] | None:
 
 
 def _head(text: str) -> str:
-    """The beginning of a text that may melt with the end of what stands before it."""
+    """Returns the part of a text that may merge with the end of the text before it: its first word and spaces."""
     match = _HEAD.match(text)
     return match[0] if match else ""
