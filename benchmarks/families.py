@@ -193,7 +193,8 @@ def exported(model: GPT, dtype: torch.dtype, device: torch.device) -> nn.Module:
         save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         described = {**config_to_hf(model.config), "pad_token_id": None}
         (Path(folder) / "config.json").write_text(json.dumps(described), encoding="utf-8")
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return theirs.to(device)  # pyright: ignore[reportArgumentType] its decorator hides `self`
 
 
 def adapted(model: nn.Module) -> nn.Module:

@@ -115,7 +115,7 @@ def run_child(args: argparse.Namespace, name: str, seconds: float, figures: Path
 
     timer = threading.Timer(seconds + 10, end)
     timer.start()
-    for line in process.stdout:
+    for line in process.stdout or ():
         output.say(line.rstrip("\n"))
     code = process.wait()
     timer.cancel()

@@ -18,11 +18,12 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from train_parts.material import ROOT, Material, script
 
-ALL = {f"lora_{target}": "true" for target in ("key", "projection", "mlp")}
-METHODS: dict[str, tuple[str, str, dict[str, object]]] = {
+ALL: dict[str, Any] = {f"lora_{target}": "true" for target in ("key", "projection", "mlp")}
+METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lora": ("LoRA r 8, query and value", "lora", {"learning_rate": 4e-3}),
     "lora_all": ("LoRA r 8, all linear layers", "lora", ALL | {"learning_rate": 2e-3}),
     "rslora": ("rsLoRA r 32", "lora", ALL | {"lora_r": 32, "lora_scaling": "rslora", "learning_rate": 1e-3}),
@@ -141,7 +142,9 @@ def python(name: str, **flags: object) -> str:
 
 def found(pattern: str, said: str) -> str:
     """The group of a pattern in what a script printed."""
-    return re.search(pattern, said)[1]
+    match = re.search(pattern, said)
+    assert match is not None, f"{pattern} is not in what was printed: {said}"
+    return match[1]
 
 
 def kept(folder: Path, key: dict) -> dict | None:

@@ -15,6 +15,7 @@ from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import Samples
 from lit_gpt.errors import UserError
 from lit_gpt.layers.compiled import set_compile
+from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize import quantized
 from lit_gpt.methods.lora import inject
 from lit_gpt.model import GPT
@@ -69,9 +70,9 @@ def quantize_blocks(model: GPT, kind: str) -> None:
     Raises:
         Skip: that kind does not exist, or not on this device.
     """
-    for parent in list(model.transformer.h.modules()):
+    for parent in [module for block in model.transformer.h for module in block.modules()]:
         for name, child in list(parent.named_children()):
-            if hasattr(child, "in_features"):
+            if isinstance(child, LinearLayer):
                 try:
                     setattr(parent, name, quantized(child, kind))
                 except (UserError, KeyError) as e:

@@ -40,7 +40,7 @@ TIME = r"([\d:]+) in all"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("/tmp/plan"), help="where models, data and runs go")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the runs to do, from 0")
     args = parser.parse_args()
@@ -58,9 +58,16 @@ def main() -> None:
     print(f"{'':32}{'GB planned':>11}{'taken':>8}{'error':>8}{'s planned':>11}{'taken':>8}{'error':>8}")
     models = [small if name.startswith("6 layers") else material.ours for name, _, _ in RUNS]
     errors = [compare(n, models[n], data, args.folder) for n in args.only or range(len(RUNS))]
-    for name, found in zip(("memory", "time"), zip(*errors, strict=True), strict=True):
-        sizes = [abs(e) for e in found]
+    for name, values in zip(("memory", "time"), zip(*errors, strict=True), strict=True):
+        sizes = [abs(e) for e in values]
         print(f"{name}: {statistics.mean(sizes):.1%} in the mean, {max(sizes):.1%} at most")
+
+
+def found(pattern: str, said: str) -> str:
+    """The group of a pattern in what a script printed."""
+    match = re.search(pattern, said)
+    assert match is not None, f"{pattern} is not in what was printed: {said}"
+    return match[1]
 
 
 def compare(number: int, checkpoint: Path, data: Path, folder: Path) -> tuple[float, float]:
@@ -71,8 +78,8 @@ def compare(number: int, checkpoint: Path, data: Path, folder: Path) -> tuple[fl
     common = [word for pair in zip(COMMON[::2], COMMON[1::2], strict=True) if pair[0] not in flags for word in pair]
     words = [*where, *common, *flags]
     plan = python(ROOT / "scripts/plan.py", "--method", method, *words)
-    planned_gb = float(re.search(PEAK, plan)[1])
-    planned_s = seconds_of(re.search(TIME, plan)[1])
+    planned_gb = float(found(PEAK, plan))
+    planned_s = seconds_of(found(TIME, plan))
     start = time.monotonic()
     python(ROOT / f"finetune/{method}.py", *words)
     taken_s = time.monotonic() - start

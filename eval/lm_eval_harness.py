@@ -46,13 +46,13 @@ def main(
     fabric = make_fabric(precision, evaluation.seed)
     about = {"checkpoint_dir": checkpoint_dir, "precision": precision}
     if run_dir is None:
-        quantize = None if quantize == "none" else quantize
-        model, _ = load_base(fabric, checkpoint_dir, quantize)
+        weights = None if quantize == "none" else quantize
+        model, _ = load_base(fabric, checkpoint_dir, weights)
     else:
         model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
-        quantize = run.quantize
+        weights = run.quantize
         about |= {"finetuned_path": run_dir, "method": run.method}
-    about |= {"quantize": quantize}
+    about |= {"quantize": weights}
     with compiling():
         evaluate(
             fabric, model, tokenizer=Tokenizer(checkpoint_dir), tasks=tasks, args=evaluation, style=style, about=about

@@ -46,10 +46,12 @@ def main(
     run_dir = finetuned_path and run_folder(finetuned_path)
     record = run_dir and read_run(run_dir)
     trained_on = record.data.get("folder") if record else None
-    if data_dir is None and trained_on is None:
-        whose = f"the adapter that {run_dir} was made of does not name its" if record else "a pretrained model has no"
-        raise UserError(f"--data_dir is missing; {whose} data")
-    data_dir = data_dir or Path(trained_on)
+    if data_dir is None:
+        if trained_on is None:
+            adapter = f"the adapter that {run_dir} was made of"
+            whose = f"{adapter} does not name its" if record else "a pretrained model has no"
+            raise UserError(f"--data_dir is missing; {whose} data")
+        data_dir = Path(trained_on)
     _, data, meta = store.load(data_dir)
     check_compatible(meta, data_dir, Tokenizer(checkpoint_dir), record and record.prompt_style)
     fabric = make_fabric(precision or (record and record.training.get("precision")))

@@ -4,6 +4,8 @@ Shapes in comments: B batch, T tokens, C = n_embd, H query heads, G = n_query_gr
 V = padded_vocab_size, S = length of the KV cache.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -31,7 +33,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.lm_head = Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
-        self.transformer = nn.ModuleDict(
+        self.transformer = _Transformer(
             {
                 "wte": Embedding(config.padded_vocab_size, config.n_embd),
                 "h": nn.ModuleList(Block(config, i) for i in range(config.n_layer)),
@@ -114,6 +116,14 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) of `hidden` -> (..., V)."""
         return softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
+
+
+class _Transformer(nn.ModuleDict):
+    """Names the types of the modules between the token ids and the output projection for type checkers."""
+
+    wte: Embedding
+    h: Sequence["Block"]
+    ln_f: nn.Module
 
 
 class Block(nn.Module):

@@ -68,7 +68,8 @@ class _Status(ctypes.Structure):
 
 def _windows_peak() -> float:
     """Bytes of the largest working set of this process; nan where Windows does not tell."""
-    kernel, counters = ctypes.windll.kernel32, _Counters(cb=ctypes.sizeof(_Counters))
+    kernel = ctypes.windll.kernel32  # pyright: ignore[reportAttributeAccessIssue] on Windows it is there
+    counters = _Counters(cb=ctypes.sizeof(_Counters))
     kernel.GetCurrentProcess.restype = ctypes.c_void_p
     process = ctypes.c_void_p(kernel.GetCurrentProcess())
     told = kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.cb)
@@ -78,7 +79,8 @@ def _windows_peak() -> float:
 def _windows_total() -> int:
     """Bytes of memory of a machine under Windows; 16 GB where it does not tell."""
     status = _Status(length=ctypes.sizeof(_Status))
-    return status.total if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else 16 * 10**9
+    kernel = ctypes.windll.kernel32  # pyright: ignore[reportAttributeAccessIssue] as above
+    return status.total if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else 16 * 10**9
 
 
 @contextmanager

@@ -211,6 +211,19 @@ def test_a_mixed_and_cleaned_set_trains_and_one_of_another_chat_template_does_no
     assert_one_line_error(done, "another chat template than")
 
 
+def test_a_file_joins_a_source_in_a_chat_template_that_was_given_more(sources, checkpoint, tmp_path):
+    place = tmp_path / "tiny"
+    shutil.copytree(checkpoint, place)
+    (place / "chat_template.jinja").write_text("{{ '!' if loud }}{{ messages[0].content }}:{% if messages[1] %}"
+                                               "{{ messages[1].content }}{{ eos_token }}{% endif %}")  # fmt: skip
+    chat = PrepareArgs("chat_template", check=False, test_split_fraction=0.2, template_kwargs={"loud": True})
+    prepare(Files((sources["raw"],)), None, tmp_path / "loud", place, chat)
+    mix(tmp_path / "m", MixArgs({"loud": tmp_path / "loud", "other": sources["other"]}), AugmentArgs(), QUIET, place)
+    samples, _, meta = store.load(tmp_path / "m")
+    assert meta["prompt_style"] == 'chat_template {"loud": true}' and "loud" in meta["chat_template"]
+    assert all(text.lstrip().startswith("!") for text in texts(samples, Tokenizer(place)))
+
+
 def test_the_same_seed_gives_the_same_files_and_another_one_other_rows(sources, checkpoint, tmp_path):
     args = MixArgs({"one": sources["one"], "raw": sources["raw"]}, weights={"one": 1, "raw": 2}, size=30)
     augment = AugmentArgs(perturb=0.5)

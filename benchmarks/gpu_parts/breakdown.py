@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import ours
 import torch
@@ -54,7 +55,7 @@ def record(context: Context, step: Callable[[], object]) -> tuple[list[Kernel], 
         step()
         if context.on_gpu:
             torch.cuda.synchronize()
-    events = recorded.events()
+    events: Any = recorded.events()
     if not context.on_gpu:
         own = [(e.name, e.input_shapes, e.name, e.self_cpu_time_total) for e in events]
         return [(e.name, e.time_range.start, e.self_cpu_time_total) for e in events], own

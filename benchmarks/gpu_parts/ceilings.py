@@ -83,9 +83,10 @@ def limit(context: Context, name: str) -> None:
     seconds = 0.0
     for kind, k, n, count in products:
         rates = [context.figures.get(f"{kind}.{layout}.{k}x{n}") for layout in LAYOUTS]
-        if None in rates:
+        known = [rate for rate in rates if rate is not None]
+        if len(known) < len(rates):
             return
-        seconds += sum(count * 2 * k * n / rate / 1e12 for rate in rates)
+        seconds += sum(count * 2 * k * n / rate / 1e12 for rate in known)
     context.figures[f"{name}.limit_tokens_per_sec"] = 1 / seconds
     print(f"  products of all layers in {name}, of the head in bf16, nothing else: {1 / seconds:.0f} tokens/s")
 

@@ -126,15 +126,20 @@ def result(context: Context, model: GPT, batches: list, n_targets: int, compiled
         loss = ours.batch_loss(model, batch, context.device)
         (loss / n_targets).backward()
         total += loss.item()
-    return total / n_targets, [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    return total / n_targets, [p.grad.clone() for p in model.parameters() if p.requires_grad and p.grad is not None]
 
 
 def errors(found: Result, reference: Result) -> tuple[float, float]:
     """Relative error of the loss, and of all gradients as one vector; infinite where something is no number."""
     difference = sum((a - b).double().square().sum() for a, b in zip(found[1], reference[1], strict=True)) ** 0.5
     norm = sum(b.double().square().sum() for b in reference[1]) ** 0.5
-    pair = abs(found[0] - reference[0]) / abs(reference[0]), float(difference / norm)
-    return tuple(e if e == e else float("inf") for e in pair)
+    of_loss, of_gradients = abs(found[0] - reference[0]) / abs(reference[0]), float(difference / norm)
+    return finite_or_inf(of_loss), finite_or_inf(of_gradients)
+
+
+def finite_or_inf(error: float) -> float:
+    """Returns the error, or infinity if it is not a number."""
+    return error if error == error else float("inf")
 
 
 @torch.no_grad()
@@ -148,7 +153,8 @@ def compare_with_transformers(context: Context, model: GPT, documents: list[Docu
         raise Skip("transformers is not installed")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    theirs = LlamaForCausalLM(LlamaConfig(**config_to_hf(model.config))).to(context.device).eval()
+    theirs = LlamaForCausalLM(LlamaConfig(**config_to_hf(model.config))).eval()
+    theirs.to(context.device)  # pyright: ignore[reportArgumentType] its decorator hides `self`
     theirs.load_state_dict(to_hf(model.config, model.state_dict()))
     total = mine = 0.0
     ours.set_compile(False)

@@ -129,7 +129,7 @@ def plain_rms(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def liger_rms() -> Work:
-    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # pyright: ignore[reportMissingImports]
 
     return lambda x, weight: LigerRMSNormFunction.apply(x, weight, 1e-5, 0.0, "llama", False)
 
@@ -142,9 +142,9 @@ def gated(activation: str) -> tuple[Work, Work, Callable[[], Work]]:
 
     def liger() -> Work:
         if activation == "silu":
-            from liger_kernel.ops.swiglu import LigerSiLUMulFunction as Function
+            from liger_kernel.ops.swiglu import LigerSiLUMulFunction as Function  # pyright: ignore[reportMissingImports]
         else:
-            from liger_kernel.ops.geglu import LigerGELUMulFunction as Function
+            from liger_kernel.ops.geglu import LigerGELUMulFunction as Function  # pyright: ignore[reportMissingImports]
         return Function.apply
 
     return lambda gate, up: GatedFunction.apply(gate, up, forward, backward, *settings), plain, liger
@@ -177,7 +177,7 @@ def rotation(T: int, n_heads: int, device: torch.device) -> tuple[Work, Work, Ca
         return (heads * cos[:, None] + half * sin[:, None]).to(x.dtype).flatten(1)
 
     def liger() -> Work:
-        from liger_kernel.ops.rope import LigerRopeFunction
+        from liger_kernel.ops.rope import LigerRopeFunction  # pyright: ignore[reportMissingImports]
 
         def rotate(x: Tensor) -> Tensor:
             heads = x.unflatten(-1, (-1, 128)).transpose(0, 1)[None]  # (1, heads, T, 128)
@@ -210,7 +210,7 @@ def head(targets: Tensor) -> tuple[Work, Work, Callable[[], Work]]:
         return F.cross_entropy(logits if logits.dtype == torch.double else logits.float(), targets, reduction="sum")
 
     def liger() -> Work:
-        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Function
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Function  # pyright: ignore[reportMissingImports]
 
         def loss(x: Tensor, weight: Tensor) -> Tensor:
             return Function.apply(x, weight, targets, None, None, -100, 0.0, 0.0, "sum")[0]

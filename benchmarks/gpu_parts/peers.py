@@ -6,6 +6,7 @@ All have rank 8 on q and v, dropout 0.05, bf16 weights, AdamW, and no recomputat
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ours
@@ -15,7 +16,9 @@ from gpu_parts.documents import Document, n_tokens
 from gpu_parts.layouts import Rows, end_to_end, packed, padded, step_runner
 from gpu_parts.timing import measure
 from gpu_parts.training import data
-from torch import nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def run(context: Context) -> None:
@@ -55,7 +58,7 @@ def transformers_and_peft(context: Context) -> None:
         del model, row
 
 
-def llama(context: Context) -> nn.Module:
+def llama(context: Context) -> Any:
     """transformers' Llama of the benchmark's shape, random weights in bf16."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -75,13 +78,13 @@ def llama(context: Context) -> nn.Module:
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
 
 
-def peft_model(context: Context, adapters: str) -> nn.Module:
+def peft_model(context: Context, adapters: str) -> "PeftModel":
     """Args: adapters: dtype of LoRA's weights; peft's own choice is fp32."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
         r=ours.QV.lora_r,
-        lora_alpha=ours.QV.lora_alpha,
+        lora_alpha=int(ours.QV.lora_alpha),
         lora_dropout=ours.QV.lora_dropout,
         target_modules=["q_proj", "v_proj"],
         task_type="CAUSAL_LM",
@@ -90,7 +93,7 @@ def peft_model(context: Context, adapters: str) -> nn.Module:
     return model.train()
 
 
-def peft_step(context: Context, model: nn.Module, adapters: str, layout: str, name: str) -> None:
+def peft_step(context: Context, model: "PeftModel", adapters: str, layout: str, name: str) -> None:
     label = f"transformers, adapters {adapters}, {layout}"
     documents = data(context, name)
     place = context.device
@@ -150,8 +153,12 @@ def litgpt(context: Context) -> None:
         Skip: litgpt is not installed.
     """
     try:
-        from litgpt.lora import GPT, Config, mark_only_lora_as_trainable
-        from litgpt.utils import chunked_cross_entropy
+        from litgpt.lora import (  # pyright: ignore[reportMissingImports] measured where it is installed
+            GPT,
+            Config,
+            mark_only_lora_as_trainable,
+        )
+        from litgpt.utils import chunked_cross_entropy  # pyright: ignore[reportMissingImports] as above
     except ImportError as e:
         raise Skip(f"{e}; pip install --no-deps litgpt==0.5.13, or its wheel on PYTHONPATH") from e
     c = context.config

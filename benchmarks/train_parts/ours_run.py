@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,15 @@ from lit_gpt.data.store import Samples
 from lit_gpt.fabric import make_fabric
 from lit_gpt.methods import full, lora
 from lit_gpt.model import GPT
+from lit_gpt.training.length import Length
 from lit_gpt.training.loop import fit
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
+from lit_gpt.training.run.monitor import Monitor
 from lit_gpt.training.run.session import Session
 from lit_gpt.training.validation import validate
 
 
-class Recorder:
+class Recorder(Monitor):
     """Stands where the loop's monitor stands."""
 
     def __init__(self) -> None:
@@ -44,12 +47,15 @@ class Recorder:
 
     begin = report
 
-    def mark(self) -> dict[str, object]:
+    def expect(self, step: int, length: Length) -> None:
+        pass
+
+    def mark(self) -> dict[str, Any]:
         return {}
 
     state = mark
 
-    def restore(self, mark: dict[str, object]) -> None:
+    def restore(self, mark: dict[str, Any]) -> None:
         raise AssertionError("a step was taken back, and what was measured is void")
 
     def say(self, line: str) -> None:

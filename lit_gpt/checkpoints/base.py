@@ -16,6 +16,7 @@ from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.trained import check_fit
 from lit_gpt.config import Config
 from lit_gpt.files import Spec
+from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize import quantizable, quantized, require_quantizable
 from lit_gpt.layers.rope import Rope
 from lit_gpt.model import GPT
@@ -81,6 +82,7 @@ def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str 
             if name != tied:
                 setattr(module, leaf, nn.Parameter(like.new_empty(x.shape).copy_(x)))
         if path in chosen:
+            assert isinstance(module, LinearLayer) and quantize is not None, path
             parent, _, attribute = path.rpartition(".")
             setattr(model.get_submodule(parent), attribute, quantized(module, quantize))
     if tied:

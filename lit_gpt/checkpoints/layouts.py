@@ -139,12 +139,12 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
     for key, value, choices in (("mlp_class_name", mlp, MLPS), ("norm_class_name", norm, _NORMS)):
         if value not in choices:
             raise UserError(f"{path}: {key}={value!r} is none of {', '.join(choices)}, which this toolkit computes")
-    fields |= MLPS[mlp]
+    fields |= MLPS[str(mlp)]
     if fields["mlp"] == "moe" and theirs.get("moe_intermediate_size"):
         fields["intermediate_size"] = theirs["moe_intermediate_size"]
     if theirs.get("gelu_approximate") == "tanh" and fields["activation"] == "gelu":
         fields["activation"] = "gelu_tanh"
-    fields["norm"] = _NORMS[norm]
+    fields["norm"] = _NORMS[str(norm)]
     fields["norm_unit_offset"] = fields["norm"] == "rms" and "Gemma" in theirs["name"]  # as they decide it
     bias = theirs.get("bias", True)
     fields |= {"qkv_bias": bias or bool(theirs.get("attn_bias")), "proj_bias": bias, "mlp_bias": bias}

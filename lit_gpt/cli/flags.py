@@ -76,7 +76,7 @@ def nearest(word: str, flags: Mapping[str, Flag]) -> list[str]:
 def meaning(main: Callable[..., None], flag: Flag) -> str:
     """What the docstring of `main` or of the dataclass says of a flag, to its first semicolon; empty if nothing."""
     kind = get_type_hints(main)[flag.parameter]
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         found = re.search(rf"^    {flag.name}: .*\n    \"\"\"([^;.\"]+)", inspect.getsource(kind), re.MULTILINE)
     else:
         found = re.search(rf"^ +{flag.name}: ([^;\n]+)", inspect.getdoc(main) or "", re.MULTILINE)

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection
 from dataclasses import MISSING
+from io import TextIOWrapper
 from typing import Any
 
 from lit_gpt.cli.flags import arguments_of, flags_of, meaning
@@ -28,7 +29,8 @@ def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str 
         unchecked: flags that are paths by name, which need not be there.
         method: whose run is meant where --finetuned_path is not given.
     """
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is written
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is written
     try:
         asked = read(sys.argv[1:], flags_of(main))
         if asked.help:

@@ -28,7 +28,7 @@ _DTYPES = {
     "fp32": "float32",
 }
 """As _ALIASES, of dtypes."""
-_WORDS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
+_WORDS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS = ("null", "~")
 _LONGEST = 80
 """Characters of a wrong value that are shown."""

@@ -76,7 +76,7 @@ def _stray(word: str, last: str | None, flags: Mapping[str, Flag]) -> str:
     """What to say of a word that is neither a flag nor a flag's value."""
     if word.startswith("-"):
         return f"unknown flag {word}; {_hint(word.lstrip('-'), flags)}"
-    if last in flags and is_list(flags[last].kind):
+    if last is not None and last in flags and is_list(flags[last].kind):
         return f"unexpected {word!r}; --{last} takes a list without spaces, such as a,b"
     if last is not None:
         return f"unexpected {word!r} after --{last} and its value; put quotes around a value that has spaces"

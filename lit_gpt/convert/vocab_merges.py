@@ -1,6 +1,7 @@
 """Makes tokenizer.json from vocab.json and merges.txt, the older pair of files that some checkpoints have instead."""
 
 from pathlib import Path
+from typing import Any
 
 from lit_gpt.convert.configs import read_json
 from lit_gpt.convert.gguf.splitting import find_splitting, steps_of
@@ -42,7 +43,7 @@ def join_vocabulary_and_merges(folder: Path) -> None:
     # an added token keeps its id only if the vocabulary has it, too
     vocabulary = read_json(vocabulary_file) | {t.content: t.id for t in settings.added}
     lines = merges_file.read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
+    merges: list[Any] = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     try:
         backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     except Exception as e:  # the library raises bare Exceptions

@@ -123,7 +123,7 @@ def filled(lengths: np.ndarray, order: Sequence[int], max_tokens: int, prefixes:
     begun: list[set[_Prefix]] = []
     for i in map(int, order):
         n, prefix = int(lengths[i]), prefixes.get(i)
-        costs = [n - prefix.n_tokens if prefix in begun[g] else n for g in range(len(groups))]
+        costs = [n - prefix.n_tokens if prefix is not None and prefix in begun[g] else n for g in range(len(groups))]
         with_room = [g for g, cost in enumerate(costs) if room[g] >= cost]
         if not with_room:
             groups.append([])

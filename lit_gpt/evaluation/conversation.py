@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import ChatTemplate, Style, Turn
@@ -13,7 +14,7 @@ tells whether the template cuts off spaces."""
 
 
 def conversation_text(
-    style: Style | ChatTemplate, tokenizer: Tokenizer, history: Sequence[dict[str, str]], ask: bool
+    style: Style | ChatTemplate, tokenizer: Tokenizer, history: Sequence[dict[str, Any]], ask: bool
 ) -> str:
     """The text of the turns, up to where the model goes on.
 

@@ -20,7 +20,7 @@ def generation_settings(given: dict[str, Any], default: int, room: int) -> dict[
     """
     from lm_eval.models.utils import normalize_gen_kwargs
 
-    kwargs = dict(normalize_gen_kwargs(given, default))
+    kwargs: dict[str, Any] = dict(normalize_gen_kwargs(given, default))
     max_new_tokens = kwargs.pop("max_gen_toks")
     if max_new_tokens >= room:
         raise UserError(

@@ -9,10 +9,10 @@ from lit_gpt.errors import UserError
 from lit_gpt.evaluation.local_data import Examples, n_shots
 
 if TYPE_CHECKING:
-    from lm_eval.api.task import Task
+    from lm_eval.api.task import ConfigurableTask
 
 
-def check_examples(task: "Task", num_fewshot: int | None, source: Examples | None) -> None:
+def check_examples(task: "ConfigurableTask", num_fewshot: int | None, source: Examples | None) -> None:
     """See whether there are as many solved examples as are to be shown before each question.
 
     Args:
@@ -41,7 +41,7 @@ def check_examples(task: "Task", num_fewshot: int | None, source: Examples | Non
     )
 
 
-def _most_copies(task: "Task", pool: list) -> int:
+def _most_copies(task: "ConfigurableTask", pool: list) -> int:
     """How often, at most, a question is among its own examples; at least once, since lm-eval draws one more."""
     copies = Counter(json.dumps(row, sort_keys=True, default=str) for row in pool)
     asked = (json.dumps(row, sort_keys=True, default=str) for row in task.eval_docs)

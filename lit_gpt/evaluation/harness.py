@@ -150,8 +150,8 @@ class LitLM(TemplateLM):
                 scores = score(self.model, hidden, ends, targets)
                 for i, answer in zip((i for row in batch for i in rows[row]), scores, strict=True):
                     answers[i] = answer
-                    if requests[i][0] is not None:
-                        self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+                    if (asked := requests[i][0]) is not None:
+                        self.cache_hook.add_partial("loglikelihood", asked, answer)
                     progress.update()
         progress.close()
         return [answers[i] for i in range(len(requests))]
@@ -206,11 +206,11 @@ class LitLM(TemplateLM):
         """
         groups: dict[str, list[int]] = {}  # settings -> requests
         for i, request in enumerate(requests):
-            groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(i)
+            groups.setdefault(json.dumps(request.arguments[1], sort_keys=True, default=str), []).append(i)
         texts = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
         for members in groups.values():
-            settings = generation_settings(requests[members[0]].args[1], self.max_gen_toks, self.max_length)
+            settings = generation_settings(requests[members[0]].arguments[1], self.max_gen_toks, self.max_length)
             room = self.max_length - settings["max_new_tokens"]
             prompts = {i: self.tok_encode(requests[i].args[0].removesuffix(self.lead)) for i in members}
             self.warn_of_cuts(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)

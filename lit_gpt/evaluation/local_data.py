@@ -45,10 +45,11 @@ def local_files(args: EvalArgs, manager: "TaskManager", evaluated: set[str]) -> 
             evaluated.
     """
     files: dict[str, Source] = {}
-    given = {name: _evaluated(name, manager, evaluated, args) for name in args.task_data or {}}
+    task_data = args.task_data or {}
+    given = {name: _evaluated(name, manager, evaluated, args) for name in task_data}
     for name in sorted(given, key=lambda name: len(given[name])):
         missing = [task for task in given[name] if task not in files]
-        files |= _sources(name, args.task_data[name], missing, manager)
+        files |= _sources(name, task_data[name], missing, manager)
     return files
 
 

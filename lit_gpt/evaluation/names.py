@@ -130,7 +130,7 @@ def leaves(name: str, manager: "TaskManager") -> list[str]:
         return [name]
     if entry.kind.name == "TAG":
         return sorted(entry.tags)
-    return [leaf for child in _children(entry.cfg.get("task")) for leaf in leaves(child, manager)]
+    return [leaf for child in _children((entry.cfg or {}).get("task")) for leaf in leaves(child, manager)]
 
 
 def _children(members: Any) -> Iterator[str]:

@@ -58,7 +58,7 @@ def evaluate(
     lm = LitLM(model, tokenizer, args.batch_size, style, name=model.config.name, autocast=fabric.autocast)
     as_turns = args.fewshot_as_multiturn
     as_turns = isinstance(lm.style, ChatTemplate) if as_turns is None else as_turns
-    results = simple_evaluate(
+    results: Any = simple_evaluate(
         model=lm,
         tasks=chosen,
         task_manager=manager,

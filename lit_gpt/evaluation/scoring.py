@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_gpt.model import GPT, KVCache
 
-_Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 Ids = tuple[int, ...]
 
 

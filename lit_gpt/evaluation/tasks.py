@@ -18,7 +18,7 @@ from lit_gpt.evaluation.names import leaves, make_manager, resolve_all
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
-    from lm_eval.api.task import Task
+    from lm_eval.api.task import ConfigurableTask, Task
     from lm_eval.tasks import TaskManager
 
 _BLANK_RESULTS = {"multiple_choice": (0.0, False), "loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0}
@@ -118,7 +118,7 @@ def _load(name: str, manager: "TaskManager", local: dict[str, Source]) -> dict[s
         raise misfit(sources[0], name, e) from e
 
 
-def _check_task(task: "Task", source: Source | None) -> None:
+def _check_task(task: "ConfigurableTask", source: Source | None) -> None:
     """See whether this toolkit can run the task, and whether the task can score its local data.
 
     Args:
@@ -132,20 +132,22 @@ def _check_task(task: "Task", source: Source | None) -> None:
         raise UserError(f"task {name} has pictures or sound in its questions; this toolkit does not evaluate it")
     if source is None:
         return
+    docs: Any = task.eval_docs
     try:
-        for doc in task.eval_docs:
-            task.doc_to_text(doc), task.doc_to_target(doc)
+        for doc in docs:
+            task.doc_to_text(doc)
+            task.doc_to_target(doc)
         if task.OUTPUT_TYPE in _BLANK_RESULTS:
             task.build_all_requests(limit=1)
             task.process_results(task.eval_docs[0], [_BLANK_RESULTS[task.OUTPUT_TYPE]] * len(task.instances))
     except Exception as e:  # as above
         raise misfit(source, name, e) from e
     if task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None:
-        for number, doc in enumerate(task.eval_docs, 1):
+        for number, doc in enumerate(docs, 1):
             _check_answer(task, doc, number, source)
 
 
-def _check_answer(task: "Task", doc: dict[str, Any], number: int, source: Source) -> None:
+def _check_answer(task: "ConfigurableTask", doc: dict[str, Any], number: int, source: Source) -> None:
     """Raises: UserError if the right answer is none of the choices: lm-eval counts such a question as wrong."""
     choices = task.doc_to_choice(doc)
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)

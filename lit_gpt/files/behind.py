@@ -80,3 +80,6 @@ class FileBehind:
 
     def flush(self) -> None:
         self.behind.wait()
+
+    def close(self) -> None:
+        self.flush()

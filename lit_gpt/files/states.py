@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._utils import _rebuild_tensor_v2
 
 from lit_gpt.errors import UserError
 from lit_gpt.files.behind import Behind, FileBehind
@@ -145,7 +146,7 @@ class _Saved:
     def __reduce__(self) -> tuple[Any, ...]:
         strides = torch.empty(self.spec.shape, device="meta").stride()
         arguments = (_Values(self.key, self.spec), 0, self.spec.shape, strides, False, OrderedDict())
-        return torch._utils._rebuild_tensor_v2, arguments
+        return _rebuild_tensor_v2, arguments
 
 
 class _Values(NamedTuple):

@@ -6,8 +6,8 @@ Letters: B rows, H query heads, G key/value heads, R = H / G, D head_size, S cac
 """
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports] it comes with torch for GPUs only
+import triton.language as tl  # pyright: ignore[reportMissingImports] as above
 from torch import Tensor
 
 _SPLITS = 256
@@ -173,7 +173,7 @@ def attention(
     R, block_d = H // G, max(16, triton.next_power_of_2(D))
     keys, values = cached
     turned = q.new_empty(B, H, D)
-    _place_kernel[(B, H + 2 * G)](
+    _place_kernel[(B, H + 2 * G)](  # pyright: ignore[reportIndexIssue] where Triton is not
         q,
         k,
         v,
@@ -194,7 +194,7 @@ def attention(
     parts = min(64, triton.next_power_of_2(triton.cdiv(_SPLITS, B * G)))
     sums = torch.empty(B * G * parts * R, D, dtype=torch.float32, device=q.device)
     largest, weights = (torch.empty(B * G * parts * R, dtype=torch.float32, device=q.device) for _ in range(2))
-    _attend_kernel[(B * G, parts)](
+    _attend_kernel[(B * G, parts)](  # pyright: ignore[reportIndexIssue] as above
         turned,
         keys,
         values,
@@ -216,5 +216,7 @@ def attention(
         num_stages=2,
     )
     y = q.new_empty(B, 1, H * D)
-    _join_kernel[(B * H,)](sums, largest, weights, y, R=R, D=D, BLOCK_D=block_d, PARTS=parts, num_warps=2)
+    _join_kernel[(B * H,)](  # pyright: ignore[reportIndexIssue] as above
+        sums, largest, weights, y, R=R, D=D, BLOCK_D=block_d, PARTS=parts, num_warps=2
+    )
     return y

@@ -6,7 +6,7 @@ Letters: B rows, G key/value heads, D head_size, T tokens of a call, S positions
 import torch
 from torch import Tensor
 
-from lit_gpt.model import GPT
+from lit_gpt.model import GPT, KVCache
 
 _SMALLEST_ROOM = 256
 """Positions; reading fewer is not worth a graph of their own."""
@@ -42,7 +42,7 @@ class StaticCache:
         return CacheSlice(self, n)
 
 
-class CacheSlice:
+class CacheSlice(KVCache):
     """The first `n` positions of a cache, in the place of a `KVCache`; `length` stays that of the whole text."""
 
     def __init__(self, cache: StaticCache, n: int) -> None:

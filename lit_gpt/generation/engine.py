@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def generate_batch(
     )
 
 
-def _shortcuts(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, str | bool]:
+def _shortcuts(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, Any]:
     """Arguments of the `Decoder` that is fast for this much text.
 
     Mixtures of experts wait for the GPU to learn which experts to run, and autocast keeps copies of the weights of its

@@ -5,8 +5,8 @@ Letters: N and K channels of the output and the input.
 
 from typing import NamedTuple
 
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports] it comes with torch for GPUs only
+import triton.language as tl  # pyright: ignore[reportMissingImports] as above
 from torch import Tensor
 
 _TILE = 4096
@@ -103,7 +103,7 @@ def matvec(x: Tensor, layer: Weight, gate: Weight | None = None, activation: str
     columns = next((c for c in (1024, 512, 256) if K % c == 0), 512)
     rows = tile // columns
     pointers = [x if p is None else p for p in (*layer, *(gate or layer))]  # those that are not there are not read
-    _matmul_kernel[(triton.cdiv(N, rows),)](
+    _matmul_kernel[(triton.cdiv(N, rows),)](  # pyright: ignore[reportIndexIssue] where Triton is not
         x.contiguous(),
         *pointers,
         y,

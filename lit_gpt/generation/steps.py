@@ -21,7 +21,7 @@ from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.mlp import GatedMLP
 from lit_gpt.layers.quantize.eight_bit import EightBitLinear
 from lit_gpt.layers.rope import apply_rope
-from lit_gpt.model import GPT, CausalSelfAttention, score_scale, softcap, visible
+from lit_gpt.model import GPT, Block, CausalSelfAttention, score_scale, softcap, visible
 
 _MOST_VARIANTS = 64
 """Of a compiled block in a process: for each model, dtype and number of rows."""
@@ -34,7 +34,7 @@ def _with_children(module: nn.Module, **children: nn.Module) -> Any:
     return twin
 
 
-def _with_blocks(model: GPT, make: Callable[[nn.Module, int], nn.Module], lm_head: nn.Module) -> GPT:
+def _with_blocks(model: GPT, make: Callable[[Block, int], nn.Module], lm_head: nn.Module) -> GPT:
     """`model` with other blocks and another output projection.
 
     Args:
@@ -53,10 +53,10 @@ def with_kernels(model: GPT, batch_size: int) -> GPT:
     activations that are not rounded, more precisely than by the layer itself.
     """
 
-    def row(module: nn.Module) -> nn.Module:
+    def row(module: nn.Module) -> Any:
         return _single_row(module, model.config.activation) if batch_size == 1 else module
 
-    def make(block: nn.Module, window: int) -> nn.Module:
+    def make(block: Block, window: int) -> nn.Module:
         beside = block.attn.beside(model.transformer.wte.weight.dtype)
         block = row(block)
         return _with_children(block, attn=_KernelAttention(block.attn, window, beside))
@@ -93,15 +93,15 @@ class _RowMatmul(LinearLayer):
         self.layer, self.gate, self.activation = layer, gate, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.matvec(x)
+        return self.forward_no_grad(x)
 
-    def matvec(self, x: Tensor) -> Tensor:
+    def forward_no_grad(self, x: Tensor) -> Tensor:
         from lit_gpt.generation.matvec import Weight, matvec  # Triton comes with torch for GPUs only
 
-        layer, gate = (
-            None if m is None else Weight(m.weight, getattr(m, "scale", None), m.bias) for m in (self.layer, self.gate)
+        layer, *gate = (
+            Weight(m.weight, getattr(m, "scale", None), m.bias) for m in (self.layer, self.gate) if m is not None
         )
-        return matvec(x, layer, gate, self.activation)
+        return matvec(x, layer, gate[0] if gate else None, self.activation)
 
 
 class _KernelAttention(nn.Module):
@@ -156,7 +156,7 @@ def compiled(model: GPT, backend: str) -> GPT:
     """
     step = _compiled_step(backend, model.transformer.wte.weight.is_cuda)
 
-    def make(block: nn.Module, window: int) -> nn.Module:
+    def make(block: Block, window: int) -> nn.Module:
         beside = block.attn.beside(model.transformer.wte.weight.dtype)
         return _Compiled(_with_children(block, attn=_CompiledAttention(block.attn, window, beside)), step)
 
@@ -168,7 +168,7 @@ def _compiled_step(backend: str, cuda: bool) -> Callable[..., Tensor]:
     """`_call`, compiled once in a process."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)
     # tuning makes products with one row reductions of our own, and those come near the memory's bandwidth only tuned
-    options = {"coordinate_descent_tuning": True} if cuda and backend == "inductor" else None
+    options: dict[str, Any] | None = {"coordinate_descent_tuning": True} if cuda and backend == "inductor" else None
     return torch.compile(_call, backend=backend, dynamic=False, options=options)
 
 
@@ -186,7 +186,8 @@ class _Compiled(nn.Module):
     def forward(self, *args: Any) -> Tensor:
         try:
             return self.step(self.module, *args)
-        except torch._dynamo.exc.TorchDynamoException as e:
+        # torch imports its compiler when it is used
+        except torch._dynamo.exc.TorchDynamoException as e:  # pyright: ignore[reportAttributeAccessIssue]
             raise UserError(f"torch.compile fails here: {str(e).strip().splitlines()[0]}; leave out --compile") from e
 
 
@@ -211,6 +212,7 @@ class _CompiledAttention(nn.Module):
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
         seen = visible(input_pos, cache.positions, self.window)  # (B, 1, 1, S)
+        assert seen is not None  # the positions of queries are not those of the keys
         y = _attend_one(q, k, v, seen=seen, config=self.attn.config)
         if self.beside is not None:
             y = y + self.beside(q)

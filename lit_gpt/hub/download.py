@@ -117,7 +117,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is being downloaded by another process; wait for it or end it") from e
 
 
-def _fetch(file: HubFile, repo_id: str, commit: str, token: str | None) -> None:
+def _fetch(file: HubFile, repo_id: str, commit: str | None, token: str | None) -> None:
     """Downloads one file: resumes its partial file, verifies the checksum, renames it into place.
 
     Since huggingface_hub 1.18 `hf_hub_download` starts from zero in each process (its temporary files have random

@@ -55,7 +55,8 @@ def compiled_on_gpu(fn: Callable[..., Any], dynamic: int | None = None) -> Calla
                 torch._dynamo.maybe_mark_dynamic(x, list(range(min(x.dim() - 1, dynamic or x.dim()))))
         try:
             return compiled()(*args)
-        except torch._dynamo.exc.TorchDynamoException as e:
+        # torch imports its compiler when it is used
+        except torch._dynamo.exc.TorchDynamoException as e:  # pyright: ignore[reportAttributeAccessIssue]
             raise UserError(f"torch.compile fails here: {str(e).strip().splitlines()[0]}; pass --compile false") from e
 
     return call

@@ -1,11 +1,13 @@
 """Linear layers: what the rest of the model may ask of one, whatever its weight is stored as."""
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.layers.cpu_matmul import linear, matmul, upcasts
 from lit_gpt.layers.recompute import save, saved
@@ -49,13 +51,13 @@ class _FrozenLinearFunction(Function):
     """`layer.forward_no_grad` whose only gradient is the input's."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, layer: LinearLayer) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: LinearLayer) -> Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
         return layer.forward_no_grad(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None]:
         return (ctx.layer.grad_input(dy).to(ctx.dtype) if ctx.needs_input_grad[0] else None), None
 
 
@@ -63,14 +65,14 @@ class _TrainedLinearFunction(Function):
     """The product with a W that trains: its gradient needs x, which is made again where it has a recipe."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.dtype = x.dtype
         save(ctx, x, weight)
         return linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = saved(ctx)
         rows = dy.flatten(0, -2)
         dx = matmul(dy, weight.to(dy.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None

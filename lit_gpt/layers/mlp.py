@@ -5,13 +5,14 @@ Shapes: C n_embd, N tokens of a batch, K experts a token goes through.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.config import Config
 from lit_gpt.layers.linear import Linear
@@ -113,14 +114,14 @@ class _ToExperts(Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, order: Tensor, place: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor) -> Tensor:
         ctx.shape = len(x), len(order) // len(x)
         ctx.save_for_backward(place)
         return x.index_select(0, order // ctx.shape[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (place,) = ctx.saved_tensors
         return dy.index_select(0, place).unflatten(0, ctx.shape).sum(1), None, None
 

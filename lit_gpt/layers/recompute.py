@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.layers.compiled import compiled_on_gpu
 
@@ -18,18 +18,18 @@ from lit_gpt.layers.compiled import compiled_on_gpu
 def recomputable(y: Tensor, fn: Callable[..., Tensor], *sources: Tensor) -> Tensor:
     """`y`, which is fn(*sources), marked so that `save` keeps the sources in its place."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        y.recompute = (fn, sources)
+        y.recompute = (fn, sources)  # pyright: ignore[reportAttributeAccessIssue] a tensor takes attributes
     return y
 
 
-def save(ctx: FunctionCtx, x: Tensor, *others: Tensor) -> None:
+def save(ctx: Any, x: Tensor, *others: Tensor) -> None:
     """`ctx.save_for_backward(x, *others)`, with the sources of x where it has a recipe."""
     ctx.recompute, sources = getattr(x, "recompute", (None, (x,)))
     ctx.n_sources = len(sources)
     ctx.save_for_backward(*sources, *others)
 
 
-def saved(ctx: FunctionCtx) -> tuple[Tensor, ...]:
+def saved(ctx: Any) -> tuple[Tensor, ...]:
     """(x, *others) that `save` was given; x is made again if it had a recipe."""
     tensors = ctx.saved_tensors  # read once: a checkpoint hands them out once
     sources, others = tensors[: ctx.n_sources], tensors[ctx.n_sources :]
@@ -60,14 +60,14 @@ class RMSNormFunction(Function):
     """`rms_norm` that keeps x and nothing else."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
         ctx.settings = (eps, unit_offset)
         ctx.save_for_backward(x, weight)
         return rms_norm(x, weight, eps, unit_offset)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
@@ -114,16 +114,14 @@ class GatedFunction(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, gate: Tensor, up: Tensor, forward_: Callable, backward_: Callable, *settings: Any
-    ) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, forward_: Callable, backward_: Callable, *settings: Any) -> Tensor:
         ctx.backward_, ctx.settings, ctx.used = backward_, settings, False
         ctx.save_for_backward(gate, up)
         return forward_(gate, up, *settings)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.used:
             raise RuntimeError("a second backward pass would read gradients where the first one read activations")
         ctx.used = True

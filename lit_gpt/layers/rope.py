@@ -20,6 +20,9 @@ class Rope(nn.Module):
     Everything is fp32 whatever the default dtype: in 16 bits, positions above 256 would coincide.
     """
 
+    theta: Tensor
+    long_theta: Tensor
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         device = torch.get_default_device()

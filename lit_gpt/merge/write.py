@@ -179,9 +179,9 @@ def _merged(weight: Tensor, layer: LoRALinear, trained: dict[str, Tensor], name:
 
 def _as_trained(x: Tensor, run: Run, is_quantized: bool) -> Tensor:
     """Returns a tensor of the checkpoint as the training saw it; fp32 if it was quantized."""
-    precisions = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+    precisions: dict[str | None, torch.dtype] = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
     x = x.to(precisions.get(run.training.get("precision"), torch.float32))
-    if not is_quantized:
+    if not is_quantized or run.quantize is None:
         return x
     linear = Linear(x.size(1), x.size(0), bias=False, device="meta")
     linear.weight = nn.Parameter(x, requires_grad=False)
@@ -196,5 +196,5 @@ def _digest_of_all(state: dict[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name in sorted(state):
         sha.update(name.encode())
-        sha.update(state[name].contiguous().flatten().view(torch.uint8).numpy())
+        sha.update(state[name].contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()

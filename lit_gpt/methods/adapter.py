@@ -8,10 +8,12 @@ not its tanh).
 Shapes: B batch, T tokens, C n_embd, H query heads, G key/value heads, D head_size, P vectors of the prompt, R = H / G.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.args import AdapterArgs
 from lit_gpt.config import Config
@@ -102,7 +104,7 @@ class _PromptedAttention(Function):
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # as in `PackedAttention`
     def forward(
-        ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, prompt_k: Tensor, prompt_v: Tensor, gate: Tensor,
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, prompt_k: Tensor, prompt_v: Tensor, gate: Tensor,
         documents: Documents, heads: Heads,
     ) -> Tensor:  # fmt: skip
         """(T, H * D)."""
@@ -117,7 +119,7 @@ class _PromptedAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept = ctx.saved_tensors
         heads = ctx.heads
         dy = dy.view_as(y)

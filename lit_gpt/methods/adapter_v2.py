@@ -4,10 +4,12 @@ A linear layer becomes y = scale * (W x + b + bias) with a scale of ones and a b
 All that trains is fp32 whatever the dtype of the base.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.args import AdapterArgs
 from lit_gpt.layers.compiled import compiled_on_gpu
@@ -42,7 +44,7 @@ class _ScaledLinearFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, bias: Tensor, scale: Tensor, linear: LinearLayer) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor, scale: Tensor, linear: LinearLayer) -> Tensor:
         u = linear.forward_no_grad(x)
         ctx.linear, ctx.dtype = linear, x.dtype
         ctx.save_for_backward(u, bias, scale)
@@ -50,7 +52,7 @@ class _ScaledLinearFunction(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         u, bias, scale = ctx.saved_tensors
         du, d_bias, d_scale = _scaled_backward(dy, u, bias, scale)
         dx = ctx.linear.grad_input(du).to(ctx.dtype) if ctx.needs_input_grad[0] else None

@@ -114,16 +114,16 @@ def in_time(plan: Plan, data: Data) -> Plan:
         UserError: not even a hundredth of an epoch does.
     """
     train, limit = plan.job.train, plan.job.train.max_seconds
-    if limit is None or plan.times is None:
+    times = plan.times
+    if limit is None or times is None:
         return plan
     has_length = any(getattr(train, name) is not None for name in _LENGTHS)
     epochs = plan.work.epochs if has_length else MOST_EPOCHS
-    if has_length and plan.times.total <= limit * _OF_THE_TIME:
+    if has_length and times.total <= limit * _OF_THE_TIME:
         return plan
     for _ in range(4):
-        times = plan.times
         fixed = times.starting + times.validating / plan.work.n_validations + times.merging + times.ending
-        per_epoch = (plan.times.total - fixed) / plan.work.epochs
+        per_epoch = (times.total - fixed) / plan.work.epochs
         possible = (limit * _OF_THE_TIME - fixed) / per_epoch
         epochs = min(epochs, int(100 * possible) / 100)
         if epochs < 0.01:
@@ -133,7 +133,8 @@ def in_time(plan: Plan, data: Data) -> Plan:
             )
         shorter = replace(plan.job, train=replace(train, epochs=epochs, max_iters=None, max_steps=None))
         plan = make_plan(shorter, data, plan.rates)
-        if plan.times.total <= limit * _OF_THE_TIME:
+        times = plan.times
+        if times is None or times.total <= limit * _OF_THE_TIME:
             break
     return plan
 

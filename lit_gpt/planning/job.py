@@ -77,7 +77,8 @@ class Job:
         try:
             with torch.device("meta"):
                 model = GPT(replace(self.config))
-                chosen = {n: model.get_submodule(n) for n in quantizable(model)} if self.quantize else {}
+                names = quantizable(model) if self.quantize else ()
+                chosen = {n: m for n, m in model.named_modules() if n in names and isinstance(m, LinearLayer)}
                 METHODS[self.method].inject(model, self.method_args)
         finally:
             torch.set_default_dtype(before)

@@ -59,7 +59,7 @@ class Ending:
         """
         if not self.late:
             return None
-        space = re.match(r"\s*", rest)[0]
+        space = rest[: len(rest) - len(rest.lstrip())]
         found = [token for token in self.known if rest.startswith(token, len(space))]
         return (text + space, max(found, key=len)) if found else self.closing(text)
 

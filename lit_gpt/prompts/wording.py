@@ -10,7 +10,7 @@ from lit_gpt.prompts.turns import Turn
 
 WORDING = "style_writes"
 """Key of meta.json."""
-_TURNS = [Turn(role, text) for role, text in (("user", "Q1"), ("assistant", "A1"), ("user", "Q2"), ("assistant", "A2"))]
+_TURNS = [Turn("user", "Q1"), Turn("assistant", "A1"), Turn("user", "Q2"), Turn("assistant", "A2")]
 _OTHERS_BEFORE = frozenset(
     ("chatml", "codellama", "gemma", "llama2", "llama2-function-calling", "stablelm-zephyr", "tinyllama")
 )

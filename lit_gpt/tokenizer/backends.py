@@ -145,7 +145,8 @@ class SentencePiece:
         ids, end = [], 0
         for match in self.pattern.finditer(text):
             ids += self.encode_part(text[end : match.start()], end == 0, continued)
-            ids.append(self.tokens[match.lastindex - 1].id)
+            # each alternative of the pattern is a group
+            ids.append(self.tokens[match.lastindex - 1].id)  # pyright: ignore[reportOptionalOperand]
             end = match.end()
         return ids + self.encode_part(text[end:], end == 0, continued)
 

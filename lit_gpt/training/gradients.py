@@ -74,7 +74,8 @@ class Gradients:
         raw = self.optimizer.optimizer
         scaler = getattr(self.fabric._precision, "scaler", None)
         if scaler is None and all(group.get("fused") for group in raw.param_groups):
-            raw.found_inf = not_finite.float()  # the fused kernel leaves everything as it is where this is 1
+            # which the fused kernel reads: where it is 1, everything stays as it is
+            raw.found_inf = not_finite.float()  # pyright: ignore[reportAttributeAccessIssue]
             return True
         return scaler is not None or not not_finite.item()  # a scaler looks for itself
 
@@ -88,7 +89,8 @@ class Gradients:
         """Makes the optimizer allocate its state, if it can do so without a step."""
         raw = self.optimizer.optimizer
         if all(group.get("fused") for group in raw.param_groups):
-            raw.found_inf = torch.ones((), device=self.parameters[0].device)
+            found_inf = torch.ones((), device=self.parameters[0].device)
+            raw.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue] as above
             self.optimizer.step()
 
     def zero(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.data.packing import Packing
 from lit_gpt.layers.attention import Documents, SharedPrefixes, flash_can
@@ -190,14 +190,14 @@ class _Replay(Function):
     """Replays the recorded forward pass, and in backward the recorded backward pass, which adds to the gradients."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, anchor: Tensor, recording: _Recording) -> Tensor:
+    def forward(ctx: Any, anchor: Tensor, recording: _Recording) -> Tensor:
         ctx.recording = recording
         recording.forward.replay()
         return recording.hidden.detach()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, d_hidden: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, d_hidden: Tensor) -> tuple[None, None]:
         ctx.recording.d_hidden.copy_(d_hidden)
         ctx.recording.backward.replay()
         return None, None

@@ -1,11 +1,12 @@
 """The loss of next-token prediction on target positions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.data.batches import Batch
 from lit_gpt.model import GPT
@@ -56,9 +57,7 @@ class _HeadLoss(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, hidden: Tensor, predicting: Tensor, targets: Tensor, model: GPT, *trained: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, predicting: Tensor, targets: Tensor, model: GPT, *trained: Tensor) -> Tensor:
         rows = max(16, LOGITS // model.config.padded_vocab_size)
         ctx.has_hidden, needed = ctx.needs_input_grad[0], any(ctx.needs_input_grad)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -81,7 +80,7 @@ class _HeadLoss(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [g.mul_(d_loss.to(g.dtype)) for g in ctx.saved_tensors]
         d_hidden = scaled.pop(0) if ctx.has_hidden else None
         return d_hidden, None, None, None, *scaled

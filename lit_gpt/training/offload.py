@@ -33,7 +33,8 @@ class OffloadedGradients(Gradients):
 
     def take(self, i: int, parameter: Tensor) -> None:
         """Adds the new gradient of parameter `i` to its sum on the host, and frees it on the device."""
-        g, parameter.grad = parameter.grad, None
+        g: Tensor = parameter.grad  # pyright: ignore[reportAssignmentType] it has one when it gets here
+        parameter.grad = None
         if i in self.found:
             g = g.add_(self.waiting[i].to(g.device, non_blocking=True))
         (self.found[i],) = torch._foreach_norm([g])

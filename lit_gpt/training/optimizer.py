@@ -24,7 +24,9 @@ def prepare_optimizer(fabric: Fabric, model: GPT, train: TrainArgs) -> _FabricOp
         UserError: bitsandbytes is missing, or cannot do this on the model's device.
     """
     scaled = getattr(fabric._precision, "scaler", None) is not None  # 16-mixed, which clips before a step
-    return fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
+    optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
+    assert isinstance(optimizer, _FabricOptimizer)  # for one, it returns one
+    return optimizer
 
 
 def make_optimizer(model: GPT, train: TrainArgs, fused: bool = True) -> torch.optim.Optimizer:
@@ -38,13 +40,13 @@ def make_optimizer(model: GPT, train: TrainArgs, fused: bool = True) -> torch.op
     Raises:
         UserError: bitsandbytes is missing, or cannot do this on the model's device.
     """
-    groups: dict[tuple[float, float], list[torch.Tensor]] = {}
+    by_kind: dict[tuple[float, float], list[torch.Tensor]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             kind = (getattr(p, "lr_factor", 1.0), train.weight_decay if _decays(name, p) else 0.0)
-            groups.setdefault(kind, []).append(p)
+            by_kind.setdefault(kind, []).append(p)
     groups = [
-        {"params": trained, "lr_factor": factor, "weight_decay": decay} for (factor, decay), trained in groups.items()
+        {"params": trained, "lr_factor": factor, "weight_decay": decay} for (factor, decay), trained in by_kind.items()
     ]
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.learning_rate, fused=fused)

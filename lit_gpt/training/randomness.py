@@ -11,10 +11,17 @@ import torch
 
 def random_states(device: torch.device) -> dict[str, Any]:
     """Returns the states of the random generators of Python, numpy, torch and `device`, as tensors and numbers."""
-    kind, keys, *rest = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=False)
+    mt19937 = numpy_state["state"]
     states = {
         "python": list(random.getstate()[1]),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": [
+            numpy_state["bit_generator"],
+            torch.from_numpy(mt19937["key"].astype(np.int64)),
+            mt19937["pos"],
+            numpy_state["has_gauss"],
+            numpy_state["gauss"],
+        ],
         "torch": torch.get_rng_state(),
     }
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})

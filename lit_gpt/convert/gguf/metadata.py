@@ -122,7 +122,8 @@ def from_metadata(
     needed += (epsilon, *(("expert_used_count",) if values.get("expert_count") else ()))
     if missing := [k for k in needed if k not in values]:
         raise UserError(f"{path} has no {kind}.{missing[0]}; get it again")
-    fields = _fields_of_metadata(architecture, values, shapes) | {"norm_eps": values[epsilon]}
+    fields = _fields_of_metadata(architecture, values, shapes)
+    fields["norm_eps"] = values[epsilon]
     if any(values.get(key, fields["head_size"]) != fields["head_size"] for key in _HEAD):
         raise UserError(f"{path}: {_HEAD[0]}={values.get(_HEAD[0])} is not the size of a head, {fields['head_size']}")
     if architecture == "gemma3" and fields.get("final_logit_softcapping"):

@@ -193,7 +193,7 @@ def _byte_level(tokens: list[str], kinds: list[int], merges: list[str], splittin
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     vocabulary = {t: i for i, (t, k) in enumerate(zip(tokens, kinds, strict=True)) if k != _UNUSED}
-    pairs = [tuple(m.split(" ")) for m in merges]
+    pairs: Any = [tuple(m.split(" ")) for m in merges]  # the library says which is no pair
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=splitting.ignore_merges))
     if splitting.nfc:
         tokenizer.normalizer = normalizers.NFC()

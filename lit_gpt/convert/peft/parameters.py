@@ -103,19 +103,19 @@ def changed_parameters(
             changed[name] = x
     for module, x in adapter.tokens.items():
         name = f"{module}.weight"
-        weight = changed[name] if name in changed else base.theirs(name)
+        weight = changed[name] if name in changed else base.known(name)
         rows = _with_tokens(weight, x, token_indices(settings, adapter.raw[module]), module)
         changed |= dict.fromkeys(_tied_names(base, name, adapter), rows)
     for module, bias in adapter.biases.items():
         name = f"{module}.bias"
-        before = changed[name] if name in changed else base.theirs(name)
+        before = changed[name] if name in changed else base.known(name)
         changed[name] = before.float() + bias * scaling.scale(adapter.raw[module])
     merged = set()
     for module, weights in (adapter.embeddings | adapter.updates).items():
         name = f"{module}.weight"
         if module in adapter.updates and name not in changed:
             continue
-        before = changed[name] if name in changed else base.theirs(name)
+        before = changed[name] if name in changed else base.known(name)
         changed[name] = _merged(before.float(), weights, scaling.scale(adapter.raw[module]), name)
         merged.add(module)
     return changed, merged

@@ -8,6 +8,7 @@ Letters: r rank of our updates, R rank of a piece (2 r if PiSSA's start is subtr
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +101,8 @@ def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
 def all_pieces(config: Config) -> list[Piece]:
     """Returns every update that their modules can have."""
     targets = ("query", "key", "value", "projection", "head", *(() if config.mlp == "moe" else ("mlp",)))
-    return pieces(config, LoRAArgs(lora_r=1, **{f"lora_{name}": True for name in targets}))
+    flags: dict[str, Any] = {f"lora_{name}": True for name in targets}
+    return pieces(config, LoRAArgs(lora_r=1, **flags))
 
 
 def flag_of(piece: Piece) -> str:
@@ -144,12 +146,14 @@ class Base:
         if name in self.own:
             return self.own[name]
         if name not in self.shapes:
-            return torch.zeros(self.shape(name))
+            shape = self.shape(name)
+            assert shape is not None, name
+            return torch.zeros(shape)
         return self.get(EMBEDDINGS if name == HEAD and self.config.tie_embeddings else name)
 
     def their_shape(self, name: str) -> list[int]:
         """Returns the shape of one of their parameters; reads nothing."""
-        return list(self._without_values.theirs(name).shape)
+        return list(self._without_values.known(name).shape)
 
     @cached_property
     def _without_values(self) -> "Base":
@@ -168,6 +172,12 @@ class Base:
             found[part] = dict(zip(sources, unpack(rule, self.ours(ours), self.config), strict=True))[name]
         return torch.cat([found[i] for i in sorted(found)]) if found else None
 
+    def known(self, name: str) -> Tensor:
+        """Returns one of their parameters, which their model must have."""
+        x = self.theirs(name)
+        assert x is not None, name
+        return x
+
     def rows(self, name: str, x: Tensor) -> Tensor:
         """Returns a tensor of the vocabulary, extended by the checkpoint's rows that `x` lacks; any other unchanged.
 
@@ -183,7 +193,7 @@ class Base:
                 f"it was trained; load the base with transformers, resize_token_embeddings({len(x)}), save_pretrained "
                 "it with the tokenizer, and convert that folder"
             )
-        return torch.cat((x, self.theirs(name)[len(x) :].to(x.dtype)))
+        return torch.cat((x, self.known(name)[len(x) :].to(x.dtype)))
 
     def has_vocabulary(self, name: str) -> bool:
         """Returns whether one of their parameters has a row for each token."""
@@ -202,9 +212,10 @@ class Base:
             for path in self.modules[module]:
                 ours = f"{path}.{leaf}"
                 rule, sources = hf_sources(ours, self.config)
-                parts = [theirs[s] if s in theirs else self.theirs(s) for s in sources]
-                x = pack(rule, parts, self.shape(ours), self.config)
-                if x is None or list(x.shape) != self.shape(ours):
+                parts, shape = [theirs[s] if s in theirs else self.known(s) for s in sources], self.shape(ours)
+                assert shape is not None, ours
+                x = pack(rule, parts, shape, self.config)
+                if x is None or list(x.shape) != shape:
                     raise UserError(f"the adapter's {name} has the shape {list(theirs[name].shape)}, which is not that "
                                     f"of {self.config.name}")  # fmt: skip
                 found[ours] = x

@@ -55,9 +55,9 @@ def from_peft(
     if start in STARTS:
         take_off_starts(base, adapter, scaling, start)
     if args is not None and not changed and not merged:
-        trained = _original_weights(config, adapter, scaling, args)
-        if trained is not None:
-            return args, trained
+        original = _original_weights(config, adapter, scaling, args)
+        if original is not None:
+            return args, original
     args = _arguments(config, settings, adapter, scaling)
     ours = pieces(config, args)
     trained: dict[str, Tensor] = {}
@@ -73,7 +73,7 @@ def from_peft(
             trained[f"{piece.path}.lora_magnitude.{piece.index}"] = magnitudes.clone()
     own = _named_in_the_run(base.to_ours(changed), {piece.path for piece in ours})
     if own:
-        args = LoRARunArgs(**vars(args) | {"whole": tuple(own)})
+        args = LoRARunArgs(**dict(vars(args), whole=tuple(own)))
     return args, trained | own
 
 
@@ -110,7 +110,7 @@ def _fill_up(base: Base, name: str, weights: dict[str, Tensor]) -> None:
     more = len(base.rows(name, weights["B"].new_zeros(n, base.config.n_embd))) - n
     weights["B"] = torch.cat((weights["B"], weights["B"].new_zeros(more, weights["B"].size(1))))
     if "magnitude_vector" in weights:
-        norms = base.theirs(name)[n:].float().norm(dim=1)
+        norms = base.known(name)[n:].float().norm(dim=1)
         weights["magnitude_vector"] = torch.cat((weights["magnitude_vector"], norms))
 
 
@@ -171,7 +171,8 @@ def _arguments(config: Config, settings: Mapping[str, Any], adapter: Adapter, sc
     flags = {flag_of(piece) for piece in own}
     is_plain = {piece.name for piece in every if flag_of(piece) in flags} == ranks.keys()
     is_plain &= len(set(ranks.values())) == len(alphas) == 1 and min(alphas) > 0
-    common = {f"lora_{name}": False for name in ("query", "value")} | dict.fromkeys(flags or {"lora_query"}, True)
+    common: dict[str, Any] = {f"lora_{name}": False for name in ("query", "value")}
+    common |= dict.fromkeys(flags or {"lora_query"}, True)
     common |= {"lora_dropout": settings.get("lora_dropout") or 0.0, "lora_dora": bool(settings.get("use_dora"))}
     if is_plain:
         alpha = next(iter(alphas))

@@ -26,7 +26,7 @@ def follow_tied_start(base: Base, adapter: Adapter, scaling: Scaling, start: str
     if not base.config.tie_embeddings or module not in adapter.updates:
         return
     if head not in adapter.whole:
-        scale, weight = scaling.scale(adapter.raw[module]), base.theirs(head).float()
+        scale, weight = scaling.scale(adapter.raw[module]), base.known(head).float()
         A0, B0 = _initial_factors(weight, start, len(adapter.updates[module]["A"]), scale)
         adapter.whole[head] = weight - scale * (B0 @ A0)
     adapter.whole.setdefault(embeddings, adapter.whole[head])
@@ -40,7 +40,7 @@ def take_off_starts(base: Base, adapter: Adapter, scaling: Scaling, start: str) 
     """
     for module, weights in adapter.updates.items():
         r = len(weights["A"])
-        A0, B0 = _initial_factors(base.theirs(f"{module}.weight").float(), start, r, scaling.scale(adapter.raw[module]))
+        A0, B0 = _initial_factors(base.known(f"{module}.weight").float(), start, r, scaling.scale(adapter.raw[module]))
         weights |= {"A": torch.cat((weights["A"], A0)), "B": torch.cat((weights["B"], -B0), 1)}
 
 

@@ -53,7 +53,8 @@ def to_peft(
     if not updates:  # PEFT refuses an adapter without updates
         out_features, in_features = base.their_shape(f"{linear[0]}.weight")
         updates[linear[0]] = {"A": torch.zeros(1, in_features), "B": torch.zeros(out_features, 1)}
-    state, more = {}, {}
+    state: dict[str, Tensor] = {}
+    more: dict[str, Any] = {}
     if args.whole:
         own = {name.replace(".linear.", "."): trained[name] for name in args.whole}
         state, more = _parameters(base, own, 1 if fold_scale else args.scaling, set(modules))
@@ -64,7 +65,8 @@ def to_peft(
     newer = {theirs: name for name, theirs in ARCHITECTURES[config.architecture].aliases.items()}
     ranks = {newer.get(m, m): len(updates[m]["A"]) if m in updates else None for m in linear}
     if more.get("modules_to_save"):
-        more["modules_to_save"] = sorted(newer.get(module, module) for module in more["modules_to_save"])
+        whole: set[str] = more["modules_to_save"]
+        more["modules_to_save"] = sorted(newer.get(module, module) for module in whole)
     return _keys(base, state, newer, rows), write_settings(config, args, ranks, is_folded=fold_scale, more=more)
 
 
@@ -131,19 +133,21 @@ def _parameters(base: Base, own: dict[str, Tensor], scale: float, adapted: set[s
         adapted: their modules that have updates.
     """
     reader = Base(base.config, base.get, own)
-    state, saved, settings = {}, set(), {}
+    state: dict[str, Tensor] = {}
+    saved: set[str] = set()
+    settings: dict[str, Any] = {}
     names = {source: name for name in own for source in hf_sources(name, base.config)[1]}
     for name, ours in names.items():
         module, _, leaf = name.rpartition(".")
         if ours not in base.shapes:
             if module in adapted:  # otherwise zeros, from rows of our layer that belong to another module
-                state[f"{module}.lora_B.bias"] = reader.theirs(name) / scale
+                state[f"{module}.lora_B.bias"] = reader.known(name) / scale
                 settings["lora_bias"] = True
         elif leaf == "bias" and f"{module}.weight" not in names:
-            state[f"{module}.base_layer.bias" if module in adapted else name] = reader.theirs(name)
+            state[f"{module}.base_layer.bias" if module in adapted else name] = reader.known(name)
             settings["bias"] = "all"
         else:
             saved.add(module)
             leaves = [x for x in ("weight", "bias") if f"{ours.rpartition('.')[0]}.{x}" in base.shapes]
-            state |= {f"{module}.{x}": reader.theirs(f"{module}.{x}") for x in leaves}
+            state |= {f"{module}.{x}": reader.known(f"{module}.{x}") for x in leaves}
     return state, settings | {"modules_to_save": saved or None}

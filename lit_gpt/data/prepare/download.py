@@ -130,10 +130,10 @@ def fetched_rows(path: str | None, validation: Path | None, hub: DatasetArgs, fo
     Raises:
         UserError: neither or both are given, or they are not there.
     """
-    if (path is None) == (hub.dataset is None):
-        raise UserError("--json_path names a file of rows, --dataset a data set of the hub; pass one of them")
-    if path is not None:
+    if path is not None and hub.dataset is None:
         return _fetched(path, folder), validation
+    if path is not None or hub.dataset is None:
+        raise UserError("--json_path names a file of rows, --dataset a data set of the hub; pass one of them")
     if hub.validation_split and validation is not None:
         raise UserError("--validation_split and --validation_file contradict each other; pass one of them")
     splits = (hub.split, *((hub.validation_split,) if hub.validation_split else ()))

@@ -11,9 +11,10 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lit_gpt.errors import UserError
 
@@ -104,7 +105,7 @@ def _unique(header: list[str], path: Path) -> list[str]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path) -> Iterator[BufferedIOBase]:
     """Opens a text file as bytes, decompressed if need be, past its byte order mark.
 
     Raises:
@@ -127,7 +128,13 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             raise UserError(f"{path} is damaged or cut: {e}; get the file again") from e
 
 
-def _first_character(file: IO[bytes], path: Path) -> bytes:
+def _past(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Returns where the match of a pattern at position `at` of a text ends; `at` if there is none."""
+    match = pattern.match(text, at)
+    return match.end() if match else at
+
+
+def _first_character(file: BufferedIOBase, path: Path) -> bytes:
     """Returns the first byte that is not whitespace and rewinds the file; raises UserError if there is none."""
     at, c = file.tell(), b" "
     while c and c.isspace():
@@ -138,7 +145,7 @@ def _first_character(file: IO[bytes], path: Path) -> bytes:
     return c
 
 
-def decoded_lines(path: Path, file: IO[bytes]) -> Iterator[tuple[int, str]]:
+def decoded_lines(path: Path, file: BufferedIOBase) -> Iterator[tuple[int, str]]:
     """Yields (number, text with its line break) of each line; raises UserError if one is too long or not UTF-8."""
     number = 0
     while line := file.readline(MAX_ENTRY + 1):
@@ -158,7 +165,7 @@ def _decoded(line: bytes, path: Path, number: int) -> str:
         raise UserError(f"{path}, line {number}: byte {line[e.start]:#04x} is not UTF-8; convert the file") from e
 
 
-def _line_entries(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
+def _line_entries(path: Path, file: BufferedIOBase) -> Iterator[tuple[str, Any]]:
     """Yields (location, value) of each line of a JSON-lines file that is not empty."""
     for number, line in decoded_lines(path, file):
         if not line.strip():
@@ -181,7 +188,7 @@ def _line_entries(path: Path, file: IO[bytes]) -> Iterator[tuple[str, Any]]:
 class Text:
     """A cursor on the text of a file that keeps only the part being parsed in memory."""
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
+    def __init__(self, path: Path, file: BufferedIOBase) -> None:
         self.path, self.file = path, file
         self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.buffer, self.at, self.line, self.ended = "", 0, 1, False
@@ -217,7 +224,7 @@ class Text:
     def peek(self) -> str:
         """Moves past whitespace and returns the next character; empty at the end of the file."""
         while True:
-            self.move(_SPACE.match(self.buffer, self.at).end())
+            self.move(_past(_SPACE, self.buffer, self.at))
             if self.at < len(self.buffer):
                 return self.buffer[self.at]
             if not self.more():
@@ -230,7 +237,7 @@ class Text:
             try:
                 value, end = decode(self.buffer, self.at)
                 # a number that ends where the buffer does may have more digits in the file
-                if _NUMBER.match(self.buffer, self.at).end() < len(self.buffer) or not self.more():
+                if _past(_NUMBER, self.buffer, self.at) < len(self.buffer) or not self.more():
                     self.move(end)
                     return value
             except json.JSONDecodeError as e:

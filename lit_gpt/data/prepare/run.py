@@ -24,7 +24,7 @@ from lit_gpt.data.prepare.sources import read_entries
 from lit_gpt.data.prepare.split import held_out
 from lit_gpt.data.prepare.tokens import Encoder, Pair
 from lit_gpt.errors import UserError
-from lit_gpt.prompts import CHAT_TEMPLATE, open_style, read_template, with_kwargs
+from lit_gpt.prompts import CHAT_TEMPLATE, ChatTemplate, open_style, read_template, with_kwargs
 from lit_gpt.prompts.wording import WORDING, wording
 from lit_gpt.tokenizer import Tokenizer
 
@@ -237,7 +237,7 @@ def describe(
         "rows": {name: part.counts.record() for name, part in parts.items()},
         "unused_keys": dict(unused),
     }
-    if args.prompt_style == CHAT_TEMPLATE:
+    if isinstance(encoder.style, ChatTemplate):
         meta["chat_template"] = encoder.style.text
     return meta
 

@@ -158,7 +158,7 @@ def _agreeing(
 
 def _sign(texts: Sequence[str]) -> np.ndarray:
     """Returns the MinHash signatures of the texts, (n, _N_HASHES) uint32."""
-    from rensa import RMinHash
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] its stub has no names
 
     signatures = np.empty((len(texts), _N_HASHES), dtype=np.uint32)
     start = 0

@@ -29,6 +29,7 @@ def read_rows(
     """
     found = False
     for rows in read_entries(path, by_columns(columns) if columns else parse):
+        assert not isinstance(rows, UserError)  # it is raised where nothing is dropped
         found = True
         yield from rows
     if not found:

@@ -49,5 +49,6 @@ def _labels(prompts: Sequence[str], systems: Sequence[str], most: int) -> np.nda
     """Returns for each row the index of the first row of its group, (n,) int64."""
     labels = groups_apart(prompts, most=most)
     for members in large(labels, most) if len(systems) else []:
-        labels[members] = members[groups_apart([systems[i] for i in members], most=most)]
+        theirs = [systems[int(i)] for i in members]
+        labels[members] = members[groups_apart(theirs, most=most)]
     return labels

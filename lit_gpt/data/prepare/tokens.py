@@ -37,6 +37,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, args: PrepareArgs, limit: int) -> None:
         self.tokenizer, self.args, self.limit = tokenizer, args, limit
+        assert args.prompt_style is not None  # it was chosen before
         self.style_name = with_kwargs(args.prompt_style, args.template_kwargs)
         self.style = open_style(self.style_name, tokenizer.path.parent, tokenizer)
         self.eos = tokenizer.id_to_token(tokenizer.eos_id)
@@ -211,12 +212,8 @@ class Encoder:
         That can be a prompt and its answer, or an answer and what comes after it where no token ends it.
         """
         seams = [
-            [(e.prompt[-_TAIL:], _HEAD.match(e.answer or "")[0]) for e in exchanges]
-            + [
-                (a.answer[-_TAIL:], _HEAD.match(b.prompt)[0])
-                for a, b in pairwise(exchanges)
-                if not a.ended and a.answer
-            ]
+            [(e.prompt[-_TAIL:], _head(e.answer or "")) for e in exchanges]
+            + [(a.answer[-_TAIL:], _head(b.prompt)) for a, b in pairwise(exchanges) if not a.ended and a.answer]
             for exchanges in rows
         ]
         if len(self.seams) > _MOST_SEAMS:
@@ -252,3 +249,9 @@ def _used(row: Row, counts: Counts) -> tuple[Turn, ...] | None:
         only_after = all(t.role != "assistant" for t in row.turns[len(turns) :])
         counts.cut["after the last answer" if only_after else "after the last answer that is taught"] += 1
     return turns
+
+
+def _head(text: str) -> str:
+    """Returns the part of a text that may merge with the end of the text before it: its first word and spaces."""
+    match = _HEAD.match(text)
+    return match[0] if match else ""

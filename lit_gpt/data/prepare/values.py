@@ -35,7 +35,8 @@ def text(value: Any, where: str, key: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{where}: {key!r} must be text, found {kind(value)}")
     try:
-        value.isascii() or value.encode()
+        if not value.isascii():
+            value.encode()
     except UnicodeEncodeError as e:
         half = f"\\u{ord(value[e.start]):04x}"
         raise UserError(f"{where}: {key!r} has half a character ({half}) at {e.start + 1}; write it whole") from e

@@ -1,11 +1,12 @@
 """Rotary embedding and causal attention of packed documents, by whatever does that best on a device."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.layers.attention import padded
 from lit_gpt.layers.attention.by_document import by_document, by_document_backward
@@ -26,7 +27,7 @@ class PackedAttention(Function):
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # which has had its say in the dtype of qkv
-    def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
         """(T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
         y, *kept = attended(qkv, documents, heads)
@@ -36,7 +37,7 @@ class PackedAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cos, sin, y, *kept = ctx.saved_tensors
         d_qkv = attended_backward(dy.view_as(y), qkv, y, *kept, documents=ctx.documents, heads=ctx.heads)
         # a rotation's transpose is the rotation by the opposite angle
@@ -49,7 +50,7 @@ def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, .
     if flash_can(qkv, heads):
         return flash(q, k, v, documents=documents, heads=heads)
     if qkv.device.type == "cpu":
-        y, *kept = by_document(*upcast(q, k, v), documents, heads)
+        y, *kept = by_document(*upcast(q, k, v), documents=documents, heads=heads)
         return y.to(qkv.dtype), *kept
     return (padded.attend(q, k, v, lengths=documents.lengths, heads=heads),)
 
@@ -60,9 +61,9 @@ def attended_backward(
     """Gradients of rotated q (T, H, D), k and v (T, G, D). `kept` is what `attended` returned after its result."""
     q, k, v = split(qkv, heads)
     if flash_can(qkv, heads):
-        return flash_backward(dy, q, k, v, y, *kept, documents, heads)
+        return flash_backward(dy, q, k, v, y, *kept, documents=documents, heads=heads)
     if qkv.device.type == "cpu":
-        gradients = by_document_backward(*upcast(dy, q, k, v, y), kept, documents, heads)
+        gradients = by_document_backward(*upcast(dy, q, k, v, y), kept=kept, documents=documents, heads=heads)
         return tuple(x.to(qkv.dtype) for x in gradients)
     return padded.attend_backward(dy, q, k=k, v=v, y=y, lengths=documents.lengths, heads=heads)
 

@@ -14,12 +14,12 @@ def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: He
     """The result (T, H, D), and the logsumexp of each piece that a CPU's fused attention did."""
     y, kept = torch.empty(q.shape, dtype=q.dtype), []
     for span, prefix in documents.pieces():
-        here = q[span], *(_seen(x, span, prefix) for x in (k, v))
+        here = q[span], _seen(k, span, prefix), _seen(v, span, prefix)
         if _cpu_flash_can(q.dtype, here[1].size(0), heads):
-            y[span], lse = _cpu_flash(*here, heads)
+            y[span], lse = _cpu_flash(*here, heads=heads)
             kept.append(lse)
         else:
-            y[span] = padded.by_matmul(*(x[None] for x in here), heads)[0]
+            y[span] = padded.by_matmul(*(x[None] for x in here), heads=heads)[0]
     return y, *kept
 
 
@@ -32,11 +32,11 @@ def by_document_backward(
     of_prefixes = [torch.zeros(n, *x.shape[1:], dtype=torch.float32) for x in (k, v)]  # sums of many
     lse = iter(kept)
     for span, prefix in documents.pieces():
-        here = dy[span], q[span], *(_seen(x, span, prefix) for x in (k, v)), y[span]
+        here = dy[span], q[span], _seen(k, span, prefix), _seen(v, span, prefix), y[span]
         if _cpu_flash_can(q.dtype, here[2].size(0), heads):
-            dq[span], *others = _cpu_flash_backward(*here, next(lse), heads)
+            dq[span], *others = _cpu_flash_backward(*here, lse=next(lse), heads=heads)
         else:
-            dq[span], *others = (g[0] for g in padded.by_matmul_backward(*(x[None] for x in here), heads))
+            dq[span], *others = (g[0] for g in padded.by_matmul_backward(*(x[None] for x in here), heads=heads))
         for whole, sums, part in zip((dk, dv), of_prefixes, others, strict=True):
             if span.stop <= n:
                 sums[span] += part

@@ -35,7 +35,7 @@ class _Group:
 
     def padded_by_zeros(self, x: Tensor) -> Tensor:
         """(T, heads, D) -> (n, L, heads, D)."""
-        if self.token is None:
+        if self.token is None or self.slot is None:
             return x[self.span].unsqueeze(0)
         slots = x.new_zeros(self.token.numel(), *x.shape[1:])
         return slots.index_copy_(0, self.slot, x[self.span]).unflatten(0, self.token.shape)
@@ -70,7 +70,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: Hea
     """The result (T, H, D) for q (T, H, D), k and v (T, G, D)."""
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for group in groups(lengths, q.device):
-        y[group.span] = group.cut(by_matmul(*(group.padded(x) for x in (q, k, v)), heads))
+        y[group.span] = group.cut(by_matmul(*(group.padded(x) for x in (q, k, v)), heads=heads))
     return y
 
 
@@ -81,7 +81,7 @@ def attend_backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     for group in groups(lengths, q.device):
         given = group.padded_by_zeros(dy), *(group.padded(x) for x in (q, k, v, y))
-        for whole, part in zip((dq, dk, dv), by_matmul_backward(*given, heads), strict=True):
+        for whole, part in zip((dq, dk, dv), by_matmul_backward(*given, heads=heads), strict=True):
             whole[group.span] = group.cut(part)
     return dq, dk, dv
 

@@ -105,6 +105,8 @@ class OutlierInt8Linear(QuantizedLinear):
     """Magnitude from which an activation is one."""
     LARGEST = 127.0
 
+    absmax: Tensor
+
     def __init__(self, linear: LinearLayer) -> None:
         super().__init__(linear)
         codes, absmax, _ = package().functional.int8_vectorwise_quant(linear.weight.detach().half())

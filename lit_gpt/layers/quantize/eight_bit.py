@@ -30,6 +30,7 @@ class EightBitLinear(QuantizedLinear):
     """What int8 and fp8 share: codes (out_features, in_features), and fp32 scales (out_features,)."""
 
     dtype: torch.dtype
+    scale: Tensor
 
     def __init__(self, linear: LinearLayer) -> None:
         super().__init__(linear)

@@ -35,8 +35,9 @@ def inject(model: GPT, args: LoRAArgs, init: bool = True) -> None:
             ranks = {n: r for n in names if (r := args.ranks.get(update_name(path, n)))}
         if ranks:  # those of a layer are computed at once, the lower ones filled up with zeros
             blocks = [rows[n] for n in ranks] if names != [""] else None
-            layer = LoRALinear(model.get_submodule(path), args.with_rank(max(ranks.values())), blocks, init)
-            model.set_submodule(path, layer)
+            linear = model.get_submodule(path)
+            assert isinstance(linear, LinearLayer), path
+            model.set_submodule(path, LoRALinear(linear, args.with_rank(max(ranks.values())), blocks, init))
     for name in args.whole:
         _make_own(model, name)
     for name, parameter in model.named_parameters():
@@ -106,6 +107,7 @@ def _make_own(model: GPT, name: str) -> None:
         model.set_submodule(path, module)
     before = getattr(module, leaf)
     if before is None:  # a bias that the base has not
+        assert isinstance(module, LinearLayer), path
         before = torch.zeros(module.out_features, dtype=like.dtype, device=module.weight.device)
     if model.config.tie_embeddings and before is like:
         model.config = replace(model.config, tie_embeddings=False)

@@ -6,12 +6,13 @@ Letters: N tokens, s scale of the updates, r their rank, R rank of what is compu
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.errors import UserError
@@ -164,24 +165,24 @@ class _LoRAFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, layer: "LoRALinear", p: float, *trained: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: "LoRALinear", p: float, *trained: Tensor) -> Tensor:
         y = layer.linear.forward_no_grad(x)
         rows, out = x.flatten(0, -2), y.flatten(0, -2)  # (N, in_features), (N, out_features); out shares y's memory
         A, Bs = _factors(layer, trained, y.dtype)
         seed = torch.randint(2**31 - 1, (1,), device=x.device) if p else None
-        h = matmul((dropped(rows, seed, p) if p else rows).to(y.dtype), A.T)  # (N, blocks * R)
+        h = matmul((rows if seed is None else dropped(rows, seed, p)).to(y.dtype), A.T)  # (N, blocks * R)
         norms = _channel_norms(layer, A, Bs) if len(layer.lora_magnitude) else []
         Bs = _scale_channels(layer, out, Bs, norms=norms, trained=trained)
         for (start, stop), B, part in zip(layer.blocks, Bs, h.split(Bs[0].size(1), 1), strict=True):
             add_matmul(out[:, start:stop], part, B.T, layer.scaling)
         ctx.layer, ctx.p, ctx.shape, ctx.dtype, ctx.n_norms = layer, p, x.shape, x.dtype, len(norms)
         ctx.autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
-        save(ctx, x, h, *([seed] if p else []), *norms, *trained)
+        save(ctx, x, h, *([] if seed is None else [seed]), *norms, *trained)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, h, *rest = saved(ctx)
         layer, p, r = ctx.layer, ctx.p, ctx.layer.lora_A[0].size(0)
         seed = rest.pop(0) if p else None
@@ -198,15 +199,15 @@ class _LoRAFunction(Function):
         d_blocks = [d_out[:, start:stop] for start, stop in layer.blocks]
         dBs = [matmul(d.T, part[:, :r]).float() * layer.scaling for d, part in zip(d_blocks, parts, strict=True)]
         dh = torch.cat([matmul(d, B) for d, B in zip(d_blocks, Bs, strict=True)], 1) * layer.scaling  # (N, blocks * R)
-        dA = matmul(dh.T, (dropped(rows, seed, p) if p else rows).to(dy.dtype))
+        dA = matmul(dh.T, (rows if seed is None else dropped(rows, seed, p)).to(dy.dtype))
         dAs = [dA_of_block[:r] for dA_of_block in dA.float().split(Bs[0].size(1))]
         dx = None
         if ctx.needs_input_grad[0]:
             dx = layer.linear.grad_input(d_out)
-            if p:
-                dx = add_dropped(dx, matmul(dh, A), seed, p)
-            else:
+            if seed is None:
                 add_matmul(dx, dh, A, 1.0)
+            else:
+                dx = add_dropped(dx, matmul(dh, A), seed, p)
             dx = dx.to(ctx.dtype).view(ctx.shape)
         return dx, None, None, *dAs, *dBs, *dms
 
@@ -215,7 +216,7 @@ def _factors(layer: "LoRALinear", trained: Sequence[Tensor], dtype: torch.dtype)
     """All A in one, (blocks * R, in_features), and the B, (channels of the block, R) each, in `dtype`."""
     n = len(layer.blocks)
     As, Bs = trained[:n], trained[n : 2 * n]
-    if layer.lora_A_start is not None:
+    if layer.lora_A_start is not None and layer.lora_B_start is not None:
         A_starts = layer.lora_A_start.split(As[0].size(0))
         B_starts = layer.lora_B_start.split([B.size(0) for B in Bs])
         As = [x for pair in zip(As, A_starts, strict=True) for x in pair]

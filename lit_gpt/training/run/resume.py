@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.args.folders import RUN
@@ -19,7 +19,7 @@ _ELSEWHERE = ("folder", "checkpoint_dir", "source")
 """Keys of meta.json with paths, which may have changed."""
 
 
-def checkpoint_to_resume(checkpoint_store: CheckpointStore, resume: bool | Path) -> Path | None:
+def checkpoint_to_resume(checkpoint_store: CheckpointStore, resume: Literal[True] | Path) -> Path | None:
     """Returns the folder of the checkpoint to resume from; None, which it says, if the run has none yet.
 
     Args:

@@ -25,7 +25,7 @@ def shuffle_options(prompt: str, response: str, rng: Random) -> tuple[str, str] 
     block = _last_block(lines)
     if block is None:
         return None
-    parts = [OPTION.fullmatch(lines[i]).groups() for i in block]
+    parts = [match.groups() for i in block if (match := OPTION.fullmatch(lines[i]))]
     options = [p[3].strip() for p in parts]
     if len(set(options)) < len(options) or any(_TIED.search(option) for option in options):
         return None

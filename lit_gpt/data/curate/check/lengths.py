@@ -46,7 +46,7 @@ def draw(splits: Mapping[str, np.ndarray], limit: int | None, path: Path) -> Non
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     bounds = edges(np.concatenate(list(splits.values())))
     for (name, lengths), color in zip(splits.items(), ("#4477aa", "#cc3311"), strict=False):
-        axes.hist(lengths, bins=bounds, color=color, alpha=0.8, label=f"{name}: {len(lengths):,} samples")
+        axes.hist(lengths, bins=bounds.tolist(), color=color, alpha=0.8, label=f"{name}: {len(lengths):,} samples")
     if limit is not None and limit <= 2 * bounds[-1]:
         axes.axvline(limit, color="#333333", linestyle="--", linewidth=1, label=f"longest possible: {limit:,}")
     axes.set_xlabel("tokens of a sample")

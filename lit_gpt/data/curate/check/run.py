@@ -123,7 +123,7 @@ def _empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Findi
     found = []
     for name, samples in splits.items():
         few = (per_sample(np.asarray(samples.labels) != store.IGNORE, samples) <= 8).nonzero()[0]
-        blank = [i for i in few if len(ids := _targets_of(*samples[i])) and not tokenizer.decode(ids).strip()]
+        blank = [i for i in few.tolist() if len(ids := _targets_of(*samples[i])) and not tokenizer.decode(ids).strip()]
         example = f"sample {blank[0]} of {name}" if blank else ""
         found.append(counted(name, len(blank), len(samples), what="have an empty answer", example=example))
     return found

@@ -56,7 +56,10 @@ def _duplicates(names: Sequence[str], texts: Sequence[str], n_train: int, thresh
     leaked = ((near < n_train) & (index >= n_train)).nonzero()[0]
 
     def pair(rows: np.ndarray, of: np.ndarray) -> str:
-        return f"{names[rows[0]]} and {names[of[rows[0]]].removesuffix(' of train')}" if len(rows) else ""
+        if not len(rows):
+            return ""
+        first = int(rows[0])
+        return f"{names[first]} and {names[int(of[first])].removesuffix(' of train')}"
 
     hint = "its loss tells less about new texts"
     n_val = len(texts) - n_train

@@ -55,7 +55,7 @@ def check_contamination(
         store.require_room(args.destination_path, args.overwrite)
     train, val, meta = store.load(folder)
     tokenizer = tokenizer_of(folder, meta, checkpoint_dir)
-    files = task_files(args.task_data)
+    files = task_files(args.task_data or {})
     questions, tasks = _read_all(files)
     index = Index(questions, tasks, args.n_words)
     splits = {"train": train, "val": val}
@@ -190,6 +190,7 @@ def _write_clean(
             "dropped": dropped,
         },
     }
+    assert args.destination_path is not None  # it goes with --drop
     select.write(args.destination_path, {name: [(splits[name], rows)] for name, rows in kept.items()}, cleaned)
     print(f"Saved to {args.destination_path}, without {dropped['train']:,} rows of train and {dropped['val']:,} of val")
 

@@ -35,7 +35,7 @@ def mix(
         UserError: sources are missing or do not go together, the amounts leave no rows, or `folder` is one of the
             sources or holds another data set.
     """
-    for name, path in args.sources.items():
+    for name, path in (args.sources or {}).items():
         if path.resolve() == folder.resolve():
             raise UserError(f"--destination_path {folder} is the source {name}; pass another folder")
     store.require_room(folder, prepare_args.overwrite)

@@ -55,12 +55,13 @@ def open_sources(
     Raises:
         UserError: a source is missing or damaged, or the sources were not prepared alike.
     """
-    for name, path in args.sources.items():
+    asked = args.sources or {}
+    for name, path in asked.items():
         if not path.exists():
             raise UserError(f"--sources: {name} is not there: {path}")
-    ready = {name: path for name, path in args.sources.items() if _is_prepared(path)}
+    ready = {name: path for name, path in asked.items() if _is_prepared(path)}
     opened = {name: Source(path, *store.load(path)) for name, path in ready.items()}
-    raw = {name: path for name, path in args.sources.items() if name not in ready}
+    raw = {name: path for name, path in asked.items() if name not in ready}
     if augment.any and not raw:
         raise UserError("augmentation works on rows of text, and all --sources are prepared; name their files instead")
     if opened:
@@ -84,7 +85,7 @@ def open_sources(
                 augment=augment,
                 args=prepare_args,
             )
-    sources = {name: opened[name] for name in args.sources}
+    sources = {name: opened[name] for name in asked}
     require_same(sources)
     return sources
 
@@ -135,11 +136,11 @@ def _tokenized(
         counts = Counts(read=missing.total(), dropped=Counter(missing))
         parts[split] = write_split(folder, split, rows=iter(part), n_rows=len(part), encoder=encoder, counts=counts)
     meta = describe(files, None, checkpoint_dir, encoder=encoder, parts=parts, unused=scan.unused)
-    samples = [
+    train_data, val_data = (
         store.Samples(*(np.load(folder / f"{s}.{p}.npy", mmap_mode="r") for p in ("ids", "labels", "offsets")))
         for s in ("train", "val")
-    ]
-    return Source(path, *samples, meta, made)
+    )
+    return Source(path, train_data, val_data, meta=meta, made=made)
 
 
 def require_same(sources: Mapping[str, Source]) -> None:
