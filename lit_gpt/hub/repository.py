@@ -69,7 +69,7 @@ class HubFile:
 
 def list_files(
     repo_id: str, revision: str | None, token: str | None, folder: Path
-) -> tuple[str, list[HubFile], list[str]]:
+) -> tuple[str | None, list[HubFile], list[str]]:
     """Returns the commit that `revision` stands for, its top-level files, and the base models that its page names.
 
     Raises:

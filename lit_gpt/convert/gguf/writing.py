@@ -102,7 +102,7 @@ def _stream_values(
     config: Config,
     tensors: Iterable[tuple[str, Tensor]],
     extra: Mapping[str, Tensor],
-    slots: Mapping[str, _Slot],
+    slots: dict[str, _Slot],
     starts: Mapping[str, int],
 ) -> None:
     """Writes the tensors' values into a file that has all else, one tensor at a time.
