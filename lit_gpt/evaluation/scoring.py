@@ -1,4 +1,4 @@
-"""Log-probabilities of many continuations with as few forward passes as they need.
+"""Computes log-probabilities of many continuations with as few forward passes as possible.
 
 Shapes: B batch, T tokens, C n_embd, N scored positions of a batch, V padded vocabulary.
 """
@@ -16,15 +16,17 @@ Ids = tuple[int, ...]
 
 
 def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator[tuple[list[Ids], list[int], Tensor]]:
-    """Yield (rows, where each ends in the states, hidden states (B, T, C)), the longest first, until all are fed.
+    """Yields (rows, end of each in the states, hidden states (B, T, C)), the longest rows first.
+
+    Rows that begin with the same head share its computation: the model reads the head once, into a cache, and what is
+    yielded then leaves out the states of the head.
 
     Args:
-        heads: ids -> rows that begin with them. The states of these ids may be left out of what is yielded: where
-            several rows share a head, the model reads it once, into a cache.
+        heads: rows by their head, the ids that they begin with.
     """
     shared = {head: rows for head, rows in heads.items() if head and len(rows) > 1}
     longest = max((len(row) - len(head) for head, rows in shared.items() for row in rows), default=0)
-    # beyond this, padding would stand outside of the model; and LongRoPE rotates a head by the length of the whole
+    # padding must fit the model's context, and LongRoPE's frequencies for a head depend on the length of the whole row
     limit = model.rope.long_from or model.config.block_size
     shared = {head: rows for head, rows in shared.items() if len(head) + longest <= limit}
     alone = [row for head, rows in heads.items() if head not in shared for row in rows]
@@ -45,12 +47,12 @@ def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator
 
 
 def _continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[int], rests: list[Ids]) -> Tensor:
-    """Hidden states (B, T, C) of `rests`, each after its own head.
+    """Returns the hidden states (B, T, C) of `rests`, each continuing its own cached head.
 
     Args:
-        read: the heads, a row each.
-        numbers: for each of `rests`, its head's row in `read`.
-        starts: its head's length.
+        read: cache with a row for each head.
+        numbers: row in `read` of the head of each of `rests`.
+        starts: length of the head of each of `rests`.
     """
     ids = _padded(model, rests)  # (B, T)
     cache = KVCache(model, len(rests), max(starts) + ids.size(1))
@@ -62,7 +64,7 @@ def _continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[
 
 
 def _padded(model: GPT, rows: Sequence[Ids]) -> Tensor:
-    """(B, T) on the model's device. Padding is on the right, where causal attention does not see it."""
+    """Returns the rows as (B, T) on the model's device, padded on the right, where causal attention ignores padding."""
     longest = max(map(len, rows))
     return torch.tensor(
         [[*row, *[0] * (longest - len(row))] for row in rows], device=model.transformer.wte.weight.device
@@ -70,12 +72,12 @@ def _padded(model: GPT, rows: Sequence[Ids]) -> Tensor:
 
 
 def score(model: GPT, hidden: Tensor, ends: list[int], targets: list[list[list[int]]]) -> list[tuple[float, bool]]:
-    """(log-probability, whether it is greedy) of each continuation, row after row.
+    """Returns (log-probability, whether it is greedy) of each continuation, row after row.
 
     Args:
-        hidden: states of the model, (B, T, C).
-        ends: how many of the T are real, for each row.
-        targets: for each row, continuations; the model was fed all of one but its last token, at the end of the row.
+        hidden: hidden states of the model, (B, T, C).
+        ends: number of positions in each row that are not padding.
+        targets: continuations of each row; the row ends with all tokens of a continuation but its last one.
     """
     counts = [max(map(len, ts)) for ts in targets]  # positions of each row that are scored
     scored = [hidden[b, end - n : end] for b, (end, n) in enumerate(zip(ends, counts, strict=True))]
@@ -87,12 +89,12 @@ def score(model: GPT, hidden: Tensor, ends: list[int], targets: list[list[list[i
             target = torch.tensor(continuation, device=hidden.device)
             picked = logprobs[at].gather(1, target[:, None])
             answers.append((picked.sum(), (greedy[at] == target).all()))
-    values = torch.stack([value for value, _ in answers]).tolist()  # one wait for the device, not one an answer
+    values = torch.stack([value for value, _ in answers]).tolist()  # waits for the device once, not once per answer
     flags = torch.stack([flag for _, flag in answers]).tolist()
     return list(zip(values, flags, strict=True))
 
 
 def batches(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
-    """`items` in lists of `size`; the last may be shorter."""
+    """Yields `items` in lists of `size`; the last may be shorter."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
