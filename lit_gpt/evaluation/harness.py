@@ -96,8 +96,7 @@ class LitLM(TemplateLM):
     # loglikelihoods
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Returns the ids of a context and of its continuation, as lm-eval splits them: spaces between go to the
-        latter.
+        """Returns the ids of a context and of its continuation as lm-eval splits them; spaces go to the latter.
 
         Raises:
             UserError: the context is white space alone, and no token of it is left.
