@@ -22,7 +22,7 @@ def help_of(main: Callable[..., None]) -> str:
     from jsonargparse import ArgumentParser, set_parsing_settings  # only here: it takes as long as the rest of a start
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the text under a dataclass field is its help
-    parser = ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)), epilog=_short_ways(main))
+    parser = ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)), epilog=_short_forms(main))
     parser.add_argument("--config", help=_CONFIG)
     parser.add_argument("--print_config", metavar="[=skip_default]", help=_PRINT)
     parameters = inspect.signature(main).parameters
@@ -34,15 +34,15 @@ def help_of(main: Callable[..., None]) -> str:
     return parser.format_help()
 
 
-def _short_ways(main: Callable[..., None]) -> str:
+def _short_forms(main: Callable[..., None]) -> str:
     """Returns the note on the short forms that are understood, limited to the flags that the script has."""
     flags = flags_of(main)
     names = [f"--{alias} is --{flag}" for alias, flag in ALIASES.items() if flag in flags]
     values = {"quantize": "nf4 and fp4 are bnb.nf4 and bnb.fp4", "precision": "bf16, 16 and 32 are *-true"}
     values |= {"dtype": "bf16, fp16 and fp32 are understood, too"}
-    message = [f"--{flag}: {text}" for flag, text in values.items() if flag in flags]
+    short_values = [f"--{flag}: {text}" for flag, text in values.items() if flag in flags]
     lists = "Lists are written a,b or [a, b]"
-    return "; ".join([lists, *names, *message]) + ". LIT_GPT_TRACEBACK=1 shows where an error comes from."
+    return "; ".join([lists, *names, *short_values]) + ". LIT_GPT_TRACEBACK=1 shows where an error comes from."
 
 
 def config_text(flags: Mapping[str, Flag], values: Mapping[str, Any], how: str = "") -> str:

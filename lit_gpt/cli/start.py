@@ -68,8 +68,8 @@ def _all_values(main: Callable[..., None], asked: Asked) -> dict[str, Any]:
     flags = flags_of(main)
     missing = [flag for flag in flags.values() if flag.default is MISSING and flag.name not in asked.values]
     if missing:
-        note = [f"--{flag.name} ({meaning(main, flag) or 'see --help'})" for flag in missing]
-        raise CommandLineError(f"missing {' and '.join(note)}")
+        named = [f"--{flag.name} ({meaning(main, flag) or 'see --help'})" for flag in missing]
+        raise CommandLineError(f"missing {' and '.join(named)}")
     return {name: asked.values.get(name, flag.default) for name, flag in flags.items()}
 
 

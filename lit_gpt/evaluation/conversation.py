@@ -45,8 +45,8 @@ def _styled(style: Style, tokenizer: Tokenizer, turns: Sequence[Turn]) -> str:
     stripped = [replace(t, text=t.text.strip()) if t.role == "system" else t for t in turns]
     *before, last = style.exchanges(stripped)
     eos = tokenizer.id_to_token(tokenizer.eos_id) or ""
-    told = "".join(e.prompt + (e.answer or "") + (eos if e.end is None else e.end) for e in before)
-    return told + last.prompt + style.lead
+    earlier = "".join(e.prompt + (e.answer or "") + (eos if e.end is None else e.end) for e in before)
+    return earlier + last.prompt + style.lead
 
 
 def _continued(template: ChatTemplate, turns: Sequence[Turn]) -> str:

@@ -60,7 +60,7 @@ class LitLM(TemplateLM):
         self.prompt_style, self.name, self.autocast = prompt_style, name, autocast
         self.style = open_style(prompt_style or "plain", tokenizer.path.parent, tokenizer)
         self.lead: str = getattr(self.style, "lead", "")  # text that the model writes first in an answer
-        self.message: set[str] = set()
+        self._warned: set[str] = set()
         self._device = model.transformer.wte.weight.device
 
     @property
@@ -129,7 +129,7 @@ class LitLM(TemplateLM):
             UserError: a continuation is longer than the model's context.
         """
         rows: dict[Ids, list[int]] = {}  # ids that are fed -> requests they answer
-        answers = self.melted(requests)
+        answers = self._merged(requests)
         for i, (_, context, continuation) in enumerate(requests):
             if i in answers:
                 continue
@@ -142,7 +142,7 @@ class LitLM(TemplateLM):
         for row, members in rows.items():
             n_scored = max(len(requests[i][2]) for i in members)
             heads.setdefault(row[: len(row) - n_scored], []).append(row)
-        self.warn_of_cuts(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
+        self._warn_of_truncation(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
         progress = tqdm(total=len(requests), initial=len(answers), desc="Log-likelihoods", disable=disable_tqdm)
         with self.autocast():
             for batch, ends, hidden in passes(self.model, heads, self.batch_size):
@@ -156,7 +156,7 @@ class LitLM(TemplateLM):
         progress.close()
         return [answers[i] for i in range(len(requests))]
 
-    def melted(self, requests: Sequence[_Request]) -> dict[int, tuple[float, bool]]:
+    def _merged(self, requests: Sequence[_Request]) -> dict[int, tuple[float, bool]]:
         """Returns the answers, by request, to those requests whose continuation has no token of its own.
 
         Such a continuation is tokenized into the last token of its context: its log-probability is 0, and it counts as
@@ -165,22 +165,22 @@ class LitLM(TemplateLM):
         found = [i for i, (_, _, continuation) in enumerate(requests) if not continuation]
         if found:
             texts = requests[found[0]][0] or ("", "")
-            self.warn(
+            self._warn(
                 f"{len(found)} of {len(requests)} answers have no token of their own: tokenized together, "
                 f"{texts[0][-20:]!r} and {texts[1]!r} end in one token; their score says nothing. Where the task has "
                 'target_delimiter: "", a space there helps'
             )
         return dict.fromkeys(found, (0.0, True))
 
-    def warn_of_cuts(self, n_cut: int, n: int, room: int | None = None) -> None:
+    def _warn_of_truncation(self, n_truncated: int, n: int, room: int | None = None) -> None:
         """Warns of the number of questions that are longer than the model's context.
 
         Args:
             room: number of tokens left for a question; the model's context length if not given.
         """
-        if n_cut:
-            self.warn(
-                f"{n_cut} of {n} questions are longer than {room or self.max_length} tokens: cut at the beginning"
+        if n_truncated:
+            self._warn(
+                f"{n_truncated} of {n} questions are longer than {room or self.max_length} tokens: cut at the beginning"
             )
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -216,7 +216,7 @@ class LitLM(TemplateLM):
             settings = generation_settings(requests[members[0]].args[1], self.max_gen_toks, self.max_length)
             room = self.max_length - settings["max_new_tokens"]
             prompts = {i: self.tok_encode(requests[i].args[0].removesuffix(self.lead)) for i in members}
-            self.warn_of_cuts(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
+            self._warn_of_truncation(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
             prompts = {i: (ids or [self.prefix_token_id])[-room:] for i, ids in prompts.items()}
             for batch in batches(sorted(members, key=lambda i: len(prompts[i]), reverse=True), self.batch_size):
                 for i, text in zip(batch, self.complete([prompts[i] for i in batch], **settings), strict=True):
@@ -244,12 +244,12 @@ class LitLM(TemplateLM):
                 for i, token in enumerate(drawn):
                     if not done[i] and token is not None:
                         new[i].append(token)
-                    done[i] = done[i] or token is None or self.contains(new[i], until)
+                    done[i] = done[i] or token is None or self._contains(new[i], until)
                 if all(done):
                     break
         return [cut(self.tokenizer.decode(ids), until) for ids in new]
 
-    def contains(self, ids: list[int], until: list[str]) -> bool:
+    def _contains(self, ids: list[int], until: list[str]) -> bool:
         """Returns whether the text of `ids`, whose last token is new, has a stop string.
 
         It decodes the last tokens first, and all of them only if the end has a stop string.
@@ -275,13 +275,13 @@ class LitLM(TemplateLM):
             if len(others) == len(chat_history):
                 raise
             text = conversation_text(self.style, self.tokenizer, others, add_generation_prompt)
-            self.warn(f"system texts and tasks' descriptions are left out of the questions: {e}")
+            self._warn(f"system texts and tasks' descriptions are left out of the questions: {e}")
             return text
 
-    def warn(self, text: str) -> None:
+    def _warn(self, text: str) -> None:
         """Prints a warning on stderr, once."""
-        if text not in self.message:
-            self.message.add(text)
+        if text not in self._warned:
+            self._warned.add(text)
             print(f"warning: {text}", file=sys.stderr)
 
     @property

@@ -32,33 +32,35 @@ def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator
     alone = [row for head, rows in heads.items() if head not in shared for row in rows]
     for batch in batches(sorted(alone, key=len, reverse=True), batch_size):
         yield batch, [len(row) for row in batch], model.hidden(_padded(model, batch))
-    for some in batches(sorted(shared, key=len, reverse=True), batch_size):
-        read = KVCache(model, len(some), len(some[0]))
-        model.hidden(_padded(model, some), read.positions, read)
-        rows = [(n, len(head), row) for n, head in enumerate(some) for row in shared[head]]
+    for batch_heads in batches(sorted(shared, key=len, reverse=True), batch_size):
+        head_cache = KVCache(model, len(batch_heads), len(batch_heads[0]))
+        model.hidden(_padded(model, batch_heads), head_cache.positions, head_cache)
+        rows = [(n, len(head), row) for n, head in enumerate(batch_heads) for row in shared[head]]
         for batch in batches(sorted(rows, key=lambda r: len(r[2]) - r[1], reverse=True), batch_size):
-            numbers, starts, whole = map(list, zip(*batch, strict=True))
+            head_rows, starts, whole = map(list, zip(*batch, strict=True))
             rests = [row[start:] for row, start in zip(whole, starts, strict=True)]
             yield (
                 whole,
                 [len(rest) for rest in rests],
-                _continue_after(model, read, numbers, starts=starts, rests=rests),
+                _continue_after(model, head_cache, head_rows, starts=starts, rests=rests),
             )
 
 
-def _continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[int], rests: list[Ids]) -> Tensor:
+def _continue_after(
+    model: GPT, head_cache: KVCache, head_rows: list[int], starts: list[int], rests: list[Ids]
+) -> Tensor:
     """Returns the hidden states (B, T, C) of `rests`, each continuing its own cached head.
 
     Args:
-        read: cache with a row for each head.
-        numbers: row in `read` of the head of each of `rests`.
+        head_cache: cache with a row for each head.
+        head_rows: row in `head_cache` of the head of each of `rests`.
         starts: length of the head of each of `rests`.
     """
     ids = _padded(model, rests)  # (B, T)
     cache = KVCache(model, len(rests), max(starts) + ids.size(1))
-    for to, layer in zip(cache.layers, read.layers, strict=True):
-        to.k[:, :, : max(starts)] = layer.k[numbers, :, : max(starts)]
-        to.v[:, :, : max(starts)] = layer.v[numbers, :, : max(starts)]
+    for to, layer in zip(cache.layers, head_cache.layers, strict=True):
+        to.k[:, :, : max(starts)] = layer.k[head_rows, :, : max(starts)]
+        to.v[:, :, : max(starts)] = layer.v[head_rows, :, : max(starts)]
     first = torch.tensor(starts, device=ids.device)[:, None]
     return model.hidden(ids, first + cache.positions[: ids.size(1)], cache)
 

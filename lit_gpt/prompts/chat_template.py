@@ -22,7 +22,7 @@ from lit_gpt.tokenizer.settings import content, read_optional, read_settings
 FILE = "chat_template.jinja"
 _FOLDER = "additional_chat_templates"
 """Folder in which a tokenizer keeps templates with names of their own."""
-_MANY = 12
+_MIN_FOR_WINDOWS = 12
 """Number of answers in a conversation from which on each is looked up in a short conversation, not in the whole."""
 
 
@@ -173,7 +173,7 @@ class ChatTemplate:
         def render(some: Sequence[Turn], ask: bool) -> str:
             return self.render(some, ask, tools)
 
-        if len(answers) >= _MANY:
+        if len(answers) >= _MIN_FOR_WINDOWS:
             try:
                 found = places_by_windows(whole, turns, answers, render)
             except UserError:  # the template refuses the short conversation: fall back to the whole one
@@ -204,7 +204,7 @@ class ChatTemplate:
         Raises:
             UserError: the template does not show the answer after that prompt.
         """
-        note = turns[-1].text.strip()
+        answer = turns[-1].text.strip()
         found = self._after_prompt(turns, tools, asked, whole)
         if found is None:  # the template changes earlier turns, too: look at the last question and its answer alone
             since = max((i for i, t in enumerate(turns) if t.role == "user"), default=0)
@@ -216,8 +216,8 @@ class ChatTemplate:
                 "not show the answer after that; take another --prompt_style"
             )
         opening, tail = found
-        text, end = self.ending.cut(tail, note)
-        text = answer_after(opening, text, note, self.folder)
+        text, end = self.ending.cut(tail, answer)
+        text = answer_after(opening, text, answer, self.folder)
         if end is None and self.ending.late:
             return self._late(turns, tools, whole, text)
         return text, end

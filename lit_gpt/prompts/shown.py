@@ -49,23 +49,23 @@ def after_prompt(asked: str, whole: str, since: int) -> tuple[str, str] | None:
     return opening, tail.removeprefix(shared)
 
 
-def answer_after(opening: str, answer: str, message: str, folder: Any) -> str:
+def answer_after(opening: str, answer: str, text: str, folder: Any) -> str:
     """Returns the text that is supervised after a prompt ending in `opening`, which the template shows in no answer.
 
     An answer that begins with the same thought continues it, even if the template drops thoughts.
 
     Args:
         answer: the answer as the template shows it.
-        message: the answer as the data set's row has it.
+        text: the answer as the data set's row has it.
 
     Raises:
         UserError: the prompt has closed the thought already, and the answer has another.
     """
     begun = opening.strip()
-    if begun and message.startswith(begun):
+    if begun and text.startswith(begun):
         shown = answer.lstrip()  # the end of the text, perhaps with tool calls after it
-        since = next((i for i in range(len(begun), len(message)) if shown.startswith(message[i:])), len(message))
-        return message[len(begun) :].lstrip("\n") + shown[len(message) - since :]
+        since = next((i for i in range(len(begun), len(text)) if shown.startswith(text[i:])), len(text))
+        return text[len(begun) :].lstrip("\n") + shown[len(text) - since :]
     tags = _TAG.findall(opening)
     if tags and tags[-1] in answer:
         raise UserError(
@@ -98,20 +98,20 @@ def require_shown(
         except UserError:
             return False
 
-    message = [i for i, t in enumerate(turns) if t.role == "tool"]
+    tool_turns = [i for i, t in enumerate(turns) if t.role == "tool"]
     calls = [i for i, t in enumerate(turns) if calls_of(t)]
-    whole = render(turns, tools) if tools or message or calls else ""
+    whole = render(turns, tools) if tools or tool_turns or calls else ""
     without = [replace(t, extra={k: v for k, v in t.extra.items() if k != "tool_calls"}) for t in turns]
     lost = ["tool_calls"] if calls and hidden(without, tools) else []
     if tools and (lost or not calls) and hidden(turns, ()):  # where calls are shown, `left_out` looks for the tools
         lost.append("tools")
     other = [replace(t, text=t.text + " and so on") if t.role == "tool" else t for t in turns]
-    lost += ["turns of the role tool"] if message and hidden(other, tools) else []
+    lost += ["turns of the role tool"] if tool_turns and hidden(other, tools) else []
     for i in calls if not lost else []:
         names = filter(None, map(name_of, calls_of(turns[i])))
         lost += [f"the tool_calls of turn {i + 1} ({name})" for name in names if name not in answers.get(i, whole)]
     for i, answer in answers.items():
-        if lost:  # the first is enough
+        if lost:  # reporting one is enough
             break
         words = re.findall(r"\w+|\S", turns[i].text)
         if words and not calls_of(turns[i]) and not any(word in answer for word in words):
