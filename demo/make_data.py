@@ -1,7 +1,7 @@
 """Make the demo's data set: train.json and held_out.json, orders in one English sentence and their JSON records.
 
 Item, name and city are to be copied from the sentence, the count is a number word to be turned into digits, and the
-weekday is to be cut to three letters. What the two files share, and what they don't:
+weekday is to be shortened to three letters. What the two files share, and what they don't:
 
 - Both use the same instruction, sentence templates, number words and weekdays; no sentence is in both.
 - No held-out row has an item and a name, an item and a city, or a name and a city that a training row has together.
@@ -43,12 +43,12 @@ Order = dict[str, str]
 
 
 def words(text: str) -> list[str]:
-    """The values in a list that separates them by commas."""
+    """Returns the values in a comma-separated list."""
     return text.split(",")
 
 
 def items(kinds: str, things: str) -> list[str]:
-    """A list to draw items from: half of them name a thing only, half of them its kind too."""
+    """Returns a list to draw items from: half of them are a thing alone, half of them a thing with its kind."""
     plain = words(things) * len(words(kinds))
     return plain + [f"{kind} {thing}" for kind in words(kinds) for thing in words(things)]
 
@@ -89,18 +89,18 @@ UNSEEN = {
 
 
 def draw(rng: random.Random, pool: dict[str, list[str]]) -> Order:
-    """One random order, with its values as they stand in the sentence."""
+    """Returns one random order, with its values as they appear in the sentence."""
     order = {field: rng.choice(values) for field, values in pool.items()}
     return {"item": order["item"], "count": rng.choice(list(COUNTS)), **order, "day": rng.choice(DAYS)}
 
 
 def pairs(order: Order) -> set[tuple[str, str]]:
-    """The pairs among an order's item, name and city."""
+    """Returns the pairs among an order's item, name and city."""
     return set(combinations((order["item"], order["name"], order["city"]), 2))
 
 
 def make_rows(rng: random.Random, orders: list[Order]) -> list[dict[str, str]]:
-    """The orders as rows of the Alpaca schema, in random order; all templates are used equally often."""
+    """Returns the orders as rows of the Alpaca schema, in random order; all templates are used equally often."""
     rows = []
     for i, order in enumerate(orders):
         sentence = TEMPLATES[i % len(TEMPLATES)].format(**order)
@@ -111,7 +111,7 @@ def make_rows(rng: random.Random, orders: list[Order]) -> list[dict[str, str]]:
 
 
 def main() -> None:
-    """Write both files next to this script."""
+    """Writes both files next to this script."""
     rng = random.Random(SEED)
     train = [draw(rng, SEEN) for _ in range(TRAIN_ROWS)]
     used = {pair for order in train for pair in pairs(order)}

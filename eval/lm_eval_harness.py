@@ -19,14 +19,14 @@ def main(
     quantize: Quantization | Literal["none"] | None = None,
     evaluation: EvalArgs = EvalArgs(),
 ) -> None:
-    """Evaluate a model.
+    """Evaluates a model.
 
     Args:
         checkpoint_dir: folder of a converted checkpoint.
         finetuned_path: a run's folder, or the weights in it; the pretrained model if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, as a run was trained,
-            and not for a pretrained model.
+        quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, a run is quantized as
+            in its training, and a pretrained model is not.
     """
     from lit_gpt.args.folders import require_checkpoint, run_folder
     from lit_gpt.checkpoints.base import load_base

@@ -19,13 +19,13 @@ def main(
     quantize: Quantization | Literal["none"] | None = None,
     evaluation: EvalArgs = EvalArgs(),
 ) -> None:
-    """Evaluate a finetuned model.
+    """Evaluates a finetuned model.
 
     Args:
         checkpoint_dir: folder of the checkpoint that was finetuned.
         finetuned_path: the run's folder, or the weights in it; out/lora/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: quantize the base weights so, whatever the training did; none does not quantize them.
+        quantize: quantization of the base weights, or none for no quantization; the training's if not given.
     """
     from lit_gpt.args.folders import default_out_dir, require_checkpoint, run_folder
     from lit_gpt.checkpoints.runs import load_finetuned, read_run

@@ -1,9 +1,9 @@
-"""Mean loss per target token of a pretrained model, or of a run of any finetuning method, on a validation set.
+"""Measure the mean loss per target token of a pretrained model, or of a run of any method, on a validation set.
 
 python eval/validate.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b \
     --finetuned_path out/lora/open_llama_7b
 
-It is the loss that the run itself measures; without --data_dir on the data that it was trained with.
+It is the loss that the run itself measures; without --data_dir, it is measured on the run's own validation set.
 """
 
 from pathlib import Path
@@ -20,16 +20,16 @@ def main(
     quantize: Quantization | Literal["none"] | None = None,
     micro_batch_tokens: int | None = None,
 ) -> None:
-    """Measure the loss.
+    """Measures the validation loss of a model.
 
     Args:
         checkpoint_dir: folder of a converted checkpoint.
         finetuned_path: a run's folder, one of its checkpoints, or the weights in it; the pretrained model if not given.
         data_dir: folder of a prepared data set; the run's own if not given.
-        precision: that of the training if not given; for a pretrained model bf16-true on a GPU that has it and 32-true
-            on a CPU.
-        quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, as a run was trained,
-            and not for a pretrained model.
+        precision: the training's precision if not given; for a pretrained model, bf16-true on a GPU that has it and
+            32-true on a CPU.
+        quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, a run is quantized as
+            in its training, and a pretrained model is not.
         micro_batch_tokens: tokens per forward pass; 4096 on a GPU and 512 on a CPU if not given.
     """
     from lit_gpt.args.folders import require_checkpoint, run_folder

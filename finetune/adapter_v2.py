@@ -22,14 +22,14 @@ def main(
     run: RunArgs = RunArgs(),
     plan: PlanArgs = PlanArgs(),
 ) -> None:
-    """Finetune with LLaMA-Adapter v2.
+    """Finetunes a checkpoint with LLaMA-Adapter v2.
 
     Args:
         checkpoint_dir: folder of a converted checkpoint.
         data_dir: folder of a prepared data set.
-        out_dir: where the run is saved; out/adapter_v2/<name of the checkpoint> if not given.
+        out_dir: folder of the run; out/adapter_v2/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: quantize the weights of the blocks to 4 or 8 bits; not if not given.
+        quantize: quantize the frozen weights of the blocks to 4 or 8 bits; not quantized if not given.
     """
     from lit_gpt.args.finetuning import FinetuneArgs
     from lit_gpt.args.folders import default_out_dir

@@ -22,14 +22,14 @@ def main(
     run: RunArgs = RunArgs(),
     plan: PlanArgs = PlanArgs(),
 ) -> None:
-    """Finetune every weight.
+    """Finetunes every weight of a checkpoint.
 
     Args:
         checkpoint_dir: folder of a converted checkpoint.
         data_dir: folder of a prepared data set.
-        out_dir: where the run is saved; out/full/<name of the checkpoint> if not given.
-        precision: bf16-mixed on a GPU that has it and 32-true on a CPU if not given: weights in 16 bits round the
-            small steps of late training away, and take half the memory.
+        out_dir: folder of the run; out/full/<name of the checkpoint> if not given.
+        precision: bf16-mixed on a GPU that has it and 32-true on a CPU if not given; 16-bit weights (bf16-true) take
+            half the memory, but round the small updates of late training away.
     """
     from lit_gpt.args.finetuning import FinetuneArgs
     from lit_gpt.args.folders import default_out_dir

@@ -23,15 +23,16 @@ def main(
     run: RunArgs = RunArgs(),
     plan: PlanArgs = PlanArgs(),
 ) -> None:
-    """Finetune with LoRA.
+    """Finetunes a checkpoint with LoRA.
 
     Args:
         checkpoint_dir: folder of a converted checkpoint.
         data_dir: folder of a prepared data set.
-        out_dir: where the run is saved; out/lora/<name of the checkpoint> if not given.
-        merge: write a checkpoint with the merged weights to out_dir/merged in the end.
+        out_dir: folder of the run; out/lora/<name of the checkpoint> if not given.
+        merge: also write a checkpoint with the merged weights to out_dir/merged at the end.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: quantize the frozen weights of the blocks to 4 or 8 bits (LoRA on bnb.nf4 is QLoRA); not if not given.
+        quantize: quantize the frozen weights of the blocks to 4 or 8 bits (LoRA on bnb.nf4 is QLoRA); not quantized if
+            not given.
     """
     from lit_gpt.args.finetuning import FinetuneArgs
     from lit_gpt.args.folders import default_out_dir

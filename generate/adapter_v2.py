@@ -20,15 +20,15 @@ def main(
     asking: AskArgs = AskArgs(),
     sampling: SamplingArgs = SamplingArgs(max_new_tokens=100),
 ) -> None:
-    """Answer an instruction.
+    """Answers an instruction.
 
     Args:
         checkpoint_dir: folder of the checkpoint that was finetuned.
         finetuned_path: the run's folder, or the weights in it; out/adapter_v2/<name of the checkpoint> if not given.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: quantize the base weights so, whatever the training did; none does not quantize them.
-        compile: true takes some seconds to make each token faster, false does not; if not given, it is true on a GPU
-            from 32 new tokens on.
+        quantize: quantization of the base weights, or none for no quantization; the training's if not given.
+        compile: compile the model, which takes some seconds and makes each token faster; if not given, it is compiled
+            on a GPU for 32 or more new tokens.
     """
     from lit_gpt.args.folders import default_out_dir
     from lit_gpt.checkpoints.runs import load_finetuned

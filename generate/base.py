@@ -20,17 +20,17 @@ def main(
     asking: AskArgs = AskArgs(),
     sampling: SamplingArgs = SamplingArgs(max_new_tokens=50),
 ) -> None:
-    """Continue a prompt.
+    """Continues a prompt.
 
     Args:
         checkpoint_dir: folder of a converted checkpoint.
-        prompt_style: what stands around the prompt; plain is nothing. If not given, a merged checkpoint's own, else
-            plain.
-        num_samples: how many continuations to draw.
+        prompt_style: texts put around the prompt; plain puts none. If not given, the style of a merged checkpoint's
+            training, or else plain.
+        num_samples: number of continuations to generate.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: quantize the weights of the blocks to 4 or 8 bits; not if not given.
-        compile: true takes some seconds to make each token faster, false does not; if not given, it is true on a GPU
-            from 32 new tokens on.
+        quantize: quantize the weights of the blocks to 4 or 8 bits; not quantized if not given.
+        compile: compile the model, which takes some seconds and makes each token faster; if not given, it is compiled
+            on a GPU for 32 or more new tokens.
     """
     from lit_gpt.checkpoints.base import load_base
     from lit_gpt.fabric import make_fabric

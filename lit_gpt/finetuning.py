@@ -1,4 +1,4 @@
-"""A finetune script's run, from its arguments to what it leaves."""
+"""Runs a finetune script, from its arguments to the files it leaves in `out_dir`."""
 
 from lightning.fabric import Fabric
 
@@ -20,31 +20,40 @@ from lit_gpt.training.run.start import enter, find_checkpoint, load_data, load_m
 
 
 def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
-    """Finetune a model, and leave what it takes to use the result; or say what that would take.
+    """Finetunes a model and writes the run to `args.out_dir`; with --dry_run, it only prints the plan.
+
+    Each step below is one call, and a mistake of the user is found before the model is loaded wherever possible. The
+    training loop itself is `lit_gpt.training.loop.fit`.
 
     Raises:
-        UserError: checkpoint, data and folder that do not go together; see what is called here.
+        UserError: arguments, checkpoint, data or output folder do not fit together.
     """
     if args.plan.dry_run:
         return dry_run(fabric, args)
     train, validation, out_dir = args.train, args.validation, args.out_dir
+
+    # Open the data and the output folder, and check the flags: all that can fail without the model.
     train_data, val_data, meta = load_data(args)
     checkpoint_store = CheckpointStore(out_dir, args.method, train.keep_last)
-    checkpoint = find_checkpoint(args, checkpoint_store)
+    checkpoint = find_checkpoint(args, checkpoint_store)  # to resume from; None for a new run
     require_logger(train.logger)
     require_offload(train, str(fabric._precision.precision))
-    planned = plan_of_run(fabric, args, (train_data, val_data))  # before the model is there
+    # The plan measures the memory of a process that holds no model yet.
+    planned = plan_of_run(fabric, args, (train_data, val_data))
     require_checkpoints(train, planned.work.n_steps)
 
+    # Load the base model and inject the method; a resumed run gets its trained weights later, in `fit`.
     model, base_digest = load_model(fabric, args, init=checkpoint is None)
     score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
     print(*description(model, train_data, args, device=fabric.device, done=position(checkpoint)), sep="\n")
+    # Claim the folder only now that data, flags and model have proved to work: --overwrite deletes the previous run.
     run = enter(fabric, args, (train_data.digest(), meta), base_digest=base_digest, checkpoint=checkpoint)
 
+    # Set up what surrounds the loop: the results at the end, the time limit, and the metrics.
     ending = Ending(fabric, model, val_data=val_data, args=args, checkpoint_store=checkpoint_store, run=run)
     budget = Budget(
         max_seconds=train.max_seconds,
-        finish=ending.rehearse,
+        finish=ending.rehearse,  # rehearsed, to know how much time the end needs
         validates_again=train.average_last > 0,
         ledger=out_dir / LEDGER,
         eval_interval=validation.eval_interval,
@@ -60,6 +69,8 @@ def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
         logger=make_logger(train.logger, out_dir, run.training),
     )
     session = Session(checkpoint_store, monitor, budget, resumed=checkpoint, score=score, later_bytes=ending.n_bytes)
+
+    # Train.
     progress = fit(
         fabric,
         model,
@@ -71,11 +82,15 @@ def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
         seed=args.run.seed,
     )
     monitor.close()
+
+    # An interrupted run ends here: its last checkpoint is all that --resume needs.
     if progress.stopped_by:
         print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")
         return
     if not progress.step:
         print(f"No optimizer step was taken: --max_time {train.max_time} has no room for one; raise it")
+
+    # Compare the plan with what the run took, then write curve, report, and merged or averaged weights.
     if gauges.has_trained:
         settle(planned, gauges, out_dir, whole=checkpoint is None and progress.step == planned.work.n_steps)
     ending.finish(progress)

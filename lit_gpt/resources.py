@@ -1,4 +1,4 @@
-"""What this process has used of the machine, what the machine has, and how it uses the GPU."""
+"""The memory that this process has used and that the machine has, and checks of how the GPU is used."""
 
 import ctypes
 import math
@@ -16,21 +16,21 @@ except ImportError:  # Windows
     resource = None
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Files in which Linux keeps what a group of processes, such as a container, may have."""
+"""Files in which Linux keeps the memory limit of a group of processes, such as a container."""
 
 
 def peak_memory_gb() -> float:
-    """Most memory held so far, in GB (10^9 bytes): the GPU's allocations, or without a GPU the resident process."""
+    """Returns the peak memory in GB (10^9 bytes) of the GPU's allocator, or without a GPU of the resident process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     if resource is None:
         return _windows_peak() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there and KiB on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS and KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def total_memory() -> int:
-    """Bytes of memory of this machine, or of what this process's group may have of it."""
+    """Returns the bytes of memory of this machine, or those that the limit of this process's group allows."""
     if hasattr(os, "sysconf"):
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     else:
@@ -45,7 +45,7 @@ def total_memory() -> int:
 
 
 class _Counters(ctypes.Structure):
-    """PROCESS_MEMORY_COUNTERS of psapi.h."""
+    """The struct PROCESS_MEMORY_COUNTERS of psapi.h."""
 
     _fields_ = (
         ("cb", ctypes.c_uint32),
@@ -56,7 +56,7 @@ class _Counters(ctypes.Structure):
 
 
 class _Status(ctypes.Structure):
-    """MEMORYSTATUSEX of sysinfoapi.h."""
+    """The struct MEMORYSTATUSEX of sysinfoapi.h."""
 
     _fields_ = (
         ("length", ctypes.c_uint32),
@@ -67,7 +67,7 @@ class _Status(ctypes.Structure):
 
 
 def _windows_peak() -> float:
-    """Bytes of the largest working set of this process; nan where Windows does not tell."""
+    """Returns the bytes of this process's largest working set; NaN if Windows does not tell."""
     kernel = ctypes.windll.kernel32  # pyright: ignore[reportAttributeAccessIssue] on Windows it is there
     counters = _Counters(cb=ctypes.sizeof(_Counters))
     kernel.GetCurrentProcess.restype = ctypes.c_void_p
@@ -77,7 +77,7 @@ def _windows_peak() -> float:
 
 
 def _windows_total() -> int:
-    """Bytes of memory of a machine under Windows; 16 GB where it does not tell."""
+    """Returns the bytes of memory of a machine under Windows; 16 GB if it does not tell."""
     status = _Status(length=ctypes.sizeof(_Status))
     kernel = ctypes.windll.kernel32  # pyright: ignore[reportAttributeAccessIssue] as above
     return status.total if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else 16 * 10**9
@@ -85,7 +85,7 @@ def _windows_total() -> int:
 
 @contextmanager
 def never_waiting() -> Iterator[None]:
-    """Within, what makes the host wait for the GPU raises a RuntimeError that speaks of synchronizing."""
+    """Makes whatever would make the host wait for the GPU raise a RuntimeError, which mentions synchronizing."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls the mode a prototype
@@ -97,5 +97,5 @@ def never_waiting() -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch had no memory left, on a GPU or on the host."""
+    """Returns whether an error means that torch had no memory left, on a GPU or on the host."""
     return isinstance(error, torch.OutOfMemoryError) or "alloc_cpu" in str(error)

@@ -13,7 +13,7 @@ from lit_gpt.args.curation import ContaminationArgs
 def main(
     contamination: ContaminationArgs, data_dir: Path = Path("data/alpaca"), checkpoint_dir: Path | None = None
 ) -> None:
-    """Look for evaluation questions in a prepared data set.
+    """Looks for evaluation questions in a prepared data set.
 
     Args:
         data_dir: folder of the prepared data.

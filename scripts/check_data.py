@@ -13,7 +13,7 @@ def main(
     checkpoint_dir: Path | None = None,
     check: CheckArgs = CheckArgs(),
 ) -> None:
-    """Check a prepared data set.
+    """Checks a prepared data set.
 
     Args:
         data_dir: folder of the prepared data.

@@ -16,18 +16,18 @@ def main(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     pad_vocab_multiple: int = 1,
 ) -> None:
-    """Convert a checkpoint.
+    """Converts a downloaded checkpoint.
 
     Args:
         checkpoint_dir: the folder with the downloaded files.
         model_name: what to call the model; the folder's name if not given.
         dtype: dtype of the converted weights; as in the files if not given.
-        pad_vocab_multiple: fill the vocabulary's tensors with zero rows up to a multiple of this; 64 suits GPUs. Tokens
-            that were added to the tokenizer and not to the model get such a row, too.
+        pad_vocab_multiple: pad the vocabulary's tensors with zero rows to a multiple of this; 64 suits GPUs. Tokens
+            that were added to the tokenizer but not to the model get such a row, too.
     """
     from lit_gpt.args.folders import require_downloaded
 
-    require_downloaded(checkpoint_dir)  # before what takes long to import
+    require_downloaded(checkpoint_dir)  # before the slow imports
     import torch
 
     from lit_gpt.convert.configs import config_from_hf
@@ -63,4 +63,4 @@ def main(
 if __name__ == "__main__":
     from lit_gpt.cli import run
 
-    run(main, unchecked=("checkpoint_dir",))  # which is not a checkpoint yet
+    run(main, unchecked=("checkpoint_dir",))  # it is not a converted checkpoint yet

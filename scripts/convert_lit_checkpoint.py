@@ -25,17 +25,17 @@ def main(
     overwrite: bool = False,
     prompt: str = "The quick brown fox jumps over the lazy dog.",
 ) -> None:
-    """Write a checkpoint for other tools.
+    """Writes a checkpoint for other tools.
 
     Args:
         checkpoint_dir: a converted or merged checkpoint, of this toolkit or of another Lit-GPT.
-        output_dir: the folder to make.
+        output_dir: the folder to write.
         format: hf for transformers, gguf for llama.cpp, lit for litgpt.
         dtype: dtype of the weights of hf and lit; as they are if not given.
-        gguf_type: type of gguf's matrices; beyond F16, BF16 and Q8_0 llama.cpp's llama-quantize makes them.
-        max_shard_gb: size of one file of hf's weights, in 10^9 bytes.
-        unpad_vocab: leave out the rows of the vocabulary's tensors for which the tokenizer has no token.
-        overwrite: replace output_dir if it holds something.
+        gguf_type: type of gguf's matrices; types other than F16, BF16 and Q8_0 need llama.cpp's llama-quantize.
+        max_shard_gb: maximum size of a shard of hf's weights, in 10^9 bytes.
+        unpad_vocab: drop the rows of the vocabulary's tensors for which the tokenizer has no token.
+        overwrite: replace output_dir if it is not empty.
         prompt: text on which the logits are compared.
     """
     import torch

@@ -3,7 +3,7 @@
 python scripts/convert_peft_adapter.py --to peft --checkpoint_dir checkpoints/openlm-research/open_llama_7b --peft_dir a
 python scripts/convert_peft_adapter.py --to lit --checkpoint_dir checkpoints/openlm-research/open_llama_7b --peft_dir a
 
-`peft.PeftModel.from_pretrained(model, "a")` loads the one, generate/lora.py the other. PEFT need not be installed.
+`peft.PeftModel.from_pretrained(model, "a")` loads the adapter, generate/lora.py the run. PEFT need not be installed.
 """
 
 import shlex
@@ -20,19 +20,20 @@ def main(
     fold_scale: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Convert LoRA weights.
+    """Converts LoRA weights to or from other tools' adapters.
 
     Args:
-        to: peft reads the run and writes peft_dir, gguf does so for llama.cpp; lit reads peft_dir and writes the run.
+        to: peft reads the run and writes peft_dir, gguf does the same for llama.cpp; lit reads peft_dir and writes the
+            run.
         checkpoint_dir: folder of the checkpoint that was finetuned.
         peft_dir: folder with adapter_config.json and adapter_model.safetensors, or adapter_model.bin to read, or with
             a gguf file.
         finetuned_path: the run's folder; out/lora/<name of the checkpoint> if not given.
-        prompt_style: with --to lit, the style in which generate/lora.py is to ask; if not given, that of the run which
-            the adapter was, the checkpoint's chat template if the adapter came with it, else alpaca.
-        fold_scale: with --to peft, put the scale into the weights, so that tools which ignore rsLoRA, alpha or rank
-            patterns, as llama.cpp's converter does, compute the same.
-        overwrite: replace what is written to if it holds something.
+        prompt_style: with --to lit, the style in which generate/lora.py will ask; if not given, that of the run from
+            which the adapter was made, the checkpoint's chat template if the adapter came with it, or else alpaca.
+        fold_scale: with --to peft, multiply the scale into the weights, so that tools which ignore rsLoRA, alpha or
+            rank patterns, such as llama.cpp's converter, compute the same.
+        overwrite: replace the output folder if it is not empty.
     """
     from lit_gpt.args.folders import default_out_dir, require_run, require_there, run_folder
     from lit_gpt.errors import UserError
@@ -43,7 +44,7 @@ def main(
         raise UserError("--fold_scale is for --to peft; a run and a gguf file keep the scale that the adapter has")
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
     run_dir = run_folder(run_dir)
-    if to == "lit":  # before what takes long to import
+    if to == "lit":  # before the slow imports
         require_there("peft_dir", peft_dir)
     else:
         require_run(run_dir, given=finetuned_path is not None)
@@ -67,4 +68,4 @@ def main(
 if __name__ == "__main__":
     from lit_gpt.cli import run
 
-    run(main, unchecked=("finetuned_path",))  # which is made with --to lit
+    run(main, unchecked=("finetuned_path",))  # --to lit creates it

@@ -2,8 +2,8 @@
 
 python scripts/download.py --repo_id openlm-research/open_llama_7b
 
-Without --repo_id it lists the models we know. An interrupted download goes on where it stopped: run it again.
-HF_XET_HIGH_PERFORMANCE=1 gives that up, within a file, for the client's faster transfer.
+Without --repo_id it lists the models we know. An interrupted download resumes where it stopped: run it again.
+HF_XET_HIGH_PERFORMANCE=1 uses the client's faster transfer, which starts an interrupted file from its beginning.
 """
 
 import shlex
@@ -18,15 +18,15 @@ def main(
     tokenizer_only: bool = False,
     any_model: bool = False,
 ) -> None:
-    """Download a model.
+    """Downloads a model.
 
     Args:
         repo_id: org/name on the hub, or the short name of a model we know.
-        checkpoint_dir: where the folder <org>/<name> goes.
+        checkpoint_dir: folder in which <org>/<name> is made.
         revision: branch, tag or commit; the main branch if not given.
         token: for gated and private repositories; HF_TOKEN if not given.
-        tokenizer_only: leave the weights out.
-        any_model: fetch the weights of a model that this toolkit cannot convert, too.
+        tokenizer_only: do not download the weights.
+        any_model: download the weights even if this toolkit cannot convert them.
     """
     if repo_id is None:
         from lit_gpt.families import MODELS
@@ -48,4 +48,4 @@ def main(
 if __name__ == "__main__":
     from lit_gpt.cli import run
 
-    run(main, unchecked=("checkpoint_dir",))  # which is made there
+    run(main, unchecked=("checkpoint_dir",))  # the download creates it

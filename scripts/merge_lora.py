@@ -20,18 +20,18 @@ def main(
     precision: Precision | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Merge a LoRA run.
+    """Merges a LoRA run into its base model.
 
     Args:
         checkpoint_dir: folder of the checkpoint that was finetuned.
         finetuned_path: the run's folder, or the weights in it; out/lora/<name of the checkpoint> if not given.
-        out_dir: the folder to make; out/merged/<name of the checkpoint> if not given.
-        base: what the updates are added to: the checkpoint's own weights, or those that the training saw, which were
-            rounded to its precision and, with --quantize, to 4 or 8 bits. The latter gives the trained model's answers
-            most closely.
+        out_dir: the folder to write; out/merged/<name of the checkpoint> if not given.
+        base: weights that the updates are added to: the checkpoint's own (16bit), or those that the training saw
+            (trained), which were rounded to its precision and, with --quantize, to 4 or 8 bits. The latter reproduces
+            the trained model's answers most closely.
         dtype: dtype of the weights; that of the checkpoint if not given.
-        precision: in which both models are compared; the training's if not given.
-        overwrite: replace out_dir if it holds something.
+        precision: precision in which both models are compared; the training's if not given.
+        overwrite: replace out_dir if it is not empty.
     """
     import torch
 

@@ -2,7 +2,7 @@
 
 python scripts/plan.py --method lora --checkpoint_dir checkpoints/openlm-research/open_llama_7b --data_dir data/alpaca
 
-Takes the flags of finetune/<method>.py, which is what it calls, with --dry_run true; the weights may be absent. With
+Takes the flags of finetune/<method>.py, which it runs with --dry_run true; the weights may be absent. With
 --device a100-40gb it plans for another machine, and with --fit true --max_time 24:00:00 it chooses what fits.
 """
 
@@ -14,10 +14,10 @@ METHODS = ("lora", "adapter", "adapter_v2", "full")
 
 
 def method_of(argv: list[str]) -> tuple[str, list[str]]:
-    """The value of --method, lora if it is not there, and all other arguments.
+    """Returns the value of --method, `lora` by default, and all other arguments.
 
     Raises:
-        SystemExit: no such method.
+        SystemExit: there is no such method.
     """
     method, rest = "lora", list(argv)
     for i, word in enumerate(argv):

@@ -16,7 +16,7 @@ def main(
     source: SourceArgs = SourceArgs(data_file_url=URL, data_file_name="alpaca_libre_ok_tasks_v4.json"),
     prepare: PrepareArgs = PrepareArgs(),
 ) -> None:
-    """Prepare a file of Alpaca's schema.
+    """Prepares a file of Alpaca's schema.
 
     Args:
         checkpoint_dir: the checkpoint whose tokenizer is used.

@@ -18,15 +18,15 @@ def main(
     validation_file: Path | None = None,
     prepare: PrepareArgs = PrepareArgs(test_split_fraction=0.1),
 ) -> None:
-    """Prepare a CSV file.
+    """Prepares a CSV file.
 
     Args:
         csv_path: the file.
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
-        columns: names of the columns with instruction, input and output, or with instruction and output; or which
-            column is what, as for prepare_json.py.
-        validation_file: rows for validation, a CSV file too; a part of the rows is held out if not given.
+        columns: names of the columns with instruction, input and output, or with instruction and output; or a mapping
+            of roles to columns, as for prepare_json.py.
+        validation_file: CSV file with rows for validation; a part of the rows is held out if not given.
     """
     from lit_gpt.data.prepare.columns import by_columns
     from lit_gpt.data.prepare.run import Files

@@ -16,7 +16,7 @@ def main(
     source: SourceArgs = SourceArgs(data_file_url=URL, data_file_name="databricks-dolly-15k.jsonl"),
     prepare: PrepareArgs = PrepareArgs(test_split_fraction=0.1),
 ) -> None:
-    """Prepare a file of Dolly's schema.
+    """Prepares a file of Dolly's schema.
 
     Args:
         checkpoint_dir: the checkpoint whose tokenizer is used.

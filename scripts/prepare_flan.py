@@ -17,13 +17,13 @@ def main(
     validation_file: Path | None = None,
     prepare: PrepareArgs = PrepareArgs(),
 ) -> None:
-    """Prepare FLAN's rows of inputs and targets.
+    """Prepares FLAN's rows of inputs and targets.
 
     Args:
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
         subsets: names, separated by commas, with or without _10templates; all if not given.
-        validation_file: rows for validation in the place of the subsets' test sets.
+        validation_file: file with rows for validation instead of the subsets' test sets.
     """
     from lit_gpt.data.prepare import schemas
     from lit_gpt.data.prepare.download import flan_files, locate

@@ -1,4 +1,4 @@
-"""Prepare a file of rows, here, at an address or on the Hugging Face hub, for finetuning; its schema is recognised.
+"""Prepare a file of rows, local, at a URL or on the Hugging Face hub, for finetuning; its schema is recognized.
 
 python scripts/prepare_json.py --checkpoint_dir ... --json_path my.jsonl
 python scripts/prepare_json.py --json_path https://... --columns "{instruction: question, response: answer}"
@@ -20,16 +20,16 @@ def main(
     hub: DatasetArgs = DatasetArgs(),
     prepare: PrepareArgs = PrepareArgs(test_split_fraction=0.1),
 ) -> None:
-    """Prepare rows of Alpaca's keys, prompt and completion, messages, conversations, or keys of their own.
+    """Prepares rows with Alpaca's keys, prompt and completion, messages, conversations, or keys of your own.
 
     Args:
-        json_path: a JSON, JSON-lines, CSV or Parquet file, an address that begins with http, or a folder of
-            Parquet files or of datasets.save_to_disk.
+        json_path: a JSON, JSON-lines, CSV or Parquet file, a URL that begins with http, or a folder of Parquet files
+            or of datasets.save_to_disk.
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
-        columns: which key is what: "{instruction: question, response: answer, context: passage, system: persona}", or
+        columns: keys by their roles: "{instruction: question, response: answer, context: passage, system: persona}", or
             "{conversations: dialog, role: speaker, content: text}", or "{question: stem, choices: options, answer: a}".
-        validation_file: rows for validation, of the same schema; a part of the rows is held out if not given.
+        validation_file: file with rows for validation, of the same schema; a part of the rows is held out if not given.
     """
     from lit_gpt.data.prepare.columns import by_columns
     from lit_gpt.data.prepare.download import fetched_rows

@@ -1,8 +1,8 @@
-"""Prepare LIMA, 1,030 conversations that were chosen by hand, for finetuning.
+"""Prepare LIMA, 1,030 hand-picked conversations, for finetuning.
 
 HF_TOKEN=... python scripts/prepare_lima.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b
 
-The data asks for an account that accepted its terms: https://huggingface.co/datasets/GAIR/lima
+The data set is gated; accept its terms with your account first: https://huggingface.co/datasets/GAIR/lima
 """
 
 from pathlib import Path
@@ -20,13 +20,13 @@ def main(
     source: SourceArgs = SourceArgs(data_file_url=URL, data_file_name="train.jsonl"),
     prepare: PrepareArgs = PrepareArgs(test_split_fraction=0.1),
 ) -> None:
-    """Prepare a file of LIMA's schema.
+    """Prepares a file of LIMA's schema.
 
     Args:
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
-        include_multiturn_conversations: whole conversations, where there are several turns, not the first turn only.
-        access_token: of the account; HF_TOKEN if not given.
+        include_multiturn_conversations: keep all turns of a conversation instead of its first exchange only.
+        access_token: token of that account; HF_TOKEN if not given.
     """
     import os
 

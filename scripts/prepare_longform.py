@@ -16,7 +16,7 @@ def main(
     source: SourceArgs = SourceArgs(data_file_url=f"{URL}/train.json", data_file_name="train.json"),
     prepare: PrepareArgs = PrepareArgs(),
 ) -> None:
-    """Prepare a file with input (the instruction) and output; the published one is validated on its test set.
+    """Prepares a file with input (the instruction) and output; LongForm itself is validated on its test set.
 
     Args:
         checkpoint_dir: the checkpoint whose tokenizer is used.

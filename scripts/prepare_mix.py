@@ -18,11 +18,12 @@ def main(
     augment: AugmentArgs = AugmentArgs(),
     prepare: PrepareArgs = PrepareArgs(),
 ) -> None:
-    """Join data sets.
+    """Joins data sets.
 
     Args:
         destination_path: folder for the mixture.
-        checkpoint_dir: the checkpoint whose tokenizer raw sources take; that of the prepared ones if not given.
+        checkpoint_dir: the checkpoint whose tokenizer raw sources are prepared with; if not given, that of the prepared
+            sources.
     """
     from lit_gpt.data.curate.mix import mix as mix_sources
 

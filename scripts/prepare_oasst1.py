@@ -20,13 +20,13 @@ def main(
     source: SourceArgs = SourceArgs(data_file_url=URL, data_file_name=FILE),
     prepare: PrepareArgs = PrepareArgs(test_split_fraction=0.05),
 ) -> None:
-    """Prepare trees: each path of good messages that ends with an answer is a conversation.
+    """Prepares conversation trees: each path of good messages that ends with an answer is a conversation.
 
     Args:
         checkpoint_dir: the checkpoint whose tokenizer is used.
         destination_path: folder for the prepared data.
-        paths: best goes from each message to the best-ranked reply, one path a tree; all takes every path.
-        language: trees in this language only (en, de, es ...); all languages if not given.
+        paths: best follows the best-ranked reply to each message, one path per tree; all takes every path.
+        language: language of the trees to keep (en, de, es ...); all languages if not given.
     """
     from lit_gpt.data.prepare.run import prepare_source
     from lit_gpt.data.prepare.trees import Trees

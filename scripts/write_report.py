@@ -2,14 +2,14 @@
 
 python scripts/write_report.py --finetuned_path out/lora/open_llama_7b
 
-Works while the run is going on, too, and on one that was killed. Needs no checkpoint, no data and no GPU.
+Also works on a run that is in progress or was killed. Needs no checkpoint, no data and no GPU.
 """
 
 from pathlib import Path
 
 
 def main(finetuned_path: Path) -> None:
-    """Write loss.png and report.html.
+    """Writes loss.png and report.html.
 
     Args:
         finetuned_path: the run's folder.

@@ -53,7 +53,7 @@ def test_the_answers_of_a_long_conversation_are_those_of_looking_for_each(name, 
     style = open_style("chat_template", shape.write(tmp_path))
     turns = conversation(20, system, tools)
     found = exchanges(style, turns)
-    monkeypatch.setattr(chat_template, "_MANY", 10_000)
+    monkeypatch.setattr(chat_template, "_MIN_FOR_WINDOWS", 10_000)
     assert found == exchanges(style, turns)
 
 

@@ -1,10 +1,10 @@
-"""Base checkpoints: how a pretrained model gets from checkpoints/<org>/<name>/ onto the device.
+"""Base checkpoints: loads a pretrained model from checkpoints/<org>/<name>/ onto the device.
 
 checkpoints/<org>/<name>/  lit_model.pth, lit_config.json, the tokenizer's files     (scripts/convert_hf_checkpoint.py)
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -23,10 +23,10 @@ from lit_gpt.model import GPT
 
 
 def load_base(fabric: Fabric, checkpoint_dir: Path, quantize: str | None = None) -> tuple[GPT, str]:
-    """The pretrained model on the device and in the precision of `fabric`, and the digest of its weights.
+    """Returns the pretrained model on the device and in the precision of `fabric`, and the digest of its weights.
 
     Args:
-        quantize: key of QUANTIZATIONS, for the linear layers that `quantizable` names; None quantizes nothing.
+        quantize: key of QUANTIZATIONS, applied to the linear layers that `quantizable` names; None quantizes nothing.
 
     Raises:
         UserError: no checkpoint, a damaged one, or one that does not fit its configuration; weights that cannot be
@@ -44,11 +44,14 @@ def build(
     path: Path,
     quantize: str | None = None,
 ) -> tuple[GPT, str]:
-    """As `load_base`, of weights that `get` reads by name.
+    """Returns the model with weights that `get` reads by name, and their digest; `load_base` with its inputs opened.
 
     Args:
-        specs: shapes and dtypes of these weights.
-        path: the file that they are in.
+        specs: shapes and dtypes of the weights, by name.
+        path: the file that holds them, for error messages.
+
+    Raises:
+        UserError: weights that do not fit the configuration or cannot be quantized.
     """
     if quantize is not None:
         require_quantizable(quantize, fabric._precision.precision, fabric.device)
@@ -57,23 +60,23 @@ def build(
     check_fit(specs, model.state_dict(), path)
     with fabric.init_module(empty_init=True):
         like = torch.empty(0)
-        model.rope = Rope(config)  # is computed, not read
+        model.rope = Rope(config)  # its cos and sin are computed, not loaded
     return model, _fill(model, get, like, quantize)
 
 
 def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str | None) -> str:
-    """Read the weights of `model`, which has none so far, layer by layer; returns their digest.
+    """Loads the weights into `model`, which is on the meta device, layer by layer; returns their digest.
 
-    A layer is quantized before the next one is read, so that no more than one is there in full.
+    Each layer is quantized before the next one is read, so that at most one is held unquantized.
 
     Args:
         get: reads a tensor by its name.
-        like: has the device and the dtype of what is not quantized.
+        like: a tensor with the device and the dtype of weights that are not quantized.
     """
     chosen = quantizable(model) if quantize else ()
     tied = "lm_head.weight" if model.config.tie_embeddings else None
     samples: dict[str, str] = {}
-    for path in [path for path, _ in model.named_modules()]:  # names alone: a module in a list would stay
+    for path in [path for path, _ in model.named_modules()]:  # a list of modules would keep replaced layers alive
         module = model.get_submodule(path)
         for leaf in [leaf for leaf, _ in module.named_parameters(recurse=False)]:
             name = f"{path}.{leaf}"
@@ -92,16 +95,26 @@ def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str 
 
 
 def sample(name: str, x: Tensor) -> str:
-    """Name, shape and a few values of a tensor; equal for equal values in any of our dtypes."""
+    """Returns a text of a tensor's name, shape and a few values, the same for equal values in any of our dtypes."""
     flat = x.flatten()
     few = flat[:: max(1, flat.numel() // 16)][:16].to(torch.bfloat16)
     return f"{name} {list(x.shape)} {few.float().tolist()}"
 
 
 def digest(samples: dict[str, str]) -> str:
-    """What tells the weights of one checkpoint from those of another.
+    """Returns a hash that tells the weights of one checkpoint from those of another.
 
     Args:
         samples: `sample` of each tensor, by name.
     """
     return hashlib.sha256("".join(samples[name] for name in sorted(samples)).encode()).hexdigest()[:16]
+
+
+def digest_of(names: Iterable[str], get: Callable[[str], Tensor]) -> str:
+    """Returns the `digest` of tensors that are read one by one.
+
+    Args:
+        names: names of the checkpoint's tensors.
+        get: reads one of them.
+    """
+    return digest({name: sample(name, get(name)) for name in names})

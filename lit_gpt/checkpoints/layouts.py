@@ -1,7 +1,7 @@
-"""Checkpoints in the layouts of Lit-GPT: ours, that of 2023 and today's litgpt, recognised by what is in them.
+"""Checkpoints in the layouts of Lit-GPT: ours, that of 2023 and today's litgpt, recognized by their content.
 
 Lit-GPT 2023 kept queries, keys and values interleaved by group in `attn.attn`; litgpt stacks them in `attn.qkv` as we
-do, and has its configuration in model_config.yaml.
+do, and keeps its configuration in model_config.yaml.
 """
 
 import json
@@ -20,7 +20,7 @@ from lit_gpt.files import Spec, open_state
 from lit_gpt.layers.qkv import stack_qkv
 
 _FOREIGN = ("_norm_class", "norm_class_name")
-"""Keys by which the configurations of the others are told from ours."""
+"""Keys by which the configurations of the other layouts are told from ours."""
 
 SAME = [
     "name",
@@ -46,7 +46,7 @@ SAME = [
     "scale_embeddings",
     "final_logit_softcapping",
 ]
-"""Fields that mean the same in all three."""
+"""Configuration fields that mean the same in all three layouts."""
 RENAMED = {
     "condense_ratio": "rope_condense_ratio",
     "attention_scores_scalar": "query_pre_attn_scalar",
@@ -54,6 +54,7 @@ RENAMED = {
     "sliding_window_size": "sliding_window",
     "rope_local_base_freq": "rope_local_base",
 }
+"""Fields of the other layouts -> ours."""
 _READ = [
     "org",
     "hf_config",
@@ -75,9 +76,9 @@ _READ = [
     "sliding_window_indices",
     "rope_indices",
 ]
-"""Fields that `translated` looks at."""
+"""Fields of other layouts that `translated` converts by hand."""
 _INACTIVE = (None, False, 0, 1.0, [], {})
-"""Values under which a field of litgpt that we do not know changes nothing."""
+"""Values at which a litgpt field that we do not know changes nothing."""
 MLPS = {
     "GptNeoxMLP": {"mlp": "plain", "activation": "gelu"},
     "LLaMAMLP": {"mlp": "gated", "activation": "silu"},
@@ -88,7 +89,7 @@ _NORMS = {"LayerNorm": "layer", "RMSNorm": "rms"}
 
 
 def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[str], Tensor]]:
-    """Configuration, shapes and dtypes, and a function that reads one tensor by our name.
+    """Returns the configuration, the shapes and dtypes by our names, and a function that reads one tensor by our name.
 
     Raises:
         UserError: no checkpoint, a damaged one, or a configuration that we do not compute.
@@ -107,7 +108,11 @@ def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[s
 
 
 def read_config(checkpoint_dir: Path) -> Config:
-    """Raises: UserError if there is none, or one that we do not compute."""
+    """Returns the configuration of a checkpoint in any of the layouts.
+
+    Raises:
+        UserError: the configuration is missing, damaged, or one that we do not compute.
+    """
     path = checkpoint_dir / CONFIG
     if not path.is_file() and (checkpoint_dir / LITGPT_CONFIG).is_file():
         path = checkpoint_dir / LITGPT_CONFIG
@@ -122,10 +127,10 @@ def read_config(checkpoint_dir: Path) -> Config:
 
 
 def translated(theirs: dict[str, Any], path: Path) -> Config:
-    """A configuration of Lit-GPT 2023 or litgpt as ours.
+    """Returns a configuration of Lit-GPT 2023 or litgpt as ours.
 
     Raises:
-        UserError: a field that changes the computation and that we do not know, by name.
+        UserError: a field that changes the computation and that we do not know; the message names it.
     """
     theirs = {"name": path.parent.name, **theirs}
     known = {*SAME, *RENAMED, *_READ}
@@ -145,7 +150,7 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
     if theirs.get("gelu_approximate") == "tanh" and fields["activation"] == "gelu":
         fields["activation"] = "gelu_tanh"
     fields["norm"] = _NORMS[str(norm)]
-    fields["norm_unit_offset"] = fields["norm"] == "rms" and "Gemma" in theirs["name"]  # as they decide it
+    fields["norm_unit_offset"] = fields["norm"] == "rms" and "Gemma" in theirs["name"]  # the rule of Lit-GPT and litgpt
     bias = theirs.get("bias", True)
     fields |= {"qkv_bias": bias or bool(theirs.get("attn_bias")), "proj_bias": bias, "mlp_bias": bias}
     if theirs.get("norm_qk"):
@@ -163,10 +168,10 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
 
 
 def _rotary(adjustments: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Our fields for litgpt's `rope_adjustments`.
+    """Returns our fields for litgpt's `rope_adjustments`.
 
     Raises:
-        UserError: they are YaRN's, where litgpt takes the ramp between the frequencies the other way.
+        UserError: they are YaRN's, where litgpt reverses the ramp between the frequencies.
     """
     if "beta_fast" in adjustments or "beta_slow" in adjustments:
         raise UserError(f"{path}: rope_adjustments={adjustments} is litgpt's YaRN, which is not computed")
@@ -178,7 +183,7 @@ def _rotary(adjustments: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _origin(theirs: dict[str, Any]) -> dict[str, str]:
-    """Where the weights came from, if a family of ours says it: what writing them for others needs."""
+    """Returns the model's architecture and hub repository if a family of ours names them; exports need them."""
     for name in (theirs["name"], (theirs.get("hf_config") or {}).get("name")):
         if name in MODELS:
             return {key: MODELS[name][key] for key in ("architecture", "hf_repo")}

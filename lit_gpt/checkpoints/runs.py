@@ -1,9 +1,10 @@
-"""Finetuned runs: what the folder out/<method>/<name>/ holds, and how a finetuned model gets out of it.
+"""Finetuned runs: what the folder out/<method>/<name>/ holds, and how a finetuned model is loaded from it.
 
-out/<method>/<name>/       what was trained (trained_path), finetuned.json, metrics.csv, loss.png      (finetune/*.py)
-  checkpoints/, best       what a run resumes from, and a link to the best of them
+out/<method>/<name>/       trained weights (trained_path), finetuned.json, metrics.csv, loss.png       (finetune/*.py)
+  checkpoints/, best       checkpoints that a run resumes from, and a link to the best of them
                            (lit_gpt/training/run/checkpoint_store.py)
-  plan.json, report.html, seconds_used.txt      plan and fact, the page, and the time of a run with a deadline
+  plan.json, report.html   the plan with what came of it, and the report
+  seconds_used.txt         time that a run with a deadline has used
 """
 
 import json
@@ -19,7 +20,7 @@ from lightning.fabric import Fabric
 from lit_gpt import __version__
 from lit_gpt.args.folders import RUN, require_run, run_folder
 from lit_gpt.args.formats import require_known, with_format, without_format
-from lit_gpt.checkpoints.base import build, digest, load_base, sample
+from lit_gpt.checkpoints.base import build, digest_of, load_base
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.trained import check_fit, trained_path
 from lit_gpt.errors import UserError
@@ -32,7 +33,7 @@ from lit_gpt.prompts.wording import reworded, say
 
 @dataclass(frozen=True)
 class Run:
-    """What finetuned.json says: all it takes to load what was trained, and where it came from."""
+    """The record of a run in finetuned.json: all it takes to load the trained weights, and where they came from."""
 
     method: str
     """Key of METHODS."""
@@ -41,23 +42,23 @@ class Run:
     base: str
     """Folder of the checkpoint that was finetuned."""
     base_digest: str
-    """`digest` of its weights."""
+    """`digest` of the base checkpoint's weights."""
     data: dict[str, Any]
-    """meta.json of the data that was trained on, and its folder."""
+    """Content of the training data's meta.json, and the data's folder."""
     training: dict[str, Any]
     """Arguments of the training."""
     versions: dict[str, str]
     quantize: str | None = None
-    """Key of QUANTIZATIONS: what the base weights were trained with; None is the precision of the training."""
+    """Key of QUANTIZATIONS: how the base weights were quantized in training; None if they were not."""
 
 
 def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize: str | None = None) -> tuple[GPT, Run]:
-    """The model of `checkpoint_dir` with what the run in `run_dir` trained, whatever its method.
+    """Returns the model of `checkpoint_dir` with the weights that a run trained by any method, and the run's record.
 
     Args:
         run_dir: a run's folder, or the weights file in it.
-        quantize: what base weights to use instead of those that the run was trained with: key of QUANTIZATIONS, or
-            none. The Run that is returned says what is used.
+        quantize: key of QUANTIZATIONS, or `none` for no quantization, in place of the training's choice. The Run that
+            is returned says what is used.
 
     Raises:
         UserError: no run, a damaged one, or one that was trained on another checkpoint.
@@ -67,10 +68,10 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
     path = trained_path(run_dir, run.method)
     if quantize is not None:
         run = replace(run, quantize=None if quantize == "none" else quantize)
-    if run.method == "full":  # has a model of its own, and of the base no more than the name
+    if run.method == "full":  # holds all weights of its own: the base is only checked, not loaded
         specs, get = open_state(path, "the finetune script")
         config, base_specs, get_base = open_lit(checkpoint_dir)
-        require_base(run, run_dir, checkpoint_dir, digest({n: sample(n, get_base(n)) for n in base_specs}))
+        require_base(run, run_dir, checkpoint_dir, digest_of(base_specs, get_base))
         return build(fabric, config, specs=specs, get=get, path=path, quantize=run.quantize)[0], run
     trained = load_state(path, "the finetune script")
     model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
@@ -83,7 +84,11 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
 
 
 def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str) -> None:
-    """Raises: UserError if the run was trained on other weights than those of this digest."""
+    """Checks that the run was trained on weights with this digest.
+
+    Raises:
+        UserError: it was trained on others.
+    """
     if base_digest != run.base_digest:
         raise UserError(
             f"{run_dir} was trained on other weights than those of {checkpoint_dir}; "
@@ -92,10 +97,10 @@ def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str
 
 
 def read_run(run_dir: Path) -> Run:
-    """What a run says of itself; a note on stderr says if its prompt style writes other texts now.
+    """Returns the record of a run; prints a note on stderr if its prompt style is worded differently now.
 
     Raises:
-        UserError: the folder has no whole record of a run.
+        UserError: the record is missing, damaged, or names something that we do not know.
     """
     require_run(run_dir)
     path = run_dir / RUN
@@ -117,17 +122,17 @@ def read_run(run_dir: Path) -> Run:
 
 
 def save_run(run: Run, out_dir: Path) -> None:
-    """Write finetuned.json."""
+    """Writes the record of a run to finetuned.json."""
     write_text(out_dir / RUN, run_text(run))
 
 
 def run_text(run: Run) -> str:
-    """What finetuned.json says of a run."""
+    """Returns the text of finetuned.json for the record of a run."""
     return json.dumps(with_format(RUN, asdict(run)), indent=2, default=str) + "\n"
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of this toolkit, Python and the packages that decide results, as far as they are there."""
+    """Returns the versions of this toolkit, Python and the installed packages that affect results."""
     found = {"lit_gpt": __version__, "python": platform.python_version()}
     for package in ("torch", "lightning", "tokenizers", "sentencepiece", "bitsandbytes"):
         with suppress(PackageNotFoundError):

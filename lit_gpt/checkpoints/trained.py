@@ -11,22 +11,26 @@ from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
 
 CHECKPOINTS, BEST = "checkpoints", "best"
-"""In a run's folder: the folder of the checkpoints that it resumes from, and the link to the best of them."""
+"""Names in a run's folder: the folder of the checkpoints it resumes from, and the link to the best of them."""
 
 
 def trained_path(run_dir: Path, method: str) -> Path:
-    """Where a run of this method keeps its weights: as Lit-GPT calls the files."""
+    """Returns the file in which a run of this method keeps its weights, named as in Lit-GPT."""
     kind = {"adapter_v2": "_adapter", "full": ""}.get(method, f"_{method}")
     return run_dir / f"lit_model{kind}_finetuned.pth"
 
 
 def save_trained(model: GPT, path: Path) -> None:
-    """Save the parameters of `model` that require a gradient, and no others."""
+    """Saves the parameters of `model` that require a gradient, and no others."""
     save_state(trained_parameters(model), path)
 
 
 def check_fit(found: Mapping[str, Tensor | Spec], wanted: Mapping[str, Tensor], path: Path) -> None:
-    """Raises: UserError unless both have the same names with the same shapes."""
+    """Checks that both have the same tensor names with the same shapes.
+
+    Raises:
+        UserError: they differ; the message names the first tensor.
+    """
     for name in sorted(found.keys() ^ wanted.keys())[:1]:
         raise UserError(f"{path} {'lacks' if name in wanted else 'has an unexpected'} {name}; it is of another model")
     for name, x in found.items():

@@ -1,4 +1,4 @@
-"""The flags of a function: its parameters, and the fields of those that are dataclasses."""
+"""The flags of a function: its parameters, and the fields of those parameters that are dataclasses."""
 
 import inspect
 import re
@@ -10,26 +10,26 @@ from typing import Any, get_type_hints
 ALIASES = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay", "rank": "lora_r", "alpha": "lora_alpha"}
 ALIASES |= {"num_epochs": "epochs", "num_train_epochs": "epochs", "tasks": "eval_tasks"}
 ALIASES |= {"system_instruction": "system"}
-"""Usual name of a flag -> ours, in scripts that have that one."""
+"""Aliases: the usual name of a flag -> our name, in scripts that have the flag."""
 _OWN = ("config", "print_config", "help")
-"""Flags of every script."""
+"""Flags that every script has."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag of a script."""
+    """A flag of a script."""
 
     name: str
     kind: Any
-    """Its annotation."""
+    """The annotation of its type."""
     default: Any
-    """MISSING where it has to be given."""
+    """The default value; MISSING if the flag must be given."""
     parameter: str
-    """Of the function: the flag itself, or the dataclass that it is a field of."""
+    """The parameter of `main` that it sets: the flag itself, or the dataclass that it is a field of."""
 
 
 def flags_of(main: Callable[..., None]) -> dict[str, Flag]:
-    """Every flag of `main` by its name, in the order of the signature."""
+    """Returns every flag of `main` by its name, in the order of the signature."""
     hints, flags = get_type_hints(main), []
     for name, parameter in inspect.signature(main).parameters.items():
         given = MISSING if parameter.default is inspect.Parameter.empty else parameter.default
@@ -44,7 +44,7 @@ def flags_of(main: Callable[..., None]) -> dict[str, Flag]:
 
 
 def arguments_of(main: Callable[..., None], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for `main` that these values of all its flags make.
+    """Returns the arguments for `main` that the values of all its flags make.
 
     Raises:
         UserError: values that contradict each other (from the dataclasses' own checks).
@@ -57,7 +57,7 @@ def arguments_of(main: Callable[..., None], values: Mapping[str, Any]) -> dict[s
 
 
 def find(word: str, flags: Mapping[str, Flag]) -> str | None:
-    """The flag that a word without its dashes means, also by a usual name or with dashes in it; None if none does."""
+    """Returns the flag that a word without leading dashes means, an alias or one with dashes included; None if none."""
     name = word.replace("-", "_")
     if name in flags or name in _OWN:
         return name
@@ -65,7 +65,7 @@ def find(word: str, flags: Mapping[str, Flag]) -> str | None:
 
 
 def nearest(word: str, flags: Mapping[str, Flag]) -> list[str]:
-    """Flags that a misspelt word may mean, the nearest first."""
+    """Returns the flags that a misspelled word may mean, the nearest first."""
     name = word.replace("-", "_").lower()
     known = [*flags, *_OWN, *(alias for alias, flag in ALIASES.items() if flag in flags)]
     close = get_close_matches(name, known, n=3, cutoff=0.7)
@@ -74,7 +74,7 @@ def nearest(word: str, flags: Mapping[str, Flag]) -> list[str]:
 
 
 def meaning(main: Callable[..., None], flag: Flag) -> str:
-    """What the docstring of `main` or of the dataclass says of a flag, to its first semicolon; empty if nothing."""
+    """Returns what the docstring of `main` or of the dataclass says of a flag, up to its first semicolon."""
     kind = get_type_hints(main)[flag.parameter]
     if isinstance(kind, type) and is_dataclass(kind):
         found = re.search(rf"^    {flag.name}: .*\n    \"\"\"([^;.\"]+)", inspect.getsource(kind), re.MULTILINE)

@@ -12,17 +12,17 @@ from lit_gpt.cli.flags import ALIASES, Flag, flags_of
 from lit_gpt.errors import CommandLineError
 
 _PRINTED = ("", "skip_default", "skip_null")
-"""Values of --print_config."""
+"""The values that --print_config takes."""
 _CONFIG = "YAML file with values for the flags below"
 _PRINT = "print the flags with their values as such a file, and stop; =skip_default leaves out what is as it would be"
 
 
 def help_of(main: Callable[..., None]) -> str:
-    """What --help prints: the script's docstring and each flag with its meaning, type and default."""
-    from jsonargparse import ArgumentParser, set_parsing_settings  # only here: it takes as long as all of a start
+    """Returns what --help prints: the script's docstring, and each flag with its meaning, type and default."""
+    from jsonargparse import ArgumentParser, set_parsing_settings  # only here: it takes as long as the rest of a start
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the text under a dataclass field is its help
-    parser = ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)), epilog=_short_ways(main))
+    parser = ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)), epilog=_short_forms(main))
     parser.add_argument("--config", help=_CONFIG)
     parser.add_argument("--print_config", metavar="[=skip_default]", help=_PRINT)
     parameters = inspect.signature(main).parameters
@@ -34,26 +34,26 @@ def help_of(main: Callable[..., None]) -> str:
     return parser.format_help()
 
 
-def _short_ways(main: Callable[..., None]) -> str:
-    """The usual names that are understood, as far as the script has what they stand for."""
+def _short_forms(main: Callable[..., None]) -> str:
+    """Returns the note on the short forms that are understood, limited to the flags that the script has."""
     flags = flags_of(main)
     names = [f"--{alias} is --{flag}" for alias, flag in ALIASES.items() if flag in flags]
     values = {"quantize": "nf4 and fp4 are bnb.nf4 and bnb.fp4", "precision": "bf16, 16 and 32 are *-true"}
     values |= {"dtype": "bf16, fp16 and fp32 are understood, too"}
-    message = [f"--{flag}: {text}" for flag, text in values.items() if flag in flags]
+    short_values = [f"--{flag}: {text}" for flag, text in values.items() if flag in flags]
     lists = "Lists are written a,b or [a, b]"
-    return "; ".join([lists, *names, *message]) + ". LIT_GPT_TRACEBACK=1 shows where an error comes from."
+    return "; ".join([lists, *names, *short_values]) + ". LIT_GPT_TRACEBACK=1 shows where an error comes from."
 
 
 def config_text(flags: Mapping[str, Flag], values: Mapping[str, Any], how: str = "") -> str:
-    """The flags with their values as YAML that --config takes.
+    """Returns the flags with their values as YAML that --config takes.
 
     Args:
-        values: those that were given; the others have their defaults, and those without one are left out.
-        how: one of PRINTED.
+        values: values of the flags that were given; the others have their defaults, or are left out if they have none.
+        how: one of _PRINTED.
 
     Raises:
-        CommandLineError: it is none of these.
+        CommandLineError: `how` is none of them.
     """
     if how not in _PRINTED:
         raise CommandLineError(f"--print_config={how} is none of --print_config, {', '.join(_PRINTED[1:])}")
@@ -67,7 +67,7 @@ def config_text(flags: Mapping[str, Flag], values: Mapping[str, Any], how: str =
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML has it."""
+    """Returns a value as plain lists, dictionaries and scalars that YAML can write."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Sees that the paths among a script's flags are there, and are what they should be, before anything is imported."""
+"""Checks that the paths among a script's flags exist and are of the right kind, before anything heavy is imported."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -9,9 +9,9 @@ from lit_gpt.cli.flags import flags_of
 from lit_gpt.errors import UserError
 
 _READ = ("data_file", "validation_file", "csv_path", "best_task_path", "task_path")
-"""Flags that name a file to be read, or a folder where there are several."""
+"""Flags that name a file to be read."""
 _FOLDERS = ("task_path", "best_task_path")
-"""Those of _READ that may be a folder."""
+"""Flags of _READ that may also name a folder."""
 _READ_MANY = ("task_data", "best_task_data", "sources")
 """Flags that name a file or folder, or several by name."""
 _MADE = ("out_dir", "destination_path", "output_dir")
@@ -23,15 +23,15 @@ _WRITTEN = ("save_filepath",)
 def check_paths(
     main: Callable[..., None], values: Mapping[str, Any], unchecked: Collection[str] = (), method: str | None = None
 ) -> None:
-    """See that what a script will read is there.
+    """Checks that the files and folders which a script will read exist, and that it can write where it will.
 
     Args:
-        values: of all flags.
-        unchecked: flags to leave alone.
-        method: whose run is meant where --finetuned_path is not given.
+        values: values of all flags.
+        unchecked: flags whose values are not checked.
+        method: the method whose default run is required if --finetuned_path is not given.
 
     Raises:
-        UserError: a path that is not there or is something else; which one may be meant.
+        UserError: a path that does not exist or is of another kind; the message suggests a similar one.
     """
     given = {name: value for name, value in values.items() if value is not None and name not in unchecked}
     flags = flags_of(main)
@@ -48,7 +48,7 @@ def check_paths(
 
 
 def _checks(given: Mapping[str, Any], takes_runs: bool) -> dict[str, Callable[[Any], None]]:
-    """Flag -> what sees to its value."""
+    """Returns the check of each flag's value, by flag."""
     checks: dict[str, Callable[[Any], None]] = {}
     if not given.get("dry_run"):  # a plan needs no weights
         checks["checkpoint_dir"] = lambda path: folders.require_checkpoint(path, takes_runs)
@@ -71,7 +71,7 @@ def _check_new_run(out_dir: Path) -> None:
 
 
 def _check_many(name: str, value: Any) -> None:
-    """A path, or names with paths, or with names and paths of their own."""
+    """Checks a path, or a mapping of names to paths, which may be nested."""
     for part in value.values() if isinstance(value, Mapping) else ():
         _check_many(name, part)
     if not isinstance(value, Mapping):
@@ -79,7 +79,7 @@ def _check_many(name: str, value: Any) -> None:
 
 
 def _check_rows(name: str) -> None:
-    """--json_path may also be an address or the name of a data set; what has the end of a file's name is a file."""
+    """Checks --json_path if it looks like a file; it may also be a URL or the name of a data set."""
     path = Path(name)
     if "://" not in name and path.suffix in folders.ROWS and not path.exists():
         folders.require_there("json_path", path)

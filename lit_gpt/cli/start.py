@@ -1,4 +1,4 @@
-"""Runs a script's `main` with what was typed; what the user can mend ends as one line on stderr."""
+"""Runs a script's `main` with the command line's arguments; mistakes of the user end as one line on stderr."""
 
 import os
 import sys
@@ -15,22 +15,22 @@ from lit_gpt.cli.words import Asked, read
 from lit_gpt.errors import CommandLineError, UserError
 
 _TRACEBACK = "LIT_GPT_TRACEBACK"
-"""Environment variable: anything but 0 shows where an error comes from, above its line."""
+"""Environment variable that prints the traceback of an error above its line, unless it is 0 or empty."""
 
 
 def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str | None = None) -> None:
-    """Call `main` with arguments from the command line.
+    """Calls `main` with the arguments of the command line.
 
-    Parameters annotated with a dataclass become one flag a field, without a prefix: `train: TrainArgs` gives
-    `--learning_rate`. Mistakes of the user end as one line on stderr and exit code 1 (2 for the command line itself);
-    paths that are not there are among them, before `main` imports anything.
+    A parameter annotated with a dataclass becomes one flag per field, without a prefix: `train: TrainArgs` gives
+    `--learning_rate`. Mistakes of the user end as one line on stderr and exit code 1 (2 for the command line itself).
+    Paths are checked first, before `main` imports anything heavy.
 
     Args:
-        unchecked: flags that are paths by name, which need not be there.
-        method: whose run is meant where --finetuned_path is not given.
+        unchecked: flags that look like paths to read but need not exist.
+        method: the method whose default run is required if --finetuned_path is not given.
     """
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is written
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each line at once
     try:
         asked = read(sys.argv[1:], flags_of(main))
         if asked.help:
@@ -52,27 +52,31 @@ def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str 
 
 
 def parse(main: Callable[..., None], argv: list[str]) -> dict[str, Any]:
-    """The keyword arguments for `main` that `argv` stands for.
+    """Returns the keyword arguments for `main` that the words `argv` stand for.
 
     Raises:
-        CommandLineError: unknown flag, missing flag, or a value of another type.
+        CommandLineError: an unknown flag, a missing flag, or a value of another type.
         UserError: values that contradict each other (from the dataclasses' own checks).
     """
     return arguments_of(main, _all_values(main, read(argv, flags_of(main))))
 
 
 def _all_values(main: Callable[..., None], asked: Asked) -> dict[str, Any]:
-    """A value for every flag of `main`. Raises: CommandLineError if one without a default was not given."""
+    """Returns a value for every flag of `main`.
+
+    Raises:
+        CommandLineError: a flag without a default was not given.
+    """
     flags = flags_of(main)
     missing = [flag for flag in flags.values() if flag.default is MISSING and flag.name not in asked.values]
     if missing:
-        note = [f"--{flag.name} ({meaning(main, flag) or 'see --help'})" for flag in missing]
-        raise CommandLineError(f"missing {' and '.join(note)}")
+        named = [f"--{flag.name} ({meaning(main, flag) or 'see --help'})" for flag in missing]
+        raise CommandLineError(f"missing {' and '.join(named)}")
     return {name: asked.values.get(name, flag.default) for name, flag in flags.items()}
 
 
 def _outcome(error: BaseException, flags: list[str]) -> tuple[int, str | None]:
-    """Exit code and the line that says what went wrong; None for a bug of ours, and empty where nobody reads."""
+    """Returns the exit code and the error line: None for a bug of ours, empty if nobody reads the output any more."""
     if isinstance(error, UserError):
         return (2 if isinstance(error, CommandLineError) else 1), str(error)
     if isinstance(error, KeyboardInterrupt):
@@ -82,17 +86,17 @@ def _outcome(error: BaseException, flags: list[str]) -> tuple[int, str | None]:
     if isinstance(error, OSError) and (error.filename is not None or error.strerror is not None):
         where = f": {error.filename}" if error.filename else ""
         return 1, f"{error.strerror or error}{where} ({_TRACEBACK}=1 shows what wanted it)"
-    if isinstance(error, ModuleNotFoundError) and error.name == "triton":  # which torch has under Linux only
+    if isinstance(error, ModuleNotFoundError) and error.name == "triton":  # torch ships Triton on Linux only
         return 1, "torch has no Triton here, which compiles for the GPU; pass --compile false"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc_cpu" in str(error)):
         return 1, f"this machine has too little memory; {_for_less_memory(flags)}"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's own; its import would cost `--help` seconds
+    if type(error).__name__ == "OutOfMemoryError":  # by name: importing torch here would make `--help` slow
         return 1, f"the GPU has too little memory ({str(error).split('. ')[0]}); {_for_less_memory(flags)}"
     return 1, None
 
 
 def _for_less_memory(flags: list[str]) -> str:
-    """What to try, of what the script has."""
+    """Returns advice on how to use less memory, limited to the flags that the script has."""
     ways = {
         "recompute": "--recompute all",
         "micro_batch_tokens": "--micro_batch_tokens 1024",
@@ -105,7 +109,7 @@ def _for_less_memory(flags: list[str]) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    """Print one line to stderr, if there is something to say, and exit."""
+    """Prints one line on stderr, if there is something to say, and exits."""
     if message:
         print("error: " + message.replace("\n", " "), file=sys.stderr)
     else:

@@ -1,7 +1,7 @@
-"""Text -> a value of the type that a flag is annotated with, or a sentence that says what would be one.
+"""Converts text to a value of a flag's annotated type, or says in a sentence what a value would look like.
 
-Flags and config files take the same road: what YAML holds stays text until the annotation says what it is to be. So
-`max_time: 24:00:00` is no number in base 60, `precision: 16` no integer, and `1e-5` is a number everywhere.
+Flags and config files are converted alike: YAML scalars stay text until the annotation says what they are. So
+`max_time: 24:00:00` is not a number in base 60, `precision: 16` is not an integer, and `1e-5` is a number everywhere.
 """
 
 import math
@@ -18,7 +18,7 @@ _ALIASES |= {"int8-training": "bnb.int8-training"}
 _ALIASES |= dict.fromkeys(("bf16", "bfloat16"), "bf16-true")
 _ALIASES |= dict.fromkeys(("16", "fp16", "float16", "half"), "16-true")
 _ALIASES |= dict.fromkeys(("32", "fp32", "float32"), "32-true")
-"""Usual name of a value -> ours, where a flag has that one among its choices."""
+"""Aliases: the usual name of a value -> our name, where the flag has that among its choices."""
 _DTYPES = {
     "bf16": "bfloat16",
     "16": "float16",
@@ -27,19 +27,19 @@ _DTYPES = {
     "32": "float32",
     "fp32": "float32",
 }
-"""As _ALIASES, of dtypes."""
+"""Aliases of dtypes, used like _ALIASES."""
 _WORDS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS = ("null", "~")
 _LONGEST = 80
-"""Characters of a wrong value that are shown."""
+"""Number of characters of a wrong value that an error message shows."""
 
 
 class Unfit(ValueError):
-    """A value that is none of its flag's. The message is what is wrong with it, if more than its type."""
+    """An error for a value that does not fit its flag. The message says why, if there is more to say than the type."""
 
 
 class Loader(yaml.BaseLoader):
-    """YAML whose scalars stay text; an empty one, null and ~ without quotes are None."""
+    """A YAML loader that keeps scalars as text; an empty one, null and ~ without quotes are None."""
 
 
 def _scalar(loader: Loader, node: yaml.ScalarNode) -> str | None:
@@ -47,18 +47,18 @@ def _scalar(loader: Loader, node: yaml.ScalarNode) -> str | None:
 
 
 Loader.add_constructor("tag:yaml.org,2002:str", _scalar)
-for _tag in ("null", "bool", "int", "float", "timestamp"):  # where a file says so itself: !!float 1
+for _tag in ("null", "bool", "int", "float", "timestamp"):  # explicit tags, as in `!!float 1`
     Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _scalar)
 
 
 def convert(kind: Any, raw: Any) -> Any:
-    """`raw` as a value of the annotation `kind`.
+    """Returns `raw` as a value of the annotation `kind`.
 
     Args:
-        raw: text, None, or lists and dictionaries of such.
+        raw: text, None, or lists and dictionaries of these.
 
     Raises:
-        Unfit: it is none.
+        Unfit: `raw` is not such a value.
     """
     if kind is Any:
         return _meant(raw)
@@ -80,7 +80,7 @@ def convert(kind: Any, raw: Any) -> Any:
 
 
 def allowed(kind: Any) -> str:
-    """What a value of this annotation is, for a sentence that begins with "must be"."""
+    """Returns what a value of this annotation is, to complete a sentence that begins with "must be"."""
     kinds = [k for k in _alternatives(kind) if k is not type(None)]
     choices = [str(choice) for k in kinds if get_origin(k) is Literal for choice in get_args(k)]
     if choices:
@@ -92,25 +92,25 @@ def allowed(kind: Any) -> str:
 
 
 def is_list(kind: Any) -> bool:
-    """Whether the annotation takes a list."""
+    """Returns whether the annotation takes a list."""
     return any(get_origin(k) in (tuple, list) for k in _alternatives(kind))
 
 
 def shown(raw: Any) -> str:
-    """A wrong value as the message quotes it."""
+    """Returns a wrong value as an error message quotes it."""
     text = repr(raw) if isinstance(raw, str) else "nothing" if raw is None else str(raw)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """The types of a union; the one of anything else."""
+    """Returns the types of a union; any other annotation is its only alternative."""
     if get_origin(kind) in (Union, types.UnionType):
         return tuple(k for part in get_args(kind) for k in _alternatives(part))
     return (kind,)
 
 
 def _rank(kind: Any) -> int:
-    """Which alternative of a union is tried first: what takes any text comes last."""
+    """Returns the order in which alternatives of a union are tried: those that take any text come last."""
     return list(_READERS).index(get_origin(kind) or kind)
 
 
@@ -121,7 +121,7 @@ def _null(kinds: tuple[Any, ...]) -> None:
 
 
 def _choice(choices: list[str], raw: Any, optional: bool) -> str | None:
-    """One of `choices`, by its own or a usual name, however it is capitalised."""
+    """Returns one of `choices`, given by its own name or an alias, in any case."""
     if not isinstance(raw, str):
         raise Unfit
     text = raw.strip()
@@ -153,12 +153,12 @@ def _number(kind: Any, raw: Any) -> float:
 
 
 def _whole(kind: Any, raw: Any) -> int:
-    """Also such as 5e4."""
+    """Returns an integer, which may be written as 5e4."""
     value = _number(kind, raw)
     if not value.is_integer():
         raise Unfit
     try:
-        return int(raw)  # all digits of it, where there are more than a float has
+        return int(raw)  # keeps the digits of integers that a float would round
     except ValueError:
         return int(value)
 
@@ -178,7 +178,7 @@ def _text(kind: Any, raw: Any) -> str:
 
 
 def _list(kind: Any, raw: Any) -> tuple[Any, ...]:
-    """`a,b` as well as `[a, b]` and YAML's lines that begin with a dash."""
+    """Returns a list written as `a,b`, as `[a, b]`, or as YAML lines that begin with a dash."""
     if isinstance(raw, str):
         if raw.lstrip().startswith("{"):
             raise Unfit
@@ -204,7 +204,7 @@ def _dict(kind: Any, raw: Any) -> dict[str, Any]:
 
 
 def _meant(raw: Any) -> Any:
-    """What a person means where any value will do: null, true and false, a number, else the text."""
+    """Returns the obvious reading of a value for a flag that takes any: null, true or false, a number, or text."""
     if isinstance(raw, dict):
         return {key: _meant(value) for key, value in raw.items()}
     if isinstance(raw, list):
@@ -218,7 +218,7 @@ def _meant(raw: Any) -> Any:
 
 
 def _part(kind: Any, raw: Any, where: str) -> Any:
-    """One value of a list or a dictionary."""
+    """Returns one value of a list or a dictionary."""
     try:
         return convert(kind, raw)
     except Unfit as e:
@@ -226,7 +226,7 @@ def _part(kind: Any, raw: Any, where: str) -> Any:
 
 
 def _loaded(text: str) -> Any:
-    """A list or dictionary that is written as YAML."""
+    """Returns a list or dictionary that is written as YAML."""
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError:
@@ -239,7 +239,7 @@ def _loaded(text: str) -> Any:
 
 
 _READERS = {bool: _bool, int: _whole, float: _number, list: _list, tuple: _list, dict: _dict, Path: _path, str: _text}
-"""Type -> what reads it, in the order in which the types of a union are tried."""
+"""Function that reads each type, in the order in which the types of a union are tried."""
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", Path: "a path", str: "a text"}
 _NAMES |= dict.fromkeys((list, tuple), "a list such as a,b") | {dict: 'names with values such as "{a: x, b: y}"'}
-"""Type -> how it is called."""
+"""Name of each type in error messages."""

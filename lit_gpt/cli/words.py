@@ -1,4 +1,4 @@
-"""What was typed, and what stands in config files, as values of flags; each mistake is one sentence."""
+"""Reads the words of a command line and the entries of config files as values of flags; a mistake is one sentence."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,20 +15,20 @@ from lit_gpt.errors import CommandLineError
 
 @dataclass
 class Asked:
-    """What a command line asks for."""
+    """The request of a command line: values of flags, or to print the help or the config."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    """By flag, of those that were given; of a flag that was given twice, the last one."""
+    """Values of the flags that were given, by flag; the last one if a flag was given twice."""
     help: bool = False
     print_config: str | None = None
-    """How to print the values in the place of running: all of them (empty), skip_default or skip_null."""
+    """The value of --print_config, which replaces running: all values (empty), skip_default or skip_null."""
 
 
 def read(argv: list[str], flags: Mapping[str, Flag]) -> Asked:
-    """The values of flags that `argv` stands for; those of a config file where its --config stands.
+    """Returns what `argv` asks for; a config file counts where its --config stands, so later flags override it.
 
     Raises:
-        CommandLineError: no such flag, no such file, or a value that is none.
+        CommandLineError: an unknown flag, a missing config file, or a value of another type.
     """
     asked = Asked()
     for word, value in _pairs(argv, flags):
@@ -49,10 +49,10 @@ def read(argv: list[str], flags: Mapping[str, Flag]) -> Asked:
 
 
 def _pairs(argv: list[str], flags: Mapping[str, Flag]) -> Iterator[tuple[str, str | None]]:
-    """(flag without dashes, value) of each flag in turn.
+    """Yields (flag without dashes, value) for each flag in turn.
 
     Raises:
-        CommandLineError: a word that belongs to none.
+        CommandLineError: a word that belongs to no flag.
     """
     words, last = list(argv), None
     while words:
@@ -68,12 +68,12 @@ def _pairs(argv: list[str], flags: Mapping[str, Flag]) -> Iterator[tuple[str, st
 
 
 def _is_flag(word: str) -> bool:
-    """Whether a word is the next flag and no text that begins with dashes."""
+    """Returns whether a word is a flag, rather than text that begins with dashes."""
     return word.startswith("--") and " " not in word
 
 
 def _stray(word: str, last: str | None, flags: Mapping[str, Flag]) -> str:
-    """What to say of a word that is neither a flag nor a flag's value."""
+    """Returns the error message for a word that is neither a flag nor a flag's value."""
     if word.startswith("-"):
         return f"unknown flag {word}; {_hint(word.lstrip('-'), flags)}"
     if last is not None and last in flags and is_list(flags[last].kind):
@@ -93,7 +93,11 @@ def _hint(word: str, flags: Mapping[str, Flag], dashes: str = "--") -> str:
 
 
 def _value(flag: Flag, raw: Any, where: str) -> Any:
-    """Raises: CommandLineError if `raw` is no value of the flag."""
+    """Returns `raw` as a value of the flag.
+
+    Raises:
+        CommandLineError: `raw` is not one.
+    """
     try:
         return convert(flag.kind, raw)
     except Unfit as e:
@@ -102,10 +106,10 @@ def _value(flag: Flag, raw: Any, where: str) -> Any:
 
 
 def _read_config(name: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """The values in a config file.
+    """Returns the values of flags in a config file.
 
     Raises:
-        CommandLineError: no file, no YAML, a key that is no flag, or a value that is none; with its line.
+        CommandLineError: no such file, no YAML, an unknown key or a value of another type, with its line.
     """
     values: dict[str, Any] = {}
     for key, raw, line in _entries(Path(name).expanduser()):
@@ -122,7 +126,11 @@ def _read_config(name: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
 
 
 def _entries(path: Path) -> list[tuple[str, Any, int]]:
-    """(key, value, line) of each entry of a YAML file."""
+    """Returns (key, value, line) of each entry of a YAML file.
+
+    Raises:
+        CommandLineError: the file is missing, unreadable, or not YAML with one flag a line.
+    """
     try:
         loader = Loader(path.read_text(encoding="utf-8-sig"))
         node = loader.get_single_node()

@@ -1,4 +1,4 @@
-"""A conversation that lm-eval asks, as the text that the model continues, in a prompt style."""
+"""Renders a conversation that lm-eval asks, in a prompt style, as the text that the model continues."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,21 +9,21 @@ from lit_gpt.prompts import ChatTemplate, Style, Turn
 from lit_gpt.tokenizer import Tokenizer
 
 _MARK = "\ue000\ue001 "
-"""Put behind an answer that is to be continued: where it comes out of a template, the answer ends. The space at its end
-tells whether the template cuts off spaces."""
+"""Text appended to an answer that the model continues: where a template shows it, the answer so far ends. The space at
+its end tells whether the template strips spaces."""
 
 
 def conversation_text(
     style: Style | ChatTemplate, tokenizer: Tokenizer, history: Sequence[dict[str, Any]], ask: bool
 ) -> str:
-    """The text of the turns, up to where the model goes on.
+    """Returns the text of the turns, up to where the model continues.
 
-    In a chat template it is that of transformers' `apply_chat_template`, to the byte. Between turns of the other styles
+    With a chat template it equals transformers' `apply_chat_template`, byte for byte. Between turns of the other styles
     stands the token that ends an answer in training.
 
     Args:
         history: turns with their role and content.
-        ask: the model begins an answer; otherwise it goes on with the last turn.
+        ask: whether the model begins an answer; otherwise it continues the last turn.
 
     Raises:
         UserError: the style refuses the turns.
@@ -35,19 +35,27 @@ def conversation_text(
 
 
 def _styled(style: Style, tokenizer: Tokenizer, turns: Sequence[Turn]) -> str:
-    """Ends with the space that a style leaves to the answer, or with the beginning of one."""
+    """Returns the text in a built-in style; it ends with the answer begun so far, or with the style's `lead`.
+
+    Raises:
+        UserError: the style refuses the turns.
+    """
     if turns[-1].role == "assistant":
         return _styled(style, tokenizer, turns[:-1]) + turns[-1].text
     # a style puts its own line breaks after a system text, and lm-eval's descriptions end with some
     stripped = [replace(t, text=t.text.strip()) if t.role == "system" else t for t in turns]
     *before, last = style.exchanges(stripped)
     eos = tokenizer.id_to_token(tokenizer.eos_id) or ""
-    told = "".join(e.prompt + (e.answer or "") + (eos if e.end is None else e.end) for e in before)
-    return told + last.prompt + style.lead
+    earlier = "".join(e.prompt + (e.answer or "") + (eos if e.end is None else e.end) for e in before)
+    return earlier + last.prompt + style.lead
 
 
 def _continued(template: ChatTemplate, turns: Sequence[Turn]) -> str:
-    """Up to the end of what the last turn says, as transformers' `continue_final_message` has it. Raises: UserError."""
+    """Returns the text up to the end of what the last turn says, like transformers' `continue_final_message`.
+
+    Raises:
+        UserError: the template refuses the turns, or does not show the beginning of an answer.
+    """
     last = replace(turns[-1], text=turns[-1].text + _MARK)
     text = template.render([*turns[:-1], last], ask=False)
     at = text.rfind(_MARK.strip())

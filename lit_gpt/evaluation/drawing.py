@@ -1,22 +1,22 @@
-"""How a task wants a text to be drawn from the model, and where the text ends."""
+"""A task's settings for generation: how the text is sampled, and where it ends."""
 
 from typing import Any
 
 from lit_gpt.errors import UserError
 
 _WITHOUT_EFFECT = {"top_p": 1, "num_beams": 1, "repetition_penalty": 1, "num_return_sequences": 1}
-"""Settings of tasks that we do not have, and the value at which they change nothing."""
+"""Settings of tasks that this toolkit lacks, with the value at which they change nothing."""
 
 
 def generation_settings(given: dict[str, Any], default: int, room: int) -> dict[str, Any]:
-    """Keyword arguments of `LitLM.complete` for the `generation_kwargs` of a task.
+    """Returns the keyword arguments of `LitLM.complete` for a task's `generation_kwargs`.
 
     Args:
-        default: new tokens of a task that does not say how many.
-        room: tokens of the model, the question's included.
+        default: number of new tokens for a task that does not say.
+        room: number of tokens that fit the model, those of the question included.
 
     Raises:
-        UserError: a way of sampling that we do not have, or more tokens than fit.
+        UserError: the task asks for a kind of sampling that we do not have, or for more tokens than fit.
     """
     from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -43,5 +43,5 @@ def generation_settings(given: dict[str, Any], default: int, room: int) -> dict[
 
 
 def cut(text: str, until: list[str]) -> str:
-    """`text` up to its first stop string."""
+    """Returns `text` up to its first stop string."""
     return text[: min((at for s in until if (at := text.find(s)) >= 0), default=None)]

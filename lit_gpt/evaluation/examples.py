@@ -1,4 +1,4 @@
-"""The solved examples before a question: whether there are enough, and where they are from."""
+"""The solved examples (few-shot examples) before a question: whether there are enough, and where they come from."""
 
 import json
 from collections import Counter
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 def check_examples(task: "ConfigurableTask", num_fewshot: int | None, source: Examples | None) -> None:
-    """See whether there are as many solved examples as are to be shown before each question.
+    """Checks that there are enough solved examples for those to be shown before each question.
 
     Args:
-        num_fewshot: as asked for; None is the task's own number.
-        source: where they come from, if it is a local file.
+        num_fewshot: number of examples asked for; None stands for the task's own number.
+        source: origin of the examples if it is a local file, otherwise None.
 
     Raises:
-        UserError: there are fewer.
+        UserError: there are fewer examples.
     """
     wanted = n_shots(task.config.num_fewshot, num_fewshot)
     pool = getattr(getattr(task, "sampler", None), "df", None)
     if not wanted or pool is None:
         return
-    # lm-eval's own condition for leaving the question out
+    # lm-eval keeps a question out of its own examples under this condition only
     left_out = _most_copies(task, pool) if task.fewshot_cfg.split == task.config.test_split else 0
     room = max(0, len(pool) - left_out)
     if wanted <= room:
@@ -42,22 +42,25 @@ def check_examples(task: "ConfigurableTask", num_fewshot: int | None, source: Ex
 
 
 def _most_copies(task: "ConfigurableTask", pool: list) -> int:
-    """How often, at most, a question is among its own examples; at least once, since lm-eval draws one more."""
+    """Returns how often, at most, a question is among its own examples.
+
+    It is at least 1, because lm-eval draws one more example than it shows.
+    """
     copies = Counter(json.dumps(row, sort_keys=True, default=str) for row in pool)
     asked = (json.dumps(row, sort_keys=True, default=str) for row in task.eval_docs)
     return max(1, max((copies[row] for row in asked), default=1))
 
 
 def _way(task: str, source: Examples) -> str:
-    """The flag that gives examples a file of their own."""
+    """Returns the flag that gives the examples a file of their own."""
     return f'--task_data "{{{task}: {{{source.split}: {source.file}, {source.own}: FILE}}}}"'
 
 
 def say_where_from(sources: Mapping[str, Examples]) -> list[str]:
-    """Sentences on where the solved examples of local data come from, one for each way that they do.
+    """Returns sentences on where the solved examples of local data come from, one for each kind of origin.
 
     Args:
-        sources: by task.
+        sources: origin of the examples, by task.
     """
     sentences = []
     for apart in (True, False):

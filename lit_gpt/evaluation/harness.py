@@ -2,7 +2,7 @@
 
 Scores equal those of lm-eval's own `hf` model on the same weights, question by question: tokens, truncation and
 windows follow lm_eval/models/huggingface.py. Unlike there, the softmax is always taken in fp32, the output projection
-only where there is something to score, and a question is read once for all of its answers.
+is computed only for scored positions, and a question is read once for all of its answers.
 """
 
 import json
@@ -31,18 +31,18 @@ except ModuleNotFoundError as e:
     raise UserError(f'evaluation needs the package {e.name}; run: pip install -e ".[eval]"') from e
 
 _Request = tuple[tuple[str, str] | None, list[int], list[int]]
-"""((context, continuation) as text, or None; ids of the context; ids of the continuation)."""
+"""A request of lm-eval: ((context, continuation) as text, or None; ids of the context; ids of the continuation)."""
 
 
 class LitLM(TemplateLM):
-    """A model of ours for lm-eval.
+    """Our model as a language model of lm-eval.
 
     Args:
-        model: on its device, in its dtype.
-        tokenizer: of the same checkpoint.
-        batch_size: most sequences per forward pass.
-        prompt_style: what `apply_chat_template` wraps a question in; None if it is never called.
-        name: for lm-eval's caches.
+        model: the model on its device, in its dtype.
+        tokenizer: tokenizer of the same checkpoint.
+        batch_size: maximum number of sequences per forward pass.
+        prompt_style: style in which `apply_chat_template` asks; None if it is never called.
+        name: name for lm-eval's caches.
         autocast: context of every forward pass, e.g. `fabric.autocast`.
     """
 
@@ -59,8 +59,8 @@ class LitLM(TemplateLM):
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self.prompt_style, self.name, self.autocast = prompt_style, name, autocast
         self.style = open_style(prompt_style or "plain", tokenizer.path.parent, tokenizer)
-        self.lead: str = getattr(self.style, "lead", "")  # what the style leaves to the answer
-        self.message: set[str] = set()
+        self.lead: str = getattr(self.style, "lead", "")  # text that the model writes first in an answer
+        self._warned: set[str] = set()
         self._device = model.transformer.wte.weight.device
 
     @property
@@ -69,7 +69,7 @@ class LitLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context."""
+        """The token that stands before a text without context."""
         return self.tokenizer.eos_id if self.tokenizer.bos_id is None else self.tokenizer.bos_id
 
     @property
@@ -81,7 +81,7 @@ class LitLM(TemplateLM):
         return 256
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids, with the begin-of-sequence token where the model is used to it.
+        """Returns token ids, with the begin-of-sequence token if the model was trained with one.
 
         Args:
             add_special_tokens: False leaves it out.
@@ -89,17 +89,17 @@ class LitLM(TemplateLM):
         return self.tokenizer.encode(string, bos=False if add_special_tokens is False else None)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval adds to the `config` of its results."""
+        """Returns what lm-eval adds to the `config` of its results."""
         weights = list(self.model.parameters())
         return {"model_num_parameters": sum(w.numel() for w in weights), "model_dtype": str(weights[0].dtype)}
 
     # loglikelihoods
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of a context and of its continuation, as lm-eval has them; spaces between are the continuation's.
+        """Returns the ids of a context and of its continuation as lm-eval splits them; spaces go to the latter.
 
         Raises:
-            UserError: a context of spaces alone, of which no token is left.
+            UserError: the context is white space alone, and no token of it is left.
         """
         if self.lead and context.endswith(self.lead) and continuation[:1].isspace():
             context = context.removesuffix(self.lead)
@@ -112,7 +112,7 @@ class LitLM(TemplateLM):
         return ids
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-probability, whether it is greedy) of each continuation; (0, True) for nothing after nothing."""
+        """Returns (log-probability, whether it is greedy) of each continuation; (0, True) for nothing after nothing."""
         found = iter(super().loglikelihood([r for r in requests if any(r.args)], disable_tqdm=disable_tqdm))
         return [next(found) if any(r.args) else (0.0, True) for r in requests]
 
@@ -120,16 +120,16 @@ class LitLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[_Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(log-probability of the continuation, whether it is the most likely one at every token) of each request.
+        """Returns (log-probability of the continuation, whether greedy decoding would give it) for each request.
 
-        Requests that feed the model the same ids, as the answers A, B, C and D of a question do, share a row; rows of
-        the same question share the question.
+        Requests that feed the model the same ids, as the answers A, B, C and D of a question do, share a row. Rows of
+        the same question share its prefix.
 
         Raises:
-            UserError: a continuation that is longer than the model.
+            UserError: a continuation is longer than the model's context.
         """
         rows: dict[Ids, list[int]] = {}  # ids that are fed -> requests they answer
-        answers = self.melted(requests)
+        answers = self._merged(requests)
         for i, (_, context, continuation) in enumerate(requests):
             if i in answers:
                 continue
@@ -142,7 +142,7 @@ class LitLM(TemplateLM):
         for row, members in rows.items():
             n_scored = max(len(requests[i][2]) for i in members)
             heads.setdefault(row[: len(row) - n_scored], []).append(row)
-        self.warn_of_cuts(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
+        self._warn_of_truncation(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
         progress = tqdm(total=len(requests), initial=len(answers), desc="Log-likelihoods", disable=disable_tqdm)
         with self.autocast():
             for batch, ends, hidden in passes(self.model, heads, self.batch_size):
@@ -156,32 +156,35 @@ class LitLM(TemplateLM):
         progress.close()
         return [answers[i] for i in range(len(requests))]
 
-    def melted(self, requests: Sequence[_Request]) -> dict[int, tuple[float, bool]]:
-        """Request -> answer, for continuations that melt into the last token of their context: of no tokens, the
-        log-probability is 0, and all are greedy."""
+    def _merged(self, requests: Sequence[_Request]) -> dict[int, tuple[float, bool]]:
+        """Returns the answers, by request, to those requests whose continuation has no token of its own.
+
+        Such a continuation is tokenized into the last token of its context: its log-probability is 0, and it counts as
+        greedy.
+        """
         found = [i for i, (_, _, continuation) in enumerate(requests) if not continuation]
         if found:
             texts = requests[found[0]][0] or ("", "")
-            self.warn(
+            self._warn(
                 f"{len(found)} of {len(requests)} answers have no token of their own: tokenized together, "
                 f"{texts[0][-20:]!r} and {texts[1]!r} end in one token; their score says nothing. Where the task has "
                 'target_delimiter: "", a space there helps'
             )
         return dict.fromkeys(found, (0.0, True))
 
-    def warn_of_cuts(self, n_cut: int, n: int, room: int | None = None) -> None:
-        """Say how many questions are longer than the model.
+    def _warn_of_truncation(self, n_truncated: int, n: int, room: int | None = None) -> None:
+        """Warns of the number of questions that are longer than the model's context.
 
         Args:
-            room: tokens that are left for a question; what the model has if not given.
+            room: number of tokens left for a question; the model's context length if not given.
         """
-        if n_cut:
-            self.warn(
-                f"{n_cut} of {n} questions are longer than {room or self.max_length} tokens: cut at the beginning"
+        if n_truncated:
+            self._warn(
+                f"{n_truncated} of {n} questions are longer than {room or self.max_length} tokens: cut at the beginning"
             )
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each whole text. One longer than the model is cut into windows without overlap."""
+        """Returns the log-probability of each whole text; a long text is split into windows without overlap."""
         windows: list[_Request] = []
         owners: list[int] = []
         for i, request in enumerate(requests):
@@ -199,10 +202,10 @@ class LitLM(TemplateLM):
     # generation
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text that each request draws from the model, up to and without its first stop string.
+        """Returns the text that the model generates for each request, up to its first stop string.
 
         Raises:
-            UserError: a task that asks for a way of sampling that we do not have, or for more tokens than fit.
+            UserError: the task asks for a kind of sampling that we do not have, or for more tokens than fit.
         """
         groups: dict[str, list[int]] = {}  # settings -> requests
         for i, request in enumerate(requests):
@@ -213,7 +216,7 @@ class LitLM(TemplateLM):
             settings = generation_settings(requests[members[0]].arguments[1], self.max_gen_toks, self.max_length)
             room = self.max_length - settings["max_new_tokens"]
             prompts = {i: self.tok_encode(requests[i].args[0].removesuffix(self.lead)) for i in members}
-            self.warn_of_cuts(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
+            self._warn_of_truncation(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
             prompts = {i: (ids or [self.prefix_token_id])[-room:] for i, ids in prompts.items()}
             for batch in batches(sorted(members, key=lambda i: len(prompts[i]), reverse=True), self.batch_size):
                 for i, text in zip(batch, self.complete([prompts[i] for i in batch], **settings), strict=True):
@@ -226,7 +229,7 @@ class LitLM(TemplateLM):
     def complete(
         self, prompts: list[list[int]], until: list[str], max_new_tokens: int, temperature: float, top_k: int | None
     ) -> list[str]:
-        """What follows each prompt, up to a stop string or a token that ends a text."""
+        """Returns what the model generates after each prompt, up to a stop string or a token that ends the text."""
         new: list[list[int]] = [[] for _ in prompts]
         done = [False] * len(prompts)
         # a special token, such as <|im_end|>, is not part of decoded text: it stops by its id
@@ -241,13 +244,16 @@ class LitLM(TemplateLM):
                 for i, token in enumerate(drawn):
                     if not done[i] and token is not None:
                         new[i].append(token)
-                    done[i] = done[i] or token is None or self.contains(new[i], until)
+                    done[i] = done[i] or token is None or self._contains(new[i], until)
                 if all(done):
                     break
         return [cut(self.tokenizer.decode(ids), until) for ids in new]
 
-    def contains(self, ids: list[int], until: list[str]) -> bool:
-        """Whether the text of `ids`, new by one token, has a stop string; looks at its end before it decodes it all."""
+    def _contains(self, ids: list[int], until: list[str]) -> bool:
+        """Returns whether the text of `ids`, whose last token is new, has a stop string.
+
+        It decodes the last tokens first, and all of them only if the end has a stop string.
+        """
         tail = 4 + max((len(s.encode()) for s in until), default=0)  # a token is at least a byte
         ends = (ids[-tail:], ids)
         return all(any(s in text for s in until) for text in map(self.tokenizer.decode, ends))
@@ -255,9 +261,9 @@ class LitLM(TemplateLM):
     # prompt styles
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The turns as text in the prompt style, with the beginning of the answer where the task gives one.
+        """Returns the turns as text in the prompt style, with the beginning of the answer if the task gives one.
 
-        A system text that the style refuses is left out, and said to be, as in lm-eval's own `hf` model.
+        If the style refuses a system text, that is left out with a warning, as in lm-eval's own `hf` model.
 
         Raises:
             UserError: the style refuses the other turns.
@@ -269,18 +275,18 @@ class LitLM(TemplateLM):
             if len(others) == len(chat_history):
                 raise
             text = conversation_text(self.style, self.tokenizer, others, add_generation_prompt)
-            self.warn(f"system texts and tasks' descriptions are left out of the questions: {e}")
+            self._warn(f"system texts and tasks' descriptions are left out of the questions: {e}")
             return text
 
-    def warn(self, text: str) -> None:
-        """Say something on stderr, once."""
-        if text not in self.message:
-            self.message.add(text)
+    def _warn(self, text: str) -> None:
+        """Prints a warning on stderr, once."""
+        if text not in self._warned:
+            self._warned.add(text)
             print(f"warning: {text}", file=sys.stderr)
 
     @property
     def tokenizer_name(self) -> str:
-        """What the texts of requests depend on."""
+        """Name of what the texts of requests depend on, for lm-eval's caches."""
         return f"{self.name}-{self.prompt_style}".replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str:

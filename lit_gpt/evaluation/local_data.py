@@ -1,4 +1,4 @@
-"""Local files in the place of a task's data on the hub; the task's prompts and metrics stay.
+"""Local files in place of a task's data on the hub; the task's prompts and metrics stay.
 
 `lm_eval` is imported inside the functions, so that the scripts' `--help` stays fast.
 """
@@ -25,24 +25,23 @@ _SUFFIXES = (".jsonl", ".json", ".csv")
 
 @dataclass(frozen=True)
 class Examples:
-    """Where the solved examples before the questions come from."""
+    """The origin of the solved examples before the questions."""
 
     file: Path
     split: str
-    """That of the file."""
+    """Split that the file holds."""
     own: str | None
-    """The split that the task itself takes them from, where that is another; None if it is this one."""
+    """The split from which the task itself would take the examples; None if it is `split`."""
 
 
-# which file is for which task
+# the files of each task
 
 
 def local_files(args: EvalArgs, manager: "TaskManager", evaluated: set[str]) -> dict[str, Source]:
-    """Task -> its files, from --task_data. Of two names that hold a task, the one that holds fewer decides.
+    """Returns the files of each task from --task_data; if two names hold a task, the narrower one decides.
 
     Raises:
-        UserError: a file that is missing, that cannot be for all the tasks it is given to, or for a task that is not
-            evaluated.
+        UserError: a file is missing, cannot serve all the tasks it is given to, or is for a task that is not evaluated.
     """
     files: dict[str, Source] = {}
     task_data = args.task_data or {}
@@ -54,7 +53,11 @@ def local_files(args: EvalArgs, manager: "TaskManager", evaluated: set[str]) -> 
 
 
 def _evaluated(name: str, manager: "TaskManager", evaluated: set[str], args: EvalArgs) -> list[str]:
-    """The tasks that a name in --task_data stands for. Raises: UserError if none of them is evaluated."""
+    """Returns the evaluated tasks that a name in --task_data stands for.
+
+    Raises:
+        UserError: none of its tasks is evaluated.
+    """
     tasks = {leaf for n in resolve(name, manager) for leaf in leaves(n, manager)} & evaluated
     if not tasks:
         raise UserError(f"--task_data names {name!r}, which is not among --eval_tasks {', '.join(args.eval_tasks)}")
@@ -64,7 +67,11 @@ def _evaluated(name: str, manager: "TaskManager", evaluated: set[str], args: Eva
 def _sources(
     name: str, given: Path | Mapping[str, Path], tasks: list[str], manager: "TaskManager"
 ) -> dict[str, Source]:
-    """Task -> its files, for one entry of --task_data. Raises: UserError."""
+    """Returns the files of each task, for one entry of --task_data.
+
+    Raises:
+        UserError: a missing file, or one that cannot serve all its tasks.
+    """
     data_sets = {_data_set(task, manager) for task in tasks}
     if isinstance(given, Mapping) and (len(data_sets) > 1 or _names_tasks(name, given, manager)):
         return _by_task(name, given, tasks, manager)
@@ -85,13 +92,17 @@ def _sources(
 
 
 def _names_tasks(name: str, given: Mapping[str, Any], manager: "TaskManager") -> bool:
-    """Whether a mapping is by the tasks of a group, of which perhaps one alone is evaluated."""
+    """Returns whether the keys of a mapping are tasks of a group (only one of which may be evaluated)."""
     members = {leaf for n in resolve(name, manager) for leaf in leaves(n, manager)}
     return len(members) > 1 and all(key in manager.task_index for key in given)
 
 
 def _by_task(name: str, given: Mapping[str, Path], tasks: list[str], manager: "TaskManager") -> dict[str, Source]:
-    """Task -> its files, for a mapping by the tasks of a group. Raises: UserError."""
+    """Returns the files of each task, for a mapping whose keys are tasks of a group.
+
+    Raises:
+        UserError: a key is not a task of the group.
+    """
     found: dict[str, Source] = {}
     for member, path in given.items():
         within = [task for n in resolve(member, manager) for task in leaves(n, manager) if task in tasks]
@@ -102,17 +113,17 @@ def _by_task(name: str, given: Mapping[str, Path], tasks: list[str], manager: "T
 
 
 def _data_set(task: str, manager: "TaskManager") -> tuple[str, ...]:
-    """What tells whether two tasks ask about the same rows."""
+    """Returns the identity of a task's data set: equal for two tasks that ask about the same rows."""
     config = config_of(task, manager, resolve_func=False)
     path = config.get("dataset_path")
     return (task,) if path is None else (path, str(config.get("dataset_name")))
 
 
 def config_of(task: str, manager: "TaskManager", resolve_func: bool = True) -> dict[str, Any]:
-    """A task's configuration as its YAML file has it, included files and all.
+    """Returns a task's configuration from its YAML file, with included files merged in.
 
     Args:
-        resolve_func: import the task's functions; their names stand there otherwise.
+        resolve_func: whether to import the task's functions; otherwise their names are kept.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -123,7 +134,7 @@ def config_of(task: str, manager: "TaskManager", resolve_func: bool = True) -> d
 
 
 def _splits(task: str, manager: "TaskManager") -> list[str]:
-    """The names of a task's splits, first the one that it evaluates, then those of solved examples by precedence."""
+    """Returns the names of a task's splits: first the evaluated one, then those for solved examples by precedence."""
     config = config_of(task, manager, resolve_func=False)
     names = [config.get("test_split") or config.get("validation_split"), _own_examples(config)]
     names += [config.get("training_split"), config.get("validation_split")]
@@ -131,7 +142,7 @@ def _splits(task: str, manager: "TaskManager") -> list[str]:
 
 
 def _own_examples(config: dict[str, Any]) -> str | None:
-    """The split that lm-eval takes a task's solved examples from; None if the task has them written out."""
+    """Returns the split that lm-eval takes a task's solved examples from; None if the task spells them out."""
     examples = config.get("fewshot_config") or {}
     if split := examples.get("split") or config.get("fewshot_split"):
         return split
@@ -141,7 +152,11 @@ def _own_examples(config: dict[str, Any]) -> str | None:
 
 
 def _checked_splits(task: str, given: dict[str, Path], splits: list[str]) -> dict[str, Path]:
-    """Raises: UserError unless there is a file for the split that is evaluated, and none for a split unknown."""
+    """Returns `given` after checking that it names files of the task's splits, with one for the evaluated split.
+
+    Raises:
+        UserError: it does not.
+    """
     if wrong := [split for split in given if split not in splits]:
         raise UserError(f"--task_data {task}: {wrong[0]!r} is none of its splits, which are {', '.join(splits)}")
     if splits[0] not in given:
@@ -152,14 +167,14 @@ def _checked_splits(task: str, given: dict[str, Path], splits: list[str]) -> dic
 
 
 def _in_folder(folder: Path, task: str, splits: list[str], alone: bool) -> Source:
-    """The files for `task` in a folder, in one of the shapes that docs/evaluate.md lists.
+    """Returns the files for `task` in a folder, found in one of the layouts that docs/evaluate.md lists.
 
     Args:
-        splits: as `_splits` has them.
-        alone: the folder is for no other data set, so that files may go by a split's name alone.
+        splits: the result of `_splits`.
+        alone: whether the folder is for one data set only, so that files may be named after their split alone.
 
     Raises:
-        UserError: the folder has none.
+        UserError: the folder has no file for the task.
     """
     for suffix in _SUFFIXES:
         if (path := folder / f"{task}{suffix}").is_file():
@@ -176,31 +191,30 @@ def _in_folder(folder: Path, task: str, splits: list[str], alone: bool) -> Sourc
 
 
 def _with_suffix(stem: Path) -> Path | None:
-    """The first file there is of that name."""
+    """Returns the first existing file with this name and one of the known suffixes; None if there is none."""
     return next((path for suffix in _SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()), None)
 
 
-# a task that reads them
+# tasks that read local files
 
 
 def use_local_data(
     manager: "TaskManager", task: str, source: Source, num_fewshot: int | None, scratch: Path | None = None
 ) -> Examples | None:
-    """Let the task read local files instead of the hub; its name, version, prompts and metrics stay.
+    """Makes the task read local files instead of the hub; its name, version, prompts and metrics stay.
 
-    Solved examples come from the file of another split, first of the one that the task itself takes them from. Where
-    there is none they come from the questions' own file; lm-eval then takes care that no question is among its own
-    examples.
+    Solved examples come from the file of another split, preferably the one that the task itself uses. If there is none,
+    they come from the questions' own file, and lm-eval keeps each question out of its own examples.
 
     Args:
-        num_fewshot: as asked for; None is the task's own number.
-        scratch: a folder for rows that have to be written anew, until the task is loaded.
+        num_fewshot: number of examples asked for; None stands for the task's own number.
+        scratch: temporary folder for converted rows, needed until the task is loaded.
 
     Returns:
-        Where the solved examples come from; None if the task shows none, or has them written out.
+        The origin of the solved examples; None if the task shows none, or spells them out.
 
     Raises:
-        UserError: a file has no fit rows, or the task gets its data from Python code.
+        UserError: a file's rows do not fit, or the task gets its data from Python code.
     """
     config = config_of(task, manager)
     if "class" in config or config.get("custom_dataset"):
@@ -214,10 +228,10 @@ def use_local_data(
     _check_rows(files, config)
     if is_mmlu(config):
         files = {s: rows_as_the_hubs(path, scratch) for s, path in files.items()}
-    # what draws the examples depends on the names of all splits: those that have a file stay, by their own names
+    # which examples are drawn depends on the names of all splits, so splits that have a file keep their names
     named = {key: config.get(key) if config.get(key) in files else None for key in _SPLITS}
     if split in (evaluated, None):
-        # lm-eval leaves a question out of its own examples only where both are of the test split
+        # lm-eval keeps a question out of its own examples only if both come from the test split
         named = {**dict.fromkeys(_SPLITS), "test_split": evaluated, "fewshot_split": split}
     config |= named | {
         "dataset_path": "json",
@@ -232,17 +246,21 @@ def use_local_data(
 
 
 def n_shots(own: int | None, asked: int | None) -> int:
-    """How many solved examples lm-eval shows.
+    """Returns the number of solved examples that lm-eval shows.
 
     Args:
-        own: the task's number; one that says 0 shows none, whatever is asked.
-        asked: --num_fewshot.
+        own: the task's number; a task with 0 shows none, whatever is asked for.
+        asked: value of --num_fewshot.
     """
     return (own or 0) if asked is None or own == 0 else asked
 
 
 def _read_rows(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(place, row) of a file. Raises: UserError for one that no task with this configuration can read."""
+    """Yields (location, row) of a file.
+
+    Raises:
+        UserError: no task with this configuration can read such a file.
+    """
     if is_mmlu(config):
         yield from read_mmlu(path)
     elif path.suffix == ".csv":
@@ -253,7 +271,11 @@ def _read_rows(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any
 
 
 def _check_rows(files: Mapping[str, Path], config: Mapping[str, Any]) -> None:
-    """Raises: UserError with the line, unless the files hold JSON objects that all have the keys of the first."""
+    """Checks that the files hold JSON objects which all have the keys of the first one.
+
+    Raises:
+        UserError: a row differs, or a file is empty; the message gives the line.
+    """
     first: set[str] | None = None
     for path in files.values():
         empty = True
@@ -270,13 +292,13 @@ def _check_rows(files: Mapping[str, Path], config: Mapping[str, Any]) -> None:
 
 
 def _keys(row: dict[str, Any], prefix: str = "") -> set[str]:
-    """The names in a row, those of objects within it with a dot."""
+    """Returns the keys of a row, with dotted names for those of nested objects."""
     names = {prefix + name for name in row}
     return names.union(*(_keys(v, f"{prefix}{name}.") for name, v in row.items() if isinstance(v, dict)))
 
 
 def misfit(source: Source, task: str, error: Exception | str) -> UserError:
-    """The error that a file has other rows than the task needs."""
+    """Returns the error that a file's rows do not fit the task."""
     path = next(iter(source.values())) if isinstance(source, Mapping) else source
     cause = error if isinstance(error, str) else f"{type(error).__name__}: {one_line(error)}"
     names = "" if path.suffix == ".csv" else f"; its rows have {', '.join(sorted(_keys(_first_row(path))))}"
@@ -288,5 +310,5 @@ def _first_row(path: Path) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """Returns an exception's message in one line."""
     return " ".join(str(error).split())

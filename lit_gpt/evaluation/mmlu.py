@@ -1,6 +1,6 @@
-"""Rows of MMLU in the shapes they are passed around in, as those of the hub's `cais/mmlu`, which lm-eval's tasks read.
+"""Converts MMLU's rows, in the formats in which they circulate, to those of `cais/mmlu`, which lm-eval's tasks read.
 
-The archive that its authors published (https://github.com/hendrycks/test) has a CSV file a subject and split, without
+The archive that its authors published (https://github.com/hendrycks/test) has a CSV file per subject and split, without
 a header: question, four answers, the letter of the right one.
 """
 
@@ -18,15 +18,15 @@ _QUESTION, _ANSWER = ("question", "input", "prompt"), ("answer", "target")
 
 
 def is_mmlu(config: Mapping[str, Any]) -> bool:
-    """Whether a task's configuration asks for rows of MMLU."""
+    """Returns whether a task's configuration asks for rows of MMLU."""
     return config.get("dataset_path") in ("cais/mmlu", "hails/mmlu_no_train")
 
 
 def read_mmlu(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of every question, with `question`, `choices`, the `answer`'s number, and what else a row has.
+    """Yields (location, row) of every question, with `question`, `choices`, the number of the `answer`, and other keys.
 
     Raises:
-        UserError: naming the place, where a row has no question, not four answers, or no right one.
+        UserError: a row has no question, not four choices, or no right answer; the message gives its location.
     """
     for where, row in _table(path) if path.suffix == ".csv" else read_objects(path):
         if not isinstance(row, dict):
@@ -35,10 +35,10 @@ def read_mmlu(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def rows_as_the_hubs(path: Path, scratch: Path | None) -> Path:
-    """`path`, if its rows are as the hub has them, else a file in `scratch` with rows that are.
+    """Returns `path` if its rows have the hub's format; otherwise a file in `scratch` with converted rows.
 
     Raises:
-        UserError: as `read_mmlu`.
+        UserError: a row is not MMLU's; see `read_mmlu`.
     """
     if path.suffix != ".csv":
         pairs = zip(read_mmlu(path), read_objects(path), strict=True)
@@ -52,7 +52,7 @@ def rows_as_the_hubs(path: Path, scratch: Path | None) -> Path:
 
 
 def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, cells by column) of a CSV file, with a header or without."""
+    """Yields (location, cells by column) of a CSV file, with or without a header."""
     with opened(path) as file:
         lines = (text for _, text in decoded_lines(path, file))
         names: tuple[str, ...] | None = None
@@ -71,7 +71,11 @@ def _table(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _as_the_hubs(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """The row with the hub's names and types. Raises: UserError."""
+    """Returns the row with the hub's names and types.
+
+    Raises:
+        UserError: the row has no question, not four choices, or no right answer.
+    """
     named = {name.strip().lower(): name for name in row}
     question = next((named[name] for name in _QUESTION if name in named), None)
     answer = next((named[name] for name in _ANSWER if name in named), None)
@@ -90,7 +94,11 @@ def _as_the_hubs(row: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _number(answer: Any, choices: list[Any], where: str) -> int:
-    """Which of the choices is right: given as its number from 0, its letter, or its text. Raises: UserError."""
+    """Returns the index of the right choice, which is given as its index, its letter, or its text.
+
+    Raises:
+        UserError: the answer is none of these, or ambiguous.
+    """
     text = str(answer).strip()
     if len(text) == 1 and text.upper() in _LETTERS:
         return _LETTERS.index(text.upper())

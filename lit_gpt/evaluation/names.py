@@ -1,4 +1,4 @@
-"""Names of tasks, groups and tags: lm-eval's own of today and of 2023, and the user's.
+"""Resolves names of tasks, groups and tags: lm-eval's of today and of 2023, and the user's own.
 
 `lm_eval` is imported inside the functions, so that the scripts' `--help` stays fast.
 """
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _OLD_NAMES = {"truthfulqa_mc": ("truthfulqa_mc1", "truthfulqa_mc2"), "hendrycksTest-*": ("mmlu",)}
-"""Names of 2023 that stand for several tasks of today; `hendrycksTest-<subject>` is `mmlu_<subject>`."""
+"""Names of 2023 that stand for several tasks of today; besides, `hendrycksTest-<subject>` is `mmlu_<subject>`."""
 
 
 def make_manager(args: EvalArgs) -> "TaskManager":
-    """lm-eval's index of tasks, the user's own first.
+    """Returns lm-eval's index of tasks, in which the user's own tasks take precedence.
 
-    Reading all of lm-eval's 14,000 files takes longer than many an evaluation. Where a task's name is in exactly one
-    of them, that file is enough.
+    Reading all 14,000 files of lm-eval takes longer than many evaluations. If each wanted task is declared in exactly
+    one file, only those files are read.
 
     Raises:
-        UserError: there is nothing at task_path.
+        UserError: task_path does not exist, or holds no task.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -48,7 +48,11 @@ def make_manager(args: EvalArgs) -> "TaskManager":
 
 
 def _own_tasks(task_path: Path | None) -> dict[str, Any]:
-    """lm-eval's index of the file or folder `task_path`. Raises: UserError if there is none, or no task in it."""
+    """Returns lm-eval's index of the file or folder `task_path`.
+
+    Raises:
+        UserError: it does not exist, or holds no task.
+    """
     from lm_eval.tasks._index import TaskIndex
 
     if task_path is None:
@@ -69,7 +73,7 @@ def _own_tasks(task_path: Path | None) -> dict[str, Any]:
 
 
 def _files_of(names: set[str], folder: Path) -> dict[str, Path]:
-    """The YAML file that declares each task; names that no file, or more than one, declares are left out."""
+    """Returns the YAML file that declares each task; names declared in no file, or in several, are left out."""
     if not names or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
         return {}
     declares = re.compile(
@@ -83,12 +87,16 @@ def _files_of(names: set[str], folder: Path) -> dict[str, Path]:
 
 
 def _today(name: str) -> str:
-    """`hendrycksTest-<subject>` as `mmlu_<subject>`, other names as they are."""
+    """Returns `mmlu_<subject>` for `hendrycksTest-<subject>`, and other names unchanged."""
     return re.sub("^hendrycksTest-", "mmlu_", name)
 
 
 def resolve_all(given: tuple[str, ...], manager: "TaskManager") -> list[str]:
-    """Names in lm-eval's index for the names `given`, each once. Raises: UserError for an unknown name, or none."""
+    """Returns the names in lm-eval's index for the names `given`, each once.
+
+    Raises:
+        UserError: a name is unknown, or none is given.
+    """
     names = list(dict.fromkeys(name for g in given for name in resolve(g, manager)))
     if not names:
         raise UserError('--eval_tasks names no task; e.g. --eval_tasks "[truthfulqa_mc, arc_challenge]"')
@@ -96,10 +104,10 @@ def resolve_all(given: tuple[str, ...], manager: "TaskManager") -> list[str]:
 
 
 def resolve(given: str, manager: "TaskManager") -> list[str]:
-    """Names in lm-eval's index for one name: old or of today, with wildcards or without.
+    """Returns the names in lm-eval's index for one name, which may be of 2023 or have wildcards.
 
     Raises:
-        UserError: no task has that name; tells close matches.
+        UserError: no task has that name; the message suggests similar ones.
     """
     index = manager.task_index
     if given in index:
@@ -109,7 +117,7 @@ def resolve(given: str, manager: "TaskManager") -> list[str]:
     # lm-eval has many more tasks in mmlu_* than the 57 subjects that the old name stood for
     pool = leaves("mmlu", manager) if given.startswith("hendrycksTest-") and "mmlu" in index else list(index)
     found = sorted(name for name in pool if fnmatchcase(name, _today(given)))
-    # a group beside its own tasks would be evaluated twice
+    # if tasks match, drop matching groups, whose tasks would be evaluated twice
     found = [name for name in found if _is_task(name, manager)] or found
     if not found:
         close = get_close_matches(_today(given), [*index, *_OLD_NAMES], n=3)
@@ -119,12 +127,12 @@ def resolve(given: str, manager: "TaskManager") -> list[str]:
 
 
 def _is_task(name: str, manager: "TaskManager") -> bool:
-    """Whether `name` is one task: not a group, not a tag."""
+    """Returns whether `name` is a single task, rather than a group or a tag."""
     return manager.task_index[name].kind.name in ("TASK", "PY_TASK")
 
 
 def leaves(name: str, manager: "TaskManager") -> list[str]:
-    """The tasks that a task, group or tag comes down to."""
+    """Returns the single tasks that a task, group or tag consists of."""
     entry = manager.task_index.get(name)
     if entry is None or _is_task(name, manager):
         return [name]
@@ -134,7 +142,7 @@ def leaves(name: str, manager: "TaskManager") -> list[str]:
 
 
 def _children(members: Any) -> Iterator[str]:
-    """Names in a group's `task:`, those of groups within it included."""
+    """Yields the names in a group's `task:` list, including those of nested groups."""
     for member in members if isinstance(members, list) else [members]:
         if isinstance(member, str):
             yield member

@@ -1,4 +1,4 @@
-"""An evaluation from model to table: what is asked in which prompt style, and where the results go."""
+"""An evaluation, from the model to the table of scores and the file of results."""
 
 import json
 import math
@@ -17,11 +17,11 @@ from lit_gpt.tokenizer import Tokenizer
 
 
 def choose_style(args: EvalArgs, trained_with: str | None = None, checkpoint_dir: Path | None = None) -> str | None:
-    """The prompt style to wrap questions in, or None.
+    """Returns the prompt style in which questions are asked, or None for the bare questions.
 
     Args:
-        trained_with: style of the finetuned model; None for a base model.
-        checkpoint_dir: where the chat template is, if it is that style.
+        trained_with: style that the model was finetuned with; None for a base model.
+        checkpoint_dir: folder with the chat template, in case the style is the model's own.
 
     Raises:
         UserError: a style is to be applied, and none is known.
@@ -44,12 +44,14 @@ def evaluate(
     style: str | None,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Print the scores of `model` as a table, write them to args.save_filepath, and return them in lm-eval's schema.
+    """Prints the scores of `model` as a table, writes them to args.save_filepath, and returns them.
+
+    The scores are returned and written in lm-eval's schema.
 
     Args:
-        tasks: what `prepare` gave.
-        style: what `choose_style` gave.
-        about: where the model is from; becomes `config.model_args`.
+        tasks: the result of `prepare`.
+        style: the result of `choose_style`.
+        about: origin of the model; written as `config.model_args`.
     """
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.utils import handle_non_serializable, make_table
@@ -95,7 +97,7 @@ def evaluate(
 
 
 def _strict(value: Any) -> Any:
-    """`value` without NaN and infinities, which are not JSON: as text, like lm-eval's `N/A`."""
+    """Returns `value` with NaN and infinities, which are not JSON, as text, like lm-eval's `N/A`."""
     if isinstance(value, dict):
         return {str(k): _strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The score of a model on one task, taken again and again while it is trained."""
+"""The score of a model on one task, taken repeatedly while it is trained, to choose the best checkpoint."""
 
 import io
 import math
@@ -20,13 +20,15 @@ from lit_gpt.tokenizer import Tokenizer
 def task_score(
     fabric: Fabric, model: GPT, checkpoint_dir: Path, validation: ValidationArgs, prompt_style: str
 ) -> Callable[[], float] | None:
-    """What returns the score of `model`, as it is then, on the task that `validation` names; None if it names none.
+    """Returns a function that scores the current `model` on the task of `validation`; None if it names none.
+
+    The function raises a UserError if the task has no such metric.
 
     Args:
-        prompt_style: of the training.
+        prompt_style: prompt style of the training.
 
     Raises:
-        UserError: no such task, no data for it, a metric that is better if it is lower; when called: no such metric.
+        UserError: no such task, no data for it, or a metric for which lower is better.
     """
     if validation.best_task is None:
         return None
@@ -46,7 +48,7 @@ def task_score(
 
     def score() -> float:
         model.eval()
-        with redirect_stdout(io.StringIO()):  # the table is not what is asked for
+        with redirect_stdout(io.StringIO()):  # drops the table that `evaluate` prints
             results = evaluate(fabric, model, tokenizer=tokenizer, tasks=tasks, args=args, style=style, about={})
         metrics = _metrics_of(name, results)
         wanted = validation.best_metric or next(iter(metrics), None)
@@ -58,7 +60,11 @@ def task_score(
 
 
 def _check_direction(loaded: list[Any], wanted: str | None) -> None:
-    """Raises: UserError if the metric is better if it is lower: the best checkpoint has the highest score."""
+    """Checks that a higher value of the metric is better, since the best checkpoint has the highest score.
+
+    Raises:
+        UserError: a lower value is better.
+    """
     for item in loaded:
         for task in item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]:
             higher = task.higher_is_better()
@@ -73,13 +79,13 @@ def _check_direction(loaded: list[Any], wanted: str | None) -> None:
 
 
 def _metrics_of(name: str, results: dict[str, Any]) -> dict[str, float]:
-    """Metric -> value of what `name` stands for: a task's or a group's own, else the mean over its tasks.
+    """Returns the metrics of `name` by their names: a task's or a group's own, or else the mean over its tasks.
 
-    A metric with several filters goes by `metric,filter`, too; its name alone is that of the first filter.
+    A metric with several filters is also listed as `metric,filter`; its name alone stands for the first filter.
 
     Args:
-        name: one that --eval_tasks takes.
-        results: of `evaluate`, for nothing but that name.
+        name: a name that --eval_tasks takes.
+        results: result of `evaluate` for that name alone.
     """
     scored = {task: _numbers(entry) for task, entry in results["results"].items()}
     if scored.get(name):
@@ -90,7 +96,7 @@ def _metrics_of(name: str, results: dict[str, Any]) -> dict[str, float]:
 
 
 def _numbers(entry: dict[str, Any]) -> dict[str, float]:
-    """The metrics among what lm-eval says of a task or group."""
+    """Returns the metrics in an entry of lm-eval's results, under their names with and without the filter."""
     found: dict[str, float] = {}
     for key, value in entry.items():
         metric, comma, _ = key.partition(",")

@@ -1,4 +1,4 @@
-"""Log-probabilities of many continuations with as few forward passes as they need.
+"""Computes log-probabilities of many continuations with as few forward passes as possible.
 
 Shapes: B batch, T tokens, C n_embd, N scored positions of a batch, V padded vocabulary.
 """
@@ -16,53 +16,57 @@ Ids = tuple[int, ...]
 
 
 def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator[tuple[list[Ids], list[int], Tensor]]:
-    """Yield (rows, where each ends in the states, hidden states (B, T, C)), the longest first, until all are fed.
+    """Yields (rows, end of each in the states, hidden states (B, T, C)), the longest rows first.
+
+    Rows that begin with the same head share its computation: the model reads the head once, into a cache, and what is
+    yielded then leaves out the states of the head.
 
     Args:
-        heads: ids -> rows that begin with them. The states of these ids may be left out of what is yielded: where
-            several rows share a head, the model reads it once, into a cache.
+        heads: rows by their head, the ids that they begin with.
     """
     shared = {head: rows for head, rows in heads.items() if head and len(rows) > 1}
     longest = max((len(row) - len(head) for head, rows in shared.items() for row in rows), default=0)
-    # beyond this, padding would stand outside of the model; and LongRoPE rotates a head by the length of the whole
+    # padding must fit the model's context, and LongRoPE's frequencies for a head depend on the length of the whole row
     limit = model.rope.long_from or model.config.block_size
     shared = {head: rows for head, rows in shared.items() if len(head) + longest <= limit}
     alone = [row for head, rows in heads.items() if head not in shared for row in rows]
     for batch in batches(sorted(alone, key=len, reverse=True), batch_size):
         yield batch, [len(row) for row in batch], model.hidden(_padded(model, batch))
-    for some in batches(sorted(shared, key=len, reverse=True), batch_size):
-        read = KVCache(model, len(some), len(some[0]))
-        model.hidden(_padded(model, some), read.positions, read)
-        rows = [(n, len(head), row) for n, head in enumerate(some) for row in shared[head]]
+    for batch_heads in batches(sorted(shared, key=len, reverse=True), batch_size):
+        head_cache = KVCache(model, len(batch_heads), len(batch_heads[0]))
+        model.hidden(_padded(model, batch_heads), head_cache.positions, head_cache)
+        rows = [(n, len(head), row) for n, head in enumerate(batch_heads) for row in shared[head]]
         for batch in batches(sorted(rows, key=lambda r: len(r[2]) - r[1], reverse=True), batch_size):
-            numbers, starts, whole = map(list, zip(*batch, strict=True))
+            head_rows, starts, whole = map(list, zip(*batch, strict=True))
             rests = [row[start:] for row, start in zip(whole, starts, strict=True)]
             yield (
                 whole,
                 [len(rest) for rest in rests],
-                _continue_after(model, read, numbers, starts=starts, rests=rests),
+                _continue_after(model, head_cache, head_rows, starts=starts, rests=rests),
             )
 
 
-def _continue_after(model: GPT, read: KVCache, numbers: list[int], starts: list[int], rests: list[Ids]) -> Tensor:
-    """Hidden states (B, T, C) of `rests`, each after its own head.
+def _continue_after(
+    model: GPT, head_cache: KVCache, head_rows: list[int], starts: list[int], rests: list[Ids]
+) -> Tensor:
+    """Returns the hidden states (B, T, C) of `rests`, each continuing its own cached head.
 
     Args:
-        read: the heads, a row each.
-        numbers: for each of `rests`, its head's row in `read`.
-        starts: its head's length.
+        head_cache: cache with a row for each head.
+        head_rows: row in `head_cache` of the head of each of `rests`.
+        starts: length of the head of each of `rests`.
     """
     ids = _padded(model, rests)  # (B, T)
     cache = KVCache(model, len(rests), max(starts) + ids.size(1))
-    for to, layer in zip(cache.layers, read.layers, strict=True):
-        to.k[:, :, : max(starts)] = layer.k[numbers, :, : max(starts)]
-        to.v[:, :, : max(starts)] = layer.v[numbers, :, : max(starts)]
+    for to, layer in zip(cache.layers, head_cache.layers, strict=True):
+        to.k[:, :, : max(starts)] = layer.k[head_rows, :, : max(starts)]
+        to.v[:, :, : max(starts)] = layer.v[head_rows, :, : max(starts)]
     first = torch.tensor(starts, device=ids.device)[:, None]
     return model.hidden(ids, first + cache.positions[: ids.size(1)], cache)
 
 
 def _padded(model: GPT, rows: Sequence[Ids]) -> Tensor:
-    """(B, T) on the model's device. Padding is on the right, where causal attention does not see it."""
+    """Returns the rows as (B, T) on the model's device, padded on the right, where causal attention ignores padding."""
     longest = max(map(len, rows))
     return torch.tensor(
         [[*row, *[0] * (longest - len(row))] for row in rows], device=model.transformer.wte.weight.device
@@ -70,12 +74,12 @@ def _padded(model: GPT, rows: Sequence[Ids]) -> Tensor:
 
 
 def score(model: GPT, hidden: Tensor, ends: list[int], targets: list[list[list[int]]]) -> list[tuple[float, bool]]:
-    """(log-probability, whether it is greedy) of each continuation, row after row.
+    """Returns (log-probability, whether it is greedy) of each continuation, row after row.
 
     Args:
-        hidden: states of the model, (B, T, C).
-        ends: how many of the T are real, for each row.
-        targets: for each row, continuations; the model was fed all of one but its last token, at the end of the row.
+        hidden: hidden states of the model, (B, T, C).
+        ends: number of positions in each row that are not padding.
+        targets: continuations of each row; the row ends with all tokens of a continuation but its last one.
     """
     counts = [max(map(len, ts)) for ts in targets]  # positions of each row that are scored
     scored = [hidden[b, end - n : end] for b, (end, n) in enumerate(zip(ends, counts, strict=True))]
@@ -87,12 +91,12 @@ def score(model: GPT, hidden: Tensor, ends: list[int], targets: list[list[list[i
             target = torch.tensor(continuation, device=hidden.device)
             picked = logprobs[at].gather(1, target[:, None])
             answers.append((picked.sum(), (greedy[at] == target).all()))
-    values = torch.stack([value for value, _ in answers]).tolist()  # one wait for the device, not one an answer
+    values = torch.stack([value for value, _ in answers]).tolist()  # waits for the device once, not once per answer
     flags = torch.stack([flag for _, flag in answers]).tolist()
     return list(zip(values, flags, strict=True))
 
 
 def batches(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
-    """`items` in lists of `size`; the last may be shorter."""
+    """Yields `items` in lists of `size`; the last may be shorter."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])

@@ -1,4 +1,4 @@
-"""Which tasks are evaluated: lm-eval's or the user's, with data from the hub or local files.
+"""Prepares the tasks to evaluate: lm-eval's or the user's, with data from the hub or from local files.
 
 `lm_eval` is imported inside the functions, so that the scripts' `--help` stays fast.
 """
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _BLANK_RESULTS = {"multiple_choice": (0.0, False), "loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0}
-"""What a model could answer, by output type: enough to see whether a task can score its rows."""
+"""A possible answer of a model, by output type: enough to check that a task can score its rows."""
 _ALLOW = "HF_ALLOW_CODE_EVAL"
-"""What the metric `code_eval` of Hugging Face's `evaluate` wants to be 1 in the environment."""
+"""Environment variable that must be 1 for the metric `code_eval` of Hugging Face's `evaluate`."""
 
 
 def prepare(args: EvalArgs) -> "tuple[TaskManager, list[Task | Group]]":
-    """The tasks of `args` with their data, and the manager they came from; makes the folder of the results.
+    """Returns lm-eval's task manager and the tasks of `args` with their data; makes the folder of the results.
 
-    To be called before a model is loaded, so that a wrong name costs seconds.
+    Call it before a model is loaded, so that a wrong name costs seconds.
 
     Raises:
-        UserError: unknown task, missing or unfit data, a place for the results that cannot be written.
+        UserError: an unknown task, data that is missing or does not fit, or results that cannot be written.
     """
     _make_room(args.save_filepath)
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    logging.getLogger("lm_eval.tasks._index").setLevel(logging.ERROR)  # it warns of task_path taking precedence
+    logging.getLogger("lm_eval.tasks._index").setLevel(logging.ERROR)  # its warnings that task_path takes precedence
     manager = make_manager(args)
     names = resolve_all(args.eval_tasks, manager)
     evaluated = [leaf for name in names for leaf in leaves(name, manager)]
@@ -65,7 +65,11 @@ def prepare(args: EvalArgs) -> "tuple[TaskManager, list[Task | Group]]":
 
 
 def _make_room(save_filepath: Path | None) -> None:
-    """Make the folder of the results. Raises: UserError if the file could not be written there."""
+    """Makes the folder of the results.
+
+    Raises:
+        UserError: the file could not be written there.
+    """
     if save_filepath is None:
         return
     if save_filepath.is_dir():
@@ -77,9 +81,12 @@ def _make_room(save_filepath: Path | None) -> None:
 
 
 def _check_code(task: str, manager: "TaskManager", args: EvalArgs) -> None:
-    """Raises: UserError for a task that runs what the model writes, unless the user confirmed it.
+    """Checks that the user confirmed a task that runs code which the model writes.
 
-    It looks at the configuration alone: loading such a task already calls what runs code.
+    It reads only the configuration, because loading such a task already runs code.
+
+    Raises:
+        UserError: the user did not confirm it.
     """
     import lm_eval
 
@@ -97,7 +104,7 @@ def _check_code(task: str, manager: "TaskManager", args: EvalArgs) -> None:
 
 
 def _load(name: str, manager: "TaskManager", local: dict[str, Source]) -> dict[str, Any]:
-    """lm-eval's tasks and groups for one name.
+    """Returns lm-eval's tasks and groups for one name.
 
     Raises:
         UserError: data that cannot be fetched, or a local file that the task cannot read.
@@ -111,7 +118,7 @@ def _load(name: str, manager: "TaskManager", local: dict[str, Source]) -> dict[s
             f"the data of task {name} could not be fetched ({one_line(e)}); where there is no hub, name a local copy: "
             f'--task_data "{{{name}: FILE.jsonl}}"'
         ) from e
-    except Exception as e:  # whatever prompts and Python code of a task raise on rows they were not made for
+    except Exception as e:  # prompts and Python code of a task may raise anything on unfit rows
         sources = [local[leaf] for leaf in leaves(name, manager) if leaf in local]
         if not sources:
             raise
@@ -119,13 +126,13 @@ def _load(name: str, manager: "TaskManager", local: dict[str, Source]) -> dict[s
 
 
 def _check_task(task: "ConfigurableTask", source: Source | None) -> None:
-    """See whether this toolkit can run the task, and whether the task can score its local data.
+    """Checks that this toolkit can run the task, and that the task can score its local data.
 
     Args:
         source: the local data; None if it came from the hub.
 
     Raises:
-        UserError: it cannot.
+        UserError: one of them is not so.
     """
     name = task.config.task
     if getattr(task, "MULTIMODAL", False):
@@ -140,7 +147,7 @@ def _check_task(task: "ConfigurableTask", source: Source | None) -> None:
         if task.OUTPUT_TYPE in _BLANK_RESULTS:
             task.build_all_requests(limit=1)
             task.process_results(task.eval_docs[0], [_BLANK_RESULTS[task.OUTPUT_TYPE]] * len(task.instances))
-    except Exception as e:  # as above
+    except Exception as e:  # see `_load`
         raise misfit(source, name, e) from e
     if task.OUTPUT_TYPE == "multiple_choice" and task.config.process_results is None:
         for number, doc in enumerate(docs, 1):
@@ -148,11 +155,15 @@ def _check_task(task: "ConfigurableTask", source: Source | None) -> None:
 
 
 def _check_answer(task: "ConfigurableTask", doc: dict[str, Any], number: int, source: Source) -> None:
-    """Raises: UserError if the right answer is none of the choices: lm-eval counts such a question as wrong."""
+    """Checks that the right answer is among the choices; lm-eval would count such a question as answered wrongly.
+
+    Raises:
+        UserError: it is not.
+    """
     choices = task.doc_to_choice(doc)
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     for answer in gold if isinstance(gold, list) else [gold]:
         fits = answer in choices if isinstance(answer, str) else answer in range(len(choices))
-        if not fits or isinstance(answer, float):  # which lm-eval does not take for a number of a choice
+        if not fits or isinstance(answer, float):  # lm-eval does not accept a float as the index of a choice
             shown = ", ".join(map(repr, choices[:6]))
             raise misfit(source, task.config.task, f"question {number}: the answer {answer!r} is none of {shown}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lit_gpt.args import LoRARunArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.args.formats import with_format
-from lit_gpt.checkpoints.base import digest, sample
+from lit_gpt.checkpoints.base import digest_of
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.runs import Run, require_base
 from lit_gpt.checkpoints.trained import check_fit, trained_path
@@ -86,7 +86,7 @@ def write_merged(
     identity = _digest_of_all(trained)
     if any(earlier["weights"] == identity for earlier in earlier_runs):
         raise UserError(f"{run_dir} is merged into {checkpoint_dir} already; generate/base.py takes that folder")
-    require_base(run, run_dir, checkpoint_dir, digest({name: sample(name, get(name)) for name in specs}))
+    require_base(run, run_dir, checkpoint_dir, digest_of(specs, get))
     plan = _plan(config, specs, run=run, trained=trained, path=path)
     record = {
         "prompt_style": run.prompt_style,

@@ -15,7 +15,7 @@ from lit_gpt.prompts.turns import Exchange, Turn
 from lit_gpt.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = "chat_template"
-"""The style that is the model's own."""
+"""Name of the prompt style that is a checkpoint's own chat template."""
 
 __all__ = ["CHAT_TEMPLATE", "STYLES", "ChatTemplate", "Exchange", "Style", "Turn"]
 __all__ += ["calls_of", "ends_of", "left_out", "make_prompt", "open_style", "read_template", "stop_ids", "with_kwargs"]
@@ -24,13 +24,13 @@ __all__ += ["calls_of", "ends_of", "left_out", "make_prompt", "open_style", "rea
 def open_style(
     name: str, checkpoint_dir: Path | None = None, tokenizer: Tokenizer | None = None
 ) -> Style | ChatTemplate:
-    """The style of that name.
+    """Returns the prompt style with the given name.
 
     Args:
-        name: may say after `chat_template` what else the template is given, as `with_kwargs` writes it.
-        checkpoint_dir: where the tokenizer and its chat template are. Without it, `chat_template` is not to be had, and
-            the others have the special tokens of the models that they are known by.
-        tokenizer: that of the folder, if it is open already.
+        name: name of a style; `chat_template` may be followed by the template's variables, as `with_kwargs` writes it.
+        checkpoint_dir: folder with the tokenizer and its chat template. Without it `chat_template` is an error, and the
+            other styles keep the special tokens they are written with, `<s>` and `</s>` by default.
+        tokenizer: the folder's tokenizer, if it is open already.
 
     Raises:
         UserError: no style of that name, or the folder has no chat template.
@@ -48,23 +48,23 @@ def open_style(
 
 
 def ends_of(style: Style | ChatTemplate) -> list[str]:
-    """The token with which an answer ends in the style, if it is not the tokenizer's end of sequence."""
+    """Returns, as a list, the token that ends an answer in the style; empty if it is the tokenizer's own."""
     end = style.ending.token if isinstance(style, ChatTemplate) else style.end
     return [] if end is None else [end]
 
 
 def stop_ids(style: Style | ChatTemplate, tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that end an answer: the model's own, and those of the style."""
+    """Returns the ids of the tokens that end an answer: the tokenizer's stop tokens and the style's own end."""
     return tokenizer.stop_ids | {tokenizer.token_to_id(end) for end in ends_of(style)}
 
 
 def with_kwargs(name: str, kwargs: Mapping[str, Any]) -> str:
-    """The name of a style that says what else its template is given, as `chat_template {"enable_thinking": false}`.
+    """Returns a style's name with its template's variables, such as `chat_template {"enable_thinking": false}`.
 
-    What is recorded as a run's prompt style so says all that asks as the training did.
+    A run records its prompt style in this form, so that generation asks exactly as the training did.
 
     Raises:
-        UserError: a style that takes nothing else.
+        UserError: the style is not a chat template, and takes no variables.
     """
     if not kwargs:
         return name
@@ -74,7 +74,11 @@ def with_kwargs(name: str, kwargs: Mapping[str, Any]) -> str:
 
 
 def _read_kwargs(text: str) -> dict[str, Any]:
-    """Raises: UserError if it is not the JSON object that `with_kwargs` writes."""
+    """Returns the template's variables from the JSON object that `with_kwargs` wrote.
+
+    Raises:
+        UserError: the text is not a JSON object.
+    """
     try:
         found = json.loads(text)
     except ValueError:
@@ -85,12 +89,12 @@ def _read_kwargs(text: str) -> dict[str, Any]:
 
 
 def make_prompt(style: str, instruction: str, context: str = "", checkpoint_dir: Path | None = None) -> str:
-    """The prompt for `instruction`, with an optional `context` (Alpaca's `input`).
+    """Returns the prompt for `instruction`, with an optional `context` (Alpaca's `input`).
 
     Args:
-        checkpoint_dir: as for `open_style`.
+        checkpoint_dir: folder with the tokenizer and its chat template; see `open_style`.
 
     Raises:
-        UserError: as `open_style`.
+        UserError: no style of that name, or the folder has no chat template.
     """
     return open_style(style, checkpoint_dir).exchanges([Turn("user", instruction, context)])[0].prompt

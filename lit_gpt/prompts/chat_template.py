@@ -1,4 +1,4 @@
-"""A model's own chat template, a Jinja program that its tokenizer ships; it runs in Jinja's sandbox.
+"""A model's own chat template: the Jinja program that its tokenizer ships, run in Jinja's sandbox.
 
 https://huggingface.co/docs/transformers/chat_templating says what a template may expect.
 """
@@ -21,14 +21,14 @@ from lit_gpt.tokenizer.settings import content, read_optional, read_settings
 
 FILE = "chat_template.jinja"
 _FOLDER = "additional_chat_templates"
-"""Where a tokenizer keeps templates with names of their own."""
-_MANY = 12
-"""Answers of a conversation from which on they are looked for in short ones."""
+"""Folder in which a tokenizer keeps templates with names of their own."""
+_MIN_FOR_WINDOWS = 12
+"""Number of answers in a conversation from which on each is looked up in a short conversation, not in the whole."""
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """An answer in the text that a model is trained on."""
+    """An answer, with its location in the text that a model is trained on."""
 
     turn: int
     start: int
@@ -44,10 +44,10 @@ class ChatTemplate:
     """The chat template of a checkpoint folder.
 
     Args:
-        template_kwargs: what else the template is given, such as `enable_thinking`.
+        template_kwargs: further variables for the template, such as `enable_thinking`.
 
     Raises:
-        UserError: the folder has none, or one that is no Jinja program.
+        UserError: the folder has no chat template, or one that is not a Jinja program.
     """
 
     def __init__(
@@ -67,21 +67,25 @@ class ChatTemplate:
         self.ending = find_ending(lambda turns: self.render(turns, ask=False), tokenizer)
 
     def render(self, turns: Sequence[Turn], ask: bool, tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The text for `turns`.
+        """Returns the text of `turns`.
 
         Args:
-            ask: with what comes before the next answer.
-            tools: schemas of the functions that may be called.
+            ask: whether to end with the text that asks for the next answer (`add_generation_prompt`).
+            tools: schemas of the functions that the model may call.
 
         Raises:
-            UserError: the template refuses them.
+            UserError: the template refuses the turns.
         """
         return self._run(turns, ask, tools, self._form)[0]
 
     def _run(
         self, turns: Sequence[Turn], ask: bool, tools: Sequence[Mapping[str, Any]], form: CallForm
     ) -> tuple[str, list[Span]]:
-        """The text, and what in it the template marks as the assistant's. Raises: UserError, as `render`."""
+        """Returns the text of `turns`, and the spans of it that the template marks as the assistant's.
+
+        Raises:
+            UserError: the template refuses the turns.
+        """
         given = {
             "messages": [message(t, form) for t in turns],
             "tools": list(tools) or None,
@@ -90,12 +94,20 @@ class ChatTemplate:
         }
         try:
             return (self._with_tools if tools else self._program).run(given | self.tokens | self.template_kwargs)
-        except Exception as e:  # somebody's program: its mistakes are of any kind
+        except Exception as e:  # a template is a stranger's program: it may raise anything
             reason = " ".join(str(e).split())
             raise UserError(f"the chat template of {self.folder} refuses a conversation: {reason}") from e
 
     def exchanges(self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()) -> list[Exchange]:
-        """Prompt and answer in turns; the last answer may be missing.
+        """Returns the conversation as prompts with their answers; the last answer may be missing.
+
+        If the template marks what the assistant says (`{% generation %}`), exactly that is supervised. Otherwise an
+        answer is what the template adds to the prompt that asks for it, up to the token that ends it.
+
+        The last answer always follows the very prompt that generation would see, even if the template shows the
+        conversation differently once it is answered. An earlier answer is supervised only if the whole text still shows
+        it, and everything before it, as generation saw them. Otherwise it becomes part of the next prompt: Qwen 3 drops
+        earlier thoughts, for example, and Mistral moves the system text to the last question.
 
         A template that marks what the assistant says has that taught, and nothing else. Of others, an answer is what
         the template adds to the text that asks for it, up to the token that ends it. The last one is taught after the
@@ -104,8 +116,8 @@ class ChatTemplate:
         what was thought, Mistral moves the system text to the last question), it is a part of the next prompt.
 
         Raises:
-            UserError: the template refuses the conversation, does not show tools, calls or thoughts that are in it, or
-                does not go on from the text that asks for an answer.
+            UserError: the template refuses the conversation, hides tools, calls or thoughts that are in it, or does not
+                show an answer after the prompt that asks for it.
         """
         asks = turns[-1].role != "assistant"
         whole, spans = self._run(turns, asks, tools, self._form)
@@ -131,7 +143,11 @@ class ChatTemplate:
     def _answers(
         self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, asks: bool
     ) -> tuple[list[_Answer], str]:
-        """The answers that are as generation sees and makes them, and the text in which they are. Raises: UserError."""
+        """Returns the answers that the text shows as generation sees and makes them, and that text.
+
+        Raises:
+            UserError: the template refuses the turns, or does not show the last answer after its prompt.
+        """
         last: list[_Answer] = []
         if not asks:
             asked = self.render(turns[:-1], True, tools)
@@ -148,15 +164,19 @@ class ChatTemplate:
     def _places(
         self, whole: str, turns: Sequence[Turn], answers: Sequence[int], tools: Sequence[Mapping[str, Any]]
     ) -> dict[int, Place]:
-        """Where the answers are that `whole` shows after what asks for them. Raises: UserError."""
+        """Returns the locations of those of `answers` that `whole` shows after the prompts that ask for them, by turn.
+
+        Raises:
+            UserError: the template refuses the turns.
+        """
 
         def render(some: Sequence[Turn], ask: bool) -> str:
             return self.render(some, ask, tools)
 
-        if len(answers) >= _MANY:
+        if len(answers) >= _MIN_FOR_WINDOWS:
             try:
                 found = places_by_windows(whole, turns, answers, render)
-            except UserError:  # the template refuses the short conversation
+            except UserError:  # the template refuses the short conversation: fall back to the whole one
                 found = None
             if found is not None:
                 return found
@@ -164,8 +184,10 @@ class ChatTemplate:
         return {i: location for i, location in exact.items() if location is not None}
 
     def _answer_at(self, whole: str, turns: Sequence[Turn], i: int, location: Place) -> _Answer | None:
-        """The answer of turn i, which is not the last; None if what the model would have written there is not in
-        `whole`."""
+        """Returns the answer of turn i, which is not the last one.
+
+        None if `whole` does not hold what the model would have written there.
+        """
         at, tail = location
         text, end = self.ending.cut(tail, turns[i].text.strip())
         if not whole.startswith(text, at):
@@ -177,10 +199,14 @@ class ChatTemplate:
     def _last(
         self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, asked: str
     ) -> tuple[str, str | None]:
-        """The last answer and the token that ends it, as they follow the text that asks for it. Raises: UserError."""
-        note = turns[-1].text.strip()
+        """Returns the last answer and the token that ends it, as they follow the prompt that asks for it.
+
+        Raises:
+            UserError: the template does not show the answer after that prompt.
+        """
+        answer = turns[-1].text.strip()
         found = self._after_prompt(turns, tools, asked, whole)
-        if found is None:  # what is before it is shown otherwise, too: the answer is what follows the last question
+        if found is None:  # the template changes earlier turns, too: look at the last question and its answer alone
             since = max((i for i, t in enumerate(turns) if t.role == "user"), default=0)
             alone, shown = self.render(turns[since:-1], True, tools), self.render(turns[since:], False, tools)
             found = self._after_prompt(turns[since:], tools, alone, shown)
@@ -190,8 +216,8 @@ class ChatTemplate:
                 "not show the answer after that; take another --prompt_style"
             )
         opening, tail = found
-        text, end = self.ending.cut(tail, note)
-        text = answer_after(opening, text, note, self.folder)
+        text, end = self.ending.cut(tail, answer)
+        text = answer_after(opening, text, answer, self.folder)
         if end is None and self.ending.late:
             return self._late(turns, tools, whole, text)
         return text, end
@@ -199,7 +225,11 @@ class ChatTemplate:
     def _after_prompt(
         self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], asked: str, whole: str
     ) -> tuple[str, str] | None:
-        """As `after_prompt`, of the last answer. Raises: UserError."""
+        """Returns what `after_prompt` returns for the last answer.
+
+        Raises:
+            UserError: the template refuses the turns.
+        """
         if whole.startswith(asked):
             return "", whole[len(asked) :]
         *before, asks, _ = turns
@@ -213,7 +243,11 @@ class ChatTemplate:
     def _late(
         self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, text: str
     ) -> tuple[str, str | None]:
-        """The last answer and the token that would end it once another turn follows. Raises: UserError."""
+        """Returns the last answer and the token that would end it if another turn followed.
+
+        Raises:
+            UserError: the template refuses the turns.
+        """
         plain = text + self.ending.between, self.ending.token
         calls = calls_of(turns[-1])
         if not calls:
@@ -228,7 +262,7 @@ class ChatTemplate:
 
 
 def _special_tokens(checkpoint_dir: Path, tokenizer: Tokenizer) -> dict[str, str]:
-    """Role (`bos_token` ...) -> token. What the settings do not name, the tokenizer's own file says."""
+    """Returns the special tokens by role (`bos_token` ...), from the settings or else from the tokenizer's own file."""
     names = read_settings(checkpoint_dir).names
     tokens = {role: token for role, value in names.items() if role.endswith("_token") and (token := content(value))}
     for role, i in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
@@ -238,7 +272,7 @@ def _special_tokens(checkpoint_dir: Path, tokenizer: Tokenizer) -> dict[str, str
 
 
 def read_templates(checkpoint_dir: Path) -> dict[str, str]:
-    """Name -> template, of all that the folder has; `default` is the one of chat_template.jinja, if that is there."""
+    """Returns all templates of the folder by name; `default` is chat_template.jinja if that file exists."""
     stated = read_optional(checkpoint_dir / "tokenizer_config.json").get("chat_template")
     entries = stated if isinstance(stated, list) else [{"name": "default", "template": stated}]
     named = {e.get("name"): e.get("template") for e in entries if isinstance(e, dict)}
@@ -249,7 +283,11 @@ def read_templates(checkpoint_dir: Path) -> dict[str, str]:
 
 
 def read_template(checkpoint_dir: Path) -> str:
-    """The template's text: chat_template.jinja, else that of tokenizer_config.json. Raises: UserError."""
+    """Returns the text of the default template: chat_template.jinja, or else that of tokenizer_config.json.
+
+    Raises:
+        UserError: the folder has no default template.
+    """
     found = read_templates(checkpoint_dir).get("default")
     if found is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""How a chat template ends an answer, found by showing it a short conversation."""
+"""How a chat template ends an answer, found out by rendering a short conversation."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,31 +9,32 @@ from lit_gpt.prompts.turns import Turn
 from lit_gpt.tokenizer import Tokenizer
 
 MARK = "\ue000"
-"""A character that no template has."""
+"""A character that no template contains."""
 _ASKED, _ANSWERED, _AGAIN = f"{MARK}q", f"{MARK}a", f"{MARK}r"
-"""Texts of the conversation that is shown."""
+"""Texts of the short conversation: a question, its answer, a second question."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a template ends an answer."""
+    """The way in which a chat template ends an answer."""
 
     known: tuple[str, ...]
-    """Tokens at which generation stops: the tokenizer's, and `token`."""
+    """Tokens at which generation stops: the tokenizer's stop tokens, and `token`."""
     token: str | None = None
-    """The token that ends an answer; None where the template writes none, and the end of sequence is put there."""
+    """The token that ends an answer; None if the template writes none, and the end-of-sequence token is added."""
     late: bool = False
-    """Whether that token comes with the turn after the answer only, and not after the last answer."""
+    """Whether `token` is written only with the turn after the answer, so that the last answer lacks it."""
     between: str = ""
-    """What stands between an answer and `token`; without a token, what the template puts after the last answer."""
+    """Text between an answer and `token`; if there is no token, the text that the template puts after the last answer.
+    """
     added: re.Pattern[str] = re.compile(r"(?!)")
-    """Finds the tokens that the tokenizer cuts out of a text."""
+    """Pattern that finds the tokenizer's added tokens, special ones among them, in a text."""
 
     def cut(self, tail: str, message: str) -> tuple[str, str | None]:
-        """(answer, token that ends it) of what a template puts after the text that asks for it.
+        """Splits what a template puts after a prompt into (answer, token that ends it); without one, (answer, None).
 
         Args:
-            message: text of the answer; a token within it is no end.
+            message: text of the answer; a token within it does not end it.
         """
         after = tail.find(message) + len(message) if message in tail else 0
         locations = [(at, -len(token), token) for token in self.known if (at := tail.find(token, after)) >= 0]
@@ -47,15 +48,15 @@ class Ending:
         return tail, None
 
     def closing(self, tail: str, after: int = 0) -> tuple[str, str] | None:
-        """(text, token) of a text that closes with a token, another one than after a plain answer, as calls may do."""
+        """Returns (text, token) if `tail` closes with an added token, as an answer with tool calls may; None if not."""
         *_, last = (None, *self.added.finditer(tail, after))
         return (tail[: last.start()], last[0]) if last is not None and not tail[last.end() :].strip() else None
 
     def after(self, text: str, rest: str) -> tuple[str, str] | None:
-        """(answer, token) of a `text` that is ended late, by what comes after it, or closes with a token; else None.
+        """Returns (answer, token) of an answer that the next turn ends or that closes with a token; None if neither.
 
         Args:
-            rest: what comes after the text.
+            rest: what the template shows after `text` once another turn follows.
         """
         if not self.late:
             return None
@@ -65,11 +66,12 @@ class Ending:
 
 
 def find_ending(render: Callable[[Sequence[Turn]], str], tokenizer: Tokenizer) -> Ending:
-    """How the template behind `render` ends an answer.
+    """Returns how the template behind `render` ends an answer.
 
-    A token that comes after the answer both where it is the last turn and where it is not is its end; of several, the
-    one that the tokenizer knows as an end. A template that writes none after the last answer may begin the next turn
-    with it (Apertus), or may have the beginning of that turn for an end (GLM-4, whose stop tokens say so).
+    A token that stands after the answer both when it is the last turn and when it is not is its end; of several, it is
+    the one that the tokenizer knows as a stop token. A template that writes none after the last answer may write it at
+    the start of the next turn (Apertus), or may use the beginning of that turn as the end (GLM-4, whose stop tokens say
+    so).
     """
     stops = [tokenizer.id_to_token(i) for i in (tokenizer.eos_id, *sorted(tokenizer.stop_ids))]
     known = tuple(dict.fromkeys(token for token in stops if token))
@@ -78,7 +80,7 @@ def find_ending(render: Callable[[Sequence[Turn]], str], tokenizer: Tokenizer) -
     turns = [Turn("user", _ASKED), Turn("assistant", _ANSWERED), Turn("user", _AGAIN)]
     try:
         last, more = render(turns[:2]), render(turns)
-    except UserError:  # it does not show such a conversation
+    except UserError:  # the template refuses such a conversation
         return Ending(known, added=added)
     if _ANSWERED not in last or _AGAIN not in more.partition(_ANSWERED)[2]:
         return Ending(known, added=added)

@@ -1,4 +1,4 @@
-"""What a chat template runs in: Jinja's sandbox with what transformers puts into it (utils/chat_template_utils.py)."""
+"""The environment of a chat template: Jinja's sandbox with what transformers adds (utils/chat_template_utils.py)."""
 
 import json
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from typing import Any
 from lit_gpt.errors import UserError
 
 Span = tuple[int, int]
-"""Where in a text something begins, and where it ends."""
+"""Start and end of a part of a text, as character offsets."""
 _MARKS = " marks"
-"""Key of the marks among a template's variables; no template can name it."""
+"""Key of the marks among a template's variables; it is not an identifier, so no template can refer to it."""
 
 
 @dataclass
 class _Marks:
-    """What `{% generation %}` has marked in the text so far."""
+    """The parts of the text that `{% generation %}` has marked so far."""
 
     length: int = 0
     spans: list[Span] = field(default_factory=list)
@@ -27,13 +27,13 @@ class Program:
     """A compiled chat template.
 
     Attributes:
-        marks: whether it says itself what the assistant wrote, between `{% generation %}` and `{% endgeneration %}`.
+        marks: whether the template marks what the assistant wrote, by `{% generation %}` ... `{% endgeneration %}`.
 
     Args:
-        folder: to be named in errors.
+        folder: the checkpoint folder, for error messages.
 
     Raises:
-        UserError: the text is no Jinja program.
+        UserError: the text is not a Jinja program.
     """
 
     def __init__(self, text: str, folder: Path) -> None:
@@ -52,7 +52,7 @@ class Program:
         self.marks = getattr(environment, "has_generation", False)
 
     def run(self, variables: Mapping[str, Any]) -> tuple[str, list[Span]]:
-        """The text that the template makes, and what it marks in it. It is somebody's program: raises anything."""
+        """Returns the text that the template makes, and the spans it marks; a template may raise any exception."""
         marks, blocks = _Marks(), []
         for block in self._template.generate({**variables, _MARKS: marks}):
             blocks.append(block)
@@ -61,7 +61,9 @@ class Program:
 
 
 def _generation_extension() -> type:
-    """The tag `{% generation %}` ... `{% endgeneration %}`, which shows what is in it and notes where that is."""
+    """Returns a Jinja extension for the tag `{% generation %}` ... `{% endgeneration %}`, which records where its
+    content is.
+    """
     from jinja2 import nodes
     from jinja2.ext import Extension
 
@@ -86,12 +88,12 @@ def _generation_extension() -> type:
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """JSON as transformers writes it: Jinja's own filter would write `<` and `'` as HTML wants them."""
+    """Returns a value as JSON the way transformers writes it; Jinja's own filter would escape `<` and `'` for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> None:
-    """What templates call with a conversation that they cannot show."""
+    """Raises the error by which a template refuses a conversation: its `raise_exception`."""
     import jinja2
 
     raise jinja2.TemplateError(message)

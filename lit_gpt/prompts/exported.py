@@ -1,4 +1,4 @@
-"""What a folder tells other tools of the prompt style that its model was trained in: chat template and end tokens."""
+"""The prompt style of a training, written into a checkpoint folder for other tools: chat template and stop tokens."""
 
 import json
 import re
@@ -14,25 +14,27 @@ from lit_gpt.tokenizer import FILES, Tokenizer
 from lit_gpt.tokenizer.settings import read_optional, read_settings
 
 _FOLDER = "additional_chat_templates"
-"""Where transformers keeps the templates that have names of their own."""
+"""Folder in which transformers keeps the templates that have names of their own."""
 _DEFAULT = "default"
 _CHAT = (Turn("user", "Who?"), Turn("assistant", "I."), Turn("user", "And you?"))
 _MARK = "\ue000"
-"""A text that no template has."""
+"""A character that no template contains."""
 _PROBES = (_CHAT[:1], _CHAT, (Turn("system", "Be brief."), *_CHAT))
-"""Conversations by which a template is told from a style."""
+"""Conversations on which a template and a style are compared."""
 
 
 def carry_style(folder: Path, name: str, llama_cpp: bool = False) -> list[str]:
-    """Give a folder the chat template of a prompt style and let generation end where its answers do.
+    """Writes the chat template of a prompt style and its stop tokens into a folder.
+
+    The model's own template is kept if it renders the same text. Templates with names of their own stay.
 
     A template of the model's own that shows the same is kept. Templates with names of their own stay.
 
     Args:
-        llama_cpp: whether the template is for llama.cpp, and not for transformers.
+        llama_cpp: whether the template is for llama.cpp rather than for transformers.
 
     Returns:
-        Lines for the person; none if the template is the model's own, or the folder has no tokenizer to ask with.
+        Lines to print; none if the template is the model's own, or the folder has no tokenizer.
 
     Raises:
         UserError: no such style, or a damaged tokenizer.
@@ -58,10 +60,11 @@ def carry_style(folder: Path, name: str, llama_cpp: bool = False) -> list[str]:
 
 
 def _gap(style: Style, tokenizer: Tokenizer) -> str:
-    """A space, if a text after a begin-of-sequence token that is written out is tokenized as that token itself is
-    followed by with a space only: such tokenizers put one before the first text of all, written out or not.
+    """Returns a space if a prompt must have one after a written-out begin-of-sequence token, otherwise an empty text.
 
-    llama.cpp puts it there after that token as well.
+    Some tokenizers put a space before the first text, but not before the text that follows a written-out
+    begin-of-sequence token; there the template has to write the space for the ids to be the same. llama.cpp puts the
+    space after that token as well, so its template needs none.
     """
     text = _asked(style, _PROBES[0])
     if not style.own_bos or style.first_bos or tokenizer.encode(style.own_bos + text) == tokenizer.encode(text):
@@ -70,7 +73,7 @@ def _gap(style: Style, tokenizer: Tokenizer) -> str:
 
 
 def _shows_the_same(folder: Path, style: Style, tokenizer: Tokenizer, gap: str) -> bool:
-    """Whether the folder has a chat template that asks as the style does, with the token that a text begins with."""
+    """Returns whether the folder has a chat template that asks as the style does, begin-of-sequence token included."""
     begin = "" if style.first_bos or not style.own_bos else style.own_bos + gap
     try:
         template = ChatTemplate(folder, tokenizer)
@@ -80,9 +83,9 @@ def _shows_the_same(folder: Path, style: Style, tokenizer: Tokenizer, gap: str) 
 
 
 def style_shown(folder: Path, tokenizer: Tokenizer) -> Style | None:
-    """The style that the folder's chat template shows, with a system text of its own where it has one; None if none.
+    """Returns the style of ours that the folder's chat template renders, or None.
 
-    A begin-of-sequence token makes no difference.
+    The style's default system text is the template's own. The begin-of-sequence token is ignored in the comparison.
     """
     try:
         template = ChatTemplate(folder, tokenizer)
@@ -101,7 +104,11 @@ def style_shown(folder: Path, tokenizer: Tokenizer) -> Style | None:
 
 
 def _asked(style: Style | ChatTemplate, turns: Sequence[Turn]) -> str:
-    """The text that asks for the answer to `turns`. Raises: UserError if the template refuses them."""
+    """Returns the prompt that asks for the answer to `turns`.
+
+    Raises:
+        UserError: the template refuses the turns.
+    """
     if isinstance(style, ChatTemplate):
         return style.render(turns, ask=True)
     *before, last = style.exchanges(turns)
@@ -109,9 +116,9 @@ def _asked(style: Style | ChatTemplate, turns: Sequence[Turn]) -> str:
 
 
 def _write_templates(folder: Path, templates: Mapping[str, str]) -> None:
-    """Write chat templates by name as transformers keeps them, and take those out of tokenizer_config.json.
+    """Writes chat templates by name to transformers' files, and drops them from tokenizer_config.json.
 
-    Others read that before the file, or after it; what stands in both would be two things.
+    Some tools read tokenizer_config.json first and others the files first, so a template must stand in one place only.
     """
     path = folder / "tokenizer_config.json"
     config = read_optional(path)
@@ -124,14 +131,14 @@ def _write_templates(folder: Path, templates: Mapping[str, str]) -> None:
 
 
 def settle_templates(folder: Path) -> None:
-    """Leave one chat template of each name where a folder has files of them and others in tokenizer_config.json."""
+    """Moves the templates of tokenizer_config.json into files if the folder has template files, one for each name."""
     files = [folder / FILE, *(folder / _FOLDER).glob("*.jinja")]
     if any(path.is_file() for path in files) and "chat_template" in read_optional(folder / "tokenizer_config.json"):
         _write_templates(folder, read_templates(folder))
 
 
 def _write_stops(folder: Path, ids: frozenset[int]) -> None:
-    """Let generation_config.json have all `ids`, if what it or config.json says does not."""
+    """Adds those of `ids` to generation_config.json that neither it nor config.json lists as end-of-sequence tokens."""
     stated = read_settings(folder).model.get("eos_token_id", [])
     stated = stated if isinstance(stated, list) else [stated]
     if ids - set(stated):

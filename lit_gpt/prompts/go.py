@@ -1,4 +1,4 @@
-"""A prompt style as a template of Ollama, in the language of Go's text/template."""
+"""A prompt style as a template for Ollama, in the language of Go's text/template."""
 
 import json
 
@@ -6,9 +6,10 @@ from lit_gpt.prompts.style import Style, around, filled
 
 
 def go_of(style: Style) -> str:
-    """The template that shows a list of messages as the style does, white space at the edges of texts aside.
+    """Returns the Ollama template that renders messages as the style does.
 
-    A begin-of-sequence token that the tokenizer writes is left to Ollama, which heeds the gguf file's word on it.
+    White space at the edges of texts may differ. A begin-of-sequence token that the tokenizer writes is left to Ollama,
+    which follows the gguf file's setting.
     """
     before, behind = around(filled(style.question, eos=style.eos), "{prompt}")
     inside = "{system}" in before
@@ -35,5 +36,5 @@ def go_of(style: Style) -> str:
 
 
 def _shown(text: str) -> str:
-    """The action that writes a text; as a literal, so that no white space at an edge is lost."""
+    """Returns the action that writes a text, as a quoted literal so that white space at its edges survives."""
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""

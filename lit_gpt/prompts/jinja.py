@@ -1,4 +1,4 @@
-"""A prompt style as a chat template, for tools that know no styles of ours."""
+"""A prompt style as a Jinja chat template, for tools that do not know our styles."""
 
 from lit_gpt.prompts.style import Style, around, filled
 
@@ -6,12 +6,12 @@ _ALTERNATE = "this prompt style shows user and assistant in turns, after a syste
 
 
 def jinja_of(style: Style, gap: str = "") -> str:
-    """The Jinja program that shows a conversation as the style does.
+    """Returns the Jinja program that renders a conversation as the style does.
 
-    Special tokens are written out in it. A question has no context of its own there: it is the user's text as a whole.
+    Special tokens are written out in it. A question has no separate context there: the user's text holds all of it.
 
     Args:
-        gap: what it shows after a begin-of-sequence token that the tokenizer writes otherwise.
+        gap: text to put after the begin-of-sequence token, where the tokenizer would otherwise write that token.
     """
     before, behind = around(filled(style.question, eos=style.eos), "{prompt}")
     inside = "{system}" in before
@@ -50,15 +50,15 @@ def jinja_of(style: Style, gap: str = "") -> str:
 
 
 def _shown(text: str) -> str:
-    """The statement that writes a text; none for an empty one."""
+    """Returns the statement that writes a text; an empty text needs none."""
     return f"{{{{- {_text(text)} }}}}" if text else ""
 
 
 def _joined(before: str, behind: str = "", variable: str = "") -> str:
-    """The expression for a text with a variable's value in it."""
+    """Returns the Jinja expression that concatenates `before`, the variable's value and `behind`."""
     return " + ".join(filter(None, (before and _text(before), variable, behind and _text(behind))))
 
 
 def _text(text: str) -> str:
-    """The literal of a text."""
+    """Returns a text as a Jinja string literal."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"

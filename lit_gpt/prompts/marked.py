@@ -11,13 +11,14 @@ from lit_gpt.prompts.turns import Exchange, Turn
 def marked_exchanges(
     whole: str, spans: Sequence[Span], turns: Sequence[Turn], ending: Ending, shown: Callable[[int], str]
 ) -> list[Exchange]:
-    """One exchange for each marked part, with what is before it as its prompt; an answer may have several.
+    """Returns one exchange for each marked part, with the text before it as its prompt.
 
-    White space that is marked after the end of an answer is taught with it, but not after the last one: nobody sees it.
+    An answer may have several parts. Marked white space after the end of an answer is supervised with it, but not after
+    the last answer: generation stops before it.
 
     Args:
         whole: the text that the template makes of `turns`.
-        shown: gives the text of the first n turns.
+        shown: returns the text of the first n turns.
     """
     parts = sorted((start, end) for start, end in spans if start < end)
     owners = _owners(whole, parts, turns, shown)
@@ -38,10 +39,10 @@ def marked_exchanges(
 
 
 def _cut(part: str, ending: Ending, is_last: bool) -> tuple[str, str | None, str]:
-    """(answer, token that ends it, white space after that) of a marked part; without a token it is all answer.
+    """Splits a marked part into (answer, token that ends it, white space after that); without a token, all is answer.
 
     Args:
-        is_last: of its answer; a token that ends it need not be the one that ends a plain answer.
+        is_last: whether the part is the last one of its answer; any added token may end it then, as after tool calls.
     """
     text = part.rstrip()
     ends = [token for token in ending.known if text.endswith(token)]
@@ -54,7 +55,7 @@ def _cut(part: str, ending: Ending, is_last: bool) -> tuple[str, str | None, str
 
 
 def _owners(whole: str, parts: Sequence[Span], turns: Sequence[Turn], shown: Callable[[int], str]) -> list[int]:
-    """The turn that each marked part belongs to."""
+    """Returns the turn that each marked part belongs to."""
     answers = [i for i, t in enumerate(turns) if t.role == "assistant"]
     one_each = len(parts) == len(answers)
     if one_each and all(turns[i].text.strip() in whole[a:b] for i, (a, b) in zip(answers, parts, strict=True)):

@@ -1,4 +1,4 @@
-"""Turns as the messages that a chat template is given."""
+"""Turns as the message dictionaries that a chat template is given."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,28 +9,29 @@ from lit_gpt.errors import UserError
 from lit_gpt.prompts.turns import Turn
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which a message has its thoughts; transformers fills the first, and `thinking`, from the others."""
+"""Keys under which a message holds its thoughts; transformers copies them to the first, and to `thinking`."""
 
 
 @dataclass(frozen=True)
 class CallForm:
-    """How a template takes calls.
+    """The form in which a template takes tool calls.
 
-    https://huggingface.co/docs/transformers/chat_extras says that it expects arguments as an object. DeepSeek's put
-    them between texts and fail with one, and show calls only where the content is null, which transformers 5 drops.
+    https://huggingface.co/docs/transformers/chat_extras says that templates expect arguments as an object. DeepSeek's
+    templates concatenate them with texts, so they fail on an object, and they show calls only where the content is
+    null, which transformers 5 drops.
     """
 
     as_text: bool = False
-    """The arguments are given as JSON text."""
+    """Whether arguments are passed as JSON text."""
     with_null: bool = False
-    """An answer that calls tools and says nothing has null as its content, not an empty text."""
+    """Whether an answer that calls tools and has no text gets null as its content, not an empty text."""
 
 
 def message(turn: Turn, form: CallForm = CallForm()) -> dict[str, Any]:
-    """The message of a turn, with exactly the keys that it has; those without a value are left out, as in transformers.
+    """Returns a turn as a message with the keys that it has; keys without a value are left out, as in transformers.
 
     Args:
-        form: how the template takes calls.
+        form: the form in which the template takes tool calls.
     """
     text = "\n\n".join(filter(str.strip, (turn.text, turn.context))) if turn.context else turn.text
     made = {"role": turn.role, "content": text, **turn.extra}
@@ -46,24 +47,24 @@ def message(turn: Turn, form: CallForm = CallForm()) -> dict[str, Any]:
 
 
 def thought_of(turn: Turn) -> str:
-    """What the turn has as its thoughts beside its text; empty if it has none."""
+    """Returns the turn's thoughts, which it holds beside its text; empty if it has none."""
     return next((turn.extra[key] for key in _REASONING if turn.extra.get(key) is not None), "")
 
 
 def calls_of(turn: Turn) -> Sequence[Any]:
-    """The calls of tools that the turn makes."""
+    """Returns the tool calls of the turn."""
     return turn.extra.get("tool_calls") or ()
 
 
 def name_of(call: Any) -> str:
-    """The name of the tool that is called; empty if the call has none."""
+    """Returns the name of the tool that is called; empty if the call has none."""
     function = call.get("function", call) if isinstance(call, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     return name if isinstance(name, str) else ""
 
 
 def find_form(render: Callable[[Sequence[Turn], CallForm], str]) -> CallForm:
-    """The form in which the template shows a call, the usual one first; the usual one, if in none."""
+    """Returns the first form in which the template shows a tool call; the usual form if none works."""
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe", "arguments": {"q": 1}}}
     turns = [Turn("user", "a"), Turn("assistant", "", extra={"tool_calls": [call]})]
     for with_null in (False, True):
@@ -72,13 +73,13 @@ def find_form(render: Callable[[Sequence[Turn], CallForm], str]) -> CallForm:
             try:
                 if "probe" in render(turns, form):
                     return form
-            except UserError:  # this form fails
+            except UserError:  # the template fails on this form
                 pass
     return CallForm()
 
 
 def _with_text(call: Any) -> Any:
-    """The call with its arguments as JSON text."""
+    """Returns the call with its arguments as JSON text."""
     if not isinstance(call, dict):
         return call
     if isinstance(call.get("function"), dict):

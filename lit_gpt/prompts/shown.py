@@ -1,4 +1,4 @@
-"""Whether a chat template shows what a conversation says."""
+"""Checks that a chat template shows what a conversation says."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,61 +11,61 @@ from lit_gpt.prompts.turns import Exchange, Turn
 
 _TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _BEGUN = re.compile(r"[<\[][^<>\[\]\s]*\Z")
-"""A tag that has begun and not ended."""
+"""Pattern of a tag at the end of a text that is opened and not closed."""
 
 
 def n_same(a: str, b: str) -> int:
-    """How many characters two texts have in common from their beginnings on."""
+    """Returns the length of the common prefix of two texts."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def after_prompt(asked: str, whole: str, since: int) -> tuple[str, str] | None:
-    """(what of `asked` the template does not show before the answer, the answer with all that follows it).
+    """Returns (end of `asked` that the template does not show before the answer, the answer with all that follows it).
 
-    The first is empty as a rule. It is not where the template asks with a thought, closed or open, that it does not
-    show in what was answered (Gemma 4, DeepSeek R1).
+    The first is normally empty. It is not if the prompt ends with a thought, closed or open, that the template does not
+    show in an answered conversation (Gemma 4, DeepSeek R1).
 
     Args:
-        asked: the conversation and what asks for the answer.
-        whole: the conversation with the answer.
-        since: where in `asked` the conversation ends.
+        asked: text of the conversation, with what asks for the answer.
+        whole: text of the conversation with the answer.
+        since: offset in `asked` at which the conversation ends.
 
     Returns:
-        None if `whole` does not have the conversation as `asked` has it.
+        None if `whole` shows the conversation itself differently than `asked` does.
     """
     if whole.startswith(asked):
         return "", whole[len(asked) :]
     same = n_same(asked, whole)
     if same < since:
         return None
-    if begun := _BEGUN.search(whole, since, same):  # two tags may begin alike
+    if begun := _BEGUN.search(whole, since, same):  # two different tags may begin alike
         same = begun.start()
     opening, tail = asked[same:], whole[same:]
     tags = [m.start() for m in _TAG.finditer(opening)]
-    for end in (len(opening), *reversed(tags)):  # the same, but for white space before it
+    for end in (len(opening), *reversed(tags)):  # the answer may repeat a part of the opening
         if end and tail.lstrip().startswith(begins := opening[:end].lstrip()):
             return opening[end:], tail.lstrip().removeprefix(begins)
     shared = next((opening[i:] for i in tags if tail.startswith(opening[i:])), "")
     return opening, tail.removeprefix(shared)
 
 
-def answer_after(opening: str, answer: str, message: str, folder: Any) -> str:
-    """What is taught after a prompt that ends in `opening`, which the template shows in no answer.
+def answer_after(opening: str, answer: str, text: str, folder: Any) -> str:
+    """Returns the text that is supervised after a prompt ending in `opening`, which the template shows in no answer.
 
-    An answer that begins with the same thought goes on with it, though the template leaves thoughts out.
+    An answer that begins with the same thought continues it, even if the template drops thoughts.
 
     Args:
-        answer: as the template shows it.
-        message: as the row has it.
+        answer: the answer as the template shows it.
+        text: the answer as the data set's row has it.
 
     Raises:
-        UserError: the prompt has closed the thought, and the answer has one.
+        UserError: the prompt has closed the thought already, and the answer has another.
     """
     begun = opening.strip()
-    if begun and message.startswith(begun):
-        shown = answer.lstrip()  # an end of what was said, and perhaps calls
-        since = next((i for i in range(len(begun), len(message)) if shown.startswith(message[i:])), len(message))
-        return message[len(begun) :].lstrip("\n") + shown[len(message) - since :]
+    if begun and text.startswith(begun):
+        shown = answer.lstrip()  # the end of the text, perhaps with tool calls after it
+        since = next((i for i in range(len(begun), len(text)) if shown.startswith(text[i:])), len(text))
+        return text[len(begun) :].lstrip("\n") + shown[len(text) - since :]
     tags = _TAG.findall(opening)
     if tags and tags[-1] in answer:
         raise UserError(
@@ -82,36 +82,36 @@ def require_shown(
     tools: Sequence[Mapping[str, Any]],
     answers: Mapping[int, str],
 ) -> None:
-    """See that the template shows tools, calls, what tools said, and the answers that are taught with their thoughts.
+    """Checks that the template shows tools, calls, tool results, and the supervised answers with their thoughts.
 
     Args:
-        answers: turn -> its answer as it is taught.
+        answers: supervised text of the answers, by turn.
 
     Raises:
-        UserError: it does not show one of them, which is named.
+        UserError: the template does not show one of them, which the message names.
     """
 
     def hidden(others: Sequence[Turn], schemas: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the template shows another conversation alike; one that it refuses, it has looked at."""
+        """Returns whether another conversation gives the same text; one that is refused does not."""
         try:
             return render(others, schemas) == whole
         except UserError:
             return False
 
-    message = [i for i, t in enumerate(turns) if t.role == "tool"]
+    tool_turns = [i for i, t in enumerate(turns) if t.role == "tool"]
     calls = [i for i, t in enumerate(turns) if calls_of(t)]
-    whole = render(turns, tools) if tools or message or calls else ""
+    whole = render(turns, tools) if tools or tool_turns or calls else ""
     without = [replace(t, extra={k: v for k, v in t.extra.items() if k != "tool_calls"}) for t in turns]
     lost = ["tool_calls"] if calls and hidden(without, tools) else []
-    if tools and (lost or not calls) and hidden(turns, ()):  # where calls are shown, tools are counted: see `left_out`
+    if tools and (lost or not calls) and hidden(turns, ()):  # where calls are shown, `left_out` looks for the tools
         lost.append("tools")
     other = [replace(t, text=t.text + " and so on") if t.role == "tool" else t for t in turns]
-    lost += ["turns of the role tool"] if message and hidden(other, tools) else []
+    lost += ["turns of the role tool"] if tool_turns and hidden(other, tools) else []
     for i in calls if not lost else []:
         names = filter(None, map(name_of, calls_of(turns[i])))
         lost += [f"the tool_calls of turn {i + 1} ({name})" for name in names if name not in answers.get(i, whole)]
     for i, answer in answers.items():
-        if lost:  # the first is enough
+        if lost:  # reporting one is enough
             break
         words = re.findall(r"\w+|\S", turns[i].text)
         if words and not calls_of(turns[i]) and not any(word in answer for word in words):
@@ -126,9 +126,9 @@ def require_shown(
 
 
 def left_out(turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], exchanges: Sequence[Exchange]) -> list[str]:
-    """Which texts of a conversation are not whole in what is trained on, by kind, and each kind once.
+    """Returns which kinds of text (`system text`, `question`, ...) are not whole in the training text, each once.
 
-    What was said in answers that are not taught is not looked for: templates leave out old thoughts.
+    Unsupervised answers are not checked, because templates drop old thoughts.
     """
     shown = _squeezed("".join(e.prompt + (e.answer or "") for e in exchanges))
     prompts = "".join(e.prompt for e in exchanges)
@@ -146,5 +146,5 @@ def left_out(turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], exchange
 
 
 def _squeezed(text: str) -> str:
-    """Without white space, which templates put and take away."""
+    """Returns a text without white space, which templates add and strip."""
     return "".join(text.split())

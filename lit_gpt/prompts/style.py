@@ -1,4 +1,4 @@
-"""What a prompt style is: the texts around those of a conversation, and the token that ends an answer."""
+"""A prompt style: the texts that surround those of a conversation, and the token that ends an answer."""
 
 import re
 from collections.abc import Sequence
@@ -10,53 +10,76 @@ from lit_gpt.prompts.turns import Exchange, Turn
 from lit_gpt.tokenizer import Tokenizer
 
 _HARMLESS = ("name",)
-"""Further keys of a message without which it means the same."""
+"""Further keys of a message that a style may ignore without changing its meaning."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """Texts around those of a conversation; `{system}`, `{prompt}`, `{input}` and `{eos}` in them are replaced.
+    """The texts that surround those of a conversation, with the token that ends an answer.
 
-    A conversation is: system text, opening, question, ask, answer, end, after, question, ask, answer, end ...
+    `{system}`, `{prompt}`, `{input}` and `{eos}` in them are replaced. A conversation of two questions and two answers
+    is rendered as these fields, in this order:
+
+        system opening question ask | lead ANSWER tail end | after question ask | lead ANSWER tail end
+
+    The parts from `lead` to `end` are supervised; all others are prompt. In the style `chatml`, a conversation of the
+    system text "Be brief.", the question "2+2?", the answer "4", the question "3+3?" and the answer "6" becomes:
+
+        <|im_start|>system\\nBe brief.<|im_end|>\\n                    system
+        <|im_start|>user\\n2+2?<|im_end|>\\n                           question
+        <|im_start|>assistant\\n                                       ask
+        4<|im_end|>                                                  ANSWER end
+        \\n                                                           after
+        <|im_start|>user\\n3+3?<|im_end|>\\n                           question
+        <|im_start|>assistant\\n                                       ask
+        6<|im_end|>                                                  ANSWER end
+
+    Its `opening`, `lead` and `tail` are empty. In `llama2`, `lead` and `tail` are a space each and `begins` is
+    "question": without a system text, each exchange is `<s>[INST] 2+2? [/INST]` (prompt) and ` 4 </s>` (supervised).
     """
 
     name: str
     question: str
-    """What a user says. `{system}` in it is where the first one has the system text; that comes first of all if not."""
+    """Text of a user's turn, with `{prompt}` for what the user says. If it has `{system}`, the first question takes the
+    system text there; otherwise the system text stands before the opening."""
     ask: str = ""
-    """What asks for the answer."""
+    """Text at the end of a prompt that asks for the answer, such as the assistant's heading."""
     lead: str = ""
-    """What an answer begins with: a space after a colon is the model's to write, with the word after it."""
+    """Supervised text at the start of an answer, such as the space after a colon: the tokenizer joins it with the first
+    word, so the model has to write it."""
     tail: str = ""
-    """What stands between an answer and the token that ends it, and is taught with both."""
+    """Supervised text between an answer and the token that ends it."""
     end: str | None = None
-    """The token that ends an answer; None is the tokenizer's end of sequence."""
+    """The token that ends an answer; None stands for the tokenizer's end-of-sequence token."""
     after: str = ""
-    """From there to the next question."""
+    """Text between the end of an answer and the next question; belongs to the next prompt."""
     system: str = "{system}\n\n"
-    """How a system text is shown."""
+    """Text of the system turn, with `{system}` for what it says."""
     default_system: str = ""
-    """The system text of a conversation that has none of its own."""
+    """System text of a conversation that has none of its own."""
     opening: str = ""
-    """Before the first question."""
+    """Text before the first question, after the system text."""
     opening_with_input: str = ""
-    """In the place of `opening` where the first question has a context."""
+    """Text in place of `opening` if the first question has a context."""
     question_with_input: str = ""
-    """In the place of `question` where it has a context; empty puts that after the question."""
+    """Text in place of `question` if the turn has a context, with `{input}` for that; if empty, the context is appended
+    to the question after a blank line."""
     trims: Literal["no", "texts", "questions"] = "no"
-    """Leaves out white space around texts; `questions` takes a question with the system text before it as one."""
+    """Whether white space is stripped from texts; `questions` strips a question together with the system text before
+    it, as one text."""
     begins: Literal["no", "conversation", "question"] = "no"
-    """What the begin-of-sequence token stands before."""
+    """The place of the begin-of-sequence token in the text: nowhere (`no`), once before the system text or the first
+    question (`conversation`), or before every question (`question`)."""
     bos: str = "<s>"
     eos: str = "</s>"
     first_bos: str = ""
-    """The begin-of-sequence token if the style begins with it: written out, so that what comes next is tokenized as it
-    is after that token."""
+    """The begin-of-sequence token that the rendered text starts with, empty if `begins` is `no`. It is written out, so
+    that what follows is tokenized as it is after that token."""
     own_bos: str = ""
-    """The begin-of-sequence token if the tokenizer writes it before a text by itself, unless it is there already."""
+    """The begin-of-sequence token that the tokenizer adds to a text that lacks it; empty if it adds none."""
 
     def of(self, tokenizer: Tokenizer) -> "Style":
-        """The style with the special tokens of a tokenizer; one that lacks `end` ends answers with its own."""
+        """Returns the style with a tokenizer's special tokens; if the tokenizer lacks `end`, its own ends answers."""
         bos = "" if tokenizer.bos_id is None else tokenizer.id_to_token(tokenizer.bos_id) or ""
         eos = tokenizer.id_to_token(tokenizer.eos_id) or ""
         end = self.end if self.end and tokenizer.backend.token_to_id(self.end) is not None else None
@@ -65,10 +88,10 @@ class Style:
         return replace(self, bos=bos, eos=eos, end=end, first_bos=first_bos, own_bos=own_bos)
 
     def exchanges(self, turns: Sequence[Turn], tools: Sequence[Any] = ()) -> list[Exchange]:
-        """Prompt and answer in turns; the last answer may be missing.
+        """Returns the conversation as prompts with their answers; the last answer may be missing.
 
         Raises:
-            UserError: turns that the style has no place for: tools, what was thought, a turn out of order.
+            UserError: the style has no text for a part of the conversation: tools, thoughts, a turn out of order.
         """
         self._check(turns, tools)
         has_system = turns[0].role == "system"
@@ -82,17 +105,17 @@ class Style:
         return found
 
     def answer(self, text: str) -> str:
-        """What is taught of an answer, before the token that ends it."""
+        """Returns the supervised text of an answer, before the token that ends it."""
         return self.lead + (text.strip() if self.trims != "no" else text) + self.tail
 
     def _prompt(self, turn: Turn, system: str | None) -> str:
-        """All that comes before an answer, since the one before it.
+        """Returns the prompt of a question: everything since the end of the previous answer.
 
         Args:
-            system: None if the question is not the first one.
+            system: the system text, empty if there is none; None if the question is not the first one.
         """
         text, context = turn.text, turn.context
-        if not text.strip():  # a heading of the question would be empty; what it refers to is the question
+        if not text.strip():  # an empty question would leave a bare heading: the context becomes the question
             text, context = context or text, ""
         question = self.question_with_input if context else ""
         if context and not question:
@@ -109,7 +132,11 @@ class Style:
         return self.first_bos + ("" if inside else shown) + opening + asked
 
     def _check(self, turns: Sequence[Turn], tools: Sequence[Any]) -> None:
-        """Raises: UserError if the style has no place for something."""
+        """Checks that the style can render the conversation.
+
+        Raises:
+            UserError: tools, a key of a message or a turn that the style has no text for.
+        """
         lost = ["tools"] if tools else []
         lost += [key for t in turns for key, value in t.extra.items() if value and key not in _HARMLESS]
         lost += [f"a turn of role {t.role}" for t in turns if t.role not in ("system", "user", "assistant")]
@@ -130,11 +157,11 @@ class Style:
 
 
 def filled(shape: str, **texts: str) -> str:
-    """`shape` with the texts in it, in one pass: what looks like a name within a text stays."""
+    """Returns `shape` with its placeholders replaced in one pass; placeholders within the inserted texts stay."""
     return re.sub(r"\{(system|prompt|input|eos)\}", lambda name: texts.get(name[1], name[0]), shape)
 
 
 def around(shape: str, name: str) -> tuple[str, str]:
-    """What stands before and behind a name in `shape`."""
+    """Returns the parts of `shape` before and after `name`."""
     before, _, behind = shape.partition(name)
     return before, behind

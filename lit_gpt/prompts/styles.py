@@ -1,4 +1,4 @@
-"""The prompt styles that are written down here, by name."""
+"""The built-in prompt styles, by name."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ _FUNCTION_CALLING = (
     "You are a helpful, respectful and honest assistant. Always answer as helpfully aspossible. "
     "Your only response should be JSON formatted functions"
 )
-"""The missing space is Lit-GPT's own."""
+"""System text of Llama-2 function calling; the missing space is in Lit-GPT's, too."""
 
 _LLAMA_2 = Style(
     "llama2",
@@ -34,7 +34,7 @@ _LLAMA_2 = Style(
     trims="questions",
     begins="question",
 )
-"""As the chat template of Llama-2-chat."""
+"""The chat template of Llama-2-chat as a style."""
 _ZEPHYR = Style(
     "tinyllama",
     "<|user|>\n{prompt}{eos}\n",
@@ -42,7 +42,7 @@ _ZEPHYR = Style(
     after="\n",
     system="<|system|>\n{system}{eos}\n",
 )
-"""As the chat templates of Zephyr and of TinyLlama-Chat."""
+"""The chat templates of Zephyr and of TinyLlama-Chat as a style."""
 
 _ALL = (
     # https://github.com/tatsu-lab/stanford_alpaca#data-release, with a line break before the response
@@ -65,9 +65,9 @@ _ALL = (
         after="\n",
         system="<|im_start|>system\n{system}<|im_end|>\n",
     ),
-    # the text itself, for a model that is to continue it
+    # the bare text, for a base model that continues it
     Style("plain", "{prompt}", after="\n\n"),
-    # those below as the models' own chat templates where they have one, else as their cards, first turns as in Lit-GPT
+    # the styles below follow the models' own chat templates, or else their model cards; first turns are as in Lit-GPT
     Style(
         "stablelm-alpha",
         "<|USER|>{prompt}",
@@ -86,7 +86,7 @@ _ALL = (
         system="{system}\n",
         default_system="Do not prefix your replies with 'Bot: '",
     ),
-    # FastChat's, which trained it
+    # as in FastChat, which trained Vicuna
     Style(
         "vicuna",
         "USER: {prompt} ",
@@ -119,7 +119,7 @@ _ALL = (
     Style("phi-1", "{prompt}\n\n", ask="Answer:", lead=" ", after="\n\n"),
     Style("phi-2", "Instruct: {prompt}\n", ask="Output:", lead=" ", after="\n"),
     _ZEPHYR,
-    # Gemma 1 and 2 refuse a system text; Gemma 3 has it so
+    # Gemma 3 puts a system text before the first question; Gemma 1 and 2 refuse one
     Style(
         "gemma",
         "<start_of_turn>user\n{system}{prompt}<end_of_turn>\n",
@@ -132,4 +132,4 @@ _ALL = (
 )
 
 STYLES: dict[str, Style] = {style.name: style for style in _ALL}
-"""Name -> texts."""
+"""Style by name."""

@@ -1,4 +1,4 @@
-"""What is said in a conversation, and by whom."""
+"""The turns of a conversation, and the exchanges of prompt and answer that a style makes of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ _Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says."""
+    """A turn of a conversation: what one side says."""
 
     role: _Role
     text: str
     context: str = ""
-    """What a user's text refers to (Alpaca's `input`); may be empty, and is for other roles."""
+    """What a user's text refers to (Alpaca's `input`); empty if there is none, and for other roles."""
     taught: bool = True
-    """Whether an answer carries loss; without meaning for other roles."""
+    """Whether an answer is supervised (carries loss); ignored for other roles."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Further keys of the message that a chat template may show: reasoning_content, tool_calls, tool_call_id, name."""
 
@@ -27,13 +27,13 @@ class Exchange:
 
     prompt: str
     answer: str | None = None
-    """None if it is still to be given."""
+    """The answer; None if it is still to be generated."""
     end: str | None = None
-    """The token that ends the answer; None is the tokenizer's end of sequence."""
+    """The token that ends the answer; None stands for the tokenizer's end-of-sequence token."""
     taught: bool = True
-    """Whether the answer and the token that ends it carry loss."""
+    """Whether the answer and the token that ends it are supervised (carry loss)."""
     ended: bool = True
-    """Whether a token ends the answer here: not where it goes on in the next exchange, nor where a chat template marks
-    what is taught and leaves the end out."""
+    """Whether a token ends the answer here; False if the answer continues in the next exchange, or if a chat template
+    marks the supervised part without its end."""
     continues: bool = False
-    """Whether the answer is a further part of the one before, with `prompt` between them."""
+    """Whether the answer is a further part of the previous one, with `prompt` between the two parts."""

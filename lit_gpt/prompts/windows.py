@@ -1,4 +1,4 @@
-"""Where the answers of a long conversation stand in its text, which need not be shown anew for each of them."""
+"""Locations of the answers in the text of a long conversation, found without rendering it again for each of them."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from lit_gpt.prompts.turns import Turn
 
 Place = tuple[int, str]
-"""Where an answer begins, and what the template puts after the text that asks for it."""
+"""Offset at which an answer begins, and what the template puts after the prompt that asks for it."""
 
 
 def exact_place(
     whole: str, turns: Sequence[Turn], i: int, render: Callable[[Sequence[Turn], bool], str]
 ) -> Place | None:
-    """The place of the answer that is turn i; None if `whole` does not go on from the text that asks for it.
+    """Returns the location of the answer that is turn i; None if `whole` does not begin with its prompt.
 
     Args:
         whole: the text of all turns.
-        render: gives the text of turns, and perhaps what asks for the next answer.
+        render: returns the text of turns, with what asks for the next answer if its second argument is true.
     """
     asked = render(turns[:i], True)
     if not whole.startswith(asked):
@@ -28,16 +28,17 @@ def exact_place(
 def places_by_windows(
     whole: str, turns: Sequence[Turn], answers: Sequence[int], render: Callable[[Sequence[Turn], bool], str]
 ) -> dict[int, Place] | None:
-    """The places of many answers, each found in a short conversation: the first exchange and the one around the answer.
+    """Returns the locations of many answers, each found in a short conversation.
 
-    What the template puts between two answers there has to stand at the same place in `whole`, or the template is one
-    that looks further back or ahead. Answers at growing distances, and the last, are held against `exact_place`, too.
+    That is the first exchange followed by those around the answer. What the template puts between two answers there
+    must stand at the same offset in `whole`; otherwise the template depends on turns further away. The last answer and
+    those at growing distances are also compared with `exact_place`.
 
     Args:
-        answers: the turns that are looked for, in their order.
+        answers: indices of the turns to locate, in order.
 
     Returns:
-        None if an answer is not where it should be: then each has to be looked for in its whole conversation.
+        None if an answer is not where it should be; each then has to be located in the whole conversation.
     """
     users = [i for i, t in enumerate(turns) if t.role == "user"]
     head = turns[: next((i for i in users if i > answers[0]), len(turns))]

@@ -1,4 +1,7 @@
-"""What a style writes around texts, kept with what was made in it: another version of this toolkit may write others."""
+"""The wording of a style, which is recorded with the data made in it.
+
+Another version of this toolkit may word a style differently.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -9,31 +12,31 @@ from lit_gpt.prompts.styles import STYLES
 from lit_gpt.prompts.turns import Turn
 
 WORDING = "style_writes"
-"""Key of meta.json."""
+"""Key of meta.json that holds the wording."""
 _TURNS = [Turn("user", "Q1"), Turn("assistant", "A1"), Turn("user", "Q2"), Turn("assistant", "A2")]
 _OTHERS_BEFORE = frozenset(
     ("chatml", "codellama", "gemma", "llama2", "llama2-function-calling", "stablelm-zephyr", "tinyllama")
 )
-"""Styles that wrote other texts in versions that did not keep them; with some tokenizers they come to the same ids."""
+"""Styles that had another wording in versions that did not record it; some tokenizers give the same ids for both."""
 _MAY_DIFFER = "wrote other texts in the version that prepared the data, for most models, than it does now"
 
 
 def wording(name: str) -> str | None:
-    """What the style of that name writes around two turns; None for a chat template, whose own text is kept."""
+    """Returns the text that the style makes of two short exchanges; None for a chat template."""
     if name not in STYLES:
         return None
     return "".join(f"{e.prompt}{e.answer}{e.end or '</s>'}" for e in STYLES[name].exchanges(_TURNS))
 
 
 def wording_of(meta: Mapping[str, Any]) -> str | None:
-    """What the style wrote as the data of a meta.json was prepared; empty where that was another text, and not kept."""
+    """Returns the wording when the data of a meta.json was prepared; empty if it differed and was not recorded."""
     if WORDING in meta:
         return meta[WORDING]
     return "" if meta["prompt_style"] in _OTHERS_BEFORE else wording(meta["prompt_style"])
 
 
 def reworded(meta: Mapping[str, Any]) -> str | None:
-    """One line if the style of prepared data, or of the run that was trained on it, writes other texts now."""
+    """Returns a one-line note if the style of prepared data, or of a run trained on it, is worded differently now."""
     name = meta.get("prompt_style", "")
     if name not in STYLES or wording_of(meta) == wording(name):
         return None
@@ -46,5 +49,5 @@ def reworded(meta: Mapping[str, Any]) -> str | None:
 
 @cache
 def say(line: str) -> None:
-    """Print a line on stderr, once."""
+    """Prints a line on stderr, once per process."""
     print(line, file=sys.stderr)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.args import LoRAArgs
-from lit_gpt.checkpoints.base import digest, sample
+from lit_gpt.checkpoints.base import digest_of
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.runs import read_run, require_base
 from lit_gpt.checkpoints.trained import trained_path
@@ -143,7 +143,7 @@ def write_gguf_adapter(checkpoint_dir: Path, run_dir: Path, folder: Path, overwr
     if run.method != "lora":
         raise UserError(f"{run_dir} is a run of {run.method}, and only LoRA's become adapters of llama.cpp")
     config, specs, get = open_lit(checkpoint_dir)
-    require_base(run, run_dir, checkpoint_dir, digest({name: sample(name, get(name)) for name in specs}))
+    require_base(run, run_dir, checkpoint_dir, digest_of(specs, get))
     args = METHODS["lora"].args(**run.method_args)
     tensors = adapter_tensors(config, args, load_state(trained_path(run_dir, run.method), "the finetune script"))
     name = f"{config.name}-lora.gguf"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_gpt.args import LoRARunArgs
 from lit_gpt.args.folders import RUN
-from lit_gpt.checkpoints.base import digest, sample
+from lit_gpt.checkpoints.base import digest_of
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.runs import Run, read_run, require_base, save_run, versions
 from lit_gpt.checkpoints.trained import trained_path
@@ -49,7 +49,7 @@ def write_adapter(
     if run.method != "lora":
         raise UserError(f"{run_dir} is a run of {run.method}, and only LoRA's become adapters of PEFT")
     config, specs, get = open_lit(checkpoint_dir)
-    require_base(run, run_dir, checkpoint_dir, digest({name: sample(name, get(name)) for name in specs}))
+    require_base(run, run_dir, checkpoint_dir, digest_of(specs, get))
     trained = load_state(trained_path(run_dir, run.method), "the finetune script")
     rows = None
     if (checkpoint_dir / "config.json").is_file():  # the published size of the vocabulary, since ours may be padded
@@ -82,7 +82,7 @@ def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_sty
     """
     settings, state = _open_adapter(peft_dir)
     config, specs, get = open_lit(checkpoint_dir)
-    base_digest = digest({name: sample(name, get(name)) for name in specs})
+    base_digest = digest_of(specs, get)
     before = read_run(peft_dir) if (peft_dir / RUN).is_file() else None
     if before is not None:
         require_base(before, peft_dir, checkpoint_dir, base_digest)
