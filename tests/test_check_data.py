@@ -165,6 +165,7 @@ def test_what_the_style_adds_makes_no_two_rows_alike_and_accents_are_no_fault():
         assert misread.search(word.encode().decode("cp1252", "replace")), word
 
 
+@pytest.mark.smoke
 def test_other_languages_are_counted(make):
     pytest.importorskip("py3langid")
     tokenizer, write = make

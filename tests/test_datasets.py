@@ -234,6 +234,7 @@ def test_flags_that_contradict_each_other(tmp_path):
     assert found == (tmp_path / "org__plain.train.jsonl", tmp_path / "org__plain.test.jsonl")
 
 
+@pytest.mark.smoke
 def test_parquet_is_prepared_from_end_to_end(checkpoint, tmp_path):
     rows = [{"prompt": f"{i} {i} {i}", "completion": f"{i}"} for i in range(100, 130)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")

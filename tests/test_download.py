@@ -99,6 +99,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.smoke
 def test_fetches_safetensors_tokenizer_and_configuration_whole_and_only_once(
     hub: Hub, download: Script, tmp_path: Path
 ) -> None:

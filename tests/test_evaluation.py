@@ -227,6 +227,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.smoke
 def test_the_script_scores_local_data_without_a_network(checkpoint, tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", ROWS)
     argv = ["--checkpoint_dir", checkpoint, "--precision", "32-true", "--batch_size", "4", "--limit", "4"]

@@ -182,6 +182,7 @@ def test_every_type_that_we_read_has_the_values_that_the_reference_gives(kind, t
         assert torch.equal(rounded[theirs_name](), want.bfloat16()) and small[theirs_name].dtype == torch.bfloat16
 
 
+@pytest.mark.smoke
 def test_eight_bits_are_those_of_the_reference():
     x = torch.randn(7, 96, generator=torch.Generator().manual_seed(1))
     x[2, :32] = 0

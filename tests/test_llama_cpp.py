@@ -113,9 +113,10 @@ MORE = {
                                     "original_max_position_embeddings": 128}},
 }  # fmt: skip
 """Traits that llama.cpp has in an architecture and none of `SHAPES` has."""
+SMOKE = pytest.param("llama-gqa", marks=pytest.mark.smoke)
 
 
-@pytest.mark.parametrize("kind", [*SHAPES, *MORE])
+@pytest.mark.parametrize("kind", [SMOKE if kind == "llama-gqa" else kind for kind in (*SHAPES, *MORE)])
 @torch.no_grad()
 def test_llama_cpp_computes_what_transformers_does(kind, tmp_path, monkeypatch):
     """In fp32, a type that we do not offer, so that nothing is rounded but what llama.cpp rounds itself: its GELU."""

@@ -166,6 +166,7 @@ def test_what_is_compared_are_the_samples_of_the_training_if_they_are_there(chec
     assert texts == [tokenizer.encode("What food do llamas eat?")] and "is not there" in what
 
 
+@pytest.mark.smoke
 def test_the_script_merges_says_what_changed_and_leaves_a_checkpoint_for_every_script(checkpoint, tmp_path):
     made_run(tmp_path / "run", checkpoint)
     done = run(
@@ -190,6 +191,7 @@ def test_the_script_merges_says_what_changed_and_leaves_a_checkpoint_for_every_s
     assert_one_line_error(again, "already")
 
 
+@pytest.mark.smoke
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "neox"])
 @pytest.mark.parametrize("variant", ["q and v", "all", "rslora", "dora", "pissa"])

@@ -400,6 +400,7 @@ def test_gauges_tell_the_end_and_the_share_of_the_peak(monkeypatch):
     assert gauges.line(4, 40, 100.0, short=True).startswith("0:00:24 left, deadline in 1:00:00, 100 tok/s, ")
 
 
+@pytest.mark.smoke
 def test_loggers_are_fabrics_and_a_missing_one_is_one_line(tmp_path, monkeypatch):
     row = {"loss": "0.5", "val_loss": "", "learning_rate": "0.001", "step": 3}
     assert figures(row) == {"loss": 0.5, "learning_rate": 0.001}

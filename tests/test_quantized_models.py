@@ -221,6 +221,7 @@ def place(tmp_path_factory, checkpoint):
     return place
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["bnb.nf4", "int8"])
 def test_the_road_with_a_quantized_base(place, kind):
     base, out = ("--checkpoint_dir", "tiny"), ("--out_dir", f"out/{kind}")

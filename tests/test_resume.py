@@ -134,7 +134,7 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(place, 
     assert json.loads((place / out / "best" / "state.json").read_text())["best_step"] is not None
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.smoke), signal.SIGINT])
 def test_a_signal_saves_and_exits_with_success_and_the_run_goes_on(place, whole, how):
     out = f"stopped-{how.name}"
     process = start(place, "lora", out, "--save_interval", 1000)

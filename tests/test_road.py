@@ -37,6 +37,7 @@ def place(tmp_path_factory, downloaded):
     return place
 
 
+@pytest.mark.smoke
 def test_finetune_then_generate_from_what_was_trained(place):
     base = ("--checkpoint_dir", "checkpoints/org/tiny")
     p = run("finetune/lora.py", *base, "--data_dir", "data/rows/", *TRAIN, cwd=place)

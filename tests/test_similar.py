@@ -54,6 +54,7 @@ def test_groups_are_the_components_of_exact_jaccard(threshold):
     assert all(found[i] == min(np.flatnonzero(found == found[i])) for i in range(len(texts)))
 
 
+@pytest.mark.smoke
 def test_case_spaces_and_forms_do_not_count_and_short_or_empty_texts_do_not_collapse():
     texts = ["Name a  colour", "name a colour\n", "", "a", "b", "A", " ", "\uff11\uff12", "12", "name a town"]
     assert groups(texts).tolist() == [0, 0, 2, 3, 4, 3, 2, 7, 7, 9]
@@ -61,6 +62,7 @@ def test_case_spaces_and_forms_do_not_count_and_short_or_empty_texts_do_not_coll
     assert groups(["abcdefgh" * 9, "abcdefgh" * 9 + "x"], threshold=1.0).tolist() == [0, 1]
 
 
+@pytest.mark.smoke
 def test_the_measure_is_jaccard():
     a, b = "the quick brown fox 🦙", "the quick brown dog 🦙"
     assert jaccards(grams_of(a), [grams_of(b)]).tolist() == [exact(a, b)]

@@ -308,6 +308,7 @@ def test_small_tokenizers_stream_and_batch(kind, models, tmp_path):
     check()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["llama", "strips"])
 def test_plain_text_has_the_ids_and_the_text_of_sentencepiece(name, models, tmp_path):
     sp = sentencepiece(models[name])
