@@ -120,16 +120,16 @@ class ChatTemplate:
             found = marked_exchanges(
                 whole, spans, turns, ending=self.ending, shown=lambda n: self.render(turns[:n], False, tools)
             )
-            supervised = {len(turns) - 1: whole} if turns[-1].role == "assistant" and turns[-1].taught else {}
+            targets = {len(turns) - 1: whole} if turns[-1].role == "assistant" and turns[-1].taught else {}
         else:
             answers, whole = self._answers(turns, tools, whole, asks)
-            supervised = {a.turn: a.text for a in answers if turns[a.turn].taught}
+            targets = {a.turn: a.text for a in answers if turns[a.turn].taught}
             found = [
                 Exchange(whole[before.stop if before else 0 : a.start], a.text, a.end, turns[a.turn].taught)
                 for before, a in zip([None, *answers], answers, strict=False)
             ]
         require_shown(
-            lambda other, schemas: self.render(other, asks, schemas), self.folder, turns, tools=tools, answers=supervised
+            lambda other, schemas: self.render(other, asks, schemas), self.folder, turns, tools=tools, answers=targets
         )
         done = sum(len(e.prompt) + len(e.answer or "") + len(e.end or "") for e in found)
         return [*found, Exchange(whole[done:])] if asks or not found else found
