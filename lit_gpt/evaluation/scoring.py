@@ -20,8 +20,8 @@ def passes(
 ) -> Iterator[tuple[list[Ids], list[int], Tensor]]:
     """Yields (rows, end of each in the states, hidden states (B, T, C)), the longest rows first.
 
-    Rows that begin with the same prefix share its computation: the model reads it once, into a cache, and the states that are
-    yielded then leave it out.
+    Rows that begin with the same prefix share its computation: the model reads it once, into a cache, and the
+    states that are yielded then leave it out.
 
     Args:
         prefixes: rows by their prefix, the ids that they begin with.
