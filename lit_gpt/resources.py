@@ -85,7 +85,7 @@ def _windows_total() -> int:
 
 @contextmanager
 def never_waiting() -> Iterator[None]:
-    """Makes whatever would make the host wait for the GPU raise a RuntimeError, which mentions synchronizing."""
+    """Makes torch raise a RuntimeError about synchronizing wherever the host would wait for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls the mode a prototype

@@ -59,8 +59,8 @@ def main(
     rows = tokenizer.vocab_size if unpad_vocab else None
     to, max_bytes = getattr(torch, dtype) if dtype else None, int(max_shard_gb * 1e9)
     options = {"dtype": to, "gguf_type": gguf_type, "rows": rows, "max_shard_bytes": max_bytes}
-    with styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf") as (source, said):
-        print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *said, sep="\n")
+    with styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf") as (source, notes):
+        print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *notes, sep="\n")
         replace_folder(output_dir, lambda folder: write_as(format, model, source, folder, **options), overwrite)
     if format == "gguf":
         print(f"For Ollama: {create_line(output_dir, config.name)}")

@@ -46,8 +46,8 @@ def main(
     out_dir = out_dir or default_out_dir("merged", checkpoint_dir)
     run = read_run(run_dir)
     to = getattr(torch, dtype) if dtype else None
-    said = write_merged(checkpoint_dir, run_dir, run=run, out_dir=out_dir, base=base, dtype=to, overwrite=overwrite)
-    print(f"Saved the merged checkpoint to {out_dir}", *said, sep="\n")
+    notes = write_merged(checkpoint_dir, run_dir, run=run, out_dir=out_dir, base=base, dtype=to, overwrite=overwrite)
+    print(f"Saved the merged checkpoint to {out_dir}", *notes, sep="\n")
     texts, what = texts_to_compare(run, checkpoint_dir)
     fabric = make_fabric(precision or run.training.get("precision"))
     difference = compare(fabric, checkpoint_dir, run_dir, out_dir=out_dir, texts=texts)

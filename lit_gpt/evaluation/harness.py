@@ -138,14 +138,14 @@ class LitLM(TemplateLM):
                     f"an answer has {len(continuation)} tokens, and the model has room for {self.max_length}"
                 )
             rows.setdefault(tuple([*context, *continuation][-(self.max_length + 1) : -1]), []).append(i)
-        heads: dict[Ids, list[Ids]] = {}  # ids before the first that is scored -> rows that begin with them
+        prefixes: dict[Ids, list[Ids]] = {}  # ids before the first that is scored -> rows that begin with them
         for row, members in rows.items():
             n_scored = max(len(requests[i][2]) for i in members)
-            heads.setdefault(row[: len(row) - n_scored], []).append(row)
+            prefixes.setdefault(row[: len(row) - n_scored], []).append(row)
         self._warn_of_truncation(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
         progress = tqdm(total=len(requests), initial=len(answers), desc="Log-likelihoods", disable=disable_tqdm)
         with self.autocast():
-            for batch, ends, hidden in passes(self.model, heads, self.batch_size):
+            for batch, ends, hidden in passes(self.model, prefixes, self.batch_size):
                 targets = [[requests[i][2] for i in rows[row]] for row in batch]
                 scores = score(self.model, hidden, ends, targets)
                 for i, answer in zip((i for row in batch for i in rows[row]), scores, strict=True):

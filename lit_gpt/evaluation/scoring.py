@@ -15,52 +15,54 @@ _Item = TypeVar("_Item")
 Ids = tuple[int, ...]
 
 
-def passes(model: GPT, heads: dict[Ids, list[Ids]], batch_size: int) -> Iterator[tuple[list[Ids], list[int], Tensor]]:
+def passes(
+    model: GPT, prefixes: dict[Ids, list[Ids]], batch_size: int
+) -> Iterator[tuple[list[Ids], list[int], Tensor]]:
     """Yields (rows, end of each in the states, hidden states (B, T, C)), the longest rows first.
 
-    Rows that begin with the same head share its computation: the model reads the head once, into a cache, and what is
-    yielded then leaves out the states of the head.
+    Rows that begin with the same prefix share its computation: the model reads it once, into a cache, and the
+    states that are yielded then leave it out.
 
     Args:
-        heads: rows by their head, the ids that they begin with.
+        prefixes: rows by their prefix, the ids that they begin with.
     """
-    shared = {head: rows for head, rows in heads.items() if head and len(rows) > 1}
-    longest = max((len(row) - len(head) for head, rows in shared.items() for row in rows), default=0)
-    # padding must fit the model's context, and LongRoPE's frequencies for a head depend on the length of the whole row
+    shared = {prefix: rows for prefix, rows in prefixes.items() if prefix and len(rows) > 1}
+    longest = max((len(row) - len(prefix) for prefix, rows in shared.items() for row in rows), default=0)
+    # padding must fit the model's context, and LongRoPE's frequencies for a prefix depend on the whole row's length
     limit = model.rope.long_from or model.config.block_size
-    shared = {head: rows for head, rows in shared.items() if len(head) + longest <= limit}
-    alone = [row for head, rows in heads.items() if head not in shared for row in rows]
+    shared = {prefix: rows for prefix, rows in shared.items() if len(prefix) + longest <= limit}
+    alone = [row for prefix, rows in prefixes.items() if prefix not in shared for row in rows]
     for batch in batches(sorted(alone, key=len, reverse=True), batch_size):
         yield batch, [len(row) for row in batch], model.hidden(_padded(model, batch))
-    for batch_heads in batches(sorted(shared, key=len, reverse=True), batch_size):
-        head_cache = KVCache(model, len(batch_heads), len(batch_heads[0]))
-        model.hidden(_padded(model, batch_heads), head_cache.positions, head_cache)
-        rows = [(n, len(head), row) for n, head in enumerate(batch_heads) for row in shared[head]]
+    for batch_prefixes in batches(sorted(shared, key=len, reverse=True), batch_size):
+        prefix_cache = KVCache(model, len(batch_prefixes), len(batch_prefixes[0]))
+        model.hidden(_padded(model, batch_prefixes), prefix_cache.positions, prefix_cache)
+        rows = [(n, len(prefix), row) for n, prefix in enumerate(batch_prefixes) for row in shared[prefix]]
         for batch in batches(sorted(rows, key=lambda r: len(r[2]) - r[1], reverse=True), batch_size):
-            head_rows, starts, whole = map(list, zip(*batch, strict=True))
-            rests = [row[start:] for row, start in zip(whole, starts, strict=True)]
+            prefix_rows, starts, whole = map(list, zip(*batch, strict=True))
+            suffixes = [row[start:] for row, start in zip(whole, starts, strict=True)]
             yield (
                 whole,
-                [len(rest) for rest in rests],
-                _continue_after(model, head_cache, head_rows, starts=starts, rests=rests),
+                [len(suffix) for suffix in suffixes],
+                _continue_after(model, prefix_cache, prefix_rows, starts=starts, suffixes=suffixes),
             )
 
 
 def _continue_after(
-    model: GPT, head_cache: KVCache, head_rows: list[int], starts: list[int], rests: list[Ids]
+    model: GPT, prefix_cache: KVCache, prefix_rows: list[int], starts: list[int], suffixes: list[Ids]
 ) -> Tensor:
-    """Returns the hidden states (B, T, C) of `rests`, each continuing its own cached head.
+    """Returns the hidden states (B, T, C) of `suffixes`, each continuing its own cached prefix.
 
     Args:
-        head_cache: cache with a row for each head.
-        head_rows: row in `head_cache` of the head of each of `rests`.
-        starts: length of the head of each of `rests`.
+        prefix_cache: cache with a row for each prefix.
+        prefix_rows: row in `prefix_cache` of the prefix of each of `suffixes`.
+        starts: length of the prefix of each of `suffixes`.
     """
-    ids = _padded(model, rests)  # (B, T)
-    cache = KVCache(model, len(rests), max(starts) + ids.size(1))
-    for to, layer in zip(cache.layers, head_cache.layers, strict=True):
-        to.k[:, :, : max(starts)] = layer.k[head_rows, :, : max(starts)]
-        to.v[:, :, : max(starts)] = layer.v[head_rows, :, : max(starts)]
+    ids = _padded(model, suffixes)  # (B, T)
+    cache = KVCache(model, len(suffixes), max(starts) + ids.size(1))
+    for to, layer in zip(cache.layers, prefix_cache.layers, strict=True):
+        to.k[:, :, : max(starts)] = layer.k[prefix_rows, :, : max(starts)]
+        to.v[:, :, : max(starts)] = layer.v[prefix_rows, :, : max(starts)]
     first = torch.tensor(starts, device=ids.device)[:, None]
     return model.hidden(ids, first + cache.positions[: ids.size(1)], cache)
 

@@ -109,12 +109,6 @@ class ChatTemplate:
         it, and everything before it, as generation saw them. Otherwise it becomes part of the next prompt: Qwen 3 drops
         earlier thoughts, for example, and Mistral moves the system text to the last question.
 
-        A template that marks what the assistant says has that taught, and nothing else. Of others, an answer is what
-        the template adds to the text that asks for it, up to the token that ends it. The last one is taught after the
-        very text that asks for it, whatever the template shows there afterwards. One before it is taught where the
-        template goes on showing it, and what is before it, as generation saw them; where it does not (Qwen 3 leaves out
-        what was thought, Mistral moves the system text to the last question), it is a part of the next prompt.
-
         Raises:
             UserError: the template refuses the conversation, hides tools, calls or thoughts that are in it, or does not
                 show an answer after the prompt that asks for it.
@@ -126,16 +120,16 @@ class ChatTemplate:
             found = marked_exchanges(
                 whole, spans, turns, ending=self.ending, shown=lambda n: self.render(turns[:n], False, tools)
             )
-            taught = {len(turns) - 1: whole} if turns[-1].role == "assistant" and turns[-1].taught else {}
+            targets = {len(turns) - 1: whole} if turns[-1].role == "assistant" and turns[-1].taught else {}
         else:
             answers, whole = self._answers(turns, tools, whole, asks)
-            taught = {a.turn: a.text for a in answers if turns[a.turn].taught}
+            targets = {a.turn: a.text for a in answers if turns[a.turn].taught}
             found = [
                 Exchange(whole[before.stop if before else 0 : a.start], a.text, a.end, turns[a.turn].taught)
                 for before, a in zip([None, *answers], answers, strict=False)
             ]
         require_shown(
-            lambda other, schemas: self.render(other, asks, schemas), self.folder, turns, tools=tools, answers=taught
+            lambda other, schemas: self.render(other, asks, schemas), self.folder, turns, tools=tools, answers=targets
         )
         done = sum(len(e.prompt) + len(e.answer or "") + len(e.end or "") for e in found)
         return [*found, Exchange(whole[done:])] if asks or not found else found

@@ -28,8 +28,6 @@ def carry_style(folder: Path, name: str, llama_cpp: bool = False) -> list[str]:
 
     The model's own template is kept if it renders the same text. Templates with names of their own stay.
 
-    A template of the model's own that shows the same is kept. Templates with names of their own stay.
-
     Args:
         llama_cpp: whether the template is for llama.cpp rather than for transformers.
 

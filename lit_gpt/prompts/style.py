@@ -15,24 +15,25 @@ _HARMLESS = ("name",)
 
 @dataclass(frozen=True)
 class Style:
-    """The texts that surround those of a conversation, with the token that ends an answer.
+    r"""The texts that surround those of a conversation, with the token that ends an answer.
 
     `{system}`, `{prompt}`, `{input}` and `{eos}` in them are replaced. A conversation of two questions and two answers
     is rendered as these fields, in this order:
 
         system opening question ask | lead ANSWER tail end | after question ask | lead ANSWER tail end
 
-    The parts from `lead` to `end` are supervised; all others are prompt. In the style `chatml`, a conversation of the
-    system text "Be brief.", the question "2+2?", the answer "4", the question "3+3?" and the answer "6" becomes:
+    The parts from `lead` to `end` are supervised; all others are prompt. `begins` says where the begin-of-sequence
+    token is added. In the style `chatml`, a conversation of the system text "Be brief.", the question "2+2?", the
+    answer "4", the question "3+3?" and the answer "6" becomes:
 
-        <|im_start|>system\\nBe brief.<|im_end|>\\n                    system
-        <|im_start|>user\\n2+2?<|im_end|>\\n                           question
-        <|im_start|>assistant\\n                                       ask
-        4<|im_end|>                                                  ANSWER end
-        \\n                                                           after
-        <|im_start|>user\\n3+3?<|im_end|>\\n                           question
-        <|im_start|>assistant\\n                                       ask
-        6<|im_end|>                                                  ANSWER end
+        <|im_start|>system\nBe brief.<|im_end|>\n      system
+        <|im_start|>user\n2+2?<|im_end|>\n             question
+        <|im_start|>assistant\n                        ask
+        4<|im_end|>                                    ANSWER end
+        \n                                             after
+        <|im_start|>user\n3+3?<|im_end|>\n             question
+        <|im_start|>assistant\n                        ask
+        6<|im_end|>                                    ANSWER end
 
     Its `opening`, `lead` and `tail` are empty. In `llama2`, `lead` and `tail` are a space each and `begins` is
     "question": without a system text, each exchange is `<s>[INST] 2+2? [/INST]` (prompt) and ` 4 </s>` (supervised).
@@ -71,7 +72,9 @@ class Style:
     """The place of the begin-of-sequence token in the text: nowhere (`no`), once before the system text or the first
     question (`conversation`), or before every question (`question`)."""
     bos: str = "<s>"
+    """The tokenizer's begin-of-sequence token; empty if it has none."""
     eos: str = "</s>"
+    """The tokenizer's end-of-sequence token, which replaces `{eos}`."""
     first_bos: str = ""
     """The begin-of-sequence token that the rendered text starts with, empty if `begins` is `no`. It is written out, so
     that what follows is tokenized as it is after that token."""
