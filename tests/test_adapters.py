@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_one_line_error, run
+from conftest import assert_one_line_error
 from draws import fast, plainly
 from lightning.fabric import Fabric
 from runs import train_briefly
+from script_processes import run
 from tiny import assert_same, deep, documents_of, gradients, kept_by, plain_loss, tiny
 
 from lit_gpt.args import AdapterArgs

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, run
+from conftest import ROOT, assert_one_line_error
 from jobs import ARGS, DATA, MIDDLE, job_of, real_model, samples_of
 from lightning.fabric import Fabric
+from script_processes import run
 from tiny import kept_by
 
 from lit_gpt.args import LoRAArgs, PlanArgs, TrainArgs, ValidationArgs
