@@ -3,12 +3,12 @@
 import copy
 import json
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from script_processes import ROOT
 
 TESTS = Path(__file__).parent
 NEEDS = {path.name: "lm_eval" for path in TESTS.glob("test_evaluation*.py")}
@@ -17,7 +17,6 @@ NEEDS |= {p.name: "hypothesis" for p in TESTS.glob("test_*.py") if "\nfrom hypot
 collect_ignore = [file for file, package in NEEDS.items() if find_spec(package) is None]
 """Files that import what a machine with a GPU may lack, where `pytest -m gpu` is all that is wanted."""
 
-ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 """Tokenizers and data sets that are not part of the project; tests that use them skip where they are absent."""
 
@@ -153,17 +152,6 @@ def write_tokenizer(folder: Path) -> None:
         "add_bos_token": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
-def run(*argv: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A script of the project in a process of its own, from another folder."""
-    import os
-
-    script, *rest = map(str, argv)
-    command = [sys.executable, str(ROOT / script), *rest]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}, timeout=300
-    )
 
 
 def assert_one_line_error(process: subprocess.CompletedProcess[str], *parts: str) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_one_line_error, run
+from conftest import assert_one_line_error
+from draws import fast, plainly
 from lightning.fabric import Fabric
-from test_decoding import fast, plainly
-from tiny import TINY, assert_same, documents_of, gradients, kept_by, make_samples, plain_loss, tiny
+from runs import train_briefly
+from script_processes import run
+from tiny import assert_same, deep, documents_of, gradients, kept_by, plain_loss, tiny
 
-from lit_gpt.args import AdapterArgs, TrainArgs, ValidationArgs
+from lit_gpt.args import AdapterArgs
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.runs import Run, load_finetuned, save_run
 from lit_gpt.checkpoints.trained import save_trained, trained_path
@@ -30,13 +32,8 @@ from lit_gpt.methods import METHODS, adapter, adapter_v2
 from lit_gpt.methods.adapter import AdapterAttention
 from lit_gpt.model import GPT
 from lit_gpt.training.flops import estimated_flops, measured_flops
-from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import kept_by_wrappers, kept_values
-from lit_gpt.training.run.checkpoint_store import CheckpointStore
-from lit_gpt.training.run.monitor import Monitor
-from lit_gpt.training.run.session import Session
-from lit_gpt.training.validation import validate
 
 V = {"adapter": adapter, "adapter_v2": adapter_v2}
 FROM_1 = AdapterArgs(adapter_start_layer=1)
@@ -266,37 +263,11 @@ def test_logits_of_decoding_have_the_prompts_part(kind, way, method):
     assert (model(ids)[:, 4:] - want).abs().amax((0, 2)).min() > 1e-3
 
 
-def deep(n_layer=3, **traits):
-    torch.manual_seed(0)
-    return GPT(Config(**{**asdict(TINY), "n_layer": n_layer} | traits))
-
-
-def trained(model, tmp_path, **settings):
-    """The model after a short run of the loop."""
-    args = TrainArgs(batch_size=8, micro_batch_tokens=64, learning_rate=1e-2, warmup_steps=1, epochs=2, **settings)
-    data, fabric = make_samples(20), Fabric(accelerator="cpu", devices=1)
-    tmp_path.mkdir(exist_ok=True)
-    before = validate(fabric, model, data, args, ValidationArgs())
-    monitor = Monitor(tmp_path, args.n_samples(len(data)), args.log_interval)
-    fit(
-        fabric,
-        model,
-        data,
-        make_samples(6, 1),
-        Session(CheckpointStore(tmp_path, "full"), monitor),
-        args,
-        ValidationArgs(),
-        7,
-    )
-    monitor.close()
-    return before, validate(fabric, model, data, args, ValidationArgs())
-
-
 def test_the_loop_moves_all_that_trains_and_no_bit_of_the_base(method, tmp_path):
     model = deep()
     V[method].inject(model, AdapterArgs())
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
-    before, after = trained(model, tmp_path)
+    before, after = train_briefly(model, tmp_path)
     assert after < before
     for name, p in model.named_parameters():
         assert torch.equal(p, start[name]) == (not V[method].trainable(name)), name

@@ -117,6 +117,14 @@ def test_no_files_import_each_other_in_a_circle():
     assert not left, f"these import each other, or what does: {sorted(left)}"
 
 
+def test_no_test_imports_another():
+    """What several tests need is in a module of its own, named for what it holds."""
+    for path in (ROOT / "tests").glob("*.py"):
+        for module, names in imports(path):
+            found = [name for name in (module, *names) if name and name.split(".")[-1].startswith("test_")]
+            assert not found, f"{path.name} imports {found}: move what it needs into a module that holds no tests"
+
+
 def test_every_part_of_the_library_is_in_the_table():
     parts = {p.stem for p in (ROOT / "lit_gpt").iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
     assert parts - {"__init__", "__pycache__"} == set(MAY_IMPORT)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_styles import KINDS, conversations, folder_of, messages
+from styled_conversations import KINDS, conversations, folder_of, messages
 
 from lit_gpt.args import AskArgs, PrepareArgs
 from lit_gpt.cli import parse

@@ -5,7 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import SHARED, assert_one_line_error, run
+from conftest import SHARED, assert_one_line_error
+from script_processes import run
 
 from lit_gpt.args.curation import CheckArgs
 from lit_gpt.data import store

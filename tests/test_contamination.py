@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, run
+from conftest import assert_one_line_error
+from script_processes import run
 
 from lit_gpt.args.curation import ContaminationArgs
 from lit_gpt.data import store

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from gradient_steps import gradients_of, loss_of, model_of
 from lightning.fabric import Fabric
-from test_offload import gradients_of, loss_of, model_of
 from tiny import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -3,15 +3,15 @@
 import pytest
 import torch
 from conftest import tiny_hf
+from draws import fast, plainly
 
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.generation.cache import room
-from lit_gpt.generation.decode import Decoder
-from lit_gpt.generation.engine import draw, generate_batch
+from lit_gpt.generation.engine import generate_batch
 from lit_gpt.generation.sampling import sample
-from lit_gpt.model import GPT, KVCache
+from lit_gpt.model import GPT
 
 PROMPTS = [[5, 9, 200] * 83, [7], [3, 1, 4, 1, 5, 9, 2, 6]]
 """The first has 249 tokens: eight more fill the first room."""
@@ -25,28 +25,6 @@ def tiny(kind, folder, **overrides):
     model = GPT(config_from_hf(source.hf_config, kind, "config.json")).eval()
     model.load_state_dict(from_hf(model.config, source.names, source.get))
     return model
-
-
-@torch.no_grad()
-def plainly(model, prompts, n, temperature=0.0, top_k=None):
-    """Columns of tokens, with one cache for everything and the model as it is."""
-    rows, lengths = torch.arange(len(prompts)), torch.tensor([len(p) for p in prompts])
-    width = int(lengths.max())
-    cache = KVCache(model, len(prompts), width + n)
-    ids = torch.tensor([[*p, *[0] * (width - len(p))] for p in prompts])
-    logits, columns = model(ids, torch.arange(width), cache)[rows, lengths - 1], []
-    for i in range(n):
-        columns.append(sample(logits, temperature, top_k))
-        logits = model(columns[-1][:, None], (lengths + i)[:, None], cache)[:, 0]
-    return [c.tolist() for c in columns]
-
-
-@torch.inference_mode()
-def fast(model, prompts, n, temperature=0.0, top_k=None, stop_ids=(), way="eager"):
-    """What `generate_batch` draws with blocks that torch.compile traces and `eager` then runs as they are."""
-    length = min(max(map(len, prompts)) + n, model.config.block_size)
-    decoder = Decoder(model, len(prompts), length, way)
-    return list(draw(decoder, prompts, n, temperature, top_k, stop_ids))
 
 
 @pytest.mark.parametrize("kind", KINDS)

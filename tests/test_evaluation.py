@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SHARED, assert_one_line_error, run
+from conftest import ROOT, SHARED, assert_one_line_error
 from lightning.fabric import Fabric
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval_reference import assert_same_answers, ours, requests, theirs, write_rows
+from script_processes import run
 
 from lit_gpt.args import EvalArgs, LoRAArgs, ValidationArgs
 from lit_gpt.args.folders import default_out_dir

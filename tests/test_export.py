@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import SHAPES, assert_one_line_error, run, tiny_hf, write_tokenizer
+from conftest import SHAPES, assert_one_line_error, tiny_hf, write_tokenizer
+from script_processes import run
 
 from lit_gpt.errors import UserError
 from lit_gpt.families.gemma_2 import CAPS

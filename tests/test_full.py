@@ -6,8 +6,8 @@ from dataclasses import asdict
 import pytest
 import torch
 from lightning.fabric import Fabric
-from test_adapters import deep, trained
-from tiny import TINY, documents_of, gradients, kept_by, make_samples, tiny
+from runs import train_briefly
+from tiny import TINY, deep, documents_of, gradients, kept_by, make_samples, tiny
 
 from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
@@ -60,7 +60,7 @@ def test_blocks_that_are_computed_again_change_nothing(kind):
 def test_the_loop_is_adamw_written_out_by_hand(tmp_path):
     """Its sums of gradients, schedule, clipping, bias correction and decay of matrices alone; 5 steps in 64 bits."""
     model, other = deep(2), deep(2).double()
-    trained(model, tmp_path, weight_decay=0.1)
+    train_briefly(model, tmp_path, weight_decay=0.1)
     args = TrainArgs(batch_size=8, learning_rate=1e-2, warmup_steps=1, weight_decay=0.1)
     parameters = dict(other.named_parameters())
     m, v = ({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2))
@@ -164,7 +164,7 @@ def test_quantized_weights_are_refused():
 @pytest.mark.parametrize("optimizer", ["adamw", *BITSANDBYTES])
 def test_each_optimizer_trains(optimizer, tmp_path):
     model = deep(2, n_embd=128, head_size=32)  # states of fewer than 4,096 values stay in 32 bits
-    before, after = trained(model, tmp_path, optimizer=optimizer)
+    before, after = train_briefly(model, tmp_path, optimizer=optimizer)
     assert after < 0.9 * before
     made = make_optimizer(model, TrainArgs(optimizer=optimizer))
     sum(p.sum() for p in model.parameters()).backward()
@@ -183,7 +183,7 @@ def test_learning_rates_of_groups_hold_with_each_optimizer_through_the_schedule(
         model = deep(2, n_embd=128, head_size=32)
         lora.inject(model, LoRAArgs(lora_r=32, lora_dropout=0.0, lora_plus_ratio=4.0))  # matrices of 4,096 and more
         start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-        trained(model, tmp_path / name, optimizer=name, weight_decay=0.5)
+        train_briefly(model, tmp_path / name, optimizer=name, weight_decay=0.5)
         found[name] = {n: model.get_parameter(n).detach() - x for n, x in start.items()}
     for name, want in found["adamw"].items():
         assert (found[optimizer][name] - want).norm() < 0.05 * want.norm(), name

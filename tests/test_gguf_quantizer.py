@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from test_llama_cpp import IDS, LlamaCpp, checkpoint, ours_of, write
+from with_llama_cpp import IDS, LlamaCpp, checkpoint, ours_of, write
 
 from lit_gpt.convert.gguf import quantizing
 from lit_gpt.convert.verify import difference_of

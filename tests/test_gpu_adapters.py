@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_gpu_training import SHAPES, SIZES, batch_of, step
+from gpu_steps import SHAPES, SIZES, batch_of, step
 
 from lit_gpt.args import AdapterArgs
 from lit_gpt.config import Config

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import assert_one_line_error, run, tiny_hf, write_tokenizer
+from conftest import assert_one_line_error, tiny_hf, write_tokenizer
+from script_processes import run
 
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.layouts import translated

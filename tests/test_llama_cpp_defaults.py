@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from test_llama_cpp import IDS, LlamaCpp, checkpoint, few_merges, ours_of, vocabulary_file, write
+from with_llama_cpp import IDS, LlamaCpp, checkpoint, few_merges, ours_of, vocabulary_file, write
 
 from lit_gpt.convert.gguf import write_tokenizer, writing
 from lit_gpt.convert.gguf.splitting import SAMPLE, SPLITTINGS

@@ -6,7 +6,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 import pytest
 import torch
 from conftest import ROOT
-from test_llama_cpp import IDS, LlamaCpp, checkpoint, write
+from with_llama_cpp import IDS, LlamaCpp, checkpoint, write
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS

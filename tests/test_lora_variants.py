@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ALL, ROOT, VARIANTS, ours_of, tiny_hf
+from peft_models import as_peft, close, move, state_of, trainable
 
 from lit_gpt import cli
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
@@ -25,37 +26,6 @@ from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.session import Session
 
 IDS = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
-
-
-def trained(model):
-    return {n: p for n, p in model.named_parameters() if p.requires_grad}
-
-
-def move(model, std=0.05):
-    """As after some training; magnitudes stay positive."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for p in trained(model).values():
-            p.add_(torch.randn_like(p) * std)
-
-
-def state_of(model):
-    return {n: x.detach() for n, x in (*trained(model).items(), *model.named_buffers()) if lora.trainable(n)}
-
-
-def as_peft(theirs, model, args):
-    """transformers' model with our updates in peft's layers, of the plain kind or with magnitudes."""
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-
-    state, settings = to_peft(model.config, args, state_of(model))
-    peft = get_peft_model(theirs, LoraConfig(**settings | {"inference_mode": False}))
-    assert not set_peft_model_state_dict(peft, state).unexpected_keys
-    return peft
-
-
-def close(got, want, tolerance=1e-5):
-    size = want.detach().abs().max()
-    torch.testing.assert_close(got / size, want / size, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", ["llama-gqa", "llama-biases", "llama-tied", "neox"])
@@ -113,7 +83,7 @@ def test_gradients_are_those_of_peft(kind, variant):
     move(model)
     for mine, other in pairs:
         other.data.copy_(mine.data)
-    assert len(pairs) == len(trained(model))
+    assert len(pairs) == len(trainable(model))
     got, want = model(IDS), peft(IDS).logits
     close(got, want)
     got.square().mean().backward(), want.square().mean().backward()
@@ -145,7 +115,7 @@ def test_gradients_are_those_of_the_formula(variant):
     want = F.linear(x, torch.cat(rows), linear.bias)
     close(y, want)
     dy = torch.randn_like(y)
-    wrt = [x, *trained(layer).values()]
+    wrt = [x, *trainable(layer).values()]
     for got, expected in zip(torch.autograd.grad(y, wrt, dy), torch.autograd.grad(want, wrt, dy), strict=True):
         close(got, expected)
 

@@ -6,8 +6,9 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, run
+from conftest import ROOT, assert_one_line_error
 from lightning.fabric import Fabric
+from script_processes import run
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS

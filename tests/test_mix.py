@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_line_error, run
+from conftest import ROOT, assert_one_line_error
+from script_processes import run
 
 from lit_gpt.args import PrepareArgs
 from lit_gpt.args.curation import AugmentArgs, ContaminationArgs, MixArgs

@@ -9,43 +9,16 @@ import time
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from runs import model_with_lora, trained
 from tiny import TINY, make_samples
 
-from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
+from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.errors import UserError
-from lit_gpt.methods import lora
-from lit_gpt.model import GPT
 from lit_gpt.training.length import length_of
-from lit_gpt.training.loop import fit
 from lit_gpt.training.optimizer import learning_rate
 from lit_gpt.training.run import budget as budget_module
 from lit_gpt.training.run.budget import Budget
 from lit_gpt.training.run.checkpoint_store import CheckpointStore, Progress, read_progress
-from lit_gpt.training.run.monitor import Monitor
-from lit_gpt.training.run.session import Session
-
-
-def model_with_lora(dropout=0.1):
-    torch.manual_seed(0)
-    model = GPT(TINY)
-    lora.inject(model, LoRAArgs(lora_dropout=dropout))
-    torch.manual_seed(1)
-    return model
-
-
-def trained(out, model=None, data=None, resumed=None, validation=None, score=None, **train):
-    """(parameters by name, progress) of a run on 24 samples."""
-    out.mkdir(exist_ok=True)
-    model, data = model or model_with_lora(), data or make_samples(24)
-    args = TrainArgs(**{"learning_rate": 1e-2, "batch_size": 4, "epochs": 2, "micro_batch_tokens": 100} | train)
-    monitor = Monitor(out, args.n_samples(len(data)), args.log_interval, goes_on=resumed is not None)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    checkpoint_store = CheckpointStore(out, "lora", args.keep_last)
-    session = Session(checkpoint_store, monitor, Budget(args.max_seconds), resumed, score)
-    progress = fit(fabric, model, data, make_samples(6, 1), session, args, validation or ValidationArgs(), 7)
-    monitor.close()
-    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, progress
 
 
 def assert_equal(one, other):

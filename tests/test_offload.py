@@ -4,36 +4,24 @@ import itertools
 
 import pytest
 import torch
-from lightning.fabric import Fabric
-from test_adapters import deep, trained
-from test_plan import DATA, job_of
+from gradient_steps import gradients_of, loss_of, model_of
+from jobs import DATA, job_of
+from runs import train_briefly
 from tiny import TINY
 
-from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs
+from lit_gpt.args import TrainArgs
 from lit_gpt.errors import UserError
 from lit_gpt.families import config_for
-from lit_gpt.methods import full, lora
 from lit_gpt.model import GPT
 from lit_gpt.planning.devices import named
 from lit_gpt.planning.fit import fitted, flags_of, lighter
 from lit_gpt.planning.plan import make_plan
 from lit_gpt.planning.show import lines_of
-from lit_gpt.training.offload import OffloadedGradients, make_gradients, require_offload
-from lit_gpt.training.optimizer import make_optimizer
+from lit_gpt.training.offload import OffloadedGradients, require_offload
 
 
 def weights(model):
     return {n: p.detach().clone() for n, p in model.named_parameters()}
-
-
-def model_of(method="full", **traits):
-    torch.manual_seed(0)
-    model = deep(2, **traits)
-    if method == "full":
-        full.inject(model, FullArgs())
-    else:
-        lora.inject(model, LoRAArgs(lora_dropout=0.0))
-    return model
 
 
 @pytest.mark.parametrize(
@@ -58,7 +46,7 @@ def test_a_run_is_the_same_to_the_last_bit(settings, tied, tmp_path):
     for offload in (False, True):
         model = model_of(n_embd=128, head_size=32, tie_embeddings=tied)
         start = weights(model)
-        losses = trained(model, tmp_path / str(offload), offload_gradients=offload, **settings)
+        losses = train_briefly(model, tmp_path / str(offload), offload_gradients=offload, **settings)
         assert all(not torch.equal(p, start[n]) for n, p in model.named_parameters())
         found.append((weights(model), losses))
     assert found[0][1] == found[1][1]
@@ -70,20 +58,9 @@ def test_for_lora_too(tmp_path):
     found = []
     for offload in (False, True):
         model = model_of("lora")
-        trained(model, tmp_path / str(offload), offload_gradients=offload)
+        train_briefly(model, tmp_path / str(offload), offload_gradients=offload)
         found.append(weights(model))
     assert all(torch.equal(found[1][name], want) for name, want in found[0].items())
-
-
-def gradients_of(model, **settings):
-    fabric = Fabric(accelerator="cpu", devices=1)
-    train = TrainArgs(**{"offload_gradients": True, "learning_rate": 1e-2} | settings)
-    optimizer = fabric.setup_optimizers(make_optimizer(model, train))
-    return make_gradients(fabric, model, optimizer, train)
-
-
-def loss_of(model):
-    return model(torch.arange(24)[None]).logsumexp(-1).sum()
 
 
 def test_no_two_parameters_have_a_gradient_at_a_time():
@@ -155,7 +132,7 @@ def test_what_a_step_had_done_when_the_memory_ran_out_is_gone(tmp_path):
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
         model.transformer.h[0].mlp.register_full_backward_hook(once)
-        trained(model, tmp_path / str(offload), offload_gradients=offload)
+        train_briefly(model, tmp_path / str(offload), offload_gradients=offload)
         assert next(passes) > 8
         found.append(weights(model))
     assert all(torch.equal(found[1][name], want) for name, want in found[0].items())

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, run
+from conftest import ROOT, assert_one_line_error
+from jobs import ARGS, DATA, MIDDLE, job_of, real_model, samples_of
 from lightning.fabric import Fabric
+from script_processes import run
 from tiny import kept_by
 
-from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, PlanArgs, TrainArgs, ValidationArgs
+from lit_gpt.args import LoRAArgs, PlanArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.finetuning import FinetuneArgs
-from lit_gpt.config import Config
 from lit_gpt.data import store
 from lit_gpt.data.batches import Order, collate, steps
 from lit_gpt.data.packing import Packing, fullest
@@ -23,10 +24,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.families import config_for
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.quantize import QUANTIZATIONS, quantized
-from lit_gpt.methods import METHODS
-from lit_gpt.model import GPT
 from lit_gpt.planning import fit as fitting
-from lit_gpt.planning.devices import DEVICES, GIB, Device, named, this_machine
+from lit_gpt.planning.devices import DEVICES, GIB, named, this_machine
 from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.job import Job, config_of
 from lit_gpt.planning.memory_items import base_bytes, memory_items
@@ -43,41 +42,7 @@ from lit_gpt.training.optimizer import make_optimizer
 from lit_gpt.training.run.gauges import Gauges
 from lit_gpt.training.run.loggers import figures, make_logger, require_logger
 
-SIZES = {"n_layer": 4, "n_head": 4, "n_embd": 64, "vocab_size": 300, "padding_multiple": 4, "block_size": 512}
-LLAMA = {"norm": "rms", "mlp": "gated", "activation": "silu", "parallel_residual": False, "intermediate_size": 160}
-MIDDLE = Config(name="middle", **SIZES, **LLAMA)
-CPU = Device("cpu", 16.0, 0.0, kind="cpu")
-ARGS = {
-    "lora": LoRAArgs(lora_r=2, lora_mlp=True),
-    "adapter": AdapterArgs(adapter_prompt_length=2, adapter_start_layer=1),
-    "adapter_v2": AdapterArgs(adapter_prompt_length=2, adapter_start_layer=0),
-    "full": FullArgs(),
-}
 ALL = LoRAArgs(lora_r=16, lora_key=True, lora_projection=True, lora_mlp=True)
-
-
-def samples_of(n, low=20, high=100, seed=0, vocab=290):
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(n):
-        ids = rng.integers(1, vocab, int(rng.integers(low, high))).tolist()
-        rows.append((ids, [IGNORE] * (len(ids) // 2) + ids[len(ids) // 2 :]))
-    return stack(rows)
-
-
-DATA = samples_of(60), samples_of(9, seed=1)
-
-
-def job_of(method="lora", config=MIDDLE, device=CPU, quantize=None, precision="32-true", **train):
-    train = TrainArgs(**{"batch_size": 8, "micro_batch_tokens": 256, "epochs": 1, "recompute": "none", **train})
-    return Job(method, ARGS[method], config, train, ValidationArgs(), precision, quantize, device)
-
-
-def trained(job):
-    torch.manual_seed(0)
-    model = GPT(replace(job.config)).train()
-    METHODS[job.method].inject(model, job.method_args)
-    return model
 
 
 @pytest.mark.parametrize("kind", QUANTIZATIONS)
@@ -100,7 +65,7 @@ def test_weights_in_few_bits_take_to_the_byte_what_the_plan_says(kind, shape):
 def test_weights_gradients_and_optimizer_take_to_the_byte_what_the_plan_says(method):
     job = job_of(method)
     items = make_plan(job, DATA).memory
-    model = trained(job)
+    model = real_model(job)
     optimizer = make_optimizer(model, job.train)
     (batch, *_) = next(steps(DATA[0], Order(60, 60, 0), 8, Packing(256)))
     loss_sum(model, batch).backward()
@@ -124,7 +89,7 @@ def test_the_activations_are_what_hooks_on_saved_tensors_count(method, recompute
     model, _ = job.model()
     n = config.n_layer if recompute == "all" else 0
     planned = memory_items(job, model, {}, work, n)["activations"]
-    real = trained(job)
+    real = real_model(job)
     real.n_recomputed = n
     batches = [b for step in steps(DATA[0], Order(60, 60, 0), 8, Packing(400)) for b in step]
     batches.append(
@@ -177,7 +142,7 @@ def test_the_work_counts_a_shared_prefix_once():
 
 
 def test_operations_over_documents_are_those_over_equal_ones():
-    model = trained(job_of())
+    model = real_model(job_of())
     one = training_flops(model, 100, 100, 100 * 100)
     assert training_flops(model, 200, 200, 2 * 100 * 100) == 2 * one
     assert training_flops(model, 100, 50, 100 * 100) < one < training_flops(model, 100, 100, 100 * 100, n_recomputed=2)

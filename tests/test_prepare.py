@@ -6,9 +6,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED, assert_one_line_error, run
+from conftest import ROOT, SHARED, assert_one_line_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from script_processes import run
 
 from lit_gpt.args import PrepareArgs
 from lit_gpt.cli import parse

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import assert_one_line_error, ours_of, run, tiny_hf
-from test_lora_variants import as_peft, close, move, state_of
+from conftest import assert_one_line_error, ours_of, tiny_hf
+from peft_models import as_peft, close, move, state_of
+from script_processes import run
 from torch.profiler import ProfilerActivity, profile
 
 from lit_gpt.args import LoRAArgs

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_plan import DATA, MIDDLE, job_of, trained
+from jobs import DATA, MIDDLE, job_of, real_model
 
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.batches import collate
@@ -45,7 +45,7 @@ def test_in_mixed_precision_a_block_keeps_the_bytes_that_are_counted(method, par
     kept = {}
     batch = collate([DATA[0][i] for i in fullest(DATA[0].lengths, 400, 8)])
     for n_layer in (3, 4):
-        model = trained(job_of(method, replace(WIDE, parallel_residual=parallel, n_layer=n_layer)))
+        model = real_model(job_of(method, replace(WIDE, parallel_residual=parallel, n_layer=n_layer)))
         model.n_recomputed = n_layer if again else 0
         kept[n_layer] = kept_bytes(model, batch)
     counted = block_bytes(model, len(batch.ids), 2, mixed=True)[again]
@@ -74,7 +74,7 @@ def mixed(request):
 
 
 def test_as_few_blocks_are_recomputed_as_it_takes_in_this_precision(free, mixed):
-    model, train = trained(job_of()), TrainArgs()
+    model, train = real_model(job_of()), TrainArgs()
     kept, input_ = block_bytes(model, 5000, 2 if mixed else 4, mixed)
     taken = WORKSPACE + training_bytes(model, train) + (cast_bytes(model) if mixed else 0)
     for missing, n in ((0, 0), (1, 2), (kept - input_, 2), (kept, 3), (10 * kept, 4)):
@@ -86,7 +86,7 @@ def test_as_few_blocks_are_recomputed_as_it_takes_in_this_precision(free, mixed)
 def test_the_longest_sample_decides_where_it_has_a_forward_pass_of_its_own(free, train, capsys):
     ids = [*range(1, 201)] * 2
     data = stack([(ids, ids), (ids[:20], ids[:20]), (ids[:30], ids[:30])])
-    model = trained(job_of())
+    model = real_model(job_of())
     loader = BatchLoader(model, data, TrainArgs(**train, share_prefixes=False), torch.device("cpu"), 3, torch.no_grad)
     loader.prepare()
     loader.device = torch.device("cuda")

@@ -16,7 +16,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, run, tiny_hf, write_tokenizer
+from conftest import ROOT, assert_one_line_error, tiny_hf, write_tokenizer
+from script_processes import run, start
 
 from lit_gpt.training.run.budget import LEDGER
 from lit_gpt.training.run.checkpoint_store import CheckpointStore, read_progress
@@ -80,22 +81,17 @@ def assert_same(place, one, other):
 
 @pytest.fixture(scope="module")
 def whole(place):
-    """The folder of the uninterrupted run of a setting."""
+    """The folder of the uninterrupted run of a setting, in a process that hashes names otherwise than others do."""
 
     @cache
     def get(setting):
         out = f"whole-{setting}"
-        p = run(*command(setting, out), cwd=place)
-        assert p.returncode == 0, p.stderr
+        process = start(*command(setting, out), cwd=place, anew=True)
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
         return out
 
     return get
-
-
-def start(place, setting, out, *flags):
-    script, *rest = map(str, command(setting, out, *flags))
-    return subprocess.Popen([sys.executable, str(ROOT / script), *rest], cwd=place, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
 def leftovers(folder):
@@ -111,7 +107,7 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(place, 
     out, moments = f"killed-{setting}", random.Random(setting)
     n_killed = 0
     while n_killed < 3:
-        process = start(place, setting, out, "--resume", "true")
+        process = start(*command(setting, out, "--resume", "true"), cwd=place)
         if n_killed == 1:  # in the middle of a save: as soon as the temporary folder is there
             pattern = ".step-*.tmp"
             while process.poll() is None and not list((place / out / "checkpoints").glob(pattern)):
@@ -137,7 +133,7 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(place, 
 @pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, marks=pytest.mark.smoke), signal.SIGINT])
 def test_a_signal_saves_and_exits_with_success_and_the_run_goes_on(place, whole, how):
     out = f"stopped-{how.name}"
-    process = start(place, "lora", out, "--save_interval", 1000)
+    process = start(*command("lora", out, "--save_interval", 1000), cwd=place)
     for line in process.stdout:
         if line.startswith("iter 5 "):
             break
@@ -150,7 +146,7 @@ def test_a_signal_saves_and_exits_with_success_and_the_run_goes_on(place, whole,
 
 
 def test_a_second_signal_ends_it_at_once_and_leaves_what_was_saved(place):
-    process = start(place, "lora", "twice", "--epochs", 10000, "--save_interval", 3)
+    process = start(*command("lora", "twice", "--epochs", 10000, "--save_interval", 3), cwd=place)
     for line in process.stdout:
         if line.startswith("iter 20 "):
             break
@@ -352,7 +348,7 @@ def test_killed_and_resumed_a_run_ends_in_time_with_its_learning_rate_at_the_end
     flags = ("--epochs", 100_000, "--resume", "true", "--merge", "true", "--average_last", 2, "--keep_last", 2)
     checkpoint_store, spent = CheckpointStore(out, "lora"), []
     for n_steps in (3, 25):
-        process = start(place, "lora", out.name, *flags, "--max_time", "01:00:00")
+        process = start(*command("lora", out.name, *flags, "--max_time", "01:00:00"), cwd=place, anew=True)
         for line in process.stdout:
             if (step := re.match(r"iter \d+ step (\d+):", line)) and int(step[1]) >= n_steps:
                 break
@@ -364,16 +360,18 @@ def test_killed_and_resumed_a_run_ends_in_time_with_its_learning_rate_at_the_end
     (out / ".rehearsal.999999999.tmp").mkdir()  # as a process leaves it that is killed while it measures the end
     limit = math.ceil(spent[1] + 2 * spent[0] + 15)
     began = time.monotonic()
-    p = run(*command("lora", out.name, *flags, "--max_time", f"00:{limit // 60:02}:{limit % 60:02}"), cwd=place)
+    last = command("lora", out.name, *flags, "--max_time", f"00:{limit // 60:02}:{limit % 60:02}")
+    process = start(*last, cwd=place, anew=True)
+    said, _ = process.communicate()
     took = time.monotonic() - began
-    assert p.returncode == 0, p.stderr
-    used = int(re.search(rf"Time used: (\d+) of {limit} s", p.stdout)[1])
+    assert process.returncode == 0, said
+    used = int(re.search(rf"Time used: (\d+) of {limit} s", said)[1])
     assert used <= limit and used - spent[1] == pytest.approx(took, abs=0.5 * spent[1])
     assert float((out / LEDGER).read_text()) > spent[1]
     with open(out / "metrics.csv", newline="") as file:
         rates = [float(row["learning_rate"]) for row in csv.DictReader(file) if row["learning_rate"]]
     assert max(rates) > 0.009 and rates[-1] < 0.001
-    assert (out / "merged" / "lit_model.pth").is_file() and "Mean of the checkpoints of steps" in p.stdout
+    assert (out / "merged" / "lit_model.pth").is_file() and "Mean of the checkpoints of steps" in said
     assert read_progress(checkpoint_store.newest()).finish_seconds > 0
     assert not list(out.rglob(".*.tmp"))
     # each part by itself, after the time is over

@@ -8,7 +8,8 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_line_error, run
+from conftest import ROOT, assert_one_line_error
+from script_processes import run
 
 ROWS = [
     {"instruction": f"say {w} {n} times", "input": "", "output": " ".join([w] * n)}

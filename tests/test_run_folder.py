@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_nothing_lost import trained
+from runs import trained
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.errors import UserError
@@ -50,11 +50,11 @@ def test_a_new_run_is_not_charged_the_time_that_another_one_used_in_its_folder(t
     fill(out, "mine.txt")
     (out / LEDGER).write_text("86400.0\n")
     budget = Budget(ledger=out / LEDGER)
-    monkeypatch.setattr("test_nothing_lost.Budget", lambda *a: budget)
+    monkeypatch.setattr("runs.Budget", lambda *a: budget)
     _, progress = trained(out, epochs=1)
     assert 0 < progress.seconds < 80000 and float((out / LEDGER).read_text()) < 80000
     again = Budget(TrainArgs(max_time="10:00:00").max_seconds, ledger=out / LEDGER)
-    monkeypatch.setattr("test_nothing_lost.Budget", lambda *a: again)
+    monkeypatch.setattr("runs.Budget", lambda *a: again)
     _, progress = trained(out, resumed=CheckpointStore(out, "lora").newest(), epochs=2, max_time="10:00:00")
     assert progress.step == 12 and again.used < 80000
 

@@ -10,7 +10,7 @@ import pytest
 import requests
 from conftest import ROOT
 from lightning.fabric import Fabric
-from test_styles import KINDS, conversations, folder_of, messages, text_of
+from styled_conversations import KINDS, conversations, folder_of, messages, text_of
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS

@@ -4,20 +4,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from runs import ARGS, run_of
 
-from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, TrainArgs, ValidationArgs
+from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.args.training import free_flags
-from lit_gpt.checkpoints.runs import Run, read_run, save_run
+from lit_gpt.checkpoints.runs import read_run, save_run
 from lit_gpt.errors import UserError
 from lit_gpt.training.run.resume import require_same
-
-ARGS = {"lora": LoRAArgs(), "adapter": AdapterArgs(), "adapter_v2": AdapterArgs(), "full": FullArgs()}
-
-
-def run_of(method, **training):
-    """A run that says all that those of this version do."""
-    flags = asdict(TrainArgs()) | asdict(ValidationArgs()) | {"seed": 1, "precision": "32-true"} | training
-    return Run(method, asdict(ARGS[method]), "plain", "base", "digest", {"digest": "a"}, flags, {})
 
 
 @pytest.mark.parametrize("method", ARGS)

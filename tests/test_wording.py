@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_versions import run_of
+from runs import run_of
 
 from lit_gpt.checkpoints.runs import read_run, save_run
 from lit_gpt.data.curate.mix.sources import Source, require_same

@@ -1,5 +1,7 @@
 """Tiny models and samples that several tests share, and the plain computations that they compare with."""
 
+from dataclasses import asdict
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -94,3 +96,9 @@ def assert_same(model, samples, tolerance=1e-5):
     for name, g in got.items():
         size = want[name].abs().max() + 1e-6
         torch.testing.assert_close(g / size, want[name] / size, rtol=10 * tolerance, atol=tolerance, msg=name)
+
+
+def deep(n_layer=3, **traits):
+    """Returns a model with random weights that is TINY but for its depth and other traits."""
+    torch.manual_seed(0)
+    return GPT(Config(**{**asdict(TINY), "n_layer": n_layer} | traits))

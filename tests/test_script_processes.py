@@ -1,0 +1,59 @@
+"""A script that is forked runs as in a process from the very beginning, and ends as that does."""
+
+import signal
+import subprocess
+
+import pytest
+from script_processes import Forked, can_fork, start
+
+SCRIPT = """
+import atexit, os, sys
+from pathlib import Path
+print(__name__, __file__, sys.argv, sys.path[0], Path.cwd(), sys.stdin.read(), sorted(os.environ))
+print([name for name in sys.modules if name.split('.')[0] in ('lit_gpt', 'conftest', 'script_processes', 'pytest')])
+print(sys.stdout.encoding, sys.stdout.line_buffering, sys.stderr.encoding, sys.stderr.line_buffering)
+print("ä of the errors", file=sys.stderr)
+atexit.register(print, "at the end")
+"""
+ENDS = {
+    "nothing": "",
+    "a code": "sys.exit(3)",
+    "a text": "sys.exit('no more')",
+    "an error": "raise KeyError('x')",
+    "a signal": "sys.stdout.flush(); os.kill(os.getpid(), 9)",
+}
+
+
+@pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
+@pytest.mark.parametrize("end", ENDS)
+def test_what_is_forked_says_what_a_process_from_the_beginning_does(end, stderr, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT + ENDS[end] + "\n", encoding="utf-8")
+    found = []
+    for _ in range(2):
+        process = start(script, "--a", "b c", cwd=tmp_path, stderr=stderr)
+        found.append((process.communicate(timeout=60), process.returncode))
+    assert isinstance(process, Forked) == can_fork()
+    of_ours = ("runpy", "script_processes.py")  # lines of a traceback that are above the script
+    texts = [[(said or "").splitlines() for said in both] for both, _ in found]
+    texts[1] = [[line for line in lines if not any(name in line for name in of_ours)] for lines in texts[1]]
+    assert found[0][1] == found[1][1] and texts[0] == texts[1]
+
+
+def test_a_signal_reaches_it_and_another_environment_is_not_forked(tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    for env in (None, None, {"OMP_NUM_THREADS": "77"}):
+        process = start(script, cwd=tmp_path, env=env)
+        assert process.stdout.readline() == "here\n" and process.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == process.poll() == -signal.SIGTERM
+        assert process.communicate() == ("", None)
+    assert isinstance(process, subprocess.Popen)
+    monkeypatch.setenv("LIT_GPT_OF_THIS_TEST", "1")
+    process = start(script, cwd=tmp_path)
+    process.kill()
+    assert isinstance(process, subprocess.Popen) and process.wait() == -signal.SIGKILL
+    process.communicate()
