@@ -40,8 +40,10 @@ def used_of_others(name, tree):
     """Dotted names of the library that a file, itself `name`, takes from other files."""
     modules = {}  # local name -> module
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module != name:
+        if isinstance(node, ast.ImportFrom) and node.module:
             for a in node.names:
+                if node.module == name and f"{name}.{a.name}" not in LIBRARY:
+                    continue  # its own, and not a file in its folder
                 yield f"{node.module}.{a.name}"
                 if f"{node.module}.{a.name}" in LIBRARY:
                     modules[a.asname or a.name] = f"{node.module}.{a.name}"
