@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md is true: its table knows every test, and its walks build what they say in a copy of the repository."""
+"""CONTRIBUTING.md is true: its table has every test, and its walks build what they say in a copy of the repository."""
 
 import json
 import os
@@ -84,11 +84,12 @@ class Tree:
     def __init__(self, folder):
         self.root, self.place = folder / "tree", folder / "work"
         self.place.mkdir()
+        self.root.mkdir()
         for part in PARTS:
-            source = ROOT / part
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            self.root.mkdir(exist_ok=True)
-            copy(source, self.root / part, **{"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {})
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, self.root / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / part, self.root / part)
 
     def run(self, script, *argv):
         """A script of the copy, which runs the library of the copy."""
@@ -98,7 +99,8 @@ class Tree:
         env = {**os.environ, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, *map(str, argv)]
         done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, (shlex.join(command), done.stdout[-3000:], done.stderr[-3000:])
+        if done.returncode != 0:
+            pytest.fail(f"{shlex.join(command)}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}", pytrace=False)
         return done
 
 
@@ -110,7 +112,9 @@ def tree(tmp_path_factory):
     base = tree.place / "base"
     tiny_hf("llama-gqa").save_pretrained(base)
     write_tokenizer(base)
-    rows = [{"instruction": f"say {w} {n} times", "output": " ".join([w] * n)} for w in ("ab", "cd") for n in range(1, 9)]
+    rows = [
+        {"instruction": f"say {w} {n} times", "output": " ".join([w] * n)} for w in ("ab", "cd") for n in range(1, 9)
+    ]
     (tree.place / "rows.json").write_text(json.dumps(rows))
     tree.run("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", "base")
     tree.run("scripts/prepare_json.py", "--checkpoint_dir", "base", "--json_path", "rows.json",

@@ -3,13 +3,16 @@
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
+from hub_server import Hub
 
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".git", "checkpoints", "data"} & {*path.parts})
 PAGES += [ROOT / "checkpoints" / "README.md", ROOT / "data" / "README.md"]
@@ -84,7 +87,9 @@ MODULE = re.compile(r"\blit_gpt(?:\.[a-z_0-9]+)+")
 def test_modules_that_a_page_names_exist(page):
     for name in MODULE.findall(text_of(page)):
         path = ROOT.joinpath(*name.split("."))
-        assert any(p.exists() for p in (path, path.with_suffix(".py"), path.parent, path.parent.with_suffix(".py"))), name
+        assert any(p.exists() for p in (path, path.with_suffix(".py"), path.parent, path.parent.with_suffix(".py"))), (
+            name
+        )
 
 
 def test_new_names_of_the_changelog_exist():
@@ -102,52 +107,68 @@ def test_new_names_of_the_changelog_exist():
 
 
 ORDERS = [
-    {"instruction": f"Write the order as JSON: {n} {color} hats", "output": json.dumps({"item": f"{color} hats", "n": n})}
+    {
+        "instruction": "Write the order as JSON.",
+        "input": f"{n} {color} hats",
+        "output": json.dumps({"n": n, "of": color}),
+    }
     for color in ("red", "blue")
     for n in range(1, 11)
 ]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, downloaded):
-    """A working folder with a downloaded checkpoint under the name that the pages use, and rows of one's own."""
-    place = tmp_path_factory.mktemp("pages")
-    folder = place / "checkpoints" / "org" / "name"
-    shutil.copytree(downloaded["llama-gqa"], folder, ignore=shutil.ignore_patterns("lit_*"))
-    (place / "my.json").write_text(json.dumps(ORDERS))
-    return place
+def clone(tmp_path_factory):
+    """A folder that looks to whoever types commands like a fresh clone, with a file of rows."""
+    clone = tmp_path_factory.mktemp("clone")
+    for name in ("scripts", "finetune", "generate", "eval"):
+        (clone / name).symlink_to(ROOT / name)
+    (clone / "my.json").write_text(json.dumps(ORDERS))
+    return clone
 
 
-def test_your_own_data_in_five_commands_as_the_readme_types_them(place):
-    """All but the first, which downloads; the tests of the downloader run it against a hub of their own."""
+def typed(command, clone, hub):
+    """A command as a shell in the clone gets it, where the Hugging Face hub is `hub`."""
+    python = Path(sys.executable).parent
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    env |= {"PATH": f"{python}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HF_HOME": str(clone / "hf")}
+    env |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    shell = ["bash", "-ec", command]
+    return subprocess.run(shell, cwd=clone, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_your_own_data_in_five_commands_as_the_readme_types_them(clone, downloaded):
     section = text_of(ROOT / "README.md").partition("## Your own data")[2].partition("\n## ")[0]
-    (rows,) = [code for kind, code in FENCED.findall(section) if kind == "json"]
-    assert all({"instruction", "output"} <= row.keys() for row in json.loads(rows))
-    (typed,) = [code for kind, code in FENCED.findall(section) if kind == "bash"]
-    commands = [line for line in typed.replace("\\\n", " ").splitlines() if line.strip()]
-    assert len(commands) == 5 and commands[0].startswith("python scripts/download.py --repo_id HuggingFaceTB/")
-    for command in commands[1:]:
-        typed = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "org/name").replace("SmolLM2-135M-Instruct", "name")
-        words = [sys.executable, *typed.replace("$", "").split()[1:]]
-        words[1] = str(ROOT / words[1])
-        if "--prompt" in words:  # the one text with spaces
-            words = [*words[: words.index("--prompt") + 1], re.findall(r'"(.+?)"', typed)[0]]
-        done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, (typed, done.stderr)
-    assert json.loads((place / "out/lora/name/finetuned.json").read_text())["method"] == "lora"
+    ((_, rows),) = [block for block in FENCED.findall(section) if block[0] == "json"]
+    assert [row.keys() for row in json.loads(rows)] == [ORDERS[0].keys()] * 2
+    ((_, shell),) = [block for block in FENCED.findall(section) if block[0] == "bash"]
+    commands = [line for line in shell.replace("\\\n", "").splitlines() if line.strip()]
+    assert len(commands) == 5
+    repo = re.search(r"--repo_id (\S+)", commands[0])[1]
+    files = {f.name: f.read_bytes() for f in downloaded["llama-gqa"].iterdir() if not f.name.startswith("lit_")}
+    with Hub() as hub:
+        hub.add(repo, files)
+        for command in commands:
+            done = typed(command, clone, hub)
+            assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
+    run = json.loads((clone / "out" / "lora" / Path(repo).name / "finetuned.json").read_text())
+    assert run["method"] == "lora" and run["data"]["samples"]["train"] == 18
+    assert "tokens/sec" in done.stderr
 
 
 @pytest.fixture(scope="module")
-def prepared(place):
-    """The folder with a converted checkpoint and a prepared data set."""
+def prepared(clone, downloaded):
+    """The clone with a converted checkpoint and a prepared data set, under the names of the page on Python."""
+    folder = clone / "checkpoints" / "org" / "name"
+    shutil.copytree(downloaded["llama-gqa"], folder, ignore=shutil.ignore_patterns("lit_*"))
     base = ("--checkpoint_dir", "checkpoints/org/name")
     for argv in (
         ("scripts/convert_hf_checkpoint.py", *base),
         ("scripts/prepare_json.py", *base, "--json_path", "my.json", "--destination_path", "data/python"),
     ):
-        done = run(*argv, cwd=place)
+        done = run(*argv, cwd=clone)
         assert done.returncode == 0, done.stderr
-    return place
+    return clone
 
 
 def has_learned(model):
@@ -170,12 +191,6 @@ def test_the_page_on_python_runs_as_it_is_pasted(prepared, monkeypatch):
     exec(second, scope)
     assert has_learned(scope["model"]) and len(scope["batches"]) >= 1
     assert not scope["model"].transformer.h[0].attn.proj.weight.requires_grad
-
-
-def test_the_table_of_models_is_what_the_families_say():
-    from lit_gpt.families.overview import overview
-
-    assert overview() in text_of(ROOT / "docs" / "models.md")
 
 
 def test_the_readme_stays_short():

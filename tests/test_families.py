@@ -1,4 +1,4 @@
-"""The families: the README's table is theirs, and the page on adding one is true."""
+"""The families: the table of docs/models.md is theirs, and the page on adding one is true."""
 
 import json
 import re
@@ -17,8 +17,8 @@ from lit_gpt.families.overview import overview
 from lit_gpt.model import GPT
 
 
-def test_the_readme_has_the_table_of_families():
-    assert overview() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_on_models_has_the_table_of_families():
+    assert overview() in (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 
 
 def test_the_example_of_the_docs_is_a_family(monkeypatch):

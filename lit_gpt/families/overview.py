@@ -1,4 +1,4 @@
-"""The README's table of families, made from the families themselves."""
+"""The table of families in docs/models.md, made from the families themselves."""
 
 from lit_gpt.families import FAMILIES
 from lit_gpt.families.family import Family
