@@ -154,7 +154,7 @@ def _yarn(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
     original = scaling.get("original_max_position_embeddings") or config.block_size
 
     def channel(rotations: float) -> float:
-        """Returns the index, not rounded, of the channel pair that is rotated `rotations` times over that length."""
+        """Returns the index, unrounded, of the channel pair that makes `rotations` rotations in `original` tokens."""
         return n * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_base))
 
     first, last = channel(scaling.get("beta_fast") or 32), channel(scaling.get("beta_slow") or 1)
