@@ -78,7 +78,7 @@ def matmul_by_rows(a: Tensor, rows: _Rows, M: int, dtype: torch.dtype) -> Tensor
     """Returns a @ W in `dtype`, (..., M), computed in fp32, for a (..., K) and the rows of W (K, M)."""
     flat = a.flatten(0, -2)
     y = flat.new_zeros(flat.size(0), M, dtype=torch.float32)
-    with as_they_are(a):
+    with without_autocast(a):
         for start, stop in _spans(flat.size(1), M):
             y.addmm_(flat[:, start:stop].float(), rows(start, stop))
     return y.to(dtype).view(*a.shape[:-1], M)
@@ -87,14 +87,14 @@ def matmul_by_rows(a: Tensor, rows: _Rows, M: int, dtype: torch.dtype) -> Tensor
 def linear_by_rows(x: Tensor, rows: _Rows, M: int, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
     """Returns x W^T + bias in `dtype`, (..., M), computed in fp32, for x (..., K) and the rows of W (M, K)."""
     y, x_fp32 = x.new_empty(*x.shape[:-1], M, dtype=dtype), x.float()
-    with as_they_are(x):
+    with without_autocast(x):
         for start, stop in _spans(M, x.size(-1)):
             bias_part = None if bias is None else bias[start:stop].float()
             y[..., start:stop] = F.linear(x_fp32, rows(start, stop), bias_part)
     return y
 
 
-def as_they_are(x: Tensor) -> AbstractContextManager:
+def without_autocast(x: Tensor) -> AbstractContextManager:
     """Returns a context that disables autocast on the device of x: matmuls keep the dtype of their factors."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 

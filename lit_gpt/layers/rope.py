@@ -27,7 +27,7 @@ class Rope(nn.Module):
         self.others = sorted(set(self.kinds) - {"usual"})
         with torch.device("cpu"):  # arithmetic on the meta device would import torch's compiler, for a second
             theta, self.magnitude = frequencies(config)
-            others = {kind: _OTHERS[kind](config) for kind in self.others}
+            others = {kind: _OTHER_ROTATIONS[kind](config) for kind in self.others}
         self.register_buffer("theta", theta.to(device), persistent=False)  # (n / 2,)
         for kind, other in others.items():
             self.register_buffer(f"{kind}_theta", other.to(device), persistent=False)
@@ -125,7 +125,7 @@ def _no_rotation(config: Config) -> Tensor:
     return torch.zeros(config.rope_n_elem // 2, dtype=torch.float32)
 
 
-_OTHERS: dict[str, Callable[[Config], Tensor]] = {"none": _no_rotation, "local": _local}
+_OTHER_ROTATIONS: dict[str, Callable[[Config], Tensor]] = {"none": _no_rotation, "local": _local}
 """Kind of rotation, other than the usual one -> function of its frequencies, (rope_n_elem / 2,)."""
 
 

@@ -20,18 +20,18 @@ class SharedPrefixes:
         the rest of its documents    4 .. 9     0 .. 4
         documents without a prefix   9 .. 14    none
 
-    and therefore queries = [0, 4, 9, 14], keys = [0, 0, 4, 4], n_keys = 4, and most = (5, 4).
+    and therefore queries = [0, 4, 9, 14], keys = [0, 0, 4, 4], n_keys = 4, and max_lengths = (5, 4).
     """
 
     queries: Tensor
     """Offsets of the segments in the row, (g + 3,) int32: all prefixes, what follows each of them, and the others."""
     keys: Tensor
     """Offsets of the prefix keys that each segment sees, (g + 3,) int32: none, each prefix in turn, none."""
-    going_on: Tensor
+    after_prefix: Tensor
     """True for the tokens of documents after a shared prefix, (T, 1, 1) bool."""
     n_keys: int
     """Number of tokens at the start of the row that hold all prefixes."""
-    most: tuple[int, int]
+    max_lengths: tuple[int, int]
     """Length of the longest segment of queries, and of the longest prefix."""
 
     @classmethod
@@ -42,28 +42,32 @@ class SharedPrefixes:
         """
         queries = torch.zeros(n + 3, dtype=torch.int32, device=device)
         queries[-1] = T
-        going_on = torch.zeros(T, 1, 1, dtype=torch.bool, device=device)
+        after_prefix = torch.zeros(T, 1, 1, dtype=torch.bool, device=device)
         n_keys = max(1, T // 4)
-        return cls(queries, torch.zeros_like(queries), going_on, n_keys, (T, min(longest, n_keys)))
+        return cls(queries, torch.zeros_like(queries), after_prefix, n_keys, (T, min(longest, n_keys)))
 
     def fits(self, room: "SharedPrefixes") -> bool:
         """Returns whether the buffers of `room` are large enough for `room.copy(self)`."""
-        most = all(here <= there for here, there in zip(self.most, room.most, strict=True))
-        return most and self.n_keys <= room.n_keys and len(self.queries) <= len(room.queries)
+        lengths = zip(self.max_lengths, room.max_lengths, strict=True)
+        return (
+            all(here <= there for here, there in lengths)
+            and self.n_keys <= room.n_keys
+            and len(self.queries) <= len(room.queries)
+        )
 
     def copy(self, other: "SharedPrefixes | None") -> None:
         """Overwrites the buffers with `other`, which fits them and whose row may be shorter; None means no prefixes."""
-        T = len(self.going_on)
+        T = len(self.after_prefix)
         self.queries.zero_()
         self.keys.zero_()
-        self.going_on.zero_()
+        self.after_prefix.zero_()
         if other is not None:
             n = len(other.queries) - 1  # all offsets but the last, the end of the row
             self.queries[:n].copy_(other.queries[:n])
             self.queries[n:] = other.queries[n - 1]
             self.keys[:n].copy_(other.keys[:n])
             self.keys[n:] = other.keys[n]
-            self.going_on[: len(other.going_on)].copy_(other.going_on)
+            self.after_prefix[: len(other.after_prefix)].copy_(other.after_prefix)
         self.queries[-1] = T
 
 
@@ -113,7 +117,11 @@ class Documents:
         c = self.shared_prefixes
         if c is not None:
             c = SharedPrefixes(
-                c.queries.to(**move), c.keys.to(**move), c.going_on.to(**move), n_keys=c.n_keys, most=c.most
+                c.queries.to(**move),
+                c.keys.to(**move),
+                c.after_prefix.to(**move),
+                n_keys=c.n_keys,
+                max_lengths=c.max_lengths,
             )
         return Documents(
             self.lengths,
@@ -152,15 +160,14 @@ def _shared_by_piece(lengths: tuple[int, ...], n_sharing: tuple[int, ...]) -> li
 def _shared_prefixes_of(lengths: tuple[int, ...], n_sharing: tuple[int, ...]) -> SharedPrefixes:
     """Returns the `SharedPrefixes` of a row whose `lengths` and `n_sharing` are those of `Documents`."""
     prefixes, rest = lengths[: len(n_sharing)], list(lengths[len(n_sharing) :])
-    going_on = []
+    following = []
     for n in n_sharing:
-        going_on.append(sum(rest[:n]))
+        following.append(sum(rest[:n]))
         rest = rest[n:]
     start, end = sum(prefixes), sum(lengths)
-    queries = torch.tensor([0, start, *going_on, sum(rest)]).cumsum(0)
+    queries = torch.tensor([0, start, *following, sum(rest)]).cumsum(0)
     keys = torch.tensor([0, 0, *prefixes, 0]).cumsum(0)
     token = torch.arange(end)
-    between = (token >= start) & (token < start + sum(going_on))
-    return SharedPrefixes(
-        queries.int(), keys.int(), between[:, None, None], n_keys=start, most=(int(queries.diff().max()), max(prefixes))
-    )
+    after_prefix = ((token >= start) & (token < start + sum(following)))[:, None, None]
+    max_lengths = (int(queries.diff().max()), max(prefixes))
+    return SharedPrefixes(queries.int(), keys.int(), after_prefix, n_keys=start, max_lengths=max_lengths)

@@ -33,9 +33,9 @@ def flash(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -
     if (c := documents.shared_prefixes) is not None:
         keys, values = k[: c.n_keys], v[: c.n_keys]
         z, lse_z, *_ = aten._flash_attention_forward(
-            q, keys, values, c.queries, c.keys, *c.most, 0.0, False, False, scale=heads.scale
+            q, keys, values, c.queries, c.keys, *c.max_lengths, 0.0, False, False, scale=heads.scale
         )
-        y, lse = _combined(y, z, lse.mT, lse_z.mT, c.going_on)
+        y, lse = _combined(y, z, lse.mT, lse_z.mT, c.after_prefix)
     return y, lse, state, unused
 
 
@@ -52,9 +52,9 @@ def flash_backward(
     if (c := documents.shared_prefixes) is not None:  # from the combined logsumexp each call gets its summand
         keys, values = k[: c.n_keys], v[: c.n_keys]
         prefix_dq, prefix_dk, prefix_dv = aten._flash_attention_backward(
-            dy, q, keys, values, y, lse, c.queries, c.keys, *c.most, 0.0, False, state, unused, scale=heads.scale
+            dy, q, keys, values, y, lse, c.queries, c.keys, *c.max_lengths, 0.0, False, state, unused, scale=heads.scale
         )
-        dq = _added(dq, prefix_dq, c.going_on)
+        dq = _added(dq, prefix_dq, c.after_prefix)
         is_key = (torch.arange(c.n_keys, device=q.device) < c.keys[-1])[:, None, None]
         for whole, part in ((dk, prefix_dk), (dv, prefix_dv)):
             whole[: c.n_keys] = _added(whole[: c.n_keys], part, is_key)
@@ -62,18 +62,18 @@ def flash_backward(
 
 
 @partial(compiled_on_gpu, dynamic=1)
-def _combined(y: Tensor, z: Tensor, lse: Tensor, lse_z: Tensor, going_on: Tensor) -> tuple[Tensor, Tensor]:
+def _combined(y: Tensor, z: Tensor, lse: Tensor, lse_z: Tensor, after_prefix: Tensor) -> tuple[Tensor, Tensor]:
     """Returns attention to the union of two sets of keys, (T, H, D), and its logsumexp, (H, T).
 
     Args:
         y, z: attention to each of the sets, (T, H, D).
         lse, lse_z: logsumexp of the scores of each set, (T, H) fp32.
-        going_on: True for the tokens that see the second set, (T, 1, 1) bool; elsewhere z is ignored and may be NaN.
+        after_prefix: True for the tokens that see the second set, (T, 1, 1) bool; elsewhere z is ignored.
     """
     lse, lse_z = lse[..., None], lse_z[..., None]
-    both = torch.where(going_on, torch.logaddexp(lse, lse_z), lse)
+    both = torch.where(after_prefix, torch.logaddexp(lse, lse_z), lse)
     mixed = y * (lse - both).exp() + z * (lse_z - both).exp()
-    return torch.where(going_on, mixed, y).to(y.dtype), both.squeeze(-1).mT.contiguous()
+    return torch.where(after_prefix, mixed, y).to(y.dtype), both.squeeze(-1).mT.contiguous()
 
 
 @partial(compiled_on_gpu, dynamic=1)

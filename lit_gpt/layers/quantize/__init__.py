@@ -11,7 +11,7 @@ from lit_gpt.layers.quantize.bnb import package
 from lit_gpt.layers.quantize.frozen import QuantizedLinear
 from lit_gpt.layers.quantize.kinds import QUANTIZATIONS
 
-_KEPT = ("lm_head", "gate")
+_NOT_QUANTIZED = ("lm_head", "gate")
 """Layers that are not quantized: the output head, which every logit depends on and which may be tied to the embeddings,
 and the router of a mixture of experts, which is small and whose errors send tokens to other experts."""
 
@@ -19,7 +19,7 @@ and the router of a mixture of experts, which is small and whose errors send tok
 def quantizable(model: nn.Module) -> set[str]:
     """Returns the names of the linear layers that --quantize quantizes: all in the blocks except the router."""
     linear = (name for name, module in model.named_modules() if isinstance(module, LinearLayer))
-    return {name for name in linear if name.rpartition(".")[2] not in _KEPT}
+    return {name for name in linear if name.rpartition(".")[2] not in _NOT_QUANTIZED}
 
 
 def quantized(linear: LinearLayer, kind: str) -> QuantizedLinear:

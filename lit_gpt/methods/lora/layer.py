@@ -15,7 +15,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.errors import UserError
-from lit_gpt.layers.cpu_matmul import add_matmul, as_they_are, matmul
+from lit_gpt.layers.cpu_matmul import add_matmul, matmul, without_autocast
 from lit_gpt.layers.dropout import add_dropped, dropped
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.recompute import save, saved
@@ -242,7 +242,7 @@ def _channel_norms(layer: "LoRALinear", A: Tensor, Bs: list[Tensor]) -> list[Ten
     if layer.linear.bias is not None:
         A_W = A_W - layer.linear.bias
     norms, R, s = [], Bs[0].size(1), layer.scaling
-    with as_they_are(A):
+    with without_autocast(A):
         for a, a_w, B, (start, stop) in zip(A.split(R), A_W.split(R), Bs, layer.blocks, strict=True):
             a, b = a.float(), B.float()
             update = 2 * s * (b * a_w[:, start:stop].float().T).sum(1) + s * s * ((b @ (a @ a.T)) * b).sum(1)
