@@ -84,7 +84,7 @@ class GPT(nn.Module):
         if self.config.block_size < T:
             raise UserError(f"a sequence of {T} tokens is longer than the model's {self.config.block_size}")
         positions = torch.arange(T, device=idx.device) if input_pos is None else input_pos
-        for_heads = positions if positions.dim() == 1 else positions.unsqueeze(1)  # (B, 1, T), the same for all heads
+        for_heads = positions if positions.dim() == 1 else positions.unsqueeze(1)  # (B, 1, T), to broadcast over heads
         cos_sin = self.rope.of_layers(for_heads, T if cache is None else cache.length)  # (..., T, rope_n_elem)
         keys = positions if cache is None else cache.positions
         full, sliding = (visible(positions, keys, window) for window in (0, self.config.sliding_window))
@@ -193,7 +193,7 @@ class CausalSelfAttention(nn.Module):
         if documents is not None:
             if self.config.qk_norm != "none":
                 qkv = torch.cat([p.transpose(1, 2).flatten(2) for p in (q, k, v)], -1)
-            y = self.attended_packed(qkv.flatten(0, 1), cos, sin, documents)  # a view's gradient is a view
+            y = self.attended_packed(qkv.flatten(0, 1), cos, sin, documents)  # a view: no copy, nor in backward
             return self.proj(y.unsqueeze(0))
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:

@@ -15,7 +15,7 @@ _CosSin = tuple[Tensor, Tensor]
 
 
 class Rope(nn.Module):
-    """The module that computes cos and sin of the rotation angles, anew at each call.
+    """A module that computes cos and sin of the rotation angles at each call.
 
     Everything is fp32 whatever the default dtype: in 16 bits, positions above 256 would coincide.
     """

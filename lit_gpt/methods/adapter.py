@@ -101,7 +101,7 @@ class _PromptedAttention(Function):
     """
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)  # as in `PackedAttention`
+    @torch.autocast("cpu", enabled=False)  # see `PackedAttention`
     def forward(
         ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, prompt_k: Tensor, prompt_v: Tensor, gate: Tensor,
         documents: Documents, heads: Heads,

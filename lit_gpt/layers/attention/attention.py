@@ -25,7 +25,7 @@ class PackedAttention(Function):
     """
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)  # autograd need not cast: qkv has the dtype that autocast chose
+    @torch.autocast("cpu", enabled=False)  # qkv has the dtype that autocast chose: no more casts
     def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
         """Returns the output of attention, (T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)

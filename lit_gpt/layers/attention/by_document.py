@@ -33,7 +33,7 @@ def by_document_backward(
     """
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     n = sum(documents.lengths[: len(documents.n_sharing)])
-    prefix_sums = [torch.zeros(n, *x.shape[1:], dtype=torch.float32) for x in (k, v)]  # many summands: fp32
+    prefix_sums = [torch.zeros(n, *x.shape[1:], dtype=torch.float32) for x in (k, v)]  # fp32: sums over many documents
     lse = iter(kept)
     for span, prefix in documents.pieces():
         here = dy[span], q[span], *(_seen(x, span, prefix) for x in (k, v)), y[span]

@@ -49,7 +49,7 @@ def flash_backward(
     dq, dk, dv = aten._flash_attention_backward(
         dy, q, k, v, y, lse, o, o, longest, longest, 0.0, True, state, unused, scale=heads.scale, **window
     )
-    if (c := documents.shared_prefixes) is not None:  # from the combined logsumexp each call gets its summand
+    if (c := documents.shared_prefixes) is not None:  # with the combined logsumexp, the gradients of both calls add up
         keys, values = k[: c.n_keys], v[: c.n_keys]
         prefix_dq, prefix_dk, prefix_dv = aten._flash_attention_backward(
             dy, q, keys, values, y, lse, c.queries, c.keys, *c.max_lengths, 0.0, False, state, unused, scale=heads.scale

@@ -60,7 +60,7 @@ class EightBitLinear(QuantizedLinear):
         return dx[: dy.size(0)]
 
     def has_matmul(self) -> bool:
-        """Returns whether the device is a GPU and has an 8-bit matmul for these sizes; no model known to us has others.
+        """Returns whether the device is a GPU and has an 8-bit matmul for these sizes (all known models have such).
 
         On a CPU without AVX-512, `torch._int_mm` is 20 times slower than a matmul in fp32, which is used there instead.
         fp32 represents integers up to 2^24 exactly. Sums of random codes stay below that up to K = 100,000; larger
@@ -88,7 +88,7 @@ class EightBitLinear(QuantizedLinear):
 
 
 class Int8Linear(EightBitLinear):
-    """A linear layer of the kind W8A8: weights and activations in int8, summed in int32."""
+    """A W8A8 linear layer: weights and activations in int8, summed in int32."""
 
     dtype = torch.int8
 
