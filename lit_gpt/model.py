@@ -1,4 +1,7 @@
-"""The decoder, all of it in this file.
+"""The decoder: how embeddings, blocks, attention and the output head are put together, and the KV cache of decoding.
+
+The parts of a block lie in `lit_gpt.layers`: linear layers and embeddings, MLPs, norms, rotary embeddings, and
+attention within packed documents. The blocks themselves and attention to a KV cache are in this file.
 
 Shapes in comments: B batch, T tokens, C = n_embd, H query heads, G = n_query_groups key/value heads, D = head_size,
 V = padded_vocab_size, S = length of the KV cache.
@@ -24,9 +27,10 @@ from lit_gpt.layers.rope import Rope, apply_rope
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer of the shape `config`.
+    """A decoder-only transformer of the shape that `config` gives.
 
-    Its weights are those of a checkpoint: `transformer.wte`, `transformer.h.{i}.*`, `transformer.ln_f`, `lm_head`.
+    The names in its state dict are those of a checkpoint: `transformer.wte`, `transformer.h.{i}.*`, `transformer.ln_f`,
+    and `lm_head`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -44,17 +48,18 @@ class GPT(nn.Module):
             self.lm_head.weight = self.transformer.wte.weight
         self.rope = Rope(config)
         self.n_recomputed = 0
-        """The first so many blocks keep their input only, and compute the rest again in the backward pass."""
+        """Activation checkpointing: the first `n_recomputed` blocks keep only their input, and run their forward pass
+        again in the backward pass."""
         self.neftune_alpha = 0.0
-        """Noise on the embeddings of packed documents while training."""
+        """Strength of the noise on the embeddings of packed documents while training (NEFTune); 0 adds none."""
 
     def forward(self, idx: Tensor, input_pos: Tensor | None = None, cache: "KVCache | None" = None) -> Tensor:
-        """Next-token logits, (B, T, V).
+        """Returns the next-token logits, (B, T, V).
 
         Args:
             idx: token ids, (B, T).
-            input_pos: positions of `idx` in their sequences, (T,) or a row each, (B, T); None means 0 .. T-1.
-            cache: keys and values of the positions before; those of `idx` are written into it.
+            input_pos: positions of `idx` in their sequences, (T,), or (B, T) if rows differ; None means 0 .. T-1.
+            cache: keys and values of the earlier positions; those of `idx` are written into it.
 
         Raises:
             UserError: `idx` is longer than the model's block_size.
@@ -68,10 +73,12 @@ class GPT(nn.Module):
         cache: "KVCache | None" = None,
         documents: Documents | None = None,
     ) -> Tensor:
-        """`forward` without the output projection, (B, T, C): whoever needs few positions projects only those.
+        """Returns the hidden states before the output projection, (B, T, C).
+
+        A caller that needs the logits of few positions passes only those to `logits`.
 
         Args:
-            documents: the one row of `idx`, (1, T), is these end to end, and none sees the others.
+            documents: the documents packed in the single row of `idx`, (1, T); no token sees another document.
         """
         if documents is not None:
             return self.packed_hidden(idx, documents)
@@ -79,7 +86,7 @@ class GPT(nn.Module):
         if self.config.block_size < T:
             raise UserError(f"a sequence of {T} tokens is longer than the model's {self.config.block_size}")
         positions = torch.arange(T, device=idx.device) if input_pos is None else input_pos
-        for_heads = positions if positions.dim() == 1 else positions.unsqueeze(1)  # (B, 1, T), the same for all heads
+        for_heads = positions if positions.dim() == 1 else positions.unsqueeze(1)  # (B, 1, T), to broadcast over heads
         cos_sin = self.rope.of_layers(for_heads, T if cache is None else cache.length)  # (..., T, rope_n_elem)
         keys = positions if cache is None else cache.positions
         full, sliding = (visible(positions, keys, window) for window in (0, self.config.sliding_window))
@@ -91,7 +98,7 @@ class GPT(nn.Module):
         return self.transformer.ln_f(x)
 
     def packed_hidden(self, idx: Tensor, documents: Documents) -> Tensor:
-        """`hidden` of documents end to end."""
+        """Returns the hidden states of packed documents, (1, T, C), before the output projection."""
         longest = max(documents.whole)
         if self.config.block_size < longest:
             raise UserError(f"a sequence of {longest} tokens is longer than the model's {self.config.block_size}")
@@ -107,14 +114,14 @@ class GPT(nn.Module):
         return self.transformer.ln_f(x)
 
     def embed(self, idx: Tensor) -> Tensor:
-        """Token ids (B, T) -> what the first block reads, (B, T, C)."""
+        """Returns the input of the first block, (B, T, C), for token ids (B, T)."""
         x = self.transformer.wte(idx)
         if self.config.scale_embeddings:
-            x = x * x.new_full((), self.config.n_embd**0.5)  # rounded as Gemma's was
+            x = x * x.new_full((), self.config.n_embd**0.5)  # the factor is rounded to x's dtype, as in Gemma
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) of `hidden` -> (..., V)."""
+        """Returns the logits, (..., V), of hidden states (..., C)."""
         return softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
 
 
@@ -127,7 +134,7 @@ class _Transformer(nn.ModuleDict):
 
 
 class Block(nn.Module):
-    """Attention and MLP, one after the other or side by side; `nn.Identity` stands where a model has no norm."""
+    """A transformer block: attention and MLP in sequence or in parallel; a norm that a model lacks is `nn.Identity`."""
 
     def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
@@ -158,6 +165,8 @@ class Block(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
+    """Causal self-attention with rotary embeddings and query groups (GQA), for decoding and for packed documents."""
+
     def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
         self.config = config
@@ -182,18 +191,19 @@ class CausalSelfAttention(nn.Module):
         input_pos: Tensor | None = None,
         documents: Documents | None = None,
     ) -> Tensor:
-        """
+        """Returns the projected output of attention, (B, T, C).
+
         Args:
             x: (B, T, C).
             cos, sin: (T, rope_n_elem) or (B, 1, T, rope_n_elem).
-            mask: keys that each query sees, (T, S) or (B, 1, T, S) bool; None means those up to its own position.
-            documents: what x, (1, T, C), is made of; queries see keys of their own document only.
+            mask: True where a query sees a key, (T, S) or (B, 1, T, S) bool; None means plain causal attention.
+            documents: the documents packed in x, (1, T, C); queries see keys of their own document only.
         """
         q, k, v = self.split_heads(qkv := self.qkv(x))
         if documents is not None:
             if self.config.qk_norm != "none":
                 qkv = torch.cat([p.transpose(1, 2).flatten(2) for p in (q, k, v)], -1)
-            y = self.attended_packed(qkv.flatten(0, 1), cos, sin, documents)  # a view's gradient is a view
+            y = self.attended_packed(qkv.flatten(0, 1), cos, sin, documents)  # a view: no copy, nor in backward
             return self.proj(y.unsqueeze(0))
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
@@ -202,19 +212,29 @@ class CausalSelfAttention(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Rotated q (B, H, T, D) and k, and v (B, G, S, D) -> (B, H, T, D)."""
+        """Returns the output of each head, (B, H, T, D).
+
+        Args:
+            q, k, v: (B, H, T, D), (B, G, S, D) and (B, G, S, D); q and k are rotated.
+        """
         return attend(q, k, v, mask=mask, config=self.config)
 
     def attended_packed(self, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents) -> Tensor:
-        """(T, sum(qkv_sizes)), not rotated yet -> (T, H * D)."""
+        """Returns the output of all heads, (T, H * D), for packed qkv, (T, sum(qkv_sizes)), not rotated yet."""
         return PackedAttention.apply(qkv, cos, sin, documents, self.heads)
 
     def beside(self, dtype: torch.dtype) -> nn.Module | None:
-        """What decoding adds to its own attention, a function of rotated queries (B, H, T, D); None adds nothing."""
+        """Returns a module whose output is added to that of attention in decoding, or None to add nothing.
+
+        The module maps rotated queries (B, H, T, D) to a summand of the same shape.
+
+        Args:
+            dtype: dtype of the keys and values that the module keeps.
+        """
         return None
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, sum(qkv_sizes)) -> q (B, H, T, D), k and v (B, G, T, D), q and k normalised if the model does that."""
+        """Splits qkv (B, T, sum(qkv_sizes)) into q (B, H, T, D), k and v (B, G, T, D); applies the QK norm, if any."""
         q, k, v = qkv.split(self.config.qkv_sizes, dim=-1)
         if self.config.qk_norm == "full":
             q, k = self.norm_q(q), self.norm_k(k)
@@ -225,7 +245,11 @@ class CausalSelfAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config) -> Tensor:
-    """Weighted sums of v (B, G, S, D) by the scores of q (B, H, T, D) and k (B, G, S, D), (B, H, T, D)."""
+    """Returns the attention output (B, H, T, D) of q (B, H, T, D), k and v (B, G, S, D).
+
+    Args:
+        mask: True where a query sees a key, (T, S) or (B, 1, T, S) bool; None means plain causal attention.
+    """
     scale = score_scale(config)
     grouped = config.n_query_groups != config.n_head
     if not config.attn_logit_softcapping:
@@ -242,22 +266,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config)
 
 
 def score_scale(config: Config) -> float:
-    """What the products of queries and keys are multiplied by."""
+    """Returns the factor that attention scores are multiplied by before the softmax."""
     return (config.query_pre_attn_scalar or config.head_size) ** -0.5
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
-    """x kept between -cap and cap, smoothly; 0 leaves it."""
+    """Limits x smoothly to -cap .. cap, as cap * tanh(x / cap); a cap of 0 returns x itself."""
     return torch.tanh(x / cap) * cap if cap else x
 
 
 def visible(queries: Tensor, keys: Tensor, window: int) -> Tensor | None:
-    """Which keys each query sees, (T, S) or (B, 1, T, S) bool; None if that is plain causal attention.
+    """Returns the attention mask, True where a query sees a key, (T, S) or (B, 1, T, S) bool.
+
+    Returns None for plain causal attention, which needs no mask.
 
     Args:
         queries: positions, (T,) or (B, T).
         keys: positions, (S,); the same tensor as `queries` if it is 0 .. T-1 for both.
-        window: how many keys a query sees at most, itself included; 0 means no limit.
+        window: largest number of keys that a query sees, its own included; 0 means no limit.
     """
     if queries is keys and (not window or queries.size(0) <= window):
         return None
@@ -267,10 +293,10 @@ def visible(queries: Tensor, keys: Tensor, window: int) -> Tensor | None:
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, for every layer of `model` and up to `length` positions a row.
+    """Keys and values of the tokens seen so far, for every layer of `model` and up to `length` positions per row.
 
-    Whoever generates makes one, hands it to each call, and drops it. Rows may be at different positions: a query at
-    position p sees positions 0 .. p of its row, so that what is left from padding further on is never seen.
+    One cache serves one generation: it is passed to each call of the model. Rows may be at different positions: a
+    query at position p sees positions 0 .. p of its row only, and thus never what padding left at later positions.
     """
 
     def __init__(self, model: GPT, batch_size: int, length: int) -> None:
@@ -291,7 +317,7 @@ class _LayerCache:
         self.k, self.v = k, v
 
     def update(self, k: Tensor, v: Tensor, input_pos: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Write k and v, (B, G, T, D), at `input_pos`; returns all that is cached."""
+        """Writes k and v, (B, G, T, D), at positions `input_pos`, and returns all cached keys and values."""
         if input_pos is None:
             input_pos = torch.arange(k.size(2), device=k.device)
         for cached, new in ((self.k, k), (self.v, v)):

@@ -356,9 +356,9 @@ def test_a_recording_refuses_prefixes_that_it_has_no_room_for():
 def test_a_recording_forgets_the_prefixes_of_the_row_before():
     room, fresh = (SharedPrefixes.empty(50, 4, 20, torch.device("cpu")) for _ in range(2))
     room.copy(Documents.of((5, 4, 3, 2), (1, 1)).shared_prefixes)
-    assert room.keys.any() and room.going_on.any()
+    assert room.keys.any() and room.after_prefix.any()
     room.copy(None)
-    assert all(torch.equal(getattr(room, n), getattr(fresh, n)) for n in ("queries", "keys", "going_on"))
+    assert all(torch.equal(getattr(room, n), getattr(fresh, n)) for n in ("queries", "keys", "after_prefix"))
 
 
 def test_dropout_is_drawn_once_for_a_shared_prefix_and_apart_for_what_follows():

@@ -1,1 +1,1 @@
-"""The layers that a decoder is made of: linear layers, MLPs, norms, rotary embeddings, attention, quantized weights."""
+"""The layers of a decoder: linear layers, MLPs, norms, rotary embeddings, attention, quantized weights."""

@@ -1,4 +1,4 @@
-"""Small functions of tensors that a GPU does in one pass over memory, compiled, where eager torch takes several."""
+"""Decorator that compiles small tensor functions on a GPU, so that one pass over memory replaces several."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from lit_gpt.errors import UserError
 
-_settings = {"compile": False}  # of the process, as torch's number of threads is
+_settings = {"compile": False}  # of the whole process, like torch's number of threads
 
 
 def set_compile(on: bool) -> None:
-    """Whether functions under `compiled_on_gpu` are compiled on a GPU from now on; on a CPU they never are."""
+    """Sets whether functions decorated with `compiled_on_gpu` are compiled on a GPU; on a CPU they never are."""
     _settings["compile"] = on
 
 
 @contextmanager
 def compiling(on: bool = True) -> Iterator[None]:
-    """`set_compile(on)` within, as before afterwards."""
+    """Applies `set_compile(on)` inside the context and restores the previous setting afterwards."""
     before = _settings["compile"]
     set_compile(on)
     try:
@@ -30,15 +30,15 @@ def compiling(on: bool = True) -> Iterator[None]:
 
 
 def compiled_on_gpu(fn: Callable[..., Any], dynamic: int | None = None) -> Callable[..., Any]:
-    """`fn`, compiled when its first argument is on a GPU.
+    """Returns `fn`, compiled for calls whose first argument is on a GPU.
 
     Args:
-        fn: a function of tensors, or with further arguments that are constants of the model.
-        dynamic: so many first dimensions of each tensor, parameters excepted, may change from call to call without
-            compiling anew; None is all but the last one.
+        fn: a function of tensors; further arguments are constants of the model.
+        dynamic: number of leading dimensions of each tensor, parameters excepted, that may change from call to call
+            without a recompilation; None means all but the last one.
 
     Raises:
-        UserError: when called, if this machine cannot compile.
+        UserError: torch.compile fails on this machine; raised when the function is called.
     """
 
     @cache

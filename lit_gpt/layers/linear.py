@@ -1,4 +1,4 @@
-"""Linear layers: what the rest of the model may ask of one, whatever its weight is stored as."""
+"""Linear layers behind one interface, however their weight is stored, and the embedding."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from lit_gpt.layers.recompute import save, saved
 
 
 class LinearLayer(nn.Module):
-    """y = W x + bias. Whoever stores W in another way than `Linear` does gives the three methods below.
+    """A linear layer, y = W x + bias. Subclasses that store W differently implement the three methods below.
 
     Attributes:
         in_features, out_features: channels of x and y.
-        weight: what is stored; its device is the layer's.
+        weight: W as it is stored; its device is that of the layer.
         bias: (out_features,) or None.
     """
 
@@ -28,19 +28,19 @@ class LinearLayer(nn.Module):
     bias: Tensor | None
 
     def forward_no_grad(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), bias included; nothing is recorded for a backward pass."""
+        """Returns x W^T + bias, (..., out_features), for x (..., in_features), without recording for autograd."""
         raise NotImplementedError
 
     def grad_input(self, dy: Tensor) -> Tensor:
-        """dy W, (..., out_features) -> (..., in_features); nothing is recorded."""
+        """Returns dy W, (..., in_features), for dy (..., out_features), without recording for autograd."""
         raise NotImplementedError
 
     def dequantize(self) -> Tensor:
-        """W as (out_features, in_features) in fp32."""
+        """Returns W, (out_features, in_features), in fp32."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """The product with a frozen W; the backward pass keeps nothing but the layer."""
+        """Returns x W^T + bias for a frozen W; autograd saves no tensor for the backward pass."""
         return _FrozenLinearFunction.apply(x, self)
 
     def extra_repr(self) -> str:
@@ -48,7 +48,7 @@ class LinearLayer(nn.Module):
 
 
 class _FrozenLinearFunction(Function):
-    """`layer.forward_no_grad` whose only gradient is the input's."""
+    """The autograd function of a frozen layer: only its input gets a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: LinearLayer) -> Tensor:
@@ -62,7 +62,7 @@ class _FrozenLinearFunction(Function):
 
 
 class _TrainedLinearFunction(Function):
-    """The product with a W that trains: its gradient needs x, which is made again where it has a recipe."""
+    """The autograd function of a trained W: its gradient needs x, which is recomputed if it was marked recomputable."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -82,28 +82,28 @@ class _TrainedLinearFunction(Function):
 
 
 class Embedding(nn.Embedding):
-    """A row for each token."""
+    """A token embedding."""
 
     def reset_parameters(self) -> None:
-        """As `Linear`'s."""
+        """Draws random values, except on the meta device (see `Linear.reset_parameters`)."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
 
 class Linear(LinearLayer, nn.Linear):
-    """W in the dtype of the model. It may train."""
+    """A linear layer that stores W in the dtype of the model; W may train."""
 
     def reset_parameters(self) -> None:
-        """Random values; none on the meta device, where drawing them imports torch's compiler, for a second."""
+        """Draws random values, except on the meta device, where that would import torch's compiler for a second."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         trains = self.weight.requires_grad and torch.is_grad_enabled()
-        eager = not torch.compiler.is_compiling() and not x.is_meta  # which knows no autocast
+        eager = not torch.compiler.is_compiling() and not x.is_meta  # the meta device has no autocast
         if trains and eager and (upcasts(x) or not torch.is_autocast_enabled(x.device.type)):
             return _TrainedLinearFunction.apply(x, self.weight, self.bias)
-        if eager and upcasts(x):  # of whose parts autograd would keep a copy in fp32
+        if eager and upcasts(x):  # autograd would keep fp32 copies of the upcast parts
             return super().forward(x)
         return F.linear(x, self.weight, self.bias)
 

@@ -1,6 +1,6 @@
-"""The MLPs of a block: plain, gated, and mixtures of gated ones.
+"""The MLPs of a block: plain, gated, and mixtures of experts (MoE).
 
-Shapes: C n_embd, N tokens of a batch, K experts a token goes through.
+Shapes: C n_embd, N tokens of a batch, K experts per token.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,10 +35,12 @@ GATED: dict[str, tuple] = {
     "gelu_tanh": (gelu_mul, gelu_mul_backward, "tanh"),
     "silu": (silu_mul, silu_mul_backward),
 }
-"""Activation -> activation(gate) * up, its gradients, and further arguments of both."""
+"""Activation -> the function activation(gate) * up, the function of its gradients, and further arguments of both."""
 
 
 class PlainMLP(nn.Module):
+    """An MLP of two linear layers with an activation in between."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.fc = Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
@@ -51,7 +53,10 @@ class PlainMLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """https://arxiv.org/abs/2002.05202 equation 6: `fc_1` is the gate."""
+    """An MLP with a gated activation, such as SwiGLU: proj(activation(fc_1(x)) * fc_2(x)).
+
+    Source: https://arxiv.org/abs/2002.05202 equation 6.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -68,14 +73,14 @@ class GatedMLP(nn.Module):
         return self.proj(recomputable(y, self.activated, gate, up))
 
     def activated(self, gate: Tensor, up: Tensor) -> Tensor:
-        """activation(gate) * up."""
+        """Returns activation(gate) * up."""
         return self.forward_(gate, up, *self.settings)
 
 
 class MoE(nn.Module):
-    """Mixture of gated MLPs, https://arxiv.org/abs/2401.04088 section 2.1: each token goes through a few of them.
+    """A mixture of experts, https://arxiv.org/abs/2401.04088 section 2.1: each token is routed to K gated MLPs.
 
-    Tokens are laid out by expert, so that each multiplies the rows of one tensor: K choices a token, N * K rows.
+    Rows are sorted by expert, N * K in all, so that each expert multiplies one contiguous slice of them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -87,43 +92,43 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores, chosen = self.gate(x).flatten(0, -2).topk(self.n_expert_per_token)  # (N, K)
         weights = scores.softmax(-1, dtype=torch.float32).to(x.dtype)
-        order = chosen.flatten().argsort(stable=True)  # of the choices, the first expert's before the second's ...
-        place = order.argsort()  # of each choice in that order
-        rows = _ToExperts.apply(x.flatten(0, -2), order, place)  # (N * K, C)
+        order = chosen.flatten().argsort(stable=True)  # sorts the N * K choices by expert
+        slots = order.argsort()  # the inverse permutation: where each choice lies in the sorted order
+        rows = _ToExperts.apply(x.flatten(0, -2), order, slots)  # (N * K, C)
         parts = zip(self.experts, self.shares(rows, chosen), strict=True)
-        # an expert without rows has a gradient of zero, as an optimizer's momentum wants it
-        done = torch.cat([expert(part) for expert, part in parts if len(part) or torch.is_grad_enabled()])
-        y = weights.unsqueeze(1) @ done.index_select(0, place).unflatten(0, chosen.shape)  # (N, 1, C)
+        # in training, experts without rows run too: their gradient is zero then, not None, and momentum is updated
+        outputs = torch.cat([expert(part) for expert, part in parts if len(part) or torch.is_grad_enabled()])
+        y = weights.unsqueeze(1) @ outputs.index_select(0, slots).unflatten(0, chosen.shape)  # (N, 1, C)
         return y.view_as(x)
 
     def shares(self, rows: Tensor, chosen: Tensor) -> Sequence[Tensor]:
-        """The rows of each expert."""
-        if chosen.is_meta:  # without values, for counting operations: as many for each
+        """Splits the sorted rows, (N * K, C), into those of each expert."""
+        if chosen.is_meta:  # without values, when operations are counted: an equal share for each
             return rows.tensor_split(len(self.experts))
         return rows.split(chosen.flatten().bincount(minlength=len(self.experts)).tolist())
 
 
 class _ToExperts(Function):
-    """Rows of (N, C) -> a row for each choice, by expert, (N * K, C).
+    """Copies each row of (N, C) to the K slots of its choices, sorted by expert: (N * K, C).
 
-    The gradient adds up each token's choices in their own order, so that on a GPU, too, it is the same each time.
+    The gradient adds up each token's choices in a fixed order, so that it is deterministic on a GPU, too.
 
     Args:
-        order: (N * K,), the choices by expert; choice i is of token i // K.
-        place: (N * K,), where each of them stands in it.
+        order: (N * K,), the choices sorted by expert; choice i belongs to token i // K.
+        slots: (N * K,), the inverse permutation of `order`.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, order: Tensor, slots: Tensor) -> Tensor:
         ctx.shape = len(x), len(order) // len(x)
-        ctx.save_for_backward(place)
+        ctx.save_for_backward(slots)
         return x.index_select(0, order // ctx.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        (place,) = ctx.saved_tensors
-        return dy.index_select(0, place).unflatten(0, ctx.shape).sum(1), None, None
+        (slots,) = ctx.saved_tensors
+        return dy.index_select(0, slots).unflatten(0, ctx.shape).sum(1), None, None
 
 
 MLPS = {"plain": PlainMLP, "gated": GatedMLP, "moe": MoE}

@@ -1,4 +1,4 @@
-"""NEFTune: noise on the embeddings while training (https://arxiv.org/abs/2310.05914, algorithm 1)."""
+"""NEFTune noise on the embeddings while training (https://arxiv.org/abs/2310.05914, algorithm 1)."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from lit_gpt.layers.attention import Documents
 
 
 def noisy(x: Tensor, documents: Documents, alpha: float) -> Tensor:
-    """Embeddings x (1, T, C) with noise, uniform between +- alpha / sqrt(L C), L the tokens of the document it is in.
+    """Returns embeddings x (1, T, C) plus noise, uniform in +-alpha / sqrt(L C) for a token of a document of L tokens.
 
-    Lengths are read from the offsets on the device: a recording of the step has those of the day it is replayed.
+    Lengths come from the offsets on the device, so that a replayed CUDA graph uses those of the current batch.
     """
     T, C = x.shape[1:]
     token = torch.arange(T, device=x.device)

@@ -1,4 +1,4 @@
-"""The norms of a model: RMS and layer norms, also of each head's queries and keys."""
+"""The norms of a model: RMSNorm and LayerNorm, also on the queries and keys of each head (QK norm)."""
 
 import torch
 import torch.nn as nn
@@ -10,7 +10,12 @@ from lit_gpt.layers.recompute import RMSNormFunction, recomputable, rms_norm
 
 
 class RMSNorm(nn.Module):
-    """https://arxiv.org/abs/1910.07467; statistics in fp32 whatever the dtype of the input."""
+    """RMSNorm, https://arxiv.org/abs/1910.07467, with statistics in fp32 whatever the dtype of the input.
+
+    Args:
+        n: channels.
+        unit_offset: scale by 1 + weight, as Gemma does.
+    """
 
     def __init__(self, n: int, eps: float, unit_offset: bool = False) -> None:
         super().__init__()
@@ -27,13 +32,15 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
+    """A LayerNorm whose output may be recomputed from its input in the backward pass."""
+
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # in fp32 where they train
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # parameters that train are fp32
         return recomputable(F.layer_norm(x, self.normalized_shape, weight, bias, self.eps), self.forward, x)
 
 
 class _PerHeadNorm(nn.Module):
-    """Layer norm over the channels of each head, without bias, with a weight for each head."""
+    """A LayerNorm over the channels of each head, without bias, with a weight of its own for each head."""
 
     def __init__(self, heads: int, head_size: int, eps: float) -> None:
         super().__init__()
@@ -41,12 +48,12 @@ class _PerHeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(heads, head_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, T, D) -> (B, H, T, D)."""
+        """Returns x (B, H, T, D) normalized over D and scaled."""
         return (F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight.unsqueeze(1)).to(x.dtype)
 
 
 def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.Module:
-    """The model's kind of norm over `n` channels, n_embd if not given; nothing if it is not `present`."""
+    """Returns the model's norm over `n` channels (default n_embd), or `nn.Identity` if it is not `present`."""
     if not present:
         return nn.Identity()
     if config.norm == "layer":
@@ -55,7 +62,7 @@ def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.
 
 
 def make_qk_norm(config: Config, heads: int) -> nn.Module:
-    """The norm of the queries or the keys of so many heads."""
+    """Returns the QK norm of `heads` heads of queries or keys; `nn.Identity` if the model has none."""
     if config.qk_norm == "per_head":
         return _PerHeadNorm(heads, config.head_size, config.norm_eps)
     n = {"none": 0, "head": config.head_size, "full": heads * config.head_size}[config.qk_norm]

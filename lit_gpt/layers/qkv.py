@@ -1,4 +1,4 @@
-"""The rows of queries, keys and values in one matrix: stacked, as the model has them, or interleaved by group."""
+"""Conversion of a combined QKV weight between the stacked layout of the model and the interleaved one of GPT-NeoX."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from lit_gpt.config import Config
 
 
 def stack_qkv(interleaved: Tensor, config: Config) -> Tensor:
-    """Return the rows as [all q | all k | all v], from groups of [q of the group | k | v], as GPT-NeoX has them.
+    """Returns the rows as [all q | all k | all v], given groups of [q of the group | k | v], as in GPT-NeoX.
 
     Args:
         interleaved: (n_query_groups * (q_per_kv + 2) * head_size, ...), weight or bias.
@@ -18,7 +18,7 @@ def stack_qkv(interleaved: Tensor, config: Config) -> Tensor:
 
 
 def interleave_qkv(stacked: Tensor, config: Config) -> Tensor:
-    """Return the rows interleaved by group: the inverse of `stack_qkv`."""
+    """Returns the rows as groups of [q of the group | k | v]: the inverse of `stack_qkv`."""
     rest = stacked.shape[1:]
     parts = [x.reshape(config.n_query_groups, -1, config.head_size, *rest) for x in stacked.split(config.qkv_sizes)]
     return torch.cat(parts, dim=1).reshape(-1, *rest)

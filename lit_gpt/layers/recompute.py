@@ -1,7 +1,9 @@
-"""What the backward pass keeps of a block: the inputs of cheap functions, never their results.
+"""Recomputation of norms and activations in the backward pass, so that autograd never keeps their outputs.
 
-A norm's or an activation's result is as large as its input and costs one pass over memory to make again. So it carries
-a recipe, and whoever would save it for the backward pass saves what the recipe needs instead; that is there anyway.
+The output of a norm or an activation is as large as its input, and costs one pass over memory to compute again. The
+output is therefore marked with the function and the inputs that it came from; a layer that needs it in the backward
+pass saves these inputs, which are in memory anyway. (Activation checkpointing, which recomputes whole blocks, is in
+`lit_gpt.model`.)
 """
 
 from collections.abc import Callable
@@ -16,39 +18,39 @@ from lit_gpt.layers.compiled import compiled_on_gpu
 
 
 def recomputable(y: Tensor, fn: Callable[..., Tensor], *sources: Tensor) -> Tensor:
-    """`y`, which is fn(*sources), marked so that `save` keeps the sources in its place."""
+    """Marks `y` = fn(*sources) so that `save` saves the sources instead of `y`, and returns it."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         y.recompute = (fn, sources)  # pyright: ignore[reportAttributeAccessIssue] a tensor takes attributes
     return y
 
 
 def save(ctx: Any, x: Tensor, *others: Tensor) -> None:
-    """`ctx.save_for_backward(x, *others)`, with the sources of x where it has a recipe."""
+    """Saves x and the others for the backward pass; in place of an x that is marked recomputable, saves its sources."""
     ctx.recompute, sources = getattr(x, "recompute", (None, (x,)))
     ctx.n_sources = len(sources)
     ctx.save_for_backward(*sources, *others)
 
 
 def saved(ctx: Any) -> tuple[Tensor, ...]:
-    """(x, *others) that `save` was given; x is made again if it had a recipe."""
-    tensors = ctx.saved_tensors  # read once: a checkpoint hands them out once
+    """Returns (x, *others) as `save` was given them; recomputes x if it was marked recomputable."""
+    tensors = ctx.saved_tensors  # read once: under activation checkpointing a second access fails
     sources, others = tensors[: ctx.n_sources], tensors[ctx.n_sources :]
     return (sources[0] if ctx.recompute is None else ctx.recompute(*sources), *others)
 
 
 @compiled_on_gpu
 def rms_norm(x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
-    """x / rms(x) * weight (or 1 + weight) over the last dimension, in fp32 but for the last product."""
+    """Returns x / rms(x) * weight (or 1 + weight) over the last dimension, with statistics in fp32."""
     h = x.float()
     h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
     if unit_offset:
         return (h * (1 + weight.float())).to(x.dtype)
-    return (weight * h.to(x.dtype)).to(x.dtype)  # a weight that trains is fp32
+    return (weight * h.to(x.dtype)).to(x.dtype)  # a weight that trains is fp32, whatever the dtype of x
 
 
 @compiled_on_gpu
 def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
-    """The gradient of `rms_norm` with respect to x: it has no part along x but for eps."""
+    """Returns the gradient of `rms_norm` with respect to x; but for eps, it is orthogonal to x."""
     h = x.float()
     scale = torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
     h = h * scale
@@ -57,7 +59,7 @@ def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, unit_o
 
 
 class RMSNormFunction(Function):
-    """`rms_norm` that keeps x and nothing else."""
+    """The autograd function of `rms_norm`, which saves only x and the weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, unit_offset: bool) -> Tensor:
@@ -81,12 +83,13 @@ class RMSNormFunction(Function):
 
 @compiled_on_gpu
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """Returns silu(gate) * up."""
     return torch.nn.functional.silu(gate) * up
 
 
 @compiled_on_gpu
 def silu_mul_backward(dy: Tensor, gate: Tensor, up: Tensor) -> None:
-    """Turns gate and up into their gradients."""
+    """Overwrites gate and up with their gradients."""
     d_up = dy * torch.nn.functional.silu(gate)
     gate.copy_(torch.ops.aten.silu_backward(dy * up, gate))
     up.copy_(d_up)
@@ -94,23 +97,24 @@ def silu_mul_backward(dy: Tensor, gate: Tensor, up: Tensor) -> None:
 
 @compiled_on_gpu
 def gelu_mul(gate: Tensor, up: Tensor, approximate: str) -> Tensor:
+    """Returns gelu(gate) * up."""
     return torch.nn.functional.gelu(gate, approximate=approximate) * up
 
 
 @compiled_on_gpu
 def gelu_mul_backward(dy: Tensor, gate: Tensor, up: Tensor, approximate: str) -> None:
-    """Turns gate and up into their gradients."""
+    """Overwrites gate and up with their gradients."""
     d_up = dy * torch.nn.functional.gelu(gate, approximate=approximate)
     gate.copy_(torch.ops.aten.gelu_backward(dy * up, gate, approximate=approximate))
     up.copy_(d_up)
 
 
 class GatedFunction(Function):
-    """activation(gate) * up that keeps the two and nothing else; their gradients take their place in memory.
+    """The autograd function of activation(gate) * up, which saves only gate and up; their gradients overwrite them.
 
     Args:
-        forward_, backward_: the product and its gradients, as above.
-        settings: their further arguments.
+        forward_, backward_: a pair such as `silu_mul` and `silu_mul_backward`.
+        settings: further arguments of both.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Frequencies of rotary position embeddings (https://arxiv.org/abs/2104.09864), and how models scale them."""
+"""Rotary position embeddings (RoPE, https://arxiv.org/abs/2104.09864) and the ways in which models scale them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from torch import Tensor
 from lit_gpt.config import Config
 
 _CosSin = tuple[Tensor, Tensor]
-"""Cosines and sines of the angles by which n channels of each head are rotated, (..., T, n) each."""
+"""cos and sin of the rotation angles of the n rotated channels of a head, (..., T, n) each."""
 
 
 class Rope(nn.Module):
-    """Cosines and sines of the rotation angles, computed where they are needed.
+    """A module that computes cos and sin of the rotation angles at each call.
 
     Everything is fp32 whatever the default dtype: in 16 bits, positions above 256 would coincide.
     """
@@ -28,9 +28,9 @@ class Rope(nn.Module):
         device = torch.get_default_device()
         self.kinds = [config.rotation(i) for i in range(config.n_layer)]
         self.others = sorted(set(self.kinds) - {"usual"})
-        with torch.device("cpu"):  # on the meta device arithmetic imports torch's compiler: a second of each start
+        with torch.device("cpu"):  # arithmetic on the meta device would import torch's compiler, for a second
             theta, self.magnitude = frequencies(config)
-            others = {kind: _OTHERS[kind](config) for kind in self.others}
+            others = {kind: _OTHER_ROTATIONS[kind](config) for kind in self.others}
         self.register_buffer("theta", theta.to(device), persistent=False)  # (n / 2,)
         for kind, other in others.items():
             self.register_buffer(f"{kind}_theta", other.to(device), persistent=False)
@@ -42,21 +42,30 @@ class Rope(nn.Module):
             self.register_buffer("long_theta", theta.to(device), persistent=False)
 
     def forward(self, positions: Tensor, length: int) -> _CosSin:
-        """(..., T) positions -> cos and sin, (..., T, n) each, of the layers that rotate as most do.
+        """Returns cos and sin, (..., T, n) each, of the layers with the model's usual rotation.
 
         Args:
-            positions: of the tokens in their sequences.
-            length: that the sequence has or will have; LongRoPE has other frequencies for long ones.
+            positions: positions of the tokens in their sequences, (..., T).
+            length: final length of the sequence; LongRoPE has other frequencies for long sequences.
         """
         theta = self.long_theta if self.long_from is not None and length > self.long_from else self.theta
         return _cos_sin(positions, theta, self.magnitude)
 
     def of_layers(self, positions: Tensor, length: int) -> list[_CosSin]:
-        """What `forward` gives, for each layer as that one rotates; layers that do it alike share their tensors."""
+        """Returns cos and sin for each layer, (..., T, n) each; layers with the same rotation share tensors.
+
+        Args:
+            positions, length: see `forward`.
+        """
         return self.spread(self(positions, length), positions)
 
     def packed(self, positions: Tensor, lengths: Sequence[int]) -> list[_CosSin]:
-        """`of_layers` for sequences of these lengths, end to end: (T,) positions."""
+        """Returns cos and sin for each layer, (T, n) each, of packed sequences.
+
+        Args:
+            positions: positions of the tokens in their sequences, (T,).
+            lengths: lengths of the sequences, T in sum.
+        """
         if self.long_from is None:
             return self.of_layers(positions, max(lengths))
         parts = [self(part, len(part)) for part in positions.split(tuple(lengths))]
@@ -64,20 +73,24 @@ class Rope(nn.Module):
         return self.spread((torch.cat(cos), torch.cat(sin)), positions)
 
     def spread(self, usual: _CosSin, positions: Tensor) -> list[_CosSin]:
-        """A rotation for each layer: `usual`, or the layer's own."""
+        """Returns cos and sin for each layer: `usual`, or those of the layer's own kind of rotation."""
         others = {kind: _cos_sin(positions, self.get_buffer(f"{kind}_theta")) for kind in self.others}
         return [({"usual": usual} | others)[kind] for kind in self.kinds]
 
 
 def _cos_sin(positions: Tensor, theta: Tensor, magnitude: float = 1.0) -> _CosSin:
-    """cos and sin, (..., T, n) each, of (..., T) positions and the angle of each pair of channels, (n / 2,)."""
+    """Returns cos and sin, (..., T, n) each, for positions (..., T) and frequencies (n / 2,)."""
     angle = positions.float().unsqueeze(-1) * theta
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos() * magnitude, angle.sin() * magnitude
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first channels of each head of x (B, H, T, D), as many as `cos` has; the others pass."""
+    """Returns x (B, H, T, D) with the first n channels of each head rotated.
+
+    Args:
+        cos, sin: (..., T, n).
+    """
     n = cos.size(-1)
     rotated, rest = x[..., :n], x[..., n:]
     a, b = rotated.chunk(2, dim=-1)
@@ -86,7 +99,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def frequencies(config: Config) -> tuple[Tensor, float]:
-    """Angle per position of each pair of channels, (rope_n_elem / 2,), and a factor for cosines and sines."""
+    """Returns the frequencies, (rope_n_elem / 2,), and the factor that cos and sin are multiplied by.
+
+    A frequency is the angle per position by which a pair of channels is rotated.
+    """
     scaling = config.rope_scaling
     if scaling is None:
         return plain(config) / config.rope_condense_ratio, 1.0
@@ -94,6 +110,7 @@ def frequencies(config: Config) -> tuple[Tensor, float]:
 
 
 def plain(config: Config) -> Tensor:
+    """Returns the frequencies without scaling, (rope_n_elem / 2,)."""
     return _by_base(config, config.rope_base)
 
 
@@ -106,13 +123,13 @@ def _by_base(config: Config, base: float) -> Tensor:
     return base ** -(torch.arange(0, n, 2, dtype=torch.float32) / n)
 
 
-def _still(config: Config) -> Tensor:
-    """Frequencies that rotate by nothing, so that an unrotated layer runs through the same kernels as the others."""
+def _no_rotation(config: Config) -> Tensor:
+    """Returns frequencies of zero: a layer without rotation (NoPE) then runs the same kernels as the others."""
     return torch.zeros(config.rope_n_elem // 2, dtype=torch.float32)
 
 
-_OTHERS: dict[str, Callable[[Config], Tensor]] = {"none": _still, "local": _local}
-"""Kind of rotation, besides the usual one -> its frequencies, (rope_n_elem / 2,)."""
+_OTHER_ROTATIONS: dict[str, Callable[[Config], Tensor]] = {"none": _no_rotation, "local": _local}
+"""Kind of rotation, other than the usual one -> function of its frequencies, (rope_n_elem / 2,)."""
 
 
 def _divided(config: Config, factors: list[float]) -> Tensor:
@@ -120,25 +137,28 @@ def _divided(config: Config, factors: list[float]) -> Tensor:
 
 
 def _llama3(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
-    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between mixed smoothly.
+    """Scales as Llama 3.1 does: stretches long wavelengths by `factor`, keeps short ones, and interpolates in between.
 
     Source: https://github.com/meta-llama/llama-models, `apply_scaling`; parameters as in Hugging Face's config.json.
     """
     theta = plain(config)
-    turns = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)  # in the length it was pretrained on
+    rotations = scaling["original_max_position_embeddings"] * theta / (2 * math.pi)  # over the pretraining length
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    kept = ((rotations - low) / (high - low)).clamp(0, 1)
     return theta * (kept + (1 - kept) / scaling["factor"]), 1.0
 
 
 def _yarn(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
-    """YaRN, https://arxiv.org/abs/2309.00071 section 3.2: as above with a ramp over channels, and sharper attention."""
+    """Scales as YaRN does: mixes kept and stretched frequencies by a ramp over channels, and sharpens attention.
+
+    Source: https://arxiv.org/abs/2309.00071 section 3.2.
+    """
     n, factor = config.rope_n_elem, scaling["factor"]
     original = scaling.get("original_max_position_embeddings") or config.block_size
 
-    def channel(turns: float) -> float:
-        """The pair of channels that makes so many turns in the original length."""
-        return n * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.rope_base))
+    def channel(rotations: float) -> float:
+        """Returns the index, unrounded, of the channel pair that makes `rotations` rotations in `original` tokens."""
+        return n * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.rope_base))
 
     first, last = channel(scaling.get("beta_fast") or 32), channel(scaling.get("beta_slow") or 1)
     if scaling.get("truncate", True):
@@ -158,7 +178,10 @@ def _yarn(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
 
 
 def _longrope(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
-    """LongRoPE, https://arxiv.org/abs/2402.13753: a factor for each pair of channels; here the short sequences'."""
+    """Scales as LongRoPE does for short sequences: divides each frequency by a factor of its own.
+
+    Source: https://arxiv.org/abs/2402.13753. `Rope` applies the factors of long sequences.
+    """
     original = scaling["original_max_position_embeddings"]
     factor = scaling.get("factor") or config.block_size / original
     magnitude = scaling.get("attention_factor")
@@ -177,4 +200,4 @@ REQUIRED = {
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
-"""Kind of scaling -> parameters without which it is not defined."""
+"""Kind of scaling -> its required parameters."""

@@ -1,4 +1,4 @@
-"""The finetuning methods, by name: how each changes a base model, and by which arguments."""
+"""The registry of finetuning methods: how each changes a base model, and which arguments it takes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,10 +14,10 @@ class Method(NamedTuple):
     """A finetuning method."""
 
     inject: Callable[..., None]
-    """Changes a base model in place and sets which parameters require a gradient: inject(model, args, init).
-    With init=False the new parameters may stay without values, since those of a run are loaded next."""
+    """Function inject(model, args, init) that changes a base model in place and sets which parameters are trained.
+    With init=False it may leave the new parameters uninitialized, since the values of a run are loaded next."""
     args: type
-    """Class of its arguments, one of `lit_gpt.args`."""
+    """Class of the method's arguments, from `lit_gpt.args`."""
 
 
 METHODS: dict[str, Method] = {
@@ -26,11 +26,14 @@ METHODS: dict[str, Method] = {
     "adapter_v2": Method(adapter_v2.inject, AdapterArgs),
     "full": Method(full.inject, FullArgs),
 }
-"""Name in finetuned.json -> the method."""
+"""Name of a method, as in finetuned.json -> the method."""
 
 
 def trained_parameters(model: GPT) -> dict[str, Tensor]:
-    """Those that require a gradient; one that goes by two names, as a tied head, under both. With them goes what LoRA
-    started from, where it takes that to know what was learned."""
+    """Returns the tensors that a run saves, by name: all parameters that require a gradient.
+
+    A parameter with two names, such as a tied head, is listed under both. The initial factors of PiSSA are included,
+    since a LoRA update that started from them is the difference to them.
+    """
     parameters = {n: p.detach() for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     return parameters | {n: x for n, x in model.named_buffers() if lora.trainable(n)}

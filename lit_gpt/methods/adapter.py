@@ -1,11 +1,11 @@
-"""LLaMA-Adapter, https://arxiv.org/abs/2303.16199: upper layers read a learned prompt through gates that start closed.
+"""LLaMA-Adapter, https://arxiv.org/abs/2303.16199: the upper layers attend to a trained prompt through a gate.
 
-A layer with an adapter attends to the sequence as before, and apart from that to P learned vectors that every token
-sees. Those go through the layer's own frozen projections; their keys are not rotated, since they have no place. What
-attention makes of them is multiplied by a gate of the head and added (section 3.2; as in Lit-GPT, the gate itself and
-not its tanh).
+A layer with an adapter attends to the sequence as before and, with a softmax of its own, to P trained vectors that
+every token sees. Their keys and values come from the layer's own frozen projections; the keys are not rotated, since
+the vectors have no position. The output of the second attention is multiplied by a trained gate for each head, which is
+zero at first, and added (section 3.2; as in Lit-GPT, by the gate itself and not its tanh).
 
-Shapes: B batch, T tokens, C n_embd, H query heads, G key/value heads, D head_size, P vectors of the prompt, R = H / G.
+Shapes: B batch, T tokens, C n_embd, H query heads, G key/value heads, D head_size, P prompt vectors, R = H / G.
 """
 
 from typing import Any
@@ -34,22 +34,23 @@ from lit_gpt.model import GPT, CausalSelfAttention, attend
 
 
 class AdapterAttention(CausalSelfAttention):
-    """The attention `attn`, whose modules it takes over under their names, with a prompt and gates.
+    """An attention layer with a prompt and gates, which takes over the modules of `attn` under the same names.
 
-    Both are fp32 whatever the dtype of the base, as small steps on 16-bit weights get lost in rounding. Keys and values
-    of the prompt are made anew at every call, since both the prompt and what it goes through may have changed.
+    Prompt and gates are fp32 whatever the dtype of the base model, as small steps on 16-bit weights get lost in
+    rounding. Keys and values of the prompt are computed at every call, since the prompt and the adapters of its
+    projections may have changed.
     """
 
     def __init__(self, attn: CausalSelfAttention, args: AdapterArgs) -> None:
-        nn.Module.__init__(self)  # the layers are there already
+        nn.Module.__init__(self)  # the modules of attn are reused
         self.config, self.heads = attn.config, attn.heads
         self.qkv, self.proj, self.norm_q, self.norm_k = attn.qkv, attn.proj, attn.norm_q, attn.norm_k
         like = {"device": attn.qkv.weight.device, "dtype": torch.float32}
         self.adapter_wte = nn.Embedding(args.adapter_prompt_length, attn.config.n_embd, **like)
-        self.gating_factor = nn.Parameter(torch.zeros(1, 1, attn.config.n_head, 1, **like))  # as in Lit-GPT's files
+        self.gating_factor = nn.Parameter(torch.zeros(1, 1, attn.config.n_head, 1, **like))  # shape as in Lit-GPT
 
     def prompt(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values of the prompt, (1, G, P, D) each."""
+        """Returns the keys and values of the prompt, (1, G, P, D) each, in `dtype`."""
         _, k, v = self.split_heads(self.qkv(self.adapter_wte.weight.to(dtype).unsqueeze(0)))
         return k.to(dtype), v.to(dtype)
 
@@ -68,19 +69,19 @@ class AdapterAttention(CausalSelfAttention):
 
 
 class _Prompt(nn.Module):
-    """The prompt's part of an attention whose weights stay as they are: for decoding."""
+    """The gated attention to the prompt for decoding, with keys and values that are computed once."""
 
     def __init__(self, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> None:
         super().__init__()
         self.k, self.v, self.gate, self.config = k, v, gate, config
 
     def forward(self, q: Tensor) -> Tensor:
-        """Rotated queries (B, H, T, D) -> (B, H, T, D)."""
+        """Returns the gated attention of rotated queries (B, H, T, D) to the prompt, of the same shape."""
         return _gated(q, self.k.to(q.dtype), self.v.to(q.dtype), gate=self.gate, config=self.config)
 
 
 def _gated(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> Tensor:
-    """gate * attention of q (B, H, T, D) to all of k and v (1, G, P, D), in the dtype of q.
+    """Returns gate * attention of q (B, H, T, D) to all of k and v (1, G, P, D), in the dtype of q.
 
     Args:
         gate: (1, 1, H, 1).
@@ -92,26 +93,26 @@ def _gated(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, config: Config) -> Ten
 
 
 class _PromptedAttention(Function):
-    """`PackedAttention` plus what the prompt gives, which keeps nothing more: that part is computed again.
+    """The autograd function of packed attention plus gated attention to the prompt, which the backward pass recomputes.
 
     Args:
         qkv: (T, sum(sizes)), as `attn.qkv` stacks it.
-        cos, sin: (T, n), n the rotated channels of a head.
+        cos, sin: (T, n) for n rotated channels of a head.
         prompt_k, prompt_v: (P, G, D).
         gate: (H,).
     """
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)  # as in `PackedAttention`
+    @torch.autocast("cpu", enabled=False)  # see `PackedAttention`
     def forward(
         ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, prompt_k: Tensor, prompt_v: Tensor, gate: Tensor,
         documents: Documents, heads: Heads,
     ) -> Tensor:  # fmt: skip
-        """(T, H * D)."""
+        """Returns the output of attention, (T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
         y, *kept = attended(qkv, documents, heads)
         q, k, v = upcast(split(qkv, heads)[0], prompt_k, prompt_v)
-        p, _ = _shares(q, k, heads)
+        p, _ = _prompt_probabilities(q, k, heads)
         read = from_groups(p @ v.transpose(0, 1), q)  # (T, H, D)
         ctx.documents, ctx.heads = documents, heads
         ctx.save_for_backward(qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept)
@@ -124,7 +125,7 @@ class _PromptedAttention(Function):
         heads = ctx.heads
         dy = dy.view_as(y)
         q, k, v = upcast(split(qkv, heads)[0], prompt_k, prompt_v)
-        p, slope = _shares(q, k, heads)  # (G, R * T, P)
+        p, slope = _prompt_probabilities(q, k, heads)  # (G, R * T, P)
         values = v.transpose(0, 1)  # (G, P, D)
         d_gate = (dy.float() * from_groups(p @ values, q)).sum((0, 2))
         d_read = to_groups((dy * gate[:, None]).to(q.dtype), k)  # (G, R * T, D)
@@ -133,15 +134,15 @@ class _PromptedAttention(Function):
         ds = (dp - (dp * p).sum(-1, keepdim=True)) * p * heads.scale
         ds = (ds if slope is None else ds * slope).to(q.dtype)
         d_qkv = None
-        if ctx.needs_input_grad[0]:  # not in the first layer with a prompt: nothing below it trains
+        if ctx.needs_input_grad[0]:  # not needed in the first layer with a prompt: no layer below it trains
             dq, dk, dv = attended_backward(dy, qkv, y, *kept, documents=ctx.documents, heads=heads)
             d_qkv = rotated_back(dq + from_groups(ds @ k.transpose(0, 1), q).to(dq.dtype), dk, dv, cos, sin)
         d_prompt = (x.transpose(0, 1).to(prompt_k.dtype) for x in (ds.mT @ to_groups(q, k), d_values))
         return d_qkv, None, None, *d_prompt, d_gate.to(gate.dtype), None, None
 
 
-def _shares(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
-    """Of the prompt's vectors for each query, (G, R * T, P), and the derivative of the soft cap, if there is one."""
+def _prompt_probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
+    """Returns the attention probabilities of the prompt, (G, R * T, P), and the derivative of the soft cap or None."""
     scores = (to_groups(q, k) @ k.permute(1, 2, 0)).float() * heads.scale
     slope = None
     if heads.softcap:
@@ -151,13 +152,13 @@ def _shares(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
 
 
 def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
-    """Give the attention of the upper layers of `model` a prompt, in place, and freeze everything else.
+    """Adds a prompt to the attention of the upper layers of `model`, in place, and freezes everything else.
 
     Args:
-        init: of no effect: the first values cost nothing. Every method's `inject` takes it.
+        init: ignored, since the first values cost nothing; every method's `inject` takes it.
 
     Raises:
-        UserError: no layer is as high as that.
+        UserError: `adapter_start_layer` is above the last layer.
     """
     if args.adapter_start_layer >= model.config.n_layer:
         raise UserError(
@@ -170,11 +171,11 @@ def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
 
 
 def add_prompts(model: GPT, args: AdapterArgs) -> None:
-    """Give a prompt to the layers from `adapter_start_layer` on."""
+    """Adds a prompt, in place, to the attention of the layers from `adapter_start_layer` on."""
     for block in model.transformer.h[args.adapter_start_layer :]:
         block.attn = AdapterAttention(block.attn, args)
 
 
 def trainable(name: str) -> bool:
-    """Whether the parameter of this name belongs to the method: it is what is trained and what is saved."""
+    """Returns whether the parameter of this name belongs to the method, and is therefore trained and saved."""
     return ".adapter_wte." in name or name.endswith(".gating_factor")

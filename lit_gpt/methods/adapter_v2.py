@@ -1,7 +1,7 @@
-"""LLaMA-Adapter v2, https://arxiv.org/abs/2304.15010: the prompts of v1; scales and biases of all linear layers; norms.
+"""LLaMA-Adapter v2, https://arxiv.org/abs/2304.15010: trains prompts, norms, and a scale and bias per linear layer.
 
 A linear layer becomes y = scale * (W x + b + bias) with a scale of ones and a bias of zeros (section 3.1), W frozen.
-All that trains is fp32 whatever the dtype of the base.
+The prompts are those of LLaMA-Adapter. All trained parameters are fp32 whatever the dtype of the base model.
 """
 
 from typing import Any
@@ -19,7 +19,11 @@ from lit_gpt.model import GPT
 
 
 class AdapterLinear(nn.Module):
-    """A frozen linear layer whose output is shifted, then scaled."""
+    """A frozen linear layer whose output gets a trained bias and is then multiplied by a trained scale.
+
+    Attributes:
+        kept_values: number of values per token that are saved for the backward pass.
+    """
 
     def __init__(self, linear: LinearLayer) -> None:
         super().__init__()
@@ -30,17 +34,17 @@ class AdapterLinear(nn.Module):
         self.adapter_scale = nn.Parameter(torch.ones(linear.out_features, **like))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Returns scale * (W x + b + bias), (..., out_features), for x (..., in_features)."""
         return _ScaledLinearFunction.apply(x, self.adapter_bias, self.adapter_scale, self.linear)
 
 
 class _ScaledLinearFunction(Function):
-    """The product with the frozen weight, shifted and scaled. Of x the backward pass needs nothing, but all of W x + b.
+    """The autograd function of `AdapterLinear`; the backward pass needs W x + b, which is saved, but not x.
 
     Args:
         x: (..., in_features).
         bias, scale: (out_features,).
-        linear: whose weight is used.
+        linear: the frozen layer.
     """
 
     @staticmethod
@@ -61,23 +65,26 @@ class _ScaledLinearFunction(Function):
 
 @compiled_on_gpu
 def _scaled(u: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
-    """scale * (u + bias) in the dtype of u (..., N), computed in fp32: in 16 bits a scale near 1 has 8 of them."""
+    """Returns scale * (u + bias) in the dtype of u (..., N).
+
+    It is computed in fp32, since bf16 has only 8 significant bits for a scale near 1.
+    """
     return ((u.float() + bias) * scale).to(u.dtype)
 
 
 @compiled_on_gpu
 def _scaled_backward(dy: Tensor, u: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of u, (..., N) in the dtype of dy, of bias and of scale."""
+    """Returns the gradients of u, (..., N) in the dtype of dy, of bias (N,) and of scale (N,)."""
     d = dy.float()
     rows = tuple(range(dy.dim() - 1))
     return (d * scale).to(dy.dtype), d.sum(rows) * scale, (d * (u.float() + bias)).sum(rows)
 
 
 def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
-    """Give prompts to the upper layers of `model`, wrap all its linear layers, in place, and train the norms, too.
+    """Adds prompts to the upper layers of `model`, wraps all its linear layers, in place, and lets its norms train.
 
     Args:
-        init: of no effect: the first values cost nothing. Every method's `inject` takes it.
+        init: ignored, since the first values cost nothing; every method's `inject` takes it.
     """
     adapter.add_prompts(model, args)
     for parent in list(model.modules()):
@@ -91,7 +98,7 @@ def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
 
 
 def _trainable(name: str) -> bool:
-    """Whether the parameter of this name belongs to the method: it is what is trained and what is saved."""
+    """Returns whether the parameter of this name belongs to the method, and is therefore trained and saved."""
     module, _, leaf = name.rpartition(".")
     norm = module.rpartition(".")[2]
     is_norm = norm == "ln_f" or norm.startswith("norm_") or norm.endswith("_norm")

@@ -7,17 +7,17 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""That an optimizer can move."""
+"""Dtypes of parameters that an optimizer can update."""
 
 
 def inject(model: GPT, args: FullArgs, init: bool = True) -> None:
-    """Let every parameter of `model` train.
+    """Lets every parameter of `model` train.
 
     Args:
-        init: of no effect: the first values cost nothing. Every method's `inject` takes it.
+        init: ignored, since there are no new parameters; every method's `inject` takes it.
 
     Raises:
-        UserError: weights in 8 or 4 bits, which have no room for small steps.
+        UserError: the model is quantized; weights in 8 or 4 bits are too coarse for small steps.
     """
     for name, parameter in model.named_parameters():
         if parameter.dtype not in _DTYPES:

@@ -1,7 +1,7 @@
-"""Attention among the tokens of each document, where documents lie end to end without padding.
+"""Attention within packed documents, which lie end to end in one row without padding.
 
-Shapes: T tokens of a row, H query heads, G key/value heads, D head size, R = H / G. Of one document, L queries and S
-keys: more of these where its prefix is another's, too.
+Shapes: T tokens of a row, H query heads, G key/value heads, D head size, R = H / G; L queries and S keys of one
+document, where S > L if the document begins with a shared prefix, whose queries are computed elsewhere.
 """
 
 from lit_gpt.layers.attention.attention import PackedAttention, attended, attended_backward, rotated, rotated_back

@@ -1,4 +1,4 @@
-"""Rotary embedding and causal attention of packed documents, by whatever does that best on a device."""
+"""Rotary embedding and causal attention of packed documents, by the fastest implementation for the device."""
 
 from functools import partial
 from typing import Any
@@ -18,17 +18,17 @@ from lit_gpt.layers.cpu_matmul import upcast
 
 
 class PackedAttention(Function):
-    """Rotary embedding and causal attention of each document; keeps the rotated qkv and the result.
+    """The autograd function of rotary embedding and causal attention; it saves the rotated qkv and the output.
 
     Args:
         qkv: (T, sum(sizes)), as `attn.qkv` stacks it.
-        cos, sin: (T, n), n the rotated channels of a head.
+        cos, sin: (T, n) for n rotated channels of a head.
     """
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)  # which has had its say in the dtype of qkv
+    @torch.autocast("cpu", enabled=False)  # qkv has the dtype that autocast chose: no more casts
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
-        """(T, H * D)."""
+        """Returns the output of attention, (T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
         y, *kept = attended(qkv, documents, heads)
         ctx.documents, ctx.heads = documents, heads
@@ -45,7 +45,7 @@ class PackedAttention(Function):
 
 
 def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
-    """The result (T, H, D) for rotated qkv (T, sum(sizes)), and what `attended_backward` needs besides."""
+    """Returns attention (T, H, D) for rotated qkv (T, sum(sizes)), and what else `attended_backward` needs."""
     q, k, v = split(qkv, heads)
     if flash_can(qkv, heads):
         return flash(q, k, v, documents=documents, heads=heads)
@@ -58,7 +58,12 @@ def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, .
 def attended_backward(
     dy: Tensor, qkv: Tensor, y: Tensor, *kept: Tensor, documents: Documents, heads: Heads
 ) -> tuple[Tensor, ...]:
-    """Gradients of rotated q (T, H, D), k and v (T, G, D). `kept` is what `attended` returned after its result."""
+    """Returns the gradients of rotated q (T, H, D), k and v (T, G, D).
+
+    Args:
+        dy, y: the gradient of the output of attention and the output itself, (T, H, D).
+        kept: what `attended` returned after the output.
+    """
     q, k, v = split(qkv, heads)
     if flash_can(qkv, heads):
         return flash_backward(dy, q, k, v, y, *kept, documents=documents, heads=heads)
@@ -70,19 +75,19 @@ def attended_backward(
 
 @partial(compiled_on_gpu, dynamic=1)
 def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, head_size: int, n_heads: int) -> Tensor:
-    """qkv with the first channels of its first `n_heads` heads turned, as many as cos has."""
+    """Returns qkv (T, sum(sizes)) with the first n channels of the first `n_heads` heads rotated; cos, sin: (T, n)."""
     x = qkv.unflatten(-1, (-1, head_size))
-    return torch.cat((_turned(x[:, :n_heads], cos, sin), x[:, n_heads:]), 1).flatten(1)
+    return torch.cat((_rotate_heads(x[:, :n_heads], cos, sin), x[:, n_heads:]), 1).flatten(1)
 
 
 @partial(compiled_on_gpu, dynamic=1)
 def rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The gradient of qkv, (T, sum(sizes)), from those of the turned q and k and of v, (T, heads, D) each."""
-    return torch.cat((_turned(dq, cos, -sin), _turned(dk, cos, -sin), dv), 1).flatten(1)
+    """Returns the gradient of qkv, (T, sum(sizes)), given those of rotated q and k and of v, (T, heads, D) each."""
+    return torch.cat((_rotate_heads(dq, cos, -sin), _rotate_heads(dk, cos, -sin), dv), 1).flatten(1)
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (T, heads, D) with the first channels of each head turned."""
+def _rotate_heads(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Returns x (T, heads, D) with the first n channels of each head rotated; cos, sin: (T, n)."""
     half = cos.size(-1) // 2
     cos, sin = cos[:, None, :half], sin[:, None, :half]
     a, b, rest = x.split((half, half, x.size(-1) - 2 * half), dim=-1)

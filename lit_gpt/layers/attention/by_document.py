@@ -1,4 +1,4 @@
-"""Packed attention on a CPU: one document at a time, by the fused kernel or by plain products, whichever is faster."""
+"""Packed attention on a CPU, one document at a time, by the fused kernel or by matmuls, whichever is faster."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ _aten = torch.ops.aten
 
 
 def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
-    """The result (T, H, D), and the logsumexp of each piece that a CPU's fused attention did."""
+    """Returns the output of attention (T, H, D), and the logsumexp of each piece that the fused kernel computed."""
     y, kept = torch.empty(q.shape, dtype=q.dtype), []
     for span, prefix in documents.pieces():
         here = q[span], _seen(k, span, prefix), _seen(v, span, prefix)
@@ -26,10 +26,14 @@ def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: He
 def by_document_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, kept: tuple[Tensor, ...], documents: Documents, heads: Heads
 ) -> tuple[Tensor, ...]:
-    """Gradients of q (T, H, D), k and v (T, G, D). `kept` is what `by_document` returned after its result."""
+    """Returns the gradients of q (T, H, D), k and v (T, G, D).
+
+    Args:
+        kept: what `by_document` returned after the output.
+    """
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     n = sum(documents.lengths[: len(documents.n_sharing)])
-    of_prefixes = [torch.zeros(n, *x.shape[1:], dtype=torch.float32) for x in (k, v)]  # sums of many
+    prefix_sums = [torch.zeros(n, *x.shape[1:], dtype=torch.float32) for x in (k, v)]  # fp32: sums over many documents
     lse = iter(kept)
     for span, prefix in documents.pieces():
         here = dy[span], q[span], _seen(k, span, prefix), _seen(v, span, prefix), y[span]
@@ -37,7 +41,7 @@ def by_document_backward(
             dq[span], *others = _cpu_flash_backward(*here, lse=next(lse), heads=heads)
         else:
             dq[span], *others = (g[0] for g in padded.by_matmul_backward(*(x[None] for x in here), heads=heads))
-        for whole, sums, part in zip((dk, dv), of_prefixes, others, strict=True):
+        for whole, sums, part in zip((dk, dv), prefix_sums, others, strict=True):
             if span.stop <= n:
                 sums[span] += part
                 continue
@@ -46,22 +50,22 @@ def by_document_backward(
                 sums[prefix] += part[:at]
                 part = part[at:]
             whole[span] = part
-    dk[:n], dv[:n] = of_prefixes
+    dk[:n], dv[:n] = prefix_sums
     return dq, dk, dv
 
 
 def _seen(x: Tensor, span: slice, prefix: slice | None) -> Tensor:
-    """What a piece sees of x (T, G, D): its prefix and itself, (S, G, D)."""
+    """Returns the rows of x (T, G, D) that a piece attends to: its prefix, if any, and itself, (S, G, D)."""
     return x[span] if prefix is None else torch.cat((x[prefix], x[span]))
 
 
 def _cpu_flash_can(dtype: torch.dtype, n: int, heads: Heads) -> bool:
-    """Whether a CPU's fused attention does a document of n tokens, and pays: in 16 bits not for short ones."""
+    """Returns whether the fused kernel supports a document of n tokens and is faster than matmuls for it."""
     return not heads.softcap and (not heads.window or n <= heads.window) and (dtype == torch.float32 or n > 256)
 
 
 def _cpu_flash(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
-    """Of the last L tokens of a document of S, the result (L, H, D) and its logsumexp."""
+    """Returns the output (L, H, D) and the logsumexp of the last L tokens of a document of S."""
     args = (x.transpose(0, 1)[None] for x in (q, *_repeated(k, v, q)))
     out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(*args, 0.0, **_causal(q, k), scale=heads.scale)
     return out[0].transpose(0, 1), lse
@@ -70,7 +74,7 @@ def _cpu_flash(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> tuple[Tensor, T
 def _cpu_flash_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, heads: Heads
 ) -> tuple[Tensor, ...]:
-    """Gradients of q (L, H, D), k and v (S, G, D)."""
+    """Returns the gradients of q (L, H, D), k and v (S, G, D)."""
     groups = k.size(1)
     args = (x.transpose(0, 1)[None] for x in (dy, q, *_repeated(k, v, q), y))
     gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -83,7 +87,10 @@ def _cpu_flash_backward(
 
 
 def _causal(q: Tensor, k: Tensor) -> dict[str, bool | Tensor | None]:
-    """How the kernel is told which keys a query sees; by itself, it takes both to begin at the same token."""
+    """Returns the kernel's arguments for causal attention of the last L of S tokens.
+
+    If L < S it takes a mask, since the kernel's own causal mask assumes that queries and keys start at the same token.
+    """
     if q.size(0) == k.size(0):
         return {"is_causal": True, "attn_mask": None}
     mask = padded.unseen(q.size(0), k.size(0), 0, q.device).to(q.dtype)
@@ -91,6 +98,6 @@ def _causal(q: Tensor, k: Tensor) -> dict[str, bool | Tensor | None]:
 
 
 def _repeated(k: Tensor, v: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """k and v with a head for each of q's."""
+    """Returns k and v with their heads repeated to as many as q has."""
     times = q.size(1) // k.size(1)
     return (k, v) if times == 1 else (k.repeat_interleave(times, 1), v.repeat_interleave(times, 1))

@@ -1,4 +1,4 @@
-"""Where documents lie in a row of tokens, and which of them go on from a prefix that they share."""
+"""The layout of documents packed into one row of tokens, and of the prefixes that they share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,70 +10,100 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SharedPrefixes:
-    """What goes on from shared prefixes, as attention of variable lengths reads it: which queries see which keys."""
+    """Arguments of the attention of documents to their shared prefixes, for a kernel with variable lengths.
+
+    For g prefixes the row is divided into g + 2 segments of queries, and each of them sees one range of prefix keys. In
+    the example of `Documents`, a row of 14 tokens with one prefix of 4, these are
+
+        segment                      queries    keys
+        the prefix itself            0 .. 4     none
+        the rest of its documents    4 .. 9     0 .. 4
+        documents without a prefix   9 .. 14    none
+
+    and therefore queries = [0, 4, 9, 14], keys = [0, 0, 4, 4], n_keys = 4, and max_lengths = (5, 4).
+    """
 
     queries: Tensor
-    """(g + 3,) int32 offsets in the row: the prefixes themselves, what goes on from each of the g, and the rest."""
+    """Offsets of the segments in the row, (g + 3,) int32: all prefixes, what follows each of them, and the others."""
     keys: Tensor
-    """(g + 3,) int32 offsets of the keys that those see besides their own: none, each prefix, and none."""
-    going_on: Tensor
-    """(T, 1, 1) bool: the tokens that go on from a prefix."""
+    """Offsets of the prefix keys that each segment sees, (g + 3,) int32: none, each prefix in turn, none."""
+    after_prefix: Tensor
+    """True for the tokens of documents after a shared prefix, (T, 1, 1) bool."""
     n_keys: int
-    """Tokens at the start of the row that hold all prefixes."""
-    most: tuple[int, int]
-    """Queries between two of the offsets, and keys of a prefix, at most."""
+    """Number of tokens at the start of the row that hold all prefixes."""
+    max_lengths: tuple[int, int]
+    """Length of the longest segment of queries, and of the longest prefix."""
 
     @classmethod
     def empty(cls, T: int, n: int, longest: int, device: torch.device) -> "SharedPrefixes":
-        """Room for n prefixes of at most `longest` tokens and a quarter of the row, in which there are none yet."""
+        """Returns buffers for a row of T tokens, filled later by `copy`, that hold no prefix yet.
+
+        They have room for n prefixes of at most `longest` tokens each and a quarter of the row in all.
+        """
         queries = torch.zeros(n + 3, dtype=torch.int32, device=device)
         queries[-1] = T
-        going_on = torch.zeros(T, 1, 1, dtype=torch.bool, device=device)
+        after_prefix = torch.zeros(T, 1, 1, dtype=torch.bool, device=device)
         n_keys = max(1, T // 4)
-        return cls(queries, torch.zeros_like(queries), going_on, n_keys, (T, min(longest, n_keys)))
+        return cls(queries, torch.zeros_like(queries), after_prefix, n_keys, (T, min(longest, n_keys)))
 
     def fits(self, room: "SharedPrefixes") -> bool:
-        """Whether `room` could take these by `copy`."""
-        most = all(here <= there for here, there in zip(self.most, room.most, strict=True))
-        return most and self.n_keys <= room.n_keys and len(self.queries) <= len(room.queries)
+        """Returns whether the buffers of `room` are large enough for `room.copy(self)`."""
+        lengths = zip(self.max_lengths, room.max_lengths, strict=True)
+        return (
+            all(here <= there for here, there in lengths)
+            and self.n_keys <= room.n_keys
+            and len(self.queries) <= len(room.queries)
+        )
 
     def copy(self, other: "SharedPrefixes | None") -> None:
-        """Take the place of others that `fits`, of a row that goes on where theirs ends, or of none."""
-        T = len(self.going_on)
+        """Overwrites the buffers with `other`, which fits them and whose row may be shorter; None means no prefixes."""
+        T = len(self.after_prefix)
         self.queries.zero_()
         self.keys.zero_()
-        self.going_on.zero_()
+        self.after_prefix.zero_()
         if other is not None:
-            n = len(other.queries) - 1  # but for the rest
+            n = len(other.queries) - 1  # all offsets but the last, the end of the row
             self.queries[:n].copy_(other.queries[:n])
             self.queries[n:] = other.queries[n - 1]
             self.keys[:n].copy_(other.keys[:n])
             self.keys[n:] = other.keys[n]
-            self.going_on[: len(other.going_on)].copy_(other.going_on)
+            self.after_prefix[: len(other.after_prefix)].copy_(other.after_prefix)
         self.queries[-1] = T
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Where documents lie in a row of T tokens.
+    """The layout of documents packed into a row of T tokens.
 
-    A row is made of pieces, end to end. Without shared prefixes, each is a document. Otherwise the prefixes come
-    first, each of them once, then what goes on from the first of them, from the second, and so on, and last the
-    documents that share nothing.
+    A row consists of pieces laid end to end. Without shared prefixes, each piece is a document. With shared prefixes,
+    each prefix is stored once. The pieces are then, in this order: all prefixes; the rest of each document that begins
+    with the first prefix, then with the second, and so on; and the documents without a shared prefix.
+
+    Example: documents of 6 and 7 tokens share their first 4, and one of 5 tokens shares nothing. They take 14 tokens
+    instead of 18, and are described by `Documents.of(lengths=(4, 2, 3, 5), n_sharing=(2,))`:
+
+        piece       prefix     rest of 1st   rest of 2nd   3rd document
+        offsets     0          4             6             9               14
+        positions   0 1 2 3    4 5           4 5 6         0 1 2 3 4
+        sees        itself     prefix,       prefix,       itself
+                               itself        itself
+
+    The lengths of the documents, `whole`, are (6, 7, 5).
     """
 
     lengths: tuple[int, ...]
-    """Of the pieces."""
+    """Number of tokens of each piece."""
     offsets: Tensor
-    """(n + 1,) int32: piece i spans offsets[i] .. offsets[i + 1]."""
+    """Offsets of the n pieces in the row, (n + 1,) int32: piece i spans offsets[i] .. offsets[i + 1]."""
     positions: Tensor
-    """(T,) int64, of each token in its document."""
+    """Position of each token in its document, (T,) int64."""
     n_sharing: tuple[int, ...] = ()
-    """Documents that go on from each prefix."""
+    """Number of documents that begin with each prefix; empty without shared prefixes."""
     shared_prefixes: SharedPrefixes | None = None
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], n_sharing: tuple[int, ...] = ()) -> "Documents":
+        """Returns the layout, on the CPU, of pieces of these lengths."""
         n = torch.tensor(lengths)
         offsets = F.pad(n.cumsum(0), (1, 0))
         before = torch.tensor(_shared_by_piece(lengths, n_sharing))
@@ -82,11 +112,16 @@ class Documents:
         return cls(lengths, offsets.int(), positions, n_sharing, shared_prefixes)
 
     def to(self, device: torch.device) -> "Documents":
+        """Returns a copy on `device`; the transfer does not block."""
         move = {"device": device, "non_blocking": True}
         c = self.shared_prefixes
         if c is not None:
             c = SharedPrefixes(
-                c.queries.to(**move), c.keys.to(**move), c.going_on.to(**move), n_keys=c.n_keys, most=c.most
+                c.queries.to(**move),
+                c.keys.to(**move),
+                c.after_prefix.to(**move),
+                n_keys=c.n_keys,
+                max_lengths=c.max_lengths,
             )
         return Documents(
             self.lengths,
@@ -98,12 +133,12 @@ class Documents:
 
     @property
     def whole(self) -> tuple[int, ...]:
-        """Tokens of each document, its prefix included."""
+        """Number of tokens of each document, its prefix included."""
         before = _shared_by_piece(self.lengths, self.n_sharing)
         return tuple(n + p for n, p in zip(self.lengths, before, strict=True))[len(self.n_sharing) :]
 
     def pieces(self) -> Iterator[tuple[slice, slice | None]]:
-        """The tokens of each piece, and those of the prefix that it goes on from."""
+        """Yields the slice of the row that each piece spans, and that of its prefix, None if it has none."""
         spans, start = [], 0
         for n in self.lengths:
             spans.append(slice(start, start := start + n))
@@ -115,7 +150,7 @@ class Documents:
 
 
 def _shared_by_piece(lengths: tuple[int, ...], n_sharing: tuple[int, ...]) -> list[int]:
-    """Tokens of the prefix that each piece goes on from."""
+    """Returns the number of tokens of the prefix before each piece, 0 for none."""
     shared = [0] * len(n_sharing)
     for n, length in zip(n_sharing, lengths, strict=False):
         shared += [length] * n
@@ -123,17 +158,16 @@ def _shared_by_piece(lengths: tuple[int, ...], n_sharing: tuple[int, ...]) -> li
 
 
 def _shared_prefixes_of(lengths: tuple[int, ...], n_sharing: tuple[int, ...]) -> SharedPrefixes:
-    """See there; `lengths` and `n_sharing` as in `Documents`."""
+    """Returns the `SharedPrefixes` of a row whose `lengths` and `n_sharing` are those of `Documents`."""
     prefixes, rest = lengths[: len(n_sharing)], list(lengths[len(n_sharing) :])
-    going_on = []
+    following = []
     for n in n_sharing:
-        going_on.append(sum(rest[:n]))
+        following.append(sum(rest[:n]))
         rest = rest[n:]
     start, end = sum(prefixes), sum(lengths)
-    queries = torch.tensor([0, start, *going_on, sum(rest)]).cumsum(0)
+    queries = torch.tensor([0, start, *following, sum(rest)]).cumsum(0)
     keys = torch.tensor([0, 0, *prefixes, 0]).cumsum(0)
     token = torch.arange(end)
-    between = (token >= start) & (token < start + sum(going_on))
-    return SharedPrefixes(
-        queries.int(), keys.int(), between[:, None, None], n_keys=start, most=(int(queries.diff().max()), max(prefixes))
-    )
+    after_prefix = ((token >= start) & (token < start + sum(following)))[:, None, None]
+    max_lengths = (int(queries.diff().max()), max(prefixes))
+    return SharedPrefixes(queries.int(), keys.int(), after_prefix, n_keys=start, max_lengths=max_lengths)

@@ -1,4 +1,4 @@
-"""Packed attention by torch's flash kernels on a GPU, for all documents at once."""
+"""Packed attention of all documents at once by torch's FlashAttention kernels on a GPU."""
 
 from functools import partial
 
@@ -13,17 +13,17 @@ aten = torch.ops.aten
 
 
 def flash_can(qkv: Tensor, heads: Heads) -> bool:
-    """Whether torch's flash attention on a GPU does this."""
+    """Returns whether torch's FlashAttention kernels support these tensors, heads and GPU."""
     return qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16) and not heads.softcap and (
         heads.head_size % 8 == 0 and heads.head_size <= 256 and torch.cuda.get_device_capability()[0] >= 8
     )  # fmt: skip
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
-    """The result (T, H, D), and what `flash_backward` needs besides: the scores' logsumexp and a random state.
+    """Returns attention (T, H, D), and what else `flash_backward` needs: the scores' logsumexp and the RNG state.
 
-    What goes on from a shared prefix attends to its own piece and to the prefix apart, and both results are
-    weighed by their sums of exponentials, as attention in blocks does it (https://arxiv.org/abs/2402.05099, section 3).
+    A document with a shared prefix attends to its own piece and to the prefix in two separate calls. The two outputs
+    are combined with weights from their logsumexp (https://arxiv.org/abs/2402.05099, section 3).
     """
     o, longest = documents.offsets, max(documents.lengths)
     window = {"window_size_left": heads.window - 1, "window_size_right": 0} if heads.window else {}
@@ -33,9 +33,9 @@ def flash(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -
     if (c := documents.shared_prefixes) is not None:
         keys, values = k[: c.n_keys], v[: c.n_keys]
         z, lse_z, *_ = aten._flash_attention_forward(
-            q, keys, values, c.queries, c.keys, *c.most, 0.0, False, False, scale=heads.scale
+            q, keys, values, c.queries, c.keys, *c.max_lengths, 0.0, False, False, scale=heads.scale
         )
-        y, lse = _weighed(y, z, lse.mT, lse_z.mT, c.going_on)
+        y, lse = _combined(y, z, lse.mT, lse_z.mT, c.after_prefix)
     return y, lse, state, unused
 
 
@@ -43,40 +43,40 @@ def flash_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, state: Tensor, unused: Tensor,
     documents: Documents, heads: Heads,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of q (T, H, D), k and v (T, G, D)."""
+    """Returns the gradients of q (T, H, D), k and v (T, G, D)."""
     o, longest = documents.offsets, max(documents.lengths)
     window = {"window_size_left": heads.window - 1, "window_size_right": 0} if heads.window else {}
     dq, dk, dv = aten._flash_attention_backward(
         dy, q, k, v, y, lse, o, o, longest, longest, 0.0, True, state, unused, scale=heads.scale, **window
     )
-    if (c := documents.shared_prefixes) is not None:  # with the logsumexp of both, each is its part of the whole
+    if (c := documents.shared_prefixes) is not None:  # with the combined logsumexp, the gradients of both calls add up
         keys, values = k[: c.n_keys], v[: c.n_keys]
-        eq, ek, ev = aten._flash_attention_backward(
-            dy, q, keys, values, y, lse, c.queries, c.keys, *c.most, 0.0, False, state, unused, scale=heads.scale
+        prefix_dq, prefix_dk, prefix_dv = aten._flash_attention_backward(
+            dy, q, keys, values, y, lse, c.queries, c.keys, *c.max_lengths, 0.0, False, state, unused, scale=heads.scale
         )
-        dq = _added(dq, eq, c.going_on)
+        dq = _added(dq, prefix_dq, c.after_prefix)
         is_key = (torch.arange(c.n_keys, device=q.device) < c.keys[-1])[:, None, None]
-        for whole, part in ((dk, ek), (dv, ev)):
+        for whole, part in ((dk, prefix_dk), (dv, prefix_dv)):
             whole[: c.n_keys] = _added(whole[: c.n_keys], part, is_key)
     return dq, dk, dv
 
 
 @partial(compiled_on_gpu, dynamic=1)
-def _weighed(y: Tensor, z: Tensor, lse: Tensor, lse_z: Tensor, going_on: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention to both of two sets of keys, (T, H, D), and its logsumexp, (H, T).
+def _combined(y: Tensor, z: Tensor, lse: Tensor, lse_z: Tensor, after_prefix: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns attention to the union of two sets of keys, (T, H, D), and its logsumexp, (H, T).
 
     Args:
-        y, z: attention to each set, (T, H, D).
-        lse, lse_z: (T, H) fp32.
-        going_on: (T, 1, 1), the tokens that see the second set; nothing is read of z elsewhere.
+        y, z: attention to each of the sets, (T, H, D).
+        lse, lse_z: logsumexp of the scores of each set, (T, H) fp32.
+        after_prefix: True for the tokens that see the second set, (T, 1, 1) bool; elsewhere z is ignored.
     """
     lse, lse_z = lse[..., None], lse_z[..., None]
-    both = torch.where(going_on, torch.logaddexp(lse, lse_z), lse)
+    both = torch.where(after_prefix, torch.logaddexp(lse, lse_z), lse)
     mixed = y * (lse - both).exp() + z * (lse_z - both).exp()
-    return torch.where(going_on, mixed, y).to(y.dtype), both.squeeze(-1).mT.contiguous()
+    return torch.where(after_prefix, mixed, y).to(y.dtype), both.squeeze(-1).mT.contiguous()
 
 
 @partial(compiled_on_gpu, dynamic=1)
 def _added(whole: Tensor, part: Tensor, where: Tensor) -> Tensor:
-    """whole + part, (T, heads, D), on the tokens `where`, (T, 1, 1); nothing is read of the part elsewhere."""
+    """Returns whole + part, (T, heads, D), at the tokens `where`, (T, 1, 1) bool, and whole elsewhere."""
     return torch.where(where, whole + part, whole)

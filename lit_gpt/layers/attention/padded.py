@@ -1,7 +1,8 @@
-"""Attention by plain products within documents side by side, padded to the longest of a few.
+"""Packed attention by matmuls, on groups of documents of similar length that are padded to the longest of the group.
 
-For a GPU where its flash kernels cannot: they know no soft cap and no fp32. One document at a time would be thousands
-of small kernels there; all of them in one batch, mostly padding. A CPU gives one document at a time, unpadded.
+This serves a GPU whose flash kernels cannot be used, as they support neither a soft cap nor fp32. One document at a
+time would launch thousands of small kernels there; all documents in one batch would be mostly padding. On a CPU, the
+functions `by_matmul` and `by_matmul_backward` are called with one document at a time, without padding.
 
 Shapes as in this package; n documents of a group, L tokens of its longest.
 """
@@ -15,39 +16,39 @@ from torch import Tensor
 from lit_gpt.layers.attention.heads import Heads, from_groups, to_groups
 
 SCORES = 2**22
-"""Scores of one head that exist at a time, about."""
+"""Approximate number of scores of one head that are in memory at once."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Documents that follow each other, n of them, L tokens the longest."""
+    """A group of n consecutive documents, the longest of L tokens."""
 
     span: slice
-    """The tokens it has."""
+    """The slice of the row that the group spans."""
     token: Tensor | None
-    """(n, L): the token that goes to each slot, a document's last one where it has ended. None: one document."""
+    """Index of the token in each slot, (n, L), the document's last one in padding; None for a single document."""
     slot: Tensor | None
-    """(tokens,): the slot of each of them in n * L."""
+    """Index in the n * L slots of each token of the group, (tokens,); None for a single document."""
 
     def padded(self, x: Tensor) -> Tensor:
-        """(T, heads, D) -> (n, L, heads, D)."""
+        """Returns the group's rows of x (T, heads, D) as (n, L, heads, D), padded by each document's last row."""
         return x[self.span].unsqueeze(0) if self.token is None else x[self.token]
 
     def padded_by_zeros(self, x: Tensor) -> Tensor:
-        """(T, heads, D) -> (n, L, heads, D)."""
+        """Returns the group's rows of x (T, heads, D) as (n, L, heads, D), padded by zeros."""
         if self.token is None or self.slot is None:
             return x[self.span].unsqueeze(0)
         slots = x.new_zeros(self.token.numel(), *x.shape[1:])
         return slots.index_copy_(0, self.slot, x[self.span]).unflatten(0, self.token.shape)
 
-    def cut(self, x: Tensor) -> Tensor:
-        """(n, L, heads, D) -> (tokens, heads, D)."""
+    def unpadded(self, x: Tensor) -> Tensor:
+        """Returns x (n, L, heads, D) without padding, (tokens, heads, D)."""
         return x.squeeze(0) if self.slot is None else x.flatten(0, 1)[self.slot]
 
 
 @lru_cache(maxsize=64)
 def groups(lengths: tuple[int, ...], device: torch.device) -> list[_Group]:
-    """Documents in groups of like length."""
+    """Splits the documents into groups of consecutive ones of similar length."""
     found, begin, start = [], 0, 0
     while begin < len(lengths):
         end, longest, shortest = begin, 0, lengths[begin]
@@ -67,27 +68,27 @@ def groups(lengths: tuple[int, ...], device: torch.device) -> list[_Group]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: Heads) -> Tensor:
-    """The result (T, H, D) for q (T, H, D), k and v (T, G, D)."""
+    """Returns the output of attention (T, H, D) of q (T, H, D), k and v (T, G, D)."""
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for group in groups(lengths, q.device):
-        y[group.span] = group.cut(by_matmul(*(group.padded(x) for x in (q, k, v)), heads=heads))
+        y[group.span] = group.unpadded(by_matmul(*(group.padded(x) for x in (q, k, v)), heads=heads))
     return y
 
 
 def attend_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lengths: tuple[int, ...], heads: Heads
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q (T, H, D), k and v (T, G, D), the probabilities computed anew."""
+    """Returns the gradients of q (T, H, D), k and v (T, G, D); the probabilities are recomputed."""
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     for group in groups(lengths, q.device):
         given = group.padded_by_zeros(dy), *(group.padded(x) for x in (q, k, v, y))
         for whole, part in zip((dq, dk, dv), by_matmul_backward(*given, heads=heads), strict=True):
-            whole[group.span] = group.cut(part)
+            whole[group.span] = group.unpadded(part)
     return dq, dk, dv
 
 
 def by_matmul(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
-    """Attention of q (n, L, H, D), the last L tokens of each document, to k and v (n, S, G, D): (n, L, H, D)."""
+    """Returns attention (n, L, H, D) of the last L tokens of each document, q (n, L, H, D), to k and v (n, S, G, D)."""
     p, _ = _probabilities(q, k, heads)
     return from_groups(p @ v.transpose(1, 2), q)  # (n, G, R * L, D) -> (n, L, H, D)
 
@@ -95,7 +96,7 @@ def by_matmul(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
 def by_matmul_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, heads: Heads
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q (n, L, H, D), k and v (n, S, G, D), the probabilities computed anew."""
+    """Returns the gradients of q (n, L, H, D), k and v (n, S, G, D); the probabilities are recomputed."""
     p, slope = _probabilities(q, k, heads)
     d_grouped, grouped = to_groups(dy, k), to_groups(q, k)
     along = to_groups((dy.float() * y).sum(-1, keepdim=True), k)
@@ -106,9 +107,9 @@ def by_matmul_backward(
 
 
 def _probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
-    """Of the keys (n, S, G, D) for each query (n, L, H, D), (n, G, R * L, S), and the derivative of the soft cap.
+    """Returns the attention probabilities (n, G, R * L, S), and the derivative of the soft cap, None without one.
 
-    Places where a document has ended come after all of its tokens: no query of a document sees them.
+    Padding comes after the tokens of a document, and needs no mask of its own: no query of the document sees it.
     """
     scale, slope = heads.scale, None
     scores = to_groups(q, k) @ k.permute(0, 2, 3, 1)
@@ -122,13 +123,13 @@ def _probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor |
 
 
 def unseen(n_queries: int, n_keys: int, window: int, device: torch.device) -> Tensor:
-    """(L, S) fp32, minus infinity where one of the last L tokens does not see one of S: what comes later than it."""
+    """Returns the mask (L, S) in fp32 of the last L of S tokens: 0 where a query sees a key, else minus infinity."""
     return minus_infinity(1 << (n_keys - 1).bit_length(), window, device)[n_keys - n_queries : n_keys, :n_keys]
 
 
-@lru_cache(maxsize=16)  # of powers of two, so that all of them take little more than the largest
+@lru_cache(maxsize=16)  # sizes are powers of two: all masks together take little more memory than the largest
 def minus_infinity(size: int, window: int, device: torch.device) -> Tensor:
-    """(size, size) fp32: what hides a key from a query, 0 where it is seen."""
+    """Returns the causal mask (size, size) in fp32: 0 where a query sees a key, else minus infinity."""
     at = torch.arange(size, device=device)
     distance = at[:, None] - at
     unseen = distance < 0 if not window else (distance < 0) | (distance >= window)

@@ -1,4 +1,4 @@
-"""Base weights in 4 or 8 bits: `quantized(linear, kind)` is the layer that takes the place of `linear`."""
+"""Quantized base weights in 4 or 8 bits: `quantized(linear, kind)` makes the layer that replaces `linear`."""
 
 from typing import Any
 
@@ -11,38 +11,38 @@ from lit_gpt.layers.quantize.bnb import package
 from lit_gpt.layers.quantize.frozen import QuantizedLinear
 from lit_gpt.layers.quantize.kinds import QUANTIZATIONS
 
-_KEPT = ("lm_head", "gate")
-"""Layers that are not quantized: the head, on which every probability rests and which may be the embeddings, and the
-router of a mixture, which is small and whose errors send tokens elsewhere."""
+_NOT_QUANTIZED = ("lm_head", "gate")
+"""Layers that are not quantized: the output head, which every logit depends on and which may be tied to the embeddings,
+and the router of a mixture of experts, which is small and whose errors send tokens to other experts."""
 
 
 def quantizable(model: nn.Module) -> set[str]:
-    """Names of the linear layers that --quantize means: all but those of _KEPT, that is, all that the blocks compute
-    with."""
+    """Returns the names of the linear layers that --quantize quantizes: all in the blocks except the router."""
     linear = (name for name, module in model.named_modules() if isinstance(module, LinearLayer))
-    return {name for name in linear if name.rpartition(".")[2] not in _KEPT}
+    return {name for name in linear if name.rpartition(".")[2] not in _NOT_QUANTIZED}
 
 
 def quantized(linear: LinearLayer, kind: str) -> QuantizedLinear:
-    """A layer that computes about what `linear` does, from a weight in few bits, on the same device.
+    """Returns a layer with the quantized weight of `linear`, on the same device.
 
     Args:
         kind: key of QUANTIZATIONS.
 
     Raises:
-        UserError: a package is missing.
+        UserError: the package bitsandbytes is needed and not installed.
     """
     return QUANTIZATIONS[kind].make(linear)
 
 
 def require_quantizable(kind: str, precision: Any, device: torch.device) -> None:
-    """
+    """Checks that --quantize can be used with this precision, this device and the installed packages.
+
     Args:
         kind: key of QUANTIZATIONS.
         precision: Fabric's name of the precision, such as bf16-true.
 
     Raises:
-        UserError: that precision, that device or what is installed does not go with that kind of weights.
+        UserError: the kind of weights does not support the precision or the device, or needs a package.
     """
     if "mixed" in str(precision):
         raise UserError(

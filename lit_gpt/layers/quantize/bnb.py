@@ -1,7 +1,7 @@
-"""Frozen weights as the package bitsandbytes stores them, multiplied by its kernels.
+"""Frozen weights in the formats of the package bitsandbytes, multiplied by its kernels.
 
-Lightning Fabric's plugin swaps classes while a model is built, and works on a GPU only. What it leaves in a model are
-weights that the functions used here have quantized, and these work on a CPU, too.
+Lightning Fabric's plugin for bitsandbytes swaps classes while a model is built, and works on a GPU only. It quantizes
+by the same functions that are called here directly, and these work on a CPU, too.
 """
 
 import copy
@@ -19,7 +19,11 @@ from lit_gpt.layers.quantize.frozen import QuantizedLinear, frozen
 
 
 def package() -> ModuleType:
-    """bitsandbytes. Raises: UserError if it is not installed."""
+    """Imports and returns the package bitsandbytes.
+
+    Raises:
+        UserError: it, or a package that it needs, is not installed.
+    """
     try:
         import bitsandbytes
     except ImportError as e:
@@ -28,15 +32,16 @@ def package() -> ModuleType:
 
 
 class FourBitLinear(QuantizedLinear):
-    """Blocks of 64 weights share an fp32 scale, each weight is one of 16 values times it.
+    """A linear layer with 4-bit weights: a weight is one of 16 values times an fp32 scale for its block of 64.
 
-    https://arxiv.org/abs/2305.14314 section 3. The product is bitsandbytes' own: on a GPU it multiplies few rows
-    directly with the packed weight, and unpacks it into the dtype of the input for many. On a CPU it is ours where it
-    is made in fp32: theirs unpacks all of the weight there, which takes longer than the product with few rows.
+    Source: https://arxiv.org/abs/2305.14314 section 3. The matmul is that of bitsandbytes, which on a GPU multiplies
+    few rows with the packed weight directly, and dequantizes the weight to the dtype of the input for many rows. On a
+    CPU, matmuls in fp32 are our own: bitsandbytes would dequantize the whole weight there, which takes longer than the
+    matmul with few rows.
 
     Args:
         values: nf4 (quantiles of a normal distribution) or fp4 (a float with 2 bits of exponent and 1 of mantissa).
-        double: store the scales in 8 bits, too.
+        double: quantize the scales, too, to 8 bits (double quantization).
     """
 
     def __init__(self, linear: LinearLayer, values: str, double: bool) -> None:
@@ -48,29 +53,29 @@ class FourBitLinear(QuantizedLinear):
 
     def matmul_of_rows(self, x: Tensor) -> Tensor:
         if in_fp32(x):
-            rows = partial(self.part, self.scales())
+            rows = partial(self.rows_with_scales, self.scales())
             return linear_by_rows(x, rows, self.out_features, dtype=matmul_dtype(x), bias=self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return package().matmul_4bit(x, self.weight.t(), self.state, bias=bias)  # transposed for releases < 0.50
 
     def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
         if in_fp32(dy):
-            return matmul_by_rows(dy, partial(self.part, self.scales()), self.in_features, matmul_dtype(dy))
+            return matmul_by_rows(dy, partial(self.rows_with_scales, self.scales()), self.in_features, matmul_dtype(dy))
         return dy @ _unpacked(self.weight, self.state, dy.dtype).view(self.out_features, self.in_features)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        return self.part(self.scales(), start, stop)
+        return self.rows_with_scales(self.scales(), start, stop)
 
     def scales(self) -> Tensor:
-        """Of the blocks, (blocks,) in fp32."""
+        """Returns the scale of each block of weights, (blocks,) in fp32."""
         state = self.state
         if not state.nested:
             return state.absmax
         return package().functional.dequantize_blockwise(state.absmax, state.state2).float() + state.offset
 
-    def part(self, scales: Tensor, start: int, stop: int) -> Tensor:
-        """As `rows`."""
-        first, last = start * self.in_features, stop * self.in_features  # of the weights, one after the other
+    def rows_with_scales(self, scales: Tensor, start: int, stop: int) -> Tensor:
+        """Returns rows start .. stop of W in fp32, given the result of `scales`, which several calls then share."""
+        first, last = start * self.in_features, stop * self.in_features  # indices in the flattened weight
         block = self.state.blocksize
         begin, end = first // block * block, min(-(-last // block) * block, self.out_features * self.in_features)
         state = copy.copy(self.state)
@@ -86,23 +91,25 @@ class FourBitLinear(QuantizedLinear):
 
 
 def _unpacked(weight: Tensor, state: Any, dtype: torch.dtype) -> Tensor:
-    """All values of a weight in 4 bits, one after the other."""
+    """Returns the values of a 4-bit weight in `dtype`, flattened."""
     state = copy.copy(state)
     state.dtype = dtype
     return package().functional.dequantize_4bit(weight, state).flatten()
 
 
 class OutlierInt8Linear(QuantizedLinear):
-    """LLM.int8, https://arxiv.org/abs/2208.07339: int8 by token and output channel, but 16 bits for the channels of the
-    input that hold an outlier.
+    """A linear layer with LLM.int8 weights, https://arxiv.org/abs/2208.07339.
 
-    Activations are rounded to fp16 on the way, as bitsandbytes does it. In Lightning, bnb.int8-training differs from
-    bnb.int8 by weights that stay in 16 bits, so that they can train, and are rounded at each product. Weights that do
-    not train give the same outputs and gradients from codes made once, so that both names stand for this layer.
+    The matmul is in int8, with a scale for each token and each output channel, except for input channels that hold an
+    outlier, which are multiplied in 16 bits. Activations are rounded to fp16 first, as in bitsandbytes.
+
+    In Lightning, bnb.int8-training differs from bnb.int8 by weights that stay in 16 bits, so that they can train, and
+    are quantized at each matmul. Frozen weights that are quantized once give the same outputs and gradients, so that
+    both names mean this layer here.
     """
 
     OUTLIER = 6.0
-    """Magnitude from which an activation is one."""
+    """Smallest magnitude of an activation that counts as an outlier."""
     LARGEST = 127.0
 
     absmax: Tensor

@@ -1,4 +1,4 @@
-"""What all quantized layers share: a weight that stays as it was stored, and products that go over rows."""
+"""Base class of the quantized linear layers: a frozen weight with fixed dtypes, and matmuls on 2-dimensional input."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,13 @@ from lit_gpt.layers.linear import LinearLayer
 
 
 class QuantizedLinear(LinearLayer):
-    """A `LinearLayer` whose `weight` is of whatever shape and dtype suits the class below; nothing in it trains.
+    """A `LinearLayer` whose `weight` has the shape and dtype that the subclass stores; nothing in it trains.
 
-    `.to(...)` and the like move it between devices and leave its dtypes alone: in another dtype, stored codes and
-    their scales would mean something else.
+    `.to(...)` and the like move it between devices but do not change its dtypes: in another dtype, stored codes and
+    their scales would have another meaning.
 
     Args:
-        linear: the layer to take the place of, on the device where it is to be computed.
+        linear: the layer to replace, on the device where the new layer computes.
     """
 
     def __init__(self, linear: LinearLayer) -> None:
@@ -24,15 +24,15 @@ class QuantizedLinear(LinearLayer):
         self.bias = None if linear.bias is None else frozen(linear.bias)
 
     def matmul_of_rows(self, x: Tensor) -> Tensor:
-        """x W^T + bias, (N, in_features) -> (N, out_features) in the dtype of x, for N of at least 1."""
+        """Returns x W^T + bias, (N, out_features) in the dtype of x, for x (N, in_features) with N of at least 1."""
         raise NotImplementedError
 
     def input_gradient_of_rows(self, dy: Tensor) -> Tensor:
-        """dy W, (N, out_features) -> (N, in_features) in the dtype of dy, for N of at least 1."""
+        """Returns dy W, (N, in_features) in the dtype of dy, for dy (N, out_features) with N of at least 1."""
         raise NotImplementedError
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows of W, (stop - start, in_features) in fp32."""
+        """Returns rows start .. stop of W, (stop - start, in_features) in fp32."""
         raise NotImplementedError
 
     def dequantize(self) -> Tensor:
@@ -53,12 +53,12 @@ class QuantizedLinear(LinearLayer):
 
 @torch.no_grad()
 def _by_rows(f: Callable[[Tensor], Tensor], x: Tensor, n_out: int) -> Tensor:
-    """f of all rows of x, (..., n) -> (..., n_out); there may be none, as for an expert that no token chose."""
+    """Applies f to all rows of x at once, (..., n) -> (..., n_out); x may have no rows (an expert without tokens)."""
     if x.numel() == 0:
         return x.new_zeros(*x.shape[:-1], n_out)
     return f(x.reshape(-1, x.size(-1))).view(*x.shape[:-1], n_out)
 
 
 def frozen(x: Tensor) -> nn.Parameter:
-    """x as a parameter that does not train."""
+    """Returns x as a parameter that does not train."""
     return nn.Parameter(x.detach(), requires_grad=False)

@@ -1,4 +1,4 @@
-"""The kinds of weights that --quantize names: how a layer of each is made, what its weight takes, how fast it trains.
+"""The kinds of quantized weights that --quantize names: how to make a layer, its bytes, and its training speed.
 
 LoRA on the 4-bit kinds is QLoRA (https://arxiv.org/abs/2305.14314).
 """
@@ -13,16 +13,16 @@ from lit_gpt.layers.quantize.eight_bit import Fp8Linear, Int8Linear
 from lit_gpt.layers.quantize.frozen import QuantizedLinear
 
 _BLOCK, _NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share a second scale, in bitsandbytes' 4-bit formats."""
+"""Numbers of weights that share a scale, and of scales that share a second one, in bitsandbytes' 4-bit formats."""
 
 
 class Kind(NamedTuple):
     """A kind of quantized weights."""
 
     make: Callable[[LinearLayer], QuantizedLinear]
-    """Makes the layer that takes the place of a linear layer."""
+    """Function that makes the quantized layer that replaces a linear layer."""
     n_bytes: Callable[[LinearLayer], int]
-    """Bytes of the quantized weight of a linear layer, without its bias."""
+    """Function that returns the bytes of the quantized weight of a linear layer, without its bias."""
     speed: float
     """Speed of a training step relative to bf16 weights. Those of nf4, int8 and fp8 were measured on an H100
     (benchmarks/results/gpu.txt); the others are estimates."""

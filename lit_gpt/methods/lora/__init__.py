@@ -1,6 +1,6 @@
-"""Low-rank adaptation, https://arxiv.org/abs/2106.09685: y = W x + s B A x with W frozen.
+"""Low-rank adaptation (LoRA), https://arxiv.org/abs/2106.09685: y = W x + s B A x with W frozen.
 
-`inject` swaps linear layers of a loaded model in place; `merge` folds the updates in and swaps them back.
+`inject` wraps linear layers of a loaded model in place; `merge` adds the updates to the weights and unwraps them.
 """
 
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
 
 BLOCKS = ("query", "key", "value")
-"""Blocks of the output channels of `attn.qkv`, each of which has an update of its own."""
+"""Names of the blocks of output channels of `attn.qkv`, each of which has an update of its own."""
 
 
 def inject(model: GPT, args: LoRAArgs, init: bool = True) -> None:
-    """Wrap the chosen layers of `model`, in place, and freeze everything else.
+    """Wraps the layers of `model` that the flags select, in place, and freezes everything else.
 
     Args:
-        init: False where the updates of a run are loaded next, so that PiSSA's first values need not be computed.
+        init: False if the updates of a run are loaded next, so that PiSSA's first values need not be computed.
 
     Raises:
-        UserError: PiSSA is to begin on quantized weights.
+        UserError: PiSSA is requested for quantized weights.
     """
     sizes = model.config.qkv_sizes
     rows = {name: (sum(sizes[:i]), sum(sizes[: i + 1])) for i, name in enumerate(BLOCKS)}
@@ -33,7 +33,7 @@ def inject(model: GPT, args: LoRAArgs, init: bool = True) -> None:
         ranks = {name: args.lora_r for name in names}
         if args.ranks is not None:
             ranks = {n: r for n in names if (r := args.ranks.get(update_name(path, n)))}
-        if ranks:  # those of a layer are computed at once, the lower ones filled up with zeros
+        if ranks:  # one matmul computes all updates of a layer: lower ranks are padded with zeros
             blocks = [rows[n] for n in ranks] if names != [""] else None
             linear = model.get_submodule(path)
             assert isinstance(linear, LinearLayer), path
@@ -45,7 +45,7 @@ def inject(model: GPT, args: LoRAArgs, init: bool = True) -> None:
 
 
 def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]]]:
-    """Yield the path of each layer that the flags mean, and which of BLOCKS get an update; [""] is the whole layer."""
+    """Yields the path of each selected layer and its BLOCKS that get an update; [""] means the whole layer."""
     blocks = [name for name in BLOCKS if getattr(args, f"lora_{name}")]
     for i, block in enumerate(model.transformer.h):
         if blocks:
@@ -61,25 +61,25 @@ def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]
 
 
 def update_name(path: str, block: str) -> str:
-    """Return the name of an update, as in `LoRARunArgs.ranks`.
+    """Returns the name of an update, as in `LoRARunArgs.ranks`.
 
     Args:
-        path: of the layer in the model.
+        path: path of the layer in the model.
         block: one of BLOCKS, or "".
     """
     return f"{path}.{block}" if block else path
 
 
 def trainable(name: str) -> bool:
-    """Whether the parameter of this name belongs to the method: it is what is trained and what is saved."""
+    """Returns whether the parameter of this name belongs to the method, and is therefore trained and saved."""
     return ".lora_" in name
 
 
 @torch.no_grad()
 def merge(model: GPT) -> None:
-    """Add every update to its frozen weight, in fp32, and take the wrappers off: the names are the base's again.
+    """Merges every update into its frozen weight, in fp32, and unwraps the layers: the state dict has the base's names.
 
-    Adapted layers of a quantized base come out in the dtype of the embeddings.
+    Adapted layers of a quantized base model are replaced by ones in the dtype of the embeddings.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -87,9 +87,9 @@ def merge(model: GPT) -> None:
                 continue
             linear = child.linear
             merged = child.merged().to(model.transformer.wte.weight.dtype)
-            if not isinstance(linear, Linear):  # 4 or 8 bits have no room for an update: the layer leaves them
+            if not isinstance(linear, Linear):  # 4 or 8 bits are too coarse for an update: the layer is dequantized
                 linear = _with_weight(linear, merged)
-            elif linear.weight is model.transformer.wte.weight:  # a tied head moves away from the embeddings
+            elif linear.weight is model.transformer.wte.weight:  # a tied head is untied: the embeddings have no update
                 linear.weight = nn.Parameter(merged, requires_grad=False)
                 model.config.tie_embeddings = False
             else:
@@ -99,14 +99,14 @@ def merge(model: GPT) -> None:
 
 @torch.no_grad()
 def _make_own(model: GPT, name: str) -> None:
-    """Give a parameter memory of its own, where it has none or is another one, too; its values stay the same."""
+    """Gives a parameter memory of its own: dequantizes, creates or unties it where needed, and keeps its values."""
     path, _, leaf = name.rpartition(".")
     module, like = model.get_submodule(path), model.transformer.wte.weight
     if leaf == "weight" and isinstance(module, LinearLayer) and not isinstance(module, Linear):
         module = _with_weight(module, module.dequantize().to(like.dtype))
         model.set_submodule(path, module)
     before = getattr(module, leaf)
-    if before is None:  # a bias that the base has not
+    if before is None:  # the base model has no such bias
         assert isinstance(module, LinearLayer), path
         before = torch.zeros(module.out_features, dtype=like.dtype, device=module.weight.device)
     if model.config.tie_embeddings and before is like:
@@ -115,7 +115,7 @@ def _make_own(model: GPT, name: str) -> None:
 
 
 def _with_weight(linear: LinearLayer, weight: torch.Tensor) -> Linear:
-    """Return the layer with a weight that is stored as it is in the place of a quantized one."""
+    """Returns an unquantized linear layer with this weight and the bias of `linear`."""
     made = Linear(linear.in_features, linear.out_features, device="meta")
     made.weight, made.bias = nn.Parameter(weight, requires_grad=False), linear.bias
     return made

@@ -1,6 +1,6 @@
-"""A linear layer with low-rank updates: its parameters, its matmul and gradients, and the weight it merges to.
+"""A linear layer with low-rank updates: its parameters, its matmul and gradients, and its merged weight.
 
-Letters: N tokens, s scale of the updates, r their rank, R rank of what is computed with (r, or 2 r with a start).
+Shapes: N tokens, s scale of the updates, r their rank, R rank in the matmuls (r, or 2 r with initial factors).
 """
 
 import math
@@ -16,15 +16,15 @@ from torch.autograd.function import once_differentiable
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.errors import UserError
-from lit_gpt.layers.cpu_matmul import add_matmul, as_they_are, matmul
+from lit_gpt.layers.cpu_matmul import add_matmul, matmul, without_autocast
 from lit_gpt.layers.dropout import add_dropped, dropped
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.recompute import save, saved
 
 _OVERSAMPLING, _ITERATIONS = 8, 16
-"""Of the randomized SVD (https://arxiv.org/abs/0909.4061 algorithm 4.4)."""
+"""Settings of the randomized SVD (https://arxiv.org/abs/0909.4061 algorithm 4.4)."""
 SMALLEST_NORM = 1e-30
-"""Of a channel's weights: rows of zeros, as a padded vocabulary has them, stay zeros."""
+"""Lower bound of the norm of a channel's weights, so that rows of zeros, as in a padded vocabulary, stay zeros."""
 
 
 class LoRALinear(nn.Module):
@@ -33,26 +33,26 @@ class LoRALinear(nn.Module):
     The updates are fp32 whatever the layer's dtype, since small steps on 16-bit weights get lost in rounding; they are
     multiplied in the dtype of the output.
 
-    PiSSA (https://arxiv.org/abs/2404.02948) trains the principal part of W and freezes the rest, W - s B0 A0. Here W
-    stays as it is, and its principal part is taken off on the fly: W x + s (B A - B0 A0) x is the same function with
-    the same gradients, begins exactly at the base, and loses nothing to a rounded rest. A0 and B0 are saved with A, B.
+    PiSSA (https://arxiv.org/abs/2404.02948) trains the principal part of W and freezes the residual, W - s B0 A0. Here
+    W stays as it is, and its principal part is subtracted on the fly: W x + s (B A - B0 A0) x is the same function with
+    the same gradients, equals the base model at first, and has no rounded residual. A0 and B0 are saved with A and B.
 
     DoRA (https://arxiv.org/abs/2402.09353) gives each output channel a trained magnitude m:
-    y = m / |W + s B A| (W x + s B A x), where the norm over the channel's weights counts as a constant.
+    y = m / |W + s B A| (W x + s B A x), where the norm of the channel's weights is a constant in the backward pass.
 
     Attributes:
-        kept_values: what it keeps of each token for the backward pass, besides its input.
-        flops_besides: operations on a token, forward and backward, besides the products with its parameters.
+        kept_values: number of values per token that are saved for the backward pass, besides the input.
+        flops_besides: operations per token, forward and backward, besides the matmuls with its parameters.
 
     Args:
         linear: the layer to wrap.
-        args: rank, scale, dropout, and which variant.
+        args: rank, scale, dropout, and variant.
         blocks: (start, stop) of the output channels that get an update; None is one block, all of them.
-        init: give the updates their first values. False leaves out PiSSA's, whose search takes long, and whose place
-            those of a run are to take.
+        init: False if values of a run are loaded next: PiSSA's initial factors, which take long to compute, are left
+            out.
 
     Raises:
-        UserError: PiSSA is to begin on quantized weights.
+        UserError: PiSSA is requested for quantized weights.
     """
 
     lora_A_start: Tensor | None
@@ -72,31 +72,40 @@ class LoRALinear(nn.Module):
         self.lora_B = _parameters([(n, args.lora_r) for n in sizes], like)
         self.lora_magnitude = _parameters([(n,) for n in sizes] if args.lora_dora else [], like)
         for B in self.lora_B:
-            B.lr_factor = args.lora_plus_ratio  # https://arxiv.org/abs/2402.12354; read where the optimizer is made
+            B.lr_factor = args.lora_plus_ratio  # LoRA+, https://arxiv.org/abs/2402.12354; the optimizer reads it
         n_start = args.lora_r * len(sizes) if args.lora_init == "pissa" else 0
         for name, shape in (("A", (n_start, linear.in_features)), ("B", (sum(sizes), args.lora_r))):
             self.register_buffer(f"lora_{name}_start", torch.zeros(shape, **like) if n_start else None)
-        self.register_buffer("squared_norms", None, persistent=False)  # (out_features,), of the frozen weights
+        self.register_buffer("squared_norms", None, persistent=False)  # of the rows of W, (out_features,)
         self.kept_values = args.lora_r * len(sizes) + n_start
-        again = 2 * linear.in_features * linear.out_features if args.lora_dora else 0
-        self.flops_besides = again + (6 * linear.in_features * n_start + 4 * sum(sizes) * args.lora_r * bool(n_start))
+        repeated = 2 * linear.in_features * linear.out_features if args.lora_dora else 0
+        initial = 6 * linear.in_features * n_start + 4 * sum(sizes) * args.lora_r * bool(n_start)
+        self.flops_besides = repeated + initial
         self.reset_parameters(init)
 
     @torch.no_grad()
     def reset_parameters(self, init: bool = True) -> None:
-        """First values, with which the layer computes what it did before."""
+        """Initializes the updates so that the layer computes the same as the frozen one.
+
+        Args:
+            init: False leaves out PiSSA's initial factors.
+        """
         for A, B in zip(self.lora_A, self.lora_B, strict=True):
-            nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # as nn.Linear does, and as the paper's own code
+            nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # as in nn.Linear and in the paper's code
             nn.init.zeros_(B)
         if self.lora_A_start is not None and init:
-            self.start_from_principal_parts()
+            self._init_pissa()
         if len(self.lora_magnitude):
             self.squared_norms = self.linear.dequantize().square().sum(1)
             for m, (start, stop) in zip(self.lora_magnitude, self.blocks, strict=True):
                 m.copy_(self.squared_norms[start:stop].sqrt())
 
-    def start_from_principal_parts(self) -> None:
-        """PiSSA: the principal singular vectors of each block's weights, times roots of their singular values."""
+    def _init_pissa(self) -> None:
+        """Initializes A and B as PiSSA does, by the largest singular values of each block of W and their vectors.
+
+        Raises:
+            UserError: W is quantized.
+        """
         if not isinstance(self.linear, Linear):
             raise UserError("--lora_init pissa is for weights that are not quantized; leave out it or --quantize")
         if self.linear.weight.is_meta:  # a model without values
@@ -104,24 +113,24 @@ class LoRALinear(nn.Module):
         for A, B, (start, stop) in zip(self.lora_A, self.lora_B, self.blocks, strict=True):
             U, S, Vh = principal(self.linear.weight[start:stop].float(), A.size(0))
             root = (S / self.scaling).sqrt()
-            A.zero_()[: len(S)] = root.unsqueeze(1) * Vh  # a block may have fewer channels than r
+            A.zero_()[: len(S)] = root.unsqueeze(1) * Vh  # S is shorter than r if the block has fewer channels
             B[:, : len(S)] = U * root
         self.lora_A_start, self.lora_B_start = torch.cat(tuple(self.lora_A)), torch.cat(tuple(self.lora_B))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Returns the output with the updates, (..., out_features), for x (..., in_features)."""
         p = self.dropout if self.training else 0.0
         return _LoRAFunction.apply(x, self, p, *self.lora_A, *self.lora_B, *self.lora_magnitude)
 
     @torch.no_grad()
     def factors(self) -> list[tuple[Tensor, Tensor]]:
-        """A (R, in_features) and B (channels, R) of each block, fp32, such that its update is s B A."""
+        """Returns A (R, in_features) and B (channels, R) in fp32 of each block, whose update is s B A."""
         A, Bs = _factors(self, [*self.lora_A, *self.lora_B], torch.float32)
         return list(zip(A.split(Bs[0].size(1)), Bs, strict=True))
 
     @torch.no_grad()
     def delta(self) -> Tensor:
-        """The update as one matrix, (out_features, in_features), fp32."""
+        """Returns the updates s B A of all blocks as one matrix, (out_features, in_features) in fp32."""
         out = self.lora_A[0].new_zeros(self.linear.out_features, self.linear.in_features)
         for (A, B), (start, stop) in zip(self.factors(), self.blocks, strict=True):
             out[start:stop] = (B @ A) * self.scaling
@@ -129,7 +138,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> Tensor:
-        """The weight of one linear layer that computes the same, (out_features, in_features), fp32."""
+        """Returns the weight of a plain linear layer that computes the same, (out_features, in_features) in fp32."""
         weight = self.linear.dequantize() + self.delta()
         for m, (start, stop) in zip(self.lora_magnitude, self.blocks, strict=False):
             rows = weight[start:stop]
@@ -138,7 +147,7 @@ class LoRALinear(nn.Module):
 
 
 def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The r largest singular values, or all if there are fewer, as U (m, r), S (r,) and V^T (r, n) of an (m, n)."""
+    """Returns U (m, r), S (r,) and V^T (r, n) for the r largest singular values of an (m, n) weight, or for all."""
     if 4 * (r + _OVERSAMPLING) >= min(weight.shape):
         U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
     else:
@@ -148,26 +157,27 @@ def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _parameters(shapes: Sequence[tuple[int, ...]], like: dict) -> nn.ParameterList:
+    """Returns uninitialized parameters of these shapes."""
     return nn.ParameterList(nn.Parameter(torch.empty(shape, **like)) for shape in shapes)
 
 
 class _LoRAFunction(Function):
-    """The product with the frozen weight, and the updates added to it in place.
+    """The autograd function of `LoRALinear`: the matmul with the frozen weight, with the updates added in place.
 
-    For the backward pass it keeps x, or what x is made of, and h = A x, which has few channels. With magnitudes, it
-    makes the product once more, which keeping would cost as much memory as the output has.
+    It saves x, or the sources that x is recomputed from, and h = A x, which has few channels. With magnitudes (DoRA),
+    the backward pass repeats the matmul with the frozen weight, since its result takes as much memory as the output.
 
     Args:
         x: (..., in_features).
-        layer: whose weight, blocks and scale are used.
+        layer: the `LoRALinear`, for its frozen layer, blocks and scale.
         p: probability that a channel of a token is dropped on its way to A.
-        trained: its A, one a block, then its B, then its magnitudes, if it has any.
+        trained: the A of each block, then the B of each block, then the magnitudes, if any.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: "LoRALinear", p: float, *trained: Tensor) -> Tensor:
         y = layer.linear.forward_no_grad(x)
-        rows, out = x.flatten(0, -2), y.flatten(0, -2)  # (N, in_features), (N, out_features); out shares y's memory
+        rows, out = x.flatten(0, -2), y.flatten(0, -2)  # (N, in_features), (N, out_features); out is a view of y
         A, Bs = _factors(layer, trained, y.dtype)
         seed = torch.randint(2**31 - 1, (1,), device=x.device) if p else None
         h = matmul((rows if seed is None else dropped(rows, seed, p)).to(y.dtype), A.T)  # (N, blocks * R)
@@ -213,7 +223,7 @@ class _LoRAFunction(Function):
 
 
 def _factors(layer: "LoRALinear", trained: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """All A in one, (blocks * R, in_features), and the B, (channels of the block, R) each, in `dtype`."""
+    """Returns all A as one (blocks * R, in_features), and each B, (channels of the block, R), in `dtype`."""
     n = len(layer.blocks)
     As, Bs = trained[:n], trained[n : 2 * n]
     if layer.lora_A_start is not None and layer.lora_B_start is not None:
@@ -225,16 +235,16 @@ def _factors(layer: "LoRALinear", trained: Sequence[Tensor], dtype: torch.dtype)
 
 
 def _channel_norms(layer: "LoRALinear", A: Tensor, Bs: list[Tensor]) -> list[Tensor]:
-    """|W + s B A| of each adapted channel, (channels of the block,), fp32; makes no matrix of the weight's size.
+    """Returns |W + s B A| of each channel, (channels of the block,) in fp32 per block, without computing W + s B A.
 
-    For a row w of W and b of B the square is |w|^2 + 2 s b A w + s^2 b A A^T b^T.
+    For a row w of W and b of B, its square is |w|^2 + 2 s b A w + s^2 b A A^T b^T.
     """
-    crossed = layer.linear.forward_no_grad(A)  # (blocks * R, out_features)
+    A_W = layer.linear.forward_no_grad(A)  # (blocks * R, out_features)
     if layer.linear.bias is not None:
-        crossed = crossed - layer.linear.bias
+        A_W = A_W - layer.linear.bias
     norms, R, s = [], Bs[0].size(1), layer.scaling
-    with as_they_are(A):
-        for a, a_w, B, (start, stop) in zip(A.split(R), crossed.split(R), Bs, layer.blocks, strict=True):
+    with without_autocast(A):
+        for a, a_w, B, (start, stop) in zip(A.split(R), A_W.split(R), Bs, layer.blocks, strict=True):
             a, b = a.float(), B.float()
             update = 2 * s * (b * a_w[:, start:stop].float().T).sum(1) + s * s * ((b @ (a @ a.T)) * b).sum(1)
             squared = (layer.squared_norms[start:stop] + update).clamp(min=0)
@@ -245,13 +255,13 @@ def _channel_norms(layer: "LoRALinear", A: Tensor, Bs: list[Tensor]) -> list[Ten
 def _scale_channels(
     layer: "LoRALinear", out: Tensor, Bs: list[Tensor], norms: list[Tensor], trained: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Bring the frozen product in `out` (N, out_features), bias excepted, to its magnitudes; returns B scaled alike."""
+    """Scales the frozen output in `out` (N, out_features), bias excepted, by m / norm; returns B scaled alike."""
     scaled = list(Bs)
     for i, (norm, m, (start, stop)) in enumerate(zip(norms, trained[-len(norms) :], layer.blocks, strict=False)):
         part, scale = out[:, start:stop], m / norm
         bias = layer.linear.bias
-        product = part if bias is None else part - bias[start:stop]
-        part.addcmul_(product, (scale - 1).to(out.dtype))  # a factor of exactly 1 leaves all bits alone
+        without_bias = part if bias is None else part - bias[start:stop]
+        part.addcmul_(without_bias, (scale - 1).to(out.dtype))  # a scale of exactly 1 changes no bit
         scaled[i] = Bs[i] * scale.to(out.dtype).unsqueeze(1)
     return scaled
 
@@ -265,7 +275,7 @@ def _magnitude_gradients(
     norms: list[Tensor],
     trained: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
-    """The gradient of what the magnitudes scale, (N, out_features), and the magnitudes' own."""
+    """Returns the gradients of the output before scaling, (N, out_features), and of the magnitudes."""
     z, d_out, dms = layer.linear.forward_no_grad(rows), d_out.clone(), []
     for norm, m, B, h, (start, stop) in zip(norms, trained[-len(norms) :], Bs, parts, layer.blocks, strict=True):
         unscaled, d = z[:, start:stop], d_out[:, start:stop]
