@@ -155,7 +155,7 @@ def test_training_is_that_of_peft_with_steps_written_out_by_hand(tmp_path):
 
     class Silent:
         def __getattr__(self, name):
-            return lambda *a: {}
+            return lambda *a, **settings: {}
 
     session = Session(CheckpointStore(tmp_path, "lora"), Silent())
     fit(make_fabric("32-true"), model, data, data, session, train, ValidationArgs(), seed=1)
