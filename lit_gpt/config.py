@@ -56,13 +56,13 @@ class Config:
     """`moe` is a mixture of gated MLPs (arXiv:2401.04088)."""
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
     n_expert: int = 0
-    """MLPs a layer of a mixture has."""
+    """MLPs (experts) in each layer of a mixture."""
     n_expert_per_token: int = 0
-    """How many of them a token goes through."""
+    """Experts that each token goes through."""
     parallel_residual: bool = True
     """x + attn(norm(x)) + mlp(norm(x)) rather than one after the other."""
     shared_attention_norm: bool = False
-    """In a parallel block, the MLP reads what attention reads: there is no second norm."""
+    """Whether, in a parallel block, the MLP reads the same norm's output as attention: there is no second norm."""
     qkv_bias: bool = False
     proj_bias: bool = False
     """Bias of attention's output projection."""
@@ -82,7 +82,7 @@ class Config:
     query_pre_attn_scalar: float = 0.0
     """Scores are divided by the square root of this; 0 means head_size."""
     attn_logit_softcapping: float = 0.0
-    """As final_logit_softcapping, for the scores."""
+    """Soft cap of attention scores, computed like final_logit_softcapping."""
     sliding_window: int = 0
     """Tokens that a position sees, itself included; 0 means all before it."""
     sliding_layers: list[int] | None = None
@@ -141,18 +141,18 @@ class Config:
         return self.n_head * self.head_size, kv, kv
 
     def is_sliding(self, layer: int) -> bool:
-        """Whether a layer has the sliding window."""
+        """Returns whether a layer has the sliding window."""
         return self.sliding_window > 0 and (self.sliding_layers is None or layer in self.sliding_layers)
 
     def rotation(self, layer: int) -> Literal["usual", "local", "none"]:
-        """How a layer rotates queries and keys: by `rope_base` and its scaling, by `rope_local_base`, or not at all."""
+        """Returns how a layer rotates: by `rope_base` and its scaling, by `rope_local_base`, or not at all."""
         if layer in (self.unrotated_layers or ()):
             return "none"
         return "local" if self.rope_local_base and self.is_sliding(layer) else "usual"
 
     @classmethod
     def from_json(cls, path: Path) -> "Config":
-        """Read what `to_json` wrote.
+        """Returns the configuration that `to_json` wrote.
 
         Raises:
             UserError: not JSON, or a field we do not have.

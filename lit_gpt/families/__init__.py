@@ -21,7 +21,7 @@ _NAMES: dict[str, str] = {fields["hf_repo"]: name for name, fields in MODELS.ite
 
 
 def config_for(name: str, **overrides: Any) -> Config:
-    """Return the configuration of a model, by short name or `org/name`.
+    """Returns the configuration of a model, by short name or `org/name`.
 
     Args:
         overrides: fields of Config to set otherwise.

@@ -9,7 +9,7 @@ _OLD_KEYS = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n
 
 
 def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
-    """One number of key/value heads, whatever the file says about it, and no separate word for the class of norms."""
+    """Returns config.json with one number of key/value heads, however the file states it, and no class of norms."""
     hf = {_OLD_KEYS.get(k, k): v for k, v in hf.items()}
     hf["num_kv_heads"] = hf.get("num_kv_heads") or hf.get("num_attention_heads")
     if not hf.get("new_decoder_architecture") and hf.get("multi_query", True):

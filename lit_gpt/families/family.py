@@ -50,11 +50,11 @@ class PerHead:
 
     template: str
     keys: bool = False
-    """Of the key/value heads rather than the query heads."""
+    """Whether the modules are those of the key/value heads rather than the query heads."""
 
 
 Rule = str | Separate | Interleaved | Part | PerHead
-"""Where one of our modules comes from; a string is a plain rename."""
+"""The source of one of our modules; a string is a plain rename."""
 
 _Values = dict[str, Any]
 """What a config.json holds."""
@@ -80,7 +80,7 @@ class Architecture:
     model_type: str = ""
     """`model_type` in their config.json; empty means `name`."""
     when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Of several architectures of one class, the values of their keys (None: absent) that tell this one."""
+    """Values of their keys (None: absent) that tell this architecture from others of the same class."""
     adapt: Callable[[_Values], _Values] = dict
     """Their config.json -> the same with keys of the tables only, where they say a thing in several ways."""
     restore: Callable[["Config"], _Values] = lambda config: {}
@@ -114,7 +114,7 @@ class Family:
 
 
 def table(header: str, *rows: tuple[Any, ...]) -> list[dict[str, Any]]:
-    """Turn a header and rows into dicts; a row may end with a dict of one-off fields.
+    """Returns a header and rows as dicts; a row may end with a dict of one-off fields.
 
     >>> table("name n_layer", ("a", 6), ("b", 12, {"bias": False}))
     [{'name': 'a', 'n_layer': 6}, {'name': 'b', 'n_layer': 12, 'bias': False}]
@@ -124,7 +124,7 @@ def table(header: str, *rows: tuple[Any, ...]) -> list[dict[str, Any]]:
 
 
 def variants(rows: list[dict[str, Any]], *patterns: str) -> list[dict[str, Any]]:
-    """Repeat each row under every pattern, `{}` being its name.
+    """Returns each row once for every pattern, in which `{}` stands for its name.
 
     >>> variants([{"name": "a"}], "{}", "{}-chat")
     [{'name': 'a'}, {'name': 'a-chat'}]

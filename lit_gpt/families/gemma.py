@@ -8,7 +8,7 @@ from lit_gpt.families.llama import LLAMA
 
 
 def adapt(hf: dict[str, Any]) -> dict[str, Any]:
-    """One name for the activation: the first releases say "gelu" and mean its tanh approximation."""
+    """Returns config.json with one name of the activation: the first releases say "gelu" for the tanh approximation."""
     hf = dict(hf)
     stated = (hf.pop("hidden_activation", None), hf.get("hidden_act"))
     known = [a for a in stated if a not in (None, "gelu")]

@@ -22,7 +22,7 @@ def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore(config: Any) -> dict[str, Any]:
-    """transformers divides by a cap that is not null."""
+    """Returns keys of config.json; a cap that is off is null, because transformers divides by any other."""
     return {**write_layer_types(config), **{cap: getattr(config, cap) or None for cap in CAPS}}
 
 

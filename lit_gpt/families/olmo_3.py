@@ -9,7 +9,7 @@ from lit_gpt.families.window import read_window, write_layer_types
 
 
 def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
-    """All layers rotate by one base, if nothing else is said; the scaling is for those without a window."""
+    """Returns config.json with one rotary base for all layers by default, and scaling for those without a window."""
     hf = dict(hf)
     newer = hf.get("rope_parameters")
     newer = newer.get("rope_theta") if isinstance(newer, dict) else None

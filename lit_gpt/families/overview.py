@@ -5,21 +5,21 @@ from lit_gpt.families.family import Family
 
 
 def overview() -> str:
-    """A Markdown table: one row for each file of this folder that declares a family."""
+    """Returns a Markdown table with a row for each file of this folder that declares a family."""
     head = "| models | from | architecture | what it has |\n|---|---|---|---|\n"
     rows = [f"| {_names(f)} | {f.org} | {f.architecture.hf_class} | {_traits(f)} |" for f in FAMILIES]
     return head + "\n".join(sorted(rows, key=str.lower)) + "\n"
 
 
 def _names(family: Family) -> str:
-    """The first models by name, and how many there are."""
+    """Returns the names of the first models, and how many more there are."""
     all_names = [m["name"] for m in family.models]
     more = f" and {len(all_names) - 3} more" if len(all_names) > 3 else ""
     return ", ".join(all_names[:3]) + more
 
 
 def _traits(family: Family) -> str:
-    """What sets the family apart, in the field's words."""
+    """Returns what sets the family apart, in the field's words."""
     fields = list(family.configs.values())
 
     def some(test: str) -> bool:

@@ -13,7 +13,7 @@ _NEUTRAL = (("full_attn_mod", 1), ("interpolate_factor", 1), ("lm_head_bias", Fa
 
 
 def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
-    """The length before LongRoPE, which stands on its own, goes where the other parameters of the scaling are."""
+    """Returns config.json with the length before LongRoPE moved to the other parameters of the scaling."""
     hf = read_window(hf)
     hf = {key: value for key, value in hf.items() if (key, value) not in _NEUTRAL}
     original = hf.pop("original_max_position_embeddings", None)

@@ -9,7 +9,7 @@ from lit_gpt.families.window import read_window, write_layer_types
 
 
 def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
-    """The window counts only where `use_sliding_window` is set, from layer `max_window_layers` on."""
+    """Returns config.json with a window only if `use_sliding_window` is set, from layer `max_window_layers` on."""
     hf = dict(hf)
     first = hf.pop("max_window_layers", 28)
     if not hf.pop("use_sliding_window", False):

@@ -9,7 +9,7 @@ from lit_gpt.families.window import read_window, write_window
 
 
 def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
-    """The window is that of all layers; the chosen experts' weights sum to one only where the file says so."""
+    """Returns config.json with one window for all layers; experts' weights sum to one only if the file says so."""
     hf = {"norm_topk_prob": False, **hf}
     hf.pop("intermediate_size", None)  # of layers without experts: there are none
     hf.pop("max_window_layers", None)  # Qwen 2's, and not read

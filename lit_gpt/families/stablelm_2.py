@@ -8,7 +8,7 @@ from lit_gpt.families.llama import LLAMA
 
 
 def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
-    """`qk_layernorm` by its value; the names that the first releases used, by today's."""
+    """Returns config.json with `qk_layernorm` by its value, and old key names replaced by today's."""
     hf = {{"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}.get(k, k): v for k, v in hf.items()}
     hf.pop("num_heads", None)  # num_attention_heads again
     if "qk_layernorm" in hf:

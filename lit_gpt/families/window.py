@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def read_window(hf: dict[str, Any], sliding_layers: list[int] | None = None) -> dict[str, Any]:
-    """config.json with `sliding_window` and `sliding_layers` as our Config has them.
+    """Returns config.json with `sliding_window` and `sliding_layers` as our Config has them.
 
     Args:
         sliding_layers: the architecture's layers with a window where the file does not list `layer_types`; None means
@@ -28,11 +28,11 @@ def read_window(hf: dict[str, Any], sliding_layers: list[int] | None = None) -> 
 
 
 def write_window(config: "Config") -> dict[str, Any]:
-    """`sliding_window` of config.json, null where there is none."""
+    """Returns `sliding_window` for config.json; null if there is none."""
     return {"sliding_window": config.sliding_window or None}
 
 
 def write_layer_types(config: "Config") -> dict[str, Any]:
-    """`sliding_window` and `layer_types` of config.json."""
+    """Returns `sliding_window` and `layer_types` for config.json."""
     kinds = ["sliding_attention" if config.is_sliding(i) else "full_attention" for i in range(config.n_layer)]
     return {**write_window(config), "layer_types": kinds}

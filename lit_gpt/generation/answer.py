@@ -1,4 +1,4 @@
-"""What the generate scripts share: a loaded model, a prompt, text on stdout and figures on stderr."""
+"""What the generate scripts share: loading, streaming a completion to stdout, figures on stderr."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ from lit_gpt.tokenizer import StreamDecoder, Tokenizer
 
 
 def say(text: str) -> None:
-    """A line for the person, on stderr: stdout carries generated text only."""
+    """Prints a line to stderr: stdout carries generated text only."""
     print(text, file=sys.stderr)
 
 
@@ -39,10 +39,10 @@ def print_completion(
     echo: bool,
     compile: bool | None = None,
 ) -> None:
-    """Write what `model` makes of a prompt to stdout as it comes.
+    """Streams the completion of a prompt to stdout.
 
     Args:
-        asked: empty starts from the begin-of-sequence token.
+        asked: the prompt; an empty one starts from the begin-of-sequence token.
         echo: write the prompt first.
         compile: as for `generate_batch`.
     """
@@ -66,7 +66,7 @@ def print_completion(
         for token in tokens:
             n_tokens += 1
             text = decoder.push(token)
-            text = text.lstrip() if blank else text  # an answer begins with its first word
+            text = text.lstrip() if blank else text  # whitespace before the first word is dropped
             blank = blank and not text
             _write(text)
     _write(decoder.pending() + "\n")
@@ -80,5 +80,5 @@ def _write(text: str) -> None:
 
 
 def say_memory() -> None:
-    """The line that ends a generate script."""
+    """Prints the peak memory, the last line of a generate script."""
     say(f"Memory used: {peak_memory_gb():.02f} GB")

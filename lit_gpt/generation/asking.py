@@ -1,4 +1,4 @@
-"""What a generate script asks: its flags, standard input and a file of earlier turns as one prompt."""
+"""The prompt of a generate script, from its flags, standard input and a file of earlier turns."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ class Asked(NamedTuple):
 
     ids: list[int]
     text: str
-    """With everything that the prompt style puts around what is said."""
+    """Text of the prompt, with all that the prompt style adds."""
     stop_ids: frozenset[int]
     """Tokens that end the answer."""
 
@@ -29,10 +29,10 @@ class Asked(NamedTuple):
 def ask(
     args: AskArgs, prompt_style: str, checkpoint_dir: Path, tokenizer: Tokenizer, end_ids: Collection[int] = ()
 ) -> Asked:
-    """What the model of a folder is asked, in a prompt style.
+    """Returns the prompt for the model of a folder, in a prompt style.
 
     Args:
-        end_ids: tokens that ended answers in the training, besides the style's own: a call may end otherwise.
+        end_ids: tokens that ended answers in training, besides the style's own: a tool call may end otherwise.
 
     Raises:
         UserError: flags that contradict each other, a conversation that is none, or one that the style refuses.
@@ -46,7 +46,7 @@ def ask(
 
 
 def _conversation(args: AskArgs) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:
-    """The turns, and the tools that may be called. Raises: UserError."""
+    """Returns the turns, and the tools that may be called; raises UserError where flags contradict each other."""
     turns, tools = _earlier(args.conversation) if args.conversation else ([], ())
     if args.system:
         if turns and turns[0].role == "system":
@@ -66,7 +66,7 @@ def _conversation(args: AskArgs) -> tuple[list[Turn], Sequence[Mapping[str, Any]
 
 
 def _prompt(given: str | None) -> str:
-    """The prompt's text. Raises: UserError if it is to come from standard input and nothing does."""
+    """Returns the text of the prompt; raises UserError if standard input is asked for and empty."""
     if given != "-":
         return QUESTION if given is None else given
     text = sys.stdin.read()
@@ -76,7 +76,7 @@ def _prompt(given: str | None) -> str:
 
 
 def _earlier(path: Path) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:
-    """The turns in a file, and the tools. Raises: UserError if it is not one conversation."""
+    """Returns the turns in a file, and the tools; raises UserError if the file is not one conversation."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as e:
@@ -90,7 +90,7 @@ def _earlier(path: Path) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:
 
 
 def _ids(exchanges: Sequence[Exchange], eos: str, tokenizer: Tokenizer) -> list[int]:
-    """Token ids, piece by piece as in training: a prompt, an answer, its end with the next prompt ..."""
+    """Returns token ids, encoded piece by piece as in training: prompt, answer, end with the next prompt ..."""
     ids = tokenizer.encode(exchanges[0].prompt)
     for before, e in pairwise(exchanges):
         ids += tokenizer.continue_batch([before.answer or ""])[0]

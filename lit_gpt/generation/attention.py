@@ -39,7 +39,7 @@ def _place_kernel(
     ROTATED: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Rotate q into `turned` (B, H, D) and k into its place in the cache (S, B, G, D), and put v into its own."""
+    """Rotates q into `turned` (B, H, D) and k into its place in the cache (S, B, G, D), and put v into its own."""
     b, h = tl.program_id(0), tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
     inside = d < D
@@ -85,7 +85,7 @@ def _attend_kernel(
     BLOCK_S: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Softmax-weighted sums of v over one part of the positions, for the R query heads of one key/value head.
+    """Computes softmax-weighted sums of v over one part of the positions, for the R query heads of one key/value head.
 
     sums (B, G, parts, R, D), and largest score and sum of weights of each, (B, G, parts, R).
     """
@@ -133,7 +133,7 @@ def _attend_kernel(
 def _join_kernel(
     sums, largest, weights, y, R: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr
 ):
-    """y (B, H, D) from what `_attend_kernel` wrote."""
+    """Joins the parts that `_attend_kernel` wrote to y (B, H, D)."""
     head = tl.program_id(0)
     part, d = tl.arange(0, PARTS), tl.arange(0, BLOCK_D)
     mine = (head // R * PARTS + part) * R + head % R
@@ -157,7 +157,7 @@ def attention(
     cap: float = 0.0,
     window: int = 0,
 ) -> Tensor:
-    """Rotate q and k, store k and v, and attend to all that is stored up to `position`, (B, 1, H * D).
+    """Rotates q and k, stores k and v, and returns attention to all positions up to `position`, (B, 1, H * D).
 
     Args:
         q, k, v: (B, H, 1, D) and (B, G, 1, D), the last dimension contiguous.

@@ -1,4 +1,4 @@
-"""A KV cache whose tensors never move, of which a step reads the first positions only.
+"""A KV cache whose tensors never move; a step reads its first positions only.
 
 Letters: B rows, G key/value heads, D head_size, T tokens of a call, S positions that are read.
 """
@@ -9,23 +9,23 @@ from torch import Tensor
 from lit_gpt.model import GPT, KVCache
 
 _SMALLEST_ROOM = 256
-"""Positions; reading fewer is not worth a graph of their own."""
+"""Fewest positions that a step reads: fewer are not worth a graph of their own."""
 
 
 def room(n: int) -> int:
-    """How many positions to read so that the first `n` are among them: few sizes, none much more than needed.
+    """Returns how many positions to read so as to include the first `n`: one of few sizes, not much above `n`.
 
-    They are multiples of 256, and from 1,024 on at least four to every doubling.
+    Sizes are multiples of 256, and from 1,024 on at least four to every doubling.
     """
     step = max(_SMALLEST_ROOM, 1 << max(0, n.bit_length() - 3))
     return -(-n // step) * step
 
 
 class StaticCache:
-    """What `lit_gpt.model.KVCache` is, for rows that grow to at most `length` positions.
+    """A KV cache like `lit_gpt.model.KVCache`, for rows that grow to at most `length` positions.
 
-    Positions come first in memory: the first S of them are one piece and look the same whatever `length` is, so that
-    code that was compiled for one text serves all.
+    Positions are the first dimension: the first S of them are contiguous and have the same strides whatever `length`
+    is, so that code compiled for one text serves all.
     """
 
     def __init__(self, model: GPT, batch_size: int, length: int) -> None:
@@ -38,12 +38,12 @@ class StaticCache:
         self.rows = torch.arange(batch_size, device=like.device)
 
     def first(self, n: int) -> "CacheSlice":
-        """The first `n` positions, to read and to write."""
+        """Returns the first `n` positions, to read and to write."""
         return CacheSlice(self, n)
 
 
 class CacheSlice(KVCache):
-    """The first `n` positions of a cache, in the place of a `KVCache`; `length` stays that of the whole text."""
+    """The first `n` positions of a cache, used as a `KVCache`; `length` is that of the whole text."""
 
     def __init__(self, cache: StaticCache, n: int) -> None:
         self.length = cache.length
@@ -53,7 +53,7 @@ class CacheSlice(KVCache):
         ]
 
     def any_size(self) -> "CacheSlice":
-        """The same, marked for `torch.compile`: what it makes must serve any number of positions."""
+        """Marks the number of positions as dynamic for `torch.compile`; returns the slice."""
         for layer in self.layers:
             for x in (layer.k, layer.v, layer.positions):
                 torch._dynamo.maybe_mark_dynamic(x, 0)
@@ -67,7 +67,7 @@ class LayerSlice:
         self.k, self.v, self.positions, self.rows = k, v, positions, rows
 
     def update(self, k: Tensor, v: Tensor, input_pos: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v, (B, G, T, D), at `input_pos`, (T,) or (B, T); returns all of the slice, (B, G, S, D) each."""
+        """Writes k and v, (B, G, T, D), at `input_pos`, (T,) or (B, T); returns all of the slice, (B, G, S, D) each."""
         for cached, new in ((self.k, k), (self.v, v)):
             if input_pos.dim() == 1:
                 cached[input_pos] = new.permute(2, 0, 1, 3).to(cached.dtype)

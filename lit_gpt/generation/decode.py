@@ -1,4 +1,4 @@
-"""One token for every row, again and again: the steps of decoding on tensors that stay where they are.
+"""The steps of decoding, one token for every row, on tensors that never move.
 
 On a GPU a step can be captured as a CUDA graph, so that launching its kernels costs nothing: hundreds of them, each of
 a few microseconds, which is less than Python needs for a launch.
@@ -21,7 +21,7 @@ from lit_gpt.resources import never_waiting
 
 
 class Decoder:
-    """Reads prompts, then takes a token a row and returns the logits of the next one.
+    """Reads prompts, then takes one token per row and returns the logits of the next one.
 
     Args:
         model: in inference; its weights must not move while the decoder lives.
@@ -45,7 +45,7 @@ class Decoder:
         self.pool = torch.cuda.graph_pool_handle() if capture else None
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Logits of the first new token of each row, (B, V). Rows are padded on the right."""
+        """Returns the logits of the first new token of each row, (B, V); rows are padded on the right."""
         lengths = [len(p) for p in prompts]
         self.longest = max(lengths)
         device = self.token.device
@@ -55,10 +55,10 @@ class Decoder:
         return self.model.logits(hidden[self.cache.rows, self.position - 1])
 
     def step(self, token: Tensor) -> Tensor:
-        """Append a token to each row, (B,); returns logits of the next ones, (B, V), valid until the next step.
+        """Appends a token to each row, (B,); returns logits of the next ones, (B, V), valid until the next step.
 
-        On a GPU this returns before they are there. Rows may go on past the end of the model; what they draw there is
-        nobody's.
+        On a GPU it returns before they are computed. Rows may continue past the end of the context; what is drawn
+        there is discarded.
         """
         self.token.copy_(token)
         self.longest = min(self.longest + 1, self.length)
@@ -74,7 +74,7 @@ class Decoder:
         return logits
 
     def run(self, n: int) -> Tensor:
-        """Logits after `self.token` at `self.position`, reading `n` positions. Doing it twice changes nothing."""
+        """Returns the logits after `self.token` at `self.position`, reading `n` positions; it can be repeated."""
         # norms outside of our kernels, of six launches each where they are not compiled, took a tenth of a step
         with torch.inference_mode(False), torch.no_grad(), compiling(self.way == "kernels"):
             if n not in self.slices:
@@ -84,7 +84,7 @@ class Decoder:
             return self.stepped.logits(hidden[:, 0])
 
     def record(self, n: int) -> None:
-        """Capture `run(n)`; if something in the model waits for the GPU, capture nothing from now on."""
+        """Captures `run(n)`; if the model makes the host wait for the GPU, captures nothing from now on."""
         stream = _side_stream(self.token.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -109,5 +109,5 @@ class Decoder:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream on which steps are captured; one for all, since cuBLAS keeps a workspace for each stream it saw."""
+    """Returns the stream on which steps are captured; one for all, since cuBLAS keeps a workspace for each stream it saw."""
     return torch.cuda.Stream(device)

@@ -26,7 +26,7 @@ def generate(
     stop_ids: Collection[int] = (),
     compile: bool | None = None,
 ) -> Iterator[int]:
-    """Yield new tokens as they are drawn, up to and without the first of `stop_ids`.
+    """Yields new tokens as they are sampled, up to and without the first of `stop_ids`.
 
     Args:
         prompt: at least one token id.
@@ -53,7 +53,7 @@ def generate_batch(
     stop_ids: Collection[int] = (),
     compile: bool | None = None,
 ) -> Iterator[list[int | None]]:
-    """Yield one new token a row at a time; None for a row that has drawn one of `stop_ids` or filled the model.
+    """Yields one new token per row at a time; None for a row that has drawn one of `stop_ids` or filled the model.
 
     Rows are padded on the right and each keeps its own positions, so that a row's text does not depend on the others.
 
@@ -101,7 +101,7 @@ def draw(
     top_k: int | None,
     stop_ids: Collection[int],
 ) -> Iterator[list[int | None]]:
-    """What `generate_batch` yields, with the steps of `decoder`."""
+    """Yields what `generate_batch` does, with the steps of `decoder`."""
     block_size = decoder.model.config.block_size
     queued = decoder.token.is_cuda  # there a step returns at once, and runs while the token before it is read
     running = [True] * len(prompts)

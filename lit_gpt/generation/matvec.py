@@ -1,4 +1,4 @@
-"""A Triton kernel for products of weights with a single row, which cost the time to read the weights.
+"""A Triton kernel that multiplies weights by a single row, which takes the time to read the weights.
 
 Letters: N and K channels of the output and the input.
 """
@@ -10,7 +10,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports] as above
 from torch import Tensor
 
 _TILE = 4096
-"""Weights of 16 bits that a program has in flight; twice as many of 8 bits."""
+"""16-bit weights that a program has in flight; twice as many 8-bit ones."""
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _matmul_kernel(
     ACTIVATION: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """y (N,) = scale * (weight (N, K) @ x (K,)) + bias, ROWS of it a program, COLUMNS of the weight at a time.
+    """Computes y (N,) = scale * (weight (N, K) @ x (K,)) + bias, ROWS of it a program, COLUMNS of the weight at a time.
 
     With an activation, its value of the same product with the gate's weight is a factor.
     """
@@ -85,16 +85,16 @@ class Weight(NamedTuple):
     weight: Tensor
     """(N, K), contiguous, of any dtype that Triton converts to fp32."""
     scale: Tensor | None = None
-    """(N,), of the rows of the weight."""
+    """(N,), scale of each row of the weight."""
     bias: Tensor | None = None
     """(N,)."""
 
 
 def matvec(x: Tensor, layer: Weight, gate: Weight | None = None, activation: str = "") -> Tensor:
-    """What `layer` makes of a single row x, (..., K) -> (..., N), summed in fp32.
+    """Returns a linear layer's output for a single row x, (..., K) -> (..., N), summed in fp32.
 
     Args:
-        gate: a layer of the same kind and size; `activation` of what it makes of x is a factor.
+        gate: a layer of the same kind and size; the output is multiplied by activation(gate(x)).
         activation: silu, gelu or gelu_tanh.
     """
     N, K = layer.weight.shape

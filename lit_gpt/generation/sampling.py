@@ -5,12 +5,12 @@ from torch import Tensor
 
 
 def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
-    """One token id a row, (B,), from logits (B, V).
+    """Samples one token id per row, (B,), from logits (B, V).
 
     Args:
-        logits: of the next token.
+        logits: logits of the next token.
         temperature: divides the logits; 0 takes the most likely token.
-        top_k: draw from the k most likely tokens only; None from all.
+        top_k: sample from the k most likely tokens only; None from all.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -22,9 +22,9 @@ def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -
 
 
 def _first_arrival(probabilities: Tensor) -> Tensor:
-    """An index a row, (B,), drawn with `probabilities` (B, n).
+    """Samples an index per row, (B,), with `probabilities` (B, n).
 
-    Of waiting times that are exponential with these rates, the shortest is each index's with its probability.
-    `torch.multinomial` draws so, too, but stops to check its input.
+    If each index has an exponential waiting time with its probability as rate, the shortest one is at an index with
+    that index's probability. `torch.multinomial` samples so, too, but makes the host wait to check its input.
     """
     return (probabilities / torch.empty_like(probabilities).exponential_()).argmax(-1)

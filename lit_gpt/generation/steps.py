@@ -24,21 +24,21 @@ from lit_gpt.layers.rope import apply_rope
 from lit_gpt.model import GPT, Block, CausalSelfAttention, score_scale, softcap, visible
 
 _MOST_VARIANTS = 64
-"""Of a compiled block in a process: for each model, dtype and number of rows."""
+"""Most variants of a compiled block in a process: one for each model, dtype and number of rows."""
 
 
 def _with_children(module: nn.Module, **children: nn.Module) -> Any:
-    """A module that shares everything with `module` but has `children` in the place of those of the same names."""
+    """Returns a module that shares everything with `module` but its children of these names."""
     twin = copy.copy(module)
     twin._modules = {**module._modules, **children}
     return twin
 
 
 def _with_blocks(model: GPT, make: Callable[[Block, int], nn.Module], lm_head: nn.Module) -> GPT:
-    """`model` with other blocks and another output projection.
+    """Returns `model` with other blocks and another output projection.
 
     Args:
-        make: a block, and the window of its attention (0: none), to the module in its place.
+        make: returns the module that replaces a block with this window of attention (0: none).
     """
     config = model.config
     windows = [config.sliding_window if config.is_sliding(i) else 0 for i in range(config.n_layer)]
@@ -47,7 +47,7 @@ def _with_blocks(model: GPT, make: Callable[[Block, int], nn.Module], lm_head: n
 
 
 def with_kernels(model: GPT, batch_size: int) -> GPT:
-    """`model` with Triton kernels for attention and, where there is a single row, for products.
+    """Returns `model` with Triton kernels for attention and, for a single row, for matmuls.
 
     They take a cache of `StaticCache`, of which they read what is filled. Weights in 8 bits are multiplied with
     activations that are not rounded, more precisely than by the layer itself.
@@ -65,7 +65,7 @@ def with_kernels(model: GPT, batch_size: int) -> GPT:
 
 
 def _single_row(module: nn.Module, activation: str) -> nn.Module:
-    """`module` for inputs of one row: the linear layers in it whose weight our kernel reads are called through it."""
+    """Returns `module` for inputs of one row, with our kernel in the linear layers whose weight it can read."""
     if isinstance(module, _READABLE):
         return _RowMatmul(module)
     if isinstance(module, GatedMLP) and isinstance(module.fc_1, _READABLE) and type(module.fc_1) is type(module.fc_2):
@@ -83,8 +83,8 @@ class _RowMatmul(LinearLayer):
     """A linear layer for a single row.
 
     Args:
-        layer: one of READABLE.
-        gate: another of the same class and size; `activation` of its output is a factor.
+        layer: one of _READABLE.
+        gate: another of the same class and size; the output is multiplied by activation(gate(x)).
     """
 
     def __init__(self, layer: LinearLayer, gate: LinearLayer | None = None, activation: str = "") -> None:
@@ -105,7 +105,7 @@ class _RowMatmul(LinearLayer):
 
 
 class _KernelAttention(nn.Module):
-    """What the attention it is made of computes for one token a row, in three kernels besides the products."""
+    """An attention layer for one token per row, in three kernels besides the matmuls."""
 
     def __init__(self, attn: CausalSelfAttention, window: int, beside: nn.Module | None = None) -> None:
         super().__init__()
@@ -143,13 +143,13 @@ class _KernelAttention(nn.Module):
 
 
 def compiled(model: GPT, backend: str) -> GPT:
-    """`model` with compiled blocks, for a cache of `StaticCache.first(...).any_size()`.
+    """Returns `model` with compiled blocks, for a cache of `StaticCache.first(...).any_size()`.
 
     One block is compiled and serves all layers: 32 of them in one piece would take half a minute, and gain little where
     steps are captured as CUDA graphs anyway.
 
     Args:
-        backend: of `torch.compile`.
+        backend: backend of `torch.compile`.
 
     Raises:
         UserError: at the first step, if this machine cannot compile.
@@ -165,9 +165,9 @@ def compiled(model: GPT, backend: str) -> GPT:
 
 @cache
 def _compiled_step(backend: str, cuda: bool) -> Callable[..., Tensor]:
-    """`_call`, compiled once in a process."""
+    """Returns `_call`, compiled once in a process."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)
-    # tuning makes products with one row reductions of our own, and those come near the memory's bandwidth only tuned
+    # with tuning, matmuls of one row become reductions, which reach the memory's bandwidth only if tuned
     options: dict[str, Any] | None = {"coordinate_descent_tuning": True} if cuda and backend == "inductor" else None
     return torch.compile(_call, backend=backend, dynamic=False, options=options)
 
@@ -177,7 +177,7 @@ def _call(module: nn.Module, *args: Any) -> Tensor:
 
 
 class _Compiled(nn.Module):
-    """`module`, by way of what was compiled for all modules that look like it."""
+    """A module that runs as the code compiled for all modules that look like it."""
 
     def __init__(self, module: nn.Module, step: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class _Compiled(nn.Module):
 
 
 class _CompiledAttention(nn.Module):
-    """What the attention it is made of computes for one token a row, written so that it compiles into few kernels."""
+    """An attention layer for one token per row, written so that it compiles into few kernels."""
 
     def __init__(self, attn: CausalSelfAttention, window: int, beside: nn.Module | None = None) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class _CompiledAttention(nn.Module):
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Config) -> Tensor:
-    """`lit_gpt.model.attend` for q (B, H, 1, D), by sums of products in fp32 instead of matrix products."""
+    """Returns what `lit_gpt.model.attend` does for q (B, H, 1, D), by sums in fp32 instead of matmuls."""
     q = q.unflatten(1, (k.size(1), -1)).float()  # (B, G, H / G, 1, D)
     k, v = k.unsqueeze(2).float(), v.unsqueeze(2)  # (B, G, 1, S, D)
     scores = (q * k).sum(-1) * score_scale(config)  # (B, G, H / G, S)
