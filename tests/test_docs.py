@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT
 from hub_server import Hub
+from script_processes import run
 
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".git", "checkpoints", "data"} & {*path.parts})
 PAGES += [ROOT / "checkpoints" / "README.md", ROOT / "data" / "README.md"]
