@@ -109,5 +109,5 @@ class Decoder:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Returns the stream on which steps are captured; one for all, since cuBLAS keeps a workspace for each stream it saw."""
+    """Returns the one stream on which steps are captured: cuBLAS keeps a workspace for each stream that it uses."""
     return torch.cuda.Stream(device)
