@@ -36,6 +36,7 @@ from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.memory import kept_by_wrappers, kept_values
 
 V = {"adapter": adapter, "adapter_v2": adapter_v2}
+TRAINABLE = {"adapter": adapter.trainable, "adapter_v2": adapter_v2.trainable}
 FROM_1 = AdapterArgs(adapter_start_layer=1)
 KINDS = ("llama", "llama-gqa", "llama-mqa", "llama-tied", "mixtral", "qwen3", "olmo2", "stablelm-12b", "neox", "gemma2",
          "falcon", "mistral", "gemma")  # fmt: skip
@@ -103,7 +104,7 @@ def test_everything_that_trains_gets_a_gradient_after_a_validation_and_twice_in_
         loss_sum(model, batch).backward()
         for name, p in model.named_parameters():
             got = p.grad is not None and bool(p.grad.any())
-            assert got == p.requires_grad == V[method].trainable(name), name
+            assert got == p.requires_grad == TRAINABLE[method](name), name
         found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
@@ -270,7 +271,7 @@ def test_the_loop_moves_all_that_trains_and_no_bit_of_the_base(method, tmp_path)
     before, after = train_briefly(model, tmp_path)
     assert after < before
     for name, p in model.named_parameters():
-        assert torch.equal(p, start[name]) == (not V[method].trainable(name)), name
+        assert torch.equal(p, start[name]) == (not TRAINABLE[method](name)), name
     saved = torch.load(tmp_path / "lit_model_finetuned.pth", weights_only=True)
     assert saved.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
     assert all(torch.equal(x, model.get_parameter(n)) for n, x in saved.items())

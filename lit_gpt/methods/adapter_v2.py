@@ -92,12 +92,12 @@ def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
             if isinstance(child, LinearLayer):
                 setattr(parent, name, AdapterLinear(child))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = _trainable(name)
+        parameter.requires_grad = trainable(name)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
-def _trainable(name: str) -> bool:
+def trainable(name: str) -> bool:
     """Returns whether the parameter of this name belongs to the method, and is therefore trained and saved."""
     module, _, leaf = name.rpartition(".")
     norm = module.rpartition(".")[2]
