@@ -30,7 +30,7 @@ def main(
         data_dir: folder of a prepared data set.
         out_dir: folder of the run; out/lora/<name of the checkpoint> if not given.
         merge: also write a checkpoint with the merged weights to out_dir/merged at the end.
-        precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
+        precision: bf16-true on a GPU (16-true if it has no bf16) and 32-true on a CPU if not given.
         quantize: quantize the frozen weights of the blocks to 4 or 8 bits (LoRA on bnb.nf4 is QLoRA); not quantized if
             not given.
     """

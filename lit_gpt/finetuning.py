@@ -22,8 +22,7 @@ from lit_gpt.training.run.start import enter, find_checkpoint, load_data, load_m
 def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
     """Finetunes a model and writes the run to `args.out_dir`; with --dry_run, it only prints the plan.
 
-    Each step below is one call, and a mistake of the user is found before the model is loaded wherever possible. The
-    training loop itself is `lit_gpt.training.loop.fit`.
+    A mistake of the user is found before the model is loaded wherever possible. The training loop itself is `lit_gpt.training.loop.fit`.
 
     Raises:
         UserError: arguments, checkpoint, data or output folder do not fit together.
@@ -87,7 +86,7 @@ def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
     if progress.stopped_by:
         print(f"Stopped by {progress.stopped_by} after step {progress.step:,}; --resume true goes on from there")
         return
-    if not progress.step:
+    if not progress.step and train.max_seconds:
         print(f"No optimizer step was taken: --max_time {train.max_time} has no room for one; raise it")
 
     # Compare the plan with what the run took, then write curve, report, and merged or averaged weights.

@@ -29,7 +29,7 @@ class RunArgs:
     overwrite: bool = False
     """Replace the run that out_dir holds."""
     resume: bool | Path = False
-    """Resume the run in out_dir from its newest intact checkpoint, or from the folder of one."""
+    """true resumes the run in out_dir from its newest intact checkpoint, a path from that checkpoint."""
     allow_changes: bool = False
     """Resume even with arguments that make it another run."""
     prompt_style: str | None = None
@@ -66,8 +66,8 @@ class TrainArgs:
     micro-batch."""
     micro_batch_tokens: int | None = _free(None)
     """Tokens per micro-batch, which is one forward and backward pass: samples are packed end to end, without padding,
-    until no other fits. Changes memory and speed, not the result. 4096 on a GPU and 512 on a CPU if not given; a longer
-    sample has a micro-batch of its own."""
+    until no other fits. Changes memory and speed, and the result only by what dropout draws. 4096 on a GPU and 512 on a
+    CPU if not given; a longer sample has a micro-batch of its own."""
     recompute: Literal["none", "auto", "all"] = _free("auto")
     """Activation checkpointing (gradient checkpointing): which blocks recompute their forward pass in the backward
     pass, for less memory and a third more time; auto takes as many as it needs to fit the GPU."""
@@ -75,8 +75,8 @@ class TrainArgs:
     """Keep gradients in the host's memory from the backward pass to the optimizer's step, with the same result: full
     finetuning of a 7B model then fits 24 GB. Every micro-batch moves 2 bytes a weight back and forth."""
     compile: bool = _free(True)
-    """On a GPU, compile norms, rotations, activations and dropout, and record the step as CUDA graphs: half a minute at
-    the start of a run."""
+    """On a GPU, compile norms, rotations, activations and dropout, and record the blocks as CUDA graphs: half a minute
+    at the start of a run."""
     epochs: float | None = None
     """End after this many passes over the training set."""
     max_iters: int | None = None
@@ -90,10 +90,10 @@ class TrainArgs:
     save_interval: int = _free(100)
     """Optimizer steps between checkpoints; the last step of a run is always followed by one."""
     keep_last: int = _free(2)
-    """How many of the latest checkpoints are kept, besides the one with the lowest validation loss."""
+    """How many of the latest checkpoints are kept, besides the best one."""
     packing: bool = _free(True)
     """Packing: lay samples end to end in a micro-batch, without padding, each attending to itself only; false gives
-    each one a micro-batch of its own, with the same result."""
+    each one a micro-batch of its own, with the same result but for what dropout draws."""
     share_prefixes: bool = _free(True)
     """Prefix sharing: compute a prefix that several samples of a micro-batch share once, such as the first lines of the
     prompt style; false computes it for each, with the same result but for what dropout draws."""
@@ -119,12 +119,12 @@ class TrainArgs:
 
     @property
     def records(self) -> bool:
-        """Whether the step may be recorded as CUDA graphs: all gradients on the device, packed micro-batches."""
+        """Whether blocks may be recorded as CUDA graphs: compiled, packed, with all gradients on the device."""
         return self.compile and self.packing and not self.offload_gradients
 
     @property
     def max_seconds(self) -> float | None:
-        """Seconds of `max_time`; None is no limit, and 0 an invalid text."""
+        """Seconds of `max_time`; None is no limit, and 0 stands for an invalid text."""
         if self.max_time is None:
             return None
         parts = self.max_time.split(":")
@@ -164,7 +164,7 @@ class ValidationArgs:
     """Arguments of validation, and of what makes a checkpoint the best."""
 
     eval_interval: int = _free(100)
-    """Optimizer steps between validations; the first and the last step of a run are always followed by one."""
+    """Optimizer steps between validations; there is also one before the first step and one after the last."""
     eval_iters: int | None = None
     """The first micro_batch_size times this many samples of the validation set are used; all if not given."""
     early_stopping_patience: int | None = _free(None)

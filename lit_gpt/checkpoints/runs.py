@@ -3,6 +3,7 @@
 out/<method>/<name>/       trained weights (trained_path), finetuned.json, metrics.csv, loss.png       (finetune/*.py)
   checkpoints/, best       checkpoints that a run resumes from, and a link to the best of them
                            (lit_gpt/training/run/checkpoint_store.py)
+  merged/, averaged/       with --merge true and --average_last: merged weights, the mean of the last checkpoints
   plan.json, report.html   the plan with what came of it, and the report
   seconds_used.txt         time that a run with a deadline has used
 """
@@ -46,7 +47,7 @@ class Run:
     data: dict[str, Any]
     """Content of the training data's meta.json, and the data's folder."""
     training: dict[str, Any]
-    """Arguments of the training."""
+    """Arguments of training and validation, the seed and the precision."""
     versions: dict[str, str]
     quantize: str | None = None
     """Key of QUANTIZATIONS: how the base weights were quantized in training; None if they were not."""

@@ -1,1 +1,1 @@
-"""Finetuning: the loop (`loop`), its loss, schedule, figures (`monitor`, `flops`) and what surrounds it (`run`)."""
+"""Training: the loop (`loop`), a step (`step`, `loss`, `gradients`, `optimizer`), and what surrounds them (`run`)."""

@@ -28,11 +28,12 @@ def fit(
     validation: ValidationArgs,
     seed: int,
 ) -> Progress:
-    """Trains the parameters of `model` that require a gradient; saves a checkpoint at every interval and at the end.
+    """Trains the parameters of `model` that require a gradient; saves checkpoints.
 
-    It ends after the last step, when the time is up, when the validation loss no longer falls, or on a signal, always
-    with a checkpoint of the last complete step. Validations and saves are due at fixed steps, so that a resumed run
-    does exactly what the uninterrupted one would have done.
+    A checkpoint is saved before the first step, at every interval, when it is the best so far, and at the end. The run
+    ends after the last step, when the time is up, when validation brings nothing better for long, or on a signal.
+    Validations and saves are due at fixed steps, so that without a time limit a resumed run does what the
+    uninterrupted one would have done.
 
     Args:
         seed: decides the order of the samples.
@@ -74,7 +75,7 @@ def fit(
             length = budget.cut(loader.length, step)
             monitor.expect(step, length)
             rate = set_learning_rate(optimizer, step + 1, length.n_steps, train)
-            for attempt in attempts(fabric, loader, gradients, monitor):  # a second one only if the memory runs out
+            for attempt in attempts(fabric, loader, gradients, monitor):  # another one only if the memory runs out
                 with attempt:
                     batches = loader.batches(step + 1)
                     n_targets = sum(batch.n_targets for batch in batches)

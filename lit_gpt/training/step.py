@@ -40,7 +40,7 @@ class _AbandonedError(Exception):
 
 
 class _Attempt:
-    """A context manager around the micro-batches of a step: it swallows an out-of-memory error and being abandoned."""
+    """A context manager around the micro-batches of a step: it suppresses an out-of-memory error and `abandon`."""
 
     def __init__(self) -> None:
         self.complete = False
@@ -49,7 +49,7 @@ class _Attempt:
         """The out-of-memory error that ended the block."""
 
     def abandon(self) -> None:
-        """Leaves the block; nothing of the step is left afterwards, and it can be taken again later."""
+        """Leaves the block; `attempts` then undoes what was done of the step, which can be taken again later."""
         raise _AbandonedError
 
     def __enter__(self) -> "_Attempt":
@@ -100,7 +100,7 @@ def _attempts(loader: BatchLoader, undo: Callable[[], None]) -> Iterator[_Attemp
 def try_largest_batch(fabric: Fabric, model: GPT, loader: BatchLoader, gradients: Gradients, budget: Budget) -> None:
     """Runs the largest micro-batch forward and backward and allocates the optimizer's state; trains nothing.
 
-    Under a time limit without a timed step, runs it once more and tells the budget what a step will take by that.
+    With a time limit and no step timed yet, runs it a second time and gives the budget the expected time of a step.
 
     Raises:
         RuntimeError: out of memory, with the smallest micro-batches and all blocks recomputed.

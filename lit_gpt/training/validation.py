@@ -55,7 +55,7 @@ def validated(
 
 
 def n_validated(n_samples: int, train: TrainArgs, validation: ValidationArgs) -> int:
-    """Returns how many of the validation set's samples a validation takes: the first `eval_iters` micro-batches."""
+    """Returns how many of the validation set's samples a validation takes: `eval_iters` times `micro_batch_size`."""
     if validation.eval_iters is None:
         return n_samples
     return min(n_samples, validation.eval_iters * train.micro_batch_size)
