@@ -1,4 +1,4 @@
-"""What a decoder looks like, as plain data. Imports nothing but the standard library."""
+"""The configuration of a decoder, as plain data that does not need torch."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from lit_gpt.errors import UserError
 
 @dataclass
 class Config:
-    """Sizes and traits of one decoder. Every field but the first three is read by `lit_gpt/model.py`.
+    """Sizes and traits of one decoder; `lit_gpt/model.py` reads every field but the first three.
 
     Raises:
-        UserError: sizes that contradict each other.
+        UserError: sizes contradict each other, or a field has an impossible value.
     """
 
     name: str = ""
@@ -23,7 +23,7 @@ class Config:
     hf_repo: str = ""
     """Hugging Face repository the weights come from, `org/name`; empty if they come from somewhere else."""
     architecture: str = ""
-    """Key of `lit_gpt.families.ARCHITECTURES`: whose weight names the checkpoint had, e.g. `gpt_neox`."""
+    """Key of `lit_gpt.families.ARCHITECTURES`, whose tensor names the checkpoint had, e.g. `gpt_neox`."""
 
     # sizes
     n_layer: int = 16
@@ -47,11 +47,11 @@ class Config:
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
     norm_unit_offset: bool = False
-    """RMS norms scale by 1 + weight (Gemma)."""
+    """Whether RMS norms scale by 1 + weight (Gemma)."""
     pre_norm: bool = True
-    """Attention and MLP read a normalised input."""
+    """Whether the inputs of attention and MLP are normalized."""
     post_norm: bool = False
-    """What attention and MLP return is normalised before it is added (Gemma 2, OLMo 2)."""
+    """Whether the outputs of attention and MLP are normalized before they are added (Gemma 2, OLMo 2)."""
     mlp: Literal["plain", "gated", "moe"] = "plain"
     """`moe` is a mixture of gated MLPs (arXiv:2401.04088)."""
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
@@ -60,7 +60,7 @@ class Config:
     n_expert_per_token: int = 0
     """Experts that each token goes through."""
     parallel_residual: bool = True
-    """x + attn(norm(x)) + mlp(norm(x)) rather than one after the other."""
+    """Whether a block computes x + attn(norm(x)) + mlp(norm(x)) rather than one after the other."""
     shared_attention_norm: bool = False
     """Whether, in a parallel block, the MLP reads the same norm's output as attention: there is no second norm."""
     qkv_bias: bool = False
@@ -69,38 +69,39 @@ class Config:
     mlp_bias: bool = False
     lm_head_bias: bool = False
     tie_embeddings: bool = False
-    """The output projection is the embedding table."""
+    """Whether the output projection shares its weight with the embedding table."""
     scale_embeddings: bool = False
-    """Embeddings are multiplied by the square root of n_embd (Gemma)."""
+    """Whether embeddings are multiplied by the square root of n_embd (Gemma)."""
     final_logit_softcapping: float = 0.0
-    """Logits x become c * tanh(x / c); 0 leaves them (arXiv:2408.00118)."""
+    """Soft cap c of the logits x, which become c * tanh(x / c); 0 means none (arXiv:2408.00118)."""
 
     # attention
     qk_norm: Literal["none", "head", "full", "per_head"] = "none"
     """Norm of queries and keys: over a head's channels with one weight for all heads (Qwen 3), over all heads' channels
     (OLMo 2), or over a head's channels with a weight for each head (StableLM 2 12B)."""
     query_pre_attn_scalar: float = 0.0
-    """Scores are divided by the square root of this; 0 means head_size."""
+    """Number whose square root divides the attention scores; 0 means head_size."""
     attn_logit_softcapping: float = 0.0
     """Soft cap of attention scores, computed like final_logit_softcapping."""
     sliding_window: int = 0
-    """Tokens that a position sees, itself included; 0 means all before it."""
+    """Number of tokens that a position attends to, itself included; 0 means no limit."""
     sliding_layers: list[int] | None = None
     """Layers with the window; None means all of them."""
 
     # rotary embeddings
     rotary_percentage: float = 0.25
-    """Part of each head's channels that is rotated."""
+    """Fraction of each head's channels that is rotated."""
     rope_base: float = 10000.0
     rope_condense_ratio: float = 1.0
-    """Positions are divided by this (linear rope scaling, arXiv:2306.15595)."""
+    """Divisor of positions (linear rope scaling, arXiv:2306.15595)."""
     rope_scaling: dict[str, Any] | None = None
-    """Another scaling: `type` (llama3, yarn or longrope) and its parameters, named as in Hugging Face's config.json."""
+    """Another rope scaling: `type` (llama3, yarn or longrope) and its parameters, named as in Hugging Face's
+    config.json."""
     unrotated_layers: list[int] | None = None
-    """Layers that leave queries and keys as they are (arXiv:2501.18795); None means none of them."""
+    """Layers that do not rotate queries and keys (arXiv:2501.18795); None means that all layers rotate."""
     rope_local_base: float = 0.0
-    """Base of the layers with the sliding window, whose rotation is not scaled (arXiv:2503.19786); 0 means that they
-    rotate as the others."""
+    """Base for the layers with the sliding window, whose rotation is not scaled (arXiv:2503.19786); 0 means the same
+    rotation as in other layers."""
 
     def __post_init__(self) -> None:
         if not self.head_size:
@@ -155,7 +156,7 @@ class Config:
         """Returns the configuration that `to_json` wrote.
 
         Raises:
-            UserError: not JSON, or a field we do not have.
+            UserError: the file is not JSON, a field is unknown, or a value is of the wrong type or impossible.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -190,6 +191,6 @@ TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     str: ((str,), "a string"),
 }
-"""Type of a field -> those that JSON may have for it, and their name."""
+"""Type of a field -> the types that JSON may have for it, and what a message calls them."""
 _CHOICES = {name: get_args(hint) for name, hint in HINTS.items() if get_origin(hint) is Literal}
 """Field -> the values it may have, where they are a closed set."""

@@ -13,7 +13,7 @@ _SIZES = table(
 )
 # fmt: on
 _PYTHON = {name: {"padded_vocab_size": 32000} for name in ("CodeLlama-7b", "CodeLlama-13b")}
-"""The smaller two have no tokens for infilling in their Python variants."""
+"""Fields of the Python variants that differ: the two smaller ones have no infilling tokens."""
 
 FAMILY = Family(
     org="codellama",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Separate:
-    """q, k and v are three modules of theirs: `template` with `{qkv}` replaced by each of `names`."""
+    """Three checkpoint modules for q, k and v: `template` with `{qkv}` replaced by each of `names`."""
 
     template: str
     names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
@@ -22,7 +22,7 @@ class Separate:
 
 @dataclass(frozen=True)
 class Interleaved:
-    """One module of theirs that stacks [q.. k v] once per query group (GPT-NeoX)."""
+    """A checkpoint module that stacks [q.. k v] once per query group (GPT-NeoX)."""
 
     name: str
 
@@ -33,7 +33,7 @@ class Interleaved:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one module of theirs: the `index`-th of `of` equal blocks (Phi 3 stacks the two halves of its MLP)."""
+    """Rows of a checkpoint module: the `index`-th of `of` equal blocks (Phi 3 stacks the two halves of its MLP)."""
 
     name: str
     index: int
@@ -46,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PerHead:
-    """One module of theirs for each head, `template` with `{head}` replaced by 0, 1, ...; ours stacks their weights."""
+    """A checkpoint module per head, `template` with `{head}` replaced by 0, 1, ...; our module stacks their weights."""
 
     template: str
     keys: bool = False
@@ -57,7 +57,7 @@ Rule = str | Separate | Interleaved | Part | PerHead
 """The source of one of our modules; a string is a plain rename."""
 
 _Values = dict[str, Any]
-"""What a config.json holds."""
+"""Contents of a config.json, or fields of Config."""
 
 
 @dataclass(frozen=True)
@@ -65,30 +65,30 @@ class Architecture:
     """One decoder layout as Hugging Face names it: its configuration keys and its weights."""
 
     name: str
-    """What we call it; unique."""
+    """Our name of the architecture; unique."""
     hf_class: str
     """Entry of `architectures` in their config.json."""
     traits: _Values
-    """Config fields that every model of the architecture has, and those that an absent key stands for."""
+    """Config fields that every model of the architecture shares, and defaults for keys that config.json lacks."""
     config_keys: dict[str, str | tuple[str, ...]]
     """Their config.json key -> our Config field, or fields. The first key that names a field is written back."""
     config_values: dict[str, tuple[Any, ...]]
-    """Their keys that would change the computation, with the values under which it is what `model.py` computes; the
-    first is written back."""
+    """Their config.json keys that could change the computation, with the values for which it is what `model.py`
+    computes; the first value is written back."""
     weights: dict[str, Rule]
-    """Our module -> theirs. `{}` stands for a number, of a layer or an expert; `.weight` and `.bias` come along."""
+    """Our module -> theirs. `{}` stands for the index of a layer or an expert; `.weight` and `.bias` are added."""
     model_type: str = ""
     """`model_type` in their config.json; empty means `name`."""
     when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Values of their keys (None: absent) that tell this architecture from others of the same class."""
     adapt: Callable[[_Values], _Values] = dict
-    """Their config.json -> the same with keys of the tables only, where they say a thing in several ways."""
+    """Converts their config.json, which may state a trait in several ways, to one with keys of the tables only."""
     restore: Callable[["Config"], _Values] = lambda config: {}
-    """The inverse: keys of their config.json that the tables do not give; None is written as null."""
+    """Returns the keys of their config.json that the tables do not give, the inverse of `adapt`; None becomes null."""
     ignore: tuple[str, ...] = ()
-    """Endings of tensors in their checkpoints that carry no weights (buffers)."""
+    """Suffixes of tensor names in their checkpoints that are buffers rather than weights."""
     aliases: dict[str, str] = field(default_factory=dict)
-    """Other names under which a module of theirs is found: name in some checkpoints -> name in `weights`."""
+    """Other names of their modules: name in some checkpoints -> name in `weights`."""
     other_classes: tuple[str, ...] = ()
     """Older names of `hf_class`."""
 
@@ -98,12 +98,12 @@ class Family:
     """Models of one publisher that share an architecture."""
 
     org: str
-    """Hugging Face organisation."""
+    """Hugging Face organization."""
     architecture: Architecture
     common: _Values
     """Config fields all members share, beyond the architecture's."""
     models: list[_Values]
-    """One dict a model: `name`, the fields in which it differs, `hf_repo` where that is not `org`/`name`."""
+    """One dict per model: `name`, the fields in which it differs, `hf_repo` where that is not `org`/`name`."""
 
     @property
     def configs(self) -> dict[str, _Values]:

@@ -1,4 +1,4 @@
-"""Google Gemma 2 (arXiv:2408.00118): soft caps, a window in every second layer, norms before and after."""
+"""Google Gemma 2 (arXiv:2408.00118): soft caps, a sliding window in every second layer, norms before and after."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     hf = read_window(hf, sliding_layers=list(range(0, hf.get("num_hidden_layers", 0), 2)))
     for cap in CAPS:
         if cap in hf:
-            hf[cap] = hf[cap] or 0.0  # null is no cap
+            hf[cap] = hf[cap] or 0.0  # null means no cap
     return hf
 
 

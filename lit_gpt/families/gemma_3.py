@@ -1,4 +1,4 @@
-"""Google Gemma 3 (arXiv:2503.19786), the models of text only: a window in five of six layers, which rotate faster."""
+"""Google Gemma 3 (arXiv:2503.19786), text only: a sliding window, with a smaller rotary base, in five of six layers."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from lit_gpt.families.window import read_window, write_layer_types
 
 
 def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
-    """Layers with a window by their list, or all but every n-th."""
+    """Returns config.json with a window in the layers that `layer_types` marks, or else in all but every n-th."""
     hf = dict(hf)
     stated = [hf.pop(key, None) for key in ("sliding_window_pattern", "_sliding_window_pattern")]
     period = next((n for n in stated if n), 6)

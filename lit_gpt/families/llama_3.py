@@ -5,7 +5,7 @@ from lit_gpt.families.llama import LLAMA
 
 
 def _scaled(factor: float) -> dict[str, object]:
-    """Fields of 3.1 and later: made for 131,072 tokens by stretching the frequencies."""
+    """Returns the fields of 3.1 and later, which scale rotary frequencies by `factor` to reach 131,072 tokens."""
     shape = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     return {"block_size": 131072, "rope_scaling": {"type": "llama3", "factor": factor, **shape}}
 

@@ -13,7 +13,7 @@ MISTRAL = replace(
     name="mistral",
     hf_class="MistralForCausalLM",
     other_classes=(),
-    traits={**LLAMA.traits, "sliding_window": 4096},  # what transformers takes if config.json does not say
+    traits={**LLAMA.traits, "sliding_window": 4096},  # the default of transformers
     config_keys={
         **{k: v for k, v in LLAMA.config_keys.items() if k not in _BIASES},
         "sliding_window": "sliding_window",

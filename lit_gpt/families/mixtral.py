@@ -1,4 +1,4 @@
-"""Mixtral 8x7B and 8x22B (arXiv:2401.04088): Mistral with eight MLPs a layer, two of them for each token."""
+"""Mixtral 8x7B and 8x22B (arXiv:2401.04088): Mistral with eight experts per layer, two per token."""
 
 from dataclasses import replace
 

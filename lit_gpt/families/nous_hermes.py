@@ -1,4 +1,4 @@
-"""Nous Research Hermes: Llama 1 and 2 finetuned on instructions, with a few tokens more."""
+"""Nous Research Hermes: Llama 1 and 2 finetuned on instructions, with a few more tokens."""
 
 from lit_gpt.families.family import Family, table
 from lit_gpt.families.llama import LLAMA

@@ -1,4 +1,4 @@
-"""Ai2 OLMo 3 (arXiv:2512.13961): OLMo 2 with a window in three of four layers, and a rotation scaled in the others."""
+"""Ai2 OLMo 3 (arXiv:2512.13961): OLMo 2 with a window in three of four layers, scaled rope in the others."""
 
 from dataclasses import replace
 from typing import Any

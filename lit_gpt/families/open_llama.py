@@ -1,4 +1,4 @@
-"""OpenLLaMA, a reproduction of Llama 1 under a free licence, https://github.com/openlm-research/open_llama."""
+"""OpenLLaMA, a reproduction of Llama 1 under a free license, https://github.com/openlm-research/open_llama."""
 
 from lit_gpt.families.family import Family, table
 from lit_gpt.families.llama import LLAMA

@@ -9,7 +9,7 @@ from lit_gpt.families.mistral import MISTRAL
 from lit_gpt.families.window import read_window, write_window
 
 _NEUTRAL = (("full_attn_mod", 1), ("interpolate_factor", 1), ("lm_head_bias", False), ("mlp_bias", False))
-"""What Phi 4 mini says of traits that no model of the architecture has."""
+"""Keys of Phi-4-mini's config.json with values that change nothing."""
 
 
 def _adapt(hf: dict[str, Any]) -> dict[str, Any]:

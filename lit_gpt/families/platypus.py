@@ -1,7 +1,7 @@
 """Platypus (arXiv:2308.07317): Llama 1 and 2 finetuned on questions of science and logic.
 
-Platypus2-70B has 64 key/value heads here, as Lit-GPT listed it; a download brings its own config.json, which is what
-a conversion goes by.
+Platypus2-70B has 64 key/value heads here, as Lit-GPT listed it; a conversion follows the config.json of the
+download instead.
 """
 
 from lit_gpt.families.family import Family, table

@@ -1,4 +1,4 @@
-"""Alibaba Qwen 3 as a mixture (arXiv:2505.09388): 128 small MLPs a layer, eight of them for each token."""
+"""Alibaba Qwen 3 as a mixture of experts (arXiv:2505.09388): 128 small experts per layer, eight per token."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,9 +11,9 @@ from lit_gpt.families.window import read_window, write_window
 def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """Returns config.json with one window for all layers; experts' weights sum to one only if the file says so."""
     hf = {"norm_topk_prob": False, **hf}
-    hf.pop("intermediate_size", None)  # of layers without experts: there are none
-    hf.pop("max_window_layers", None)  # Qwen 2's, and not read
-    if "num_local_experts" in hf:  # as transformers 5 writes it
+    hf.pop("intermediate_size", None)  # the size of layers without experts, of which there are none
+    hf.pop("max_window_layers", None)  # a key of Qwen 2 that this architecture ignores
+    if "num_local_experts" in hf:  # the key that transformers 5 writes
         hf["num_experts"] = hf.pop("num_local_experts")
     if not hf.pop("use_sliding_window", False):
         hf["sliding_window"] = None

@@ -1,4 +1,4 @@
-"""Hugging Face SmolLM3, https://huggingface.co/blog/smollm3: Llama, but every fourth layer does not rotate."""
+"""Hugging Face SmolLM3, https://huggingface.co/blog/smollm3: Llama, but every fourth layer has no rotary embedding."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,13 +9,13 @@ from lit_gpt.families.window import read_window, write_layer_types
 
 
 def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
-    """Layers without rotation by their list, or every n-th; where a window is switched on, those have it."""
+    """Returns config.json with the layers without rotation: as listed, or every n-th; only those get a window."""
     hf = dict(hf)
     rotated, interval = hf.pop("no_rope_layers", None), hf.pop("no_rope_layer_interval", None) or 4
     n = hf.get("num_hidden_layers", 0)
     hf["unrotated_layers"] = [i for i in range(n) if not (rotated[i] if rotated else (i + 1) % interval)] or None
     has_window = hf.pop("use_sliding_window", False) and hf.get("sliding_window")
-    hf.pop("max_window_layers", None)  # Qwen 2's, and not read
+    hf.pop("max_window_layers", None)  # a key of Qwen 2 that this architecture ignores
     return read_window(hf, sliding_layers=(hf["unrotated_layers"] or []) if has_window else [])
 
 
@@ -32,7 +32,7 @@ _SMOLLM_3 = replace(
     name="smollm3",
     hf_class="SmolLM3ForCausalLM",
     other_classes=(),
-    traits={**LLAMA.traits, "tie_embeddings": True, "rope_base": 2000000.0},  # what transformers takes if none is said
+    traits={**LLAMA.traits, "tie_embeddings": True, "rope_base": 2000000.0},  # the default of transformers
     config_keys={
         **LLAMA.config_keys,
         "sliding_window": "sliding_window",

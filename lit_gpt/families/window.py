@@ -18,7 +18,7 @@ def read_window(hf: dict[str, Any], sliding_layers: list[int] | None = None) -> 
     if types is not None:
         sliding_layers = [i for i, kind in enumerate(types) if kind == "sliding_attention"]
     if "sliding_window" in hf:
-        hf["sliding_window"] = hf["sliding_window"] or 0  # null is no window
+        hf["sliding_window"] = hf["sliding_window"] or 0  # null means no window
     if sliding_layers is not None:
         if not sliding_layers:
             hf["sliding_window"] = 0

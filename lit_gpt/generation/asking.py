@@ -32,10 +32,10 @@ def ask(
     """Returns the prompt for the model of a folder, in a prompt style.
 
     Args:
-        end_ids: tokens that ended answers in training, besides the style's own: a tool call may end otherwise.
+        end_ids: tokens that ended answers in training, besides the style's own; a tool call may end with another one.
 
     Raises:
-        UserError: flags that contradict each other, a conversation that is none, or one that the style refuses.
+        UserError: flags contradict each other, the file is not one conversation, or the style refuses it.
     """
     style = open_style(prompt_style, checkpoint_dir, tokenizer)
     exchanges = style.exchanges(*_conversation(args))
@@ -47,7 +47,7 @@ def ask(
 
 def _conversation(args: AskArgs) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:
     """Returns the turns, and the tools that may be called; raises UserError where flags contradict each other."""
-    turns, tools = _earlier(args.conversation) if args.conversation else ([], ())
+    turns, tools = _read_conversation(args.conversation) if args.conversation else ([], ())
     if args.system:
         if turns and turns[0].role == "system":
             raise UserError(f"--system, and {args.conversation} has a system text of its own; pass one of them")
@@ -75,7 +75,7 @@ def _prompt(given: str | None) -> str:
     return text.removesuffix("\n")
 
 
-def _earlier(path: Path) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:
+def _read_conversation(path: Path) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:
     """Returns the turns in a file, and the tools; raises UserError if the file is not one conversation."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def _earlier(path: Path) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:
 
 
 def _ids(exchanges: Sequence[Exchange], eos: str, tokenizer: Tokenizer) -> list[int]:
-    """Returns token ids, encoded piece by piece as in training: prompt, answer, end with the next prompt ..."""
+    """Returns token ids, encoded in the pieces of training: prompt, answer, end token with the next prompt ..."""
     ids = tokenizer.encode(exchanges[0].prompt)
     for before, e in pairwise(exchanges):
         ids += tokenizer.continue_batch([before.answer or ""])[0]

@@ -1,7 +1,7 @@
 """The steps of decoding, one token for every row, on tensors that never move.
 
-On a GPU a step can be captured as a CUDA graph, so that launching its kernels costs nothing: hundreds of them, each of
-a few microseconds, which is less than Python needs for a launch.
+On a GPU a step can be captured as a CUDA graph, which removes the cost of launching its kernels: there are hundreds,
+and each runs for a few microseconds, less than Python needs to launch it.
 
 Letters: B rows, T tokens of a call, V padded vocabulary.
 """
@@ -24,19 +24,21 @@ class Decoder:
     """Reads prompts, then takes one token per row and returns the logits of the next one.
 
     Args:
-        model: in inference; its weights must not move while the decoder lives.
-        batch_size: rows.
-        length: most positions a row will have, prompt included.
-        way: to run the model. `plain`: as it is; `kernels`: with our own, on a GPU; or a backend of `torch.compile`.
-        capture: steps as CUDA graphs, one for each number of positions that they read; with our kernels, one for all.
+        model: a model in eval mode; its weights must not move while the decoder lives.
+        batch_size: number of rows.
+        length: largest number of positions in a row, prompt included.
+        way: how to run the model. `plain`: as it is; `kernels`: with our Triton kernels, on a GPU; anything else is a
+            backend of `torch.compile`.
+        capture: whether to capture steps as CUDA graphs: one graph for each number of positions that steps read, or a
+            single one with our kernels.
     """
 
     def __init__(self, model: GPT, batch_size: int, length: int, way: str = "plain", capture: bool = False) -> None:
         self.model, self.length, self.way, self.capture = model, length, way, capture
         ways = {"plain": lambda: model, "kernels": lambda: with_kernels(model, batch_size)}
-        self.stepped = ways.get(way, lambda: compiled(model, way))()
+        self.step_model = ways.get(way, lambda: compiled(model, way))()
         device = model.transformer.wte.weight.device
-        with torch.inference_mode(False):  # tensors of inference mode do not go with what is compiled or captured
+        with torch.inference_mode(False):  # compiled and captured code refuses inference tensors
             self.cache = StaticCache(model, batch_size, length)
             self.token, self.position = (torch.zeros(batch_size, dtype=torch.long, device=device) for _ in range(2))
         self.longest = 0
@@ -75,22 +77,22 @@ class Decoder:
 
     def run(self, n: int) -> Tensor:
         """Returns the logits after `self.token` at `self.position`, reading `n` positions; it can be repeated."""
-        # norms outside of our kernels, of six launches each where they are not compiled, took a tenth of a step
+        # with our kernels, norms are compiled: uncompiled, they take six launches each and took a tenth of a step
         with torch.inference_mode(False), torch.no_grad(), compiling(self.way == "kernels"):
             if n not in self.slices:
                 fixed = self.way in ("plain", "kernels")
                 self.slices[n] = self.cache.first(n) if fixed else self.cache.first(n).any_size()
-            hidden = self.stepped.hidden(self.token[:, None], self.position[:, None], self.slices[n])
-            return self.stepped.logits(hidden[:, 0])
+            hidden = self.step_model.hidden(self.token[:, None], self.position[:, None], self.slices[n])
+            return self.step_model.logits(hidden[:, 0])
 
     def record(self, n: int) -> None:
         """Captures `run(n)`; if the model makes the host wait for the GPU, captures nothing from now on."""
         stream = _side_stream(self.token.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self.run(n)  # compiles and tunes
+            self.run(n)  # warm-up: compiles and tunes
             try:
-                with never_waiting():  # seen now, since a capture that fails leaves the device in a bad state
+                with never_waiting():  # checked before, since a capture that fails leaves the device in a bad state
                     self.run(n)
             except RuntimeError as e:
                 self.capture = False

@@ -1,4 +1,4 @@
-"""New tokens after prompts, one prompt at a time or many of different lengths side by side."""
+"""Generation of new tokens for one prompt, or for a batch of prompts of different lengths."""
 
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -13,7 +13,7 @@ from lit_gpt.generation.sampling import sample
 from lit_gpt.model import GPT
 
 _FAST_FROM = 32
-"""New tokens from which, on a GPU, fast steps gain more time than it takes to prepare them."""
+"""Fewest new tokens for which, on a GPU, kernels and CUDA graphs save more time than it takes to prepare them."""
 
 
 def generate(
@@ -53,13 +53,14 @@ def generate_batch(
     stop_ids: Collection[int] = (),
     compile: bool | None = None,
 ) -> Iterator[list[int | None]]:
-    """Yields one new token per row at a time; None for a row that has drawn one of `stop_ids` or filled the model.
+    """Yields one new token per row at a time; None for a row that has drawn one of `stop_ids` or filled the context.
 
     Rows are padded on the right and each keeps its own positions, so that a row's text does not depend on the others.
 
     Args:
-        compile: True is fast after some seconds: on a GPU by kernels of our own, captured in a CUDA graph, elsewhere by
-            `torch.compile`. False runs the model as it is. None is True on a GPU for 32 new tokens and more.
+        compile: True takes some seconds to prepare and is fast from then on: with our Triton kernels, captured in a
+            CUDA graph, on a GPU; with `torch.compile` elsewhere. False runs the model as it is. None means True on a
+            GPU for 32 new tokens or more, and False otherwise.
 
     Raises:
         UserError: a prompt is empty, or leaves no room in the model's block_size; `torch.compile` fails.
@@ -71,17 +72,17 @@ def generate_batch(
     if max(lengths) >= block_size:
         raise UserError(f"the prompt has {max(lengths)} tokens, and the model has room for {block_size} in all")
     length = min(max(lengths) + max_new_tokens, block_size)
-    decoder = Decoder(model, len(prompts), length, **_shortcuts(model, max_new_tokens, compile))
+    decoder = Decoder(model, len(prompts), length, **_decoder_options(model, max_new_tokens, compile))
     yield from draw(
         decoder, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stop_ids
     )
 
 
-def _shortcuts(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, Any]:
-    """Arguments of the `Decoder` that is fast for this much text.
+def _decoder_options(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, Any]:
+    """Returns the arguments of the `Decoder` that is fastest for `max_new_tokens`.
 
-    Mixtures of experts wait for the GPU to learn which experts to run, and autocast keeps copies of the weights of its
-    own: neither is compiled or captured.
+    Neither mixtures of experts nor models under autocast are compiled or captured: the former make the host wait for
+    the GPU to learn which experts to run, the latter keeps its own copies of the weights.
     """
     device = model.transformer.wte.weight.device
     if compile is None:
@@ -103,12 +104,12 @@ def draw(
 ) -> Iterator[list[int | None]]:
     """Yields what `generate_batch` does, with the steps of `decoder`."""
     block_size = decoder.model.config.block_size
-    queued = decoder.token.is_cuda  # there a step returns at once, and runs while the token before it is read
+    queued = decoder.token.is_cuda  # on a GPU, a step returns at once and runs while the host reads the token before it
     running = [True] * len(prompts)
     logits = decoder.prefill(prompts)
     for n in range(max_new_tokens):
         token = sample(logits, temperature, top_k)  # (B,)
-        drawn, more = _on_its_way(token), n + 1 < max_new_tokens
+        drawn, more = _copy_to_host(token), n + 1 < max_new_tokens
         if more and queued:
             logits = decoder.step(token)
         ids = drawn()
@@ -122,15 +123,15 @@ def draw(
             logits = decoder.step(token)
 
 
-def _on_its_way(ids: Tensor) -> Callable[[], list[int]]:
-    """Starts bringing `ids` to the host; what is returned waits for them, and for nothing that is queued after them."""
+def _copy_to_host(ids: Tensor) -> Callable[[], list[int]]:
+    """Starts to copy `ids` to the host; returns a function that waits for the copy but not for later work."""
     if not ids.is_cuda:
         return ids.tolist
-    here, arrived = ids.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record()
+    host_ids, copied = ids.to("cpu", non_blocking=True), torch.cuda.Event()
+    copied.record()
 
     def wait() -> list[int]:
-        arrived.synchronize()
-        return here.tolist()
+        copied.synchronize()
+        return host_ids.tolist()
 
     return wait

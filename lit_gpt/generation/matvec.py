@@ -1,6 +1,6 @@
 """A Triton kernel that multiplies weights by a single row, which takes the time to read the weights.
 
-Letters: N and K channels of the output and the input.
+Letters: N output channels, K input channels.
 """
 
 from typing import NamedTuple
@@ -32,43 +32,44 @@ def _matmul_kernel(
     ACTIVATION: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """Computes y (N,) = scale * (weight (N, K) @ x (K,)) + bias, ROWS of it a program, COLUMNS of the weight at a time.
+    """Computes y (N,) = scale * (weight (N, K) @ x (K,)) + bias.
 
-    With an activation, its value of the same product with the gate's weight is a factor.
+    Each program computes ROWS elements of y and reads COLUMNS columns of the weight at a time. With an ACTIVATION, y is
+    multiplied by activation(g), where g is computed in the same way from the gate's weight, scale and bias.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = rows < n_rows
+    in_range = rows < n_rows
     columns = tl.arange(0, COLUMNS)
-    lines = rows[:, None].to(tl.int64) * K
+    row_offsets = rows[:, None].to(tl.int64) * K
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     gate_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, K, COLUMNS):
         k = start + columns
         if EVEN:
             a = tl.load(x + k).to(tl.float32)[None, :]
-            w = tl.load(weight + lines + k[None, :], eviction_policy="evict_first")
+            w = tl.load(weight + row_offsets + k[None, :], eviction_policy="evict_first")
             if ACTIVATION != "":
-                v = tl.load(gate + lines + k[None, :], eviction_policy="evict_first")
+                v = tl.load(gate + row_offsets + k[None, :], eviction_policy="evict_first")
         else:
-            inside = there[:, None] & (k < K)[None, :]
+            in_weight = in_range[:, None] & (k < K)[None, :]
             a = tl.load(x + k, mask=k < K, other=0).to(tl.float32)[None, :]
-            w = tl.load(weight + lines + k[None, :], mask=inside, other=0.0)
+            w = tl.load(weight + row_offsets + k[None, :], mask=in_weight, other=0.0)
             if ACTIVATION != "":
-                v = tl.load(gate + lines + k[None, :], mask=inside, other=0.0)
+                v = tl.load(gate + row_offsets + k[None, :], mask=in_weight, other=0.0)
         sums += w.to(tl.float32) * a
         if ACTIVATION != "":
             gate_sums += v.to(tl.float32) * a
     total = tl.sum(sums, 1)
     if HAS_SCALE:
-        total *= tl.load(scale + rows, mask=there, other=0).to(tl.float32)
+        total *= tl.load(scale + rows, mask=in_range, other=0).to(tl.float32)
     if HAS_BIAS:
-        total += tl.load(bias + rows, mask=there, other=0).to(tl.float32)
+        total += tl.load(bias + rows, mask=in_range, other=0).to(tl.float32)
     if ACTIVATION != "":
         g = tl.sum(gate_sums, 1)
         if HAS_SCALE:
-            g *= tl.load(gate_scale + rows, mask=there, other=0).to(tl.float32)
+            g *= tl.load(gate_scale + rows, mask=in_range, other=0).to(tl.float32)
         if HAS_BIAS:
-            g += tl.load(gate_bias + rows, mask=there, other=0).to(tl.float32)
+            g += tl.load(gate_bias + rows, mask=in_range, other=0).to(tl.float32)
         if ACTIVATION == "silu":
             g *= tl.sigmoid(g)
         elif ACTIVATION == "gelu_tanh":
@@ -76,7 +77,7 @@ def _matmul_kernel(
         else:
             g *= 0.5 * (1 + tl.erf(g * 0.7071067811865476))
         total *= g
-    tl.store(y + rows, total.to(y.dtype.element_ty), mask=there)
+    tl.store(y + rows, total.to(y.dtype.element_ty), mask=in_range)
 
 
 class Weight(NamedTuple):
@@ -102,7 +103,9 @@ def matvec(x: Tensor, layer: Weight, gate: Weight | None = None, activation: str
     tile = _TILE * (2 if layer.weight.element_size() == 1 else 1) // (1 if gate is None else 2)
     columns = next((c for c in (1024, 512, 256) if K % c == 0), 512)
     rows = tile // columns
-    pointers = [x if p is None else p for p in (*layer, *(gate or layer))]  # those that are not there are not read
+    pointers = [
+        x if p is None else p for p in (*layer, *(gate or layer))
+    ]  # a pointer that stands in for a missing tensor is never read
     _matmul_kernel[(triton.cdiv(N, rows),)](  # pyright: ignore[reportIndexIssue] where Triton is not
         x.contiguous(),
         *pointers,

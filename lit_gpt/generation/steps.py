@@ -1,7 +1,7 @@
-"""Models for steps of one token, which share every weight with the model they are made of and leave it as it is.
+"""Models for decoding one token at a time, which share all weights with the original model and do not change it.
 
-Two ways to few launches: kernels of our own, and `torch.compile`. Both come with their own attention; of the rest of
-the model they change how linear layers are called, and nothing else.
+There are two ways to need few kernel launches: our Triton kernels, and `torch.compile`. Both replace attention; in the
+rest of the model they change only how linear layers are called.
 
 Letters: B rows, H query heads, G key/value heads, D head_size, C n_embd, S positions that are read.
 """
@@ -24,7 +24,7 @@ from lit_gpt.layers.rope import apply_rope
 from lit_gpt.model import GPT, Block, CausalSelfAttention, score_scale, softcap, visible
 
 _MOST_VARIANTS = 64
-"""Most variants of a compiled block in a process: one for each model, dtype and number of rows."""
+"""Limit on the variants of a compiled block in a process: one for each model, dtype and number of rows."""
 
 
 def _with_children(module: nn.Module, **children: nn.Module) -> Any:
@@ -49,8 +49,8 @@ def _with_blocks(model: GPT, make: Callable[[Block, int], nn.Module], lm_head: n
 def with_kernels(model: GPT, batch_size: int) -> GPT:
     """Returns `model` with Triton kernels for attention and, for a single row, for matmuls.
 
-    They take a cache of `StaticCache`, of which they read what is filled. Weights in 8 bits are multiplied with
-    activations that are not rounded, more precisely than by the layer itself.
+    The kernels use a `StaticCache`, of which they read the filled positions only. 8-bit weights are multiplied by
+    activations that are not quantized, which is more precise than the layer itself.
     """
 
     def row(module: nn.Module) -> Any:
@@ -76,7 +76,7 @@ def _single_row(module: nn.Module, activation: str) -> nn.Module:
 
 
 _READABLE = (Linear, EightBitLinear)
-"""Layers whose weight is (out_features, in_features), with a `scale` of its rows where it is not in 16 or 32 bits."""
+"""Layers whose weight is (out_features, in_features), with a `scale` for each row if it is in 8 bits."""
 
 
 class _RowMatmul(LinearLayer):
@@ -118,7 +118,7 @@ class _KernelAttention(nn.Module):
         Args:
             x: (B, 1, C).
             cos, sin: (B, 1, 1, rope_n_elem).
-            mask: is not read, since kernels know what a position sees.
+            mask: not used; the kernels compute which positions are visible.
             input_pos: (B, 1).
         """
         from lit_gpt.generation.attention import attention  # Triton, as above
@@ -145,8 +145,8 @@ class _KernelAttention(nn.Module):
 def compiled(model: GPT, backend: str) -> GPT:
     """Returns `model` with compiled blocks, for a cache of `StaticCache.first(...).any_size()`.
 
-    One block is compiled and serves all layers: 32 of them in one piece would take half a minute, and gain little where
-    steps are captured as CUDA graphs anyway.
+    One block is compiled and used for all layers: compiling 32 layers in one piece would take half a minute, and gain
+    little where steps are captured as CUDA graphs anyway.
 
     Args:
         backend: backend of `torch.compile`.
@@ -165,7 +165,7 @@ def compiled(model: GPT, backend: str) -> GPT:
 
 @cache
 def _compiled_step(backend: str, cuda: bool) -> Callable[..., Tensor]:
-    """Returns `_call`, compiled once in a process."""
+    """Returns `_call` compiled with `backend`, once per process."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VARIANTS)
     # with tuning, matmuls of one row become reductions, which reach the memory's bandwidth only if tuned
     options: dict[str, Any] | None = {"coordinate_descent_tuning": True} if cuda and backend == "inductor" else None
@@ -177,7 +177,7 @@ def _call(module: nn.Module, *args: Any) -> Tensor:
 
 
 class _Compiled(nn.Module):
-    """A module that runs as the code compiled for all modules that look like it."""
+    """A wrapper that runs a module through code compiled once for all modules of the same structure."""
 
     def __init__(self, module: nn.Module, step: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class _CompiledAttention(nn.Module):
         Args:
             x: (B, 1, C).
             cos, sin: (B, 1, 1, rope_n_elem).
-            mask: is made again here from positions, which costs nothing in a compiled kernel.
+            mask: not used; it is recomputed from the positions, which costs nothing in a compiled kernel.
             input_pos: (B, 1).
         """
         q, k, v = self.attn.split_heads(self.attn.qkv(x))
@@ -220,7 +220,7 @@ class _CompiledAttention(nn.Module):
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Config) -> Tensor:
-    """Returns what `lit_gpt.model.attend` does for q (B, H, 1, D), by sums in fp32 instead of matmuls."""
+    """Returns the result of `lit_gpt.model.attend` for q (B, H, 1, D), by sums in fp32 instead of matmuls."""
     q = q.unflatten(1, (k.size(1), -1)).float()  # (B, G, H / G, 1, D)
     k, v = k.unsqueeze(2).float(), v.unsqueeze(2)  # (B, G, 1, S, D)
     scores = (q * k).sum(-1) * score_scale(config)  # (B, G, H / G, S)
