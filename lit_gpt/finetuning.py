@@ -22,7 +22,8 @@ from lit_gpt.training.run.start import enter, find_checkpoint, load_data, load_m
 def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
     """Finetunes a model and writes the run to `args.out_dir`; with --dry_run, it only prints the plan.
 
-    A mistake of the user is found before the model is loaded wherever possible. The training loop itself is `lit_gpt.training.loop.fit`.
+    A mistake of the user is found before the model is loaded wherever possible. The training loop itself is
+    `lit_gpt.training.loop.fit`.
 
     Raises:
         UserError: arguments, checkpoint, data or output folder do not fit together.

@@ -387,7 +387,6 @@ def test_a_refusal_of_a_row_that_was_cut_has_its_place_and_can_be_dropped(tmp_pa
             assert counts.dropped == {"refused by the chat template": 1} and counts.dropped.total() == counts.read
 
 
-@pytest.mark.smoke
 def test_options_and_the_rest_of_what_transformers_gives_reach_the_template(tmp_path):
     template = (
         "{{ [tools is none, documents is none, enable_thinking, bos_token, eos_token] | tojson }}"
