@@ -62,9 +62,9 @@ def _of_the_script(environment: dict[str, str]) -> dict[str, str]:
 
 
 @cache
-def _first_environment() -> str:
+def first_environment() -> dict[str, str]:
     """Returns the environment of the first script; that of other scripts is the same, or they are not forked."""
-    return json.dumps(_of_the_script(dict(os.environ)))
+    return _of_the_script(dict(os.environ))
 
 
 @cache
@@ -77,7 +77,7 @@ def can_fork() -> bool:
 
 def _forker(environment: str) -> socket.socket | None:
     """Returns the socket of the process that forks, or None where a script with this environment has to start anew."""
-    return _started_forker() if can_fork() and environment == _first_environment() else None
+    return _started_forker() if can_fork() and environment == json.dumps(first_environment()) else None
 
 
 @cache
@@ -85,7 +85,7 @@ def _started_forker() -> socket.socket:
     """Starts the process that forks; it ends when this one does, which closes the socket."""
     ours, theirs = socket.socketpair()
     command, quiet = [sys.executable, __file__, str(theirs.fileno())], subprocess.DEVNULL
-    environment = json.loads(_first_environment())
+    environment = first_environment()
     subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=quiet, stdout=quiet, stderr=quiet)
     theirs.close()
     return ours

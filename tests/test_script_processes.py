@@ -1,10 +1,11 @@
 """A script that is forked runs as in a process from the very beginning, and ends as that does."""
 
+import os
 import signal
 import subprocess
 
 import pytest
-from script_processes import Forked, can_fork, start
+from script_processes import Forked, can_fork, first_environment, start
 
 SCRIPT = """
 import atexit, os, sys
@@ -26,7 +27,12 @@ ENDS = {
 
 @pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
 @pytest.mark.parametrize("end", ENDS)
-def test_what_is_forked_says_what_a_process_from_the_beginning_does(end, stderr, tmp_path):
+def test_what_is_forked_says_what_a_process_from_the_beginning_does(end, stderr, tmp_path, monkeypatch):
+    first = first_environment()
+    for name in os.environ.keys() - first.keys():  # tests before this one may have imported what sets some
+        monkeypatch.delenv(name)
+    for name, value in first.items():
+        monkeypatch.setenv(name, value)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + ENDS[end] + "\n", encoding="utf-8")
     found = []
