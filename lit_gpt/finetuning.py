@@ -4,6 +4,7 @@ from lightning.fabric import Fabric
 
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.evaluation.score import task_score
+from lit_gpt.layers.compiled import compiling
 from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.outcome import gauges_of, plan_of_run, settle
 from lit_gpt.training.loop import fit
@@ -28,8 +29,19 @@ def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
     Raises:
         UserError: arguments, checkpoint, data or output folder do not fit together.
     """
-    if args.plan.dry_run:
-        return dry_run(fabric, args)
+    with compiling(args.train.compile):
+        if args.plan.dry_run:
+            dry_run(fabric, args)
+        else:
+            _finetune(fabric, args)
+
+
+def _finetune(fabric: Fabric, args: FinetuneArgs) -> None:
+    """Trains, and writes the run to `args.out_dir`.
+
+    Raises:
+        UserError: arguments, checkpoint, data or output folder do not fit together.
+    """
     train, validation, out_dir = args.train, args.validation, args.out_dir
 
     # Open the data and the output folder, and check the flags: all that can fail without the model.

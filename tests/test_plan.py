@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from script_processes import run
 from tiny import kept_by
 
+from lit_gpt import finetuning
 from lit_gpt.args import LoRAArgs, PlanArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.data import store
@@ -22,6 +23,7 @@ from lit_gpt.data.packing import Packing, fullest
 from lit_gpt.data.store import IGNORE, Samples, stack
 from lit_gpt.errors import UserError
 from lit_gpt.families import config_for
+from lit_gpt.layers import compiled
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.quantize import QUANTIZATIONS, quantized
 from lit_gpt.planning import fit as fitting
@@ -310,6 +312,22 @@ def test_a_dry_run_with_a_probe_says_all_and_writes_nothing(prepared, tmp_path, 
         assert part in text
     assert re.search(r"from \d+ forward and backward passes on this machine", text)
     assert (listing(tmp_path), listing(checkpoint)) == before
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_run_compiles_as_asked_and_leaves_the_process_as_it_was(dry, prepared, tmp_path, monkeypatch):
+    checkpoint, data = prepared
+    seen = []
+    monkeypatch.setattr(finetuning, "load_model", lambda *_, **__: seen.append(compiled._settings["compile"]) or 1 / 0)
+    monkeypatch.setattr(finetuning, "dry_run", lambda *_: seen.append(compiled._settings["compile"]) or 1 / 0)
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    for compile in (True, False):
+        train = TrainArgs(batch_size=4, epochs=1, micro_batch_tokens=200, compile=compile)
+        where = ("lora", LoRAArgs(lora_r=2), checkpoint, data, tmp_path / "out")
+        with pytest.raises(ZeroDivisionError):
+            finetuning.finetune(fabric, FinetuneArgs(*where, train, ValidationArgs(), plan=PlanArgs(dry_run=dry)))
+        assert compiled._settings["compile"] is False
+    assert seen == [True, False]
 
 
 def test_the_memory_of_a_plan_is_the_same_when_the_process_holds_a_model():

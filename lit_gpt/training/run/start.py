@@ -10,7 +10,6 @@ from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.runs import Run, read_run, save_run, versions
 from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_compatible
-from lit_gpt.layers.compiled import set_compile
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
@@ -51,7 +50,6 @@ def load_model(fabric: Fabric, args: FinetuneArgs, init: bool = True) -> tuple[G
     Raises:
         UserError: what `load_base` raises.
     """
-    set_compile(args.train.compile)
     model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
     METHODS[args.method].inject(model, args.method_args, init)
     return model, base_digest
