@@ -32,7 +32,8 @@ GPT_NEOX = Architecture(
         "lm_head": "embed_out",
     },
     ignore=("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
-    aliases={"lm_head": "embed_out"},  # transformers 5 writes the head under this name
+    # Transformers from 5.14 on, and so adapters for PEFT, call the module lm_head; files of weights say embed_out.
+    aliases={"lm_head": "embed_out"},
 )
 
 # fmt: off
