@@ -34,9 +34,10 @@ def main(
     """
     from lit_gpt.args.folders import require_checkpoint, run_folder
     from lit_gpt.checkpoints.base import load_base
+    from lit_gpt.checkpoints.layouts import read_config
     from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.data import store
-    from lit_gpt.data.compatibility import check_compatible
+    from lit_gpt.data.compatibility import check_compatible, check_vocabulary
     from lit_gpt.errors import UserError
     from lit_gpt.fabric import make_fabric
     from lit_gpt.tokenizer import Tokenizer
@@ -54,6 +55,7 @@ def main(
         data_dir = Path(trained_on)
     _, data, meta = store.load(data_dir)
     check_compatible(meta, data_dir, Tokenizer(checkpoint_dir), record and record.prompt_style)
+    check_vocabulary((data,), data_dir, read_config(checkpoint_dir).padded_vocab_size)
     fabric = make_fabric(precision or (record and record.training.get("precision")))
     if run_dir is None:
         model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)

@@ -3,7 +3,9 @@
 from lightning.fabric import Fabric
 
 from lit_gpt.args.finetuning import FinetuneArgs
+from lit_gpt.data.store import Samples
 from lit_gpt.evaluation.score import task_score
+from lit_gpt.files import only_writer
 from lit_gpt.layers.compiled import compiling
 from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.outcome import gauges_of, plan_of_run, settle
@@ -33,19 +35,24 @@ def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
         if args.plan.dry_run:
             dry_run(fabric, args)
         else:
-            _finetune(fabric, args)
+            data = load_data(args)
+            with only_writer(args.out_dir):
+                _finetune(fabric, args, data)
 
 
-def _finetune(fabric: Fabric, args: FinetuneArgs) -> None:
+def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, dict]) -> None:
     """Trains, and writes the run to `args.out_dir`.
+
+    Args:
+        data: training samples, validation samples, and their meta.json.
 
     Raises:
         UserError: arguments, checkpoint, data or output folder do not fit together.
     """
     train, validation, out_dir = args.train, args.validation, args.out_dir
+    train_data, val_data, meta = data
 
-    # Open the data and the output folder, and check the flags: all that can fail without the model.
-    train_data, val_data, meta = load_data(args)
+    # Open the output folder, and check the flags: all that can fail without the model.
     checkpoint_store = CheckpointStore(out_dir, args.method, train.keep_last)
     checkpoint = find_checkpoint(args, checkpoint_store)  # to resume from; None for a new run
     require_logger(train.logger)
@@ -55,11 +62,11 @@ def _finetune(fabric: Fabric, args: FinetuneArgs) -> None:
     require_checkpoints(train, planned.work.n_steps)
 
     # Load the base model and inject the method; a resumed run gets its trained weights later, in `fit`.
-    model, base_digest = load_model(fabric, args, init=checkpoint is None)
+    model, base_digest = load_model(fabric, args, checkpoint)
     score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
     print(*description(model, train_data, args, device=fabric.device, done=position(checkpoint)), sep="\n")
     # Claim the folder only now that data, flags and model have proved to work: --overwrite deletes the previous run.
-    run = enter(fabric, args, (train_data.digest(), meta), base_digest=base_digest, checkpoint=checkpoint)
+    run = enter(fabric, args, data, base_digest=base_digest, checkpoint=checkpoint)
 
     # Set up what surrounds the loop: the results at the end, the time limit, and the metrics.
     ending = Ending(fabric, model, val_data=val_data, args=args, checkpoint_store=checkpoint_store, run=run)

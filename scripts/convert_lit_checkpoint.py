@@ -47,7 +47,7 @@ def main(
     from lit_gpt.convert.verify import difference_read_back
     from lit_gpt.convert.vocabulary import check_vocabulary
     from lit_gpt.errors import UserError
-    from lit_gpt.files import replace_folder
+    from lit_gpt.files import only_writer, replace_folder
     from lit_gpt.merge.record import trained_style
     from lit_gpt.tokenizer import Tokenizer
 
@@ -57,16 +57,16 @@ def main(
     check_vocabulary(config, checkpoint_dir)
     tokenizer = Tokenizer(checkpoint_dir)
     rows = tokenizer.vocab_size if unpad_vocab else None
-    to, max_bytes = getattr(torch, dtype) if dtype else None, int(max_shard_gb * 1e9)
-    options = {"dtype": to, "gguf_type": gguf_type, "rows": rows, "max_shard_bytes": max_bytes}
-    with styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf") as (source, notes):
+    options = {"dtype": getattr(torch, dtype) if dtype else None, "gguf_type": gguf_type}
+    options |= {"rows": rows, "max_shard_bytes": int(max_shard_gb * 1e9)}
+    with_style = styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf")
+    with only_writer(output_dir), with_style as (source, notes):
         print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *notes, sep="\n")
         replace_folder(output_dir, lambda folder: write_as(format, model, source, folder, **options), overwrite)
     if format == "gguf":
         print(f"For Ollama: {create_line(output_dir, config.name)}")
     ids = tokenizer.encode(prompt)
-    difference = difference_read_back(config, get, output_dir, ids)
-    print(f"Logits, read back, on {len(ids)} tokens: {difference}")
+    print(f"Logits, read back, on {len(ids)} tokens: {difference_read_back(config, get, output_dir, ids)}")
 
 
 if __name__ == "__main__":

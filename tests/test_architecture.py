@@ -43,7 +43,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     | {"resources", "tokenizer"},
     "planning": {"checkpoints", "config", "convert", "data", "families", "files", "layers", "methods", "model"}
     | {"fabric", "resources", "tokenizer", "training"},
-    "finetuning": {"evaluation", "planning", "training"},  # a finetune script's run from beginning to end
+    # a finetune script's run from beginning to end
+    "finetuning": {"data", "evaluation", "files", "layers", "planning", "training"},
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")
 

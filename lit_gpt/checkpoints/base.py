@@ -15,6 +15,7 @@ from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.trained import check_fit
 from lit_gpt.config import Config
+from lit_gpt.errors import UserError
 from lit_gpt.files import Spec
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize import quantizable, quantized, require_quantizable
@@ -51,7 +52,7 @@ def build(
         path: the file that holds them, for error messages.
 
     Raises:
-        UserError: weights that do not fit the configuration or cannot be quantized.
+        UserError: weights that do not fit the configuration, cannot be quantized, or are NaN or infinite.
     """
     if quantize is not None:
         require_quantizable(quantize, fabric._precision.precision, fabric.device)
@@ -61,10 +62,46 @@ def build(
     with fabric.init_module(empty_init=True):
         like = torch.empty(0)
         model.rope = Rope(config)  # its cos and sin are computed, not loaded
-    return model, _fill(model, get, like, quantize)
+    sums: dict[str, Tensor] = {}
+    base_digest = _fill(model, get, like=like, quantize=quantize, sums=sums)
+    _require_finite(sums, get, like.dtype, path)
+    return model, base_digest
 
 
-def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str | None) -> str:
+def _require_finite(sums: dict[str, Tensor], get: Callable[[str], Tensor], dtype: torch.dtype, path: Path) -> None:
+    """Checks that no weight is NaN or infinite; a tensor is read again only if its sum is.
+
+    Args:
+        sums: the sum of each tensor, by name.
+        dtype: dtype of the weights in the model.
+        path: the file that holds them.
+
+    Raises:
+        UserError: some are; the message names the first tensor with them.
+    """
+    finite = torch.stack([x.float() for x in sums.values()]).isfinite().tolist()
+    suspects = [name for name, is_finite in zip(sums, finite, strict=True) if not is_finite]
+    counts = {name: _n_not_finite(get(name)) for name in suspects}  # the sum of large numbers may be infinite, too
+    bad = {name: n for name, n in counts.items() if n}
+    for name, n in bad.items():
+        others = f", and so are some in {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise UserError(
+            f"{path}: {n:,} of the {get(name).numel():,} values of {name} are NaN or infinite{others}: no run of this "
+            "model could be of use; get or make the file again"
+        )
+    for name in suspects:
+        if n := _n_not_finite(get(name).to(dtype)):
+            raise UserError(
+                f"{path}: {n:,} values of {name} are too large for {str(dtype).removeprefix('torch.')}; "
+                "pass --precision bf16-true or 32-true"
+            )
+
+
+def _n_not_finite(x: Tensor) -> int:
+    return int((~x.isfinite()).sum())
+
+
+def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str | None, sums: dict[str, Tensor]) -> str:
     """Loads the weights into `model`, which is on the meta device, layer by layer; returns their digest.
 
     Each layer is quantized before the next one is read, so that at most one is held unquantized.
@@ -72,6 +109,7 @@ def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str 
     Args:
         get: reads a tensor by its name.
         like: a tensor with the device and the dtype of weights that are not quantized.
+        sums: gets the sum of each tensor by its name, which is NaN or infinite if one of its values is.
     """
     chosen = quantizable(model) if quantize else ()
     tied = "lm_head.weight" if model.config.tie_embeddings else None
@@ -83,7 +121,9 @@ def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str 
             x = get(name)
             samples[name] = sample(name, x)
             if name != tied:
-                setattr(module, leaf, nn.Parameter(like.new_empty(x.shape).copy_(x)))
+                weight = like.new_empty(x.shape).copy_(x)
+                sums[name] = weight.sum()
+                setattr(module, leaf, nn.Parameter(weight))
         if path in chosen:
             assert isinstance(module, LinearLayer) and quantize is not None, path
             parent, _, attribute = path.rpartition(".")

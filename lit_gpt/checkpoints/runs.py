@@ -23,9 +23,11 @@ from lit_gpt.args.folders import RUN, require_run, run_folder
 from lit_gpt.args.formats import require_known, with_format, without_format
 from lit_gpt.checkpoints.base import build, digest_of, load_base
 from lit_gpt.checkpoints.layouts import open_lit
-from lit_gpt.checkpoints.trained import check_fit, trained_path
+from lit_gpt.checkpoints.origin import changed_origin, origin_of, reading_base
+from lit_gpt.checkpoints.trained import check_fit, load_trained, trained_path
 from lit_gpt.errors import UserError
-from lit_gpt.files import load_state, open_state, write_text
+from lit_gpt.files import open_state, write_text
+from lit_gpt.files.checksums import intact
 from lit_gpt.layers.quantize import QUANTIZATIONS
 from lit_gpt.methods import METHODS, trained_parameters
 from lit_gpt.model import GPT
@@ -51,6 +53,8 @@ class Run:
     versions: dict[str, str]
     quantize: str | None = None
     """Key of QUANTIZATIONS: how the base weights were quantized in training; None if they were not."""
+    base_files: dict[str, Any] | None = None
+    """What the base's files held, as `origin_of` returns it; None in runs that recorded nothing of it."""
 
 
 def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize: str | None = None) -> tuple[GPT, Run]:
@@ -72,11 +76,14 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
     if run.method == "full":  # holds all weights of its own: the base is only checked, not loaded
         specs, get = open_state(path, "the finetune script")
         config, base_specs, get_base = open_lit(checkpoint_dir)
-        require_base(run, run_dir, checkpoint_dir, digest_of(base_specs, get_base))
-        return build(fabric, config, specs=specs, get=get, path=path, quantize=run.quantize)[0], run
-    trained = load_state(path, "the finetune script")
-    model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
-    require_base(run, run_dir, checkpoint_dir, base_digest)
+        with reading_base(checkpoint_dir, run.base_files):
+            require_base(run, run_dir, checkpoint_dir, digest_of(base_specs, get_base))
+        with intact(path, "the finetune script"):
+            return build(fabric, config, specs=specs, get=get, path=path, quantize=run.quantize)[0], run
+    trained = load_trained(path)
+    with reading_base(checkpoint_dir, run.base_files):
+        model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
+        require_base(run, run_dir, checkpoint_dir, base_digest)
     inject, args_class = METHODS[run.method]
     inject(model, args_class(**run.method_args), init=False)
     check_fit(trained, trained_parameters(model), path)
@@ -85,7 +92,10 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
 
 
 def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str) -> None:
-    """Checks that the run was trained on weights with this digest.
+    """Checks that the run was trained on the weights and the configuration of this checkpoint.
+
+    Args:
+        base_digest: `digest` of its weights.
 
     Raises:
         UserError: it was trained on others.
@@ -94,6 +104,11 @@ def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str
         raise UserError(
             f"{run_dir} was trained on other weights than those of {checkpoint_dir}; "
             f"pass --checkpoint_dir {run.base}, or that folder's new place"
+        )
+    if run.base_files and (changes := changed_origin(origin_of(checkpoint_dir), run.base_files)):
+        raise UserError(
+            f"{run_dir} was trained on another checkpoint than {checkpoint_dir} is now: {'; '.join(changes.values())}; "
+            f"pass --checkpoint_dir {run.base} as it was, or that folder's new place"
         )
 
 
@@ -112,6 +127,8 @@ def read_run(run_dir: Path) -> Run:
         run = Run(**record)
     except (ValueError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged ({e})") from e
+    if not isinstance(run.base_files, dict | None):
+        raise UserError(f"{path} is damaged (base_files is no object)")
     if run.method not in METHODS:
         raise UserError(f"{path} names the method {run.method!r}; known are {', '.join(METHODS)}")
     require_known(path, run.method_args, {f.name for f in fields(METHODS[run.method].args)}, written_by)

@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.files import Spec, save_state
+from lit_gpt.files import Spec, load_state, save_state
+from lit_gpt.files.checksums import require_intact
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
 
@@ -23,6 +24,17 @@ def trained_path(run_dir: Path, method: str) -> Path:
 def save_trained(model: GPT, path: Path) -> None:
     """Saves the parameters of `model` that require a gradient, and no others."""
     save_state(trained_parameters(model), path)
+
+
+def load_trained(path: Path) -> dict[str, Tensor]:
+    """Returns the trained weights in a file, after comparing them with the file's checksums.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if path.is_file():
+        require_intact(path, "the finetune script")
+    return load_state(path, "the finetune script")
 
 
 def check_fit(found: Mapping[str, Tensor | Spec], wanted: Mapping[str, Tensor], path: Path) -> None:

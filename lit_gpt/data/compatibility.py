@@ -1,8 +1,10 @@
 """Checks that a prepared data set suits the checkpoint that is to be trained on it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.data.store import Samples
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import CHAT_TEMPLATE, read_template
 from lit_gpt.prompts.wording import reworded, say
@@ -33,6 +35,23 @@ def check_compatible(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer, p
             f"{folder} was prepared with another chat template than {tokenizer.path.parent} has now; prepare it again, "
             f"or put the one of its meta.json back"
         )
+
+
+def check_vocabulary(splits: Iterable[Samples], folder: Path, n_ids: int) -> None:
+    """Checks that the model has a row for every token of a prepared data set.
+
+    Args:
+        n_ids: rows of the model's embedding table.
+
+    Raises:
+        UserError: an id or a label is larger.
+    """
+    for samples in splits:
+        largest = samples.max_id
+        if largest >= n_ids:
+            raise UserError(
+                f"{folder} has the token {largest:,}, and the model's vocabulary has {n_ids:,} rows; prepare it again"
+            )
 
 
 def check_tokenizer(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer) -> None:

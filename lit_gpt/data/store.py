@@ -7,6 +7,7 @@ Each split (train, val) has <split>.ids.npy and <split>.labels.npy, all samples 
 import hashlib
 import json
 import shutil
+import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.args.formats import with_format, without_format
+from lit_gpt.data.arrays import CHUNK, IGNORE, open_arrays
 from lit_gpt.errors import UserError
 from lit_gpt.files import replace_with, write_text
 from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
@@ -25,8 +27,6 @@ from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
 META = "meta.json"
 _NEEDED = ("checkpoint_dir", "tokenizer", "prompt_style", "samples")
 """Keys that meta.json must have."""
-IGNORE = -100
-"""Label of positions without loss; torch's cross_entropy ignores it by default."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Samples:
     ids: np.ndarray
     labels: np.ndarray
     offsets: np.ndarray
+    largest: int | None = None
+    """The largest id or label; None if nobody has looked."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -44,6 +46,13 @@ class Samples:
         """Returns ids and labels of sample i, (T,) each."""
         span = slice(self.offsets[i], self.offsets[i + 1])
         return self.ids[span], self.labels[span]
+
+    @property
+    def max_id(self) -> int:
+        """The largest id or label; -1 without samples."""
+        if self.largest is None:
+            return int(max((part.max() for part in (self.ids, self.labels) if len(part)), default=-1))
+        return self.largest
 
     @property
     def lengths(self) -> np.ndarray:
@@ -55,6 +64,16 @@ class Samples:
         digest = hashlib.sha256(np.ascontiguousarray(self.offsets).tobytes())
         for tokens in (self.ids, self.labels):
             digest.update(np.ascontiguousarray(tokens[:: max(1, len(tokens) // 4096)]).tobytes())
+        return digest.hexdigest()[:16]
+
+    def contents(self) -> str:
+        """Returns a hash of all lengths, tokens and labels."""
+        digest = hashlib.sha256()
+        for part in (self.offsets, self.ids, self.labels):
+            crc = 0
+            for start in range(0, len(part), CHUNK):
+                crc = zlib.crc32(np.ascontiguousarray(part[start : start + CHUNK]).view(np.uint8).data, crc)
+            digest.update(f"{part.dtype} {len(part)} {crc:08x}\n".encode())
         return digest.hexdigest()[:16]
 
     @property
@@ -180,18 +199,8 @@ def _save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def _load_array(path: Path) -> np.ndarray:
-    """Loads the array of a file, memory-mapped; raises UserError if the file is missing or damaged."""
-    try:
-        return np.load(path, mmap_mode="r")
-    except FileNotFoundError as e:
-        raise UserError(f"{path} is gone; prepare it again") from e
-    except (ValueError, EOFError) as e:
-        raise UserError(f"{path} is damaged ({str(e).splitlines()[0]}); prepare it again") from e
-
-
 def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
-    """Loads (train, val, meta) of a prepared data set.
+    """Loads (train, val, meta) of a prepared data set, after looking once at every token and label.
 
     Raises:
         UserError: the folder holds no prepared data set, or a damaged one.
@@ -207,13 +216,6 @@ def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
         raise UserError(f"{folder / META} is damaged ({e}); prepare it again") from e
     if missing := [key for key in _NEEDED if not isinstance(meta, dict) or key not in meta]:
         raise UserError(f"{folder / META} has no {' and no '.join(missing)}; prepare the data again")
-    splits = [
-        Samples(*(_load_array(folder / f"{s}.{part}.npy") for part in ("ids", "labels", "offsets")))
-        for s in ("train", "val")
-    ]
-    for split, samples in zip(("train", "val"), splits, strict=True):
-        if not len(samples.ids) == len(samples.labels) == samples.offsets[-1] or len(samples) != meta["samples"].get(
-            split
-        ):
-            raise UserError(f"{folder}: the arrays of {split} do not belong together; prepare it again")
-    return splits[0], splits[1], meta
+    opened = (open_arrays(folder, split, meta["samples"].get(split)) for split in ("train", "val"))
+    train, val = (Samples(*arrays, largest=largest) for arrays, largest in opened)
+    return train, val, meta

@@ -5,6 +5,7 @@ weights. Nothing that a file names is imported here: tensors are made by our own
 `_Placeholder`. Everything else is refused.
 """
 
+import copy
 import pickle
 import re
 import warnings
@@ -12,7 +13,7 @@ import zipfile
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -112,6 +113,59 @@ class _Reader(pickle.Unpickler):
             raise ValueError(f"data/{key} has {entry.file_size} bytes")
         values = self.bytes[start : start + n * dtype.itemsize]
         return (values if start % dtype.itemsize == 0 else values.clone()).view(dtype)
+
+
+class Place(NamedTuple):
+    """Where the values of a tensor are in a file that torch saved in its zip format."""
+
+    key: str
+    """Name of the member data/<key> that holds them."""
+    dtype: torch.dtype
+    offset: int
+    """Values of the member before the tensor's first one."""
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def places(path: Path) -> dict[str, Place]:
+    """Returns where the values of each tensor of a state dict are in a file in torch's zip format; reads none of them.
+
+    Raises:
+        RefusedError: loading the file could run code.
+        Exception: of any kind, if the file is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = [e for e in archive.infolist() if e.filename.endswith("/data.pkl") or e.filename == "data.pkl"]
+        with archive.open(uncompared(entry)) as file:
+            state = _PlaceReader(file, path, archive, "").load()
+    state = state["model"] if isinstance(state.get("model"), dict) else state  # Lit-GPT 2023 after full finetuning
+    return {name: place for name, place in state.items() if isinstance(place, Place)}
+
+
+def uncompared(entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
+    """Returns a member of an archive as zipfile reads it without comparing its checksum."""
+    entry = copy.copy(entry)
+    entry.CRC = None  # type: ignore[assignment]
+    return entry
+
+
+class _PlaceReader(_Reader):
+    """An unpickler that makes a `Place` of each tensor."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        rebuilds = module == "torch._utils" and name.startswith("_rebuild_tensor")
+        return _place if rebuilds else super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Returns the member that holds a storage, and its dtype."""
+        _, dtype, key, *_ = pid
+        return str(key), dtype
+
+
+def _place(values: Any, offset: int, shape: Sequence[int], strides: Sequence[int], *more: Any) -> Place:
+    key, dtype = values
+    dtypes = [m for m in more if isinstance(m, torch.dtype)]
+    return Place(key, dtypes[0] if dtypes else dtype, offset, tuple(shape), tuple(strides))
 
 
 def _content_start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:

@@ -8,9 +8,11 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.checkpoints.runs import Run, load_finetuned
 from lit_gpt.convert.verify import Difference, difference_of
 from lit_gpt.data import store
+from lit_gpt.data.compatibility import check_vocabulary
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
 from lit_gpt.prompts import make_prompt
@@ -50,6 +52,7 @@ def texts_to_compare(run: Run, checkpoint_dir: Path) -> tuple[list[list[int]], s
     try:
         train, _, meta = store.load(folder)
         known = meta["tokenizer"] == run.data.get("tokenizer")
+        check_vocabulary((train,), folder, read_config(checkpoint_dir).padded_vocab_size)
     except UserError:
         known = False
     if not known:

@@ -18,13 +18,14 @@ from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.args.formats import with_format
 from lit_gpt.checkpoints.base import digest_of
 from lit_gpt.checkpoints.layouts import open_lit
+from lit_gpt.checkpoints.origin import reading_base
 from lit_gpt.checkpoints.runs import Run, require_base
-from lit_gpt.checkpoints.trained import check_fit, trained_path
+from lit_gpt.checkpoints.trained import check_fit, load_trained, trained_path
 from lit_gpt.config import Config
 from lit_gpt.convert.export import copy_styled
 from lit_gpt.convert.names import EMBEDDINGS, HEAD
 from lit_gpt.errors import UserError
-from lit_gpt.files import Spec, load_state, replace_folder, save_stream
+from lit_gpt.files import Spec, only_writer, replace_folder, save_stream
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.quantize import quantizable, quantized
 from lit_gpt.merge.record import MERGED, merged_runs
@@ -81,7 +82,7 @@ def write_merged(
         raise UserError(f"--out_dir {out_dir} is what is to be merged; pass another folder")
     config, specs, get = open_lit(checkpoint_dir)
     path = trained_path(run_dir, run.method)
-    trained = load_state(path, "the finetune script")
+    trained = load_trained(path)
     earlier_runs = merged_runs(checkpoint_dir)
     identity = _digest_of_all(trained)
     if any(earlier["weights"] == identity for earlier in earlier_runs):
@@ -95,12 +96,14 @@ def write_merged(
     message: list[str] = []
 
     def write(folder: Path) -> None:
-        _write_weights(plan, specs, get, run=run, base=base, dtype=dtype, folder=folder)
+        with reading_base(checkpoint_dir, run.base_files):
+            _write_weights(plan, specs, get, run=run, base=base, dtype=dtype, folder=folder)
         message.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
         text = json.dumps(with_format(MERGED, record), indent=2, default=str)
         (folder / MERGED).write_text(text + "\n", encoding="utf-8")
 
-    replace_folder(out_dir, write, overwrite)
+    with only_writer(out_dir):
+        replace_folder(out_dir, write, overwrite)
     return message
 
 

@@ -17,13 +17,13 @@ from lit_gpt.args import LoRAArgs
 from lit_gpt.checkpoints.base import digest_of
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.runs import read_run, require_base
-from lit_gpt.checkpoints.trained import trained_path
+from lit_gpt.checkpoints.trained import load_trained, trained_path
 from lit_gpt.config import Config
 from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, pieces
 from lit_gpt.convert.gguf.metadata import require_layout
 from lit_gpt.convert.gguf.values import paired
 from lit_gpt.errors import UserError
-from lit_gpt.files import load_state, replace_folder
+from lit_gpt.files import only_writer, replace_folder
 from lit_gpt.methods import METHODS, lora
 from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
@@ -145,7 +145,8 @@ def write_gguf_adapter(checkpoint_dir: Path, run_dir: Path, folder: Path, overwr
     config, specs, get = open_lit(checkpoint_dir)
     require_base(run, run_dir, checkpoint_dir, digest_of(specs, get))
     args = METHODS["lora"].args(**run.method_args)
-    tensors = adapter_tensors(config, args, load_state(trained_path(run_dir, run.method), "the finetune script"))
+    tensors = adapter_tensors(config, args, load_trained(trained_path(run_dir, run.method)))
     name = f"{config.name}-lora.gguf"
-    replace_folder(folder, lambda temporary: write_adapter(config, args, tensors, temporary / name), overwrite)
+    with only_writer(folder):
+        replace_folder(folder, lambda temporary: write_adapter(config, args, tensors, temporary / name), overwrite)
     return folder / name

@@ -18,14 +18,15 @@ from lit_gpt.args import LoRARunArgs
 from lit_gpt.args.folders import RUN
 from lit_gpt.checkpoints.base import digest_of
 from lit_gpt.checkpoints.layouts import open_lit
+from lit_gpt.checkpoints.origin import origin_of
 from lit_gpt.checkpoints.runs import Run, read_run, require_base, save_run, versions
-from lit_gpt.checkpoints.trained import trained_path
+from lit_gpt.checkpoints.trained import load_trained, trained_path
 from lit_gpt.convert.configs import read_json
 from lit_gpt.convert.export import copy_tokenizer
 from lit_gpt.convert.names import EMBEDDINGS
 from lit_gpt.convert.peft import CONFIG, PICKLED, WEIGHTS, from_peft, model_card, to_peft
 from lit_gpt.errors import UserError
-from lit_gpt.files import load_state, replace_folder, save_state
+from lit_gpt.files import load_state, only_writer, replace_folder, save_state
 from lit_gpt.prompts import CHAT_TEMPLATE, make_prompt, open_style, read_template
 
 _PRECISIONS = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}
@@ -50,7 +51,7 @@ def write_adapter(
         raise UserError(f"{run_dir} is a run of {run.method}, and only LoRA's become adapters of PEFT")
     config, specs, get = open_lit(checkpoint_dir)
     require_base(run, run_dir, checkpoint_dir, digest_of(specs, get))
-    trained = load_state(trained_path(run_dir, run.method), "the finetune script")
+    trained = load_trained(trained_path(run_dir, run.method))
     rows = None
     if (checkpoint_dir / "config.json").is_file():  # the published size of the vocabulary, since ours may be padded
         rows = read_json(checkpoint_dir / "config.json").get("vocab_size")
@@ -67,7 +68,8 @@ def write_adapter(
         copy_tokenizer(checkpoint_dir, folder)
         shutil.copyfile(run_dir / RUN, folder / RUN)
 
-    replace_folder(peft_dir, write, overwrite)
+    with only_writer(peft_dir):
+        replace_folder(peft_dir, write, overwrite)
 
 
 def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_style: str | None, overwrite: bool) -> str:
@@ -100,13 +102,15 @@ def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_sty
         training=before.training if before else {"from": str(peft_dir), "precision": precision},
         versions=versions(),
         quantize=before.quantize if before else None,
+        base_files=origin_of(checkpoint_dir),
     )
 
     def write(folder: Path) -> None:
         save_state(trained, trained_path(folder, run.method))
         save_run(run, folder)
 
-    replace_folder(run_dir, write, overwrite)
+    with only_writer(run_dir):
+        replace_folder(run_dir, write, overwrite)
     return style
 
 

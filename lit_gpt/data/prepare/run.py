@@ -24,6 +24,7 @@ from lit_gpt.data.prepare.sources import read_entries
 from lit_gpt.data.prepare.split import held_out
 from lit_gpt.data.prepare.tokens import Encoder, Pair
 from lit_gpt.errors import UserError
+from lit_gpt.files import only_writer
 from lit_gpt.prompts import CHAT_TEMPLATE, ChatTemplate, open_style, read_template, with_kwargs
 from lit_gpt.prompts.wording import WORDING, wording
 from lit_gpt.tokenizer import Tokenizer
@@ -75,6 +76,15 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
         UserError: rows are not of their schema, or none are left to train or to validate on; there is no such prompt
             style or checkpoint; or, once the data is stored, the check finds that training on it would be useless.
     """
+    with only_writer(folder):
+        _prepare(train, validation, folder, checkpoint_dir=checkpoint_dir, args=args)
+    print(f"Saved to {folder}")
+    if args.check:
+        check(folder, checkpoint_dir=checkpoint_dir)
+
+
+def _prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:
+    """Writes a prepared data set into `folder`, where nobody else writes."""
     require_ready(folder, checkpoint_dir, args)
     tokenizer = Tokenizer(checkpoint_dir)
     scan = _read_all(train, args, with_prompts=validation is None)
@@ -100,9 +110,6 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
             parts[name] = write_split(temporary, name, rows=rows, n_rows=n, encoder=encoder, counts=counts)
         meta = describe(train, validation, checkpoint_dir, encoder=encoder, parts=parts, unused=scan.unused)
         store.save_meta(temporary, meta)
-    print(f"Saved to {folder}")
-    if args.check:
-        check(folder, checkpoint_dir=checkpoint_dir)
 
 
 def require_ready(folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.args.folders import RUN
@@ -52,10 +53,12 @@ def write_mean(checkpoints: list[Path], checkpoint_store: CheckpointStore, folde
     states = [
         load_state(checkpoint / checkpoint_store.weights.name, "the finetune script") for checkpoint in checkpoints
     ]
-    mean = {
-        name: (torch.stack([state[name].double() for state in states]).mean(0)).to(states[-1][name].dtype)
-        for name in states[-1]
-    }
+    mean: dict[str, Tensor] = {}
+    owners: dict[int, str] = {}
+    for name, x in states[-1].items():
+        owner = owners.setdefault(x.data_ptr(), name)  # a tied head is stored once, under both of its names
+        shared = owner in mean and x.shape == mean[owner].shape
+        mean[name] = mean[owner] if shared else torch.stack([s[name].double() for s in states]).mean(0).to(x.dtype)
 
     def fill(checkpoint: Path) -> None:
         save_state(mean, checkpoint / checkpoint_store.weights.name)

@@ -45,7 +45,8 @@ class Ending:
     def n_bytes(self) -> int:
         """Approximate bytes that `finish` writes."""
         merged = (self.args.checkpoint_dir / WEIGHTS).stat().st_size if self.args.merge else 0
-        trained = sum(x.numel() * x.element_size() for x in trained_parameters(self.model).values())
+        tensors = {x.data_ptr(): x for x in trained_parameters(self.model).values()}  # a tied head is stored once
+        trained = sum(x.numel() * x.element_size() for x in tensors.values())
         return merged + (trained if self.args.train.average_last else 0)
 
     def rehearse(self, checkpoint: Path) -> None:

@@ -9,6 +9,7 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.args.folders import RUN
 from lit_gpt.args.formats import without_format
 from lit_gpt.args.training import free_flags
+from lit_gpt.checkpoints.origin import changed_origin
 from lit_gpt.checkpoints.runs import Run, run_text
 from lit_gpt.errors import UserError
 from lit_gpt.methods import METHODS
@@ -17,6 +18,8 @@ from lit_gpt.training.run.refusal import impossible, refusal
 
 _ELSEWHERE = ("folder", "checkpoint_dir", "source")
 """Keys of meta.json with paths, which may have changed."""
+_CONTENTS = "contents"
+"""Key of a run's data with a hash of all tokens and labels of each split."""
 
 
 def checkpoint_to_resume(checkpoint_store: CheckpointStore, resume: Literal[True] | Path) -> Path | None:
@@ -75,7 +78,20 @@ def _changes(run: Run, earlier: Run) -> dict[str, str]:
     now, before = _facts(run), _facts(earlier)
     before = {name: default for name, default in _defaults(run.method).items() if name in now} | before
     names = dict.fromkeys((*before, *now))
-    return {n: f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names if before.get(n) != now.get(n)}
+    changes = {n: f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names if before.get(n) != now.get(n)}
+    return changes | _changed_contents(run, earlier) | changed_origin(run.base_files, earlier.base_files)
+
+
+def _changed_contents(run: Run, earlier: Run) -> dict[str, str]:
+    """Returns which of the data's splits hold other tokens or labels: name -> a sentence that says so.
+
+    A run that recorded nothing of them, as those of 0.1.0, is not compared.
+    """
+    now, before = (r.data.get(_CONTENTS) for r in (run, earlier))
+    if not isinstance(now, dict) or not isinstance(before, dict):
+        return {}
+    changed = [split for split in now if now[split] != before.get(split)]
+    return {f"data of {split}": f"the tokens or labels of {split} are others than before" for split in changed}
 
 
 def _defaults(method: str) -> dict[str, Any]:
@@ -87,7 +103,7 @@ def _defaults(method: str) -> dict[str, Any]:
 def _facts(run: Run) -> dict[str, Any]:
     """Returns what identifies a run, by the name of the flag or key, as JSON values."""
     run = Run(**without_format(Path(RUN), json.loads(run_text(run))))
-    data = {f"data {name}": value for name, value in run.data.items() if name not in _ELSEWHERE}
+    data = {f"data {name}": value for name, value in run.data.items() if name not in (*_ELSEWHERE, _CONTENTS)}
     training = {
         name: value for name, value in run.training.items() if name not in free_flags(TrainArgs, ValidationArgs)
     }

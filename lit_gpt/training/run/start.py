@@ -7,9 +7,11 @@ from lightning.fabric import Fabric
 
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.checkpoints.origin import origin_of, reading_base
 from lit_gpt.checkpoints.runs import Run, read_run, save_run, versions
 from lit_gpt.data import store
-from lit_gpt.data.compatibility import check_compatible
+from lit_gpt.data.compatibility import check_compatible, check_vocabulary
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
@@ -26,6 +28,7 @@ def load_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
     """
     train_data, val_data, meta = store.load(args.data_dir)
     check_compatible(meta, args.data_dir, Tokenizer(args.checkpoint_dir), args.run.prompt_style)
+    check_vocabulary((train_data, val_data), args.data_dir, read_config(args.checkpoint_dir).padded_vocab_size)
     return train_data, val_data, meta
 
 
@@ -41,31 +44,40 @@ def find_checkpoint(args: FinetuneArgs, checkpoint_store: CheckpointStore) -> Pa
     return checkpoint
 
 
-def load_model(fabric: Fabric, args: FinetuneArgs, init: bool = True) -> tuple[GPT, str]:
+def load_model(fabric: Fabric, args: FinetuneArgs, checkpoint: Path | None = None) -> tuple[GPT, str]:
     """Returns the model with the method in it, and the digest of the base model's weights.
 
     Args:
-        init: False for a resumed run, whose weights are loaded later.
+        checkpoint: checkpoint to resume from, whose weights are loaded later.
 
     Raises:
-        UserError: what `load_base` raises.
+        UserError: what `load_base` raises, or base weights that were damaged since the run began.
     """
-    model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
-    METHODS[args.method].inject(model, args.method_args, init)
+    before = read_run(checkpoint).base_files if checkpoint else None
+    with reading_base(args.checkpoint_dir, before):
+        model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
+    METHODS[args.method].inject(model, args.method_args, init=checkpoint is None)
     return model, base_digest
 
 
-def enter(fabric: Fabric, args: FinetuneArgs, data: tuple[str, dict], base_digest: str, checkpoint: Path | None) -> Run:
+def enter(
+    fabric: Fabric,
+    args: FinetuneArgs,
+    data: tuple[store.Samples, store.Samples, dict],
+    base_digest: str,
+    checkpoint: Path | None,
+) -> Run:
     """Claims the folder for this run and writes its finetuned.json; from here on, an overwritten run is gone.
 
     Args:
-        data: digest of the training samples, and their meta.json.
+        data: training samples, validation samples, and their meta.json.
         checkpoint: checkpoint to resume from.
 
     Raises:
         UserError: arguments, data or base weights that make it another run than that of `checkpoint`.
     """
-    data_digest, meta = data
+    train_data, val_data, meta = data
+    contents = {"train": train_data.contents(), "val": val_data.contents()}
     precision = str(fabric._precision.precision)
     run = Run(
         method=args.method,
@@ -73,10 +85,11 @@ def enter(fabric: Fabric, args: FinetuneArgs, data: tuple[str, dict], base_diges
         prompt_style=meta["prompt_style"],
         base=str(args.checkpoint_dir),
         base_digest=base_digest,
-        data={"folder": str(args.data_dir), **meta, "digest": data_digest},
+        data={"folder": str(args.data_dir), **meta, "digest": train_data.digest(), "contents": contents},
         training=asdict(args.train) | asdict(args.validation) | {"seed": args.run.seed, "precision": precision},
         versions=versions(),
         quantize=args.quantize,
+        base_files=origin_of(args.checkpoint_dir),
     )
     if checkpoint is not None:
         require_same(run, read_run(checkpoint), args.run.allow_changes)

@@ -17,6 +17,7 @@ from lit_gpt.data.curate.check.run import tokenizer_of
 from lit_gpt.data.curate.contamination.index import Index
 from lit_gpt.data.curate.contamination.questions import Question, read_questions, task_files, words
 from lit_gpt.errors import UserError
+from lit_gpt.files import only_writer
 from lit_gpt.tokenizer import Tokenizer
 
 _CHUNK = 5_000
@@ -74,8 +75,10 @@ def check_contamination(
             splits=splits,
             tokenizer=tokenizer,
         )
-    if args.drop:
-        _write_clean(folder, splits, meta=meta, overlaps=overlaps, files=files, args=args)
+    if args.drop and args.destination_path is not None:
+        with only_writer(args.destination_path):
+            store.require_room(args.destination_path, args.overwrite)
+            _write_clean(folder, splits, meta=meta, overlaps=overlaps, files=files, args=args)
     return overlaps
 
 

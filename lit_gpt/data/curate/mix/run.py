@@ -17,6 +17,7 @@ from lit_gpt.data.curate.mix.leaks import usable
 from lit_gpt.data.curate.mix.recipe import recipe
 from lit_gpt.data.curate.mix.sources import Source, open_sources
 from lit_gpt.errors import UserError
+from lit_gpt.files import only_writer
 
 
 def mix(
@@ -38,8 +39,9 @@ def mix(
     for name, path in (args.sources or {}).items():
         if path.resolve() == folder.resolve():
             raise UserError(f"--destination_path {folder} is the source {name}; pass another folder")
-    store.require_room(folder, prepare_args.overwrite)
     with ExitStack() as stack:
+        stack.enter_context(only_writer(folder))
+        store.require_room(folder, prepare_args.overwrite)
         sources = open_sources(
             folder, args, augment=augment, prepare_args=prepare_args, checkpoint_dir=checkpoint_dir, stack=stack
         )
