@@ -13,8 +13,9 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "fabric": set(),
     "cli": set(),
     "files": set(),
-    "tokenizer": set(),
-    "prompts": {"tokenizer"},
+    "foreign": set(),
+    "tokenizer": {"foreign"},
+    "prompts": {"foreign", "tokenizer"},
     "report": {"files"},
     "config": set(),
     "families": {"config"},
@@ -24,7 +25,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "checkpoints": {"config", "families", "files", "layers", "methods", "model", "prompts"},
     "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
     "hub": {"convert", "families"},  # whether the converter takes what is about to be downloaded
-    "data": {"checkpoints", "files", "layers", "prompts", "tokenizer"},
+    "data": {"checkpoints", "files", "foreign", "layers", "prompts", "tokenizer"},
     "merge": {
         "checkpoints",
         "config",

@@ -8,7 +8,7 @@ from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.errors import UserError
-from lit_gpt.prompts import Turn, chat_template, open_style
+from lit_gpt.prompts import Turn, open_style, renderer
 from lit_gpt.tokenizer import Tokenizer
 
 TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -53,7 +53,7 @@ def test_the_answers_of_a_long_conversation_are_those_of_looking_for_each(name, 
     style = open_style("chat_template", shape.write(tmp_path))
     turns = conversation(20, system, tools)
     found = exchanges(style, turns)
-    monkeypatch.setattr(chat_template, "_MIN_FOR_WINDOWS", 10_000)
+    monkeypatch.setattr(renderer, "_MIN_FOR_WINDOWS", 10_000)
     assert found == exchanges(style, turns)
 
 

@@ -1,53 +1,43 @@
 """A model's own chat template: the Jinja program that its tokenizer ships, run in Jinja's sandbox.
 
-https://huggingface.co/docs/transformers/chat_templating says what a template may expect.
+https://huggingface.co/docs/transformers/chat_templating says what a template may expect. Its programs run in the
+process for foreign code, within limits of time and memory.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError
-from lit_gpt.prompts.ends import MARK, find_ending
-from lit_gpt.prompts.environment import Program, Span
-from lit_gpt.prompts.marked import marked_exchanges
-from lit_gpt.prompts.messages import CallForm, calls_of, find_form, message, name_of
-from lit_gpt.prompts.shown import after_prompt, answer_after, require_shown
+from lit_gpt.foreign import LimitError, Limits, Remote
+from lit_gpt.prompts.ends import find_ending
+from lit_gpt.prompts.hosted import GuardedProgram, limits_for, n_characters
+from lit_gpt.prompts.messages import find_form
+from lit_gpt.prompts.renderer import Renderer
 from lit_gpt.prompts.turns import Exchange, Turn
-from lit_gpt.prompts.windows import Place, exact_place, places_by_windows
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_optional, read_settings
 
 FILE = "chat_template.jinja"
 _FOLDER = "additional_chat_templates"
 """Folder in which a tokenizer keeps templates with names of their own."""
-_MIN_FOR_WINDOWS = 12
-"""Number of answers in a conversation from which on each is looked up in a short conversation, not in the whole."""
+_HOSTED = "lit_gpt.prompts.hosted:HostedRenderer"
+_CHUNK = 2**19
+"""Most characters of conversations that are rendered in one call, unless one conversation has more."""
+
+Conversation = tuple[Sequence[Turn], Sequence[Mapping[str, Any]]]
+"""Turns of a conversation, and schemas of the tools that may be called in it."""
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """An answer, with its location in the text that a model is trained on."""
-
-    turn: int
-    start: int
-    text: str
-    end: str | None
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.text) + len(self.end or "")
-
-
-class ChatTemplate:
+class ChatTemplate(Renderer):
     """The chat template of a checkpoint folder.
 
     Args:
         template_kwargs: further variables for the template, such as `enable_thinking`.
 
     Raises:
-        UserError: the folder has no chat template, or one that is not a Jinja program.
+        UserError: the folder has no chat template, or one that is not a Jinja program, or one that takes too much time
+            or memory for a short conversation.
     """
 
     def __init__(
@@ -57,202 +47,62 @@ class ChatTemplate:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         tokenizer = tokenizer or Tokenizer(checkpoint_dir)
-        self.folder, self.text = checkpoint_dir, read_template(checkpoint_dir)
-        self.template_kwargs = dict(template_kwargs or {})
+        self.text, self.template_kwargs = read_template(checkpoint_dir), dict(template_kwargs or {})
         self.tokens = _special_tokens(checkpoint_dir, tokenizer)
-        self._program = Program(self.text, checkpoint_dir)
-        with_tools = read_templates(checkpoint_dir).get("tool_use")
-        self._with_tools = Program(with_tools, checkpoint_dir) if with_tools else self._program
-        self._form = find_form(lambda turns, form: self._run(turns, False, (), form)[0])
+        self._tool_text = read_templates(checkpoint_dir).get("tool_use") or self.text
+        program = GuardedProgram(self.text, checkpoint_dir)
+        with_tools = program if self._tool_text == self.text else GuardedProgram(self._tool_text, checkpoint_dir)
+        super().__init__(checkpoint_dir, program, with_tools, self.tokens | self.template_kwargs)
+        self.form = find_form(lambda turns, form: self._run(turns, False, (), form)[0])
         self.ending = find_ending(lambda turns: self.render(turns, ask=False), tokenizer)
+        self._remote: Remote | None = None
 
-    def render(self, turns: Sequence[Turn], ask: bool, tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Returns the text of `turns`.
+    def exchanges_of(self, conversations: Sequence[Conversation]) -> Iterator[list[Exchange] | UserError]:
+        """Yields what `exchanges` returns for each of many conversations, or the error that it raises.
 
-        Args:
-            ask: whether to end with the text that asks for the next answer (`add_generation_prompt`).
-            tools: schemas of the functions that the model may call.
-
-        Raises:
-            UserError: the template refuses the turns.
+        They are rendered where the template runs, so that not each text has to go to and fro.
         """
-        return self._run(turns, ask, tools, self._form)[0]
-
-    def _run(
-        self, turns: Sequence[Turn], ask: bool, tools: Sequence[Mapping[str, Any]], form: CallForm
-    ) -> tuple[str, list[Span]]:
-        """Returns the text of `turns`, and the spans of it that the template marks as the assistant's.
-
-        Raises:
-            UserError: the template refuses the turns.
-        """
-        given = {
-            "messages": [message(t, form) for t in turns],
-            "tools": list(tools) or None,
-            "documents": None,
-            "add_generation_prompt": ask,
-        }
-        try:
-            return (self._with_tools if tools else self._program).run(given | self.tokens | self.template_kwargs)
-        except Exception as e:  # a template is a stranger's program: it may raise anything
-            reason = " ".join(str(e).split())
-            raise UserError(f"the chat template of {self.folder} refuses a conversation: {reason}") from e
-
-    def exchanges(self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()) -> list[Exchange]:
-        """Returns the conversation as prompts with their answers; the last answer may be missing.
-
-        If the template marks what the assistant says (`{% generation %}`), exactly that is supervised. Otherwise an
-        answer is what the template adds to the prompt that asks for it, up to the token that ends it.
-
-        The last answer always follows the very prompt that generation would see, even if the template shows the
-        conversation differently once it is answered. An earlier answer is supervised only if the whole text still shows
-        it, and everything before it, as generation saw them. Otherwise it becomes part of the next prompt: Qwen 3 drops
-        earlier thoughts, for example, and Mistral moves the system text to the last question.
-
-        Raises:
-            UserError: the template refuses the conversation, hides tools, calls or thoughts that are in it, or does not
-                show an answer after the prompt that asks for it.
-        """
-        asks = turns[-1].role != "assistant"
-        whole, spans = self._run(turns, asks, tools, self._form)
-        marks = (self._with_tools if tools else self._program).marks
-        if marks:
-            found = marked_exchanges(
-                whole, spans, turns, ending=self.ending, shown=lambda n: self.render(turns[:n], False, tools)
-            )
-            targets = {len(turns) - 1: whole} if turns[-1].role == "assistant" and turns[-1].taught else {}
-        else:
-            answers, whole = self._answers(turns, tools, whole, asks)
-            targets = {a.turn: a.text for a in answers if turns[a.turn].taught}
-            found = [
-                Exchange(whole[before.stop if before else 0 : a.start], a.text, a.end, turns[a.turn].taught)
-                for before, a in zip([None, *answers], answers, strict=False)
-            ]
-        require_shown(
-            lambda other, schemas: self.render(other, asks, schemas), self.folder, turns, tools=tools, answers=targets
-        )
-        done = sum(len(e.prompt) + len(e.answer or "") + len(e.end or "") for e in found)
-        return [*found, Exchange(whole[done:])] if asks or not found else found
-
-    def _answers(
-        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, asks: bool
-    ) -> tuple[list[_Answer], str]:
-        """Returns the answers that the text shows as generation sees and makes them, and that text.
-
-        Raises:
-            UserError: the template refuses the turns, or does not show the last answer after its prompt.
-        """
-        last: list[_Answer] = []
-        if not asks:
-            asked = self.render(turns[:-1], True, tools)
-            text, end = self._last(turns, tools, whole, asked)
-            whole = asked + text + (end or "")
-            last = [_Answer(len(turns) - 1, len(asked), text, end)]
-        earlier = [i for i, t in enumerate(turns[:-1]) if t.role == "assistant"]
-        found = [
-            self._answer_at(whole, turns, i, location)
-            for i, location in self._places(whole, turns, earlier, tools).items()
-        ]
-        return [*filter(None, found), *last], whole
-
-    def _places(
-        self, whole: str, turns: Sequence[Turn], answers: Sequence[int], tools: Sequence[Mapping[str, Any]]
-    ) -> dict[int, Place]:
-        """Returns the locations of those of `answers` that `whole` shows after the prompts that ask for them, by turn.
-
-        Raises:
-            UserError: the template refuses the turns.
-        """
-
-        def render(some: Sequence[Turn], ask: bool) -> str:
-            return self.render(some, ask, tools)
-
-        if len(answers) >= _MIN_FOR_WINDOWS:
+        for chunk in _chunks(conversations):
             try:
-                found = places_by_windows(whole, turns, answers, render)
-            except UserError:  # the template refuses the short conversation: fall back to the whole one
-                found = None
-            if found is not None:
-                return found
-        exact = {i: exact_place(whole, turns, i, render) for i in answers}
-        return {i: location for i, location in exact.items() if location is not None}
+                yield from self._rendered(chunk)
+            except LimitError as e:
+                if len(chunk) == 1:
+                    yield e
+                else:  # one by one, to know which it is
+                    yield from (found for one in chunk for found in self.exchanges_of([one]))
 
-    def _answer_at(self, whole: str, turns: Sequence[Turn], i: int, location: Place) -> _Answer | None:
-        """Returns the answer of turn i, which is not the last one.
-
-        None if `whole` does not hold what the model would have written there.
-        """
-        at, tail = location
-        text, end = self.ending.cut(tail, turns[i].text.strip())
-        if not whole.startswith(text, at):
-            return None
-        if end is None and (late := self.ending.after(text, whole[at + len(text) :])):
-            text, end = late
-        return _Answer(i, at, text, end) if whole.startswith(text + (end or ""), at) else None
-
-    def _last(
-        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, asked: str
-    ) -> tuple[str, str | None]:
-        """Returns the last answer and the token that ends it, as they follow the prompt that asks for it.
+    def _rendered(self, conversations: Sequence[Conversation]) -> list[list[Exchange] | UserError]:
+        """Returns the exchanges of conversations, or errors, as they come from the other process.
 
         Raises:
-            UserError: the template does not show the answer after that prompt.
+            LimitError: they take too much time or memory.
         """
-        answer = turns[-1].text.strip()
-        found = self._after_prompt(turns, tools, asked, whole)
-        if found is None:  # the template changes earlier turns, too: look at the last question and its answer alone
-            since = max((i for i, t in enumerate(turns) if t.role == "user"), default=0)
-            alone, shown = self.render(turns[since:-1], True, tools), self.render(turns[since:], False, tools)
-            found = self._after_prompt(turns[since:], tools, alone, shown)
-        if found is None or not whole.endswith(found[1]):
-            raise UserError(
-                f"the chat template of {self.folder} ends with {asked[-20:]!r} where it asks for an answer, and does "
-                "not show the answer after that; take another --prompt_style"
-            )
-        opening, tail = found
-        text, end = self.ending.cut(tail, answer)
-        text = answer_after(opening, text, answer, self.folder)
-        if end is None and self.ending.late:
-            return self._late(turns, tools, whole, text)
-        return text, end
+        if self._remote is None:
+            parts = (self.folder, self.text, self._tool_text, self.variables, self.form, self.ending)
+            what = f"the chat template of {self.folder}"
+            self._remote = Remote(what, _HOSTED, *parts, limits=limits_for(len(self.text)), host="templates")
+        n = sum(n_characters([turns, tools]) for turns, tools in conversations)
+        n_turns = sum(len(turns) for turns, _ in conversations)
+        limits = limits_for(n)
+        limits = Limits(limits.seconds + n / 20_000 + n_turns / 100, limits.n_bytes)
+        doing = f"for {'a conversation' if len(conversations) == 1 else 'conversations'} of {n_turns:,} turns"
+        found = self._remote.call("exchanges_of", conversations, limits=limits, doing=doing)
+        return [UserError(one) if isinstance(one, str) else [Exchange(*e) for e in one] for one in found]
 
-    def _after_prompt(
-        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], asked: str, whole: str
-    ) -> tuple[str, str] | None:
-        """Returns what `after_prompt` returns for the last answer.
 
-        Raises:
-            UserError: the template refuses the turns.
-        """
-        if whole.startswith(asked):
-            return "", whole[len(asked) :]
-        *before, asks, _ = turns
-        text = message(asks).get("content", "").strip()
-        marked = self.render([*before, replace(asks, text=MARK, context="")], True, tools)
-        since = marked.find(MARK) + len(text)
-        if MARK not in marked or asked[:since] != marked[: marked.find(MARK)] + text:
-            since = len(self.render([*before, asks], False, tools))
-        return after_prompt(asked, whole, since)
-
-    def _late(
-        self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], whole: str, text: str
-    ) -> tuple[str, str | None]:
-        """Returns the last answer and the token that would end it if another turn followed.
-
-        Raises:
-            UserError: the template refuses the turns.
-        """
-        plain = text + self.ending.between, self.ending.token
-        calls = calls_of(turns[-1])
-        if not calls:
-            return plain
-        result = Turn("tool", "a", extra={"name": name_of(calls[0]), "tool_call_id": "abcdefghi"})
-        try:
-            more = self.render([*turns, result], False, tools)
-        except UserError:
-            more = ""
-        rest = more[len(whole) :] if more.startswith(whole) else ""
-        return self.ending.after(text, rest) or plain
+def _chunks(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:
+    """Yields the conversations in order, in lists of at most _CHUNK characters or of one conversation."""
+    chunk: list[Conversation] = []
+    size = 0
+    for turns, tools in conversations:
+        n = n_characters([turns, tools])
+        if chunk and size + n > _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append((turns, tools))
+        size += n
+    if chunk:
+        yield chunk
 
 
 def _special_tokens(checkpoint_dir: Path, tokenizer: Tokenizer) -> dict[str, str]:

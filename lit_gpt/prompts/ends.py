@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lit_gpt.errors import UserError
+from lit_gpt.foreign import LimitError
 from lit_gpt.prompts.turns import Turn
 from lit_gpt.tokenizer import Tokenizer
 
@@ -80,6 +81,8 @@ def find_ending(render: Callable[[Sequence[Turn]], str], tokenizer: Tokenizer) -
     turns = [Turn("user", _ASKED), Turn("assistant", _ANSWERED), Turn("user", _AGAIN)]
     try:
         last, more = render(turns[:2]), render(turns)
+    except LimitError:
+        raise
     except UserError:  # the template refuses such a conversation
         return Ending(known, added=added)
     if _ANSWERED not in last or _AGAIN not in more.partition(_ANSWERED)[2]:

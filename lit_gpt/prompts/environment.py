@@ -37,7 +37,6 @@ class Program:
     """
 
     def __init__(self, text: str, folder: Path) -> None:
-        import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         environment = ImmutableSandboxedEnvironment(
@@ -47,9 +46,16 @@ class Program:
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         try:
             self._template = environment.from_string(text)
-        except jinja2.TemplateError as e:
-            raise UserError(f"the chat template of {folder} is no Jinja program ({e})") from e
+        except MemoryError:
+            raise
+        except Exception as e:  # jinja's own errors, and Python's for what is nested too deep
+            reason = " ".join(f"{e}".split())[:200] or type(e).__name__
+            raise UserError(f"the chat template of {folder} is no Jinja program ({reason})") from e
         self.marks = getattr(environment, "has_generation", False)
+
+    def has_marks(self) -> bool:
+        """Returns `marks`, for a caller in another process."""
+        return self.marks
 
     def run(self, variables: Mapping[str, Any]) -> tuple[str, list[Span]]:
         """Returns the text that the template makes, and the spans it marks; a template may raise any exception."""

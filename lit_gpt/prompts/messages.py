@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_gpt.errors import UserError
+from lit_gpt.foreign import LimitError
 from lit_gpt.prompts.turns import Turn
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -73,6 +74,8 @@ def find_form(render: Callable[[Sequence[Turn], CallForm], str]) -> CallForm:
             try:
                 if "probe" in render(turns, form):
                     return form
+            except LimitError:
+                raise
             except UserError:  # the template fails on this form
                 pass
     return CallForm()

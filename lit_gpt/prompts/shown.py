@@ -130,7 +130,7 @@ def left_out(turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], exchange
 
     Unsupervised answers are not checked, because templates drop old thoughts.
     """
-    shown = _squeezed("".join(e.prompt + (e.answer or "") for e in exchanges))
+    shown = _Shown(_squeezed("".join(e.prompt + (e.answer or "") for e in exchanges)))
     prompts = "".join(e.prompt for e in exchanges)
     kinds = {"system": "system text", "user": "question"}
     found = [
@@ -143,6 +143,20 @@ def left_out(turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]], exchange
     if not all(name_of(tool) in prompts for tool in tools):
         found.append("tools")
     return list(dict.fromkeys(found))
+
+
+class _Shown:
+    """A text in which many others are looked up that follow one another in it, mostly."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.at = text, 0
+
+    def __contains__(self, part: str) -> bool:
+        at = self.text.find(part, self.at)
+        if at < 0:
+            return part in self.text
+        self.at = at + len(part)
+        return True
 
 
 def _squeezed(text: str) -> str:

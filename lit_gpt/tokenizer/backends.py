@@ -20,7 +20,7 @@ class _HuggingFace:
         try:
             self.backend = Backend.from_file(str(path))
         except Exception as e:  # the library raises bare Exceptions
-            raise UserError(f"{path} is truncated or damaged ({e}); get it again") from e
+            raise UserError(f"{path} is truncated or damaged ({str(e)[:200]}); get it again") from e
         self.backend.no_truncation()
         self.backend.no_padding()
         known = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
@@ -121,7 +121,8 @@ class SentencePiece:
             proto = path.read_bytes()
             self.backend, self.bare = Backend(model_proto=proto), Backend(model_proto=proto + _WITHOUT_PREFIX)
         except (RuntimeError, OSError) as e:
-            raise UserError(f"{path} is truncated or damaged ({str(e).splitlines()[0]}); get it again") from e
+            reason = " ".join(str(e).split())[:200]
+            raise UserError(f"{path} is truncated or damaged ({reason}); get it again") from e
         self.legacy = bool(settings.config.get("legacy"))
         self.prefix = settings.config.get("add_prefix_space") is not False
         self.strips = self.backend.encode("a  b") == self.backend.encode("a b")
@@ -230,13 +231,25 @@ class SentencePiece:
         return [[(t.pattern(), t.id) for t in self.tokens], self.legacy, self.prefix]
 
 
-def open_backend(checkpoint_dir: Path, settings: Settings) -> tuple[Path, _HuggingFace | SentencePiece]:
-    """Returns a tokenizer's file and its backend; tokenizer.json comes first, since it has the tokens added later.
+Backend = _HuggingFace | SentencePiece
+
+
+def load(path: Path, settings: Settings) -> Backend:
+    """Returns the backend for a tokenizer's file, loaded in this process.
 
     Raises:
-        UserError: neither file is there, or it is damaged.
+        UserError: the file is damaged.
     """
-    for name, backend in zip(FILES, (_HuggingFace, SentencePiece), strict=True):
+    return (_HuggingFace if path.name == FILES[0] else SentencePiece)(path, settings)
+
+
+def find_file(checkpoint_dir: Path) -> Path:
+    """Returns a tokenizer's file; tokenizer.json comes first, since it has the tokens added later.
+
+    Raises:
+        UserError: neither file is there.
+    """
+    for name in FILES:
         if (path := checkpoint_dir / name).is_file():
-            return path, backend(path, settings)
+            return path
     raise UserError(f"{checkpoint_dir} has no tokenizer.json and no tokenizer.model; scripts/download.py fetches them")

@@ -8,6 +8,9 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 
+MOST_IDS = 2**24
+"""Most ids that a tokenizer may have; the largest vocabularies have a sixtieth of that."""
+
 
 @dataclass(frozen=True)
 class AddedToken:
@@ -76,17 +79,32 @@ def _read_added(checkpoint_dir: Path, config: dict[str, Any], special: list[str]
         return [
             AddedToken(
                 content=t["content"],
-                id=int(i),
+                id=_id(i),
                 special=t["content"] in special or bool(t.get("special")),
                 lstrip=bool(t.get("lstrip")),
                 rstrip=bool(t.get("rstrip")),
                 single_word=bool(t.get("single_word")),
             )
             for i, t in declared.items()
-            if t["content"]
+            if _text(t["content"])
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{path}: an added token is not given as id and content ({e!r}); get the file again") from e
+        reason = f"{e!r:.200}"
+        raise UserError(f"{path}: an added token is not given as id and content ({reason}); get the file again") from e
+
+
+def _id(value: Any) -> int:
+    """Returns the id of a token; raises ValueError if it is no id."""
+    if not 0 <= (found := int(value)) < MOST_IDS:
+        raise ValueError(f"{found} is no id")
+    return found
+
+
+def _text(value: Any) -> str:
+    """Returns a text; raises TypeError if the value is none."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no text")
+    return value
 
 
 def special_names(names: dict[str, Any]) -> list[str]:
@@ -94,7 +112,8 @@ def special_names(names: dict[str, Any]) -> list[str]:
     found: list[str | None] = []
     for role, value in names.items():
         if role.endswith("_special_tokens"):
-            found += map(content, value.values() if isinstance(value, dict) else value or [])
+            values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            found += map(content, values)
         elif role.endswith("_token"):
             found.append(content(value))
     return list(dict.fromkeys(filter(None, found)))
@@ -112,7 +131,7 @@ def read_optional(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON ({e}); get it again") from e
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no JSON object but a {type(found).__name__}; get it again")

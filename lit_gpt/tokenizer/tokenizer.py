@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.backends import SentencePiece, open_backend
-from lit_gpt.tokenizer.settings import Settings, content, read_settings
+from lit_gpt.tokenizer.backends import FILES, find_file
+from lit_gpt.tokenizer.guarded import Guarded
+from lit_gpt.tokenizer.settings import MOST_IDS, Settings, content, read_settings
 
 
 class Tokenizer:
@@ -26,14 +27,16 @@ class Tokenizer:
 
     def __init__(self, checkpoint_dir: Path) -> None:
         settings = read_settings(checkpoint_dir)
-        self.path, self.backend = open_backend(checkpoint_dir, settings)
+        self.path = find_file(checkpoint_dir)
+        self.backend = Guarded(self.path, settings)
         self.bos_id = self.special_id(settings, "bos")
         eos_id = self.special_id(settings, "eos")
         if eos_id is None:
             raise UserError(f"{checkpoint_dir}: tokenizer_config.json names no eos_token; add one, training needs it")
         self.eos_id = eos_id
         stops = settings.model.get("eos_token_id", eos_id)
-        self.stop_ids = frozenset([eos_id, *(stops if isinstance(stops, list) else [stops])])
+        stops = stops if isinstance(stops, list) else [stops]
+        self.stop_ids = frozenset([eos_id, *(self.id_of(stop, "eos_token_id") for stop in stops)])
         self.use_bos = self.bos_id is not None and self.wants_bos(settings.config)
 
     def encode(self, text: str, bos: bool | None = None, eos: bool = False) -> list[int]:
@@ -114,7 +117,19 @@ class Tokenizer:
         if (found := self.backend.special_id(role)) is not None:
             return found
         ids = settings.model.get(f"{role}_token_id")
-        return ids[0] if isinstance(ids, list) else ids
+        first = (ids or [None])[0] if isinstance(ids, list) else ids
+        return None if first is None else self.id_of(first, f"{role}_token_id")
+
+    def id_of(self, value: Any, key: str) -> int:
+        """Returns an id that the model's config or generation config states under `key`.
+
+        Raises:
+            UserError: the value is no id.
+        """
+        if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < MOST_IDS:
+            where = f"{self.path.parent}: {key} of config.json or generation_config.json"
+            raise UserError(f"{where} is {value!r:.60}, which is no id of a token")
+        return value
 
     def wants_bos(self, config: dict[str, Any]) -> bool:
         """Returns whether texts begin with bos: by `add_bos_token`, else tokenizer.json's template, else as Llama's do.
@@ -126,6 +141,6 @@ class Tokenizer:
         if stated is not None:
             return bool(stated)
         return self.backend.adds(self.bos_id) or (
-            isinstance(self.backend, SentencePiece)
-            and (config.get("tokenizer_class") or "LlamaTokenizer").lower().startswith("llama")
+            self.path.name == FILES[1]
+            and str(config.get("tokenizer_class") or "LlamaTokenizer").lower().startswith("llama")
         )

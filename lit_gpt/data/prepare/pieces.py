@@ -58,14 +58,16 @@ def truncate_end(pieces: Sequence[Piece], limit: int) -> list[Piece] | None:
     Where the truncated answer has no token that ends it, it takes the one of the next piece that has one.
     """
     kept: list[Piece] = []
+    used = 0
     for i, piece in enumerate(pieces):
-        room = limit - total(kept) - len(piece.prompt)
+        room = limit - used - len(piece.prompt)
         if room < 2:  # a token of the answer and its end
             break
         if len(piece.answer) > room:
             end = next((p.answer[-1:] for p in pieces[i:] if p.ended), [])
             piece = replace(piece, answer=[*piece.answer[: room - len(end)], *end], ended=bool(end))
         kept.append(piece)
+        used += len(piece.prompt) + len(piece.answer)
     while kept and not (kept[-1].taught and kept[-1].ended):
         kept.pop()
     return kept or None

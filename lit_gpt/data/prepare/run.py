@@ -4,7 +4,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,9 @@ from lit_gpt.prompts.wording import WORDING, wording
 from lit_gpt.tokenizer import Tokenizer
 
 BATCH = 1000
-"""Number of rows that are tokenized at once."""
+"""Most rows that are tokenized at once."""
+_BATCH_TEXT = 4 * 2**20
+"""Most characters that are tokenized at once, unless one row has more."""
 
 
 @dataclass(frozen=True)
@@ -204,12 +205,27 @@ def _encoded(rows: Iterator[Row], encoder: Encoder) -> Iterator[tuple[list[Pair]
 
     with ThreadPoolExecutor(max_workers=2) as threads:
         pending = deque()
-        while batch := list(islice(rows, BATCH)):
+        for batch in _batches(rows):
             pending.append(threads.submit(encode, batch))
             if len(pending) > 2:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Yields the rows in order, in lists of at most BATCH rows and _BATCH_TEXT characters."""
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        n = sum(len(turn.text) + len(turn.context) for turn in row.turns)
+        if len(batch) == BATCH or (batch and size + n > _BATCH_TEXT):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += n
+    if batch:
+        yield batch
 
 
 def describe(

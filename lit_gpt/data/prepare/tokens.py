@@ -1,16 +1,20 @@
 """Tokenizes rows into ids and labels, prompt by prompt and answer by answer, and counts what became of each row."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import NoReturn
 
 from lit_gpt.args import PrepareArgs
 from lit_gpt.data.prepare.account import Counts
+from lit_gpt.data.prepare.beginnings import Beginnings
 from lit_gpt.data.prepare.pieces import Pair, Piece, labeled, n_supervised, total, truncate_end
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.errors import UserError
+from lit_gpt.foreign import LimitError
 from lit_gpt.prompts import ChatTemplate, Exchange, Turn, calls_of, left_out, open_style, with_kwargs
+from lit_gpt.prompts.chat_template import Conversation
 from lit_gpt.tokenizer import Tokenizer
 
 _HEAD = re.compile(r"\s{0,16}\S{0,24}\s?")
@@ -18,6 +22,9 @@ _HEAD = re.compile(r"\s{0,16}\S{0,24}\s?")
 spaces around it."""
 _TAIL = 24
 """Characters at the end of a prompt that one token may span together with the beginning of its answer."""
+_BEYOND = "beyond the limits of time and memory"
+_MOST_BEYOND = 10
+"""Most rows that are dropped because they take the tokenizer or the chat template too much time or memory."""
 _MOST_SEAMS = 100_000
 """Most seams (end of a prompt, beginning of its answer) whose tokenization is remembered."""
 
@@ -41,24 +48,47 @@ class Encoder:
         self.style_name = with_kwargs(args.prompt_style, args.template_kwargs)
         self.style = open_style(self.style_name, tokenizer.path.parent, tokenizer)
         self.eos = tokenizer.id_to_token(tokenizer.eos_id)
+        self.beginnings = Beginnings(tokenizer, limit)
         self.end_ids: set[int] = set()
+        self._n_beyond = 0
         self.seams: dict[tuple[str, str], bool] = {}  # whether one token would span the two texts
 
     def encode(self, rows: Sequence[Row], counts: Counts) -> list[Pair]:
         """Returns (ids, labels) of the rows that are kept, in order, and adds to `counts` what became of all.
 
         Raises:
-            UserError: a sample is too long, with `--truncation error`, or the chat template refuses a row.
+            UserError: a sample is too long, with `--truncation error`; or the chat template refuses a row, or a row
+                takes the tokenizer or the template too much time or memory.
         """
+        found = Counts()
+        try:
+            kept = self._encode(rows, found)
+        except LimitError as e:
+            if len(rows) > 1:  # one by one, to know which it is
+                return [pair for row in rows for pair in self.encode([row], counts)]
+            kept, found = [], Counts(read=1)
+            self._drop(rows[0], e, found)
+        counts.add(found)
+        return kept
+
+    def _encode(self, rows: Sequence[Row], counts: Counts) -> list[Pair]:
+        """Returns (ids, labels) of the rows that are kept, in order, and adds to `counts` what became of all."""
         counts.read += len(rows)
-        usable = [
+        usable = [(row, turns) for row in rows if (turns := _used(row, counts))]
+        rendered = zip(usable, self._render([(turns, row.tools) for row, turns in usable]), strict=True)
+        asked = [
             (row, turns, exchanges)
-            for row in rows
-            if (turns := _used(row, counts)) and (exchanges := self.exchanges(row, turns, counts))
+            for (row, turns), found in rendered
+            if (exchanges := self._supervised(row, found, counts))
         ]
-        encoded = self.pieces([exchanges for *_, exchanges in usable])
+        within = [
+            fitted
+            for row, turns, exchanges in asked
+            if (fitted := self._fitted(row, turns, exchanges=exchanges, counts=counts))
+        ]
+        encoded = self.pieces([short for *_, short in within])
         kept, uncut = [], []
-        for (row, turns, exchanges), pieces in zip(usable, encoded, strict=True):
+        for (row, turns, exchanges, _), pieces in zip(within, encoded, strict=True):
             within_limit = self._truncated(row, turns, pieces, counts)
             if within_limit is not None:
                 kept.append(labeled(within_limit, self.args.mask_inputs, self.args.last_turn_only))
@@ -77,18 +107,71 @@ class Encoder:
         Raises:
             UserError: the style refuses it, with `--bad_rows error`.
         """
-        try:
-            found = self.style.exchanges(turns, row.tools)
-        except UserError as e:
-            if self.args.bad_rows == "error":
-                raise UserError(f"{row.where}: {e}; --bad_rows drop leaves such rows out") from e
-            counts.dropped["refused by the chat template"] += 1
+        (found,) = self._render([(turns, row.tools)])
+        return self._supervised(row, found, counts)
+
+    def _render(self, conversations: Sequence[Conversation]) -> Iterator[list[Exchange] | UserError]:
+        """Yields the exchanges of each conversation in the style, or the error by which the style refuses it."""
+        if isinstance(self.style, ChatTemplate):
+            yield from self.style.exchanges_of(conversations)
+            return
+        for turns, tools in conversations:
+            try:
+                yield self.style.exchanges(turns, tools)
+            except UserError as e:
+                yield e
+
+    def _supervised(self, row: Row, found: list[Exchange] | UserError, counts: Counts) -> list[Exchange] | None:
+        """Returns the exchanges up to the last supervised one; None if the row is dropped, as `exchanges` says."""
+        if isinstance(found, UserError):
+            self._drop(row, found, counts)
             return None
         while found and not (found[-1].taught and found[-1].answer is not None):
             found.pop()
         if not found:
             counts.dropped["no answer that is taught"] += 1
         return found or None
+
+    def _drop(self, row: Row, e: UserError, counts: Counts) -> None:
+        """Counts a row as dropped for an error.
+
+        Raises:
+            UserError: with `--bad_rows error`; or too many rows have taken the whole time that a row may take.
+        """
+        self._n_beyond += isinstance(e, LimitError)
+        if self.args.bad_rows == "error" or self._n_beyond > _MOST_BEYOND:
+            way = "" if self.args.bad_rows == "drop" else "; --bad_rows drop leaves such rows out"
+            raise UserError(f"{row.where}: {e}{way}") from e
+        counts.dropped[_BEYOND if isinstance(e, LimitError) else "refused by the chat template"] += 1
+
+    def _fitted(
+        self, row: Row, turns: tuple[Turn, ...], exchanges: list[Exchange], counts: Counts
+    ) -> tuple[Row, tuple[Turn, ...], list[Exchange], list[Exchange]] | None:
+        """Returns a row with its turns and exchanges, and of these what is tokenized; None if it is dropped.
+
+        Only the beginning of a text is tokenized that is far longer than a sample may be.
+
+        Raises:
+            UserError: the row is too long, with `--truncation error`.
+        """
+        beginning = self.beginnings.of(exchanges)
+        if beginning is None:
+            return row, turns, exchanges, exchanges
+        if self.args.truncation == "error":
+            self._refuse(row, f"more than {self.limit:,} tokens")
+        if self.args.truncation != "cut_prompt":
+            return row, turns, exchanges, beginning
+        if self.beginnings.of([Exchange("", e.answer) for e in exchanges]) is not None:
+            counts.dropped[self._too_long] += 1  # the answers alone are
+            return None
+        turns = tuple(
+            replace(t, text=self.beginnings.of_text(t.text), context=self.beginnings.of_text(t.context))
+            if t.role == "user"
+            else t
+            for t in turns
+        )
+        shorter = self.exchanges(row, turns, counts)
+        return (row, turns, shorter, shorter) if shorter else None
 
     def _count_answers(self, row: Row, turns: Sequence[Turn], exchanges: Sequence[Exchange], counts: Counts) -> None:
         """Counts the answers of a row that can be supervised, and the texts that the chat template does not render."""
@@ -145,10 +228,7 @@ class Encoder:
         if length <= self.limit:
             return pieces
         if self.args.truncation == "error":
-            raise UserError(
-                f"{row.where or repr(row.instruction[:60])}: a sample of {length:,} tokens, more than {self.limit:,}; "
-                "pass --truncation drop, cut_prompt or cut_end"
-            )
+            self._refuse(row, f"{length:,} tokens, more than {self.limit:,}")
         if self.args.truncation == "cut_prompt":
             return self._truncate_prompt(row, turns, pieces, counts)
         cut = truncate_end(pieces, self.limit) if self.args.truncation == "cut_end" else None
@@ -157,6 +237,11 @@ class Encoder:
         else:
             counts.cut["at the end"] += 1
         return cut
+
+    def _refuse(self, row: Row, length: str) -> NoReturn:
+        """Raises UserError for a row that is too long."""
+        where = row.where or repr(row.instruction[:60])
+        raise UserError(f"{where}: a sample of {length}; pass --truncation drop, cut_prompt or cut_end")
 
     @property
     def _too_long(self) -> str:
