@@ -81,29 +81,32 @@ def _shared_runs(texts: Texts, least: int) -> np.ndarray:
         return np.zeros(0, dtype=np.uint64)
     different = texts.take(which)
     step = min(-(-sum(map(len, different)) // _MOST_COUNTED), len(different) // (2 * least)) or 1
-    runs = [np.unique(_runs(text)) for text in different[::step]]
+    counted = different.take(np.arange(0, len(different), step))
+    runs = [_different_runs(some) for _, some in chunks(counted, _AT_ONCE, least=1)]
     values, counts = np.unique(np.concatenate(runs), return_counts=True)
-    return values[counts >= max(least, _COMMON * len(runs))]
+    return values[counts >= max(least, _COMMON * len(counted))]
+
+
+def _different_runs(texts: Sequence[str]) -> np.ndarray:
+    """Returns the hashes of the different runs of each text, one text after the other, (r,) uint64."""
+    runs, positions, ends = _runs(texts)
+    owners = np.searchsorted(ends, positions, side="right").astype(np.uint64)
+    _, firsts = np.unique((runs ^ owners) * np.uint64(0xBF58476D1CE4E5B9) + owners, return_index=True)
+    return runs[firsts]
 
 
 def _without(texts: Sequence[str], shared: np.ndarray) -> list[str]:
     """Returns the texts without the shared runs; the parts that remain of each are separated by spaces."""
-    whole = "".join(texts)
-    ends = np.cumsum([len(text) for text in texts])
-    starts = np.concatenate([[0], ends[:-1]])
-    runs = _runs(whole)
+    runs, positions, ends = _runs(texts)
     locations = np.minimum(np.searchsorted(shared, runs), len(shared) - 1)
-    found = (shared[locations] == runs).nonzero()[0]
-    owners = np.searchsorted(ends, found, side="right")
-    inside = found + _WINDOW <= ends[owners]  # it does not begin in one text and end in the next
-    found, owners = found[inside], owners[inside]
-    edges = np.zeros(len(whole) + 1, dtype=np.int64)
+    found = positions[shared[locations] == runs]
+    edges = np.zeros(ends[-1] + 1, dtype=np.int64)
     np.add.at(edges, found, 1)
     np.add.at(edges, found + _WINDOW, -1)
     kept = np.cumsum(edges[:-1]) == 0
     result = list(texts)
-    for i in np.unique(owners).tolist():
-        own = np.concatenate([[0], kept[starts[i] : ends[i]].astype(np.int8), [0]])
+    for i in np.unique(np.searchsorted(ends, found, side="right")).tolist():
+        own = np.concatenate([[0], kept[ends[i] - len(texts[i]) : ends[i]].astype(np.int8), [0]])
         bounds = np.diff(own).nonzero()[0].tolist()
         text = texts[i]
         parts = [_stripped(_whole_words(text, a, b)) for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
@@ -134,11 +137,17 @@ def _stripped(part: str) -> str:
     return re.sub(r"^\W+|\W+$", "", part) or part.strip()
 
 
-def _runs(text: str) -> np.ndarray:
-    """Returns the hash of the `_WINDOW` characters from each position on, (n,) uint64; none of a shorter text."""
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+def _runs(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the hash of each run of `_WINDOW` characters within a text, (r,) uint64, with where it begins, (r,).
+
+    Positions count through all texts, one text after the other; the third array, (n,), is where each text ends.
+    """
+    ends = np.cumsum([len(text) for text in texts])
+    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
     n = max(0, len(codes) - _WINDOW + 1)
     hashes = np.zeros(n, dtype=np.uint64)
     for k in range(_WINDOW):
         hashes = (hashes + codes[k : k + n] + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    return hashes
+    positions = np.arange(n)
+    positions = positions[positions + _WINDOW <= ends[np.searchsorted(ends, positions, side="right")]]
+    return hashes[positions], positions, ends

@@ -40,7 +40,8 @@ class _Sets:
         hashes, offsets = grams_of(texts)
         self.bits = np.uint64(64 - max(1, (len(texts) - 1).bit_length()))
         owners = np.repeat(np.arange(len(texts), dtype=np.uint64), np.diff(offsets))
-        self.keys = np.unique((owners << self.bits) | (hashes >> (np.uint64(64) - self.bits)))
+        keys = np.sort((owners << self.bits) | (hashes >> (np.uint64(64) - self.bits)))
+        self.keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
         self.offsets = np.searchsorted(self.keys, np.arange(len(texts) + 1, dtype=np.uint64) << self.bits)
         self.offsets[-1] = len(self.keys)  # the shift may have lost the last number's only bit
         self.sizes = np.diff(self.offsets)

@@ -28,6 +28,8 @@ _CHUNK = 1 << 20
 """Most characters whose grams are in memory at once; a signature counts as 256 characters."""
 Pairs = tuple[np.ndarray, np.ndarray]
 """Indices of the first and of the second text of each pair, (p,) int64 each."""
+Estimated = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""The same, and the estimated similarity of each pair, (p,) float64."""
 
 
 def sign(texts: Sequence[str]) -> np.ndarray:
@@ -45,18 +47,13 @@ def sign(texts: Sequence[str]) -> np.ndarray:
     return signatures
 
 
-def agreeing(signatures: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Returns the share of hashes on which the texts of each pair agree, (p,), an estimate of their similarity."""
-    return np.count_nonzero(signatures[pairs[0]] == signatures[pairs[1]], axis=1) / N_HASHES
-
-
 def rows_per_band(threshold: float) -> int:
     """Returns the most rows of a band with which a pair at the threshold shares a band with a probability of 99 %."""
     candidates = (r for r in range(N_HASHES, 1, -1) if (1 - threshold**r) ** (N_HASHES // r) <= 0.01)
     return next(candidates, 1)
 
 
-def candidates(signatures: np.ndarray, threshold: float, roots: np.ndarray) -> Iterator[Pairs]:
+def candidates(signatures: np.ndarray, threshold: float, roots: np.ndarray) -> Iterator[Estimated]:
     """Yields pairs of texts of different groups that may be as similar as the threshold, the closest of a band first.
 
     Args:
@@ -122,11 +119,13 @@ def resolved(roots: np.ndarray, texts: np.ndarray) -> np.ndarray:
     return found
 
 
-def likely(signatures: np.ndarray, pairs: Pairs, threshold: float) -> Pairs:
-    """Returns those of the pairs that may be as similar as the threshold, by an estimate from all hashes."""
-    kept = []
-    for start in range(0, len(pairs[0]), _AT_ONCE):
-        part = pairs[0][start : start + _AT_ONCE], pairs[1][start : start + _AT_ONCE]
-        kept.append(start + (agreeing(signatures, part) >= threshold - _SLACK).nonzero()[0])
-    which = np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
-    return pairs[0][which], pairs[1][which]
+def likely(signatures: np.ndarray, pairs: Pairs, threshold: float) -> Estimated:
+    """Returns those of the pairs that may be as similar as the threshold, with the share of hashes they agree on."""
+    found: list[Estimated] = []
+    for start in range(0, max(1, len(pairs[0])), _AT_ONCE):
+        left, right = (texts[start : start + _AT_ONCE] for texts in pairs)
+        estimates = np.count_nonzero(signatures[left] == signatures[right], axis=1) / N_HASHES
+        near = estimates >= threshold - _SLACK
+        found.append((left[near], right[near], estimates[near]))
+    left, right, estimates = (np.concatenate(part) for part in zip(*found, strict=True))
+    return left, right, estimates

@@ -17,7 +17,7 @@ from lit_gpt.data.prepare.texts import Texts, firsts_of
 
 _FEW = 128
 """Number of texts up to which all pairs are candidates."""
-_PATIENCE = 16
+_PATIENCE = 64
 """Number of unsuccessful measurements of a text after which only pairs with an estimate at the threshold are measured."""
 _REMEMBERED = 1 << 21
 """Number of pairs of which it is remembered that they were measured."""
@@ -58,16 +58,16 @@ def _link(texts: Sequence[str], threshold: float) -> np.ndarray:
     roots = np.arange(len(texts))
     measure = Measure(texts)
     tried = _Tried(len(texts))
-    for pairs in _candidates(signatures, threshold, roots):
-        new = tried.new(pairs, minhash.agreeing(signatures, pairs) >= threshold)
-        left, right = pairs[0][new], pairs[1][new]
+    for left, right, estimates in _candidates(signatures, threshold, roots):
+        new = tried.new(left, right, estimates >= threshold)
+        left, right = left[new], right[new]
         near = measure.jaccards(left, right) >= threshold
         tried.add(left[~near], right[~near])
         _join(roots, left[near], right[near])
     return minhash.resolved(roots, np.arange(len(texts)))
 
 
-def _candidates(signatures: np.ndarray, threshold: float, roots: np.ndarray) -> Iterator[minhash.Pairs]:
+def _candidates(signatures: np.ndarray, threshold: float, roots: np.ndarray) -> Iterator[minhash.Estimated]:
     """Yields pairs that may be near-duplicates: of few texts all pairs, of more those that MinHash proposes."""
     if len(signatures) <= _FEW:
         yield minhash.likely(signatures, np.triu_indices(len(signatures), 1), threshold)
@@ -82,13 +82,13 @@ class _Tried:
         self.failures = np.zeros(n, dtype=np.uint8)
         self.slots = np.full(min(_REMEMBERED, 1 << (8 * n).bit_length()), -1, dtype=np.int64)
 
-    def new(self, pairs: minhash.Pairs, promising: np.ndarray) -> np.ndarray:
+    def new(self, left: np.ndarray, right: np.ndarray, promising: np.ndarray) -> np.ndarray:
         """Returns which pairs are to be measured, (p,) bool: those that were not, and are promising after many failures.
 
         A pair that has lost its slot to another one is measured again.
         """
-        codes, slots = self._codes(*pairs)
-        patient = np.minimum(self.failures[pairs[0]], self.failures[pairs[1]]) < _PATIENCE
+        codes, slots = self._codes(left, right)
+        patient = np.minimum(self.failures[left], self.failures[right]) < _PATIENCE
         return (self.slots[slots] != codes) & (promising | patient)
 
     def add(self, left: np.ndarray, right: np.ndarray) -> None:
