@@ -9,6 +9,7 @@ from lit_gpt.files import only_writer
 from lit_gpt.layers.compiled import compiling
 from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.outcome import gauges_of, plan_of_run, settle
+from lit_gpt.training.batching import require_room_for_a_step
 from lit_gpt.training.loop import fit
 from lit_gpt.training.offload import require_offload
 from lit_gpt.training.run.average import require_checkpoints
@@ -60,6 +61,7 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
     # The plan measures the memory of a process that holds no model yet.
     planned = plan_of_run(fabric, args, (train_data, val_data))
     require_checkpoints(train, planned.work.n_steps)
+    require_room_for_a_step(train_data.lengths, train, planned.work.n_samples)
 
     # Load the base model and inject the method; a resumed run gets its trained weights later, in `fit`.
     model, base_digest = load_model(fabric, args, checkpoint)

@@ -7,7 +7,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from lit_gpt.data.prepare.similar import GRAM, buckets, grams_of, groups, jaccards, normalize
+from lit_gpt.data.prepare.grams import GRAM, Measure
+from lit_gpt.data.prepare.minhash import candidates
+from lit_gpt.data.prepare.similar import groups, normalize
 
 WORDS = [f"{a}{b}{c}" for a in ("ba", "ne", "sto", "gri") for b in ("lu", "mo", "ti") for c in ("n", "r", "sk", "ld")]
 
@@ -63,9 +65,15 @@ def test_case_spaces_and_forms_do_not_count_and_short_or_empty_texts_do_not_coll
 
 
 @pytest.mark.smoke
-def test_the_measure_is_jaccard():
+def test_the_measure_is_jaccard(monkeypatch):
     a, b = "the quick brown fox 🦙", "the quick brown dog 🦙"
-    assert jaccards(grams_of(a), [grams_of(b)]).tolist() == [exact(a, b)]
+    texts = [a, b, "", "a", "quick", a + b, b + a] * 3
+    pairs = np.triu_indices(len(texts), 1)
+    wanted = [exact(texts[i], texts[j]) for i, j in zip(*pairs, strict=True)]
+    assert Measure(texts).jaccards(*pairs).tolist() == wanted and exact(a, b) in wanted
+    monkeypatch.setattr("lit_gpt.data.prepare.grams._MOST_CACHED", 1)  # as with many texts
+    monkeypatch.setattr("lit_gpt.data.prepare.grams._MOST_COMPARED", 200)
+    assert Measure(texts).jaccards(*pairs).tolist() == wanted
     assert groups(["\ud800 broken", "\ud800 broken", "x"]).tolist() == [0, 0, 2]
 
 
@@ -74,8 +82,7 @@ def test_many_copies_of_one_template_are_one_group():
     assert set(groups(texts).tolist()) == {0}
 
 
-def test_texts_of_one_template_are_told_apart_and_their_doubles_found(monkeypatch):
-    monkeypatch.setattr("lit_gpt.data.prepare.similar.MOST", 50)
+def test_texts_of_one_template_are_told_apart_and_their_doubles_found():
     rng = random.Random(5)
     template = "Classify the sentiment of this review of a film as positive or as negative, and give reasons: "
     texts = [template + " ".join(rng.choices(WORDS, k=14)) for _ in range(2000)]
@@ -85,9 +92,9 @@ def test_texts_of_one_template_are_told_apart_and_their_doubles_found(monkeypatc
     assert len(set(found[:2000].tolist())) > 1990
 
 
-def test_equal_signatures_share_a_bucket_however_many_agree(monkeypatch):
-    monkeypatch.setattr("lit_gpt.data.prepare.similar.MOST", 10)
-    half = np.random.default_rng(0).integers(0, 2, (600, 128), dtype=np.uint32)
-    found = [set(bucket.tolist()) for bucket in buckets(np.concatenate([half, half]), n_rows=6)]
-    assert all(any({i, i + 600} <= bucket for bucket in found) for i in range(0, 600, 7))
-    assert np.mean([len(bucket) for bucket in found]) < 10
+def test_equal_signatures_are_compared_however_many_agree(monkeypatch):
+    monkeypatch.setattr("lit_gpt.data.prepare.minhash.MOST", 10)
+    half = np.random.default_rng(0).integers(0, 2, (600, 128), dtype=np.uint8)
+    found = list(candidates(np.concatenate([half, half]), 0.8, np.arange(1200)))
+    pairs = {(min(i, j), max(i, j)) for left, right, _ in found for i, j in zip(left.tolist(), right.tolist(), strict=True)}
+    assert {(i, i + 600) for i in range(600)} <= pairs

@@ -9,6 +9,8 @@ from lit_gpt.errors import UserError
 
 Optimizer = Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"]
 _Value = TypeVar("_Value")
+_MOST = 1e15
+"""Most of what is counted: with more, sums of the plan would be no numbers any longer."""
 
 
 def _free(default: _Value) -> _Value:
@@ -111,7 +113,9 @@ class TrainArgs:
         for name in ("epochs", "max_iters", "max_steps"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f"--{name} {getattr(self, name)} trains nothing; it must be more than 0")
-
+        for name in ("batch_size", "micro_batch_size", "micro_batch_tokens", "epochs", "max_iters", "max_steps"):
+            if getattr(self, name) is not None and not getattr(self, name) <= _MOST:  # not a number, neither
+                raise UserError(f"--{name} {getattr(self, name):.3g} must be at most {_MOST:.0e}")
         if self.average_last > self.keep_last:
             raise UserError(f"--average_last {self.average_last} needs --keep_last {self.average_last}")
         if self.max_time is not None and not self.max_seconds:

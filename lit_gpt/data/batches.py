@@ -68,12 +68,19 @@ class Order:
         self.n_rows, self.n_samples, self.seed = n_rows, n_samples, seed
         self.latest: tuple[int, np.ndarray] = (-1, np.empty(0))
 
-    def __len__(self) -> int:
-        return self.n_samples
-
     def rows(self, start: int, stop: int) -> list[int]:
         """Returns the rows of samples start .. stop - 1, fewer at the end of the run."""
-        return [int(self.permutation(i // self.n_rows)[i % self.n_rows]) for i in range(start, min(stop, len(self)))]
+        return self.indices(start, stop).tolist()
+
+    def indices(self, start: int, stop: int) -> np.ndarray:
+        """Returns what `rows` does as an array, (n,) int64."""
+        found = [np.zeros(0, dtype=np.int64)]
+        stop = min(stop, self.n_samples)
+        while start < stop:
+            epoch, first = divmod(start, self.n_rows)
+            found.append(self.permutation(epoch)[first : first + stop - start])
+            start = (epoch + 1) * self.n_rows
+        return np.concatenate(found)
 
     def permutation(self, epoch: int) -> np.ndarray:
         """Returns the order of the rows in an epoch, (n_rows,); epochs count from 0."""
@@ -91,7 +98,7 @@ def steps(samples: Samples, order: Order, batch_size: int, packing: Packing, see
     Args:
         seen: samples that earlier steps had; the steps resume after them.
     """
-    for start in range(seen, len(order), batch_size):
+    for start in range(seen, order.n_samples, batch_size):
         yield micro_batches(samples, order.rows(start, start + batch_size), packing)
 
 

@@ -1,5 +1,6 @@
 """Packing: decides which samples share a micro-batch, and which of them share a prefix that is computed once."""
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -120,22 +121,32 @@ def filled(lengths: np.ndarray, order: Sequence[int], max_tokens: int, prefixes:
     """Returns the samples in groups, as `packs` does, placed in the given order."""
     groups: list[list[int]] = []
     room: list[int] = []
-    begun: list[set[_Prefix]] = []
+    begun: list[list[_Prefix]] = []
+    by_room: list[tuple[int, int]] = []  # (room, group) of all groups, sorted: a sample need not look at each of them
+    sharing_room: dict[_Prefix, list[tuple[int, int]]] = {}  # the same of the groups that have a prefix
     for i in map(int, order):
         n, prefix = int(lengths[i]), prefixes.get(i)
-        costs = [n - prefix.n_tokens if prefix is not None and prefix in begun[g] else n for g in range(len(groups))]
-        with_room = [g for g, cost in enumerate(costs) if room[g] >= cost]
-        if not with_room:
+        with_prefix = sharing_room.setdefault(prefix, []) if prefix else []
+        shorter = n - prefix.n_tokens if prefix else n
+        if (at := bisect_left(with_prefix, (shorter, -1))) < len(with_prefix):
+            best, cost = with_prefix[at][1], shorter
+        else:
+            at, cost = bisect_left(by_room, (n, -1)), n
+            best = by_room[at][1] if at < len(by_room) else len(groups)
+        if best == len(groups):
             groups.append([])
             room.append(max_tokens)
-            begun.append(set())
-            costs.append(n)
-            with_room = [len(groups) - 1]
-        best = min(with_room, key=lambda g: (costs[g], room[g]))
+            begun.append([])
+            by_room.insert(bisect_left(by_room, (max_tokens, best)), (max_tokens, best))
+        before, after = (room[best], best), (room[best] - cost, best)
+        for places in (by_room, *(sharing_room[other] for other in begun[best])):
+            del places[bisect_left(places, before)]
+            insort(places, after)
         groups[best].append(i)
-        room[best] -= costs[best]
-        if prefix:
-            begun[best].add(prefix)
+        room[best] -= cost
+        if prefix and prefix not in begun[best]:
+            begun[best].append(prefix)
+            insort(with_prefix, after)
     return groups
 
 

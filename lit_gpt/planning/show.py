@@ -82,7 +82,14 @@ def _time_lines(plan: Plan, now: datetime) -> Iterator[str]:
     parts = [("start", times.starting), ("training", times.training), ("validation", times.validating)]
     parts += [("saves", times.saving), ("merge", times.merging), ("end", times.ending)]
     yield "  " + ", ".join(f"{name} {clock(seconds)}" for name, seconds in parts)
-    end = now + timedelta(seconds=times.total)
+    yield f"  {clock(times.total)} in all; started now, it ends {_when(now, times.total)}"
+
+
+def _when(now: datetime, seconds: float) -> str:
+    """Returns as text when a run of so many seconds ends that starts now."""
+    try:
+        end = now + timedelta(seconds=seconds)
+    except OverflowError:  # after the year 9999
+        return f"in {seconds / 86_400 / 365.25:,.0f} years"
     days = (end.date() - now.date()).days
-    when = f"{end:%H:%M}" + (f" in {days} day{'s' * (days > 1)}" if days else "")
-    yield f"  {clock(times.total)} in all; started now, it ends at {when}"
+    return f"at {end:%H:%M}" + (f" in {days} day{'s' * (days > 1)}" if days else "")

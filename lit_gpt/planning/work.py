@@ -1,6 +1,7 @@
 """How much there is to do: samples, tokens, steps and forward passes of a run, counted on its data."""
 
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 
@@ -12,6 +13,11 @@ from lit_gpt.training.validation import n_validated
 
 _PACKED_STEPS = 100
 """Optimizer steps whose forward passes are counted one by one; the others are assumed to be alike."""
+
+_PACKED_SAMPLES, _PACKED_AT_ONCE = 2**16, 2**14
+"""Most samples of all these steps, and of one: of larger steps there are fewer, and a still larger one is divided."""
+_LISTED_SAMPLES, _LISTED_EPOCHS = 2**22, 1000
+"""Most samples, and epochs, whose order is made to count the padding; that of a longer run is assumed to be alike."""
 
 COUNTED = 2**20
 """Approximate number of tokens whose labels are in memory at a time."""
@@ -65,34 +71,38 @@ class Work:
 def work_of(
     train_data: Samples, val_data: Samples, train: TrainArgs, validation: ValidationArgs, packing: Packing, seed: int
 ) -> Work:
-    """Returns the work of a run on its data."""
+    """Returns the work of a run on its data.
+
+    Sums over the samples of a run are exact, forward passes and padding those of its first samples for all. However
+    many samples and steps the run has, time and memory are those of the data and of a few hundred thousand samples.
+    """
     lengths, targets = train_data.lengths, targets_by_sample(train_data)
     n_samples = train.n_samples(len(train_data))
-    n_steps = -(-n_samples // train.batch_size)
-    of_run = Order(len(lengths), n_samples, seed)
-    order = np.concatenate([of_run.permutation(e) for e in range(-(-n_samples // len(lengths)))])[:n_samples]
-    size, first = train.micro_batch_size, order[: _PACKED_STEPS * train.batch_size]
+    order = Order(len(lengths), n_samples, seed)
+    first = order.indices(0, min(_PACKED_STEPS * train.batch_size, _PACKED_SAMPLES))
     passes: list[tuple[list[int], Prefixes]] = []
-    for start in range(0, len(first), train.batch_size):
-        part = first[start : start + train.batch_size]
+    for start in range(0, len(first), at_once := min(train.batch_size, _PACKED_AT_ONCE)):
+        part = first[start : start + at_once]
         prefixes = prefixes_of(train_data, part, packing)
         passes += [(group, prefixes) for group in packs(lengths, part, packing.max_tokens, prefixes)]
     computed, squares = ([n_computed(lengths, *those, power) for those in passes] for power in (1, 2))
-    left, left_of_squares = sum(computed) / lengths[first].sum(), sum(squares) / np.square(lengths[first]).sum()
-    padded = np.pad(lengths[order], (0, -n_samples % size)).reshape(-1, size).max(1) * size
+    left = float(sum(computed) / lengths[first].sum())
+    left_of_squares = float(sum(squares) / np.square(lengths[first]).sum())
     first_tried = fullest(lengths, packing.max_tokens, train.batch_size)
     val_lengths, val_targets = val_data.lengths, targets_by_sample(val_data)
     n_val = n_validated(len(val_lengths), train, validation)
+    n_tokens, n_steps = _total(lengths, order), -(-n_samples // train.batch_size)
+    n_validations, n_saves = _pauses(n_steps, train.save_interval, validation.eval_interval)
     return Work(
         n_rows=len(lengths),
         n_samples=n_samples,
         n_steps=n_steps,
-        n_tokens=int(lengths[order].sum()),
-        n_computed=round(left * lengths[order].sum()),
-        n_targets=int(targets[order].sum()),
-        squares=float(left_of_squares * np.square(lengths[order], dtype=np.float64).sum()),
-        n_passes=round(len(passes) * n_samples / len(first)),
-        n_padded=int(padded.sum()) - int(padded[-1]) // size * (-n_samples % size),
+        n_tokens=n_tokens,
+        n_computed=round(left * n_tokens),
+        n_targets=_total(targets, order),
+        squares=float(left_of_squares * _total(np.square(lengths), order)),
+        n_passes=_scaled(len(passes), n_samples, len(first)),
+        n_padded=_padded(lengths, order, train.micro_batch_size),
         room=packing.max_tokens,
         largest=max(*computed, n_computed(lengths, first_tried)),
         most_targets=int(max(targets[g].sum() for g in [*(group for group, _ in passes), first_tried])),
@@ -100,14 +110,44 @@ def work_of(
         n_val_computed=round(left * val_lengths[:n_val].sum()),
         n_val_targets=int(val_targets[:n_val].sum()),
         val_squares=float(left_of_squares * np.square(val_lengths[:n_val], dtype=np.float64).sum()),
-        n_validations=len({n_steps, *_every(validation.eval_interval, n_steps)}),
-        n_saves=len({n_steps, *_every(train.save_interval, n_steps), *_every(validation.eval_interval, n_steps)}),
+        n_validations=n_validations,
+        n_saves=n_saves,
     )
 
 
-def _every(interval: int, n_steps: int) -> range:
-    """Returns the steps at which something is due, the start included."""
-    return range(0, n_steps + 1, interval)
+def _scaled(counted: int, n_samples: int, n_counted: int) -> int:
+    """Returns the number for all samples of what was counted for the first of them."""
+    return round(counted * n_samples / n_counted)
+
+
+def _total(values: np.ndarray, order: Order) -> int:
+    """Returns the sum of a value of each row, (n_rows,), over all samples of a run."""
+    epochs, rest = divmod(order.n_samples, order.n_rows)
+    return epochs * int(values.sum()) + int(values[order.permutation(epochs)[:rest]].sum() if rest else 0)
+
+
+def _padded(lengths: np.ndarray, order: Order, size: int) -> int:
+    """Returns the tokens of a run in micro-batches of `size` samples, each padded to its longest."""
+    most = min(_LISTED_SAMPLES, _LISTED_EPOCHS * order.n_rows)
+    listed = lengths[order.indices(0, most - most % min(size, most))]
+    size, n = min(size, len(listed)), len(listed)
+    padded = np.pad(listed, (0, -n % size)).reshape(-1, size).max(1) * size
+    found = int(padded.sum()) - int(padded[-1]) // size * (-n % size)
+    return found if n == order.n_samples else _scaled(found, order.n_samples, n)
+
+
+def _pauses(n_steps: int, save_interval: int, eval_interval: int) -> tuple[int, int]:
+    """Returns the numbers of validations and of saves; either is due at the start, at its interval and at the end."""
+
+    def multiples(interval: int) -> int:
+        return n_steps // interval + 1
+
+    def ends_between(*intervals: int) -> bool:
+        return all(n_steps % interval for interval in intervals)
+
+    n_saves = multiples(save_interval) + multiples(eval_interval) - multiples(lcm(save_interval, eval_interval))
+    n_validations = multiples(eval_interval) + ends_between(eval_interval)
+    return n_validations, n_saves + ends_between(save_interval, eval_interval)
 
 
 def targets_by_sample(samples: Samples) -> np.ndarray:

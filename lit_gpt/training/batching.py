@@ -2,13 +2,19 @@
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.config import Config
 from lit_gpt.data.packing import Packing
+from lit_gpt.errors import UserError
 from lit_gpt.layers.attention import Documents, Heads, attended, attended_backward, flash_can
 from lit_gpt.model import GPT
+from lit_gpt.resources import total_memory
+
+_BYTES_A_TOKEN = 24
+"""Bytes of a token in a micro-batch: its id, where it is predicted, and the target, 8 bytes each."""
 
 
 def packing_of(model: GPT, train: TrainArgs, device: torch.device, max_tokens: int | None = None) -> Packing:
@@ -35,6 +41,25 @@ def micro_batch_tokens(train: TrainArgs, device_type: str) -> int:
     if not train.packing:
         return 1  # a longer sample goes alone
     return train.micro_batch_tokens or (4096 if device_type == "cuda" else 512)
+
+
+def require_room_for_a_step(lengths: np.ndarray, train: TrainArgs, n_samples: int) -> None:
+    """Checks that the tokens of an optimizer step fit the memory: all of its micro-batches are there at once.
+
+    Args:
+        lengths: tokens of each sample of the training set.
+        n_samples: samples of the whole run.
+
+    Raises:
+        UserError: they take more than this machine has.
+    """
+    n = min(train.batch_size, n_samples)
+    n_tokens, room = round(n * float(lengths.mean())), total_memory()
+    if n_tokens * _BYTES_A_TOKEN > room:
+        raise UserError(
+            f"--batch_size {train.batch_size:,}: a step of {n:,} samples, about {n_tokens:,} tokens, does not fit the "
+            f"{room / 1e9:.0f} GB of memory of this machine; pass a smaller one"
+        )
 
 
 def share_up_to(config: Config, train: TrainArgs) -> int:

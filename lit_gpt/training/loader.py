@@ -117,7 +117,7 @@ class BatchLoader:
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         first = [batch for part in parts for batch in micro_batches(self.data, part, self.packing)]
         share = sum(batch.n_computed for batch in first) / sum(batch.n_tokens for batch in first)
-        return share * min(size, len(self.order)) * float(self.data.lengths.mean())
+        return share * min(size, self.order.n_samples) * float(self.data.lengths.mean())
 
     def largest(self) -> list[int]:
         """Returns the samples of the largest possible micro-batch: the longest, and as many more as fit."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.data.prepare.split import prompt_of
+from lit_gpt.data.prepare.texts import Texts
 
 _MOST_KEYS = 1000
 """Most unused keys that are counted one by one; in some files keys are data, and there is no end of them."""
@@ -88,12 +89,10 @@ class Scan:
     """Number of entries that gave no row, by reason."""
     unused: Counter[str] = field(default_factory=Counter)
     """Number of rows whose entry has a key that is not read, by key."""
-    prompts: list[str] = field(default_factory=list)
+    prompts: Texts = field(default_factory=Texts)
     """The prompt of each row, if prompts were asked for."""
-    systems: list[str] = field(default_factory=list)
+    systems: Texts = field(default_factory=Texts)
     """The system text of each row, likewise."""
-    known_systems: dict[str, str] = field(default_factory=dict)
-    """Each different system text, so that rows with equal ones share a single string in memory."""
 
     def add(self, row: Row, with_prompt: bool) -> None:
         """Counts a row, and keeps its prompt and system text if asked to."""
@@ -103,7 +102,7 @@ class Scan:
             self.unused[key if key in self.unused or len(self.unused) < _MOST_KEYS else "and others"] += 1
         if with_prompt:
             self.prompts.append(prompt_of(row))
-            self.systems.append(self.known_systems.setdefault(row.system, row.system))
+            self.systems.append(row.system)
 
 
 @dataclass

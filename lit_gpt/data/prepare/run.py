@@ -21,6 +21,7 @@ from lit_gpt.data.prepare.rows import Row, RowError
 from lit_gpt.data.prepare.schemas import Parse
 from lit_gpt.data.prepare.sources import read_entries
 from lit_gpt.data.prepare.split import held_out
+from lit_gpt.data.prepare.texts import Texts
 from lit_gpt.data.prepare.tokens import Encoder, Pair
 from lit_gpt.errors import UserError
 from lit_gpt.files import only_writer
@@ -95,7 +96,7 @@ def _prepare(train: Files, validation: Files | None, folder: Path, checkpoint_di
     encoder = Encoder(tokenizer, args, min(args.max_seq_length or block_size, block_size))
     if validation is None:
         is_val = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
-        scan.prompts, scan.systems, scan.known_systems = [], [], {}
+        scan.prompts, scan.systems = Texts(), Texts()
         n_train, n_val, left_out = int((~is_val).sum()), int(is_val.sum()), (scan.left_out, Counter())
         sources = (_selected(rows_of(train, args), ~is_val), _selected(rows_of(train, args), is_val))
     else:

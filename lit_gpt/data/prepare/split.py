@@ -7,6 +7,7 @@ import numpy as np
 
 from lit_gpt.data.prepare.apart import MOST_ALIKE, groups_apart, large
 from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.texts import Texts
 from lit_gpt.errors import UserError
 
 
@@ -39,6 +40,8 @@ def held_out(prompts: Sequence[str], fraction: float, seed: int, systems: Sequen
         raise UserError("all prompts are near-identical, so that none can be held out; pass --validation_file")
     drawn, n = [], 0
     for i in random.Random(seed).sample(range(len(names)), len(names)):
+        if n == wanted:
+            break
         if n + sizes[i] <= wanted:
             drawn.append(names[i])
             n += sizes[i]
@@ -49,6 +52,6 @@ def _labels(prompts: Sequence[str], systems: Sequence[str], most: int) -> np.nda
     """Returns for each row the index of the first row of its group, (n,) int64."""
     labels = groups_apart(prompts, most=most)
     for members in large(labels, most) if len(systems) else []:
-        theirs = [systems[int(i)] for i in members]
+        theirs = Texts(systems[i] for i in members.tolist())
         labels[members] = members[groups_apart(theirs, most=most)]
     return labels

@@ -22,7 +22,7 @@ def require_checkpoints(train: TrainArgs, n_steps: int) -> None:
     Raises:
         UserError: it may leave fewer.
     """
-    n_sure = len({n_steps, *range(train.save_interval, n_steps + 1, train.save_interval)})
+    n_sure = -(-n_steps // train.save_interval)  # at each interval and at the end
     if train.average_last > n_sure:
         raise UserError(
             f"--average_last {train.average_last}: {n_steps:,} steps with --save_interval {train.save_interval} are "

@@ -18,6 +18,8 @@ LEDGER = "seconds_used.txt"
 """File in a run's folder with the seconds that all of its processes have used."""
 _NOTED = 5.0
 """Seconds between two updates of the ledger."""
+_MOST_STEPS = 2**62
+"""Most steps that are looked through for the last one that fits: no range may be longer."""
 _STARTED = time.monotonic()
 """Time of this module's import, for systems that do not tell when the process began."""
 
@@ -192,7 +194,7 @@ class Budget:
         """
         if self.max_seconds is None or not self.step_seconds:
             return length
-        more = range(1, max(1, length.n_steps - step) + 1)
+        more = range(1, min(max(1, length.n_steps - step), _MOST_STEPS) + 1)
         fitting = bisect.bisect_right(more, self.left, key=lambda n: self.seconds_of(step, n))
         return length if fitting == len(more) else length.cut(step + max(1, fitting), "max_time")
 
