@@ -8,8 +8,8 @@ import yaml
 
 from lit_gpt.errors import UserError
 
-_MAX_CHARACTERS = 2**18
-"""Largest size of a YAML text; PyYAML takes seconds for it."""
+_MAX_CHARACTERS = 2**16
+"""Largest size of a YAML text; PyYAML takes up to a second for it."""
 _MAX_VALUES = 100_000
 """Largest number of values, each alias counted as all that it stands for."""
 _MAX_DEPTH = 50
@@ -91,7 +91,7 @@ def _measured(node: Any, known: dict[int, tuple[int, int]], level: int) -> tuple
     found = [_measured(part, known, level + 1) for part in inner]
     size, depth = 1 + sum(n for n, _ in found), 1 + max((d for _, d in found), default=0)
     if size > _MAX_VALUES or depth > _MAX_DEPTH:
-        raise TooLargeError("its aliases stand for too many values")
+        raise TooLargeError("it has too many values, or aliases that stand for them")
     known[id(node)] = size, depth
     return size, depth
 
