@@ -4,10 +4,11 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from lit_gpt.args.formats import with_format, without_format
-from lit_gpt.errors import UserError
+from lit_gpt.args.formats import read_record, with_format
+from lit_gpt.errors import UserError, shown
+from lit_gpt.records import fits, misfit, require_types
 
 
 @dataclass
@@ -104,6 +105,7 @@ class Config:
     rotation as in other layers."""
 
     def __post_init__(self) -> None:
+        self._check_values()
         if not self.head_size:
             if self.n_embd % self.n_head:
                 raise UserError(f"{self.name}: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
@@ -122,13 +124,75 @@ class Config:
             raise UserError(
                 f"{self.name}: n_expert_per_token={self.n_expert_per_token} of n_expert={self.n_expert} is impossible"
             )
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"{self.name}: {name}={getattr(self, name)!r} is none of {', '.join(choices)}")
         self.intermediate_size = self.intermediate_size or 4 * self.n_embd
         rounded_up = math.ceil(self.vocab_size / self.padding_multiple) * self.padding_multiple
         self.padded_vocab_size = self.padded_vocab_size or rounded_up
         self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
+        self._check_rope_scaling()
+
+    def _check_values(self) -> None:
+        """Checks each field by itself, and the number of modules.
+
+        Raises:
+            UserError: one is of another type, or out of the range that any model needs.
+        """
+        for name, kind in HINTS.items():
+            value = getattr(self, name)
+            if problem := misfit(kind, value):
+                raise UserError(f"{shown(self.name)}: {name}={shown(value)} {problem}")
+            low, high = RANGES.get(name, (-math.inf, math.inf))
+            if value is not None and not isinstance(value, str | dict | list) and not low <= value <= high:
+                raise UserError(f"{self.name}: {name}={shown(value)} is not between {low:,} and {high:,}")
+        for name in ("sliding_layers", "unrotated_layers"):
+            layers = getattr(self, name) or ()
+            if len(layers) > RANGES["n_layer"][1] or min(layers, default=0) < 0:
+                raise UserError(f"{self.name}: {name}={shown(layers)} is no list of layers, counted from 0")
+        if self.n_layer * self.n_expert > _MAX_EXPERTS:
+            raise UserError(
+                f"{self.name}: n_layer={self.n_layer} times n_expert={self.n_expert} experts are more than "
+                f"{_MAX_EXPERTS:,}"
+            )
+
+    def _check_rope_scaling(self) -> None:
+        """Checks the parameters of another rope scaling; raises UserError if one is missing or impossible."""
+        if self.rope_scaling is None:
+            return
+        kind = self.rope_scaling.get("type")
+        if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
+            raise UserError(f"{self.name}: rope_scaling has type={shown(kind)}, none of {', '.join(ROPE_SCALINGS)}")
+        for name, value in self.rope_scaling.items():
+            wanted = _SCALING_VALUES.get(name)
+            if wanted is None or (value is None and name not in ROPE_SCALINGS[kind]):
+                continue
+            annotation, least = wanted
+            values = value if isinstance(value, list) else [value]
+            if not fits(annotation, value) or any(not least <= x <= _MOST for x in values):
+                raise UserError(f"{self.name}: rope_scaling has {name}={shown(value)}, which scales nothing")
+            if isinstance(value, list) and len(value) != self.rope_n_elem // 2:
+                raise UserError(
+                    f"{self.name}: rope_scaling has {len(value)} numbers in {name}, and {self.rope_n_elem // 2} pairs "
+                    "of channels are rotated"
+                )
+        if missing := [name for name in ROPE_SCALINGS[kind] if self.rope_scaling.get(name) is None]:
+            raise UserError(f"{self.name}: rope_scaling of type {kind} lacks {missing[0]}")
+        if kind == "llama3" and self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]:
+            raise UserError(f"{self.name}: rope_scaling has low_freq_factor that is not below high_freq_factor")
+
+    def require_tensors(self, n_tensors: int, where: object) -> None:
+        """Checks that a checkpoint has enough tensors for the layers and experts, before a module is made for each.
+
+        Args:
+            where: the checkpoint's file or folder, for the message.
+
+        Raises:
+            UserError: it has fewer.
+        """
+        if self.n_layer * max(1, 3 * self.n_expert) > n_tensors:
+            experts = f" with {self.n_expert:,} experts each" if self.n_expert else ""
+            raise UserError(
+                f"{where} has {n_tensors:,} tensors, too few for {self.n_layer:,} layers{experts}, which its "
+                "configuration states; get both again"
+            )
 
     @property
     def rope_n_elem(self) -> int:
@@ -158,26 +222,15 @@ class Config:
         Raises:
             UserError: the file is not JSON, a field is unknown, or a value is of the wrong type or impossible.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as e:
-            raise UserError(f"{path} is not valid JSON ({e}); run scripts/convert_hf_checkpoint.py again") from e
-        values = without_format(path, values)
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known) if isinstance(values, dict) else ["a list or a plain value"]
-        if unknown:
-            raise UserError(
-                f"{path} is not a configuration of this toolkit: it has {unknown[0]!r}; "
-                "run scripts/convert_hf_checkpoint.py again"
-            )
-        for name, value in values.items():
-            types, wanted = TYPES.get(HINTS[name], ((object,), ""))
-            if not isinstance(value, types) or (wanted and isinstance(value, bool) != (HINTS[name] is bool)):
-                raise UserError(f"{path}: {name}={value!r} is not {wanted}; run scripts/convert_hf_checkpoint.py again")
+        remedy = "run scripts/convert_hf_checkpoint.py again"
+        values = read_record(path, remedy)
+        if unknown := sorted(values.keys() - {f.name for f in fields(cls)}):
+            raise UserError(f"{path} is not a configuration of this toolkit: it has {shown(unknown[0])}; {remedy}")
+        require_types(str(path), values, HINTS, remedy)
         try:
             return cls(**values)
         except UserError as e:
-            raise UserError(f"{path}: {e}; run scripts/convert_hf_checkpoint.py again") from e
+            raise UserError(f"{path}: {e}; {remedy}") from e
 
     def to_json(self, path: Path) -> None:
         record = with_format("lit_config.json", asdict(self))
@@ -185,12 +238,53 @@ class Config:
 
 
 HINTS = get_type_hints(Config)
-TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    bool: ((bool,), "true or false"),
-    str: ((str,), "a string"),
+"""Type of each field."""
+_MOST = 1e15
+RANGES: dict[str, tuple[float, float]] = {
+    "n_layer": (1, 4096),
+    "n_head": (1, 4096),
+    "n_embd": (1, 2**20),
+    "head_size": (0, 2**16),
+    "n_query_groups": (0, 4096),
+    "intermediate_size": (0, 2**24),
+    "block_size": (1, 2**31 - 1),
+    "vocab_size": (1, 2**24),
+    "padding_multiple": (1, 2**24),
+    "padded_vocab_size": (0, 2**24),
+    "norm_eps": (0, 1),
+    "n_expert": (0, 4096),
+    "n_expert_per_token": (0, 4096),
+    "final_logit_softcapping": (0, _MOST),
+    "query_pre_attn_scalar": (0, _MOST),
+    "attn_logit_softcapping": (0, _MOST),
+    "sliding_window": (0, 2**31 - 1),
+    "rotary_percentage": (0, 1),
+    "rope_base": (2, _MOST),
+    "rope_condense_ratio": (1e-6, _MOST),
+    "rope_local_base": (0, _MOST),
 }
-"""Type of a field -> the types that JSON may have for it, and what a message calls them."""
-_CHOICES = {name: get_args(hint) for name, hint in HINTS.items() if get_origin(hint) is Literal}
-"""Field -> the values it may have, where they are a closed set."""
+"""Field -> its smallest and largest value: far beyond any model's, and small enough to make the modules of a model
+without its weights, and to say that they do not fit."""
+_MAX_EXPERTS = 2**15
+"""Largest number of experts in all layers, which are modules of their own."""
+ROPE_SCALINGS = {
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+}
+"""Kind of rope scaling -> its required parameters."""
+_SCALING_VALUES: dict[str, tuple[Any, float]] = {
+    "factor": (float, 1e-6),
+    "low_freq_factor": (float, 1e-6),
+    "high_freq_factor": (float, 1e-6),
+    "original_max_position_embeddings": (int, 2),
+    "beta_fast": (float, 0),
+    "beta_slow": (float, 0),
+    "attention_factor": (float, 1e-6),
+    "mscale": (float, 0),
+    "mscale_all_dim": (float, 0),
+    "truncate": (bool, 0),
+    "short_factor": (list[float], 1e-6),
+    "long_factor": (list[float], 1e-6),
+}
+"""Parameter of a rope scaling -> its type and smallest value."""

@@ -1,4 +1,14 @@
-"""The exceptions that stand for a mistake the user can fix."""
+"""The exceptions that stand for a mistake the user can fix, and how their messages quote a value."""
+
+import re
+from typing import Any
+
+_LONGEST = 1_000
+"""Number of characters of a message; what is longer loses its middle, since the way out stands at the end."""
+_END = 300
+"""Number of characters that a message which is too long keeps of its end."""
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that begin another line or command a terminal."""
 
 
 class UserError(Exception):
@@ -8,6 +18,25 @@ class UserError(Exception):
     LIT_GPT_TRACEBACK=1 shows where it came from. Every other exception is a bug of ours and keeps its traceback.
     """
 
+    def __init__(self, message: str) -> None:
+        text = _UNSHOWN.sub(" ", message)
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST - _END - 5]} ... {text[-_END:]}"
+        super().__init__(text)
+
 
 class CommandLineError(UserError):
     """Wrong input on the command line itself: an unknown flag, or a value of another type."""
+
+
+def shown(value: Any, longest: int = 80) -> str:
+    """Returns a value as an error message quotes it, which may come from a file and be anything.
+
+    Args:
+        longest: number of characters to show of it.
+    """
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # Python does not write integers of more than 4,300 digits
+        text = f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -148,7 +148,7 @@ def test_a_second_run_merges_into_the_checkpoint_of_the_first_and_the_record_has
         with pytest.raises(UserError, match="was trained on other weights"):
             write_merged(folder, tmp_path / name, read_run(tmp_path / name), tmp_path / "again")
     (tmp_path / "twice" / "merged.json").write_text("{")
-    with pytest.raises(UserError, match=r"merged\.json is damaged"):
+    with pytest.raises(UserError, match=r"merged\.json is not valid JSON"):
         trained_style(tmp_path / "twice")
 
 

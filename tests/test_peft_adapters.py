@@ -252,7 +252,7 @@ REFUSED = {  # what adapter_config.json says -> parts of the refusal
     "use_qalora": (True, "write false"),
     "megatron_config": ({"x": 1}, "write null"),
     "init_lora_weights": ("corda", "path_initial_model_for_weight_conversion"),
-    "r": ("four", "no number"),
+    "r": ("four", "is not a whole number"),
     "alpha_pattern": ({"(": 3}, "no regex"),
     "rank_pattern": ({"q_proj": 9}, "q_proj has A"),
     "use_dora": (True, "use_dora=True"),

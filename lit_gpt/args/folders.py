@@ -3,13 +3,12 @@
 Imports nothing that takes long, so that a wrong path is reported at once.
 """
 
-import json
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from lit_gpt.errors import UserError
+from lit_gpt.records import read_object
 
 WEIGHTS, CONFIG, LITGPT_CONFIG = "lit_model.pth", "lit_config.json", "model_config.yaml"
 """Files of a checkpoint; checkpoints of litgpt have LITGPT_CONFIG instead of CONFIG."""
@@ -218,10 +217,9 @@ def _use_of_run(run_dir: Path, takes_runs: bool) -> str:
     return f"{note}; python generate/{method}.py {flags} asks it{merge}"
 
 
-def _record(run_dir: Path) -> dict[str, Any]:
-    """Returns the record of a run; empty if it is damaged."""
+def _record(run_dir: Path) -> dict[str, str]:
+    """Returns the texts in the record of a run; none if it is damaged."""
     try:
-        record = json.loads((run_dir / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {key: value for key, value in read_object(run_dir / RUN).items() if isinstance(value, str)}
+    except (OSError, UserError):
         return {}
-    return record if isinstance(record, dict) else {}

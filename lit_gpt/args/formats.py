@@ -5,6 +5,7 @@ from typing import Any
 
 from lit_gpt import __version__
 from lit_gpt.errors import UserError
+from lit_gpt.records import read_object
 
 FORMATS = {"lit_config.json": 1, "finetuned.json": 1, "merged.json": 1, "state.json": 1, "meta.json": 1}
 """Name of a file -> version of its format. It goes up where an older version of the toolkit would misread the file;
@@ -17,14 +18,25 @@ def with_format(name: str, record: dict[str, Any]) -> dict[str, Any]:
     return {_KEY: FORMATS[name], **record}
 
 
-def without_format(path: Path, record: Any) -> Any:
-    """Returns what a file holds without the version of its format; what is no JSON object is returned as it is.
+def read_record(path: Path, remedy: str, finite: bool = True) -> dict[str, Any]:
+    """Returns what a file of ours holds, without the version of its format.
+
+    Args:
+        remedy: what the user can do about a damaged file, which completes the message.
+        finite: whether to refuse NaN and infinite numbers.
+
+    Raises:
+        UserError: the file is damaged, or has a later format than this version reads.
+    """
+    return without_format(path, read_object(path, remedy, finite))
+
+
+def without_format(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a file holds without the version of its format.
 
     Raises:
         UserError: the file has a later format than this version reads.
     """
-    if not isinstance(record, dict):
-        return record
     found, known = record.get(_KEY, 1), FORMATS.get(path.name, 1)
     if isinstance(found, int) and found > known:
         raise UserError(

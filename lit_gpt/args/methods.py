@@ -7,6 +7,9 @@ from typing import ClassVar, Literal
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
 
+_LARGEST = 2**20
+"""Largest rank or number of vectors, beyond that of any layer."""
+
 
 @dataclass(frozen=True)
 class LoRAArgs:
@@ -53,7 +56,7 @@ class LoRAArgs:
         return replace(self, lora_r=r, lora_alpha=self.scaling * r, lora_scaling="plain")
 
     def __post_init__(self) -> None:
-        require("lora_r", self.lora_r, at_least=1)
+        require("lora_r", self.lora_r, at_least=1, at_most=_LARGEST)
         for name in ("lora_alpha", "lora_plus_ratio"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name} {getattr(self, name)} must be more than 0")
@@ -74,6 +77,11 @@ class LoRARunArgs(LoRAArgs):
     whole: tuple[str, ...] = ()
     """Names of the parameters that the run replaces, in the adapted model."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for r in (self.ranks or {}).values():
+            require("lora_r", r, at_least=0, at_most=_LARGEST)
+
 
 @dataclass(frozen=True)
 class AdapterArgs:
@@ -85,8 +93,8 @@ class AdapterArgs:
     """The first layer with a prompt, counted from 0."""
 
     def __post_init__(self) -> None:
-        require("adapter_prompt_length", self.adapter_prompt_length, at_least=1)
-        require("adapter_start_layer", self.adapter_start_layer, at_least=0)
+        require("adapter_prompt_length", self.adapter_prompt_length, at_least=1, at_most=_LARGEST)
+        require("adapter_start_layer", self.adapter_start_layer, at_least=0, at_most=_LARGEST)
 
 
 @dataclass(frozen=True)

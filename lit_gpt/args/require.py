@@ -3,7 +3,9 @@
 from lit_gpt.errors import UserError
 
 
-def require(name: str, value: float, at_least: float) -> None:
-    """Checks that a value is large enough; raises UserError if it is smaller."""
-    if value < at_least:
+def require(name: str, value: float, at_least: float, at_most: float = float("inf")) -> None:
+    """Checks that a value is neither too small nor too large; raises UserError if it is."""
+    if not value >= at_least:  # nor NaN
         raise UserError(f"--{name} {value} must be at least {at_least}")
+    if value > at_most:
+        raise UserError(f"--{name} {value} must be at most {at_most:,}")

@@ -4,20 +4,19 @@ Lit-GPT 2023 kept queries, keys and values interleaved by group in `attn.attn`; 
 do, and keeps its configuration in model_config.yaml.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG, WEIGHTS, require_checkpoint
-from lit_gpt.config import Config
-from lit_gpt.errors import UserError
+from lit_gpt.config import HINTS, Config
+from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.files import Spec, open_state
 from lit_gpt.layers.qkv import stack_qkv
+from lit_gpt.records import read_object, read_yaml, require_types
 
 _FOREIGN = ("_norm_class", "norm_class_name")
 """Keys by which the configurations of the other layouts are told from ours."""
@@ -86,6 +85,11 @@ MLPS = {
     "LLaMAMoE": {"mlp": "moe", "activation": "silu"},
 }
 _NORMS = {"LayerNorm": "layer", "RMSNorm": "rms"}
+_KINDS: dict[str, Any] = dict.fromkeys(("mlp_class_name", "_mlp_class"), str | None)
+_KINDS |= dict.fromkeys(("norm_class_name", "_norm_class"), str | None)
+_KINDS |= {"name": str, "bias": bool, "norm_1": bool, "hf_config": dict[str, Any] | None}
+_KINDS |= {"rope_adjustments": dict[str, Any] | None, "sliding_window_indices": list[Any] | None}
+"""Types of the values that `translated` looks into."""
 
 
 def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[str], Tensor]]:
@@ -98,6 +102,7 @@ def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[s
     config = read_config(checkpoint_dir)
     remedy = f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
     specs, get = open_state(checkpoint_dir / WEIGHTS, remedy)
+    config.require_tensors(len(specs), checkpoint_dir / WEIGHTS)
     theirs = {name.replace(".attn.attn.", ".attn.qkv."): name for name in specs}
 
     def read(name: str) -> Tensor:
@@ -116,12 +121,12 @@ def read_config(checkpoint_dir: Path) -> Config:
     path = checkpoint_dir / CONFIG
     if not path.is_file() and (checkpoint_dir / LITGPT_CONFIG).is_file():
         path = checkpoint_dir / LITGPT_CONFIG
+    remedy = "run scripts/convert_hf_checkpoint.py again"
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, yaml.YAMLError) as e:
-        raise UserError(f"{path} cannot be read ({e}); run scripts/convert_hf_checkpoint.py again") from e
-    if isinstance(values, dict) and any(key in values for key in _FOREIGN):
+        values = read_yaml(path, remedy) if path.suffix == ".yaml" else read_object(path, remedy)
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e}); {remedy}") from e
+    if any(key in values for key in _FOREIGN):
         return translated(values, path)
     return Config.from_json(path)
 
@@ -133,17 +138,20 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
         UserError: a field that changes the computation and that we do not know; the message names it.
     """
     theirs = {"name": path.parent.name, **theirs}
+    require_types(str(path), theirs, _KINDS)
     known = {*SAME, *RENAMED, *_READ}
     for key, value in theirs.items():
         if key not in known and value not in _INACTIVE:
-            raise UserError(f"{path}: {key}={value!r} is not a field this toolkit knows")
+            raise UserError(f"{path}: {shown(key)[1:-1]}={shown(value)} is not a field this toolkit knows")
     fields: dict[str, Any] = {RENAMED.get(k, k): v for k, v in theirs.items() if k in (*SAME, *RENAMED) and v}
     fields |= {key: theirs[key] for key in ("parallel_residual",) if key in theirs}
     mlp = theirs.get("mlp_class_name") or theirs.get("_mlp_class")
     norm = theirs.get("norm_class_name") or theirs.get("_norm_class")
     for key, value, choices in (("mlp_class_name", mlp, MLPS), ("norm_class_name", norm, _NORMS)):
         if value not in choices:
-            raise UserError(f"{path}: {key}={value!r} is none of {', '.join(choices)}, which this toolkit computes")
+            raise UserError(
+                f"{path}: {key}={shown(value)} is none of {', '.join(choices)}, which this toolkit computes"
+            )
     fields |= MLPS[str(mlp)]
     if fields["mlp"] == "moe" and theirs.get("moe_intermediate_size"):
         fields["intermediate_size"] = theirs["moe_intermediate_size"]
@@ -160,10 +168,13 @@ def translated(theirs: dict[str, Any], path: Path) -> Config:
     fields |= _rotary(theirs.get("rope_adjustments") or {}, path)
     if (windows := theirs.get("sliding_window_indices")) is not None:
         fields["sliding_layers"] = [layer for layer, sliding in enumerate(windows) if sliding]
+    require_types(str(path), fields, HINTS)
     config = Config(**{**_origin(theirs), **fields})
     local, windows = theirs.get("rope_indices"), [int(config.is_sliding(i)) for i in range(config.n_layer)]
     if config.rope_local_base and (local != windows or theirs.get("rope_condense_ratio", 1) != 1):
-        raise UserError(f"{path}: rope_indices={local} are not the layers with a window, the only ones that rotate so")
+        raise UserError(
+            f"{path}: rope_indices={shown(local)} are not the layers with a window, the only ones that rotate so"
+        )
     return config
 
 
@@ -174,18 +185,18 @@ def _rotary(adjustments: dict[str, Any], path: Path) -> dict[str, Any]:
         UserError: they are YaRN's, where litgpt reverses the ramp between the frequencies.
     """
     if "beta_fast" in adjustments or "beta_slow" in adjustments:
-        raise UserError(f"{path}: rope_adjustments={adjustments} is litgpt's YaRN, which is not computed")
+        raise UserError(f"{path}: rope_adjustments={shown(adjustments)} is litgpt's YaRN, which is not computed")
     if "low_freq_factor" not in adjustments:
         return {"rope_condense_ratio": adjustments["factor"]} if "factor" in adjustments else {}
     scaling = {k: v for k, v in adjustments.items() if k != "original_max_seq_len"}
-    original = adjustments["original_max_seq_len"]
+    original = adjustments.get("original_max_seq_len")
     return {"rope_scaling": {"type": "llama3", **scaling, "original_max_position_embeddings": original}}
 
 
 def _origin(theirs: dict[str, Any]) -> dict[str, str]:
     """Returns the model's architecture and hub repository if a family of ours names them; exports need them."""
     for name in (theirs["name"], (theirs.get("hf_config") or {}).get("name")):
-        if name in MODELS:
+        if isinstance(name, str) and name in MODELS:
             return {key: MODELS[name][key] for key in ("architecture", "hf_repo")}
     stated = (theirs.get("hf_config") or {}).get("architecture")
-    return {"architecture": stated} if stated in ARCHITECTURES else {}
+    return {"architecture": stated} if isinstance(stated, str) and stated in ARCHITECTURES else {}

@@ -11,27 +11,33 @@ out/<method>/<name>/       trained weights (trained_path), finetuned.json, metri
 import json
 import platform
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import torch
 from lightning.fabric import Fabric
+from torch import Tensor
 
 from lit_gpt import __version__
+from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.args.folders import RUN, require_run, run_folder
-from lit_gpt.args.formats import require_known, with_format, without_format
+from lit_gpt.args.formats import read_record, require_known, with_format
 from lit_gpt.checkpoints.base import build, digest_of, load_base
-from lit_gpt.checkpoints.layouts import open_lit
+from lit_gpt.checkpoints.layouts import open_lit, read_config
 from lit_gpt.checkpoints.origin import changed_origin, origin_of, reading_base
 from lit_gpt.checkpoints.trained import check_fit, load_trained, trained_path
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
 from lit_gpt.files import open_state, write_text
 from lit_gpt.files.checksums import intact
 from lit_gpt.layers.quantize import QUANTIZATIONS
 from lit_gpt.methods import METHODS, trained_parameters
 from lit_gpt.model import GPT
 from lit_gpt.prompts.wording import reworded, say
+from lit_gpt.records import require_types
+
+_REMEDY = "take the copy in one of the run's checkpoints"
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
         with intact(path, "the finetune script"):
             return build(fabric, config, specs=specs, get=get, path=path, quantize=run.quantize)[0], run
     trained = load_trained(path)
+    _require_sizes(run, checkpoint_dir, trained, path=path)
     with reading_base(checkpoint_dir, run.base_files):
         model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
         require_base(run, run_dir, checkpoint_dir, base_digest)
@@ -89,6 +96,21 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
     check_fit(trained, trained_parameters(model), path)
     model.load_state_dict(trained, strict=False)
     return model, run
+
+
+def _require_sizes(run: Run, checkpoint_dir: Path, trained: dict[str, Tensor], path: Path) -> None:
+    """Checks that a run's weights have the sizes that its record states, before memory is taken for those.
+
+    Args:
+        path: the file of the weights, for messages.
+
+    Raises:
+        UserError: they have others.
+    """
+    with torch.device("meta"):
+        model = GPT(read_config(checkpoint_dir))
+        METHODS[run.method].inject(model, METHODS[run.method].args(**run.method_args), init=False)
+    check_fit(trained, trained_parameters(model), path)
 
 
 def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str) -> None:
@@ -120,20 +142,27 @@ def read_run(run_dir: Path) -> Run:
     """
     require_run(run_dir)
     path = run_dir / RUN
-    try:
-        record = without_format(path, json.loads(path.read_text(encoding="utf-8")))
-        written_by = record.get("versions", {}).get("lit_gpt")
-        require_known(path, record, {f.name for f in fields(Run)}, written_by)
-        run = Run(**record)
-    except (ValueError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is damaged ({e})") from e
-    if not isinstance(run.base_files, dict | None):
-        raise UserError(f"{path} is damaged (base_files is no object)")
+    record = read_record(path, _REMEDY)
+    require_types(str(path), record, get_type_hints(Run), _REMEDY)
+    written_by = record.get("versions", {}).get("lit_gpt")
+    require_known(path, record, {f.name for f in fields(Run)}, written_by)
+    if missing := [f.name for f in fields(Run) if f.name not in record and f.default is MISSING]:
+        raise UserError(f"{path} is damaged (it has no {missing[0]}); {_REMEDY}")
+    run = Run(**record)
     if run.method not in METHODS:
-        raise UserError(f"{path} names the method {run.method!r}; known are {', '.join(METHODS)}")
-    require_known(path, run.method_args, {f.name for f in fields(METHODS[run.method].args)}, written_by)
+        raise UserError(f"{path} names the method {shown(run.method)}; known are {', '.join(METHODS)}")
+    args_class = METHODS[run.method].args
+    require_known(path, run.method_args, {f.name for f in fields(args_class)}, written_by)
+    require_types(f"{path} (method_args)", run.method_args, get_type_hints(args_class), _REMEDY)
+    try:
+        args_class(**run.method_args)
+    except UserError as e:
+        raise UserError(f"{path} is damaged ({e}); {_REMEDY}") from e
+    require_types(
+        f"{path} (training)", run.training, get_type_hints(TrainArgs) | get_type_hints(ValidationArgs), _REMEDY
+    )
     if run.quantize is not None and run.quantize not in QUANTIZATIONS:
-        raise UserError(f"{path} names the weights {run.quantize!r}; known are {', '.join(QUANTIZATIONS)}")
+        raise UserError(f"{path} names the weights {shown(run.quantize)}; known are {', '.join(QUANTIZATIONS)}")
     if message := reworded(run.data):
         say(message)
     return run

@@ -13,6 +13,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from lit_gpt import errors
+from lit_gpt.records import compose_yaml
+
 _ALIASES = {"nf4": "bnb.nf4", "nf4-dq": "bnb.nf4-dq", "fp4": "bnb.fp4", "fp4-dq": "bnb.fp4-dq"}
 _ALIASES |= {"int8-training": "bnb.int8-training"}
 _ALIASES |= dict.fromkeys(("bf16", "bfloat16"), "bf16-true")
@@ -30,8 +33,6 @@ _DTYPES = {
 """Aliases of dtypes, used like _ALIASES."""
 _WORDS: dict[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS = ("null", "~")
-_LONGEST = 80
-"""Number of characters of a wrong value that an error message shows."""
 
 
 class Unfit(ValueError):
@@ -98,8 +99,7 @@ def is_list(kind: Any) -> bool:
 
 def shown(raw: Any) -> str:
     """Returns a wrong value as an error message quotes it."""
-    text = repr(raw) if isinstance(raw, str) else "nothing" if raw is None else str(raw)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return "nothing" if raw is None else errors.shown(raw)
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -228,7 +228,8 @@ def _part(kind: Any, raw: Any, where: str) -> Any:
 def _loaded(text: str) -> Any:
     """Returns a list or dictionary that is written as YAML."""
     try:
-        return yaml.load(text, Loader)
+        node = compose_yaml(text, Loader)
+        return None if node is None else Loader("").construct_document(node)
     except yaml.YAMLError:
         pair, example = ("[]", '"[a, b]"') if text.lstrip().startswith("[") else ("{}", '"{a: x, b: y}"')
         if not text.rstrip().endswith(pair[1]):

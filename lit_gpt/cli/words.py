@@ -11,6 +11,7 @@ from lit_gpt.args.folders import suggestion
 from lit_gpt.cli.flags import Flag, find, nearest
 from lit_gpt.cli.values import Loader, Unfit, allowed, convert, is_list, shown
 from lit_gpt.errors import CommandLineError
+from lit_gpt.records import TooLargeError, compose_yaml
 
 
 @dataclass
@@ -132,8 +133,7 @@ def _entries(path: Path) -> list[tuple[str, Any, int]]:
         CommandLineError: the file is missing, unreadable, or not YAML with one flag a line.
     """
     try:
-        loader = Loader(path.read_text(encoding="utf-8-sig"))
-        node = loader.get_single_node()
+        node, loader = compose_yaml(path, Loader), Loader("")
         if node is None:
             return []
         if not isinstance(node, yaml.MappingNode):
@@ -144,8 +144,10 @@ def _entries(path: Path) -> list[tuple[str, Any, int]]:
         raise CommandLineError(f"--config {path}: there is no such file{suggestion(path)}") from None
     except OSError as e:
         raise CommandLineError(f"--config {path} cannot be read ({e.strerror})") from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise CommandLineError(f"--config {path} is not a text file in UTF-8") from None
+    except TooLargeError as e:
+        raise CommandLineError(f"--config {path} is not read ({e}); write one flag a line") from None
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         raise CommandLineError(

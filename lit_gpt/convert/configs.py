@@ -1,14 +1,12 @@
 """Converts between Hugging Face's config.json and our Config; refuses what would compute something else."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from lit_gpt.config import HINTS, TYPES, Config
-from lit_gpt.errors import UserError
+from lit_gpt.config import HINTS, RANGES, ROPE_SCALINGS, Config
+from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
-from lit_gpt.layers.rope import REQUIRED
+from lit_gpt.records import misfit, require_types
 
 _MODEL_KEYS = """
     _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled _name_or_path activation
@@ -78,7 +76,7 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
     architecture = find_architecture(hf, where)
     fields = dict(architecture.traits)
     _check_types(architecture, hf, where)
-    hf = architecture.adapt(hf)
+    hf = architecture.adapt({k: v for k, v in hf.items() if v is not None or not _is_number(architecture, k)})
     _check_types(architecture, hf, where)
     for key, value in hf.items():
         if key in architecture.config_keys:
@@ -86,10 +84,11 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
                 fields |= dict.fromkeys(_fields_of(architecture, key), value)
         elif key in architecture.config_values:
             if value not in architecture.config_values[key]:
-                raise UserError(f"{where}: {key}={value!r} is not supported for {architecture.name} models")
+                raise UserError(f"{where}: {key}={shown(value)} is not supported for {architecture.name} models")
         elif not (key in WITHOUT_EFFECT or key in ROPE or _is_off(key, value)):
             raise UserError(
-                f"{where}: {key}={value!r} is not a field this toolkit knows for {architecture.name} models"
+                f"{where}: {shown(key)[1:-1]}={shown(value)} is not a field this toolkit knows for {architecture.name} "
+                "models"
             )
     for key in architecture.config_keys:
         if any(f in _STATED and f not in fields for f in _fields_of(architecture, key)):
@@ -98,6 +97,7 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
     fields["block_size"] = max(
         fields["block_size"], hf.get("max_sequence_length") or 0
     )  # Vicuna 16k states its length there
+    require_types(where, fields, HINTS)
     known = MODELS.get(name, {})
     if known.get("architecture") != architecture.name:
         known = {}
@@ -144,25 +144,37 @@ def config_to_hf(config: Config) -> dict[str, Any]:
 def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> None:
     """Checks that each value has the type of our field and is a possible size; raises UserError if not."""
     for key in hf.keys() & (architecture.config_keys.keys() | _NUMBERS.keys()):
-        value, kind = hf[key], _NUMBERS.get(key) or HINTS[_fields_of(architecture, key)[0]]
-        if value is None or kind not in TYPES:
+        value, field = hf[key], next(iter(_fields_of(architecture, key)), "")
+        if value is None or (not field and key not in _NUMBERS):
             continue
-        types, wanted = TYPES[kind]
-        if not isinstance(value, types) or isinstance(value, bool) != (kind is bool):
-            raise UserError(f"{where}: {key}={value!r} is not {wanted}")
-        if value < 0 or (
-            value == 0 and key in architecture.config_keys and _fields_of(architecture, key)[0] in _STATED
-        ):
-            raise UserError(f"{where}: {key}={value!r} is not the size of a model")
+        if problem := misfit(_NUMBERS.get(key) or HINTS[field], value):
+            raise UserError(f"{where}: {key}={shown(value)} {problem}")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        low, high = RANGES.get(field, (0, _LARGEST))
+        if not low <= value <= high or (value == 0 and field in _STATED):
+            raise UserError(
+                f"{where}: {key}={shown(value)} is not the size of a model; the largest that is taken is {high:,}"
+            )
     for key in _PER_LAYER:
         stated = hf.get(key) or []
         if not isinstance(stated, list) or 0 < len(stated) < (hf.get("num_hidden_layers") or 0):
-            raise UserError(f"{where}: {key}={stated!r} is not a list with an entry for each layer")
+            raise UserError(f"{where}: {key}={shown(stated)} is not a list with an entry for each layer")
+    for key in _ROPE_OBJECTS:
+        if not isinstance(hf.get(key) or {}, dict):
+            raise UserError(
+                f"{where}: {key}={shown(hf[key])} is not an object with the kind of scaling and its parameters"
+            )
+
+
+def _is_number(architecture: Architecture, key: str) -> bool:
+    """Returns whether the value of a key is a number, for which null is as good as nothing."""
+    return key in _NUMBERS or any(field in _STATED for field in _fields_of(architecture, key))
 
 
 def _fields_of(architecture: Architecture, key: str) -> tuple[str, ...]:
     """Returns our Config fields that a key of config.json sets."""
-    fields = architecture.config_keys[key]
+    fields = architecture.config_keys.get(key, ())
     return (fields,) if isinstance(fields, str) else fields
 
 
@@ -172,8 +184,10 @@ def _require_unquantized(hf: dict[str, Any], where: str) -> None:
     if not stated:
         return
     stated = stated if isinstance(stated, dict) else {}
-    method = str(stated.get("quant_method") or stated.get("quant_type") or "")
-    bits = next((f"in {n} bits" for key in ("bits", "w_bit", "num_bits", "nbits") if (n := stated.get(key))), "")
+    method = stated.get("quant_method") or stated.get("quant_type") or ""
+    method = method if isinstance(method, str) else shown(method)
+    numbers = (stated.get(key) for key in ("bits", "w_bit", "num_bits", "nbits"))
+    bits = next((f"in {shown(n)} bits" for n in numbers if n), "")
     bits = bits or next((f"in {n} bits" for n in (4, 8) if stated.get(f"load_in_{n}bit")), "")
     kind = " ".join(filter(None, (_QUANTIZERS.get(method, method), bits))) or "a method that it does not name"
     raise UserError(
@@ -186,11 +200,14 @@ def find_architecture(hf: dict[str, Any], where: str) -> Architecture:
     """Returns the architecture that config.json names; raises UserError if it is unknown."""
     classes = hf.get("architectures") or []
     kind = hf.get("model_type")
+    require_types(
+        where, {"architectures": classes, "model_type": kind}, {"architectures": list[str], "model_type": str | None}
+    )
     for a in ARCHITECTURES.values():
         named = bool({a.hf_class, *a.other_classes} & set(classes)) if classes else kind == (a.model_type or a.name)
         if named and all(hf.get(key) in values for key, values in a.when.items()):
             return a
-    stated = classes[0] if classes else kind or "no architecture"
+    stated = shown(classes[0] if classes else kind or "no architecture")[1:-1]
     known = ", ".join(dict.fromkeys(a.hf_class for a in ARCHITECTURES.values()))
     raise UserError(f"{where}: {stated} is not an architecture this toolkit knows; known are {known}")
 
@@ -208,6 +225,9 @@ _NUMBERS = {"max_sequence_length": int, "max_window_layers": int, "no_rope_layer
 _NUMBERS |= {"sliding_window_pattern": int, "_sliding_window_pattern": int}
 _NUMBERS |= dict.fromkeys(ROPE[:4], float)
 """Type of the values of keys that are not in an architecture's table."""
+_ROPE_OBJECTS = ROPE[4:]
+_LARGEST = 10**15
+"""Largest number for a key that sets none of our fields."""
 _PER_LAYER = ("layer_types", "no_rope_layers")
 """Keys whose value is a list with an entry for each layer."""
 
@@ -225,11 +245,11 @@ def _rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     kinds = []
     for key in ("rope_scaling", "rope_parameters"):
         stated = hf.get(key) or {}
-        if not isinstance(stated, dict):
-            raise UserError(f"{where}: {key}={stated!r} is not an object with the kind of scaling and its parameters")
         rope |= {key: value for key, value in stated.items() if key not in ("rope_type", "type")}
         kinds.append(stated.get("rope_type", stated.get("type")))
     kind = next((k for k in kinds if k not in (None, "default")), "default")
+    if not isinstance(kind, str):
+        raise UserError(f"{where}: rope scaling of type {shown(kind)} is not supported")
     for field, keys in (
         ("rope_base", ("rope_theta", "rotary_emb_base")),
         ("rotary_percentage", ("partial_rotary_factor", "rotary_pct")),
@@ -239,15 +259,15 @@ def _rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
             fields[field] = values[0]
     if kind == "su" or (kind == "yarn" and "long_factor" in rope):
         kind = "longrope"  # its first names in Phi 3's config.json
-    needed = {**REQUIRED, "linear": ("factor",)}.get(kind, ())
+    needed = {**ROPE_SCALINGS, "linear": ("factor",)}.get(kind, ())
     if missing := [key for key in needed if rope.get(key) is None]:
         raise UserError(f"{where}: rope scaling of type {kind!r} lacks {missing[0]!r}")
     if kind == "linear":
         fields["rope_condense_ratio"] = rope["factor"]
-    elif kind in REQUIRED:
+    elif kind in ROPE_SCALINGS:
         fields["rope_scaling"] = {"type": kind, **rope}
     elif kind != "default":
-        raise UserError(f"{where}: rope scaling of type {kind!r} is not supported")
+        raise UserError(f"{where}: rope scaling of type {shown(kind)} is not supported")
     return fields
 
 
@@ -265,17 +285,9 @@ def _split_by_kind(hf: dict[str, Any], where: str) -> tuple[dict[str, Any], dict
     sliding = stated.get("sliding_attention") or {}
     base = sliding.get("rope_theta", 0.0) if isinstance(sliding, dict) else None
     if not isinstance(base, (int, float)) or any(sliding[k] != "default" for k in sliding.keys() - {"rope_theta"}):
-        raise UserError(f"{where}: rope_parameters with sliding_attention={sliding!r} are not supported")
+        raise UserError(f"{where}: rope_parameters with sliding_attention={shown(sliding)} are not supported")
+    full = stated.get("full_attention") or {}
+    if not isinstance(full, dict):
+        raise UserError(f"{where}: rope_parameters with full_attention={shown(full)} are not supported")
     fields = {"rope_local_base": base} if base else {}
-    return {**hf, "rope_parameters": stated.get("full_attention")}, fields
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file; raises UserError if it holds something else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path} is not valid JSON ({e}); download it again") from e
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__} instead of a JSON object")
-    return values
+    return {**hf, "rope_parameters": full}, fields

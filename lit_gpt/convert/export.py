@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lit_gpt.config import Config
-from lit_gpt.convert.configs import config_to_hf, read_json
+from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.names import VOCABULARY, stream_to_hf, to_hf
 from lit_gpt.files import Spec, save_safetensors_shards, spec_of
 from lit_gpt.prompts.exported import carry_style, settle_templates
+from lit_gpt.records import read_object
 from lit_gpt.tokenizer import Tokenizer
 
 _COPIED_FILES = (
@@ -111,7 +112,7 @@ def copy_styled(checkpoint_dir: Path, folder: Path, prompt_style: str, llama_cpp
 def _special_ids(checkpoint_dir: Path) -> dict[str, Any]:
     """Returns the special tokens' ids for config.json, from the checkpoint's own config.json, else its tokenizer."""
     path = checkpoint_dir / "config.json"
-    stated = read_json(path) if path.is_file() else {}
+    stated = read_object(path) if path.is_file() else {}
     tokenizer = Tokenizer(checkpoint_dir)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": None}
     return {key: stated.get(key, value) for key, value in ids.items()}

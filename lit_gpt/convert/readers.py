@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_gpt.convert.configs import read_json
 from lit_gpt.convert.gguf import open_gguf, parts_of
 from lit_gpt.errors import UserError
 from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
 from lit_gpt.files.pickles import RefusedError, load_weights
 from lit_gpt.files.tensors import DTYPES, first_line
+from lit_gpt.records import read_object
 
 _FROM_SAFETENSORS = {name: dtype for dtype, (name, _) in DTYPES.items()}
 _AGAIN = "delete it and download it again"
@@ -82,7 +82,7 @@ def _weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] |
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return _require_all_shards(sorted(folder.glob(name.replace(".", "*.")))), None
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map, the table of tensors and files; {_AGAIN}")
     for tensor, file in weight_map.items():
@@ -120,7 +120,7 @@ def _open_files(
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{folder} has weights but no config.json; download it from where the weights came from")
-    hf_config = read_json(config_file)
+    hf_config = read_object(config_file)
     specs: dict[str, Spec] = {}
     paths: dict[str, Path] = {}
     for path in files:
@@ -139,7 +139,7 @@ def _open_files(
     ):  # AutoGPTQ and AutoAWQ describe the quantization in a separate file
         for stated in ("quantize_config.json", "quant_config.json"):
             if "quantization_config" not in hf_config and (folder / stated).is_file():
-                hf_config["quantization_config"] = read_json(folder / stated)
+                hf_config["quantization_config"] = read_object(folder / stated)
     return Source(
         hf_config, config_file, names=list(specs), get=OneFileOpen(paths, open_file), files=files, specs=specs
     )

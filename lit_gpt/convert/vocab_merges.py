@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.convert.configs import read_json
 from lit_gpt.convert.gguf.splitting import find_splitting, steps_of
 from lit_gpt.errors import UserError
 from lit_gpt.files import write_text
+from lit_gpt.records import read_object
 from lit_gpt.tokenizer.settings import read_settings, special_names
 
 _SPLITTINGS = {
@@ -41,7 +41,7 @@ def join_vocabulary_and_merges(folder: Path) -> None:
             "splits a text; put the tokenizer.json of the model beside them"
         )
     # an added token keeps its id only if the vocabulary has it, too
-    vocabulary = read_json(vocabulary_file) | {t.content: t.id for t in settings.added}
+    vocabulary = read_object(vocabulary_file) | {t.content: t.id for t in settings.added}
     lines = merges_file.read_text(encoding="utf-8").splitlines()
     merges: list[Any] = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     try:

@@ -18,15 +18,30 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.args.formats import with_format, without_format
+from lit_gpt.args.formats import read_record, with_format
 from lit_gpt.data.arrays import CHUNK, IGNORE, open_arrays
 from lit_gpt.errors import UserError
 from lit_gpt.files import replace_with, write_text
 from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
+from lit_gpt.records import require_types
 
 META = "meta.json"
 _NEEDED = ("checkpoint_dir", "tokenizer", "prompt_style", "samples")
 """Keys that meta.json must have."""
+_COUNTS = dict[str, int]
+_KINDS = {
+    "checkpoint_dir": str,
+    "tokenizer": str,
+    "prompt_style": str,
+    "style_writes": str | None,
+    "chat_template": str | None,
+    "max_seq_length": int | None,
+    "end_ids": list[int],
+    "samples": _COUNTS,
+    "tokens": _COUNTS,
+    "rows": dict[str, dict[str, int | bool | _COUNTS | None] | None],
+}
+"""Types of the values of meta.json that are read again."""
 
 
 @dataclass(frozen=True)
@@ -210,11 +225,9 @@ def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
             f"{folder} is not a prepared data set (no {META}); make one with "
             f"python scripts/prepare_alpaca.py --destination_path {folder} --checkpoint_dir <checkpoint>"
         )
-    try:
-        meta = without_format(folder / META, json.loads((folder / META).read_text(encoding="utf-8")))
-    except ValueError as e:
-        raise UserError(f"{folder / META} is damaged ({e}); prepare it again") from e
-    if missing := [key for key in _NEEDED if not isinstance(meta, dict) or key not in meta]:
+    meta = read_record(folder / META, "prepare it again")
+    require_types(str(folder / META), meta, _KINDS, "prepare it again")
+    if missing := [key for key in _NEEDED if key not in meta]:
         raise UserError(f"{folder / META} has no {' and no '.join(missing)}; prepare the data again")
     opened = (open_arrays(folder, split, meta["samples"].get(split)) for split in ("train", "val"))
     train, val = (Samples(*arrays, largest=largest) for arrays, largest in opened)

@@ -1,6 +1,5 @@
 """The prompt of a generate script, from its flags, standard input and a file of earlier turns."""
 
-import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
@@ -11,6 +10,7 @@ from lit_gpt.args import AskArgs
 from lit_gpt.data.prepare.schemas import recognize
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Exchange, Turn, open_style, stop_ids
+from lit_gpt.records import read_json
 from lit_gpt.tokenizer import Tokenizer
 
 QUESTION = "What food do llamas eat?"
@@ -78,9 +78,9 @@ def _prompt(given: str | None) -> str:
 def _read_conversation(path: Path) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:
     """Returns the turns in a file, and the tools; raises UserError if the file is not one conversation."""
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
-        raise UserError(f"--conversation {path} is no JSON file ({' '.join(str(e).split())})") from e
+        entry = read_json(path, "pass a JSON file with one conversation")
+    except (UserError, OSError) as e:
+        raise UserError(f"--conversation {path} is no JSON file ({e})") from e
     if isinstance(entry, list):
         entry = {"messages": entry}
     rows = recognize(entry, str(path))(entry, str(path), "conversation")

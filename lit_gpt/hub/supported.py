@@ -1,11 +1,11 @@
 """Checks by its config.json whether a model can be converted, before its weights are downloaded."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError
+from lit_gpt.records import read_object
 
 _QUANTIZED = ("quantization_config", "quantization")
 """Keys of config.json that mark a model quantized by transformers or by MLX."""
@@ -27,10 +27,10 @@ def check_supported(config_file: Path, repo_id: str, base_models: Sequence[str] 
     from lit_gpt.convert.configs import config_from_hf, find_architecture  # slow to import
 
     try:
-        hf = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError:
+        hf = read_object(config_file)
+    except UserError:
         return  # the conversion reports what is wrong with it
-    if not isinstance(hf, dict) or not hf.keys() & {"architectures", "model_type"}:
+    if not hf.keys() & {"architectures", "model_type"}:
         return
     if kind := _quantization_of(hf):
         other = f"download {' or '.join(base_models)}" if base_models else "download the model that it was made from"

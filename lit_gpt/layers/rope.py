@@ -195,9 +195,3 @@ _SCALINGS: dict[str, Callable[[Config, dict[str, Any]], tuple[Tensor, float]]] =
     "yarn": _yarn,
     "longrope": _longrope,
 }
-REQUIRED = {
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor",),
-    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
-}
-"""Kind of scaling -> its required parameters."""

@@ -1,13 +1,15 @@
 """Reads merged.json of a merged checkpoint: the prompt style, and the runs that are in the weights."""
 
-import json
 from pathlib import Path
+from typing import Any
 
-from lit_gpt.args.formats import without_format
-from lit_gpt.errors import UserError
+from lit_gpt.args.formats import read_record
 from lit_gpt.prompts.wording import reworded, say
+from lit_gpt.records import require_types
 
 MERGED = "merged.json"
+_KINDS = {"prompt_style": str | None, "runs": list[dict[str, Any]]}
+"""Types of the values."""
 
 
 def trained_style(checkpoint_dir: Path) -> str | None:
@@ -19,7 +21,7 @@ def trained_style(checkpoint_dir: Path) -> str | None:
         UserError: the record is damaged.
     """
     record = _read_record(checkpoint_dir)
-    if record.get("runs") and (message := reworded(record["runs"][-1].get("data", {}))):
+    if record.get("runs") and (message := reworded(record["runs"][-1].get("data"))):
         say(message)
     return record.get("prompt_style")
 
@@ -34,7 +36,6 @@ def _read_record(checkpoint_dir: Path) -> dict:
     path = checkpoint_dir / MERGED
     if not path.is_file():
         return {}
-    try:
-        return without_format(path, json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}); merge again") from e
+    record = read_record(path, "merge again")
+    require_types(str(path), record, _KINDS, "merge again")
+    return record

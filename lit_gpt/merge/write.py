@@ -85,7 +85,7 @@ def write_merged(
     trained = load_trained(path)
     earlier_runs = merged_runs(checkpoint_dir)
     identity = _digest_of_all(trained)
-    if any(earlier["weights"] == identity for earlier in earlier_runs):
+    if any(earlier.get("weights") == identity for earlier in earlier_runs):
         raise UserError(f"{run_dir} is merged into {checkpoint_dir} already; generate/base.py takes that folder")
     require_base(run, run_dir, checkpoint_dir, digest_of(specs, get))
     plan = _plan(config, specs, run=run, trained=trained, path=path)

@@ -1,6 +1,5 @@
 """What is planned: the arguments of a finetune script, and a model of that shape on the meta device."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from lit_gpt.layers.quantize import quantizable
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
 from lit_gpt.planning.devices import Device
+from lit_gpt.records import read_object
 from lit_gpt.training.batching import micro_batch_tokens, share_up_to
 
 _DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -111,11 +111,7 @@ def config_of(checkpoint_dir: Path) -> Config:
         return read_config(checkpoint_dir)
     path = checkpoint_dir / "config.json"
     if path.is_file():
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as e:
-            raise UserError(f"{path} is not valid JSON ({e}); download it again") from e
-        return config_from_hf(values, checkpoint_dir.absolute().name, str(path))
+        return config_from_hf(read_object(path), checkpoint_dir.absolute().name, str(path))
     try:
         return config_for("/".join(checkpoint_dir.absolute().parts[-2:]))  # some have another name on the hub
     except UserError as e:

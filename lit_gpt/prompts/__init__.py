@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
 from lit_gpt.prompts.chat_template import ChatTemplate, read_template
 from lit_gpt.prompts.messages import calls_of
 from lit_gpt.prompts.shown import left_out
 from lit_gpt.prompts.style import Style
 from lit_gpt.prompts.styles import STYLES
 from lit_gpt.prompts.turns import Exchange, Turn
+from lit_gpt.records import parse_object
 from lit_gpt.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = "chat_template"
@@ -79,13 +80,9 @@ def _read_kwargs(text: str) -> dict[str, Any]:
     Raises:
         UserError: the text is not a JSON object.
     """
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"--prompt_style {CHAT_TEMPLATE} is followed by a JSON object, if by anything; found {text!r}")
-    return found
+    return parse_object(
+        text, f"the prompt style {CHAT_TEMPLATE} with {shown(text)}", "it is followed by a JSON object, if by anything"
+    )
 
 
 def make_prompt(style: str, instruction: str, context: str = "", checkpoint_dir: Path | None = None) -> str:

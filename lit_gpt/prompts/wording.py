@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from lit_gpt.errors import shown
 from lit_gpt.prompts.styles import STYLES
 from lit_gpt.prompts.turns import Turn
 
@@ -35,12 +36,16 @@ def wording_of(meta: Mapping[str, Any]) -> str | None:
     return "" if meta["prompt_style"] in _OTHERS_BEFORE else wording(meta["prompt_style"])
 
 
-def reworded(meta: Mapping[str, Any]) -> str | None:
-    """Returns a one-line note if the style of prepared data, or of a run trained on it, is worded differently now."""
-    name = meta.get("prompt_style", "")
-    if name not in STYLES or wording_of(meta) == wording(name):
+def reworded(meta: Any) -> str | None:
+    """Returns a one-line note if the style of prepared data, or of a run trained on it, is worded differently now.
+
+    Args:
+        meta: what a file says of the data; anything but names with values says nothing.
+    """
+    name = meta.get("prompt_style", "") if isinstance(meta, dict) else ""
+    if not isinstance(name, str) or name not in STYLES or wording_of(meta) == wording(name):
         return None
-    differs = f"now writes other texts than {meta[WORDING]!r}" if meta.get(WORDING) else _MAY_DIFFER
+    differs = f"now writes other texts than {shown(meta[WORDING], 400)}" if meta.get(WORDING) else _MAY_DIFFER
     return (
         f"note: the prompt style {name} {differs}: {wording(name)!r}; what is trained on the data is then asked "
         "otherwise than it was trained; prepare the data again and train anew to have both alike"

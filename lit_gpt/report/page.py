@@ -1,7 +1,5 @@
 """Writes report.html: a run's settings, its curves, and its plan beside the outcome, in one self-contained file."""
 
-import csv
-import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -9,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.files import write_text
+from lit_gpt.records import fits, read_object, require_types
 from lit_gpt.report.curves import Line, chart
+from lit_gpt.report.metrics import Metrics, read_metrics
 
 REPORT = "report.html"
+_RUN_KINDS: dict[str, Any] = dict.fromkeys(("method_args", "training", "data", "versions"), dict[str, Any])
+_RUN_KINDS |= {"method": str, "base": str}
+"""Types of what is read of finetuned.json."""
+_PLAN_KINDS = {"outcome": list[dict[str, float | str]], "memory": dict[str, float], "work": dict[str, Any]}
+"""Types of what is read of plan.json."""
+_OUTCOME_KINDS = {"what": str, "planned": float, "actual": float, "error": float, "source": str}
+"""Types of a line of the outcome in plan.json, which has all of them."""
 
 
 def write_report(run_dir: Path, path: Path | None = None) -> Path:
@@ -19,6 +26,9 @@ def write_report(run_dir: Path, path: Path | None = None) -> Path:
 
     Args:
         path: the file to write; None is report.html in `run_dir`.
+
+    Raises:
+        UserError: finetuned.json or plan.json is damaged.
     """
     path = path or run_dir / REPORT
     write_text(path, _page(run_dir))
@@ -27,17 +37,15 @@ def write_report(run_dir: Path, path: Path | None = None) -> Path:
 
 def _page(run_dir: Path) -> str:
     """Returns the page's HTML, from finetuned.json, metrics.csv and, if it exists, plan.json."""
-    run = _read_json(run_dir / "finetuned.json")
-    plan = _read_json(run_dir / "plan.json")
-    with open(run_dir / "metrics.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    run, plan = _read_run(run_dir / "finetuned.json"), _read_plan(run_dir / "plan.json")
+    metrics = read_metrics(run_dir / "metrics.csv")
     title = f"{run.get('method', '')} on {Path(run.get('base', '')).name}"
     style, script = (files("lit_gpt.report").joinpath(name).read_text(encoding="utf-8") for name in _PARTS)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="sub">{escape(str(run_dir))}</p>',
-        _tiles(_summary(rows, run)),
-        _curves(rows),
+        _tiles(_summary(metrics, run)),
+        _curves(metrics),
         _plan_section(plan),
         _settings(run),
     ]
@@ -69,49 +77,50 @@ _COUNTS = {
 _PARTS = ("page.css", "page.js")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _read_run(path: Path) -> dict[str, Any]:
+    """Returns the record of a run, empty if there is none; raises UserError if it is damaged."""
+    remedy = "take the copy in one of the run's checkpoints"
+    run = read_object(path, remedy) if path.is_file() else {}
+    require_types(str(path), run, _RUN_KINDS, remedy)
+    return run
 
 
-def _column(rows: Sequence[dict[str, str]], name: str) -> list[tuple[float, float]]:
-    """Returns (step, value) of the rows that have a value in a column."""
-    return [(float(r["step"]), float(r[name])) for r in rows if r.get(name)]
+def _read_plan(path: Path) -> dict[str, Any]:
+    """Returns the plan of a run and its outcome, empty if there is none; raises UserError if it is damaged."""
+    remedy = "delete it: the report does without a plan"
+    plan = read_object(path, remedy) if path.is_file() else {}
+    require_types(str(path), plan, _PLAN_KINDS, remedy)
+    require_types(f"{path} (work)", plan.get("work", {}), dict.fromkeys(_COUNTS, float), remedy)
+    for row in plan.get("outcome", []):
+        require_types(f"{path} (outcome)", dict.fromkeys(_OUTCOME_KINDS) | row, _OUTCOME_KINDS, remedy)
+    return plan
 
 
-def _by_step(rows: Sequence[dict[str, str]], name: str, weight: str) -> list[tuple[float, float]]:
-    """Returns (step, weighted mean) of a column over the rows of each step."""
-    sums: dict[float, tuple[float, float]] = {}
-    for r in rows:
-        if r.get(name) and r.get(weight):
-            total, n = sums.get(float(r["step"]), (0.0, 0.0))
-            sums[float(r["step"])] = (total + float(r[name]) * float(r[weight]), n + float(r[weight]))
-    return [(step, total / max(n, 1e-9)) for step, (total, n) in sums.items()]
-
-
-def _summary(rows: Sequence[dict[str, str]], run: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _summary(metrics: Metrics, run: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Returns (value, name, remark) of the most important figures."""
-    train, val = _by_step(rows, "loss", "n_targets"), _column(rows, "val_loss")
-    tokens = sum(int(r["n_tokens"]) for r in rows if r.get("n_tokens"))
-    busy = sum(float(r["n_tokens"]) / float(r["tokens_per_sec"]) for r in rows if r.get("tokens_per_sec"))
-    memory = max((y for _, y in _column(rows, "memory_gb")), default=None)
-    weighed = [(int(r["n_tokens"]) / float(r["tokens_per_sec"]), float(r["of_peak"])) for r in rows if r.get("of_peak")]
-    peak = sum(seconds * part for seconds, part in weighed)
-    share = peak / max(busy, 1e-9)
+    train, val = metrics.by_step("loss", "n_targets"), metrics.column("val_loss")
+    tokens = int(sum(n for (n,) in metrics.rows("n_tokens")))
+    busy = sum(n / rate for n, rate in metrics.rows("n_tokens", "tokens_per_sec") if rate > 0)
+    memory = max((y for _, y in metrics.column("memory_gb")), default=None)
+    weighed = metrics.rows("n_tokens", "tokens_per_sec", "of_peak")
+    share = sum(n / rate * part for n, rate, part in weighed if rate > 0) / max(busy, 1e-9)
     found = []
     if val:
         best = min(val, key=lambda point: point[1])
         found.append((f"{val[-1][1]:.4f}", "validation loss", f"{val[0][1]:.4f} before; lowest at step {best[0]:,.0f}"))
     if train:
         found.append((f"{train[-1][1]:.4f}", "training loss", f"last of {len(train):,} steps"))
-    if rows:
-        seconds = float(rows[-1]["seconds"] or 0)
+    if len(metrics):
+        seconds = metrics.columns["seconds"][-1]
         found.append((_clock(seconds), "time", f"{busy / max(seconds, 1e-9):.0%} of it in training steps"))
     if busy:
         remark = f"{share:.0%} of a matrix product's rate" if share else "no padding"
         found.append((f"{tokens / busy:,.0f}", "real tokens a second", remark))
-    if rows:
-        n_samples = max(int(r["samples"] or 0) for r in rows)
-        rows_there = run.get("data", {}).get("samples", {}).get("train")
+    if len(metrics):
+        n_samples = int(max(metrics.columns["samples"]))
+        stated = run.get("data", {}).get("samples")
+        rows_there = stated.get("train") if isinstance(stated, dict) else None
+        rows_there = rows_there if fits(float, rows_there) else None
         remark = f"{tokens:,} tokens" + (f", {n_samples / rows_there:.2f} epochs" if rows_there else "")
         found.append((f"{n_samples:,}", "samples", remark))
     if memory:
@@ -128,17 +137,17 @@ def _tiles(entries: Sequence[tuple[str, str, str]]) -> str:
     return f"<dl class='tiles'>{inner}</dl>"
 
 
-def _curves(rows: Sequence[dict[str, str]]) -> str:
+def _curves(metrics: Metrics) -> str:
     loss = [
-        Line("training", _by_step(rows, "loss", "n_targets")),
-        Line("validation", _column(rows, "val_loss"), dots=True),
+        Line("training", metrics.by_step("loss", "n_targets")),
+        Line("validation", metrics.column("val_loss"), dots=True),
     ]
-    speed = [Line("real tokens a second", _by_step(rows, "tokens_per_sec", "n_tokens"))]
+    speed = [Line("real tokens a second", metrics.by_step("tokens_per_sec", "n_tokens"))]
     charts = [
         chart("Loss", loss, "nats per target token", digits=4),
-        chart("Learning rate", [Line("learning rate", _by_step(rows, "learning_rate", "n_tokens"))], "", digits=8),
+        chart("Learning rate", [Line("learning rate", metrics.by_step("learning_rate", "n_tokens"))], "", digits=8),
         chart("Speed", speed, "tokens a second, padding not counted", digits=0),
-        chart("Memory", [Line("most so far", _by_step(rows, "memory_gb", "n_tokens"))], "GB", digits=2),
+        chart("Memory", [Line("most so far", metrics.by_step("memory_gb", "n_tokens"))], "GB", digits=2),
     ]
     return f"<section class='charts'>{''.join(charts)}</section>"
 

@@ -1,12 +1,17 @@
 """Reads special and added tokens from the JSON files next to a tokenizer."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
+from lit_gpt.records import fits, read_object, require_types
+
+_IDS = {"bos_token_id": int | list[int] | None, "eos_token_id": int | list[int] | None}
+"""Types of what is read of config.json and generation_config.json."""
+_CONFIG = {"tokenizer_class": str | None, "added_tokens_decoder": dict | None}
+"""Types of what is read of tokenizer_config.json, where not any value will do."""
 
 MOST_IDS = 2**24
 """Most ids that a tokenizer may have; the largest vocabularies have a sixtieth of that."""
@@ -57,16 +62,29 @@ def read_settings(checkpoint_dir: Path) -> Settings:
     """Reads the files; as in transformers, `added_tokens_decoder` takes precedence over the older files.
 
     Raises:
-        UserError: a file is not a JSON object, or an added token has no id or no content.
+        UserError: a file is not a JSON object, a value is of another type, or an added token has no id or no content.
     """
     config = read_optional(checkpoint_dir / "tokenizer_config.json")
+    require_types(str(checkpoint_dir / "tokenizer_config.json"), config, _CONFIG)
     older = read_optional(checkpoint_dir / "special_tokens_map.json")
     current = bool(config.get("added_tokens_decoder"))
     names = older | config if current else config | older
     model: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
-        model |= {k: v for k, v in read_optional(checkpoint_dir / name).items() if v is not None}
+        stated = read_optional(checkpoint_dir / name)
+        _require_ids(stated, checkpoint_dir / name)
+        model |= {k: v for k, v in stated.items() if v is not None}
     return Settings(config, names, model, _read_added(checkpoint_dir, config, special_names(names)))
+
+
+def _require_ids(stated: dict[str, Any], path: Path) -> None:
+    """Checks that the special tokens' ids in a file are ids; raises UserError if one is not."""
+    require_types(str(path), stated, _IDS)
+    for key in _IDS:
+        value = stated.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if value == [] or any(not 0 <= i < MOST_IDS for i in ids):
+            raise UserError(f"{path}: {key}={shown(value)} is not the id of a token; get the file again")
 
 
 def _read_added(checkpoint_dir: Path, config: dict[str, Any], special: list[str]) -> list[AddedToken]:
@@ -74,37 +92,28 @@ def _read_added(checkpoint_dir: Path, config: dict[str, Any], special: list[str]
     declared, path = config.get("added_tokens_decoder"), checkpoint_dir / "tokenizer_config.json"
     if not declared:
         path = checkpoint_dir / "added_tokens.json"
-        declared = {i: {"content": token} for token, i in read_optional(path).items()}
-    try:
-        return [
-            AddedToken(
-                content=t["content"],
-                id=_id(i),
-                special=t["content"] in special or bool(t.get("special")),
-                lstrip=bool(t.get("lstrip")),
-                rstrip=bool(t.get("rstrip")),
-                single_word=bool(t.get("single_word")),
+        entries = [(i, {"content": token}) for token, i in read_optional(path).items()]
+    else:
+        entries = list(declared.items())
+    known, added = set(special), []
+    for key, t in entries:
+        number = _id_of(key)
+        if number is None or not isinstance(t, dict) or not isinstance(t.get("content"), str):
+            raise UserError(
+                f"{path}: an added token is not given as id and content ({shown(key)}: {shown(t)}); get the file again"
             )
-            for i, t in declared.items()
-            if _text(t["content"])
-        ]
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        reason = f"{e!r:.200}"
-        raise UserError(f"{path}: an added token is not given as id and content ({reason}); get the file again") from e
+        if t["content"]:
+            flags = {name: bool(t.get(name)) for name in ("lstrip", "rstrip", "single_word")}
+            is_special = t["content"] in known or bool(t.get("special"))
+            added.append(AddedToken(t["content"], id=number, special=is_special, **flags))
+    return added
 
 
-def _id(value: Any) -> int:
-    """Returns the id of a token; raises ValueError if it is no id."""
-    if not 0 <= (found := int(value)) < MOST_IDS:
-        raise ValueError(f"{found} is no id")
-    return found
-
-
-def _text(value: Any) -> str:
-    """Returns a text; raises TypeError if the value is none."""
-    if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} is no text")
-    return value
+def _id_of(value: Any) -> int | None:
+    """Returns the id of a token that a number or its digits are; None if they are none."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 10:
+        value = int(value)
+    return value if fits(int, value) and 0 <= value < MOST_IDS else None
 
 
 def special_names(names: dict[str, Any]) -> list[str]:
@@ -112,8 +121,8 @@ def special_names(names: dict[str, Any]) -> list[str]:
     found: list[str | None] = []
     for role, value in names.items():
         if role.endswith("_special_tokens"):
-            values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-            found += map(content, values)
+            tokens = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            found += map(content, tokens)
         elif role.endswith("_token"):
             found.append(content(value))
     return list(dict.fromkeys(filter(None, found)))
@@ -127,12 +136,4 @@ def content(token: Any) -> str | None:
 
 def read_optional(path: Path) -> dict[str, Any]:
     """Reads a JSON object, empty if there is no such file; raises UserError if it is not a JSON object."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is not valid JSON ({e}); get it again") from e
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object but a {type(found).__name__}; get it again")
-    return found
+    return read_object(path) if path.is_file() else {}

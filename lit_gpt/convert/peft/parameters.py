@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_gpt.convert.names import EMBEDDINGS, HEAD, canonical, hf_sources
 from lit_gpt.convert.peft.pieces import Base
 from lit_gpt.convert.peft.settings import MERGE, Scaling, token_indices
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES
 from lit_gpt.methods.lora.layer import SMALLEST_NORM
 
@@ -127,10 +127,10 @@ def _with_tokens(weight: Tensor, rows: Tensor, ids: list[int], module: str) -> T
     Raises:
         UserError: the number of rows differs from that of tokens in the settings, or a token has no row.
     """
-    if len(ids) != len(rows) or max(ids, default=0) >= len(weight):
+    if len(ids) != len(rows) or max(ids, default=0) >= len(weight) or min(ids, default=0) < 0:
         raise UserError(
-            f"the adapter has {len(rows)} rows for tokens of {module} and trainable_token_indices={ids!r}, where the "
-            f"checkpoint has {len(weight):,} rows; they do not belong together, save the adapter again"
+            f"the adapter has {len(rows)} rows for tokens of {module} and trainable_token_indices={shown(ids)}, where "
+            f"the checkpoint has {len(weight):,} rows; they do not belong together, save the adapter again"
         )
     together = weight.to(torch.promote_types(weight.dtype, rows.dtype)).clone()
     together[ids] = rows.to(together.dtype)

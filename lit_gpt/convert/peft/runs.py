@@ -21,13 +21,13 @@ from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.origin import origin_of
 from lit_gpt.checkpoints.runs import Run, read_run, require_base, save_run, versions
 from lit_gpt.checkpoints.trained import load_trained, trained_path
-from lit_gpt.convert.configs import read_json
 from lit_gpt.convert.export import copy_tokenizer
 from lit_gpt.convert.names import EMBEDDINGS
 from lit_gpt.convert.peft import CONFIG, PICKLED, WEIGHTS, from_peft, model_card, to_peft
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, only_writer, replace_folder, save_state
 from lit_gpt.prompts import CHAT_TEMPLATE, make_prompt, open_style, read_template
+from lit_gpt.records import read_object
 
 _PRECISIONS = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}
 """Precision that keeps the dtype of a checkpoint; 32-true for any other dtype."""
@@ -54,7 +54,7 @@ def write_adapter(
     trained = load_trained(trained_path(run_dir, run.method))
     rows = None
     if (checkpoint_dir / "config.json").is_file():  # the published size of the vocabulary, since ours may be padded
-        rows = read_json(checkpoint_dir / "config.json").get("vocab_size")
+        rows = read_object(checkpoint_dir / "config.json").get("vocab_size")
     state, settings = to_peft(
         config, LoRARunArgs(**run.method_args), trained=trained, get=get, fold_scale=fold_scale, rows=rows
     )
@@ -132,7 +132,7 @@ def _open_adapter(peft_dir: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{peft_dir} has no {CONFIG}; PEFT's save_pretrained writes it")
     if not any((peft_dir / name).is_file() for name in (WEIGHTS, PICKLED)):
         raise UserError(f"{peft_dir} has neither {WEIGHTS} nor {PICKLED}; PEFT's save_pretrained writes it")
-    settings = read_json(peft_dir / CONFIG)
+    settings = read_object(peft_dir / CONFIG)
     if not (peft_dir / WEIGHTS).is_file():
         return settings, load_state(peft_dir / PICKLED, "PEFT's save_pretrained")
     try:

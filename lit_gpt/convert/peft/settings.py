@@ -8,11 +8,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
+from lit_gpt.records import require_types
 
 MERGE = (
     "merge it into its base with PEFT (merge_and_unload), save_pretrained the result with the tokenizer, and take that "
@@ -46,6 +48,19 @@ _OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM")
 _MERGEABLE = ("ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "LN_TUNING", "RANDLORA")
 _MERGEABLE += ("TRAINABLE_TOKENS",)
 """Other methods of PEFT that have merge_and_unload."""
+_MOST = 2**20
+"""Largest rank and alpha."""
+_MOST_PATTERNS = 2_000
+"""Largest number of patterns; a model has fewer modules."""
+_KINDS = {
+    "r": int,
+    "lora_alpha": float,
+    "lora_dropout": float | None,
+    "rank_pattern": dict[str, int] | None,
+    "alpha_pattern": dict[str, float] | None,
+    "trainable_token_indices": list[int] | dict[str, list[int]] | None,
+}
+"""Types of what is read besides what is refused."""
 
 
 @dataclass(frozen=True)
@@ -87,33 +102,53 @@ def read_settings(settings: Mapping[str, Any]) -> Scaling:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise UserError(
-            f"the adapter has peft_type={kind!r}, and LORA is read; "
+            f"the adapter has peft_type={shown(kind)}, and LORA is read; "
             + (MERGE if kind in _MERGEABLE else "nothing here computes it: generate with PEFT")
         )
-    if settings.get("task_type") in _OTHER_TASKS:
-        raise UserError(
-            f"the adapter has task_type={settings['task_type']!r}: its model does not go on with a text, as all here do"
-        )
+    if (task := settings.get("task_type")) in _OTHER_TASKS:
+        raise UserError(f"the adapter has task_type={task!r}: its model does not go on with a text, as all here do")
     for name, way_out in _REFUSED.items():
         if settings.get(name):
-            raise UserError(f"the adapter has {name}={_short(settings[name])}, which nothing here computes; {way_out}")
+            raise UserError(f"the adapter has {name}={shown(settings[name])}, which nothing here computes; {way_out}")
     unknown = [n for n in settings if n.startswith("use_") or n.endswith("_config")]
     for name in sorted(set(unknown) - {"use_dora", "use_rslora", *_WITHOUT_EFFECT}):
         if settings[name]:
-            raise UserError(f"the adapter has {name}={_short(settings[name])}, which is not known here; {MERGE}")
+            raise UserError(f"the adapter has {name}={shown(settings[name])}, which is not known here; {MERGE}")
     start = settings.get("init_lora_weights")
     if start not in _READ_STARTS:
-        raise UserError(f"the adapter has init_lora_weights={start!r}: {_CONVERT}")
-    try:
-        return Scaling(
-            int(settings.get("r", 8)),
-            float(settings.get("lora_alpha", 8)),
-            {str(k): int(v) for k, v in (settings.get("rank_pattern") or {}).items()},
-            alphas={str(k): float(v) for k, v in (settings.get("alpha_pattern") or {}).items()},
-            is_root=bool(settings.get("use_rslora")),
-        )
-    except (TypeError, ValueError, AttributeError) as e:
-        raise UserError(f"adapter_config.json has a rank or an alpha that is no number ({e}); save it again") from e
+        raise UserError(f"the adapter has init_lora_weights={shown(start)}: {_CONVERT}")
+    require_types("adapter_config.json", settings, _KINDS, "save it again")
+    r, alpha = settings.get("r", 8), settings.get("lora_alpha", 8)
+    ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
+    for name, values, least in (("rank", (r, *ranks.values()), 1), ("alpha", (alpha, *alphas.values()), -_MOST)):
+        if impossible := [x for x in values if not least <= x <= _MOST]:
+            raise UserError(f"adapter_config.json has the {name} {impossible[0]}, which no layer has; save it again")
+    for patterns in (ranks, alphas):
+        _require_quick(patterns)
+    return Scaling(r, alpha, ranks, alphas=alphas, is_root=bool(settings.get("use_rslora")))
+
+
+def _require_quick(patterns: Mapping[str, Any]) -> None:
+    """Checks that names are compared with patterns in no time.
+
+    A regex with repetitions inside of one another, or with many of them, takes a time that grows exponentially.
+
+    Raises:
+        UserError: a pattern is no regex, or may take forever.
+    """
+    if len(patterns) > _MOST_PATTERNS:
+        raise UserError(f"adapter_config.json has {len(patterns):,} patterns, and at most {_MOST_PATTERNS:,} are read")
+    for pattern in patterns:
+        repeated_groups = re.search(r"\)\s*[*+{]", pattern)
+        if len(pattern) > 1_000 or repeated_groups or len(re.findall(r"[*+{]", pattern)) > 4:
+            raise UserError(
+                f"adapter_config.json has the pattern {shown(pattern)}, which may take forever to compare; list the "
+                "names of the layers instead"
+            )
+        try:
+            _compiled(pattern)
+        except (re.error, OverflowError, RecursionError) as e:
+            raise UserError(f"adapter_config.json has the pattern {shown(pattern)}, which is no regex ({e})") from e
 
 
 def token_indices(settings: Mapping[str, Any], module: str) -> list[int]:
@@ -175,15 +210,10 @@ def _shortened(ranks: Mapping[str, int | None]) -> dict[str, int | None]:
 
 def _matching(patterns: Mapping[str, Any], module: str) -> str:
     """Returns the first pattern, a regex for the end of a name, that matches a module (PEFT: `get_pattern_key`)."""
-    for pattern in patterns:
-        try:
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                return pattern
-        except re.error as e:
-            raise UserError(f"adapter_config.json has the pattern {pattern!r}, which is no regex ({e})") from e
-    return module
+    return next((pattern for pattern in patterns if _compiled(pattern).fullmatch(module)), module)
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+@lru_cache(maxsize=2 * _MOST_PATTERNS)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Returns the regex of names that end as the pattern says."""
+    return re.compile(rf"(.*\.)?({pattern})")

@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 
 from lit_gpt.args import LoRAArgs
+from lit_gpt.errors import UserError, shown
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
@@ -99,9 +100,17 @@ def merge(model: GPT) -> None:
 
 @torch.no_grad()
 def _make_own(model: GPT, name: str) -> None:
-    """Gives a parameter memory of its own: dequantizes, creates or unties it where needed, and keeps its values."""
+    """Gives a parameter memory of its own: dequantizes, creates or unties it where needed, and keeps its values.
+
+    Raises:
+        UserError: the model has no such parameter.
+    """
     path, _, leaf = name.rpartition(".")
-    module, like = model.get_submodule(path), model.transformer.wte.weight
+    module, like = dict(model.named_modules()).get(path), model.transformer.wte.weight
+    is_missing = module is None or leaf not in module._parameters
+    if is_missing and not (leaf == "weight" and isinstance(module, LinearLayer)):
+        raise UserError(f"the run replaces {shown(name)}, which is no parameter of {model.config.name}")
+    assert module is not None
     if leaf == "weight" and isinstance(module, LinearLayer) and not isinstance(module, Linear):
         module = _with_weight(module, module.dequantize().to(like.dtype))
         model.set_submodule(path, module)

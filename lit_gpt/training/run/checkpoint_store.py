@@ -14,18 +14,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
 from lit_gpt.args.folders import RUN
 from lit_gpt.args.formats import require_known, with_format, without_format
 from lit_gpt.checkpoints.trained import BEST, CHECKPOINTS, save_trained, trained_path
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
 from lit_gpt.files import links, load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
 from lit_gpt.model import GPT
+from lit_gpt.records import read_object, require_types
 
 _STATE, RECORD = "state.pth", "state.json"
+_MONITOR = dict.fromkeys(("iter", "samples", "n_tokens", "n_targets", "n_iterations"), int)
+_MONITOR |= {"losses": list[Any], "seconds": float}
+"""Types of the values of Progress.monitor."""
 
 
 class _OtherVersion(UserError):
@@ -211,14 +215,18 @@ def read_progress(checkpoint: Path) -> Progress:
         UserError: a file is missing or is not what was written, or a later version wrote it.
     """
     try:
-        record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
+        record = read_object(checkpoint / RECORD, finite=False)
         _require_readable(record, checkpoint)
         if record.pop("digest") != record_digest(record):
             raise ValueError(f"{RECORD} is not what was written")
         for name, digest in record.pop("files").items():
+            if Path(name).name != name:
+                raise ValueError(f"{name!r} is no file's name")
             if _file_digest(checkpoint / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except _OtherVersion:
+        raise
+    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         reason = f"there is no {Path(e.filename).name}" if isinstance(e, FileNotFoundError) and e.filename else e
         raise UserError(f"the checkpoint {checkpoint} is damaged ({reason})") from e
     return _progress_of(record, checkpoint)
@@ -246,7 +254,7 @@ def position(checkpoint: Path | None) -> tuple[int, int]:
     """
     if checkpoint is None:
         return 0, 0
-    record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
+    record = read_object(checkpoint / RECORD, finite=False)
     _require_readable(record, checkpoint)
     progress = _progress_of(
         {name: value for name, value in record.items() if name not in ("files", "digest")}, checkpoint
@@ -261,12 +269,26 @@ def _progress_of(record: dict[str, Any], checkpoint: Path) -> Progress:
         UserError: the record has a field that this version does not know.
     """
     record = without_format(checkpoint / RECORD, record)
+    _require_values(record, checkpoint)
     try:
         require_known(checkpoint / RECORD, record, {f.name for f in fields(Progress)})
     except UserError as e:
         raise _OtherVersion(f"{e}, or pass another --out_dir") from e
     record.setdefault("samples", record.get("monitor", {}).get("samples", 0))  # older
     return Progress(**record)
+
+
+def _require_values(record: dict[str, Any], checkpoint: Path) -> None:
+    """Checks the types of a record's values; raises UserError if one is of another, or counts less than none."""
+    where, remedy = str(checkpoint / RECORD), "pass an earlier checkpoint to --resume"
+    kinds = {name: kind for name, kind in get_type_hints(Progress).items() if name != "best"}
+    require_types(where, record, kinds, remedy)
+    best, monitor = record.get("best"), record.get("monitor", {})  # losses may be infinite
+    if not isinstance(best, int | float | None) or min(record.get("step", 0), record.get("samples", 0)) < 0:
+        raise UserError(f"{where}: step, samples or best are impossible; {remedy}")
+    require_types(f"{where} (monitor)", monitor, _MONITOR, remedy)
+    if not all(isinstance(loss, int | float) for loss in monitor.get("losses", [])):
+        raise UserError(f"{where} (monitor): losses={shown(monitor['losses'])} are no numbers; {remedy}")
 
 
 def read_state(checkpoint: Path, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

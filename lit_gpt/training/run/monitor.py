@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lit_gpt.data.batches import Batch
 from lit_gpt.files import replace_with
+from lit_gpt.report.metrics import read_metrics, rows_of
 from lit_gpt.training.length import Length, outlook
 from lit_gpt.training.run.gauges import Gauges, memory_gb
 from lit_gpt.training.run.loggers import Logger, figures
@@ -34,6 +35,8 @@ COLUMNS = [
     "memory_gb",
 ]
 
+_COUNTED = ("iter", "samples", "n_tokens", "n_targets", "n_iterations")
+"""Counts of the monitor that a checkpoint keeps."""
 METRICS, CURVE = "metrics.csv", "loss.png"
 """Files in a run's folder."""
 _BAR = "{percentage:3.0f}% {bar:8} {n_fmt}/{total_fmt}{postfix}"
@@ -98,8 +101,7 @@ class Monitor:
 
     def mark(self) -> dict[str, Any]:
         """Returns where the monitor is, for `restore`."""
-        names = ("iter", "samples", "n_tokens", "n_targets", "n_iterations")
-        return {name: getattr(self, name) for name in names} | {"losses": list(self.losses)}
+        return {name: getattr(self, name) for name in _COUNTED} | {"losses": list(self.losses)}
 
     def state(self) -> dict[str, Any]:
         """Returns what `mark` does in plain values, for a checkpoint, after writing the line that is due."""
@@ -110,17 +112,14 @@ class Monitor:
     def restore(self, mark: dict[str, Any]) -> None:
         """Goes back to where `mark` or `state` was taken, and removes later lines of metrics.csv."""
         self.report()
-        for name, value in mark.items():
-            if hasattr(self, name):
-                setattr(self, name, value)
+        for name in _COUNTED:
+            setattr(self, name, mark.get(name, getattr(self, name)))
         self.reported = self.samples
-        self.losses = [torch.as_tensor(loss, dtype=torch.float32) for loss in mark["losses"]]
+        self.losses = [torch.as_tensor(loss, dtype=torch.float32) for loss in mark.get("losses", [])]
         if "seconds" in mark:
             self.start = time.perf_counter() - mark["seconds"]
         self.file.close()
-        with open(self.path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["iter"]) <= self.iter]
-        replace_with(self.path, lambda path: _write_rows(path, rows))
+        replace_with(self.path, lambda path: _write_until(self.iter, self.path, path))
         self.open("a")
         if self.bar is not None:
             self.bar.n = self.samples
@@ -242,12 +241,12 @@ def _has_columns(stream: TextIO) -> bool:
         return False
 
 
-def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    """Writes these lines as a metrics.csv."""
+def _write_until(last: int, metrics: Path, path: Path) -> None:
+    """Writes the lines of a metrics.csv up to an iteration to another file; damaged ones are left out."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
-        table.writerows(rows)
+        table.writerows(row for row in rows_of(metrics) if float(row["iter"]) <= last)
 
 
 def plot_losses(metrics: Path, picture: Path) -> Path:
@@ -257,14 +256,8 @@ def plot_losses(metrics: Path, picture: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    with open(metrics, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    by_step: dict[int, list[tuple[float, int]]] = {}
-    for r in rows:
-        if r["loss"]:
-            by_step.setdefault(int(r["step"]), []).append((float(r["loss"]), int(r["n_targets"])))
-    train = {s: sum(loss * n for loss, n in v) / max(1, sum(n for _, n in v)) for s, v in by_step.items()}
-    val = {int(r["step"]): float(r["val_loss"]) for r in rows if r["val_loss"]}
+    found = read_metrics(metrics)
+    train, val = dict(found.by_step("loss", "n_targets")), dict(found.column("val_loss"))
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     axes.plot(list(train), list(train.values()), color="#4477aa", linewidth=1.2, label="training")
     axes.plot(list(val), list(val.values()), color="#cc3311", marker="o", markersize=4, label="validation")

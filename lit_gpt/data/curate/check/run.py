@@ -76,7 +76,9 @@ def _end_ids_of(meta: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
 def _print_rows(meta: dict[str, Any]) -> None:
     """Prints what became of the rows of the source, if meta.json says so."""
     for split, rows in meta.get("rows", {}).items():
-        dropped, cut = ({reason: n for reason, n in rows.get(what, {}).items() if n} for what in ("dropped", "cut"))
+        if not rows or not {"read", "kept"} <= rows.keys():
+            continue
+        dropped, cut = ({reason: n for reason, n in (rows.get(k) or {}).items() if n} for k in ("dropped", "cut"))
         print(
             f"{split}: {rows['read']:,} rows read, {rows['kept']:,} kept, "
             f"{sum(dropped.values()):,} dropped{_in_brackets(dropped)}, {sum(cut.values()):,} cut{_in_brackets(cut)}"

@@ -1,0 +1,67 @@
+"""Whatever a file of names with values holds, it is read or refused in one line, in seconds and in little memory."""
+
+import json
+
+import pytest
+from record_readers import (
+    Kind,
+    campaign,
+    config_file,
+    hugging_face,
+    kinds_of_checkpoint,
+    kinds_of_run,
+    kinds_of_training,
+)
+
+from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG, RUN
+from lit_gpt.data.store import META
+from lit_gpt.merge.record import MERGED
+from lit_gpt.training.run.checkpoint_store import RECORD
+from lit_gpt.training.run.monitor import METRICS
+
+OWN = {
+    CONFIG: 250, LITGPT_CONFIG: 200, RUN: 250, "plan.json": 150, METRICS: 60, MERGED: 150, "adapter_config.json": 200,
+    META: 100, RECORD: 200, "tokenizer_config.json": 200, "special_tokens_map.json": 100, "generation_config.json": 150,
+    "added_tokens.json": 100, "flags.yaml": 200,
+}  # fmt: skip
+"""Name of a file -> number of cases."""
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory) -> dict[str, Kind]:
+    folder = tmp_path_factory.mktemp("kinds")
+    found = kinds_of_checkpoint(folder)
+    return (
+        found
+        | kinds_of_run(folder, folder / "base")
+        | kinds_of_training(folder, folder / "base")
+        | {"flags.yaml": config_file(folder)}
+    )
+
+
+@pytest.fixture(scope="module")
+def from_hub(tmp_path_factory) -> dict[str, Kind]:
+    return hugging_face(tmp_path_factory.mktemp("hub"))
+
+
+def check(kind: Kind, n: int) -> None:
+    found = campaign(kind, seed=1, goes_on=lambda done: done < n)
+    assert found[0][0].kind == "read", found[0]
+    faults = [(outcome, content[:500]) for outcome, content in found if outcome.is_fault]
+    assert not faults, f"{len(faults)} of {n}, the first: {faults[0]}"
+    assert any(outcome.kind == "refused" for outcome, _ in found), "nothing was damaged"
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_damaged_file_of_a_checkpoint_a_run_or_a_data_set_is_named(kinds, name):
+    check(kinds[name], OWN[name])
+
+
+def test_a_damaged_file_of_the_hub_is_named_in_every_family(from_hub):
+    for name, kind in from_hub.items():
+        check(kind, 200 if "index" in name else 25)
+
+
+def test_every_kind_of_file_has_its_cases(kinds):
+    assert kinds.keys() == OWN.keys()
+    assert json.loads(kinds[CONFIG].content)["format_version"] == 1
