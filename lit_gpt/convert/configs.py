@@ -8,6 +8,7 @@ from lit_gpt.config import HINTS, TYPES, Config
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
+from lit_gpt.files.tensors import first_line
 from lit_gpt.layers.rope import REQUIRED
 
 _MODEL_KEYS = """
@@ -274,8 +275,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file; raises UserError if it holds something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path} is not valid JSON ({e}); download it again") from e
+    except (ValueError, RecursionError) as e:  # RecursionError: nested too deeply
+        raise UserError(f"{path} is not valid JSON ({first_line(e)}); download it again") from e
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__} instead of a JSON object")
     return values

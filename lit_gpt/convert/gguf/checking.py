@@ -102,6 +102,5 @@ def check_shapes(tensors: Mapping[str, GgufTensor], wanted: Mapping[str, tuple[i
     for name, shape in wanted.items():
         found = tensors[name].shape
         if found != shape:
-            raise UserError(
-                f"{path}: the tensor {name!r} has the shape {list(found)}, the model {list(shape)}; {AGAIN}"
-            )
+            shapes = f"{list(found)} instead of {list(shape)}"
+            raise UserError(f"{path}: the tensor {name!r} has the shape {shapes}, that of the model; {AGAIN}")

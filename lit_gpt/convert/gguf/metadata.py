@@ -195,7 +195,7 @@ def _check_layers(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     rows, _ = check_matrix(shapes, name, path)
     if rows % parts or heads % groups:
         raise UserError(
-            f"{path}: {name!r} has {rows} rows, which {heads} heads and {groups} of keys do not share; {AGAIN}"
+            f"{path}: {name!r} has {rows} rows, which are not those of {heads} heads, {groups} with keys; {AGAIN}"
         )
     rotated = values.get(_ROTATED, rows // parts)
     if rotated % 2 or rotated > rows // parts:
