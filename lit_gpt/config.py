@@ -178,22 +178,6 @@ class Config:
         if kind == "llama3" and self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]:
             raise UserError(f"{self.name}: rope_scaling has low_freq_factor that is not below high_freq_factor")
 
-    def require_tensors(self, n_tensors: int, where: object) -> None:
-        """Checks that a checkpoint has enough tensors for the layers and experts, before a module is made for each.
-
-        Args:
-            where: the checkpoint's file or folder, for the message.
-
-        Raises:
-            UserError: it has fewer.
-        """
-        if self.n_layer * max(1, 3 * self.n_expert) > n_tensors:
-            experts = f" with {self.n_expert:,} experts each" if self.n_expert else ""
-            raise UserError(
-                f"{where} has {n_tensors:,} tensors, too few for {self.n_layer:,} layers{experts}, which its "
-                "configuration states; get both again"
-            )
-
     @property
     def rope_n_elem(self) -> int:
         """Channels of each head that are rotated."""

@@ -30,6 +30,7 @@ def main(
     require_downloaded(checkpoint_dir)  # before the slow imports
     import torch
 
+    from lit_gpt.checkpoints.sizes import require_weights_for
     from lit_gpt.convert.configs import config_from_hf
     from lit_gpt.convert.gguf import write_tokenizer
     from lit_gpt.convert.names import EMBEDDINGS, HEAD, plan_from_hf, stream_from_hf
@@ -43,6 +44,7 @@ def main(
         source = open_source(checkpoint_dir, to)
         name = model_name or checkpoint_dir.resolve().name
         config = config_from_hf(source.hf_config, name, str(source.config_file))
+        require_weights_for(config, source.specs, source.config_file.parent)
         rows = config.padded_vocab_size
         has_tokenizer = any((checkpoint_dir / f"tokenizer.{suffix}").is_file() for suffix in ("json", "model"))
         if source.files[0].suffix == ".gguf" and not has_tokenizer:

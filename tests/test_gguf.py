@@ -194,7 +194,7 @@ def test_eight_bits_are_those_of_the_reference():
     want = gguf.quantize(x.numpy(), kind)
     assert np.array_equal(got, want.reshape(-1))
     out = torch.empty(7, 96)
-    dequantize(got, kind, out)
+    dequantize(got, kind.name, out)
     assert torch.equal(out, torch.from_numpy(gguf.dequantize(want, kind)))
 
 

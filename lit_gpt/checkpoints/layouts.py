@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG, WEIGHTS, require_checkpoint
+from lit_gpt.checkpoints.sizes import require_weights_for
 from lit_gpt.config import HINTS, Config
 from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES, MODELS
@@ -102,7 +103,7 @@ def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[s
     config = read_config(checkpoint_dir)
     remedy = f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
     specs, get = open_state(checkpoint_dir / WEIGHTS, remedy)
-    config.require_tensors(len(specs), checkpoint_dir / WEIGHTS)
+    require_weights_for(config, specs, checkpoint_dir / WEIGHTS)
     theirs = {name.replace(".attn.attn.", ".attn.qkv."): name for name in specs}
 
     def read(name: str) -> Tensor:

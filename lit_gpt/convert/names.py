@@ -44,7 +44,6 @@ def stream_from_hf(
     """
     architecture = ARCHITECTURES[config.architecture]
     names = {canonical(n, architecture): n for n in available if not n.endswith(architecture.ignore)}
-    config.require_tensors(len(names), f"{config.name}: the checkpoint")
     shapes = lit_shapes(config)
     wanted = {n: hf_sources(n, config) for n in shapes if not is_tied(n, config)}
     _check_names(config, names, wanted)
@@ -125,7 +124,6 @@ def plan_from_hf(config: Config, hf_specs: Mapping[str, Spec], dtype: torch.dtyp
     """
     architecture = ARCHITECTURES[config.architecture]
     dtypes = {canonical(n, architecture): spec.dtype for n, spec in hf_specs.items()}
-    config.require_tensors(len(dtypes), f"{config.name}: the checkpoint")
     plan = {}
     for name, shape in lit_shapes(config).items():
         sources = hf_sources(EMBEDDINGS if is_tied(name, config) else name, config)[1]

@@ -1,6 +1,5 @@
 """Reads the tensors of a checkpoint folder lazily: safetensors, `.bin` or gguf, in one file or in shards."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ from torch import Tensor
 from lit_gpt.convert.gguf import open_gguf, parts_of
 from lit_gpt.errors import UserError
 from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
+from lit_gpt.files.headers import FROM_SAFETENSORS, read_header
 from lit_gpt.files.pickles import RefusedError, load_weights
-from lit_gpt.files.tensors import DTYPES, first_line
+from lit_gpt.files.tensors import DTYPES, check_names, first_line, shortened
 from lit_gpt.records import read_object
 
-_FROM_SAFETENSORS = {name: dtype for dtype, (name, _) in DTYPES.items()}
 _AGAIN = "delete it and download it again"
+_LONGEST_FILE = 255
+"""Largest number of characters of a file's name in all filesystems."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ def _weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] |
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map, the table of tensors and files; {_AGAIN}")
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise UserError(f"{index} gives {file!r} as the file of {tensor!r}, which is no file's name; {_AGAIN}")
+        if not isinstance(file, str) or Path(file).name != file or not file.isprintable() or len(file) > _LONGEST_FILE:
+            file, tensor = shortened(repr(file)), shortened(repr(tensor))
+            raise UserError(f"{index} gives {file} as the file of {tensor}, which is no file's name; {_AGAIN}")
     names = sorted(set(weight_map.values()))
     if missing := [n for n in names if not (folder / n).is_file()]:
         raise _missing_shard(folder, missing[0], f"{len(missing)} of {len(names)} files of {index.name}")
@@ -96,13 +98,17 @@ def _weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] |
 
 def _require_all_shards(files: list[Path]) -> list[Path]:
     """Returns `files`; raises UserError if one is named like model-00001-of-00003 and another of the set is missing."""
-    names = {path.name for path in files}
+    sets: dict[tuple[str, int, str, str], set[int]] = {}
     for path in files:
-        if match := re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\.\w+)", path.name):
-            start, number, of, total, suffix = match.groups()
-            wanted = [f"{start}{i:0{len(number)}d}{of}{total}{suffix}" for i in range(1, int(total) + 1)]
-            if missing := [name for name in wanted if name not in names]:
-                raise _missing_shard(path.parent, missing[0], f"{len(missing)} of {len(wanted)} shards")
+        if match := re.fullmatch(r"(.*-)(\d+)-of-(\d+)(\.\w+)", path.name):
+            start, number, total, suffix = match.groups()
+            sets.setdefault((start, len(number), total, suffix), set()).add(int(number))
+    for (start, width, total, suffix), numbers in sets.items():
+        n_missing = int(total) - sum(1 <= i <= int(total) for i in numbers)
+        if n_missing > 0:
+            first = next(i for i in range(1, int(total) + 1) if i not in numbers)
+            name = f"{start}{first:0{width}d}-of-{total}{suffix}"
+            raise _missing_shard(files[0].parent, name, f"{n_missing} of {int(total)} shards")
     return files
 
 
@@ -121,12 +127,15 @@ def _open_files(
     if not config_file.is_file():
         raise UserError(f"{folder} has weights but no config.json; download it from where the weights came from")
     hf_config = read_object(config_file)
+    listed: dict[str, set[str]] = {}
+    for tensor, name in (weight_map or {}).items():
+        listed.setdefault(name, set()).add(tensor)
     specs: dict[str, Spec] = {}
     paths: dict[str, Path] = {}
     for path in files:
         found = open_file(path).specs
         if weight_map is not None:
-            _check_index(found, weight_map, path, index)
+            _check_index(found, listed[path.name], weight_map, path=path, index=index)
         if twice := sorted(specs.keys() & found.keys()):
             raise UserError(
                 f"{path} holds {twice[0]!r}, and so does {paths[twice[0]].name}; delete the file that is not of "
@@ -145,11 +154,11 @@ def _open_files(
     )
 
 
-def _check_index(found: dict[str, Spec], weight_map: dict[str, str], path: Path, index: str) -> None:
+def _check_index(found: dict[str, Spec], listed: set[str], weight_map: dict[str, str], path: Path, index: str) -> None:
     """Checks that the file holds exactly the tensors that the index lists for it; raises UserError if not."""
-    listed = {tensor for tensor, name in weight_map.items() if name == path.name}
     for tensor in sorted(listed - found.keys()):
-        raise UserError(f"{path} lacks {tensor!r}, which {index} lists for it; delete both and download them again")
+        missing = shortened(repr(tensor))
+        raise UserError(f"{path} lacks {missing}, which {index} lists for it; delete both and download them again")
     for tensor in sorted(found.keys() - listed):
         says = f"lists for {weight_map[tensor]}" if tensor in weight_map else "does not list"
         raise UserError(f"{path} holds {tensor!r}, which {index} {says}; delete both and download them again")
@@ -170,32 +179,26 @@ def _require_weights(path: Path) -> bytes:
 
 def _open_safetensors(path: Path) -> Opened:
     """Opens a safetensors file; raises UserError if it is damaged or holds an unsupported dtype."""
-    head = _require_weights(path)
+    _require_weights(path)
     try:
+        stored = read_header(path)
         file = safe_open(path, framework="pt")
-    except SafetensorError as e:
-        raise UserError(f"{path} is truncated or damaged ({e}); {_AGAIN}") from e
-    with open(path, "rb") as header:
-        header.seek(8)
-        fields = json.loads(header.read(int.from_bytes(head[:8], "little")))
-    fields.pop("__metadata__", None)
+    except (ValueError, SafetensorError) as e:
+        raise UserError(f"{path} is truncated or damaged ({first_line(e)}); {_AGAIN}") from e
     specs: dict[str, Spec] = {}
-    for name in sorted(fields, key=lambda name: fields[name]["data_offsets"]):
-        dtype = fields[name]["dtype"]
-        if dtype not in _FROM_SAFETENSORS:
-            raise _unknown_dtype(path, name, dtype)
-        specs[name] = Spec(tuple(fields[name]["shape"]), _FROM_SAFETENSORS[dtype])
+    for name, (dtype, shape) in stored.items():
+        if dtype not in FROM_SAFETENSORS:
+            raise _unknown_dtype(path, name, shortened(dtype))
+        specs[name] = Spec(shape, FROM_SAFETENSORS[dtype])
     return Opened(specs, file.get_tensor)
 
 
 def _open_bin(path: Path) -> Opened:
     """Opens a `.bin` file; raises UserError if it is damaged or holds anything but supported tensors."""
-    is_zip = _require_weights(path).startswith(
-        b"PK"
-    )  # files from before torch 1.6 are not zip archives, and cannot be mapped
-    state = _tensors_in(_load(path, is_zip), path)
+    is_zip = _require_weights(path).startswith(b"PK")  # values of older files are copied where they are not aligned
+    state = _tensors_in(_load(path), path)
     for name, x in state.items():
-        if x.dtype not in DTYPES or x.layout != torch.strided or x.is_meta:
+        if x.dtype not in DTYPES or x.layout != torch.strided:
             raise _unknown_dtype(path, name, f"{x.dtype}, {x.layout} on {x.device}")
     return Opened({name: spec_of(x) for name, x in state.items()}, state.__getitem__, is_zip)
 
@@ -205,17 +208,17 @@ def _unknown_dtype(path: Path, name: str, dtype: str) -> UserError:
     return UserError(f"{path}: {name!r} is of dtype {dtype}, which is not read; get the model in one of {known}")
 
 
-def _load(path: Path, mmap: bool) -> Any:
+def _load(path: Path) -> Any:
     """Loads what torch saved in a file.
 
     Raises:
         UserError: the file is damaged, or is a pickle that would run code when loaded.
     """
     try:
-        return load_weights(path, mmap)
+        return load_weights(path)
     except RefusedError as e:
         raise UserError(
-            f"{path} is not a plain file of tensors{f' (it names {e})' if str(e) else ''} and is not loaded: "
+            f"{path} is not a plain file of tensors (it names {shortened(str(e))}) and is not loaded: "
             "it could run code; get the model as safetensors"
         ) from e
     except (OSError, MemoryError):
@@ -234,11 +237,22 @@ def _tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
     def is_state(x: Any) -> bool:
         return isinstance(x, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in x.items())
 
+    def checked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            check_names(state)
+        except ValueError as e:
+            raise UserError(f"{path} is damaged ({e}); {_AGAIN}") from e
+        return state
+
     if is_state(loaded):
-        return loaded
+        return checked(loaded)
     if isinstance(loaded, dict) and not any(isinstance(x, Tensor) for x in loaded.values()):
         inner = [loaded[key] for key in ("model", "state_dict") if is_state(loaded.get(key))]
         if len(inner) == 1:
-            return inner[0]
-    holds = ", ".join(map(str, list(loaded)[:3])) if isinstance(loaded, dict) else type(loaded).__name__
+            return checked(inner[0])
+    holds = (
+        ", ".join(shortened(str(key)) for key in list(loaded)[:3])
+        if isinstance(loaded, dict)
+        else type(loaded).__name__
+    )
     raise UserError(f"{path} holds something else than named tensors ({holds}); get the model as safetensors")

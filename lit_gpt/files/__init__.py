@@ -1,7 +1,7 @@
 """Files written whole or not at all (`whole`), and files of tensors (`states`, `shards`) that stream through memory."""
 
 from lit_gpt.files.shards import save_safetensors_shards
-from lit_gpt.files.states import load_state, open_state, save_state, save_stream
+from lit_gpt.files.states import load_objects, load_state, open_state, save_state, save_stream
 from lit_gpt.files.tensors import OneFileOpen, Opened, Spec, spec_of
 from lit_gpt.files.whole import replace_folder, replace_with, require_room, temporary_beside, write_text
 from lit_gpt.files.writers import only_writer
@@ -10,6 +10,7 @@ __all__ = [
     "OneFileOpen",
     "Opened",
     "Spec",
+    "load_objects",
     "load_state",
     "only_writer",
     "open_state",

@@ -4,6 +4,7 @@ A torch file is a zip archive, whose directory has the size and the CRC-32 of ea
 it maps the file into memory, compares nothing when it reads.
 """
 
+import copy
 import hashlib
 import os
 import zipfile
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lit_gpt.errors import UserError
-from lit_gpt.files.pickles import Place, places, uncompared
+from lit_gpt.files.pickles import Place, places
 from lit_gpt.files.tensors import first_line
 
 _BLOCK = 2**20
@@ -68,10 +69,17 @@ def _values(place: Place, entry: zipfile.ZipInfo, archive: zipfile.ZipFile, has_
 def _crc(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
     """Returns the CRC-32 of a member's content, whatever the directory says."""
     crc = 0
-    with archive.open(uncompared(entry)) as file:
+    with archive.open(_uncompared(entry)) as file:
         while block := file.read(_BLOCK):
             crc = zlib.crc32(block, crc)
     return crc
+
+
+def _uncompared(entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
+    """Returns a member of an archive as zipfile reads it without comparing its checksum."""
+    entry = copy.copy(entry)
+    entry.CRC = None  # type: ignore[assignment]
+    return entry
 
 
 @contextmanager

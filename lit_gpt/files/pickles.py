@@ -1,26 +1,28 @@
-"""Reads tensors from torch files that `torch.load(weights_only=True)` refuses although they run no code.
+"""Reads torch files, in its zip format and the one before, without `torch.load`.
 
-Lit-GPT 2023 wrote its checkpoints with protocol 5 of pickle, and training scripts put paths and namespaces beside the
-weights. Nothing that a file names is imported here: tensors are made by our own code, and what is harmless becomes a
-`_Placeholder`. Everything else is refused.
+Nothing that a file names is imported: tensors are made by our own code, and what is harmless becomes a `_Placeholder`.
+Everything else is refused. All sizes are compared with the file's before anything of that size is made, which
+`torch.load(weights_only=True)` does not do. It also refuses files that run no code: Lit-GPT 2023 wrote its checkpoints
+with protocol 5 of pickle, and training scripts put paths and namespaces beside the weights.
 """
 
-import copy
-import pickle
-import re
-import warnings
-import zipfile
-from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+import math
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lit_gpt.files.archives import Member, members_of
 from lit_gpt.files.tensors import DTYPES
+from lit_gpt.files.unpickling import MAX_BYTES, Machine, Made, RefusedError, checked_key
 
 _STORAGES = {storage.__name__: dtype for dtype, (_, storage) in DTYPES.items()} | {"UntypedStorage": torch.uint8}
+_STORAGES |= {"ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128}
 _PLACEHOLDERS = {
     "argparse": ("Namespace",),
     "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
@@ -28,15 +30,16 @@ _PLACEHOLDERS = {
     "numpy": ("dtype", "ndarray"),
     "numpy.core.multiarray": ("scalar", "_reconstruct"),
     "numpy._core.multiarray": ("scalar", "_reconstruct"),
-    "_codecs": ("encode",),
-    "torch": ("device", "Tensor"),
+    "torch": ("Tensor",),
     "torch.nn.parameter": ("Parameter",),
 }
 """Harmless classes that may be stored beside the weights."""
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+"""The first two objects of a file in the format before torch 1.6."""
+_MOST_EXPANDED = 16 * 2**20
+"""Largest number of bytes of a tensor that has more values than the file holds for it, as `Tensor.expand` makes."""
 
-
-class RefusedError(Exception):
-    """A file that names something that loading would import and call; the message says what."""
+__all__ = ["RefusedError", "load_weights"]
 
 
 class _Placeholder:
@@ -44,75 +47,52 @@ class _Placeholder:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
 
+def load_weights(path: Path) -> Any:
+    """Returns what torch saved in a file, on the CPU; tensors stay in the file until they are used.
 
-def load_weights(path: Path, mmap: bool = True) -> Any:
-    """Loads what torch saved in a file, on the CPU.
-
-    Args:
-        mmap: tensors stay in the file until they are used; only for files in torch's zip format.
+    Tensors of a file in the format before torch 1.6 are in memory where that format does not align them.
 
     Raises:
         RefusedError: loading the file could run code.
         Exception: of any kind, if the file is damaged.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as e:
-        if zipfile.is_zipfile(path):
-            return load_pickle(path)
-        named = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(e))
-        raise RefusedError(named[1] if named else "") from e
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if not head:
+        raise ValueError("it is empty")
+    return _load_zip(path) if head[:2] == b"PK" else _load_old(path)
 
 
-def load_pickle(path: Path) -> Any:
-    """Loads what torch saved in its zip format, with memory-mapped tensors.
+def _open_zip(path: Path) -> tuple[dict[str, Member], BytesIO, str]:
+    """Returns the members of a file in torch's zip format, its pickle, and the folder of its members."""
+    members = members_of(path)
+    (name,) = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
+    prefix = name.removesuffix("data.pkl")
+    if members[name].size > MAX_BYTES:
+        raise ValueError(f"its pickle has {members[name].size:,} bytes, more than {MAX_BYTES:,}")
+    order = members.get(f"{prefix}byteorder")
+    with open(path, "rb") as file:
+        if order:
+            file.seek(order.start)
+            _require_native(file.read(min(order.size, 8)).decode("latin1"))
+        file.seek(members[name].start)
+        return members, BytesIO(file.read(members[name].size)), prefix
 
-    Raises:
-        RefusedError: loading the file could run code.
-        Exception: of any kind, if the file is damaged.
-    """
-    with zipfile.ZipFile(path) as archive:
-        (entry,) = [e for e in archive.infolist() if e.filename.endswith("/data.pkl") or e.filename == "data.pkl"]
-        prefix = entry.filename.removesuffix("data.pkl")
-        with archive.open(entry) as file:
-            return _Reader(file, path, archive, prefix).load()
 
+def _load_zip(path: Path) -> Any:
+    members, pickled, prefix = _open_zip(path)
+    content = _mapped(path)
+    storages: dict[str, Tensor] = {}
 
-class _Reader(pickle.Unpickler):
-    """An unpickler that imports nothing."""
+    def persistent(pid: Any) -> Tensor:
+        dtype, key, n = _storage_of(pid, 5)
+        member = members[f"{prefix}data/{key}"]
+        if n * dtype.itemsize > member.size:
+            raise ValueError(f"data/{key[:80]} has {member.size:,} bytes instead of {n * dtype.itemsize:,}")
+        return _values(content, member.start, n, dtype, key=key, copies=storages)
 
-    def __init__(self, file: Any, path: Path, archive: zipfile.ZipFile, prefix: str) -> None:
-        super().__init__(file, encoding="utf-8")
-        self.archive, self.prefix = archive, prefix
-        self.bytes = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = "builtins" if module == "__builtin__" else module  # its name in Python 2, and up to protocol 2
-        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
-            return dtype
-        if module in ("torch", "torch.storage") and name in _STORAGES:
-            return _STORAGES[name]
-        if (module, name) in _MADE:
-            return _MADE[module, name]
-        if name in _PLACEHOLDERS.get(module, ()):
-            return _Placeholder
-        raise RefusedError(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        """Returns the values of a record of the archive, (n,)."""
-        kind, dtype, key, _, n = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise RefusedError(str(kind))
-        entry = self.archive.getinfo(f"{self.prefix}data/{key}")
-        start = _content_start(self.archive, entry)
-        if entry.compress_type != zipfile.ZIP_STORED or n * dtype.itemsize > entry.file_size:
-            raise ValueError(f"data/{key} has {entry.file_size} bytes")
-        values = self.bytes[start : start + n * dtype.itemsize]
-        return (values if start % dtype.itemsize == 0 else values.clone()).view(dtype)
+    return Machine(_find, persistent).run(pickled)
 
 
 class Place(NamedTuple):
@@ -134,32 +114,22 @@ def places(path: Path) -> dict[str, Place]:
         RefusedError: loading the file could run code.
         Exception: of any kind, if the file is damaged.
     """
-    with zipfile.ZipFile(path) as archive:
-        (entry,) = [e for e in archive.infolist() if e.filename.endswith("/data.pkl") or e.filename == "data.pkl"]
-        with archive.open(uncompared(entry)) as file:
-            state = _PlaceReader(file, path, archive, "").load()
+    _, pickled, _ = _open_zip(path)
+    state = Machine(_find_place, _member_of).run(pickled)
     state = state["model"] if isinstance(state.get("model"), dict) else state  # Lit-GPT 2023 after full finetuning
     return {name: place for name, place in state.items() if isinstance(place, Place)}
 
 
-def uncompared(entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
-    """Returns a member of an archive as zipfile reads it without comparing its checksum."""
-    entry = copy.copy(entry)
-    entry.CRC = None  # type: ignore[assignment]
-    return entry
+def _find_place(module: str, name: str) -> Any:
+    if module == "torch._utils" and name.startswith("_rebuild_tensor"):
+        return Made(_place)
+    return _find(module, name)
 
 
-class _PlaceReader(_Reader):
-    """An unpickler that makes a `Place` of each tensor."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        rebuilds = module == "torch._utils" and name.startswith("_rebuild_tensor")
-        return _place if rebuilds else super().find_class(module, name)
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Returns the member that holds a storage, and its dtype."""
-        _, dtype, key, *_ = pid
-        return str(key), dtype
+def _member_of(pid: Any) -> tuple[str, torch.dtype]:
+    """Returns the member that holds a storage, and its dtype."""
+    dtype, key, _ = _storage_of(pid, 5)
+    return key, dtype
 
 
 def _place(values: Any, offset: int, shape: Sequence[int], strides: Sequence[int], *more: Any) -> Place:
@@ -168,14 +138,114 @@ def _place(values: Any, offset: int, shape: Sequence[int], strides: Sequence[int
     return Place(key, dtypes[0] if dtypes else dtype, offset, tuple(shape), tuple(strides))
 
 
-def _content_start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
-    """Returns the byte at which the content of an archive member starts, after its header of variable length."""
-    assert archive.fp is not None
-    position = archive.fp.tell()
-    archive.fp.seek(entry.header_offset + 26)
-    sizes = archive.fp.read(4)
-    archive.fp.seek(position)
-    return entry.header_offset + 30 + int.from_bytes(sizes[:2], "little") + int.from_bytes(sizes[2:], "little")
+def _load_old(path: Path) -> Any:
+    """Loads a file in the format before torch 1.6: pickles, followed by the values of each storage."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = BytesIO(file.read(MAX_BYTES))
+    if (_plain(head), _plain(head)) != (_MAGIC, _VERSION):
+        raise ValueError("it does not begin as a file of torch does")
+    system = _plain(head)
+    if not isinstance(system, dict) or not system.get("little_endian", True):
+        _require_native("big")
+    start = head.tell()
+    dtypes: dict[str, torch.dtype] = {}
+
+    def announced(pid: Any) -> Tensor:
+        dtype, key, n = _storage_of(pid, 6)
+        if dtypes.setdefault(key, dtype) != dtype or n * dtype.itemsize > size:
+            raise ValueError(f"its storage {key[:80]} does not fit")
+        return _part(torch.empty(n, dtype=dtype, device="meta"), pid)
+
+    Machine(_find, announced).run(head)  # the values, which follow, can be found only once the dtypes are known
+    keys = _plain(head)
+    if not isinstance(keys, list) or not set(map(checked_key, keys)) >= dtypes.keys() or len(set(keys)) < len(keys):
+        raise ValueError("its list of storages is damaged")
+    content, position = _mapped(path), head.tell()
+    places: dict[str, tuple[int, int]] = {}
+    for key in keys:
+        n = int.from_bytes(bytes(content[position : position + 8].tolist()), "little")
+        places[key] = position + 8, n
+        position += 8 + n * dtypes[key].itemsize
+        if position > size:
+            raise ValueError(f"it has {size:,} bytes, and {position:,} are needed")
+    copies: dict[str, Tensor] = {}
+
+    def persistent(pid: Any) -> Tensor:
+        dtype, key, n = _storage_of(pid, 6)
+        if n > places[key][1]:
+            raise ValueError(f"its storage {key[:80]} has {places[key][1]:,} values instead of {n:,}")
+        return _part(_values(content, places[key][0], n, dtype, key=key, copies=copies), pid)
+
+    head.seek(start)
+    return Machine(_find, persistent).run(head)
+
+
+def _mapped(path: Path) -> Tensor:
+    """Returns the bytes of a file, memory-mapped; changes stay in memory."""
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+
+
+def _plain(file: BytesIO) -> Any:
+    """Returns the object of a pickle that has no tensors."""
+    return Machine(_find, _no_tensors).run(file)
+
+
+def _no_tensors(pid: Any) -> Any:
+    raise ValueError("its pickles are out of order")
+
+
+def _require_native(order: str) -> None:
+    if order.strip() != sys.byteorder:
+        raise ValueError(f"its values have the byte order {order.strip()[:8]!r}, and this machine has {sys.byteorder}")
+
+
+def _storage_of(pid: Any, n_fields: int) -> tuple[torch.dtype, str, int]:
+    """Returns dtype, key and number of values of the storage that a persistent id names."""
+    if not isinstance(pid, tuple) or len(pid) not in (5, n_fields):
+        raise ValueError("its pickle names a storage in another way than torch does")
+    kind, dtype, key, _, n = pid[:5]
+    kind = kind.decode("latin1") if isinstance(kind, bytes) else kind
+    key = key.decode("latin1") if isinstance(key, bytes) else key
+    if kind != "storage":
+        raise RefusedError(str(kind)[:80])
+    if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or type(n) is not int or n < 0:
+        raise ValueError("its pickle names a storage in another way than torch does")
+    return dtype, key, n
+
+
+def _values(content: Tensor, start: int, n: int, dtype: torch.dtype, key: str, copies: dict[str, Tensor]) -> Tensor:
+    """Returns n values at a byte of the file; a copy, made once for each key, if their place is not aligned."""
+    values = content[start : start + n * dtype.itemsize]
+    if start % dtype.itemsize:
+        if key not in copies or copies[key].numel() < values.numel():
+            copies[key] = values.clone()
+        values = copies[key][: values.numel()]
+    return values.view(dtype)
+
+
+def _part(values: Tensor, pid: tuple[Any, ...]) -> Tensor:
+    """Returns the part of a storage that a persistent id of the old format names in its last field."""
+    if len(pid) < 6 or pid[5] is None:
+        return values
+    _, offset, n = pid[5]
+    if min(offset, n) < 0 or offset + n > values.numel():
+        raise ValueError(f"its view of a storage is not within its {values.numel()} values")
+    return values[offset : offset + n]
+
+
+def _find(module: str, name: str) -> Any:
+    """Returns what stands for a name in a pickle; raises RefusedError if it is not one that tensors need."""
+    module = "builtins" if module == "__builtin__" else module  # its name in Python 2, and up to protocol 2
+    if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
+        return dtype
+    if module in ("torch", "torch.storage") and name in _STORAGES:
+        return _STORAGES[name]
+    if (module, name) in _MADE:
+        return Made(_MADE[module, name])
+    if name in _PLACEHOLDERS.get(module, ()):
+        return Made(_Placeholder)
+    raise RefusedError(f"{module}.{name}"[:200])
 
 
 def _view(values: Tensor, offset: int, shape: Sequence[int], strides: Sequence[int], *more: Any) -> Tensor:
@@ -184,28 +254,71 @@ def _view(values: Tensor, offset: int, shape: Sequence[int], strides: Sequence[i
     values = values.view(dtypes[0]) if dtypes else values
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if min([offset, *shape, *strides]) < 0 or (0 not in shape and last >= values.numel()):
-        raise ValueError(f"a tensor of shape {tuple(shape)} is not within its {values.numel()} values")
+        raise ValueError(f"a tensor of shape {_shown(shape)} is not within its {values.numel()} values")
+    n_bytes = math.prod(shape) * values.itemsize
+    if n_bytes > max(values.nbytes, _MOST_EXPANDED):
+        raise ValueError(f"a tensor of shape {_shown(shape)} repeats its {values.numel()} values")
     return values.as_strided(tuple(shape), tuple(strides), values.storage_offset() + offset)
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return str(tuple(shape))[:100]
 
 
 def _with_attributes(make: Any, kind: Any, args: tuple[Any, ...], state: Any) -> Tensor:
     """Returns a tensor that had Python attributes, without them."""
-    return make(*args)
+    if not isinstance(make, Made) or make.make not in (_view, _parameter):
+        raise ValueError("its pickle makes a tensor in another way than torch does")
+    return make.make(*args)
 
 
 def _parameter(x: Tensor, *more: Any) -> Tensor:
     return x
 
 
-_MADE = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "defaultdict"): defaultdict,
-    ("builtins", "set"): set,
+def _sparse(*args: Any) -> Tensor:
+    """Returns an empty tensor with a layout that no model of ours has, so that the tensor is refused by its name."""
+    return torch.empty(0, layout=torch.sparse_coo)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Returns bytes, which pickles of protocol 2 hold as text."""
+    if encoding != "latin1":
+        raise ValueError(f"its pickle has bytes in the encoding {encoding!r}"[:200])
+    return text.encode("latin1")
+
+
+def _set(items: list[Any] | tuple[Any, ...] = ()) -> set[Any]:
+    return set(map(checked_key, items))
+
+
+def _bytearray(content: bytes = b"") -> bytearray:
+    if not isinstance(content, bytes):  # a number would be a size
+        raise ValueError("its pickle makes a bytearray of something else than bytes")
+    return bytearray(content)
+
+
+def _ordered(items: Sequence[tuple[Any, Any]] = ()) -> OrderedDict[Any, Any]:
+    return OrderedDict((checked_key(key), value) for key, value in items)
+
+
+_MADE: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): _ordered,
+    ("collections", "defaultdict"): lambda *_: {},
+    ("collections", "Counter"): lambda *counts: dict(*counts),
+    ("builtins", "set"): _set,
+    ("builtins", "bytearray"): _bytearray,
+    ("builtins", "complex"): lambda *parts: complex(*parts),
+    ("_codecs", "encode"): _encode,
     ("torch", "Size"): tuple,
+    ("torch", "device"): torch.device,
+    ("torch.serialization", "_get_layout"): _Placeholder,
     ("torch._utils", "_rebuild_tensor"): _view,
     ("torch._utils", "_rebuild_tensor_v2"): _view,
     ("torch._utils", "_rebuild_tensor_v3"): _view,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
     ("torch._tensor", "_rebuild_from_type_v2"): _with_attributes,
 }
 """Replacements for the functions and classes that a file of tensors needs."""

@@ -17,7 +17,18 @@ from torch._utils import _rebuild_tensor_v2
 from lit_gpt.errors import UserError
 from lit_gpt.files.behind import Behind, FileBehind
 from lit_gpt.files.pickles import RefusedError, load_weights
-from lit_gpt.files.tensors import DTYPES, OneFileOpen, Opened, Spec, checked, first_line, raw, spec_of
+from lit_gpt.files.tensors import (
+    DTYPES,
+    OneFileOpen,
+    Opened,
+    Spec,
+    check_names,
+    checked,
+    first_line,
+    raw,
+    shortened,
+    spec_of,
+)
 from lit_gpt.files.whole import allocate, replace_with, require_room
 
 _ALIGNMENT = 64
@@ -41,7 +52,25 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
 
 
 def load_state(path: Path, remedy: str) -> dict[str, Tensor]:
-    """Loads a file that `save_state` or `save_stream` wrote, memory-mapped.
+    """Loads a file of named tensors that `save_state` or `save_stream` wrote, memory-mapped.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds something else; the message says to run `remedy`.
+    """
+    state = load_objects(path, remedy)
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):  # Lit-GPT 2023 after full finetuning
+        state = state["model"]
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise UserError(f"{path} holds something else than named tensors; make it again with {remedy}")
+    try:
+        check_names(state)
+    except ValueError as e:
+        raise UserError(f"{path} is damaged ({e}); make it again with {remedy}") from e
+    return state
+
+
+def load_objects(path: Path, remedy: str) -> Any:
+    """Loads what `torch.save` wrote to a file: tensors, memory-mapped, and plain values.
 
     Raises:
         UserError: the file is missing or damaged; the message says to run `remedy`.
@@ -49,26 +78,31 @@ def load_state(path: Path, remedy: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"there is no {path}; make it with {remedy}")
     try:
-        state = load_weights(path)
+        return load_weights(path)
     except RefusedError as e:
-        raise UserError(f"{path} names {e} and is not loaded: it could run code; make it again with {remedy}") from e
+        named = shortened(str(e))
+        raise UserError(
+            f"{path} names {named} and is not loaded: it could run code; make it again with {remedy}"
+        ) from e
     except (OSError, MemoryError):
         raise
     except Exception as e:  # a damaged pickle may raise anything
         raise UserError(f"{path} is truncated or damaged ({first_line(e)}); make it again with {remedy}") from e
-    is_wrapped = isinstance(state, dict) and isinstance(state.get("model"), dict)  # Lit-GPT 2023 after full finetuning
-    return state["model"] if is_wrapped else state
 
 
 def open_state(path: Path, remedy: str) -> tuple[dict[str, Spec], Callable[[str], Tensor]]:
     """Returns the specs of a state dict, and a function that reads one tensor by name and keeps none in memory.
 
     Raises:
-        UserError: the file is missing or damaged; the message says to run `remedy`.
+        UserError: the file is missing or damaged, or has a tensor of a kind that no checkpoint has; the message says
+            to run `remedy`.
     """
 
     def open_file(path: Path) -> Opened:
         state = load_state(path, remedy)
+        for name, x in state.items():
+            if x.dtype not in DTYPES or x.layout != torch.strided:
+                raise UserError(f"{path}: {name!r} is of dtype {x.dtype}, {x.layout}; make it again with {remedy}")
         return Opened({name: spec_of(x) for name, x in state.items()}, state.__getitem__)
 
     specs = open_file(path).specs

@@ -21,6 +21,8 @@ DTYPES: dict[torch.dtype, tuple[str, type]] = {
     torch.bool: ("BOOL", torch.BoolStorage),
 }
 """Supported dtypes: dtype -> (its name in safetensors, its storage class in torch files)."""
+_LONGEST_NAME = 500
+"""Largest number of characters of a tensor's name."""
 MAPPED_BYTES = 64 * 2**20
 """Number of bytes read from a mapped file after which it is mapped anew, to release the pages that were touched."""
 
@@ -95,6 +97,20 @@ def raw(x: Tensor) -> Any:
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Checks that each tensor name can be shown in a message; raises ValueError if not."""
+    for name in names:
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"it has a tensor with the name {shortened(repr(name))}")
+
+
+def shortened(text: str, longest: int = 100) -> str:
+    """Returns a text that comes from a file as a message can show it: in one line, without its middle if it is long."""
+    text = "".join(c if c.isprintable() else "?" for c in text[: longest + 1] + text[longest + 1 :][-longest:])
+    half = (longest - 5) // 2
+    return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
+
+
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an exception's message, or its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Returns the first line of an exception's message, shortened, or its type if it has none."""
+    return shortened((str(error).splitlines() or [""])[0], 300) or type(error).__name__

@@ -7,10 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.config import Config
+from lit_gpt.convert.gguf.checking import (
+    BASE,
+    FACTOR,
+    FACTOR_OR_NONE,
+    LENGTH,
+    PATTERN,
+    SIZE,
+    SIZE_OR_NONE,
+    TEXT,
+    TRUTH,
+    check_factors,
+    check_matrix,
+    check_values,
+)
 from lit_gpt.convert.gguf.layouts import LAYOUTS, Layout, every, unlike
-from lit_gpt.convert.gguf.scaling import OLD_FACTOR, SCALING, scaling_from_metadata, scaling_to_metadata
+from lit_gpt.convert.gguf.parts import AGAIN
+from lit_gpt.convert.gguf.scaling import OLD_FACTOR, SCALING, SCALING_KINDS, scaling_from_metadata, scaling_to_metadata
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
+from lit_gpt.files.tensors import shortened
 
 _KEYS = {  # field of Config -> key below the architecture's name
     "n_layer": "block_count",
@@ -34,6 +50,19 @@ _EXPERT_LENGTH = "expert_feed_forward_length"
 _HEAD = ("attention.key_length", "attention.value_length")
 _WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal")
 """Keys that follow from the tensors' shapes, or have only one value in the supported architectures."""
+_KINDS = {
+    **dict.fromkeys(_KEYS.values(), SIZE),
+    **dict.fromkeys(_EPSILON.values(), FACTOR_OR_NONE),
+    **dict.fromkeys((*_HEAD, _ROTATED, _EXPERT_LENGTH), SIZE),
+    **dict.fromkeys((_WINDOW, "attention.head_count_kv", "expert_count", "expert_used_count"), SIZE_OR_NONE),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base_swa"), FACTOR_OR_NONE),
+    "rope.freq_base": BASE,
+    "context_length": LENGTH,
+    _PARALLEL: TRUTH,
+    _PATTERN: PATTERN,
+    OLD_FACTOR: FACTOR,
+}
+"""What the value of each key has to be, by the key below the architecture's name."""
 _DEFAULTS = {"rope_base": 10000.0}
 """Fields whose default in llama.cpp differs from that in config.json."""
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
@@ -108,35 +137,69 @@ def from_metadata(
     Raises:
         UserError: the architecture or a key is unknown, or a key is missing.
     """
-    kind = str(metadata["general.architecture"])
+    check_values(metadata, {"general.architecture": TEXT, "general.name": TEXT}, f"{path}: ")
+    if "general.architecture" not in metadata:
+        raise UserError(f"{path} does not name its architecture (general.architecture); {AGAIN}")
+    kind = metadata["general.architecture"]
     values = {k.removeprefix(f"{kind}."): v for k, v in metadata.items() if k.startswith(f"{kind}.")}
     values = {k: _one_for_all_layers(v, f"{path}: {kind}.{k}") if k != _PATTERN else v for k, v in values.items()}
     # a float32 such as 1e-5 comes back with the digits of a float64; config.json has the short ones
     values = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}
+    check_values(values, _KINDS | SCALING_KINDS, f"{path}: {kind}.")
     architecture = _find_architecture(kind, values, shapes, path)
     epsilon = _EPSILON[ARCHITECTURES[architecture].traits["norm"]]
     known = {*_KEYS.values(), epsilon, *_HEAD, _WINDOW, _PATTERN, _PARALLEL, _ROTATED, _EXPERT_LENGTH, OLD_FACTOR}
     if unknown := [k for k in values if k not in {*known, *_WITHOUT_EFFECT} and not k.startswith(SCALING)]:
-        raise UserError(f"{path}: {kind}.{unknown[0]}={values[unknown[0]]!r} is not a field this toolkit knows")
+        value = shortened(repr(values[unknown[0]]))
+        raise UserError(f"{path}: {kind}.{unknown[0]}={value} is not a field this toolkit knows")
     needed = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
-    needed += (epsilon, *(("expert_used_count",) if values.get("expert_count") else ()))
-    if missing := [k for k in needed if k not in values]:
-        raise UserError(f"{path} has no {kind}.{missing[0]}; get it again")
+    is_mixture = values.get("expert_count") or ARCHITECTURES[architecture].traits.get("mlp") == "moe"
+    needed += (epsilon, *(("expert_count", "expert_used_count") if is_mixture else ()))
+    if missing := [k for k in needed if not values.get(k)]:
+        raise UserError(f"{path} has no {kind}.{missing[0]}; {AGAIN}")
+    _check_layers(values, shapes, path)
     fields = _fields_of_metadata(architecture, values, shapes)
     fields["norm_eps"] = values[epsilon]
     if any(values.get(key, fields["head_size"]) != fields["head_size"] for key in _HEAD):
         raise UserError(f"{path}: {_HEAD[0]}={values.get(_HEAD[0])} is not the size of a head, {fields['head_size']}")
     if architecture == "gemma3" and fields.get("final_logit_softcapping"):
         raise UserError(f"{path}: a gemma3 model with final_logit_softcapping is not supported")
-    config = Config(
-        name=str(metadata.get("general.name", path.stem)),
-        architecture=architecture,
-        vocab_size=fields["padded_vocab_size"],
-        **fields,
-    )
+    try:
+        config = Config(
+            name=str(metadata.get("general.name", path.stem)),
+            architecture=architecture,
+            vocab_size=fields["padded_vocab_size"],
+            **fields,
+        )
+    except UserError as e:
+        raise UserError(f"{path}: {e}; {AGAIN}") from e
     if architecture in _LAYERS_OF_27B:
         config.query_pre_attn_scalar = _scalar_of_gemma(config)
+    check_factors(factors, config.rope_n_elem // 2, path)
     return replace(config, **scaling_from_metadata(config, values, factors, path))
+
+
+def _check_layers(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Checks that the layers' pattern and the numbers of heads and rotated channels are possible.
+
+    Raises:
+        UserError: they are not.
+    """
+    n, heads, pattern = values["block_count"], values["attention.head_count"], values.get(_PATTERN)
+    if isinstance(pattern, list) and len(pattern) != n:
+        raise UserError(f"{path}: {_PATTERN} has {len(pattern)} entries for {n} layers; {AGAIN}")
+    groups = values.get("attention.head_count_kv") or heads
+    check_matrix(shapes, "token_embd.weight", path)
+    fused = "blk.0.attn_qkv.weight"
+    name, parts = (fused, heads + 2 * groups) if fused in shapes else ("blk.0.attn_q.weight", heads)
+    rows, _ = check_matrix(shapes, name, path)
+    if rows % parts or heads % groups:
+        raise UserError(
+            f"{path}: {name!r} has {rows} rows, which are not those of {heads} heads, {groups} with keys; {AGAIN}"
+        )
+    rotated = values.get(_ROTATED, rows // parts)
+    if rotated % 2 or rotated > rows // parts:
+        raise UserError(f"{path}: {_ROTATED}={rotated} channels of a head of {rows // parts} cannot rotate; {AGAIN}")
 
 
 def _fields_of_metadata(
@@ -148,7 +211,7 @@ def _fields_of_metadata(
     fields |= _fields_of_tensors(fields, shapes) | _window(architecture, values)
     fields["padded_vocab_size"] = shapes["token_embd.weight"][0]
     fields["unrotated_layers"] = every(LAYOUTS[architecture].unrotated, fields["n_layer"]) or None
-    head_size = fields["head_size"] or 1  # 0 if a tensor is missing, which is reported later
+    head_size = fields["head_size"]
     fields["rotary_percentage"] = _part(values.get(_ROTATED, head_size), head_size)
     if architecture == "qwen3_moe":
         alike = fields["intermediate_size"] // fields["n_expert_per_token"]
@@ -168,7 +231,7 @@ def _one_for_all_layers(value: Any, where: str) -> Any:
     if not isinstance(value, list):
         return value
     if len(set(value)) != 1:
-        raise UserError(f"{where} differs between layers ({value}), which this toolkit's models cannot")
+        raise UserError(f"{where} differs between layers ({shortened(str(value))}), which this toolkit's models cannot")
     return value[0]
 
 
@@ -177,7 +240,7 @@ def _find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str
     candidates = [architecture for architecture, layout in LAYOUTS.items() if layout.name == kind]
     if not candidates:
         known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS.values()))
-        raise UserError(f"{path}: gguf files of architecture {kind!r} are not read; known are {known}")
+        raise UserError(f"{path}: gguf files of architecture {shortened(kind)!r} are not read; known are {known}")
     if kind == "llama":
         return "mixtral" if values.get("expert_count") else "llama"
     if kind == "olmo2":
@@ -199,7 +262,7 @@ def _fields_of_tensors(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int
     elif "blk.0.attn_q.weight" in shapes:
         head_size = shapes["blk.0.attn_q.weight"][0] // n_head
     else:
-        head_size = 0  # the missing tensor is reported later
+        head_size = 0
     return {
         "head_size": head_size,
         "qkv_bias": "blk.0.attn_qkv.bias" in shapes or "blk.0.attn_q.bias" in shapes,

@@ -32,6 +32,8 @@ def parts_of(path: Path) -> list[Path]:
 def require_whole(metadata: Mapping[str, Any], n_tensors: int, parts: list[Path]) -> None:
     """Checks that the files are all those that the first one's metadata announce; raises UserError if not."""
     count, tensors = metadata.get(COUNT, 0), metadata.get(_TENSORS, n_tensors)
+    if type(count) is not int or type(tensors) is not int:
+        raise UserError(f"{parts[0]}: {COUNT} and {_TENSORS} are not whole numbers; {AGAIN}")
     if count > 1 and count != len(parts):
         wanted = f"<name>-00001-of-{count:05d}.gguf and so on"
         raise UserError(f"{parts[0]} is one of {count} parts of a model; have all of them in one folder, as {wanted}")

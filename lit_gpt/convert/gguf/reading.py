@@ -1,6 +1,6 @@
 """Reads a gguf file as the Hugging Face checkpoint it was made from: configuration and tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_gpt.checkpoints.sizes import require_weights_for
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
+from lit_gpt.convert.gguf.checking import check_shapes
+from lit_gpt.convert.gguf.header import GgufTensor, Header, read_header
 from lit_gpt.convert.gguf.layouts import FUSED, Piece, is_norm, pieces
 from lit_gpt.convert.gguf.metadata import from_metadata
 from lit_gpt.convert.gguf.parts import AGAIN, COUNT, parts_of, require_whole
@@ -20,6 +23,9 @@ from lit_gpt.convert.names import hf_sources, is_tied, lit_shapes, unpack
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Part, Separate
 from lit_gpt.files import Spec
+
+_MOST_FREQUENCIES = 2**16
+"""Largest number of frequencies of rotary embeddings, half the channels of a head."""
 
 
 def open_gguf(
@@ -58,24 +64,48 @@ class _GgufFile:
     def __init__(self, path: Path, dtype: torch.dtype | None) -> None:
         self.path, self.scratch = path, torch.empty(STEP)
         parts = parts_of(path)
-        readers = [read(part) for part in parts]
-        found = [(part, t) for part, reader in zip(parts, readers, strict=True) for t in reader.tensors]
-        self.tensors, self.files = {t.name: t for _, t in found}, {t.name: part for part, t in found}
-        for part, tensor in found:
-            if tensor.tensor_type.name not in (*DTYPES, *QUANTIZED):
-                kind, known = tensor.tensor_type.name, ", ".join((*DTYPES, *QUANTIZED))
-                raise UserError(f"{part}: {tensor.name!r} is of type {kind}, which is not read; known are {known}")
-        fields = readers[0].fields
-        metadata = {name: field.contents() for name, field in fields.items() if not name.startswith("tokenizer")}
+        headers = [read(part) for part in parts]
+        found = [
+            (part, name, t) for part, header in zip(parts, headers, strict=True) for name, t in header.tensors.items()
+        ]
+        self.tensors: dict[str, GgufTensor] = {}
+        self.files: dict[str, Path] = {}
+        for part, name, tensor in found:
+            if name in self.tensors:
+                raise UserError(f"{part} holds the tensor {name!r}, and so does {self.files[name].name}; {AGAIN}")
+            if tensor.kind not in (*DTYPES, *QUANTIZED):
+                known = ", ".join((*DTYPES, *QUANTIZED))
+                raise UserError(f"{part}: {name!r} is of type {tensor.kind}, which is not read; known are {known}")
+            self.tensors[name], self.files[name] = tensor, part
+        metadata = {name: value for name, value in headers[0].values.items() if not name.startswith("tokenizer")}
         require_whole(metadata, len(self.tensors), parts)
-        shapes = {name: tuple(map(int, reversed(t.shape))) for name, t in self.tensors.items()}
-        factors = {n: self.read_piece(Piece(n)).tolist() for n in (FREQUENCIES, LONG, SHORT) if n in shapes}
-        self.config: Config = from_metadata(metadata, shapes, factors, path)
-        self.shapes = shapes
-        self.is_fused = f"{FUSED}.weight".format(0) in shapes
-        matrices = {t.tensor_type.name for _, t in found if len(t.shape) > 1 and not is_kept(t.name)}
+        self.shapes = {name: t.shape for name, t in self.tensors.items()}
+        self._require_layers(metadata)
+        self.config: Config = from_metadata(metadata, self.shapes, self._rope_factors(), path)
+        self.is_fused = f"{FUSED}.weight".format(0) in self.shapes
+        matrices = {t.kind for name, t in self.tensors.items() if len(t.shape) > 1 and not is_kept(name)}
         stored = DTYPES[matrices.pop()] if len(matrices) == 1 and matrices <= DTYPES.keys() else torch.float32
         self.dtype = dtype or stored
+        specs = {name: Spec(shape, self.dtype) for name, shape in self.shapes.items()}
+        require_weights_for(self.config, specs, path)
+
+    def _require_layers(self, metadata: Mapping[str, Any]) -> None:
+        """Checks that there are not more layers than tensors; raises UserError if there are."""
+        for key, n in metadata.items():
+            if key.endswith(".block_count") and isinstance(n, int) and n > len(self.tensors):
+                raise UserError(f"{self.path} has {len(self.tensors):,} tensors, and {key}={n:,}; {AGAIN}")
+
+    def _rope_factors(self) -> dict[str, list[float]]:
+        """Returns the values of the tensors that divide the frequencies; raises UserError if they are too large."""
+        found = {}
+        for name in (FREQUENCIES, LONG, SHORT):
+            if name not in self.tensors:
+                continue
+            tensor = self.tensors[name]
+            if len(tensor.shape) != 1 or tensor.shape[0] > _MOST_FREQUENCIES or tensor.kind not in DTYPES:
+                raise UserError(f"{self.path}: the tensor {name!r} is {tensor.kind} {list(tensor.shape)}; {AGAIN}")
+            found[name] = self.read_piece(Piece(name)).tolist()
+        return found
 
     def pieces(self, name: str) -> list[Piece]:
         return pieces(name, self.config, self.is_fused and ".attn.qkv." in name)
@@ -88,6 +118,18 @@ class _GgufFile:
         if unread := sorted(self.tensors.keys() - needed - {FREQUENCIES, LONG, SHORT}):
             kind = self.config.architecture
             raise UserError(f"{self.path}: tensor {unread[0]!r} has no place in a {kind} model of this toolkit")
+        check_shapes(self.tensors, self._shapes_needed(names), self.path)
+
+    def _shapes_needed(self, names: list[str]) -> dict[str, tuple[int, ...]]:
+        """Returns the shape that each tensor of the files must have."""
+        ours, needed = lit_shapes(self.config), {}
+        for name in names:
+            shape, found = tuple(ours[name]), self.pieces(name)
+            rows = self.config.qkv_sizes if len(found) == 3 else (shape[0],)
+            for piece, n in zip(found, rows, strict=True):
+                stacked = (piece.of,) if piece.is_stacked else ()
+                needed[piece.tensor] = (*stacked, n if piece.is_stacked else n * piece.of, *shape[1:])
+        return needed
 
     def read_source(self, parts: list[tuple[str, int]]) -> Tensor:
         """Returns one Hugging Face tensor, made from the tensors of ours that hold it."""
@@ -110,22 +152,22 @@ class _GgufFile:
 
     def read_piece(self, piece: Piece) -> Tensor:
         tensor, path = self.tensors[piece.tensor], self.files[piece.tensor]
-        shape, n_bytes = self.shape_of_piece(piece), int(tensor.n_bytes) // piece.of
-        start = int(tensor.data_offset) + piece.index * n_bytes
-        if tensor.tensor_type.name in DTYPES:
+        shape, n_bytes = self.shape_of_piece(piece), tensor.n_bytes // piece.of
+        start = tensor.start + piece.index * n_bytes
+        if tensor.kind in DTYPES:
             data = torch.from_numpy(np.fromfile(path, np.uint8, n_bytes, offset=start))
-            x = data.view(DTYPES[tensor.tensor_type.name]).view(shape)
+            x = data.view(DTYPES[tensor.kind]).view(shape)
         else:
             x = torch.empty(shape, dtype=self.dtype)
             row = n_bytes // (x.numel() // shape[-1])
             for part in x.view(-1, shape[-1]).split(max(1, STEP // shape[-1])):
                 data = np.fromfile(path, np.uint8, row * len(part), offset=start)
-                dequantize(data, tensor.tensor_type, part, self.scratch if part.numel() <= STEP else None)
+                dequantize(data, tensor.kind, part, self.scratch if part.numel() <= STEP else None)
                 start += data.nbytes
         return unpaired(x, piece.heads) if piece.heads else x
 
     def shape_of_piece(self, piece: Piece) -> tuple[int, ...]:
-        first, *rest = map(int, reversed(self.tensors[piece.tensor].shape))
+        first, *rest = self.tensors[piece.tensor].shape
         return tuple(rest) if piece.is_stacked else (first // piece.of, *rest)
 
     def shape_of_source(self, parts: list[tuple[str, int]]) -> tuple[int, ...]:
@@ -147,19 +189,9 @@ def is_kept(name: str) -> bool:
     return name.endswith(("_norm.weight", "ffn_gate_inp.weight"))
 
 
-def read(path: Path) -> Any:
-    """Opens a file as a `gguf.GGUFReader`; raises UserError if it is damaged or the package is missing."""
-    try:
-        from gguf import GGUFReader
-    except ModuleNotFoundError as e:
-        raise UserError(f'{path} needs the package gguf; run: pip install "gguf>=0.10"') from e
-    try:
-        reader = GGUFReader(path)
-        end = max((t.data_offset + t.n_bytes for t in reader.tensors), default=0)
-    except (ValueError, IndexError, KeyError, OverflowError) as e:
-        raise UserError(f"{path} is truncated or damaged ({e}); {AGAIN}") from e
-    if not end and COUNT not in reader.fields:  # the first of several parts may have metadata only
+def read(path: Path) -> Header:
+    """Returns the header of a file; raises UserError if it is damaged, has no tensors, or the package is missing."""
+    header = read_header(path)
+    if not header.tensors and COUNT not in header.values:  # the first of several parts may have metadata only
         raise UserError(f"{path} holds no tensors; {AGAIN}")
-    if end > path.stat().st_size:
-        raise UserError(f"{path} is truncated: {path.stat().st_size:,} bytes instead of {end:,}; {AGAIN}")
-    return reader
+    return header

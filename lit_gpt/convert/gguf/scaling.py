@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from lit_gpt.config import Config
+from lit_gpt.convert.gguf.checking import FACTOR_OR_NONE, LENGTH, TEXT, TRUTH
 from lit_gpt.convert.gguf.layouts import Layout, unlike
 from lit_gpt.errors import UserError
+from lit_gpt.files.tensors import shortened
 from lit_gpt.layers.rope import frequencies, plain
 
 SCALING, OLD_FACTOR = "rope.scaling.", "rope.scale_linear"
@@ -23,6 +25,14 @@ _YARN = {
     "yarn_beta_slow": "beta_slow",
 }
 """Our parameters of YaRN, by key below `rope.scaling`."""
+SCALING_KINDS = {
+    **{f"{SCALING}{key}": FACTOR_OR_NONE for key in ("factor", "attn_factor", "yarn_attn_factor")},
+    **{f"{SCALING}{key}": FACTOR_OR_NONE for key in ("yarn_beta_fast", "yarn_beta_slow")},
+    f"{SCALING}type": TEXT,
+    f"{SCALING}finetuned": TRUTH,
+    f"{SCALING}original_context_length": LENGTH,
+}
+"""What the value of each key has to be."""
 FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 _LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Parameters of all Llama 3.1 to 3.3 models; a file holds only the frequencies that result from them."""
@@ -94,7 +104,7 @@ def scaling_from_metadata(
     magnitude, is_yarn = stated.get("attn_factor", 1.0), kind == "yarn" and factor != 1
     beyond = stated.keys() - {"type", "finetuned", "attn_factor", "yarn_attn_factor", *_YARN}
     if kind not in _KINDS or (is_yarn and (beyond or factors)):
-        raise UserError(f"{path}: rope scaling {stated} is not supported")
+        raise UserError(f"{path}: rope scaling {shortened(str(stated))} is not supported")
     if is_yarn:
         scaling = {"type": "yarn", **{name: stated[k] for k, name in _YARN.items() if k in stated}, "factor": factor}
         sharpness = stated.get("yarn_attn_factor") or frequencies(replace(config, rope_scaling=scaling))[1]

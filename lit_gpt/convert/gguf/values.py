@@ -1,7 +1,6 @@
 """Encodes the values of tensors in the types of gguf files, and decodes them."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,23 +45,24 @@ def _eight_bits(blocks: Tensor) -> Tensor:
     return torch.cat((scales.half().view(torch.uint8), rounded.view(torch.uint8)), dim=1)
 
 
-def dequantize(data: np.ndarray, kind: Any, out: Tensor, scratch: Tensor | None = None) -> None:
+def dequantize(data: np.ndarray, kind: str, out: Tensor, scratch: Tensor | None = None) -> None:
     """Dequantizes bytes of a type of `QUANTIZED` into `out`, whose last dimension is a row of the file.
 
     Args:
-        kind: a `gguf.GGMLQuantizationType`.
         scratch: an fp32 buffer with at least as many values as `out`; allocating one for each call takes as long as
             the work itself.
     """
-    if kind.name == "Q8_0":
+    if kind == "Q8_0":
         blocks = torch.from_numpy(data).view(-1, BLOCK + 2)
         scales = blocks[:, :2].contiguous().view(torch.float16).float()
         scratch = torch.empty(out.numel()) if scratch is None else scratch[: out.numel()]
         values = torch.mul(blocks[:, 2:].view(torch.int8), scales, out=scratch.view(-1, BLOCK))
     else:
+        from gguf import GGMLQuantizationType
         from gguf import dequantize as values_of
 
-        values = torch.from_numpy(values_of(data.reshape(out.numel() // out.size(-1), -1), kind))
+        rows = data.reshape(out.numel() // out.size(-1), -1)
+        values = torch.from_numpy(values_of(rows, GGMLQuantizationType[kind]))
     out.copy_(values.view(out.shape))
 
 

@@ -26,6 +26,8 @@ from lit_gpt.convert.names import EMBEDDINGS
 from lit_gpt.convert.peft import CONFIG, PICKLED, WEIGHTS, from_peft, model_card, to_peft
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, only_writer, replace_folder, save_state
+from lit_gpt.files.headers import read_header
+from lit_gpt.files.tensors import first_line
 from lit_gpt.prompts import CHAT_TEMPLATE, make_prompt, open_style, read_template
 from lit_gpt.records import read_object
 
@@ -135,7 +137,9 @@ def _open_adapter(peft_dir: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     settings = read_object(peft_dir / CONFIG)
     if not (peft_dir / WEIGHTS).is_file():
         return settings, load_state(peft_dir / PICKLED, "PEFT's save_pretrained")
+    path = peft_dir / WEIGHTS
     try:
-        return settings, load_file(peft_dir / WEIGHTS)
+        read_header(path)  # which compares it with the file
+        return settings, load_file(path)
     except (ValueError, SafetensorError) as e:
-        raise UserError(f"{peft_dir} is damaged ({e}); save it again") from e
+        raise UserError(f"{path} is truncated or damaged ({first_line(e)}); save it again") from e

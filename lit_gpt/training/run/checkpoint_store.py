@@ -22,7 +22,16 @@ from lit_gpt.args.folders import RUN
 from lit_gpt.args.formats import require_known, with_format, without_format
 from lit_gpt.checkpoints.trained import BEST, CHECKPOINTS, save_trained, trained_path
 from lit_gpt.errors import UserError, shown
-from lit_gpt.files import links, load_state, replace_folder, replace_with, require_room, save_state, temporary_beside
+from lit_gpt.files import (
+    links,
+    load_objects,
+    load_state,
+    replace_folder,
+    replace_with,
+    require_room,
+    save_state,
+    temporary_beside,
+)
 from lit_gpt.model import GPT
 from lit_gpt.records import read_object, require_types
 
@@ -297,9 +306,8 @@ def read_state(checkpoint: Path, weights: str) -> tuple[dict[str, Tensor], dict[
     Raises:
         UserError: a file is missing or damaged.
     """
-    return load_state(checkpoint / weights, "the finetune script"), load_state(
-        checkpoint / _STATE, "the finetune script"
-    )
+    trained = load_state(checkpoint / weights, "the finetune script")
+    return trained, load_objects(checkpoint / _STATE, "the finetune script")
 
 
 def _file_digest(path: Path) -> str:

@@ -1,0 +1,56 @@
+"""Compares the size of the model that a configuration describes with what its files hold, before it is built.
+
+Even on the meta device, which holds no values, a model of a billion layers takes hours and all memory.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from lit_gpt.config import Config
+from lit_gpt.errors import UserError
+from lit_gpt.files import Spec
+
+_SLACK = 4
+"""Factor by which the files may have fewer parameters than the model; the tensors that are missing are then named."""
+
+
+def require_weights_for(config: Config, specs: Mapping[str, Spec], path: Path) -> None:
+    """Checks that files of weights are not far too small for the model of a configuration.
+
+    Args:
+        specs: shape and dtype of each tensor of the files, by any names.
+        path: the file or folder of the weights, for the message.
+
+    Raises:
+        UserError: the configuration has more layers or experts than the files have tensors, or several times as many
+            parameters.
+    """
+    n_blocks = config.n_layer * max(1, config.n_expert)
+    if n_blocks > sum(_n_stacked(spec) for spec in specs.values()):
+        kind = "layers" if config.n_expert <= 1 else "experts in all layers"
+        raise UserError(
+            f"{path} has {len(specs):,} tensors, and the configuration says {n_blocks:,} {kind}; they do not belong "
+            "together, get both again"
+        )
+    n_held = sum(math.prod(spec.shape) for spec in specs.values())
+    if _least_parameters(config) > _SLACK * n_held:
+        raise UserError(
+            f"{path} has {n_held:,} parameters, and the configuration at least {_least_parameters(config):,} "
+            f"(n_layer={config.n_layer}, n_embd={config.n_embd}, n_head={config.n_head}, head_size={config.head_size}, "
+            f"intermediate_size={config.intermediate_size}, padded_vocab_size={config.padded_vocab_size}); they do "
+            "not belong together, get both again"
+        )
+
+
+def _n_stacked(spec: Spec) -> int:
+    """Returns how many experts' matrices a tensor may stack."""
+    return spec.shape[0] if len(spec.shape) == 3 else 1
+
+
+def _least_parameters(config: Config) -> int:
+    """Returns the number of parameters of the matrices of a model."""
+    attention = sum(config.qkv_sizes) + config.n_head * config.head_size
+    n_matrices = (2 if config.mlp == "plain" else 3) * (config.n_expert if config.mlp == "moe" else 1)
+    blocks = config.n_layer * (attention + n_matrices * config.intermediate_size)
+    return config.n_embd * (blocks + config.padded_vocab_size * (1 if config.tie_embeddings else 2))
