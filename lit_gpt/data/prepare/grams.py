@@ -87,4 +87,3 @@ class Measure:
                 found[part] = sets.jaccards(*index.reshape(2, -1))
             start = stop
         return found
-

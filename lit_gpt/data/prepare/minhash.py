@@ -87,7 +87,9 @@ def bucketed(signatures: np.ndarray, start: int, n_rows: int) -> Pairs:
     return order, np.searchsorted(keys, keys, side="right")
 
 
-def _neighbors(order: np.ndarray, last: np.ndarray, roots: np.ndarray, few: np.ndarray, least: float) -> Iterator[Pairs]:
+def _neighbors(
+    order: np.ndarray, last: np.ndarray, roots: np.ndarray, few: np.ndarray, least: float
+) -> Iterator[Pairs]:
     """Yields pairs of neighbors in `order` that agree on `least` of a few hashes, those that stand closest first.
 
     Args:
