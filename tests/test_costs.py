@@ -6,16 +6,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from damage import outcome_of
 from gradient_steps import gradients_of, loss_of, model_of
+from jobs import DATA, samples_of
 from lightning.fabric import Fabric
 from tiny import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data import packing as packing_module
+from lit_gpt.data.batches import Order
+from lit_gpt.data.packing import Packing, packs
 from lit_gpt.data.store import IGNORE, Samples, Writer, stack
+from lit_gpt.errors import UserError
 from lit_gpt.model import GPT
-from lit_gpt.planning.work import COUNTED, targets_by_sample
+from lit_gpt.planning.work import COUNTED, targets_by_sample, work_of
+from lit_gpt.training.batching import require_room_for_a_step
+from lit_gpt.training.length import Length
+from lit_gpt.training.run.average import require_checkpoints
+from lit_gpt.training.run.budget import Budget
 from lit_gpt.training.validation import validate
 
 
@@ -94,3 +103,82 @@ def test_the_host_asks_once_a_step_whether_the_gradient_is_finite_and_not_once_a
         gradients.step(1)
     assert waits.n == asked and len(gradients.parameters) > 10
     assert not torch.equal(model.lm_head.weight, before)
+
+
+HUGE = (
+    {"max_steps": 10**6},
+    {"batch_size": 10**12},
+    {"batch_size": 10**12, "max_steps": 10},
+    {"epochs": 1e9},
+    {"max_iters": 10**12},
+    {"micro_batch_size": 10**12},
+    {"max_steps": 10**12, "save_interval": 1},
+)
+"""Flags of runs that are far too long, or whose steps are far too large."""
+
+
+@pytest.mark.parametrize("flags", HUGE, ids=lambda flags: "-".join(flags))
+def test_the_work_of_a_run_of_any_length_is_counted_in_little_memory(flags):
+    train, validation = TrainArgs(**flags), ValidationArgs(eval_interval=1)
+
+    def count():
+        work = work_of(*DATA, train, validation, Packing(512), 3)
+        lengths, order = DATA[0].lengths, Order(60, work.n_samples, 3)
+        epochs, rest = divmod(work.n_samples, 60)
+        of_the_last = order.permutation(epochs)[:rest]
+        assert work.n_samples == train.n_samples(60) and work.n_steps == -(-work.n_samples // train.batch_size)
+        assert work.n_tokens == epochs * int(lengths.sum()) + int(lengths[of_the_last].sum())
+        assert 0 < work.n_tokens <= work.n_padded and work.n_computed <= work.n_tokens
+        assert work.n_passes * 512 >= work.n_computed and work.largest <= 512
+        assert work.n_saves == work.n_validations == work.n_steps + 1
+
+    outcome = outcome_of(count, max_seconds=120)
+    assert outcome.kind == "read" and outcome.n_bytes < 300e6, outcome
+
+
+def test_what_is_assumed_of_later_samples_is_near_what_they_are(monkeypatch):
+    train, data = TrainArgs(batch_size=16, epochs=40), samples_of(300)
+    exact = work_of(data, DATA[1], train, ValidationArgs(), Packing(512), 3)
+    monkeypatch.setattr("lit_gpt.planning.work._LISTED_SAMPLES", 1000)
+    monkeypatch.setattr("lit_gpt.planning.work._PACKED_SAMPLES", 200)
+    few = work_of(data, DATA[1], train, ValidationArgs(), Packing(512), 3)
+    assert (few.n_tokens, few.n_targets, few.n_steps) == (exact.n_tokens, exact.n_targets, exact.n_steps)
+    assert few.n_padded == pytest.approx(exact.n_padded, rel=0.02)
+    assert few.n_passes == pytest.approx(exact.n_passes, rel=0.05)
+
+
+def test_validations_and_saves_are_counted_as_they_are_due():
+    rng = np.random.default_rng(1)
+    for n_steps, save, evaluate in rng.integers(1, 40, (40, 3)).tolist():
+        train, validation = TrainArgs(max_steps=n_steps, save_interval=save), ValidationArgs(eval_interval=evaluate)
+        work = work_of(*DATA, train, validation, Packing(512), 3)
+        saves, validations = ({n_steps, *range(0, n_steps + 1, interval)} for interval in (save, evaluate))
+        assert (work.n_validations, work.n_saves) == (len(validations), len(saves | validations))
+
+
+def test_a_step_of_many_samples_is_packed_and_one_too_large_for_the_memory_is_refused():
+    lengths = np.random.default_rng(0).integers(20, 300, 50_000)
+
+    def pack():
+        assert sum(map(len, packs(lengths, range(50_000), 512))) == 50_000
+
+    assert outcome_of(pack, max_seconds=120).kind == "read"
+    require_room_for_a_step(lengths, TrainArgs(batch_size=10**12), 50_000)  # the run has no more samples than that
+    with pytest.raises(
+        UserError, match=r"--batch_size 1,000,000,000,000: a step of .* does not fit the .* GB of memory"
+    ):
+        require_room_for_a_step(lengths, TrainArgs(batch_size=10**12), 10**13)
+
+
+@pytest.mark.parametrize("flags", [{"epochs": 1e16}, {"epochs": float("inf")}, {"max_steps": 10**30}])
+def test_numbers_without_end_are_refused(flags):
+    with pytest.raises(UserError, match=f"--{next(iter(flags))} .* must be at most 1e.15"):
+        TrainArgs(**flags)
+
+
+def test_neither_checkpoints_nor_steps_that_fit_the_time_are_listed():
+    require_checkpoints(TrainArgs(average_last=2, save_interval=1), 10**18)
+    budget = Budget(max_seconds=3600.0)
+    budget.expected_seconds = 1.0
+    length = Length(step=0, seen=0, batch_size=1, n_samples=10**21, n_steps=10**21, ended_by="epochs")
+    assert 0 < budget.cut(length, 0).n_steps < 3600

@@ -96,5 +96,7 @@ def test_equal_signatures_are_compared_however_many_agree(monkeypatch):
     monkeypatch.setattr("lit_gpt.data.prepare.minhash.MOST", 10)
     half = np.random.default_rng(0).integers(0, 2, (600, 128), dtype=np.uint8)
     found = list(candidates(np.concatenate([half, half]), 0.8, np.arange(1200)))
-    pairs = {(min(i, j), max(i, j)) for left, right, _ in found for i, j in zip(left.tolist(), right.tolist(), strict=True)}
+    pairs = {
+        (min(i, j), max(i, j)) for left, right, _ in found for i, j in zip(left.tolist(), right.tolist(), strict=True)
+    }
     assert {(i, i + 600) for i in range(600)} <= pairs

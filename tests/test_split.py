@@ -2,16 +2,20 @@
 
 import json
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
+from lit_gpt.data.prepare import minhash
 from lit_gpt.data.prepare.apart import groups_apart, own_parts
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.data.prepare.similar import groups
 from lit_gpt.data.prepare.sources import read_rows
 from lit_gpt.data.prepare.split import held_out, prompt_of
+from lit_gpt.data.prepare.texts import Texts
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import Turn
 
@@ -147,3 +151,66 @@ def test_the_split_takes_time_in_proportion_to_the_rows():
             apart.groups = original
         looked_at.append(count)
     assert looked_at[1] == 2 * looked_at[0] <= 4 * 400, json.dumps(looked_at)
+
+
+def sums(n):
+    """Returns n prompts of one short template, in which no run is long enough to be taken off."""
+    return [f"What is {i // 320} plus {i % 320}?" for i in range(n)]
+
+
+def test_the_number_of_pairs_that_are_compared_is_linear_in_the_rows():
+    counts = []
+    for n in (4000, 8000):
+        signatures = minhash.sign(sums(n))
+        found = minhash.candidates(signatures, 0.8, np.arange(n))  # none is joined to another, so that all stay apart
+        counts.append(sum(len(left) for left, *_ in found))
+    n_bands = minhash.N_HASHES // minhash.rows_per_band(0.8)
+    assert counts[1] < 2.5 * counts[0] and counts[1] < 8000 * minhash.MOST * n_bands
+
+
+def test_a_hundred_thousand_rows_of_one_template_are_split_and_doubles_stay_on_one_side():
+    prompts = sums(90_000)
+    doubles = [prompt.upper().replace("?", "??") for prompt in prompts[::9]]
+    out = held_out(prompts + doubles, 0.1, seed=1)
+    same = out[:90_000:9] == out[90_000:]
+    assert 9_000 <= out.sum() <= 10_000 and same.mean() > 0.99, same.mean()
+
+
+def test_reading_and_splitting_takes_little_memory_for_a_row(tmp_path):
+    """In a process of its own, since the peak of this one is that of other tests."""
+    path, rng = tmp_path / "rows.jsonl", random.Random(8)
+    with open(path, "w") as file:
+        for i in range(100_000):
+            row = {"instruction": f"{message(rng, 6)} {rng.random()}", "input": "", "output": f"It is {i}."}
+            file.write(json.dumps(row) + "\n")
+    code = f"""
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+import rensa
+from lit_gpt.args import PrepareArgs
+from lit_gpt.data.prepare.account import Scan
+from lit_gpt.data.prepare.run import Files, rows_of
+from lit_gpt.data.prepare.split import held_out
+before, scan = getrusage(RUSAGE_SELF).ru_maxrss, Scan()
+for row in rows_of(Files((Path({str(path)!r}),)), PrepareArgs()):
+    scan.add(row, with_prompt=True)
+assert held_out(scan.prompts, 0.1, 1, scan.systems).sum() == 10_000
+print(getrusage(RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout) * unit < 115e6, done.stdout
+
+
+def test_texts_in_little_memory_are_the_texts():
+    rng = random.Random(9)
+    texts = ["", "a", "\ud800 broken", "llama 🦙", *(message(rng, n) for n in range(40)), *[FIXED] * 5000, "", "z"]
+    kept = Texts(texts)
+    assert kept == texts and list(kept) == texts and kept[-1] == "z" and kept[1:3] == texts[1:3]
+    assert len(kept.data) < 20_000  # equal long ones are there once
+    chosen = kept.take(np.array([3, 1, len(texts) - 1]))
+    assert list(chosen) == ["llama 🦙", "a", "z"] and list(chosen.take(np.array([1]))) == ["a"]
+    assert kept != texts[:-1] and chosen != ["llama 🦙", "a", "y"]
+    with pytest.raises(IndexError):
+        kept[len(texts)]

@@ -98,7 +98,7 @@ def work_of(
         n_samples=n_samples,
         n_steps=n_steps,
         n_tokens=n_tokens,
-        n_computed=round(left * n_tokens),
+        n_computed=n_tokens if left == 1 else round(left * n_tokens),
         n_targets=_total(targets, order),
         squares=float(left_of_squares * _total(np.square(lengths), order)),
         n_passes=_scaled(len(passes), n_samples, len(first)),

@@ -108,7 +108,7 @@ def _without(texts: Sequence[str], shared: np.ndarray) -> list[str]:
     for i in np.unique(np.searchsorted(ends, found, side="right")).tolist():
         own = np.concatenate([[0], kept[ends[i] - len(texts[i]) : ends[i]].astype(np.int8), [0]])
         bounds = np.diff(own).nonzero()[0].tolist()
-        text = texts[i]
+        text = texts[int(i)]
         parts = [_stripped(_whole_words(text, a, b)) for a, b in zip(bounds[::2], bounds[1::2], strict=True)]
         result[i] = " ".join(filter(None, parts))
     return result

@@ -83,7 +83,7 @@ class Measure:
                 found[part] = self.all.jaccards(left[part], right[part])
             else:
                 which, index = np.unique(np.concatenate([left[part], right[part]]), return_inverse=True)
-                sets = _Sets([self.texts[i] for i in which.tolist()])
+                sets = _Sets([self.texts[int(i)] for i in which])
                 found[part] = sets.jaccards(*index.reshape(2, -1))
             start = stop
         return found

@@ -98,7 +98,7 @@ def _prepare(train: Files, validation: Files | None, folder: Path, checkpoint_di
         is_val = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
         scan.prompts, scan.systems = Texts(), Texts()
         n_train, n_val, left_out = int((~is_val).sum()), int(is_val.sum()), (scan.left_out, Counter())
-        sources = (_selected(rows_of(train, args), ~is_val), _selected(rows_of(train, args), is_val))
+        sources = (selected(rows_of(train, args), ~is_val), selected(rows_of(train, args), is_val))
     else:
         second = _read_all(validation, args, with_prompts=False)
         print_unused({key: n for key, n in second.unused.items() if key not in scan.unused})
@@ -170,7 +170,7 @@ def rows_of(files: Files, args: PrepareArgs, left_out: Counter[str] | None = Non
                 left_out["no conversation in the entry"] += 1
 
 
-def _selected(rows: Iterator[Row], mask: np.ndarray) -> Iterator[Row]:
+def selected(rows: Iterator[Row], mask: np.ndarray) -> Iterator[Row]:
     """Returns the rows that the mask selects."""
     return (row for row, selected in zip(rows, mask, strict=True) if selected)
 

@@ -18,7 +18,7 @@ from lit_gpt.data.prepare.texts import Texts, firsts_of
 _FEW = 128
 """Number of texts up to which all pairs are candidates."""
 _PATIENCE = 64
-"""Number of unsuccessful measurements of a text after which only pairs with an estimate at the threshold are measured."""
+"""Unsuccessful measurements of a text after which only pairs whose estimate is at the threshold are measured."""
 _REMEMBERED = 1 << 21
 """Number of pairs of which it is remembered that they were measured."""
 
@@ -83,7 +83,7 @@ class _Tried:
         self.slots = np.full(min(_REMEMBERED, 1 << (8 * n).bit_length()), -1, dtype=np.int64)
 
     def new(self, left: np.ndarray, right: np.ndarray, promising: np.ndarray) -> np.ndarray:
-        """Returns which pairs are to be measured, (p,) bool: those that were not, and are promising after many failures.
+        """Returns which pairs are to be measured, (p,) bool: new ones, and after many failures promising ones only.
 
         A pair that has lost its slot to another one is measured again.
         """

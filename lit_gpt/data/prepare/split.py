@@ -21,6 +21,7 @@ def held_out(prompts: Sequence[str], fraction: float, seed: int, systems: Sequen
 
     Groups of near-duplicate prompts are drawn by seed and held out as long as there is room for the whole group. Text
     that many prompts share, such as an instruction that all rows of a task repeat, does not make them near-duplicates.
+    Where very many prompts are alike, some pairs near the threshold are missed (see `minhash`).
 
     Args:
         systems: the system text of each row; it tells rows apart that all ask the same.
@@ -52,6 +53,6 @@ def _labels(prompts: Sequence[str], systems: Sequence[str], most: int) -> np.nda
     """Returns for each row the index of the first row of its group, (n,) int64."""
     labels = groups_apart(prompts, most=most)
     for members in large(labels, most) if len(systems) else []:
-        theirs = Texts(systems[i] for i in members.tolist())
+        theirs = Texts(systems[int(i)] for i in members)
         labels[members] = members[groups_apart(theirs, most=most)]
     return labels

@@ -70,7 +70,7 @@ class Texts(Sequence[str]):
 
 
 def firsts_of(texts: Iterable[str], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each of `n` texts the index of the first equal one, (n,) int64, and the indices of all firsts in order.
+    """Returns for each of `n` texts the index of the first equal one, (n,) int64, and all such indices in order.
 
     Texts are told apart by hashes of 64 bits: of a million texts, two different ones are taken for equal with a
     probability of 3 in 100 million.

@@ -3,6 +3,7 @@
 import os
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lit_gpt.data.curate.check.finding import Finding, counted
 from lit_gpt.data.curate.check.lengths import PICTURE, draw, histogram
 from lit_gpt.data.curate.check.samples import show, spread_by_length
 from lit_gpt.data.curate.check.texts import check_language, check_texts
-from lit_gpt.data.curate.check.tokens import check_tokens, per_sample
+from lit_gpt.data.curate.check.tokens import check_tokens, chosen, per_sample
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import CHAT_TEMPLATE
 from lit_gpt.tokenizer import Tokenizer
@@ -110,11 +111,12 @@ def _print_lengths(folder: Path, splits: dict[str, store.Samples], meta: dict[st
 
 def _decoded(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> tuple[list[str], list[str], int]:
     """Returns names and texts of the rows, of very many a random part, and how many of them are for training."""
-    locations = [(name, i) for name, samples in splits.items() for i in range(len(samples))]
-    if len(locations) > _MOST_TEXTS:
-        print(f"the texts of {_MOST_TEXTS:,} of {len(locations):,} rows are compared, drawn at random")
-        drawn = np.random.default_rng(0).choice(len(locations), _MOST_TEXTS, replace=False)
-        locations = [locations[i] for i in np.sort(drawn)]
+    n_train, n = len(splits["train"]), sum(map(len, splits.values()))
+    drawn: Sequence[int] = range(n)
+    if n > _MOST_TEXTS:
+        print(f"the texts of {_MOST_TEXTS:,} of {n:,} rows are compared, drawn at random")
+        drawn = np.sort(np.random.default_rng(0).choice(n, _MOST_TEXTS, replace=False)).tolist()
+    locations = [("train", i) if i < n_train else ("val", i - n_train) for i in drawn]
     names = [f"sample {i} of {name}" for name, i in locations]
     texts = [tokenizer.decode(splits[name][i][0].tolist()) for name, i in locations]
     return names, texts, sum(name == "train" for name, _ in locations)
@@ -124,7 +126,7 @@ def _empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Findi
     """Counts rows whose targets hold no text but spaces and end-of-sequence tokens; only short ones are decoded."""
     found = []
     for name, samples in splits.items():
-        few = (per_sample(np.asarray(samples.labels) != store.IGNORE, samples) <= 8).nonzero()[0]
+        few = chosen(samples, lambda part: per_sample(np.asarray(part.labels) != store.IGNORE, part) <= 8)
         blank = [i for i in few.tolist() if len(ids := _targets_of(*samples[i])) and not tokenizer.decode(ids).strip()]
         example = f"sample {blank[0]} of {name}" if blank else ""
         found.append(counted(name, len(blank), len(samples), what="have an empty answer", example=example))

@@ -1,12 +1,15 @@
 """Checks the token arrays of a split: targets, end-of-sequence tokens, special tokens that come twice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from lit_gpt.data.curate.check.finding import Finding, counted
 from lit_gpt.data.store import IGNORE, Samples
 from lit_gpt.tokenizer import Tokenizer
+
+_AT_ONCE = 1 << 20
+"""Tokens that are in memory at once."""
 
 
 def check_tokens(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[Finding]:
@@ -25,9 +28,7 @@ def check_tokens(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Se
 
 def _targets(split: str, samples: Samples) -> Finding:
     """Checks that each row has a target; the first token of a row does not count, since nothing predicts it."""
-    is_target = np.asarray(samples.labels) != IGNORE
-    is_target[samples.offsets[:-1][samples.lengths > 0]] = False
-    without = (per_sample(is_target, samples) == 0).nonzero()[0]
+    without = chosen(samples, _without_target)
     if 2 * len(without) > len(samples):
         return Finding(
             "useless",
@@ -35,6 +36,13 @@ def _targets(split: str, samples: Samples) -> Finding:
             "see how they were masked and cut, and prepare them again",
         )
     return counted(split, len(without), len(samples), what="have no target", example=_example(split, without))
+
+
+def _without_target(samples: Samples) -> np.ndarray:
+    """Returns which samples have no target after their first token, (n,) bool."""
+    is_target = np.asarray(samples.labels) != IGNORE
+    is_target[samples.offsets[:-1][samples.lengths > 0]] = False
+    return per_sample(is_target, samples) == 0
 
 
 def _ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
@@ -48,7 +56,7 @@ def _ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
     last = np.asarray(samples.labels)[samples.offsets[1:] - 1]
     ended = np.isin(last, end_ids) & (samples.lengths > 0)
     n, total = int(ended.sum()), len(samples)
-    n_all = int(np.isin(samples.labels, end_ids).sum())
+    n_all = sum(int(np.isin(part.labels, end_ids).sum()) for _, part in _in_parts(samples))
     if 2 * n < total or n == 0:
         return Finding(
             "useless",
@@ -79,6 +87,22 @@ def _framing(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequen
     return found
 
 
+def _in_parts(samples: Samples) -> Iterator[tuple[int, Samples]]:
+    """Yields (index of the first, samples) of about _AT_ONCE tokens at a time; the other tokens stay on the disk."""
+    offsets, first = np.asarray(samples.offsets), 0
+    while first < len(samples):
+        last = max(first + 1, int(offsets.searchsorted(offsets[first] + _AT_ONCE, side="right")) - 1)
+        span = slice(offsets[first], offsets[last])
+        yield first, Samples(samples.ids[span], samples.labels[span], offsets[first : last + 1] - offsets[first])
+        first = last
+
+
+def chosen(samples: Samples, choose: Callable[[Samples], np.ndarray]) -> np.ndarray:
+    """Returns the indices of the samples that `choose` marks, (c,) int64; it is given a part of them at a time."""
+    found = [first + choose(part).nonzero()[0] for first, part in _in_parts(samples)]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *found])
+
+
 def per_sample(marked: np.ndarray, samples: Samples) -> np.ndarray:
     """Returns the number of marked positions of each sample, (n,) int64.
 
@@ -94,11 +118,15 @@ def per_sample(marked: np.ndarray, samples: Samples) -> np.ndarray:
 
 def doubled(samples: Samples, token_ids: Sequence[int]) -> np.ndarray:
     """Returns the indices of samples in which one of these tokens comes twice in a row."""
-    ids = np.asarray(samples.ids)
-    locations = ((ids[1:] == ids[:-1]) & np.isin(ids[1:], token_ids)).nonzero()[0] + 1
-    owners = np.searchsorted(samples.offsets, locations, side="right") - 1
-    within = samples.offsets[owners] != locations  # the first token of a row follows another row's last
-    return np.unique(owners[within])
+
+    def in_part(part: Samples) -> np.ndarray:
+        ids = np.asarray(part.ids)
+        twice = np.zeros(len(ids), dtype=bool)
+        twice[1:] = (ids[1:] == ids[:-1]) & np.isin(ids[1:], token_ids)
+        twice[part.offsets[:-1][part.lengths > 0]] = False  # the first token of a row follows another row's last
+        return per_sample(twice, part) > 0
+
+    return chosen(samples, in_part)
 
 
 def _example(split: str, rows: np.ndarray) -> str:

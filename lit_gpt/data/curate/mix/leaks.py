@@ -12,7 +12,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
 CHUNK = 20_000
-"""Number of training rows whose texts are in memory at once, besides those of the validation sets."""
+"""Number of training rows whose texts are in memory at once, besides those of the validation sets: as many as there
+are of these, if those are more, so that the time is linear in the rows."""
 
 
 def usable(sources: Mapping[str, Source], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
@@ -35,8 +36,9 @@ def usable(sources: Mapping[str, Source], tokenizer: Tokenizer) -> dict[str, np.
 def like(train: store.Samples, others: list[str], tokenizer: Tokenizer) -> np.ndarray:
     """Returns which training rows are near-duplicates of one of the other texts, (n,) bool."""
     found = np.zeros(len(train), dtype=bool)
-    for start in range(0, len(train) if others else 0, CHUNK):
-        stop = min(start + CHUNK, len(train))
+    size = max(CHUNK, len(others))
+    for start in range(0, len(train) if others else 0, size):
+        stop = min(start + size, len(train))
         own = _texts_of(train, tokenizer, range(start, stop))
         firsts = groups_apart(without_common([*others, *own]))
         found[start:stop] = firsts[len(others) :] < len(others)

@@ -18,7 +18,7 @@ from lit_gpt.data import store
 from lit_gpt.data.curate.augment import augmented
 from lit_gpt.data.prepare.account import Counts, Part, Scan, print_unused
 from lit_gpt.data.prepare.arrow import holds_rows
-from lit_gpt.data.prepare.run import Files, describe, rows_of, with_style, write_split
+from lit_gpt.data.prepare.run import Files, describe, rows_of, selected, with_style, write_split
 from lit_gpt.data.prepare.split import held_out
 from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.errors import UserError
@@ -118,23 +118,22 @@ def _tokenized(
     tokenizer = Tokenizer(checkpoint_dir)
     block_size = read_config(checkpoint_dir).block_size
     encoder = Encoder(tokenizer, args, min(args.max_seq_length or block_size, block_size))
-    scan, rows = Scan(), []
-    files = Files((path,))
+    scan, files = Scan(), Files((path,))
     for row in rows_of(files, args, scan.left_out):
         scan.add(row, with_prompt=True)
-        rows.append(row)
     print_unused(scan.unused)
     is_val = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
     made: Counter[str] = Counter()
-    kept = (row for row, held in zip(rows, is_val, strict=True) if not held)
-    train = list(augmented(kept, augment, f"{args.seed}:{name}", made))
-    val = [row for row, held in zip(rows, is_val, strict=True) if held]
-    print(f"{name}: {len(rows):,} rows of {path}")
+    train = augmented(selected(rows_of(files, args), ~is_val), augment, f"{args.seed}:{name}", made)
+    val = selected(rows_of(files, args), is_val)
+    n_val = int(is_val.sum())
+    print(f"{name}: {scan.n_rows:,} rows of {path}")
     folder.mkdir()
     parts: dict[str, Part] = {}
-    for split, part, missing in (("train", train, scan.left_out), ("val", val, Counter())):
+    amounts = (("train", train, scan.n_rows - n_val, scan.left_out), ("val", val, n_val, Counter()))
+    for split, rows, n_rows, missing in amounts:
         counts = Counts(read=missing.total(), dropped=Counter(missing))
-        parts[split] = write_split(folder, split, rows=iter(part), n_rows=len(part), encoder=encoder, counts=counts)
+        parts[split] = write_split(folder, split, rows=rows, n_rows=n_rows, encoder=encoder, counts=counts)
     meta = describe(files, None, checkpoint_dir, encoder=encoder, parts=parts, unused=scan.unused)
     train_data, val_data = (
         store.Samples(*(np.load(folder / f"{s}.{p}.npy", mmap_mode="r") for p in ("ids", "labels", "offsets")))
