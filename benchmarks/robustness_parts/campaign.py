@@ -111,7 +111,7 @@ def place_of(outcome: Outcome) -> str:
 
 def _without_values(text: str) -> str:
     """Returns the beginning of a message without paths, quoted values and numbers."""
-    text = re.sub(r"\S*/\S*", "PATH", text)
+    text = re.sub(r"(.)\1{8,}", "_", re.sub(r"\S*/\S*", "PATH", text[:2_000]))
     return re.sub(r"'[^']*'|\"[^\"]*\"|[-+\d.,]*\d\S*", "_", text)[:90]
 
 

@@ -88,7 +88,7 @@ def _killed(material: Material, random: Random, place: Path) -> Outcome:
 
 def _start(call: Callable[[], None], log: Path) -> int:
     """Starts a run in a forked process, whose output goes to a file; returns its id."""
-    sys.stdout.flush(), sys.stderr.flush()
+    _flush()
     pid = os.fork()
     if pid:
         return pid
@@ -96,7 +96,8 @@ def _start(call: Callable[[], None], log: Path) -> int:
     try:
         os.setsid()
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1), os.dup2(file, 2)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
         sys.stdout = os.fdopen(1, "w", buffering=1)
         call()
         code = 0
@@ -106,8 +107,13 @@ def _start(call: Callable[[], None], log: Path) -> int:
         traceback.print_exc()
     finally:
         with suppress(BaseException):
-            sys.stdout.flush(), sys.stderr.flush()
+            _flush()
         os._exit(code)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def _wait(when: str, pid: int, out: Path, seconds: float, random: Random) -> None:
