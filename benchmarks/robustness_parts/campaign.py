@@ -27,6 +27,10 @@ from damage import MAX_SECONDS, Outcome, outcome_of
 _MOST_BYTES = 4 * 10**9
 """Memory that a case can ask for on top of what the process has; asking for more fails, and is a fault."""
 _FRAME = re.compile(r'File "(?:[^"]*/)?(lit_gpt/[^"]*)", line (\d+)')
+_ERROR = re.compile(
+    r"^([A-Za-z_][\w.]*?(?:Error|Exception|Exit|Interrupt|Iteration|Expired)\w*)(?::.*)?$", re.MULTILINE
+)
+"""The line of a traceback that says what was raised; torch's go on with another stack."""
 _NO_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "not enough memory", "Unable to allocate")
 _SHOWN = 12
 """Last lines of a traceback that are shown."""
@@ -105,7 +109,8 @@ def place_of(outcome: Outcome) -> str:
         return _without_values(last)
     stack = outcome.kind in ("hang", "crash")  # of faulthandler, the innermost line first
     file, line = frames[0 if stack else -1]
-    error = outcome.kind if stack else last.partition(":")[0]
+    raised = _ERROR.findall(outcome.text)
+    error = outcome.kind if stack else raised[-1] if raised else last.partition(":")[0][:60]
     return f"{error} at {file}:{line}"
 
 
@@ -224,7 +229,8 @@ def lines_of(all_counts: list[Counts]) -> Iterator[str]:
         for fault in sorted(c.faults.values(), key=lambda fault: -len(fault.cases)):
             more = f", {len(fault.cases)} cases" if len(fault.cases) > 1 else ""
             yield f"\n--case {c.section}:{fault.cases[0]}{more}: {fault.kind}: {fault.place}"
-            lines = fault.text.strip().splitlines()
+            said = [match.end() for match in _ERROR.finditer(fault.text)]
+            lines = fault.text[: said[-1] if said else None].strip().splitlines()
             shown = lines[:_SHOWN] if fault.kind in ("hang", "crash") else lines[-_SHOWN:]
             yield from ("    " + line[:200] for line in shown)
 
