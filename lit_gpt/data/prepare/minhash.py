@@ -26,7 +26,7 @@ _AT_ONCE = 1 << 15
 """Texts of buckets that are looked at together."""
 _CHUNK = 1 << 20
 """Most characters whose grams are in memory at once; a signature counts as 256 characters."""
-Pairs = tuple[np.ndarray, np.ndarray]
+_Pairs = tuple[np.ndarray, np.ndarray]
 """Indices of the first and of the second text of each pair, (p,) int64 each."""
 Estimated = tuple[np.ndarray, np.ndarray, np.ndarray]
 """The same, and the estimated similarity of each pair, (p,) float64."""
@@ -61,16 +61,17 @@ def candidates(signatures: np.ndarray, threshold: float, roots: np.ndarray) -> I
     """
     n_rows = rows_per_band(threshold)
     for start in range(0, N_HASHES - n_rows + 1, n_rows):
-        order, ends = bucketed(signatures, start, n_rows)
+        order, ends = _bucketed(signatures, start, n_rows)
         few = np.arange(start + N_HASHES // 2, start + N_HASHES // 2 + _FEW) % N_HASHES
         for first in range(0, len(order), _AT_ONCE):
             part = order[first : first + _AT_ONCE + MOST]
             last = np.minimum(ends[first : first + _AT_ONCE] - first, len(part))
-            for pairs in _neighbors(part, last, roots, signatures[part][:, few], (threshold - 2 * _SLACK) * _FEW):
+            least = (threshold - 2 * _SLACK) * _FEW
+            for pairs in _neighbors(part, last, roots, few=signatures[part][:, few], least=least):
                 yield likely(signatures, pairs, threshold)
 
 
-def bucketed(signatures: np.ndarray, start: int, n_rows: int) -> Pairs:
+def _bucketed(signatures: np.ndarray, start: int, n_rows: int) -> _Pairs:
     """Returns the texts that share a bucket, bucket by bucket, (m,), and where in this order each one's bucket ends."""
     keys = np.zeros(len(signatures), dtype=np.uint64)
     for column in range(start, start + n_rows):
@@ -89,7 +90,7 @@ def bucketed(signatures: np.ndarray, start: int, n_rows: int) -> Pairs:
 
 def _neighbors(
     order: np.ndarray, last: np.ndarray, roots: np.ndarray, few: np.ndarray, least: float
-) -> Iterator[Pairs]:
+) -> Iterator[_Pairs]:
     """Yields pairs of neighbors in `order` that agree on `least` of a few hashes, those that stand closest first.
 
     Args:
@@ -121,7 +122,7 @@ def resolved(roots: np.ndarray, texts: np.ndarray) -> np.ndarray:
     return found
 
 
-def likely(signatures: np.ndarray, pairs: Pairs, threshold: float) -> Estimated:
+def likely(signatures: np.ndarray, pairs: _Pairs, threshold: float) -> Estimated:
     """Returns those of the pairs that may be as similar as the threshold, with the share of hashes they agree on."""
     found: list[Estimated] = []
     for start in range(0, max(1, len(pairs[0])), _AT_ONCE):
