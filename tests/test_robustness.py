@@ -30,7 +30,7 @@ def refusing():
 
 
 def long_winded():
-    raise UserError("x" * 2_000)
+    raise UserError("a word " * 500)
 
 
 def spinning():
@@ -59,7 +59,7 @@ def section_of(*reads):
     "read, kind, place",
     [
         (raising, "exception", "KeyError"),
-        (long_winded, "message", "xxx"),
+        (long_winded, "message", "a word a word"),
         (spinning, "hang", ""),
         (lambda: time.sleep(1_000), "hang", ""),
         (crashing, "crash", ""),
