@@ -8,7 +8,7 @@ BIN := .venv/bin
 PIP := -m pip install -q --disable-pip-version-check
 OLDEST_PYTHON := 3.10
 NEWEST_PYTHON := 3.13
-SMOKE := OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n logical --maxprocesses 8 -m smoke
+SMOKE = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n logical --maxprocesses 8 -m smoke
 
 .PHONY: demo test lint types smoke smoke-oldest smoke-newest-python
 

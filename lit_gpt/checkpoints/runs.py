@@ -175,7 +175,8 @@ def save_run(run: Run, out_dir: Path) -> None:
 
 def run_text(run: Run) -> str:
     """Returns the text of finetuned.json for the record of a run."""
-    return json.dumps(with_format(RUN, asdict(run)), indent=2, default=str) + "\n"
+    record = {name: x for name, x in asdict(run).items() if x is not None or name != "base_files"}
+    return json.dumps(with_format(RUN, record), indent=2, default=str) + "\n"
 
 
 def versions() -> dict[str, str]:

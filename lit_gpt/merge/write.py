@@ -89,9 +89,10 @@ def write_merged(
         raise UserError(f"{run_dir} is merged into {checkpoint_dir} already; generate/base.py takes that folder")
     require_base(run, run_dir, checkpoint_dir, digest_of(specs, get))
     plan = _plan(config, specs, run=run, trained=trained, path=path)
+    merged = {name: x for name, x in asdict(run).items() if name != "base_files"}  # of use to the run's own folder
     record = {
         "prompt_style": run.prompt_style,
-        "runs": [*earlier_runs, {**asdict(run), "into": base, "weights": identity}],
+        "runs": [*earlier_runs, {**merged, "into": base, "weights": identity}],
     }
     message: list[str] = []
 
