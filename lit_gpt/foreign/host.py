@@ -21,8 +21,12 @@ LENGTH = struct.Struct("<Q")
 """The number of bytes of a message, which stands before it."""
 
 
-def main() -> None:
-    """Answers requests until the other process closes the pipe; what foreign code prints goes nowhere."""
+def main(*modules: str) -> None:
+    """Answers requests until the other process closes the pipe; what foreign code prints goes nowhere.
+
+    Args:
+        modules: what is imported before the first answer, an empty message.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the other process, and with it the pipe
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
@@ -30,13 +34,20 @@ def main() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    for module in modules:
+        importlib.import_module(module)
     objects: dict[int, Any] = {}
+    _send(replies, b"")
     while header := requests.read(LENGTH.size):
         request = requests.read(LENGTH.unpack(header)[0])
-        reply = _reply(objects, request)
-        message = LENGTH.pack(len(reply)) + reply
-        while message:
-            message = message[os.write(replies, message) :]
+        _send(replies, _reply(objects, request))
+
+
+def _send(replies: int, reply: bytes) -> None:
+    """Writes a message with its length before it."""
+    message = memoryview(LENGTH.pack(len(reply)) + reply)
+    while message:
+        message = message[os.write(replies, message) :]
 
 
 def _watch(parent: int) -> None:

@@ -25,7 +25,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.foreign.host import LENGTH
 
 _LIBRARY = Path(__file__).resolve().parents[2]
-_PROGRAM = "from lit_gpt.foreign.host import main; main()"
+_PROGRAM = "import sys; from lit_gpt.foreign.host import main; main(*sys.argv[1:])"
+_START_SECONDS = 60
 _SLICE = 0.5
 """Seconds that are waited at once; a process that was stopped meanwhile loses one of them, not its whole time."""
 
@@ -50,10 +51,10 @@ class Limits:
 class _Host:
     """The process in which foreign code runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: tuple[str, ...]) -> None:
         path = os.pathsep.join(filter(None, (str(_LIBRARY), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM],
+            [sys.executable, "-c", _PROGRAM, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -63,6 +64,13 @@ class _Host:
         )
         assert self.process.stdin and self.process.stdout
         self.requests, self.replies = self.process.stdin.fileno(), self.process.stdout.fileno()
+        try:
+            started = self._receive(_START_SECONDS) is not None
+        except EOFError:
+            started = False
+        if not started:
+            code = self.end()
+            raise UserError(f"the process for tokenizers and chat templates does not start ({sys.executable}, {code})")
 
     def ask(self, request: bytes, seconds: float) -> bytes | None:
         """Returns the reply to a request; None if there is none within the time.
@@ -76,6 +84,10 @@ class _Host:
                 message = message[os.write(self.requests, message) :]
         except OSError as e:
             raise EOFError from e
+        return self._receive(seconds)
+
+    def _receive(self, seconds: float) -> bytes | None:
+        """Returns the next message; None if there is none within the time; raises EOFError at the end."""
         slices = int(seconds / _SLICE) + 1
         reply, wanted = bytearray(), LENGTH.size
         while len(reply) < wanted:
@@ -109,7 +121,8 @@ class _Host:
 class _Hosts:
     """The one process for a kind of foreign code, if it has been needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
+        self.modules = modules
         self.forget()
 
     def forget(self) -> None:
@@ -120,7 +133,7 @@ class _Hosts:
     def running(self) -> _Host:
         """Returns the process, which is started if need be."""
         if self.host is None:
-            self.host = _Host()
+            self.host = _Host(self.modules)
         return self.host
 
     def end(self) -> int:
@@ -134,7 +147,7 @@ class _Hosts:
         return host.leave() if host else 0
 
 
-_HOSTS = {"tokenizers": _Hosts(), "templates": _Hosts()}
+_HOSTS = {"tokenizers": _Hosts("tokenizers"), "templates": _Hosts("jinja2.sandbox", "jinja2.ext")}
 """One process for each kind of foreign code, so that both can work at the same time."""
 _keys = itertools.count()
 for _one in _HOSTS.values():

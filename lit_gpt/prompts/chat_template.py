@@ -21,7 +21,7 @@ from lit_gpt.tokenizer.settings import content, read_optional, read_settings
 FILE = "chat_template.jinja"
 _FOLDER = "additional_chat_templates"
 """Folder in which a tokenizer keeps templates with names of their own."""
-_HOSTED = "lit_gpt.prompts.hosted:HostedRenderer"
+_HOSTED = "lit_gpt.prompts.hosted:_HostedRenderer"
 _CHUNK = 2**19
 """Most characters of conversations that are rendered in one call, unless one conversation has more."""
 

@@ -70,7 +70,7 @@ class GuardedProgram:
         return text, [(start, end) for start, end in spans]
 
 
-class HostedRenderer(Renderer):
+class _HostedRenderer(Renderer):
     """A renderer in the process for foreign code, for many conversations at once."""
 
     def __init__(

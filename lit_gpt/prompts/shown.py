@@ -16,7 +16,14 @@ _BEGUN = re.compile(r"[<\[][^<>\[\]\s]*\Z")
 
 def n_same(a: str, b: str) -> int:
     """Returns the length of the common prefix of two texts."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    same, other = 0, min(len(a), len(b)) + 1
+    while other - same > 1:  # the first `same` characters are equal, the first `other` ones are not
+        middle = (same + other) // 2
+        if a[same:middle] == b[same:middle]:
+            same = middle
+        else:
+            other = middle
+    return same
 
 
 def after_prompt(asked: str, whole: str, since: int) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ from lit_gpt.foreign import Limits, RaisedError, Remote
 from lit_gpt.tokenizer.backends import Backend, load
 from lit_gpt.tokenizer.settings import Settings
 
-_HOSTED = "lit_gpt.tokenizer.hosted:Hosted"
+_HOSTED = "lit_gpt.tokenizer.hosted:_Hosted"
 _SECONDS = 8
 """Seconds that loading a file or encoding texts may take, and more with their size."""
 _LOAD_RATE, _ENCODE_RATE = 2**20, 20_000

@@ -10,7 +10,7 @@ from lit_gpt.tokenizer.settings import Settings
 _PROBES = ("", "a", "Hello, world 12\n\n  \u00e9\u4e2d\U0001f600")
 
 
-class Hosted:
+class _Hosted:
     """A backend that has been loaded and has encoded and decoded a few short texts.
 
     Raises:
