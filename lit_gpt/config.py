@@ -241,7 +241,7 @@ HINTS = get_type_hints(Config)
 """Type of each field."""
 _MOST = 1e15
 RANGES: dict[str, tuple[float, float]] = {
-    "n_layer": (1, 4096),
+    "n_layer": (1, 1024),
     "n_head": (1, 4096),
     "n_embd": (1, 2**20),
     "head_size": (0, 2**16),
@@ -265,7 +265,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Field -> its smallest and largest value: far beyond any model's, and small enough to make the modules of a model
 without its weights, and to say that they do not fit."""
-_MAX_EXPERTS = 2**15
+_MAX_EXPERTS = 2**14
 """Largest number of experts in all layers, which are modules of their own."""
 ROPE_SCALINGS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),

@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_gpt.convert.gguf import open_gguf, parts_of
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
 from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
 from lit_gpt.files.pickles import RefusedError, load_weights
 from lit_gpt.files.tensors import DTYPES, first_line
-from lit_gpt.records import read_object
+from lit_gpt.records import is_file_name, read_object
 
 _FROM_SAFETENSORS = {name: dtype for dtype, (name, _) in DTYPES.items()}
 _AGAIN = "delete it and download it again"
@@ -86,8 +86,10 @@ def _weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] |
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map, the table of tensors and files; {_AGAIN}")
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise UserError(f"{index} gives {file!r} as the file of {tensor!r}, which is no file's name; {_AGAIN}")
+        if not is_file_name(file):
+            raise UserError(
+                f"{index} gives {shown(file)} as the file of {shown(tensor)}, which is no file's name; {_AGAIN}"
+            )
     names = sorted(set(weight_map.values()))
     if missing := [n for n in names if not (folder / n).is_file()]:
         raise _missing_shard(folder, missing[0], f"{len(missing)} of {len(names)} files of {index.name}")

@@ -58,7 +58,7 @@ def compose_yaml(source: Path | str, loader: Any) -> Any:
         raise TooLargeError("it is nested too deeply") from None
     except UnicodeError:
         raise
-    except (ValueError, IndexError) as e:  # from PyYAML, where an escaped character has no such number
+    except (ValueError, IndexError, OverflowError) as e:  # from PyYAML, where an escaped character has no such number
         raise yaml.YAMLError(str(e)) from e
     return node
 
