@@ -160,11 +160,10 @@ class Config:
         kind = self.rope_scaling.get("type")
         if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
             raise UserError(f"{self.name}: rope_scaling has type={shown(kind)}, none of {', '.join(ROPE_SCALINGS)}")
-        for name, value in self.rope_scaling.items():
-            wanted = _SCALING_VALUES.get(name)
-            if wanted is None or (value is None and name not in ROPE_SCALINGS[kind]):
+        for name, (annotation, least) in _SCALING_VALUES.items():
+            value = self.rope_scaling.get(name)
+            if value is None:
                 continue
-            annotation, least = wanted
             values = value if isinstance(value, list) else [value]
             if not fits(annotation, value) or any(not least <= x <= _MOST for x in values):
                 raise UserError(f"{self.name}: rope_scaling has {name}={shown(value)}, which scales nothing")

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import MISSING
 from io import TextIOWrapper
 from typing import Any
@@ -32,8 +33,9 @@ def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str 
         method: the method whose default run is required if --finetuned_path is not given.
     """
     if isinstance(sys.stdout, TextIOWrapper):
-        # a log file shows each line at once, and a terminal that lacks a character shows its number
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each line at once
+        with suppress(OSError):  # of what was a file when it was opened and is none any more
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number
     try:
         asked = read(sys.argv[1:], flags_of(main))
         if asked.help:
@@ -48,7 +50,7 @@ def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str 
     except (Exception, KeyboardInterrupt) as e:
         code, message = _outcome(e, list(flags_of(main)))
         if message is None:
-            if hasattr(e, "add_note"):  # since Python 3.11
+            if sys.version_info >= (3, 11):
                 e.add_note(_BUG)
             raise
         if os.environ.get(_TRACEBACK, "0") not in ("", "0"):

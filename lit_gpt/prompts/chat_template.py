@@ -16,6 +16,7 @@ from lit_gpt.prompts.messages import CallForm, calls_of, find_form, message, nam
 from lit_gpt.prompts.shown import after_prompt, answer_after, require_shown
 from lit_gpt.prompts.turns import Exchange, Turn
 from lit_gpt.prompts.windows import Place, exact_place, places_by_windows
+from lit_gpt.records import is_file_name
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_optional, read_settings
 
@@ -269,7 +270,7 @@ def read_templates(checkpoint_dir: Path) -> dict[str, str]:
     """Returns all templates of the folder by name; `default` is chat_template.jinja if that file exists."""
     stated = read_optional(checkpoint_dir / "tokenizer_config.json").get("chat_template")
     entries = stated if isinstance(stated, list) else [{"name": "default", "template": stated}]
-    named = {e["name"]: e.get("template") for e in entries if isinstance(e, dict) and isinstance(e.get("name"), str)}
+    named = {e["name"]: e.get("template") for e in entries if isinstance(e, dict) and is_file_name(e.get("name"))}
     named |= {p.stem: p.read_text(encoding="utf-8") for p in sorted((checkpoint_dir / _FOLDER).glob("*.jinja"))}
     if (path := checkpoint_dir / FILE).is_file():
         named["default"] = path.read_text(encoding="utf-8")

@@ -27,7 +27,7 @@ from lit_gpt.model import GPT
 from lit_gpt.records import is_file_name, read_object, require_types
 
 _STATE, RECORD = "state.pth", "state.json"
-_MONITOR = dict.fromkeys(("iter", "samples", "n_tokens", "n_targets", "n_iterations"), int)
+_MONITOR: dict[str, Any] = dict.fromkeys(("iter", "samples", "n_tokens", "n_targets", "n_iterations"), int)
 _MONITOR |= {"losses": list[Any], "seconds": float}
 """Types of the values of Progress.monitor."""
 
