@@ -221,6 +221,7 @@ def kinds_of_run(folder: Path, base: Path) -> dict[str, Kind]:
         monitor.restore({"iter": 5, "samples": 20, "losses": [1.0], "seconds": 3.0})
         monitor.close()
 
+    draw()  # what it imports takes longer than what it does
     kinds[METRICS] = Kind(run_dir / METRICS, draw)
     merged = folder / "merged"
     write_merged(base, run_dir, read_run(run_dir), merged)

@@ -49,7 +49,8 @@ def check(kind: Kind, n: int) -> None:
     assert found[0][0].kind == "read", found[0]
     faults = [(outcome, content[:500]) for outcome, content in found if outcome.is_fault]
     assert not faults, f"{len(faults)} of {n}, the first: {faults[0]}"
-    assert any(outcome.kind == "refused" for outcome, _ in found), "nothing was damaged"
+    if kind.value is not None:  # of other files, damaged lines are left out
+        assert any(outcome.kind == "refused" for outcome, _ in found), "nothing was damaged"
 
 
 @pytest.mark.parametrize("name", OWN)
