@@ -160,11 +160,10 @@ class Config:
         kind = self.rope_scaling.get("type")
         if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
             raise UserError(f"{self.name}: rope_scaling has type={shown(kind)}, none of {', '.join(ROPE_SCALINGS)}")
-        for name, value in self.rope_scaling.items():
-            wanted = _SCALING_VALUES.get(name)
-            if wanted is None or (value is None and name not in ROPE_SCALINGS[kind]):
+        for name, (annotation, least) in _SCALING_VALUES.items():
+            value = self.rope_scaling.get(name)
+            if value is None:
                 continue
-            annotation, least = wanted
             values = value if isinstance(value, list) else [value]
             if not fits(annotation, value) or any(not least <= x <= _MOST for x in values):
                 raise UserError(f"{self.name}: rope_scaling has {name}={shown(value)}, which scales nothing")
@@ -225,7 +224,7 @@ HINTS = get_type_hints(Config)
 """Type of each field."""
 _MOST = 1e15
 RANGES: dict[str, tuple[float, float]] = {
-    "n_layer": (1, 4096),
+    "n_layer": (1, 1024),
     "n_head": (1, 4096),
     "n_embd": (1, 2**20),
     "head_size": (0, 2**16),
@@ -249,7 +248,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Field -> its smallest and largest value: far beyond any model's, and small enough to make the modules of a model
 without its weights, and to say that they do not fit."""
-_MAX_EXPERTS = 2**15
+_MAX_EXPERTS = 2**14
 """Largest number of experts in all layers, which are modules of their own."""
 ROPE_SCALINGS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),

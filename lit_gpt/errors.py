@@ -19,14 +19,17 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        text = _UNSHOWN.sub(" ", message)
-        if len(text) > _LONGEST:
-            text = f"{text[: _LONGEST - _END - 5]} ... {text[-_END:]}"
-        super().__init__(text)
+        super().__init__(one_line(message))
 
 
 class CommandLineError(UserError):
     """Wrong input on the command line itself: an unknown flag, or a value of another type."""
+
+
+def one_line(message: str) -> str:
+    """Returns a message as one line, without its middle if it is too long."""
+    text = _UNSHOWN.sub(" ", message)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - _END - 5]} ... {text[-_END:]}"
 
 
 def shown(value: Any, longest: int = 80) -> str:

@@ -79,6 +79,9 @@ def damaged(kind: Kind, whole: bytes, random: Random) -> bytes:
         text = text.replace(
             random.choice('0123456789"'), random.choice(("1e999", "9" * 5_000, "\\ud800", "NaN", "-")), 1
         )
+    if kind.path.suffix == ".yaml":
+        with suppress(RecursionError, ValueError):  # nested too deeply, or no JSON any more
+            text = yaml.safe_dump(json.loads(text))
     if chance > 0.97:
         return text.encode(random.choice(("utf-8-sig", "utf-16", "utf-32")), "surrogatepass")
     return text.encode("utf-8", "surrogatepass")
@@ -142,7 +145,6 @@ def converted(folder: Path) -> Path:
     stated |= {"additional_special_tokens": ["<s>"], "chat_template": [{"name": "default", "template": "{{ 1 }}"}]}
     (folder / "tokenizer_config.json").write_text(json.dumps(stated))
     (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "</s>"}))
-    (folder / "added_tokens.json").write_text(json.dumps({"<s>": 264, "</s>": 265}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [265], "bos_token_id": 264}))
     return folder
 
@@ -152,15 +154,21 @@ def kinds_of_checkpoint(folder: Path) -> dict[str, Kind]:
     base = converted(folder / "base")
     kinds = {}
 
-    def read_tokenizer() -> None:
-        tokenizer = Tokenizer(base)
+    def read_tokenizer(at: Path = base) -> None:
+        tokenizer = Tokenizer(at)
         tokenizer.encode("a<s>b", eos=True), tokenizer.fingerprint(), tokenizer.vocab_size
-        with styled(base, "alpaca"):
+        with styled(at, "alpaca"):
             pass
-        open_style("alpaca", base, tokenizer)
+        open_style("alpaca", at, tokenizer)
 
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "added_tokens.json"):
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
         kinds[name] = Kind(base / name, read_tokenizer, json.loads((base / name).read_text()))
+    older = folder / "older"  # where the added tokens are in a file of their own
+    shutil.copytree(base, older)
+    (older / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    added = older / "added_tokens.json"
+    added.write_text(json.dumps({"<s>": 264, "</s>": 265}))
+    kinds[added.name] = Kind(added, lambda: read_tokenizer(older), json.loads(added.read_text()))
     kinds[CONFIG] = Kind(base / CONFIG, lambda: load_base(FABRIC, base), json.loads((base / CONFIG).read_text()))
     model, _ = load_base(FABRIC, base)
     there = folder / "litgpt"
@@ -213,6 +221,7 @@ def kinds_of_run(folder: Path, base: Path) -> dict[str, Kind]:
         monitor.restore({"iter": 5, "samples": 20, "losses": [1.0], "seconds": 3.0})
         monitor.close()
 
+    draw()  # what it imports takes longer than what it does
     kinds[METRICS] = Kind(run_dir / METRICS, draw)
     merged = folder / "merged"
     write_merged(base, run_dir, read_run(run_dir), merged)

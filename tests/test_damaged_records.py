@@ -20,9 +20,9 @@ from lit_gpt.training.run.checkpoint_store import RECORD
 from lit_gpt.training.run.monitor import METRICS
 
 OWN = {
-    CONFIG: 250, LITGPT_CONFIG: 200, RUN: 250, "plan.json": 150, METRICS: 60, MERGED: 150, "adapter_config.json": 200,
-    META: 100, RECORD: 200, "tokenizer_config.json": 200, "special_tokens_map.json": 100, "generation_config.json": 150,
-    "added_tokens.json": 100, "flags.yaml": 200,
+    CONFIG: 150, LITGPT_CONFIG: 100, RUN: 100, "plan.json": 100, METRICS: 20, MERGED: 100, "adapter_config.json": 120,
+    META: 40, RECORD: 120, "tokenizer_config.json": 120, "special_tokens_map.json": 60, "generation_config.json": 80,
+    "added_tokens.json": 60, "flags.yaml": 150,
 }  # fmt: skip
 """Name of a file -> number of cases."""
 
@@ -49,7 +49,8 @@ def check(kind: Kind, n: int) -> None:
     assert found[0][0].kind == "read", found[0]
     faults = [(outcome, content[:500]) for outcome, content in found if outcome.is_fault]
     assert not faults, f"{len(faults)} of {n}, the first: {faults[0]}"
-    assert any(outcome.kind == "refused" for outcome, _ in found), "nothing was damaged"
+    if kind.value is not None:  # of other files, damaged lines are left out
+        assert any(outcome.kind == "refused" for outcome, _ in found), "nothing was damaged"
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -59,7 +60,7 @@ def test_a_damaged_file_of_a_checkpoint_a_run_or_a_data_set_is_named(kinds, name
 
 def test_a_damaged_file_of_the_hub_is_named_in_every_family(from_hub):
     for name, kind in from_hub.items():
-        check(kind, 200 if "index" in name else 25)
+        check(kind, 150 if "index" in name else 15)
 
 
 def test_every_kind_of_file_has_its_cases(kinds):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+from lit_gpt import __version__
+
 
 def test_a_signal_that_comes_while_a_line_is_written_is_noted_all_the_same(monkeypatch, capfd):
     from lit_gpt.training.run.stopping import stop_signals
@@ -205,6 +207,18 @@ def test_where_an_error_comes_from_is_shown_to_who_asks(statement, code, line, t
 def test_a_bug_of_ours_keeps_its_traceback(statement, tmp_path):
     process = python(RAISES.format(statement), tmp_path)
     assert process.returncode == 1 and process.stderr.startswith("Traceback") and "error: " not in process.stderr
+    if sys.version_info >= (3, 11):
+        assert process.stderr.splitlines()[-1].startswith(f"This is a bug of lit-gpt {__version__} and not your")
+
+
+def test_a_character_that_the_terminal_lacks_does_not_end_a_program(tmp_path):
+    process = python(RAISES.format("print('a \\u2192 b \\udcff')"), tmp_path, PYTHONIOENCODING="ascii")
+    assert process.returncode == 0 and process.stdout.strip() == "a \\u2192 b \\udcff", process.stderr
+
+
+def test_a_name_of_any_length_is_one_line(tmp_path):
+    process = python(RAISES.format("open('x' * 100_000)"), tmp_path)
+    assert process.returncode == 1 and process.stderr.count("\n") == 1 and len(process.stderr) < 1_100
 
 
 def test_a_mac_computes_on_its_cpu(monkeypatch):

@@ -4,16 +4,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import MISSING
 from io import TextIOWrapper
 from typing import Any
 
+from lit_gpt import __version__
 from lit_gpt.cli.flags import arguments_of, flags_of, meaning
 from lit_gpt.cli.help import config_text, help_of
 from lit_gpt.cli.paths import check_paths
 from lit_gpt.cli.words import Asked, read
-from lit_gpt.errors import CommandLineError, UserError
+from lit_gpt.errors import CommandLineError, UserError, one_line
 
+_BUG = f"This is a bug of lit-gpt {__version__} and not your mistake: please report it with these lines."
 _TRACEBACK = "LIT_GPT_TRACEBACK"
 """Environment variable that prints the traceback of an error above its line, unless it is 0 or empty."""
 
@@ -31,6 +34,8 @@ def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str 
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each line at once
+        with suppress(OSError):  # of what was a file when it was opened and is none any more
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number
     try:
         asked = read(sys.argv[1:], flags_of(main))
         if asked.help:
@@ -45,6 +50,8 @@ def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str 
     except (Exception, KeyboardInterrupt) as e:
         code, message = _outcome(e, list(flags_of(main)))
         if message is None:
+            if sys.version_info >= (3, 11):
+                e.add_note(_BUG)
             raise
         if os.environ.get(_TRACEBACK, "0") not in ("", "0"):
             traceback.print_exc()
@@ -111,7 +118,7 @@ def _for_less_memory(flags: list[str]) -> str:
 def _fail(message: str, code: int) -> None:
     """Prints one line on stderr, if there is something to say, and exits."""
     if message:
-        print("error: " + message.replace("\n", " "), file=sys.stderr)
+        print("error: " + one_line(message), file=sys.stderr)
     else:
         sys.stderr.close()
     sys.exit(code)

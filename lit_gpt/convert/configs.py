@@ -1,6 +1,6 @@
 """Converts between Hugging Face's config.json and our Config; refuses what would compute something else."""
 
-from typing import Any
+from typing import Any, get_origin
 
 from lit_gpt.config import HINTS, RANGES, ROPE_SCALINGS, Config
 from lit_gpt.errors import UserError, shown
@@ -145,9 +145,10 @@ def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> 
     """Checks that each value has the type of our field and is a possible size; raises UserError if not."""
     for key in hf.keys() & (architecture.config_keys.keys() | _NUMBERS.keys()):
         value, field = hf[key], next(iter(_fields_of(architecture, key)), "")
-        if value is None or (not field and key not in _NUMBERS):
+        kind = _NUMBERS.get(key) or HINTS[field]
+        if value is None or get_origin(kind):  # what `adapt` makes of theirs, or will make
             continue
-        if problem := misfit(_NUMBERS.get(key) or HINTS[field], value):
+        if problem := misfit(kind, value):
             raise UserError(f"{where}: {key}={shown(value)} {problem}")
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue

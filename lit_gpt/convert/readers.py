@@ -11,16 +11,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_gpt.convert.gguf import open_gguf, parts_of
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
 from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
 from lit_gpt.files.headers import FROM_SAFETENSORS, read_header
 from lit_gpt.files.pickles import RefusedError, load_weights
 from lit_gpt.files.tensors import DTYPES, check_names, first_line, shortened
-from lit_gpt.records import read_object
+from lit_gpt.records import is_file_name, read_object
 
 _AGAIN = "delete it and download it again"
-_LONGEST_FILE = 255
-"""Largest number of characters of a file's name in all filesystems."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,10 @@ def _weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] |
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map, the table of tensors and files; {_AGAIN}")
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.isprintable() or len(file) > _LONGEST_FILE:
-            file, tensor = shortened(repr(file)), shortened(repr(tensor))
-            raise UserError(f"{index} gives {file} as the file of {tensor}, which is no file's name; {_AGAIN}")
+        if not is_file_name(file):
+            raise UserError(
+                f"{index} gives {shown(file)} as the file of {shown(tensor)}, which is no file's name; {_AGAIN}"
+            )
     names = sorted(set(weight_map.values()))
     if missing := [n for n in names if not (folder / n).is_file()]:
         raise _missing_shard(folder, missing[0], f"{len(missing)} of {len(names)} files of {index.name}")

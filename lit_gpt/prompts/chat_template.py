@@ -15,6 +15,7 @@ from lit_gpt.prompts.hosted import GuardedProgram, limits_for, n_characters
 from lit_gpt.prompts.messages import find_form
 from lit_gpt.prompts.renderer import Renderer
 from lit_gpt.prompts.turns import Exchange, Turn
+from lit_gpt.records import is_file_name
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_optional, read_settings
 
@@ -119,11 +120,11 @@ def read_templates(checkpoint_dir: Path) -> dict[str, str]:
     """Returns all templates of the folder by name; `default` is chat_template.jinja if that file exists."""
     stated = read_optional(checkpoint_dir / "tokenizer_config.json").get("chat_template")
     entries = stated if isinstance(stated, list) else [{"name": "default", "template": stated}]
-    named = {e.get("name"): e.get("template") for e in entries if isinstance(e, dict)}
+    named = {e["name"]: e.get("template") for e in entries if isinstance(e, dict) and is_file_name(e.get("name"))}
     named |= {p.stem: p.read_text(encoding="utf-8") for p in sorted((checkpoint_dir / _FOLDER).glob("*.jinja"))}
     if (path := checkpoint_dir / FILE).is_file():
         named["default"] = path.read_text(encoding="utf-8")
-    return {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str)}
+    return {name: text for name, text in named.items() if isinstance(text, str)}
 
 
 def read_template(checkpoint_dir: Path) -> str:

@@ -37,6 +37,11 @@ def misfit(kind: Any, value: Any) -> str | None:
     return f"is not {_wanted(kind)}"
 
 
+def is_file_name(value: Any) -> bool:
+    """Returns whether a value is the name of a file, without a folder, that any system takes."""
+    return isinstance(value, str) and 0 < len(value) < 200 and Path(value).name == value and value.isprintable()
+
+
 def fits(kind: Any, value: Any) -> bool:
     """Returns whether a value of a JSON file is what an annotation names.
 

@@ -51,16 +51,36 @@ def compose_yaml(source: Path | str, loader: Any) -> Any:
     if len(text) > _MAX_CHARACTERS:
         raise TooLargeError(f"it has more than {_MAX_CHARACTERS:,} characters")
     try:
-        node = loader(text).get_single_node()
+        node = _stopping_when_deep(loader(text)).get_single_node()
         if node is not None:
             _measured(node, {}, 1)
     except RecursionError:
         raise TooLargeError("it is nested too deeply") from None
     except UnicodeError:
         raise
-    except (ValueError, IndexError) as e:  # from PyYAML, where an escaped character has no such number
+    except (ValueError, IndexError, OverflowError) as e:  # from PyYAML, where an escaped character has no such number
         raise yaml.YAMLError(str(e)) from e
     return node
+
+
+def _stopping_when_deep(loader: Any) -> Any:
+    """Returns a loader that raises TooLargeError at the first node that is too deep.
+
+    PyYAML's time for each token grows with the number of brackets that are open, so that it would take long to the end.
+    """
+    compose, level = loader.compose_node, 0
+
+    def compose_node(parent: Any, index: Any) -> Any:
+        nonlocal level
+        level += 1
+        if level > _MAX_DEPTH:
+            raise TooLargeError("it is nested too deeply")
+        node = compose(parent, index)
+        level -= 1
+        return node
+
+    loader.compose_node = compose_node
+    return loader
 
 
 def _beginning(path: Path) -> str:

@@ -113,7 +113,7 @@ def _id_of(value: Any) -> int | None:
     """Returns the id of a token that a number or its digits are; None if they are none."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 10:
         value = int(value)
-    return value if fits(int, value) and 0 <= value < MOST_IDS else None
+    return value if isinstance(value, int) and fits(int, value) and 0 <= value < MOST_IDS else None
 
 
 def special_names(names: dict[str, Any]) -> list[str]:

@@ -33,10 +33,10 @@ from lit_gpt.files import (
     temporary_beside,
 )
 from lit_gpt.model import GPT
-from lit_gpt.records import read_object, require_types
+from lit_gpt.records import is_file_name, read_object, require_types
 
 _STATE, RECORD = "state.pth", "state.json"
-_MONITOR = dict.fromkeys(("iter", "samples", "n_tokens", "n_targets", "n_iterations"), int)
+_MONITOR: dict[str, Any] = dict.fromkeys(("iter", "samples", "n_tokens", "n_targets", "n_iterations"), int)
 _MONITOR |= {"losses": list[Any], "seconds": float}
 """Types of the values of Progress.monitor."""
 
@@ -229,8 +229,8 @@ def read_progress(checkpoint: Path) -> Progress:
         if record.pop("digest") != record_digest(record):
             raise ValueError(f"{RECORD} is not what was written")
         for name, digest in record.pop("files").items():
-            if Path(name).name != name:
-                raise ValueError(f"{name!r} is no file's name")
+            if not is_file_name(name):
+                raise ValueError(f"{shown(name)} is no file's name")
             if _file_digest(checkpoint / name) != digest:
                 raise ValueError(f"{name} is not what was written")
     except _OtherVersion:
