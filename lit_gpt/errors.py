@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class CommandLineError(UserError):
     """Wrong input on the command line itself: an unknown flag, or a value of another type."""
+
+
+class DiskError(UserError):
+    """A file that could not be written, since its disk is full or fails; what was there before stays."""
