@@ -15,27 +15,13 @@ from tqdm import tqdm
 from lit_gpt.data.batches import Batch
 from lit_gpt.files import replace_with
 from lit_gpt.training.length import Length, outlook
+from lit_gpt.training.run.disk import going_on, reason
 from lit_gpt.training.run.gauges import Gauges, memory_gb
 from lit_gpt.training.run.loggers import Logger, figures
+from lit_gpt.training.run.metrics import METRICS, MetricsFile
 
-COLUMNS = [
-    "iter",
-    "step",
-    "samples",
-    "seconds",
-    "loss",
-    "val_loss",
-    "learning_rate",
-    "tokens_per_sec",
-    "iter_time_ms",
-    "n_tokens",
-    "n_targets",
-    "of_peak",
-    "memory_gb",
-]
-
-METRICS, CURVE = "metrics.csv", "loss.png"
-"""Files in a run's folder."""
+CURVE = "loss.png"
+"""File in a run's folder with the plot of its losses."""
 _BAR = "{percentage:3.0f}% {bar:8} {n_fmt}/{total_fmt}{postfix}"
 """Format of the bar, without tqdm's own time left, which does not count validations."""
 
@@ -81,25 +67,20 @@ class Monitor:
         self.reported = 0
         self.iter = self.samples = 0
         self.due: _Due | None = None
-        self.path = out_dir / METRICS
-        self.open("a" if goes_on and self.path.is_file() else "w")
+        self.logs = True
+        """Whether the logger took the last figures."""
         self.bar = tqdm(total=n_samples, dynamic_ncols=True, bar_format=_BAR) if _has_columns(sys.stderr) else None
+        self.metrics = MetricsFile(out_dir / METRICS, goes_on, self.say)
         self.start = time.perf_counter()
         self.since_line = time.perf_counter()
         self.losses: list[Tensor] = []
         self.n_tokens = self.n_targets = self.n_iterations = 0
 
-    def open(self, mode: str) -> None:
-        """Opens metrics.csv to append lines; with "w" to begin it."""
-        self.file = open(self.path, mode, newline="", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
-        self.csv = csv.DictWriter(self.file, COLUMNS)
-        if mode == "w":
-            self.csv.writeheader()
-
     def mark(self) -> dict[str, Any]:
         """Returns where the monitor is, for `restore`."""
         names = ("iter", "samples", "n_tokens", "n_targets", "n_iterations")
-        return {name: getattr(self, name) for name in names} | {"losses": list(self.losses)}
+        where = {name: getattr(self, name) for name in names}
+        return where | {"losses": list(self.losses), "n_rows": self.metrics.n_rows}
 
     def state(self) -> dict[str, Any]:
         """Returns what `mark` does in plain values, for a checkpoint, after writing the line that is due."""
@@ -117,11 +98,7 @@ class Monitor:
         self.losses = [torch.as_tensor(loss, dtype=torch.float32) for loss in mark["losses"]]
         if "seconds" in mark:
             self.start = time.perf_counter() - mark["seconds"]
-        self.file.close()
-        with open(self.path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values() and int(row["iter"]) <= self.iter]
-        replace_with(self.path, lambda path: _write_rows(path, rows))
-        self.open("a")
+        self.metrics.cut(self.iter, mark.get("n_rows"))
         if self.bar is not None:
             self.bar.n = self.samples
             self.bar.refresh()
@@ -212,10 +189,17 @@ class Monitor:
         self.since_line = time.perf_counter()
 
     def write(self, row: dict[str, Any]) -> None:
-        self.csv.writerow({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})
-        self.file.flush()
-        if self.logger is not None:
+        """Writes a line of metrics.csv, and its figures to the logger; an error of the disk is said once."""
+        self.metrics.add({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})
+        if self.logger is None:
+            return
+        try:
             self.logger.log_metrics(figures(row), int(row["step"]))
+            self.logs = True
+        except OSError as e:
+            if self.logs:
+                self.say(f"--logger could not write its figures ({reason(e)}); the run goes on, and {METRICS} has all")
+            self.logs = False
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -225,12 +209,16 @@ class Monitor:
             self.bar.write(line)
 
     def close(self) -> float:
-        """Closes the bar and the file; returns the seconds since the start."""
+        """Closes the bar, and writes what waits; returns the seconds since the start."""
         if self.bar is not None:
             self.bar.close()
-        self.file.close()
+            self.bar = None
+        self.metrics.write()
+        if self.metrics.waiting:
+            self.say(f"{METRICS} lacks its last lines, for which the disk had no room")
         if self.logger is not None:
-            self.logger.finalize("success")
+            with going_on("what --logger shows", self.say):
+                self.logger.finalize("success")
         return time.perf_counter() - self.start
 
 
@@ -240,14 +228,6 @@ def _has_columns(stream: TextIO) -> bool:
         return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
     except OSError:
         return False
-
-
-def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    """Writes these lines as a metrics.csv."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
 
 
 def plot_losses(metrics: Path, picture: Path) -> Path:
