@@ -26,6 +26,10 @@ class CommandLineError(UserError):
     """Wrong input on the command line itself: an unknown flag, or a value of another type."""
 
 
+class DiskError(UserError):
+    """A file that could not be written, since its disk is full or fails; what was there before stays."""
+
+
 def one_line(message: str) -> str:
     """Returns a message as one line, without its middle if it is too long."""
     text = _UNSHOWN.sub(" ", message)

@@ -16,7 +16,9 @@ from lit_gpt.training.run.average import require_checkpoints
 from lit_gpt.training.run.budget import LEDGER, Budget
 from lit_gpt.training.run.checkpoint_store import CheckpointStore, position
 from lit_gpt.training.run.describe import description
+from lit_gpt.training.run.disk import going_on, lenient_output
 from lit_gpt.training.run.ending import Ending
+from lit_gpt.training.run.folder import PLAN
 from lit_gpt.training.run.loggers import make_logger, require_logger
 from lit_gpt.training.run.monitor import Monitor
 from lit_gpt.training.run.session import Session
@@ -37,7 +39,7 @@ def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
             dry_run(fabric, args)
         else:
             data = load_data(args)
-            with only_writer(args.out_dir):
+            with lenient_output(), only_writer(args.out_dir):
                 _finetune(fabric, args, data)
 
 
@@ -112,7 +114,7 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
         print(f"No optimizer step was taken: --max_time {train.max_time} has no room for one; raise it")
 
     # Compare the plan with what the run took, then write curve, report, and merged or averaged weights.
-    if gauges.has_trained:
+    with going_on(str(out_dir / PLAN)):
         settle(planned, gauges, out_dir, whole=checkpoint is None and progress.step == planned.work.n_steps)
     ending.finish(progress)
     if train.max_seconds:

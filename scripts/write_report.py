@@ -17,7 +17,8 @@ def main(finetuned_path: Path) -> None:
     from lit_gpt.checkpoints.runs import read_run
     from lit_gpt.errors import UserError
     from lit_gpt.report.page import write_report
-    from lit_gpt.training.run.monitor import CURVE, METRICS, plot_losses
+    from lit_gpt.training.run.metrics import METRICS
+    from lit_gpt.training.run.monitor import CURVE, plot_losses
 
     read_run(finetuned_path)
     metrics = finetuned_path / METRICS

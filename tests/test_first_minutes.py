@@ -111,7 +111,7 @@ def python(code, folder, **env):
 
 
 def test_a_folder_goes_by_a_second_name_also_where_there_are_no_links(tmp_path, monkeypatch):
-    from lit_gpt.files import links
+    from lit_gpt.files import links, remove
 
     def none(*args, **kwargs):
         raise OSError(1314, "A required privilege is not held by the client")
@@ -129,9 +129,9 @@ def test_a_folder_goes_by_a_second_name_also_where_there_are_no_links(tmp_path, 
                 first == "linked"
             )
         assert {p.name for p in out.iterdir()} == {"best", "checkpoints"}
-        links.remove(out / "best")
+        remove(out / "best")
         assert not (out / "best").exists() and (out / "checkpoints/step-2/weights").is_file()
-        links.remove(out / "best")
+        remove(out / "best")
 
 
 def clone(folder, name):

@@ -144,7 +144,7 @@ def test_the_time_of_an_iteration_is_its_own(tmp_path, monkeypatch):
         now[0] += 5
         monitor.saved(5)
     monitor.close()
-    with open(monitor.path, newline="") as file:
+    with open(monitor.metrics.path, newline="") as file:
         times = [float(row["iter_time_ms"]) for row in csv.DictReader(file) if row["iter_time_ms"]]
     assert times == [2000.0, 1500.0]
     assert monitor.gauges.saves.seconds == 14 and monitor.gauges.validations.seconds == 10

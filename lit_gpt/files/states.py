@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._utils import _rebuild_tensor_v2
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import DiskError, UserError
 from lit_gpt.files.behind import Behind, FileBehind
 from lit_gpt.files.pickles import RefusedError, load_weights
 from lit_gpt.files.tensors import (
@@ -39,14 +39,14 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
     """Writes tensors that are in memory to `path`, completely or not at all (a temporary name, then a rename).
 
     Raises:
-        UserError: the disk is full.
+        DiskError: the disk is full or fails.
     """
 
     def write(temporary: Path) -> None:
         try:
             torch.save(state, temporary)
         except RuntimeError as e:  # torch's writer turns a full disk into one
-            raise UserError(f"{path} could not be written ({first_line(e)}); is the disk full?") from e
+            raise DiskError(f"{path} could not be written ({first_line(e)}); is the disk full?") from e
 
     replace_with(path, write)
 
@@ -127,7 +127,7 @@ def save_stream(
         shared: name -> name of the tensor whose values it shares; these names are not in `tensors`.
 
     Raises:
-        UserError: the disk has no room for the file.
+        DiskError: the disk has no room for the file.
     """
     shared = shared or {}
     require_room(sum(Spec(*spec).n_bytes for name, spec in specs.items() if name not in shared), path)

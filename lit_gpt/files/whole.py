@@ -9,13 +9,18 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from stat import S_IMODE
 from typing import IO, Any
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import DiskError, UserError
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""Numbers of the operating system's errors about a full disk, a limit on the size of files, and a used-up quota."""
+FAILING = (errno.EIO, errno.EROFS)
+"""Numbers of its errors about a disk that fails, or takes nothing more since it did."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,18 +32,19 @@ def replace_with(path: Path, write: Callable[[Path], Any]) -> None:
     """Replaces the file at `path` by one that `write` makes under a temporary name, once it is on the disk.
 
     Raises:
-        UserError: the disk is full.
+        DiskError: the disk is full or fails.
     """
-    temporary = temporary_beside(path)
-    try:
-        with naming_a_full_disk(path):
+    with naming_a_full_disk(path):
+        temporary = temporary_beside(path)
+        try:
             mode = _plain_mode(temporary)
             write(temporary)
             _give_mode(temporary, mode)
             sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):  # also there if it is a link to what `path` is, which the system leaves as it is
+                temporary.unlink(missing_ok=True)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) -> None:
@@ -48,14 +54,14 @@ def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) 
         overwrite: replace a folder that is not empty; it is deleted once the new one is complete.
 
     Raises:
-        UserError: the folder holds something and `overwrite` is not set, or the disk is full.
+        UserError: the folder holds something and `overwrite` is not set.
+        DiskError: the disk is full or fails.
     """
     target = folder.resolve()  # a link stays one
-    temporary = temporary_beside(target)
-    aside = temporary.with_name(f"{temporary.name[:-4]}.old.tmp")
-    _require_replaceable(folder, overwrite)
-    try:
-        with naming_a_full_disk(folder):
+    with naming_a_full_disk(folder):
+        temporary = temporary_beside(target)
+        _require_replaceable(folder, overwrite)
+        try:
             temporary.mkdir(parents=True)
             write(temporary)
             mode = temporary.stat().st_mode
@@ -63,14 +69,37 @@ def replace_folder(folder: Path, write: Callable[[Path], Any], overwrite: bool) 
                 _give_mode(path, mode if path.is_dir() else mode & 0o666)
                 sync(path)
             sync(temporary)
-        if target.exists():
-            target.replace(aside)
+            put_in_place(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(temporary: Path, target: Path) -> None:
+    """Renames what `temporary_beside` named to `target`, and removes what was there before.
+
+    A folder is replaced by two renames. If the process is killed between them, what was there before is put back by
+    `temporary_beside`; if the second one fails, it is put back here.
+    """
+    if not os.path.lexists(target) or (temporary.is_symlink() and target.is_symlink()):
         temporary.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if aside.exists() and not target.exists():  # interrupted between the two renames
-            aside.replace(target)
-        shutil.rmtree(aside, ignore_errors=True)
+        return
+    aside = temporary.with_name(f"{temporary.name[:-4]}.old.tmp")
+    target.replace(aside)
+    try:
+        temporary.replace(target)
+    except OSError:
+        aside.replace(target)
+        raise
+    with suppress(OSError):  # of no harm: it goes with the next leftovers
+        remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link, or a folder with all that is in it, if it is there; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _plain_mode(path: Path) -> int:
@@ -115,12 +144,10 @@ def temporary_beside(path: Path) -> Path:
         match = pattern.fullmatch(found.name)
         if match is None or _is_alive(int(match[1])):
             continue
-        if match[2] and not path.exists():  # killed between the two renames of `replace_folder`
+        if match[2] and not os.path.lexists(path):  # killed between the two renames of `put_in_place`
             found.replace(path)
-        elif found.is_dir():
-            shutil.rmtree(found)
         else:
-            found.unlink(missing_ok=True)
+            remove(found)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
@@ -155,20 +182,21 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def naming_a_full_disk(path: Path) -> Iterator[None]:
-    """Turns an OSError for a full disk, quota or file size limit into a UserError that names `path`."""
+    """Turns an OSError about a disk that is full or fails into a DiskError that names `path`."""
     try:
         yield
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if e.errno not in (*FULL, *FAILING):
             raise
-        raise UserError(f"{path} could not be written ({e.strerror}); make room or pass another place") from e
+        way = "make room" if e.errno in FULL else "check the disk"
+        raise DiskError(f"{path} could not be written ({e.strerror}); {way} or pass another place") from e
 
 
 def require_room(n_bytes: int, path: Path) -> None:
-    """Checks that the disk of `path` has `n_bytes` free; raises UserError if not."""
+    """Checks that the disk of `path` has `n_bytes` free; raises DiskError if not."""
     free = shutil.disk_usage(path.parent).free
     if n_bytes > free:
-        raise UserError(
+        raise DiskError(
             f"{path.parent} has {free:,} bytes free, and {n_bytes:,} are needed; make room or pass another place"
         )
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -57,9 +58,16 @@ def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
 def settle(plan: Plan, gauges: Gauges, out_dir: Path, whole: bool = True) -> None:
     """Prints what the training took beside what was planned, and writes both to plan.json.
 
+    A process that only did the end of a run leaves a plan.json as it is, and writes one without what it took if there
+    is none, since the process that trained was killed before it wrote one.
+
     Args:
         whole: this process did the whole run, so that its time is the run's.
     """
+    if not gauges.has_trained:
+        if not (out_dir / PLAN).is_file():
+            write_text(out_dir / PLAN, _plan_text(plan, []))
+        return
     peak, seconds = memory_gb(gauges.device), process_seconds()
     rows = [("peak memory, GB", plan.peak / 1e9, peak, "from the shapes")]
     if whole:
@@ -73,7 +81,12 @@ def settle(plan: Plan, gauges: Gauges, out_dir: Path, whole: bool = True) -> Non
         {"what": what, "planned": planned, "actual": actual, "error": planned / actual - 1, "source": source}
         for what, planned, actual, source in rows
     ]
-    write_text(out_dir / PLAN, json.dumps(plan.record() | {"outcome": outcome}, indent=2) + "\n")
     for row in outcome:
         values = [clock(row[k]) if "time" in row["what"] else f"{row[k]:.2f}" for k in ("planned", "actual")]
         print(f"Plan: {row['what']} {values[0]} {row['source']}, took {values[1]} ({row['error']:+.1%})")
+    write_text(out_dir / PLAN, _plan_text(plan, outcome))
+
+
+def _plan_text(plan: Plan, outcome: list[dict[str, Any]]) -> str:
+    """Returns the text of plan.json."""
+    return json.dumps(plan.record() | {"outcome": outcome}, indent=2) + "\n"

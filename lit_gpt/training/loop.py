@@ -39,7 +39,8 @@ def fit(
         seed: decides the order of the samples.
 
     Raises:
-        UserError: the gradients of many steps in a row are not finite; the disk is full at the start or at the end.
+        UserError: the gradients of many steps in a row are not finite.
+        DiskError: the disk is full at the start or at the end.
         RuntimeError: out of memory, with the smallest micro-batches and all blocks recomputed.
     """
     optimizer = prepare_optimizer(fabric, model, train)
@@ -64,7 +65,7 @@ def fit(
                 )
             ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or loader.n_steps + 1)
             ends = ends or not budget.has_time_for_a_step()  # the validation took some
-            progress = checkpointer.keep(progress, ends or bool(stop.signal))
+            progress = checkpointer.keep(progress, ends, stops=bool(stop.signal))
             if ends or stop.signal:
                 gradients.settle(monitor.say)
                 return replace(progress, stopped_by=None if ends else stop.signal)

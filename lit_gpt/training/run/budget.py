@@ -98,15 +98,20 @@ class Budget:
     def entry(self) -> float:
         """Returns the seconds in the ledger; 0 if it cannot be read."""
         try:
-            return float(self.ledger.read_text(encoding="utf-8")) if self.ledger else 0.0
+            seconds = float(self.ledger.read_text(encoding="utf-8")) if self.ledger else 0.0
         except (OSError, ValueError):
             return 0.0
+        return seconds if 0 <= seconds < math.inf else 0.0
 
     def note(self) -> None:
-        """Writes the time used to the ledger; does nothing if the disk is full."""
+        """Writes the time used to the ledger; does nothing if the disk is full.
+
+        It is written over what is there, which is never longer: so it is never empty, and needs no room on the disk.
+        """
         if self.ledger is not None:  # without a limit, too: one can be set when the run is resumed
-            with suppress(OSError):
-                self.ledger.write_text(f"{self.used:.1f}\n", encoding="utf-8")
+            with suppress(OSError), open(os.open(self.ledger, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
+                file.write(f"{self.used:.1f}\n".encode())
+                file.truncate()
 
     def rehearse_finish(self, checkpoint: Path) -> float:
         """Measures how long what follows the training takes with a checkpoint; returns the seconds taken."""

@@ -9,7 +9,6 @@ out/<method>/<name>/best                         a link to the best checkpoint
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,25 +19,30 @@ from torch import Tensor
 
 from lit_gpt.args.folders import RUN
 from lit_gpt.args.formats import require_known, with_format, without_format
-from lit_gpt.checkpoints.trained import BEST, CHECKPOINTS, save_trained, trained_path
+from lit_gpt.checkpoints.trained import CHECKPOINTS, save_trained, trained_path
 from lit_gpt.errors import UserError, shown
 from lit_gpt.files import (
-    links,
     load_objects,
     load_state,
+    remove,
     replace_folder,
-    replace_with,
     require_room,
     save_state,
     temporary_beside,
 )
 from lit_gpt.model import GPT
 from lit_gpt.records import is_file_name, read_object, require_types
+from lit_gpt.training.run.disk import going_on
+from lit_gpt.training.run.pointers import Pointers
 
 _STATE, RECORD = "state.pth", "state.json"
-_MONITOR: dict[str, Any] = dict.fromkeys(("iter", "samples", "n_tokens", "n_targets", "n_iterations"), int)
+_MONITOR: dict[str, Any] = dict.fromkeys(("iter", "samples", "n_tokens", "n_targets", "n_iterations", "n_rows"), int)
 _MONITOR |= {"losses": list[Any], "seconds": float}
 """Types of the values of Progress.monitor."""
+
+
+class DamagedError(UserError):
+    """A checkpoint that lacks a file, or has one that is not what was written."""
 
 
 class _OtherVersion(UserError):
@@ -105,24 +109,38 @@ class CheckpointStore:
         self.out_dir, self.keep_last = out_dir, keep_last
         self.weights = trained_path(out_dir, method)
         self.folder = out_dir / CHECKPOINTS
+        self.pointers = Pointers(self.weights)
 
     def folder_of(self, step: int) -> Path:
         """Returns the folder of the checkpoint after a step."""
         return self.folder / f"step-{step:06d}"
 
+    def own(self, checkpoint: Path) -> Path:
+        """Returns the checkpoint that `checkpoint` is a copy of, if it is the run's `best` and no link.
+
+        Raises:
+            DamagedError: it is damaged.
+        """
+        best = self.pointers.best
+        if checkpoint.resolve() != best.resolve() or best.is_symlink():
+            return checkpoint
+        return self.folder_of(read_progress(checkpoint).step)
+
     def steps(self) -> list[int]:
         """Returns the steps that have a complete checkpoint, in ascending order."""
-        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
-        return sorted(int(name) for name in names if name.isdigit())
+        names = {path.name for path in self.folder.glob("step-*")}
+        steps = (int(name[5:]) for name in names if name[5:].isdecimal() and len(name) < 24)
+        return sorted(step for step in steps if self.folder_of(step).name in names)
 
-    def write(self, model: GPT, state: dict[str, Any], progress: Progress) -> Path:
+    def write(self, model: GPT, state: dict[str, Any], progress: Progress, say: Callable[[str], None] = print) -> Path:
         """Writes a checkpoint, then removes those that are no longer kept; returns its folder.
 
         Args:
             state: the optimizer and the random generators, as `torch.save` with `weights_only` takes it.
+            say: prints a line.
 
         Raises:
-            UserError: the disk is full; what was there before stays.
+            DiskError: the disk is full or fails; what was there before stays.
         """
         checkpoint = self.folder_of(progress.step)
 
@@ -137,12 +155,11 @@ class CheckpointStore:
             (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
         replace_folder(checkpoint, fill, overwrite=True)
-        self.point_to(progress)
-        self.prune(progress)
+        self.tidy(progress, say)
         return checkpoint
 
     def clear(self) -> None:
-        """Removes what killed processes left of checkpoints and files that they were writing or removing."""
+        """Removes what killed processes left of files that they were writing or removing, or puts it back."""
         for folder in (self.folder, self.out_dir):
             for path in folder.glob(".*.tmp"):
                 target = path.name[1:].removesuffix(".tmp").removesuffix(".old").rpartition(".")[0]
@@ -156,43 +173,65 @@ class CheckpointStore:
             later_bytes: bytes that are written after the training.
 
         Raises:
-            UserError: it has not.
+            DiskError: it has not.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.clear()
         n_missing = max(1, self.keep_last + 2 - len(self.steps()))
         require_room(n_missing * n_bytes + later_bytes, self.folder)
 
-    def point_to(self, progress: Progress) -> None:
-        """Makes the run's weights those of this checkpoint, and points the link `best` to the best one."""
-        weights = self.folder_of(progress.step) / self.weights.name
-        replace_with(self.weights, lambda path: _link_or_copy(weights, path))
-        if progress.best_step is None or not self.folder_of(progress.best_step).is_dir():
-            return
-        links.point(self.out_dir / BEST, self.folder_of(progress.best_step))
+    def tidy(self, progress: Progress, say: Callable[[str], None] = print) -> None:
+        """Makes the run's weights those of this checkpoint, points `best` to the best one, and removes older ones.
 
-    def prune(self, progress: Progress) -> None:
-        """Removes all but the latest checkpoints and the best one."""
+        What a full disk prevents is said, and done after the next save; what a killed process did not get to, when the
+        run is resumed.
+        """
+        best = None if progress.best_step is None else self.folder_of(progress.best_step)
+        self.pointers.point_to(self.folder_of(progress.step), best, say)
+        with going_on("the removal of older checkpoints", say):
+            self._prune(progress)
+
+    def require_weights(self, step: int) -> None:
+        """Checks that the run's weights are those of the checkpoint after a step, after trying once more.
+
+        Raises:
+            DiskError: the disk is full or fails.
+        """
+        self.pointers.require_weights(self.folder_of(step))
+
+    def _prune(self, progress: Progress) -> None:
+        """Removes all but the latest checkpoints, the best one, and what `best` points to if that is another one."""
         kept = {*[step for step in self.steps() if step <= progress.step][-self.keep_last :], progress.best_step}
         for step in self.steps():
-            if step not in kept and step <= progress.step:
-                _remove(self.folder_of(step))
+            folder = self.folder_of(step)
+            if step not in kept and step <= progress.step and not self.pointers.is_best(folder):
+                _remove(folder)
 
     def newest(self, say: Callable[[str], None] = print) -> Path | None:
         """Returns the latest checkpoint that is intact, None if there is none; says which later ones are damaged.
 
         Raises:
-            UserError: it is intact, and a later version of the toolkit wrote it.
+            UserError: all are damaged, or a later version of the toolkit wrote the latest that is intact.
         """
+        self.clear()  # which may put one back
+        damaged: list[str] = []
         for step in reversed(self.steps()):
             try:
                 read_progress(self.folder_of(step))
             except _OtherVersion:  # as are the others
                 raise
             except UserError as e:
-                say(f"{e}; taking the one before")
+                damaged.append(str(e))
                 continue
+            for message in damaged:
+                say(f"{message}; taking the one before")
             return self.folder_of(step)
+        if damaged:
+            more = f", and {len(damaged) - 3} more are" if len(damaged) > 3 else ""
+            raise UserError(
+                f"{self.out_dir} has no checkpoint left to resume from: {', '.join(damaged[:3])}{more}; copy one back "
+                f"into {self.folder} from a backup, or pass --overwrite true to train anew, which removes what is left"
+            )
         return None
 
     def forget_after(self, step: int) -> None:
@@ -204,24 +243,17 @@ class CheckpointStore:
 
 def _remove(checkpoint: Path) -> None:
     """Deletes a checkpoint such that at no time a part of it looks like a checkpoint."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.tmp")
+    doomed = temporary_beside(checkpoint)
     checkpoint.replace(doomed)
-    shutil.rmtree(doomed)
-
-
-def _link_or_copy(source: Path, path: Path) -> None:
-    """Makes a hard link to a file, or a copy where the filesystem has no links."""
-    try:
-        os.link(source, path)
-    except OSError:
-        shutil.copyfile(source, path)
+    remove(doomed)
 
 
 def read_progress(checkpoint: Path) -> Progress:
     """Returns the progress of a run from a checkpoint, after verifying all of its files.
 
     Raises:
-        UserError: a file is missing or is not what was written, or a later version wrote it.
+        DamagedError: a file is missing or is not what was written.
+        UserError: a later version wrote it.
     """
     try:
         record = read_object(checkpoint / RECORD, finite=False)
@@ -237,7 +269,7 @@ def read_progress(checkpoint: Path) -> Progress:
         raise
     except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         reason = f"there is no {Path(e.filename).name}" if isinstance(e, FileNotFoundError) and e.filename else e
-        raise UserError(f"the checkpoint {checkpoint} is damaged ({reason})") from e
+        raise DamagedError(f"the checkpoint {checkpoint} is damaged ({reason})") from e
     return _progress_of(record, checkpoint)
 
 

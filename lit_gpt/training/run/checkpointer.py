@@ -11,8 +11,8 @@ from typing import Any
 from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricOptimizer
 
-from lit_gpt.checkpoints.trained import check_fit
-from lit_gpt.errors import UserError
+from lit_gpt.checkpoints.trained import check_fit, save_trained
+from lit_gpt.errors import DiskError, UserError
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory
@@ -20,6 +20,7 @@ from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.memory import checkpoint_bytes
 from lit_gpt.training.randomness import random_states, set_random_states
 from lit_gpt.training.run.checkpoint_store import Progress, read_progress, read_state
+from lit_gpt.training.run.disk import going_on, reason
 from lit_gpt.training.run.session import Session
 
 
@@ -60,7 +61,7 @@ class Checkpointer:
             self.saved = self.progress
             self.budget.take_up(**{name: getattr(self.progress, name) for name in self.budget.state()})
             self.checkpoint_store.forget_after(self.progress.step)
-            self.checkpoint_store.point_to(self.progress)
+            self.checkpoint_store.tidy(self.progress, self.monitor.say)
             self.loader.begin_at(self.progress.step, self.progress.samples)
         else:
             self.budget.begin_anew()
@@ -100,25 +101,47 @@ class Checkpointer:
         if not self.budget.finish_seconds:  # it had no time limit before
             self.budget.rehearse_finish(checkpoint)
 
-    def keep(self, progress: Progress, ends: bool) -> Progress:
-        """Saves the run if that is due: at the interval, at its end, or when it is the best so far.
+    def keep(self, progress: Progress, ends: bool, stops: bool = False) -> Progress:
+        """Saves the run if that is due: at the interval, at its end, when it is stopped, or when it is the best so far.
+
+        If the disk is full, the run tries again later; at its end, the trained weights alone may still have room.
 
         Raises:
-            UserError: the disk is full at the start or at the end of the run; in between, the run tries again later.
+            DiskError: the disk is full at the start of the run, when it is stopped, or for its weights at the end.
         """
         self.progress = progress
         due = progress.step % self.save_interval == 0 or progress.best_step == progress.step
         due = due or (self.owes and progress.step % max(1, self.save_interval // 10) == 0)
-        if not (ends or due) or self.is_saved:
-            return progress
-        try:
-            self.save()
-        except (UserError, OSError) as e:
-            if ends or self.saved is None:
-                raise
-            self.owes = True
-            self.monitor.say(f"step {progress.step} is not saved: {e}. The run goes on and tries again")
+        if (ends or stops or due) and not self.is_saved:
+            try:
+                self.save()
+            except (DiskError, OSError) as e:
+                if self.saved is None:
+                    raise
+                self.owes = True
+                if ends:
+                    self._save_weights(e, self.saved)
+                elif stops:
+                    raise DiskError(f"step {progress.step} {_unsaved(e, self.saved)}") from e
+                else:
+                    note = f"step {progress.step} is not saved ({reason(e)}). The run goes on and tries again"
+                    self.monitor.say(note)
+        if ends and self.saved is not None and self.is_saved:
+            self.checkpoint_store.require_weights(self.saved.step)
         return self.progress
+
+    def _save_weights(self, error: Exception, saved: Progress) -> None:
+        """Writes the trained weights after the last step, whose checkpoint could not be written because of `error`.
+
+        Raises:
+            DiskError: they have no room, either.
+        """
+        weights, what = self.checkpoint_store.weights, f"the checkpoint of step {self.progress.step}"
+        try:
+            save_trained(self.model, weights)
+        except (DiskError, OSError):
+            raise DiskError(f"{what}, with the trained weights, {_unsaved(error, saved)}") from error
+        self.monitor.say(f"{what} {_unsaved(error, saved)}. Its trained weights are in {weights}")
 
     @property
     def is_saved(self) -> bool:
@@ -130,7 +153,7 @@ class Checkpointer:
         """Writes a checkpoint of the run.
 
         Raises:
-            UserError: the disk is full.
+            DiskError: the disk is full or fails.
         """
         self.monitor.report()
         began = time.monotonic()
@@ -142,15 +165,15 @@ class Checkpointer:
             n_recomputed=self.model.n_recomputed,
             monitor=self.monitor.state(),
         )
-        checkpoint = self.checkpoint_store.write(self.model, self.state(), self.progress)
-        if self.saved is None:
+        checkpoint = self.checkpoint_store.write(self.model, self.state(), self.progress, self.monitor.say)
+        if first := self.saved is None:
             read_progress(checkpoint)  # what is written can be read, before the first hour is spent
-        first, self.saved, self.owes = self.saved is None, self.progress, False
         seconds = time.monotonic() - began
         self.budget.saved(seconds)
         self.monitor.saved(seconds)
         if first:
             self.monitor.paused(self.budget.rehearse_finish(checkpoint))
+        self.saved, self.owes = self.progress, False
 
     def state(self) -> dict[str, Any]:
         """Returns what state.pth holds."""
@@ -166,6 +189,23 @@ class Checkpointer:
         try:
             yield
         except (UserError, RuntimeError) as e:
-            if (isinstance(e, UserError) or is_out_of_memory(e)) and self.saved is not None and not self.is_saved:
-                self.save()
+            can_be_saved = is_out_of_memory(e) if isinstance(e, RuntimeError) else not isinstance(e, DiskError)
+            if can_be_saved and self.saved is not None and not self.is_saved:
+                what, then = f"the checkpoint of step {self.progress.step}", _way_on(self.saved)
+                with going_on(what, self.monitor.say, then=then):
+                    self.save()
             raise
+
+
+def _unsaved(error: Exception, saved: Progress) -> str:
+    """Returns what is said of a step whose checkpoint could not be written.
+
+    Args:
+        saved: progress at the last save.
+    """
+    return f"could not be written ({reason(error)}); {_way_on(saved)}"
+
+
+def _way_on(saved: Progress) -> str:
+    """Returns where a run can be resumed whose last steps are not saved."""
+    return f"the newest checkpoint is that of step {saved.step}: make room, and --resume true goes on from there"

@@ -14,7 +14,7 @@ from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.checkpoints.runs import Run
 from lit_gpt.checkpoints.trained import BEST
 from lit_gpt.data.store import Samples
-from lit_gpt.errors import UserError
+from lit_gpt.errors import DiskError, UserError
 from lit_gpt.files import load_state, temporary_beside
 from lit_gpt.merge.write import write_merged
 from lit_gpt.methods import trained_parameters
@@ -23,11 +23,14 @@ from lit_gpt.report.page import REPORT, write_report
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.training.run.average import AVERAGED, save_average, write_mean
 from lit_gpt.training.run.checkpoint_store import CheckpointStore, Progress
+from lit_gpt.training.run.disk import going_on
 from lit_gpt.training.run.folder import MERGED
-from lit_gpt.training.run.monitor import CURVE, METRICS, plot_losses
+from lit_gpt.training.run.metrics import METRICS
+from lit_gpt.training.run.monitor import CURVE, plot_losses
 from lit_gpt.training.validation import validate
 
 _REHEARSAL = "rehearsal"
+_NO_MORE = "all else is written first"
 
 
 @dataclass(frozen=True)
@@ -66,22 +69,52 @@ class Ending:
     def finish(self, progress: Progress) -> None:
         """Writes curve, report, merged weights and mean; says what the training took and where its results are.
 
+        What a full disk prevents is said, and the rest is written.
+
         Raises:
             UserError: the run cannot be merged.
+            DiskError: the merged weights or the mean could not be written.
         """
         out_dir, weights = self.args.out_dir, self.checkpoint_store.weights
-        curve = plot_losses(self.args.out_dir / METRICS, out_dir / CURVE)
+        unwritten: list[str] = []
         print(f"Training time: {progress.monitor['seconds']:.2f}s")
         print(f"Memory used: {peak_memory_gb():.02f} GB")
-        print(f"Saved the trained weights to {weights}, the loss curve to {curve}")
-        if progress.best_step not in (None, progress.step):
-            print(f"The best checkpoint is that of step {progress.best_step:,}; its weights: {out_dir / BEST}")
-        print(f"Saved a report to {write_report(out_dir)}")
+        curve = ""
+        with going_on("the loss curve", then="python scripts/write_report.py writes it, too"):
+            curve = f", the loss curve to {plot_losses(out_dir / METRICS, out_dir / CURVE)}"
+        print(f"Saved the trained weights to {weights}{curve}")
+        if progress.best_step is not None:
+            self.say_best(progress.best_step, progress.step)
+        report = None
+        with going_on("the report", then="python scripts/write_report.py writes it, too"):
+            report = write_report(out_dir)
+        if report is not None:
+            print(f"Saved a report to {report}")
         if self.args.merge:
-            message = self.merge(out_dir, out_dir / MERGED)
-            print(f"Saved the merged checkpoint to {out_dir / MERGED}", *message, sep="\n")
+            message: list[str] | None = None
+            with going_on(f"the merged checkpoint {out_dir / MERGED}", failed=unwritten, then=_NO_MORE):
+                message = self.merge(out_dir, out_dir / MERGED)
+            if message is not None:
+                print(f"Saved the merged checkpoint to {out_dir / MERGED}", *message, sep="\n")
         if self.args.train.average_last:
-            self.average()
+            with going_on(f"the mean of the last checkpoints {out_dir / AVERAGED}", failed=unwritten, then=_NO_MORE):
+                self.average()
+        if unwritten:
+            raise DiskError(
+                f"the trained weights are in {weights}, but {' and '.join(unwritten)} could not be written; make room, "
+                "and the same command with --resume true writes what is missing"
+            )
+
+    def say_best(self, step: int, last: int) -> None:
+        """Says which checkpoint is the best one, if it is not the last, or that the disk was too full for it."""
+        best = self.args.out_dir / BEST
+        if self.checkpoint_store.folder_of(step).is_dir():
+            if step != last:
+                print(f"The best checkpoint is that of step {step:,}; its weights: {best}")
+            return
+        is_there = (best / self.checkpoint_store.weights.name).is_file()
+        instead = f"; {best} is the best of those that were" if is_there else ""
+        print(f"The best weights were those of step {step:,}, which could not be saved{instead}")
 
     def merge(self, checkpoint: Path, folder: Path) -> list[str]:
         """Writes the merged weights of a checkpoint; returns lines that say which chat template goes along."""
@@ -91,6 +124,8 @@ class Ending:
         """Saves the mean of the last checkpoints, loads it into the model, and says its validation loss."""
         try:
             folder, steps = save_average(self.checkpoint_store, self.args.train.average_last)
+        except DiskError:
+            raise
         except UserError as e:  # a run that its deadline ended early has all else that was asked for
             print(f"There is no mean: {e}")
             return

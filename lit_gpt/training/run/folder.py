@@ -4,10 +4,11 @@ from pathlib import Path
 
 from lit_gpt.args.folders import RUN, require_no_results, results_of
 from lit_gpt.checkpoints.trained import BEST, CHECKPOINTS
-from lit_gpt.files import links
+from lit_gpt.files import remove, temporary_beside
 from lit_gpt.report.page import REPORT
 from lit_gpt.training.run.budget import LEDGER
-from lit_gpt.training.run.monitor import CURVE, METRICS
+from lit_gpt.training.run.metrics import METRICS
+from lit_gpt.training.run.monitor import CURVE
 
 MERGED = "merged"
 """Folder of the merged checkpoint within that of the run."""
@@ -28,6 +29,11 @@ def claim_out_dir(out_dir: Path, overwrite: bool) -> None:
     """
     if not overwrite:
         require_no_results(out_dir)
+    checkpoints = out_dir / CHECKPOINTS
+    if checkpoints.is_dir() and not checkpoints.is_symlink():  # at once: no part of them is ever taken for a run
+        doomed = temporary_beside(checkpoints)
+        checkpoints.replace(doomed)
+        remove(doomed)
     for path in (*results_of(out_dir), *(out_dir / name for name in RECORDS)):
-        links.remove(path)
+        remove(path)
     out_dir.mkdir(parents=True, exist_ok=True)

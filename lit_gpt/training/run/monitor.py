@@ -1,6 +1,5 @@
 """What a run shows: a progress bar in a terminal, plain lines in a file, and always metrics.csv."""
 
-import csv
 import os
 import sys
 import time
@@ -14,31 +13,17 @@ from tqdm import tqdm
 
 from lit_gpt.data.batches import Batch
 from lit_gpt.files import replace_with
-from lit_gpt.report.metrics import read_metrics, rows_of
+from lit_gpt.report.metrics import read_metrics
 from lit_gpt.training.length import Length, outlook
+from lit_gpt.training.run.disk import going_on, reason
 from lit_gpt.training.run.gauges import Gauges, memory_gb
 from lit_gpt.training.run.loggers import Logger, figures
-
-COLUMNS = [
-    "iter",
-    "step",
-    "samples",
-    "seconds",
-    "loss",
-    "val_loss",
-    "learning_rate",
-    "tokens_per_sec",
-    "iter_time_ms",
-    "n_tokens",
-    "n_targets",
-    "of_peak",
-    "memory_gb",
-]
+from lit_gpt.training.run.metrics import METRICS, MetricsFile
 
 _COUNTED = ("iter", "samples", "n_tokens", "n_targets", "n_iterations")
 """Counts of the monitor that a checkpoint keeps."""
-METRICS, CURVE = "metrics.csv", "loss.png"
-"""Files in a run's folder."""
+CURVE = "loss.png"
+"""File in a run's folder with the plot of its losses."""
 _BAR = "{percentage:3.0f}% {bar:8} {n_fmt}/{total_fmt}{postfix}"
 """Format of the bar, without tqdm's own time left, which does not count validations."""
 
@@ -84,24 +69,19 @@ class Monitor:
         self.reported = 0
         self.iter = self.samples = 0
         self.due: _Due | None = None
-        self.path = out_dir / METRICS
-        self.open("a" if goes_on and self.path.is_file() else "w")
+        self.logs = True
+        """Whether the logger took the last figures."""
         self.bar = tqdm(total=n_samples, dynamic_ncols=True, bar_format=_BAR) if _has_columns(sys.stderr) else None
+        self.metrics = MetricsFile(out_dir / METRICS, goes_on, self.say)
         self.start = time.perf_counter()
         self.since_line = time.perf_counter()
         self.losses: list[Tensor] = []
         self.n_tokens = self.n_targets = self.n_iterations = 0
 
-    def open(self, mode: str) -> None:
-        """Opens metrics.csv to append lines; with "w" to begin it."""
-        self.file = open(self.path, mode, newline="", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
-        self.csv = csv.DictWriter(self.file, COLUMNS)
-        if mode == "w":
-            self.csv.writeheader()
-
     def mark(self) -> dict[str, Any]:
         """Returns where the monitor is, for `restore`."""
-        return {name: getattr(self, name) for name in _COUNTED} | {"losses": list(self.losses)}
+        where = {name: getattr(self, name) for name in _COUNTED}
+        return where | {"losses": list(self.losses), "n_rows": self.metrics.n_rows}
 
     def state(self) -> dict[str, Any]:
         """Returns what `mark` does in plain values, for a checkpoint, after writing the line that is due."""
@@ -118,9 +98,7 @@ class Monitor:
         self.losses = [torch.as_tensor(loss, dtype=torch.float32) for loss in mark.get("losses", [])]
         if "seconds" in mark:
             self.start = time.perf_counter() - mark["seconds"]
-        self.file.close()
-        replace_with(self.path, lambda path: _write_until(self.iter, self.path, path))
-        self.open("a")
+        self.metrics.cut(self.iter, mark.get("n_rows"))
         if self.bar is not None:
             self.bar.n = self.samples
             self.bar.refresh()
@@ -211,10 +189,17 @@ class Monitor:
         self.since_line = time.perf_counter()
 
     def write(self, row: dict[str, Any]) -> None:
-        self.csv.writerow({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})
-        self.file.flush()
-        if self.logger is not None:
+        """Writes a line of metrics.csv, and its figures to the logger; an error of the disk is said once."""
+        self.metrics.add({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})
+        if self.logger is None:
+            return
+        try:
             self.logger.log_metrics(figures(row), int(row["step"]))
+            self.logs = True
+        except OSError as e:
+            if self.logs:
+                self.say(f"--logger could not write its figures ({reason(e)}); the run goes on, and {METRICS} has all")
+            self.logs = False
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -224,12 +209,16 @@ class Monitor:
             self.bar.write(line)
 
     def close(self) -> float:
-        """Closes the bar and the file; returns the seconds since the start."""
+        """Closes the bar, and writes what waits; returns the seconds since the start."""
         if self.bar is not None:
             self.bar.close()
-        self.file.close()
+            self.bar = None
+        self.metrics.write()
+        if self.metrics.waiting:
+            self.say(f"{METRICS} lacks its last lines, for which the disk had no room")
         if self.logger is not None:
-            self.logger.finalize("success")
+            with going_on("what --logger shows", self.say):
+                self.logger.finalize("success")
         return time.perf_counter() - self.start
 
 
@@ -239,14 +228,6 @@ def _has_columns(stream: TextIO) -> bool:
         return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
     except OSError:
         return False
-
-
-def _write_until(last: int, metrics: Path, path: Path) -> None:
-    """Writes the lines of a metrics.csv up to an iteration to another file; damaged ones are left out."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(row for row in rows_of(metrics) if float(row["iter"]) <= last)
 
 
 def plot_losses(metrics: Path, picture: Path) -> Path:

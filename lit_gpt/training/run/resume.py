@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_gpt.args import TrainArgs, ValidationArgs
-from lit_gpt.args.folders import RUN
+from lit_gpt.args.folders import RUN, results_of
 from lit_gpt.args.formats import without_format
 from lit_gpt.args.training import free_flags
 from lit_gpt.checkpoints.origin import changed_origin
 from lit_gpt.checkpoints.runs import Run, run_text
 from lit_gpt.errors import UserError
 from lit_gpt.methods import METHODS
-from lit_gpt.training.run.checkpoint_store import RECORD, CheckpointStore, read_progress
+from lit_gpt.training.run.checkpoint_store import RECORD, CheckpointStore, DamagedError, read_progress
 from lit_gpt.training.run.refusal import impossible, refusal
 
 _ELSEWHERE = ("folder", "checkpoint_dir", "source")
@@ -29,10 +29,16 @@ def checkpoint_to_resume(checkpoint_store: CheckpointStore, resume: Literal[True
         resume: a checkpoint's folder, or True for the newest whole one.
 
     Raises:
-        UserError: it is no checkpoint, not one of this run, or damaged.
+        UserError: it is no checkpoint, not one of this run, or damaged, as all of them may be.
     """
     if resume is True:
         checkpoint = checkpoint_store.newest()
+        if checkpoint is None and (results := results_of(checkpoint_store.out_dir)):
+            raise UserError(
+                f"{checkpoint_store.out_dir} has {results[0].name} and no checkpoint to resume from; copy one back "
+                f"into {checkpoint_store.folder}, or pass --overwrite true to train anew and replace what is there, "
+                "or another --out_dir"
+            )
         print(
             f"{checkpoint_store.out_dir} has no checkpoint yet: starting anew"
             if checkpoint is None
@@ -42,9 +48,14 @@ def checkpoint_to_resume(checkpoint_store: CheckpointStore, resume: Literal[True
     checkpoint = Path(resume)
     if not (checkpoint / RECORD).is_file():
         raise UserError(f"--resume {checkpoint} is no checkpoint (no {RECORD}); true takes the newest one of --out_dir")
-    if checkpoint.resolve().parent != checkpoint_store.folder.resolve():
-        raise UserError(f"--resume {checkpoint} is not a checkpoint of --out_dir {checkpoint_store.out_dir}")
-    read_progress(checkpoint)
+    checkpoint_store.clear()
+    try:
+        checkpoint = checkpoint_store.own(checkpoint)
+        if checkpoint.resolve().parent != checkpoint_store.folder.resolve():
+            raise UserError(f"--resume {checkpoint} is not a checkpoint of --out_dir {checkpoint_store.out_dir}")
+        read_progress(checkpoint)
+    except DamagedError as e:
+        raise UserError(f"{e}; --resume true takes the newest one that is whole") from e
     print(f"Going on from {checkpoint}")
     return checkpoint
 
