@@ -32,12 +32,12 @@ def main(
 
     from lit_gpt.checkpoints.sizes import require_weights_for
     from lit_gpt.convert.configs import config_from_hf
-    from lit_gpt.convert.gguf import write_tokenizer
+    from lit_gpt.convert.gguf import TOKENIZER_FILES, write_tokenizer
     from lit_gpt.convert.names import EMBEDDINGS, HEAD, plan_from_hf, stream_from_hf
     from lit_gpt.convert.readers import open_source
     from lit_gpt.convert.vocab_merges import join_vocabulary_and_merges
     from lit_gpt.convert.vocabulary import pad_vocabulary
-    from lit_gpt.files import replace_with, save_stream
+    from lit_gpt.files import nothing_left_of_a_failure, replace_with, save_stream
 
     to = getattr(torch, dtype) if dtype else None
     source = open_source(checkpoint_dir, to)
@@ -46,18 +46,19 @@ def main(
     require_weights_for(config, source.specs, source.config_file.parent)
     rows = config.padded_vocab_size
     has_tokenizer = any((checkpoint_dir / f"tokenizer.{suffix}").is_file() for suffix in ("json", "model"))
-    if source.files[0].suffix == ".gguf" and not has_tokenizer:
-        write_tokenizer(source.files[0], checkpoint_dir)
-    elif not has_tokenizer:
-        join_vocabulary_and_merges(checkpoint_dir)
-    config = pad_vocabulary(config, pad_vocab_multiple, checkpoint_dir)
-    print(f"Model config {config}")
-    print(f"Reading {len(source.names)} tensors from {', '.join(f.name for f in source.files)}")
-    specs = plan_from_hf(config, source.specs, to)
-    tensors = stream_from_hf(config, source.names, source.get, dtype=to, rows=rows)
-    shared = {HEAD: EMBEDDINGS} if config.tie_embeddings else {}
-    save_stream(specs, tensors, checkpoint_dir / "lit_model.pth", shared)
-    replace_with(checkpoint_dir / "lit_config.json", config.to_json)
+    with nothing_left_of_a_failure(checkpoint_dir, TOKENIZER_FILES):
+        if source.files[0].suffix == ".gguf" and not has_tokenizer:
+            write_tokenizer(source.files[0], checkpoint_dir)
+        elif not has_tokenizer:
+            join_vocabulary_and_merges(checkpoint_dir)
+        config = pad_vocabulary(config, pad_vocab_multiple, checkpoint_dir)
+        print(f"Model config {config}")
+        print(f"Reading {len(source.names)} tensors from {', '.join(f.name for f in source.files)}")
+        specs = plan_from_hf(config, source.specs, to)
+        tensors = stream_from_hf(config, source.names, source.get, dtype=to, rows=rows)
+        shared = {HEAD: EMBEDDINGS} if config.tie_embeddings else {}
+        save_stream(specs, tensors, checkpoint_dir / "lit_model.pth", shared)
+        replace_with(checkpoint_dir / "lit_config.json", config.to_json)
     n_parameters = sum(torch.Size(spec.shape).numel() for n, spec in specs.items() if n not in shared)
     print(f"Saved {n_parameters:,} parameters to {checkpoint_dir / 'lit_model.pth'}")
 

@@ -4,6 +4,7 @@ A reader of a file that comes from outside either reads it or raises a UserError
 a fault: another exception, a crash, more than 10 s, or more memory than twice the file and 0.5 GB.
 """
 
+import copy
 import json
 import os
 import resource
@@ -23,7 +24,7 @@ from lit_gpt.errors import UserError
 MAX_SECONDS = 10.0
 LONGEST_MESSAGE = 1_000
 """Number of characters that a message to the user may have, whatever the file holds."""
-_ODD = (
+ODD = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**70, -(2**70), 1e400, -1e400, float("nan"), 0.5, "", "x", "x" * 99_999,
     "\0", "../../outside", [], {}, [[]], [None], {"": None}, {"a": {}}, list(range(1_000)),
 )  # fmt: skip
@@ -102,7 +103,7 @@ def _child(read: Callable[[], object], writable: int) -> None:
     os._exit(0)
 
 
-def mutated(value: Any, random: Random, odd: tuple[Any, ...] = _ODD) -> str:
+def mutated(value: Any, random: Random, odd: tuple[Any, ...] = ODD) -> str:
     """Returns the text of a JSON value with one to three places changed: another value, a lost or a doubled key."""
     places = list(_places(value))
     value = json.loads(json.dumps(value))
@@ -115,12 +116,14 @@ def mutated(value: Any, random: Random, odd: tuple[Any, ...] = _ODD) -> str:
             holder[last]
         except (KeyError, IndexError, TypeError):
             continue  # an earlier change took it away
+        if not isinstance(holder, dict | list):
+            continue  # a text that took its place
         if isinstance(holder, dict) and random.random() < 0.15:
             del holder[last]
         elif isinstance(holder, dict) and random.random() < 0.1:
             holder[str(last) + "_"] = holder.pop(last)
         else:
-            holder[last] = random.choice(odd)
+            holder[last] = copy.deepcopy(random.choice(odd))
     text = json.dumps(value)
     if random.random() < 0.03:
         depth = random.choice((1_000, 100_000))

@@ -17,14 +17,14 @@ _LARGE = 2**32 - 1
 """Value of a field that is too large for its 32 bits, and is in the member's zip64 field."""
 
 
-class Member(NamedTuple):
+class _Member(NamedTuple):
     """The place of a member's content in the archive."""
 
     start: int
     size: int
 
 
-def members_of(path: Path) -> dict[str, Member]:
+def members_of(path: Path) -> dict[str, _Member]:
     """Returns the place of each member of an archive, by name.
 
     Raises:
@@ -35,14 +35,14 @@ def members_of(path: Path) -> dict[str, Member]:
     with open(path, "rb") as file:
         table_start, table_size = _table_of_contents(file, size)
         table = _read(file, table_start, table_size)
-        found: list[tuple[int, str, Member]] = []
+        found: list[tuple[int, str, _Member]] = []
         position = 0
         while position < table_size:
             name, offset, n_bytes, position = _entry(table, position)
             sign, *_, name_size, extra_size = _LOCAL.unpack(_read(file, offset, _LOCAL.size))
             if sign != b"PK\3\4":
                 raise ValueError(f"its member {name[:80]!r} does not begin at byte {offset}")
-            found.append((offset, name, Member(offset + _LOCAL.size + name_size + extra_size, n_bytes)))
+            found.append((offset, name, _Member(offset + _LOCAL.size + name_size + extra_size, n_bytes)))
     found.sort()
     for (_, name, member), (after, *_) in zip(found, [*found[1:], (table_start, "", None)], strict=True):
         if member.start + member.size > after:
