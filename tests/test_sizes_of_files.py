@@ -93,6 +93,8 @@ def test_both_formats_of_torch_hold_what_torch_reads_in_them(tmp_path):
         for name, x in theirs["state"].items():
             assert torch.equal(ours["state"][name], x) and ours["state"][name].dtype == x.dtype
             assert ours["state"][name].stride() == x.stride()
+        assert len(saved(ours["state"]["half"])) < 2_000  # a storage of its own, and not that of the whole file
+        assert ours["state"]["row"].untyped_storage().nbytes() == base.nbytes
 
 
 def archive_of(path: Path, method: int = zipfile.ZIP_STORED, twice: bool = False, **records: bytes) -> Path:
