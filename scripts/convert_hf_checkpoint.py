@@ -32,15 +32,15 @@ def main(
 
     from lit_gpt.checkpoints.sizes import require_weights_for
     from lit_gpt.convert.configs import config_from_hf
-    from lit_gpt.convert.gguf import write_tokenizer
+    from lit_gpt.convert.gguf import TOKENIZER_FILES, write_tokenizer
     from lit_gpt.convert.names import EMBEDDINGS, HEAD, plan_from_hf, stream_from_hf
     from lit_gpt.convert.readers import open_source
     from lit_gpt.convert.vocab_merges import join_vocabulary_and_merges
     from lit_gpt.convert.vocabulary import pad_vocabulary
-    from lit_gpt.files import only_writer, replace_with, save_stream
+    from lit_gpt.files import nothing_left_of_a_failure, only_writer, replace_with, save_stream
 
     to = getattr(torch, dtype) if dtype else None
-    with only_writer(checkpoint_dir):
+    with only_writer(checkpoint_dir), nothing_left_of_a_failure(checkpoint_dir, TOKENIZER_FILES):
         source = open_source(checkpoint_dir, to)
         name = model_name or checkpoint_dir.resolve().name
         config = config_from_hf(source.hf_config, name, str(source.config_file))

@@ -6,11 +6,12 @@ import re
 import shutil
 import struct
 import zipfile
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_hf, write_tokenizer
+from conftest import ROOT, tiny_hf, write_tokenizer
 from damage import Outcome, outcome_of
 from safetensors.torch import save_file
 
@@ -92,6 +93,8 @@ def test_both_formats_of_torch_hold_what_torch_reads_in_them(tmp_path):
         for name, x in theirs["state"].items():
             assert torch.equal(ours["state"][name], x) and ours["state"][name].dtype == x.dtype
             assert ours["state"][name].stride() == x.stride()
+        assert len(saved(ours["state"]["half"])) < 2_000  # a storage of its own, and not that of the whole file
+        assert ours["state"]["row"].untyped_storage().nbytes() == base.nbytes
 
 
 def archive_of(path: Path, method: int = zipfile.ZIP_STORED, twice: bool = False, **records: bytes) -> Path:
@@ -216,13 +219,13 @@ def hub(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     "kind, changes, says",
     [
-        ("llama-gqa", {"num_hidden_layers": 10**9}, "has 21 tensors, and the configuration says 1,000,000,000 layers"),
-        ("llama-gqa", {"vocab_size": 2**40}, "padded_vocab_size=1099511627776"),
-        ("llama-gqa", {"hidden_size": 2**40, "head_dim": 8}, "n_embd=1099511627776"),
-        ("llama-gqa", {"head_dim": 2**40}, "head_size=1099511627776"),
-        ("llama-gqa", {"num_attention_heads": 2**20, "head_dim": 8}, "n_head=1048576"),
-        ("llama-gqa", {"intermediate_size": 2**40}, "intermediate_size=1099511627776"),
-        ("mixtral", {"num_local_experts": 10**9}, "2,000,000,000 experts in all layers"),
+        ("llama-gqa", {"num_hidden_layers": 4000}, "has 21 tensors, and the configuration says 4,000 layers"),
+        ("llama-gqa", {"vocab_size": 2**24}, "padded_vocab_size=16777216"),
+        ("llama-gqa", {"hidden_size": 2**20, "head_dim": 8}, "n_embd=1048576"),
+        ("llama-gqa", {"head_dim": 2**16}, "head_size=65536"),
+        ("llama-gqa", {"num_attention_heads": 4096, "head_dim": 8}, "n_head=4096"),
+        ("llama-gqa", {"intermediate_size": 2**24}, "intermediate_size=16777216"),
+        ("mixtral", {"num_local_experts": 4000}, "8,000 experts in all layers"),
     ],
 )
 def test_a_configuration_that_needs_more_than_the_files_hold_is_named(kind, changes, says, hub, tmp_path):
@@ -348,6 +351,20 @@ def test_a_damaged_tokenizer_of_a_gguf_file_is_named_and_nothing_written(
     path.write_bytes(whole)
     write_tokenizer_of(path, tmp_path)
     assert {"tokenizer.json", "tokenizer_config.json"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_a_conversion_that_fails_leaves_no_tokenizer_behind(whole, tmp_path):
+    """One from a damaged file would otherwise be taken for the model's own when the file is converted again."""
+    spec = spec_from_file_location("convert_hf_checkpoint", ROOT / "scripts" / "convert_hf_checkpoint.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path = tmp_path / "x.gguf"
+    path.write_bytes(whole[:-64] + b"\xff" * 64)  # NaN in the last tensor
+    refused(lambda: module.main(tmp_path), "holds NaN or infinite values; the file is damaged")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
+    path.write_bytes(whole)
+    module.main(tmp_path)
+    assert {"lit_model.pth", "lit_config.json", "tokenizer.json"} <= {p.name for p in tmp_path.iterdir()}
 
 
 def test_parts_of_a_gguf_file_that_are_not_there_are_not_counted_up_to(whole, tmp_path):

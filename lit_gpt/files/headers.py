@@ -18,7 +18,7 @@ _MAX_HEADER = 16 * 2**20
 _MOST_DIGITS = 19
 
 
-class Stored(NamedTuple):
+class _Stored(NamedTuple):
     """What the header says about a tensor."""
 
     dtype: str
@@ -26,7 +26,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_header(path: Path) -> dict[str, Stored]:
+def read_header(path: Path) -> dict[str, _Stored]:
     """Returns dtype and shape of each tensor of a safetensors file, in the order of their values.
 
     Raises:
@@ -50,7 +50,7 @@ def read_header(path: Path) -> dict[str, Stored]:
     if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
         raise ValueError("its __metadata__ holds something else than texts")
     check_names(fields)
-    found: list[tuple[int, int, str, Stored]] = []
+    found: list[tuple[int, int, str, _Stored]] = []
     for name, stated in fields.items():
         found.append((*_offsets(name, stated), name, _stored(name, stated)))
     found.sort(key=lambda item: item[:2])
@@ -66,16 +66,16 @@ def read_header(path: Path) -> dict[str, Stored]:
     return {name: stored for *_, name, stored in found}
 
 
-def _n_bytes(stored: Stored) -> int:
+def _n_bytes(stored: _Stored) -> int:
     return math.prod(stored.shape) * FROM_SAFETENSORS[stored.dtype].itemsize
 
 
-def _stored(name: str, stated: Any) -> Stored:
+def _stored(name: str, stated: Any) -> _Stored:
     """Returns the dtype and the shape that an entry of the header states."""
     dtype, shape = stated["dtype"], stated["shape"]
     if not isinstance(dtype, str) or len(dtype) > 20 or not isinstance(shape, list) or not all(map(_is_size, shape)):
         raise ValueError(f"{shortened(name)!r} has the dtype {shortened(repr(dtype))}, shape {shortened(repr(shape))}")
-    return Stored(dtype, tuple(shape))
+    return _Stored(dtype, tuple(shape))
 
 
 def _offsets(name: str, stated: Any) -> tuple[int, int]:

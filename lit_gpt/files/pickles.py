@@ -221,7 +221,11 @@ def _values(content: Tensor, start: int, n: int, dtype: torch.dtype, key: str, c
         if key not in copies or copies[key].numel() < values.numel():
             copies[key] = values.clone()
         values = copies[key][: values.numel()]
-    return values.view(dtype)
+    # a storage of its own, as torch makes one: saving the tensor would otherwise save the whole file, and a random
+    # generator takes its state from where the storage begins
+    first = values.storage_offset()
+    own = values.untyped_storage()[first : first + values.numel()]
+    return torch.empty(0, dtype=dtype).set_(own)
 
 
 def _part(values: Tensor, pid: tuple[Any, ...]) -> Tensor:

@@ -59,16 +59,18 @@ class Machine:
         """
         self.stack, self.below, self.memo = [], [], {}
         for operation, argument, _ in pickletools.genops(file):
-            self.charge(1)
             name = operation.name
-            if name == "STOP":
-                return self.stack.pop()
+            self.steps_left -= 1
+            if self.steps_left < 0:
+                self.charge(0)
             if name in _PUSHED:
                 self.stack.append(argument)
-            elif name in _MADE_EMPTY:
-                self.stack.append(_MADE_EMPTY[name]())
             elif name in _OPERATIONS:
                 _OPERATIONS[name](self, argument)
+            elif name in _MADE_EMPTY:
+                self.stack.append(_MADE_EMPTY[name]())
+            elif name == "STOP":
+                return self.stack.pop()
             elif name not in ("PROTO", "FRAME"):
                 raise ValueError(f"its pickle has the operation {name}, which no file of tensors needs")
         raise ValueError("its pickle has no end")

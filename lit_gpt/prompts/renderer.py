@@ -19,7 +19,7 @@ _MIN_FOR_WINDOWS = 12
 """Number of answers in a conversation from which on each is looked up in a short conversation, not in the whole."""
 
 
-class Runs(Protocol):
+class _Runs(Protocol):
     """A compiled chat template, in this process or in another one."""
 
     marks: bool
@@ -57,8 +57,8 @@ class Renderer:
     def __init__(
         self,
         folder: Path,
-        program: Runs,
-        with_tools: Runs,
+        program: _Runs,
+        with_tools: _Runs,
         variables: Mapping[str, Any],
         form: CallForm = CallForm(),
         ending: Ending = Ending(()),

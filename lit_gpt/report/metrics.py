@@ -61,12 +61,12 @@ class Metrics:
 def read_metrics(path: Path) -> Metrics:
     """Returns the figures of a run; lines that are damaged are left out."""
     metrics = Metrics()
-    for row in rows_of(path):
+    for row in _rows_of(path):
         metrics.add(row)
     return metrics
 
 
-def rows_of(path: Path) -> Iterator[dict[str, str]]:
+def _rows_of(path: Path) -> Iterator[dict[str, str]]:
     """Yields the lines of a metrics.csv that are whole, by column; those of unknown columns are left out."""
     known = (*_NEEDED, *_FIGURES, "iter_time_ms")
     with open(path, newline="", encoding="utf-8", errors="replace") as file:

@@ -101,7 +101,7 @@ _WITHOUT_PREFIX = b"\x1a\x02\x18\x00"
 """Protobuf of normalizer_spec {add_dummy_prefix: false}, appended to a model: fields that come twice are merged."""
 
 
-class SentencePiece:
+class _SentencePiece:
     """A backend for tokenizer.model, with the `sentencepiece` library, and the tokens that were added to it.
 
     Control tokens (`<s>`), the unknown token and added ones become their ids where a text has them written out. A
@@ -231,7 +231,7 @@ class SentencePiece:
         return [[(t.pattern(), t.id) for t in self.tokens], self.legacy, self.prefix]
 
 
-Backend = _HuggingFace | SentencePiece
+Backend = _HuggingFace | _SentencePiece
 
 
 def load(path: Path, settings: Settings) -> Backend:
@@ -240,7 +240,7 @@ def load(path: Path, settings: Settings) -> Backend:
     Raises:
         UserError: the file is damaged.
     """
-    return (_HuggingFace if path.name == FILES[0] else SentencePiece)(path, settings)
+    return (_HuggingFace if path.name == FILES[0] else _SentencePiece)(path, settings)
 
 
 def find_file(checkpoint_dir: Path) -> Path:

@@ -6,7 +6,7 @@ The meaning of names and values follows llama.cpp's own converter: https://githu
 
 from lit_gpt.convert.gguf.parts import parts_of
 from lit_gpt.convert.gguf.reading import open_gguf
-from lit_gpt.convert.gguf.tokens import write_tokenizer
+from lit_gpt.convert.gguf.tokens import TOKENIZER_FILES, write_tokenizer
 from lit_gpt.convert.gguf.writing import write_gguf
 
-__all__ = ["open_gguf", "parts_of", "write_gguf", "write_tokenizer"]
+__all__ = ["TOKENIZER_FILES", "open_gguf", "parts_of", "write_gguf", "write_tokenizer"]

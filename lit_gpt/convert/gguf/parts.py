@@ -21,12 +21,15 @@ def parts_of(path: Path) -> list[Path]:
     match = _NAME.fullmatch(path.name)
     if match is None:
         return [path]
-    name, _, total = match.groups()
-    parts = [path.with_name(f"{name}-{i:05d}-of-{total}.gguf") for i in range(1, int(total) + 1)]
-    if missing := [part.name for part in parts if not part.is_file()]:
+    name, number, total = match.groups()
+    if not 1 <= int(number) <= int(total):
+        return [path]
+    names = [f"{name}-{i:05d}-of-{total}.gguf" for i in range(1, int(total) + 1)]
+    there = {p.name for p in path.parent.iterdir()}  # at once: a name may count 99,999 parts
+    if missing := [part for part in names if part not in there]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{path.parent} lacks {missing[0]}{more}, a part of the model in {path.name}; get it, too")
-    return parts
+    return [path.with_name(part) for part in names]
 
 
 def require_whole(metadata: Mapping[str, Any], n_tensors: int, parts: list[Path]) -> None:

@@ -9,6 +9,7 @@ from lit_gpt.files import write_text
 
 _DEFAULT, _FILE, _FOLDER = "default", "chat_template.jinja", "additional_chat_templates"
 """Name of the default template, its file, and the folder of the other templates, as in transformers."""
+TEMPLATES = (_FILE, _FOLDER)
 _LONGEST_NAME = 200
 """Largest number of bytes of the key of a template, which names its file."""
 _KEY, _NAMES = "tokenizer.chat_template", "tokenizer.chat_templates"

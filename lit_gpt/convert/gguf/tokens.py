@@ -10,7 +10,7 @@ from lit_gpt.convert.gguf.parts import AGAIN
 from lit_gpt.convert.gguf.reading import read
 from lit_gpt.convert.gguf.sentencepiece import model_proto
 from lit_gpt.convert.gguf.splitting import Splitting, find_splitting, recognize_splitting, steps_of
-from lit_gpt.convert.gguf.templates import check_templates, template_metadata, write_templates
+from lit_gpt.convert.gguf.templates import TEMPLATES, check_templates, template_metadata, write_templates
 from lit_gpt.convert.gguf.vocabulary import (
     BYTE,
     CONTROL,
@@ -29,6 +29,8 @@ from lit_gpt.prompts.chat_template import read_templates
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_settings
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", *TEMPLATES)
+"""Names in a folder under which `write_tokenizer` writes."""
 _PREFIX = "tokenizer.ggml."
 _ADDED_SCORE = -1000.0
 
