@@ -13,7 +13,7 @@ CHUNK = 2**20
 """Number of values of a mapped array that are looked at together."""
 
 
-class Arrays(NamedTuple):
+class _Arrays(NamedTuple):
     """The arrays of one split, memory-mapped."""
 
     ids: np.ndarray
@@ -21,7 +21,7 @@ class Arrays(NamedTuple):
     offsets: np.ndarray
 
 
-def open_arrays(folder: Path, split: str, n_samples: int | None) -> tuple[Arrays, int]:
+def open_arrays(folder: Path, split: str, n_samples: int | None) -> tuple[_Arrays, int]:
     """Returns the arrays of a split, after looking once at each value, and the largest id or label in them.
 
     Args:
@@ -30,7 +30,7 @@ def open_arrays(folder: Path, split: str, n_samples: int | None) -> tuple[Arrays
     Raises:
         UserError: an array is missing, damaged, or does not go with the others.
     """
-    arrays = Arrays(*(_opened(folder / f"{split}.{part}.npy") for part in Arrays._fields))
+    arrays = _Arrays(*(_opened(folder / f"{split}.{part}.npy") for part in _Arrays._fields))
     _require_offsets(folder / f"{split}.offsets.npy", arrays.offsets)
     if not len(arrays.ids) == len(arrays.labels) == arrays.offsets[-1] or len(arrays.offsets) - 1 != n_samples:
         raise UserError(f"{folder}: the arrays of {split} do not belong together; prepare it again")

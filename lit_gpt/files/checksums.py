@@ -24,7 +24,7 @@ _MAX_THREADS = 4
 """Number of members that are compared at once; zlib's CRC-32 has about 1 GB/s a core."""
 
 
-class Contents(NamedTuple):
+class _Contents(NamedTuple):
     """Hashes by which the tensors in one file are told from those in another."""
 
     digest: str
@@ -33,7 +33,7 @@ class Contents(NamedTuple):
     """Hash of names, dtypes and shapes."""
 
 
-def contents_of(path: Path) -> Contents:
+def contents_of(path: Path) -> _Contents:
     """Returns hashes of the tensors in a torch file, by the file's own checksums.
 
     This takes no longer for a larger file, and gives the same for the same tensors in another order or archive. Only a
@@ -56,7 +56,7 @@ def contents_of(path: Path) -> Contents:
     except Exception as e:  # a damaged archive may raise anything
         raise UserError(f"{path} is truncated or damaged ({first_line(e)}); make it again") from e
     digest, layout = (hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16] for texts in (lines, layout))
-    return Contents(digest, layout)
+    return _Contents(digest, layout)
 
 
 def _values(place: Place, entry: zipfile.ZipInfo, archive: zipfile.ZipFile, has_checksums: bool) -> str:
