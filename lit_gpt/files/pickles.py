@@ -135,7 +135,8 @@ def _member_of(pid: Any) -> tuple[str, torch.dtype]:
 def _place(values: Any, offset: int, shape: Sequence[int], strides: Sequence[int], *more: Any) -> Place:
     key, dtype = values
     dtypes = [m for m in more if isinstance(m, torch.dtype)]
-    return Place(key, dtypes[0] if dtypes else dtype, offset, tuple(shape), tuple(strides))
+    dtype = dtypes[0] if dtypes else dtype
+    return Place(key, dtype, offset=offset, shape=tuple(shape), strides=tuple(strides))
 
 
 def _load_old(path: Path) -> Any:
