@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.errors import UserError, shown
+from lit_gpt import errors  # whose `shown` has the name of a module here
+from lit_gpt.errors import UserError
 from lit_gpt.prompts.chat_template import ChatTemplate, read_template
 from lit_gpt.prompts.messages import calls_of
 from lit_gpt.prompts.shown import left_out
@@ -81,7 +82,7 @@ def _read_kwargs(text: str) -> dict[str, Any]:
         UserError: the text is not a JSON object.
     """
     return parse_object(
-        text, f"the prompt style {CHAT_TEMPLATE} with {shown(text)}", "it is followed by a JSON object, if by anything"
+        text, f"the prompt style {CHAT_TEMPLATE} with {errors.shown(text)}", "it is followed by a JSON object, if by anything"
     )
 
 
