@@ -133,7 +133,8 @@ def test_what_makes_training_useless_stops_it(make, tmp_path, checkpoint):
     assert check(write(checkpoint_dir="gone"), CheckArgs(n_samples=0), checkpoint)
     with pytest.raises(UserError, match="is not a prepared data set"):
         check(tmp_path / "nothing", CheckArgs())
-    for text, message in (("{}", "has no checkpoint_dir and no tokenizer"), ("[]", "holds no JSON object"), ("{", "is not valid JSON")):
+    told = {"{}": "has no checkpoint_dir and no tokenizer", "[]": "holds no JSON object", "{": "is not valid JSON"}
+    for text, message in told.items():
         (write() / store.META).write_text(text)
         with pytest.raises(UserError, match=f"meta.json {message}"):
             check(tmp_path / "set", CheckArgs())

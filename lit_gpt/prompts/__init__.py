@@ -81,9 +81,8 @@ def _read_kwargs(text: str) -> dict[str, Any]:
     Raises:
         UserError: the text is not a JSON object.
     """
-    return parse_object(
-        text, f"the prompt style {CHAT_TEMPLATE} with {errors.shown(text)}", "it is followed by a JSON object, if by anything"
-    )
+    where = f"the prompt style {CHAT_TEMPLATE} with {errors.shown(text)}"
+    return parse_object(text, where, "it is followed by a JSON object, if by anything")
 
 
 def make_prompt(style: str, instruction: str, context: str = "", checkpoint_dir: Path | None = None) -> str:
