@@ -141,5 +141,8 @@ def test_a_merge_that_is_stopped_is_done_again(place, tmp_path, overwrite):
             shutil.copytree(tmp_path / "old", merged)
         assert run_with(lambda: merge(overwrite), merged, log, Fault(number, torn=True)).was_killed
         again = run_with(lambda: merge(overwrite), merged, log)
-        assert again.outcome.kind == "read", (number, again.said)
+        if again.outcome.kind == "refused":  # it was stopped between its last file and the lock's removal
+            assert not overwrite and "is not empty" in again.outcome.text, (number, again.said)
+        else:
+            assert again.outcome.kind == "read", (number, again.said)
         assert bytes_of(merged) == reference, (number, done.operations[number - 1])

@@ -9,7 +9,7 @@ import pytest
 
 from lit_gpt.report.curves import MOST_POINTS, Line, chart, shown, thinned, ticks
 from lit_gpt.report.page import write_report
-from lit_gpt.training.run.monitor import COLUMNS
+from lit_gpt.training.run.metrics import COLUMNS
 
 VOID = {"meta", "link", "br"}
 

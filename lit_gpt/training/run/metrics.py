@@ -13,7 +13,7 @@ from lit_gpt.training.run.disk import reason
 
 METRICS = "metrics.csv"
 """File in a run's folder with the figures of its micro-batches and validations."""
-_COLUMNS = [
+COLUMNS = [
     "iter",
     "step",
     "samples",
@@ -28,6 +28,7 @@ _COLUMNS = [
     "of_peak",
     "memory_gb",
 ]
+"""Columns of metrics.csv."""
 
 
 class MetricsFile:
@@ -107,11 +108,11 @@ class MetricsFile:
 def _text(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Returns the lines of these rows."""
     text = StringIO(newline="")
-    csv.DictWriter(text, _COLUMNS, extrasaction="ignore").writerows(rows)
+    csv.DictWriter(text, COLUMNS, extrasaction="ignore").writerows(rows)
     return text.getvalue().encode()
 
 
-_HEAD = (",".join(_COLUMNS) + "\r\n").encode()
+_HEAD = (",".join(COLUMNS) + "\r\n").encode()
 
 
 def _rows(content: bytes) -> list[dict[str, str]]:
