@@ -358,7 +358,7 @@ def test_plan_takes_the_flags_of_the_finetune_scripts_and_needs_no_weights(prepa
 def test_the_error_of_the_plan_is_printed_and_kept(tmp_path, capsys):
     plan = make_plan(job_of(), DATA, Rates(1e9, 1e9, 0.0, 5.0, 0.0, 0.0, "a test"))
     gauges = Gauges(torch.device("cpu"), 60)
-    gauges.begun = 0.0  # it took a step
+    gauges.begun = (0, 0.0)  # it took a step
     settle(plan, gauges, tmp_path)
     kept = json.loads((tmp_path / "plan.json").read_text())
     memory, time = kept["outcome"]
