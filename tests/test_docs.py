@@ -15,7 +15,11 @@ from conftest import ROOT
 from hub_server import Hub
 from script_processes import run
 
-PAGES = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".git", "checkpoints", "data"} & {*path.parts})
+PAGES = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part in ("checkpoints", "data") or part.startswith(".") for part in path.relative_to(ROOT).parts)
+)
 PAGES += [ROOT / "checkpoints" / "README.md", ROOT / "data" / "README.md"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

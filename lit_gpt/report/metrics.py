@@ -61,20 +61,20 @@ class Metrics:
 def read_metrics(path: Path) -> Metrics:
     """Returns the figures of a run; lines that are damaged are left out."""
     metrics = Metrics()
-    for row in _rows_of(path):
-        metrics.add(row)
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        for row in rows_in(file):
+            metrics.add(row)
     return metrics
 
 
-def _rows_of(path: Path) -> Iterator[dict[str, str]]:
+def rows_in(file: TextIO) -> Iterator[dict[str, str]]:
     """Yields the lines of a metrics.csv that are whole, by column; those of unknown columns are left out."""
     known = (*_NEEDED, *_FIGURES, "iter_time_ms")
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        names = next(iter(_split(file)), [])
-        for values in _split(file):
-            row = {name: value for name, value in zip(names, values, strict=False) if name in known}
-            if len(values) == len(names) and _is_whole(row):
-                yield row
+    names = next(iter(_split(file)), [])
+    for values in _split(file):
+        row = {name: value for name, value in zip(names, values, strict=False) if name in known}
+        if len(values) == len(names) and _is_whole(row):
+            yield row
 
 
 def _split(file: TextIO) -> Iterator[list[str]]:

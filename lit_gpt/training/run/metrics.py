@@ -2,13 +2,14 @@
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import DiskError
 from lit_gpt.files import replace_with
+from lit_gpt.report.metrics import rows_in
 from lit_gpt.training.run.disk import reason
 
 METRICS = "metrics.csv"
@@ -92,7 +93,7 @@ class MetricsFile:
         except OSError as e:
             self.say(f"{self.path.name} cannot be read ({reason(e)}) and begins anew")
             there = b""
-        rows = [row for row in _rows(there + self.waiting) if int(row["iter"]) <= last_iter][:n_rows]
+        rows = [row for row in _rows(there + self.waiting) if float(row["iter"]) <= last_iter][:n_rows]
         kept = _HEAD + _text(rows)
         self.n_rows = len(rows)
         self.waiting, self.is_new = kept, True
@@ -115,10 +116,7 @@ def _text(rows: Iterable[Mapping[str, Any]]) -> bytes:
 _HEAD = (",".join(COLUMNS) + "\r\n").encode()
 
 
-def _rows(content: bytes) -> list[dict[str, str]]:
-    """Returns the whole lines of a metrics.csv, by their columns' names, which an earlier version had fewer of."""
-    head, *lines = content.decode("utf-8", "replace").split("\r\n")
-    names = head.split(",")
-    found = [line.split(",") for line in lines[:-1]]  # a line that was cut short has no end
-    rows = [dict(zip(names, values, strict=True)) for values in found if len(values) == len(names)]
-    return [row for row in rows if row.get("iter", "").isdecimal() and len(row["iter"]) < 19]
+def _rows(content: bytes) -> Iterator[dict[str, str]]:
+    """Yields the whole lines of a metrics.csv, by their columns' names, which an earlier version had fewer of."""
+    whole = content[: content.rfind(b"\n") + 1]  # a line that was cut short has no end
+    return rows_in(StringIO(whole.decode("utf-8", "replace"), newline=""))
