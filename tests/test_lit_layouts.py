@@ -11,7 +11,7 @@ from conftest import assert_one_line_error, tiny_hf, write_tokenizer
 from script_processes import run
 
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.layouts import translated
+from lit_gpt.checkpoints.layouts import open_lit, translated
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 
@@ -141,6 +141,16 @@ def test_a_value_of_another_type_in_our_configuration_is_named(field, value, che
     (tmp_path / "lit_config.json").write_text(json.dumps(values | {field: value}))
     with pytest.raises(UserError, match=f"lit_config.json: {field}={value!r} is not"):
         Config.from_json(tmp_path / "lit_config.json")
+
+
+def test_a_tensor_that_only_the_configuration_has_is_named(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "tiny")
+    path = tmp_path / "tiny/lit_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"norm": "layer"}))
+    _, specs, read = open_lit(tmp_path / "tiny")
+    assert read("transformer.h.0.norm_1.weight").shape == specs["transformer.h.0.norm_1.weight"].shape
+    with pytest.raises(UserError, match=r"lit_model.pth has no transformer.h.0.norm_1.bias, .*do not belong together"):
+        read("transformer.h.0.norm_1.bias")
 
 
 def test_every_script_takes_such_a_folder_and_it_can_be_written_for_others(tmp_path):

@@ -107,6 +107,11 @@ def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[s
     theirs = {name.replace(".attn.attn.", ".attn.qkv."): name for name in specs}
 
     def read(name: str) -> Tensor:
+        if name not in theirs:
+            raise UserError(
+                f"{checkpoint_dir / WEIGHTS} has no {name}, which the model of its configuration has; they do not "
+                f"belong together, make both again with {remedy}"
+            )
         x = get(theirs[name])
         return x if theirs[name] == name else stack_qkv(x, config)
 
