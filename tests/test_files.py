@@ -553,7 +553,7 @@ def test_files_that_do_not_hold_what_their_index_says_are_named(kind, index, say
     [
         ("{", "is not valid JSON"),
         ("", "is not valid JSON"),
-        ("[]", "holds list instead of a JSON object"),
+        ("[]", "holds no JSON object but a list"),
         ("{}", "has no weight_map"),
         ('{"weight_map": {}}', "has no weight_map"),
         ('{"weight_map": []}', "has no weight_map"),
