@@ -174,7 +174,7 @@ def test_metrics_are_cut_where_a_checkpoint_was(tmp_path, last_iter, n_rows, kep
     path = tmp_path / "metrics.csv"
     metrics = MetricsFile(path)
     for row in ({"iter": 1, "loss": 2.5}, {"iter": 2, "loss": 2.0}, {"iter": 2, "val_loss": 3.0}, {"iter": 3}):
-        metrics.add(row)
+        metrics.add(row | {"step": row["iter"], "samples": 4 * row["iter"], "seconds": 1.5})
     lines = path.read_bytes().splitlines(keepends=True)
     with open(path, "ab") as file:
         file.write(b"4,2,1")
@@ -185,7 +185,9 @@ def test_metrics_are_cut_where_a_checkpoint_was(tmp_path, last_iter, n_rows, kep
 
 def test_metrics_of_an_earlier_version_or_damaged_ones_go_on(tmp_path):
     path = tmp_path / "metrics.csv"
-    path.write_bytes(b"iter,step,loss\r\n1,1,2.5\r\nx,y,z\r\n\0\0\0\xff\xff\r\n2,1,2.25\r\n")
+    path.write_bytes(
+        b"iter,step,samples,seconds,loss\r\n1,1,4,1.5,2.5\r\nx,y,4,1,z\r\n\0\0\0\xff\xff\r\n2,1,8,2.5,2.25\r\n"
+    )
     metrics = MetricsFile(path, goes_on=True)
     metrics.cut(2, None)
     metrics.add({"iter": 3, "of_peak": 0.5})

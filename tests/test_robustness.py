@@ -30,7 +30,7 @@ def refusing():
 
 
 def long_winded():
-    raise UserError("a word " * 500)
+    raise OSError("a word " * 500)  # a UserError shortens itself
 
 
 def spinning():

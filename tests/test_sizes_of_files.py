@@ -219,7 +219,7 @@ def hub(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     "kind, changes, says",
     [
-        ("llama-gqa", {"num_hidden_layers": 4000}, "has 21 tensors, and the configuration says 4,000 layers"),
+        ("llama-gqa", {"num_hidden_layers": 1000}, "has 21 tensors, and the configuration says 1,000 layers"),
         ("llama-gqa", {"vocab_size": 2**24}, "padded_vocab_size=16777216"),
         ("llama-gqa", {"hidden_size": 2**20, "head_dim": 8}, "n_embd=1048576"),
         ("llama-gqa", {"head_dim": 2**16}, "head_size=65536"),

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import DiskError, UserError
+from lit_gpt.files.whole import FULL
 
 if sys.platform == "win32":
     import msvcrt
@@ -40,6 +41,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         UserError: another process writes there, which the message names, or nothing can be written there.
+        DiskError: the disk is full or fails.
     """
     target = folder.resolve()  # a link and what it points to are one folder
     made = [p for p in target.parents if not p.exists()]
@@ -91,6 +93,8 @@ def _open(target: Path) -> tuple[Path, int]:
     except OSError as e:
         if e.errno in _NO_PLACE and os.access(target, os.W_OK):
             return target / ".lock", _descriptor(target / ".lock")
+        if e.errno in (*FULL, errno.EIO):
+            raise DiskError(f"{path} could not be written ({e.strerror}); make room, or check the disk") from e
         raise UserError(f"{target.parent} cannot be written ({e.strerror}); pass another folder") from e
 
 
