@@ -14,13 +14,14 @@ from lit_gpt.training.loop import fit
 from lit_gpt.training.offload import require_offload
 from lit_gpt.training.run.average import require_checkpoints
 from lit_gpt.training.run.budget import LEDGER, Budget
-from lit_gpt.training.run.checkpoint_store import CheckpointStore, position
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.describe import description
 from lit_gpt.training.run.disk import going_on, lenient_output
 from lit_gpt.training.run.ending import Ending
 from lit_gpt.training.run.folder import PLAN
 from lit_gpt.training.run.loggers import make_logger, require_logger
 from lit_gpt.training.run.monitor import Monitor
+from lit_gpt.training.run.progress import position
 from lit_gpt.training.run.session import Session
 from lit_gpt.training.run.start import enter, find_checkpoint, load_data, load_model
 

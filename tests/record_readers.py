@@ -41,8 +41,9 @@ from lit_gpt.planning.job import config_of
 from lit_gpt.prompts import open_style
 from lit_gpt.report.page import write_report
 from lit_gpt.tokenizer import Tokenizer
-from lit_gpt.training.run.checkpoint_store import RECORD, CheckpointStore, position, read_progress, record_digest
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.monitor import METRICS, Monitor, plot_losses
+from lit_gpt.training.run.progress import RECORD, position, read_progress, record_digest
 
 SIZES = (*ODD, 4_096, 10**6, 3, 0.25, "auto", "\ud800", "1e999", [1, 2], {"type": "llama3", "factor": 0})
 """Values that take the place of others: odd ones, and sizes that are large but possible."""

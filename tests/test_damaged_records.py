@@ -16,8 +16,8 @@ from record_readers import (
 from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG, RUN
 from lit_gpt.data.store import META
 from lit_gpt.merge.record import MERGED
-from lit_gpt.training.run.checkpoint_store import RECORD
 from lit_gpt.training.run.monitor import METRICS
+from lit_gpt.training.run.progress import RECORD
 
 OWN = {
     CONFIG: 150, LITGPT_CONFIG: 100, RUN: 100, "plan.json": 100, METRICS: 20, MERGED: 100, "adapter_config.json": 120,

@@ -24,8 +24,9 @@ from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.loop import fit
 from lit_gpt.training.optimizer import learning_rate
 from lit_gpt.training.run.budget import Budget
-from lit_gpt.training.run.checkpoint_store import RECORD, CheckpointStore, read_progress, record_digest
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.monitor import Monitor
+from lit_gpt.training.run.progress import RECORD, read_progress, record_digest
 from lit_gpt.training.run.session import Session
 
 

@@ -17,14 +17,8 @@ from lit_gpt.data import store
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 from lit_gpt.merge.record import MERGED, trained_style
-from lit_gpt.training.run.checkpoint_store import (
-    RECORD,
-    CheckpointStore,
-    Progress,
-    position,
-    read_progress,
-    record_digest,
-)
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
+from lit_gpt.training.run.progress import RECORD, Progress, position, read_progress, record_digest
 
 
 def written_run(folder):

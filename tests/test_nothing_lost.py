@@ -18,7 +18,8 @@ from lit_gpt.training.length import length_of
 from lit_gpt.training.optimizer import learning_rate
 from lit_gpt.training.run import budget as budget_module
 from lit_gpt.training.run.budget import Budget
-from lit_gpt.training.run.checkpoint_store import CheckpointStore, Progress, read_progress
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
+from lit_gpt.training.run.progress import Progress, read_progress
 
 
 def assert_equal(one, other):

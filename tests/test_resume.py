@@ -20,7 +20,8 @@ from conftest import ROOT, assert_one_line_error, tiny_hf, write_tokenizer
 from script_processes import run, start
 
 from lit_gpt.training.run.budget import LEDGER
-from lit_gpt.training.run.checkpoint_store import CheckpointStore, read_progress
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
+from lit_gpt.training.run.progress import read_progress
 
 ROWS = [{"instruction": f"say {w} {n} times", "input": "", "output": " ".join([w] * n)}
         for w in ("ab", "cd", "the", "king") for n in range(1, 9)]  # fmt: skip

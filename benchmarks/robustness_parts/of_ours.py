@@ -92,7 +92,7 @@ def _data(material: Material, random: Random, place: Path) -> Case:
 
 def _state(material: Material, random: Random, place: Path) -> Case:
     """Changes files of checkpoints or metrics.csv, and resumes or reports."""
-    from lit_gpt.training.run.checkpoint_store import record_digest
+    from lit_gpt.training.run.progress import record_digest
 
     run = copied(material.run(), place / "run")
     newest = sorted((run / "checkpoints").iterdir())[-1]

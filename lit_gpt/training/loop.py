@@ -10,8 +10,8 @@ from lit_gpt.model import GPT
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.offload import make_gradients
 from lit_gpt.training.optimizer import prepare_optimizer, set_learning_rate
-from lit_gpt.training.run.checkpoint_store import Progress
 from lit_gpt.training.run.checkpointer import Checkpointer
+from lit_gpt.training.run.progress import Progress
 from lit_gpt.training.run.session import Session
 from lit_gpt.training.run.stopping import stop_signals
 from lit_gpt.training.step import attempts, forward_backward, try_largest_batch

@@ -14,7 +14,7 @@ from lit_gpt.model import GPT
 from lit_gpt.training.batching import packing_of
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.randomness import undisturbed
-from lit_gpt.training.run.checkpoint_store import Progress
+from lit_gpt.training.run.progress import Progress
 from lit_gpt.training.run.session import Session
 from lit_gpt.training.run.stopping import Stop
 

@@ -10,7 +10,8 @@ from lit_gpt.args import TrainArgs
 from lit_gpt.args.folders import RUN
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, replace_folder, save_state
-from lit_gpt.training.run.checkpoint_store import CheckpointStore, read_progress
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
+from lit_gpt.training.run.progress import read_progress
 
 AVERAGED = "averaged"
 """Folder within that of the run; can be given as --finetuned_path."""

@@ -19,8 +19,8 @@ from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.memory import checkpoint_bytes
 from lit_gpt.training.randomness import random_states, set_random_states
-from lit_gpt.training.run.checkpoint_store import Progress, read_progress, read_state
 from lit_gpt.training.run.disk import going_on, reason
+from lit_gpt.training.run.progress import Progress, read_progress, read_state
 from lit_gpt.training.run.session import Session
 
 

@@ -22,11 +22,12 @@ from lit_gpt.model import GPT
 from lit_gpt.report.page import REPORT, write_report
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.training.run.average import AVERAGED, save_average, write_mean
-from lit_gpt.training.run.checkpoint_store import CheckpointStore, Progress
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.disk import going_on
 from lit_gpt.training.run.folder import MERGED
 from lit_gpt.training.run.metrics import METRICS
 from lit_gpt.training.run.monitor import CURVE, plot_losses
+from lit_gpt.training.run.progress import Progress
 from lit_gpt.training.validation import validate
 
 _REHEARSAL = "rehearsal"

@@ -13,7 +13,8 @@ from lit_gpt.checkpoints.origin import changed_origin
 from lit_gpt.checkpoints.runs import Run, run_text
 from lit_gpt.errors import UserError
 from lit_gpt.methods import METHODS
-from lit_gpt.training.run.checkpoint_store import RECORD, CheckpointStore, DamagedError, read_progress
+from lit_gpt.training.run.checkpoint_store import CheckpointStore
+from lit_gpt.training.run.progress import RECORD, DamagedError, read_progress
 from lit_gpt.training.run.refusal import impossible, refusal
 
 _ELSEWHERE = ("folder", "checkpoint_dir", "source")
