@@ -96,6 +96,15 @@ assert 0 < process_seconds() < 1000 and resident_bytes() > 0 and 29 < named("cpu
 from pathlib import Path
 from lit_gpt.files import write_text
 write_text(Path("x.txt"), "whole")
+from lit_gpt.foreign import Limits, RaisedError, Remote
+text = Remote("a text", "builtins:str", "ab", limits=Limits(1, 1 << 20))  # in this process
+assert text.call("upper", limits=Limits(1, 1 << 20), doing="") == "AB"
+try:
+    text.call("index", "c", limits=Limits(1, 1 << 20), doing="")
+except RaisedError as e:
+    assert "not found" in str(e)
+else:
+    raise AssertionError
 """
     )
     process = python(code, tmp_path)

@@ -18,10 +18,10 @@ from pathlib import Path
 from lit_gpt.errors import DiskError, UserError
 from lit_gpt.files.whole import FULL
 
-if sys.platform == "win32":
-    import msvcrt
-else:
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
 """What the system answers if another process has the lock; EDEADLK is Windows's."""
@@ -110,9 +110,11 @@ def _descriptor(path: Path) -> int:
 
 def _lock(descriptor: int) -> None:
     """Takes the lock of an open file; raises OSError if another process has it, or there are no locks."""
-    if sys.platform == "win32":
+    if fcntl is None:
+        import msvcrt
+
         os.lseek(descriptor, 2**20, os.SEEK_SET)  # what is locked there cannot be read, and the name is to be
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
     else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import pickle
-import resource
 import signal
 import struct
 import threading
@@ -16,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 LENGTH = struct.Struct("<Q")
 """The number of bytes of a message, which stands before it."""
@@ -28,7 +32,8 @@ def main(*modules: str) -> None:
         modules: what is imported before the first answer, an empty message.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the other process, and with it the pipe
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -40,7 +45,7 @@ def main(*modules: str) -> None:
     _send(replies, b"")
     while header := requests.read(LENGTH.size):
         request = requests.read(LENGTH.unpack(header)[0])
-        _send(replies, _reply(objects, request))
+        _send(replies, reply_to(request, objects))
 
 
 def _send(replies: int, reply: bytes) -> None:
@@ -57,8 +62,12 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
-def _reply(objects: dict[int, Any], request: bytes) -> bytes:
-    """Returns the reply to a request: ["ok", value], or ["user" | "memory" | "raised", text of the exception]."""
+def reply_to(request: bytes, objects: dict[int, Any]) -> bytes:
+    """Returns the reply to a request: ["ok", value], or ["user" | "memory" | "raised", text of the exception].
+
+    Args:
+        objects: those that were made before, by key.
+    """
     dropped, key, target, args, n_bytes, cpu_seconds = pickle.loads(request)
     for old in dropped:
         objects.pop(old, None)
@@ -86,6 +95,8 @@ def _allow(n_bytes: int, cpu_seconds: int) -> None:
 
     The time is a second guard: it ends a process that nobody waits for any more.
     """
+    if resource is None:
+        return
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime) + cpu_seconds
     _limit(resource.RLIMIT_CPU, seconds)
@@ -98,5 +109,6 @@ def _allow(n_bytes: int, cpu_seconds: int) -> None:
 
 def _limit(kind: int, most: int) -> None:
     """Sets a soft limit, as far as the hard one lets it."""
+    assert resource is not None
     _, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))

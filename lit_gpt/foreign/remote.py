@@ -18,14 +18,17 @@ import sys
 import threading
 import weakref
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError
-from lit_gpt.foreign.host import LENGTH
+from lit_gpt.foreign.host import LENGTH, reply_to
 
 _LIBRARY = Path(__file__).resolve().parents[2]
 _PROGRAM = "import sys; from lit_gpt.foreign.host import main; main(*sys.argv[1:])"
+_HAS_PROCESSES = find_spec("resource") is not None
+"""Whether foreign code gets a process and limits: not on Windows, which lacks the limits and waiting for pipes."""
 _START_SECONDS = 60
 _SLICE = 0.5
 """Seconds that are waited at once; a process that was stopped meanwhile loses one of them, not its whole time."""
@@ -118,6 +121,24 @@ class _Host:
         return self.end()
 
 
+class _NoHost:
+    """A stand-in for the process where there can be none: foreign code runs in this one, without limits."""
+
+    def __init__(self) -> None:
+        self.objects: dict[int, Any] = {}
+
+    def ask(self, request: bytes, seconds: float) -> bytes:
+        """Returns the reply to a request."""
+        return reply_to(request, self.objects)
+
+    def end(self) -> int:
+        """Forgets the objects."""
+        self.objects.clear()
+        return 0
+
+    leave = end
+
+
 class _Hosts:
     """The one process for a kind of foreign code, if it has been needed."""
 
@@ -127,13 +148,14 @@ class _Hosts:
 
     def forget(self) -> None:
         """Begins anew, as a forked process must: the pipes are its parent's."""
-        self.lock, self.host = threading.RLock(), None
+        self.lock = threading.RLock()
+        self.host: _Host | _NoHost | None = None
         self.dropped: list[int] = []
 
-    def running(self) -> _Host:
+    def running(self) -> "_Host | _NoHost":
         """Returns the process, which is started if need be."""
         if self.host is None:
-            self.host = _Host(self.modules)
+            self.host = _Host(self.modules) if _HAS_PROCESSES else _NoHost()
         return self.host
 
     def end(self) -> int:
@@ -151,7 +173,8 @@ _HOSTS = {"tokenizers": _Hosts("tokenizers"), "templates": _Hosts("jinja2.sandbo
 """One process for each kind of foreign code, so that both can work at the same time."""
 _keys = itertools.count()
 for _one in _HOSTS.values():
-    os.register_at_fork(after_in_child=_one.forget)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_one.forget)
     atexit.register(_one.end)
 
 
@@ -172,7 +195,7 @@ class Remote:
         self._hosts = _HOSTS[host]
         self.what, self._factory, self._args, self._limits = what, factory, args, limits
         self._key = next(_keys)
-        self._host: _Host | None = None
+        self._host: _Host | _NoHost | None = None
         weakref.finalize(self, self._hosts.dropped.append, self._key).atexit = False
         with self._hosts.lock:
             self._make()
@@ -225,7 +248,7 @@ class Remote:
 
 def _death(code: int, limits: Limits) -> str:
     """Returns in words how a process ended by itself."""
-    if code == -signal.SIGXCPU:
+    if hasattr(signal, "SIGXCPU") and code == -signal.SIGXCPU:
         return f"takes more than {limits.seconds:.0f} s"
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     why = f", perhaps for want of memory: {limits.n_bytes / 1e9:.1f} GB are allowed" if code == -signal.SIGABRT else ""
