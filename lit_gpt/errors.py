@@ -5,8 +5,6 @@ from typing import Any
 
 _LONGEST = 1_000
 """Number of characters of a message; what is longer loses its middle, since the way out stands at the end."""
-_END = 300
-"""Number of characters that a message which is too long keeps of its end."""
 _UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that begin another line or command a terminal."""
 
@@ -30,10 +28,10 @@ class DiskError(UserError):
     """A file that could not be written, since its disk is full or fails; what was there before stays."""
 
 
-def one_line(message: str) -> str:
-    """Returns a message as one line, without its middle if it is too long."""
-    text = _UNSHOWN.sub(" ", message)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - _END - 5]} ... {text[-_END:]}"
+def one_line(message: str, longest: int = _LONGEST) -> str:
+    """Returns a message as one line, without a part of its middle if it has more than `longest` characters."""
+    text, end = _UNSHOWN.sub(" ", message), longest * 3 // 10
+    return text if len(text) <= longest else f"{text[: longest - end - 5]} ... {text[-end:]}"
 
 
 def shown(value: Any, longest: int = 80) -> str:

@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_gpt.convert.gguf import open_gguf, parts_of
-from lit_gpt.errors import UserError, shown
+from lit_gpt.errors import UserError, one_line, shown
 from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
 from lit_gpt.files.headers import FROM_SAFETENSORS, read_header
 from lit_gpt.files.pickles import RefusedError, load_weights
-from lit_gpt.files.tensors import DTYPES, check_names, first_line, shortened
+from lit_gpt.files.tensors import DTYPES, check_names, first_line
 from lit_gpt.records import is_file_name, read_object
 
 _AGAIN = "delete it and download it again"
@@ -156,7 +156,7 @@ def _open_files(
 def _check_index(found: dict[str, Spec], listed: set[str], weight_map: dict[str, str], path: Path, index: str) -> None:
     """Checks that the file holds exactly the tensors that the index lists for it; raises UserError if not."""
     for tensor in sorted(listed - found.keys()):
-        missing = shortened(repr(tensor))
+        missing = shown(tensor)
         raise UserError(f"{path} lacks {missing}, which {index} lists for it; delete both and download them again")
     for tensor in sorted(found.keys() - listed):
         says = f"lists for {weight_map[tensor]}" if tensor in weight_map else "does not list"
@@ -187,7 +187,7 @@ def _open_safetensors(path: Path) -> Opened:
     specs: dict[str, Spec] = {}
     for name, (dtype, shape) in stored.items():
         if dtype not in FROM_SAFETENSORS:
-            raise _unknown_dtype(path, name, shortened(dtype))
+            raise _unknown_dtype(path, name, one_line(dtype, 100))
         specs[name] = Spec(shape, FROM_SAFETENSORS[dtype])
     return Opened(specs, file.get_tensor)
 
@@ -217,7 +217,7 @@ def _load(path: Path) -> Any:
         return load_weights(path)
     except RefusedError as e:
         raise UserError(
-            f"{path} is not a plain file of tensors (it names {shortened(str(e))}) and is not loaded: "
+            f"{path} is not a plain file of tensors (it names {first_line(e)}) and is not loaded: "
             "it could run code; get the model as safetensors"
         ) from e
     except (OSError, MemoryError):
@@ -249,9 +249,5 @@ def _tensors_in(loaded: Any, path: Path) -> dict[str, Tensor]:
         inner = [loaded[key] for key in ("model", "state_dict") if is_state(loaded.get(key))]
         if len(inner) == 1:
             return checked(inner[0])
-    holds = (
-        ", ".join(shortened(str(key)) for key in list(loaded)[:3])
-        if isinstance(loaded, dict)
-        else type(loaded).__name__
-    )
+    holds = ", ".join(shown(key) for key in list(loaded)[:3]) if isinstance(loaded, dict) else type(loaded).__name__
     raise UserError(f"{path} holds something else than named tensors ({holds}); get the model as safetensors")

@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_gpt.files.tensors import DTYPES, check_names, shortened
+from lit_gpt.errors import one_line, shown
+from lit_gpt.files.tensors import DTYPES, check_names
 
 FROM_SAFETENSORS = {name: dtype for dtype, (name, _) in DTYPES.items()}
 """Name of a dtype in safetensors -> the dtype."""
@@ -57,9 +58,9 @@ def read_header(path: Path) -> dict[str, _Stored]:
     position = 0
     for start, end, name, stored in found:
         if start != position:
-            raise ValueError(f"{shortened(name)!r} starts at byte {start:,} of the values instead of {position:,}")
+            raise ValueError(f"{shown(name)} starts at byte {start:,} of the values instead of {position:,}")
         if stored.dtype in FROM_SAFETENSORS and end - start != _n_bytes(stored):
-            raise ValueError(f"{shortened(name)!r} has {end - start:,} bytes instead of {_n_bytes(stored):,}")
+            raise ValueError(f"{shown(name)} has {end - start:,} bytes instead of {_n_bytes(stored):,}")
         position = end
     if position != size - 8 - n:
         raise ValueError(f"its values have {size - 8 - n:,} bytes instead of {position:,}")
@@ -74,17 +75,17 @@ def _stored(name: str, stated: Any) -> _Stored:
     """Returns the dtype and the shape that an entry of the header states."""
     dtype, shape = stated["dtype"], stated["shape"]
     if not isinstance(dtype, str) or len(dtype) > 20 or not isinstance(shape, list) or not all(map(_is_size, shape)):
-        raise ValueError(f"{shortened(name)!r} has the dtype {shortened(repr(dtype))}, shape {shortened(repr(shape))}")
+        raise ValueError(f"{shown(name)} has the dtype {shown(dtype)}, shape {shown(shape)}")
     return _Stored(dtype, tuple(shape))
 
 
 def _offsets(name: str, stated: Any) -> tuple[int, int]:
     """Returns where a tensor's values start and end, by its entry in the header."""
     if not isinstance(stated, dict) or stated.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"its header says of {shortened(name)!r} something else than dtype, shape and data_offsets")
+        raise ValueError(f"its header says of {shown(name)} something else than dtype, shape and data_offsets")
     offsets = stated["data_offsets"]
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)) or offsets[0] > offsets[1]:
-        raise ValueError(f"{shortened(name)!r} has the data_offsets {shortened(repr(offsets))}")
+        raise ValueError(f"{shown(name)} has the data_offsets {shown(offsets)}")
     return offsets[0], offsets[1]
 
 
@@ -98,13 +99,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         counts = Counter(name for name, _ in pairs)
         twice = next(name for name, n in counts.items() if n > 1)
-        raise ValueError(f"its header has {shortened(twice)!r} twice")
+        raise ValueError(f"its header has {shown(twice)} twice")
     return found
 
 
 def _whole(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"its header has the number {shortened(digits, 30)}")
+        raise ValueError(f"its header has the number {one_line(digits, 30)}")
     return int(digits)
 
 

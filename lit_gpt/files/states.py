@@ -26,7 +26,6 @@ from lit_gpt.files.tensors import (
     checked,
     first_line,
     raw,
-    shortened,
     spec_of,
 )
 from lit_gpt.files.whole import allocate, replace_with, require_room
@@ -80,7 +79,7 @@ def load_objects(path: Path, remedy: str) -> Any:
     try:
         return load_weights(path)
     except RefusedError as e:
-        named = shortened(str(e))
+        named = first_line(e)
         raise UserError(
             f"{path} names {named} and is not loaded: it could run code; make it again with {remedy}"
         ) from e

@@ -8,6 +8,8 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from lit_gpt.errors import one_line, shown
+
 DTYPES: dict[torch.dtype, tuple[str, type]] = {
     torch.float64: ("F64", torch.DoubleStorage),
     torch.float32: ("F32", torch.FloatStorage),
@@ -101,16 +103,9 @@ def check_names(names: Iterable[str]) -> None:
     """Checks that each tensor name can be shown in a message; raises ValueError if not."""
     for name in names:
         if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise ValueError(f"it has a tensor with the name {shortened(repr(name))}")
-
-
-def shortened(text: str, longest: int = 100) -> str:
-    """Returns a text that comes from a file as a message can show it: in one line, without its middle if it is long."""
-    text = "".join(c if c.isprintable() else "?" for c in text[: longest + 1] + text[longest + 1 :][-longest:])
-    half = (longest - 5) // 2
-    return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
+            raise ValueError(f"it has a tensor with the name {shown(name)}")
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an exception's message, shortened, or its type if it has none."""
-    return shortened((str(error).splitlines() or [""])[0], 300) or type(error).__name__
+    """Returns the first line of an exception's message, without its middle if it is long, else its type."""
+    return one_line((str(error).splitlines() or [""])[0], 300) or type(error).__name__

@@ -7,8 +7,7 @@ from typing import Any
 
 from lit_gpt.convert.gguf.header import GgufTensor
 from lit_gpt.convert.gguf.parts import AGAIN
-from lit_gpt.errors import UserError
-from lit_gpt.files.tensors import shortened
+from lit_gpt.errors import UserError, shown
 
 _LARGEST = 2**31
 """Number above which no size of a model is."""
@@ -73,7 +72,7 @@ def check_values(values: Mapping[str, Any], kinds: Mapping[str, _Kind], where: s
     """
     for key, (holds, wanted) in kinds.items():
         if key in values and not holds(values[key]):
-            raise UserError(f"{where}{key}={shortened(repr(values[key]))} is not {wanted}; {AGAIN}")
+            raise UserError(f"{where}{key}={shown(values[key])} is not {wanted}; {AGAIN}")
 
 
 def check_matrix(tensors: Mapping[str, tuple[int, ...]], name: str, path: Path) -> tuple[int, int]:

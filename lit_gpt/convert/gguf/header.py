@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_gpt.convert.gguf.parts import AGAIN
-from lit_gpt.errors import UserError
-from lit_gpt.files.tensors import first_line, shortened
+from lit_gpt.errors import UserError, shown
+from lit_gpt.files.tensors import first_line
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -141,7 +141,7 @@ class _Reader:
             start = self.position
             key = self.text("a key", _LONGEST_KEY)
             if not key or not key.isprintable() or key in found:
-                raise ValueError(f"the key {shortened(repr(key))} at byte {start:,} is damaged, or comes twice")
+                raise ValueError(f"the key {shown(key)} at byte {start:,} is damaged, or comes twice")
             found[key] = self.value(self.number("<I"), key)
             self.entries_left -= 1
         return found
@@ -177,7 +177,7 @@ class _Reader:
         """
         alignment = values.get("general.alignment", _ALIGNMENT)
         if type(alignment) is not int or not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
-            raise ValueError(f"general.alignment={shortened(repr(alignment))} is no power of 2")
+            raise ValueError(f"general.alignment={shown(alignment)} is no power of 2")
         found: dict[str, GgufTensor] = {}
         for _ in range(n):
             name, tensor = self.tensor(blocks)
@@ -196,7 +196,7 @@ class _Reader:
         start = self.position
         name = self.text("the name of a tensor", _LONGEST_NAME)
         if not name or not name.isprintable():
-            raise ValueError(f"the name of a tensor at byte {start:,} is {shortened(repr(name))}")
+            raise ValueError(f"the name of a tensor at byte {start:,} is {shown(name)}")
         n_dimensions = self.number("<I")
         if not 1 <= n_dimensions <= _MOST_DIMENSIONS:
             raise ValueError(f"the tensor {name!r} has {n_dimensions} dimensions")

@@ -24,9 +24,8 @@ from lit_gpt.convert.gguf.checking import (
 from lit_gpt.convert.gguf.layouts import LAYOUTS, Layout, every, unlike
 from lit_gpt.convert.gguf.parts import AGAIN
 from lit_gpt.convert.gguf.scaling import OLD_FACTOR, SCALING, SCALING_KINDS, scaling_from_metadata, scaling_to_metadata
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES
-from lit_gpt.files.tensors import shortened
 
 _KEYS = {  # field of Config -> key below the architecture's name
     "n_layer": "block_count",
@@ -150,7 +149,7 @@ def from_metadata(
     epsilon = _EPSILON[ARCHITECTURES[architecture].traits["norm"]]
     known = {*_KEYS.values(), epsilon, *_HEAD, _WINDOW, _PATTERN, _PARALLEL, _ROTATED, _EXPERT_LENGTH, OLD_FACTOR}
     if unknown := [k for k in values if k not in {*known, *_WITHOUT_EFFECT} and not k.startswith(SCALING)]:
-        value = shortened(repr(values[unknown[0]]))
+        value = shown(values[unknown[0]])
         raise UserError(f"{path}: {kind}.{unknown[0]}={value} is not a field this toolkit knows")
     needed = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
     is_mixture = values.get("expert_count") or ARCHITECTURES[architecture].traits.get("mlp") == "moe"
@@ -231,7 +230,7 @@ def _one_for_all_layers(value: Any, where: str) -> Any:
     if not isinstance(value, list):
         return value
     if len(set(value)) != 1:
-        raise UserError(f"{where} differs between layers ({shortened(str(value))}), which this toolkit's models cannot")
+        raise UserError(f"{where} differs between layers ({shown(value)}), which this toolkit's models cannot")
     return value[0]
 
 
@@ -240,7 +239,7 @@ def _find_architecture(kind: str, values: Mapping[str, Any], shapes: Mapping[str
     candidates = [architecture for architecture, layout in LAYOUTS.items() if layout.name == kind]
     if not candidates:
         known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS.values()))
-        raise UserError(f"{path}: gguf files of architecture {shortened(kind)!r} are not read; known are {known}")
+        raise UserError(f"{path}: gguf files of architecture {shown(kind)} are not read; known are {known}")
     if kind == "llama":
         return "mixtral" if values.get("expert_count") else "llama"
     if kind == "olmo2":

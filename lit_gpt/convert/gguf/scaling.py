@@ -12,8 +12,7 @@ from torch import Tensor
 from lit_gpt.config import Config
 from lit_gpt.convert.gguf.checking import FACTOR_OR_NONE, LENGTH, TEXT, TRUTH
 from lit_gpt.convert.gguf.layouts import Layout, unlike
-from lit_gpt.errors import UserError
-from lit_gpt.files.tensors import shortened
+from lit_gpt.errors import UserError, shown
 from lit_gpt.layers.rope import frequencies, plain
 
 SCALING, OLD_FACTOR = "rope.scaling.", "rope.scale_linear"
@@ -104,7 +103,7 @@ def scaling_from_metadata(
     magnitude, is_yarn = stated.get("attn_factor", 1.0), kind == "yarn" and factor != 1
     beyond = stated.keys() - {"type", "finetuned", "attn_factor", "yarn_attn_factor", *_YARN}
     if kind not in _KINDS or (is_yarn and (beyond or factors)):
-        raise UserError(f"{path}: rope scaling {shortened(str(stated))} is not supported")
+        raise UserError(f"{path}: rope scaling {shown(stated)} is not supported")
     if is_yarn:
         scaling = {"type": "yarn", **{name: stated[k] for k, name in _YARN.items() if k in stated}, "factor": factor}
         sharpness = stated.get("yarn_attn_factor") or frequencies(replace(config, rope_scaling=scaling))[1]

@@ -22,9 +22,9 @@ from lit_gpt.convert.gguf.vocabulary import (
     Vocabulary,
     read_vocabulary,
 )
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, one_line
 from lit_gpt.files import replace_with, write_text
-from lit_gpt.files.tensors import first_line, shortened
+from lit_gpt.files.tensors import first_line
 from lit_gpt.prompts.chat_template import read_templates
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.tokenizer.settings import content, read_settings
@@ -164,7 +164,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     kind, pre = values.get(f"{_PREFIX}model"), values.get(f"{_PREFIX}pre", "default")
     splitting = find_splitting(pre) if isinstance(pre, str) else None
     if kind not in ("gpt2", "llama") or (kind == "gpt2" and splitting is None):
-        stated = shortened(f"{kind}/{pre}")
+        stated = one_line(f"{kind}/{pre}", 100)
         raise UserError(f"{path}: a tokenizer of kind {stated} is not rebuilt; put the model's tokenizer beside it")
     try:
         vocabulary = read_vocabulary(values, _PREFIX, is_scored=kind == "llama")

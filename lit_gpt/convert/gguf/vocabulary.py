@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lit_gpt.files.tensors import shortened
+from lit_gpt.errors import shown
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of tokens, numbered alike in llama.cpp and SentencePiece."""
@@ -90,7 +90,7 @@ def read_vocabulary(values: Mapping[str, Any], prefix: str, is_scored: bool) -> 
     merges = [] if is_scored else _list(values, f"{prefix}merges", str, default=[])
     for merge in merges:
         if merge.count(" ") != 1:
-            raise ValueError(f"{prefix}merges holds {shortened(merge)!r}, which is no pair")
+            raise ValueError(f"{prefix}merges holds {shown(merge)}, which is no pair")
     return Vocabulary(
         tokens=tokens[:end],
         kinds=kinds[:end],
@@ -121,7 +121,7 @@ def _require_different(tokens: list[str], kinds: list[int]) -> None:
     seen: dict[str, int] = {}
     for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
         if kind != UNUSED and seen.setdefault(token, i) != i:
-            raise ValueError(f"the tokens {seen[token]} and {i} are both {shortened(token)!r}")
+            raise ValueError(f"the tokens {seen[token]} and {i} are both {shown(token)}")
 
 
 def _ids(values: Mapping[str, Any], prefix: str, n: int, end: int, defaults: Mapping[str, int]) -> dict[str, int]:
@@ -137,7 +137,7 @@ def _ids(values: Mapping[str, Any], prefix: str, n: int, end: int, defaults: Map
         key = f"{prefix}{name}_token_id"
         i = values.get(key)
         if key in values and i != _NO_TOKEN and not (type(i) is int and 0 <= i < n):
-            raise ValueError(f"{key}={shortened(repr(i))} is none of its {n:,} tokens")
+            raise ValueError(f"{key}={shown(i)} is none of its {n:,} tokens")
         i = defaults.get(role) if key not in values else i
         if i is not None and i < end:
             found[role] = i
