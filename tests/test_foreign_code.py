@@ -4,6 +4,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -48,6 +49,20 @@ def test_what_exceeds_its_limits_or_ends_its_process_is_named_and_others_go_on(f
     ids = tokenizer.encode("the end")
     with pytest.raises(LimitError, match=says):
         Remote("the thing", factory, *args, limits=limits)
+    assert tokenizer.encode("the end") == ids
+
+
+def test_relative_paths_are_those_of_the_process_that_asks(tmp_path, monkeypatch):
+    """Also after it has gone to another folder, and after a limit has ended the process for foreign code."""
+    for name in ("one", "two"):
+        (tmp_path / name / "tiny").mkdir(parents=True)
+        write_tokenizer(tmp_path / name / "tiny")
+        monkeypatch.chdir(tmp_path / name)
+        tokenizer = Tokenizer(Path("tiny"))
+    ids = tokenizer.encode("the end")
+    monkeypatch.chdir("/")
+    with pytest.raises(LimitError):
+        Remote("the thing", "os:abort", limits=MUCH)
     assert tokenizer.encode("the end") == ids
 
 

@@ -3,6 +3,7 @@
 A request is a pickle of ours. A reply is JSON, for what foreign code may have written is only ever parsed.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -68,7 +69,9 @@ def reply_to(request: bytes, objects: dict[int, Any]) -> bytes:
     Args:
         objects: those that were made before, by key.
     """
-    dropped, key, target, args, n_bytes, cpu_seconds = pickle.loads(request)
+    folder, dropped, key, target, args, n_bytes, cpu_seconds = pickle.loads(request)
+    with contextlib.suppress(OSError):
+        os.chdir(folder)  # what paths among the arguments are relative to
     for old in dropped:
         objects.pop(old, None)
     _allow(n_bytes, cpu_seconds)

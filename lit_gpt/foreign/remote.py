@@ -195,6 +195,7 @@ class Remote:
         self._hosts = _HOSTS[host]
         self.what, self._factory, self._args, self._limits = what, factory, args, limits
         self._key = next(_keys)
+        self._folder = os.path.abspath(os.curdir)  # what paths among the arguments are relative to
         self._host: _Host | _NoHost | None = None
         weakref.finalize(self, self._hosts.dropped.append, self._key).atexit = False
         with self._hosts.lock:
@@ -225,7 +226,9 @@ class Remote:
         """Returns the value of a reply, or raises the error that it holds."""
         dropped, self._hosts.dropped[:] = list(self._hosts.dropped), []
         cpu_seconds = int(limits.seconds * 2 + 10) * (os.cpu_count() or 1)
-        request = pickle.dumps((dropped, self._key, target, args, limits.n_bytes, cpu_seconds), protocol=5)
+        request = pickle.dumps(
+            (self._folder, dropped, self._key, target, args, limits.n_bytes, cpu_seconds), protocol=5
+        )
         try:
             reply = self._hosts.running().ask(request, limits.seconds)
         except EOFError:
