@@ -279,6 +279,15 @@ def test_the_passes_of_a_probe_are_those_of_steps_the_largest_first(batch_size):
     assert sum(batch.n_samples for batch in found) == min(60, STEPS * batch_size)
 
 
+def test_a_sample_that_is_longer_than_a_pass_is_planned_and_no_pass_is_more_than_full():
+    long = stack([(list(range(1, 5001)), [IGNORE] * 2500 + list(range(2501, 5001)))] * 2)
+    work = make_plan(job_of(micro_batch_tokens=256), (long, DATA[1])).work
+    assert (
+        work.n_passes == 2 and work.largest == 5000 and "%" not in work.filled and "longer than a pass" in work.filled
+    )
+    assert "% full" in make_plan(job_of(micro_batch_tokens=256), DATA).work.filled
+
+
 def test_the_size_of_a_pass_counts_a_shared_prefix_once():
     ids = [*range(30), 7, 8, 9]
     data = stack([(ids, [IGNORE] * 31 + ids[31:])] * 3 + [(ids[9:19], ids[9:19])])

@@ -62,18 +62,23 @@ def probe(
     def run_one(batch: Batch) -> None:
         forward_backward(fabric, model, batch, batch.n_targets, hidden_of=hidden_of)
 
-    def step() -> float:
-        run_one(batches[0])  # the largest, which warms up
-        return _timed(fabric.device, lambda: gradients.step(0))
+    def largest_step() -> tuple[float, float]:
+        """Returns the seconds of a pass of the largest micro-batch, and those of the optimizer's step after it."""
+        passed = _timed(fabric.device, lambda: run_one(batches[0]))
+        return passed, _timed(fabric.device, lambda: gradients.step(0))
 
-    step_seconds = min(step() for _ in range(2))
+    seconds, step_seconds = largest_step()
+    n, flops = 1, training_flops(counted, *size(batches[0]), model.n_recomputed)
+    if seconds <= _MOST_SECONDS or fabric.device.type == "cuda":  # a warm-up, of which a longer pass has no need
+        step_seconds = min(step_seconds, largest_step()[1])
+        n, seconds, flops = 0, 0.0, 0.0
     starting += time.perf_counter() - before if fabric.device.type == "cuda" else 0.0  # compiling is no warm-up's
-    flops = seconds = 0.0
-    for n, batch in enumerate(cycle(batches[1:] + batches[:1]), 1):
+    following = cycle(batches[1:] + batches[:1])
+    while seconds <= _MOST_SECONDS and (seconds <= _LEAST_SECONDS or n < _LEAST_PASSES):
+        batch = next(following)
         seconds += _timed(fabric.device, lambda batch=batch: run_one(batch))
         flops += training_flops(counted, *size(batch), model.n_recomputed)
-        if seconds > _MOST_SECONDS or (seconds > _LEAST_SECONDS and n >= _LEAST_PASSES):
-            break
+        n += 1
     validation = _validation_rate(fabric, model, counted, data=val_data, packing=packing)
     source = f"from {n} forward and backward passes on this machine, {flops / seconds / 1e12:.3g} TFLOP/s"
     return Rates(

@@ -65,7 +65,10 @@ class Work:
     @property
     def filled(self) -> str:
         """Text that says how full the forward passes are; empty where each sample has its own."""
-        return f"the passes are {self.n_computed / (self.n_passes * self.room):.0%} full" if self.room > 1 else ""
+        share = self.n_computed / (self.n_passes * self.room)
+        if share > 1:
+            return "samples that are longer than a pass have one each"
+        return f"the passes are {share:.0%} full" if self.room > 1 else ""
 
 
 def work_of(
