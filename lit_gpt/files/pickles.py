@@ -1,15 +1,13 @@
 """Reads torch files, in its zip format and the one before, without `torch.load`.
 
-Nothing that a file names is imported: tensors are made by our own code, and what is harmless becomes a `_Placeholder`.
-Everything else is refused. All sizes are compared with the file's before anything of that size is made, which
-`torch.load(weights_only=True)` does not do. It also refuses files that run no code: Lit-GPT 2023 wrote its checkpoints
-with protocol 5 of pickle, and training scripts put paths and namespaces beside the weights.
+Nothing that a file names is imported: what it names is looked up in `lit_gpt.files.pickled`, or refused. All sizes are
+compared with the file's before anything of that size is made, which `torch.load(weights_only=True)` does not do. It
+also refuses files that run no code: Lit-GPT 2023 wrote its checkpoints with protocol 5 of pickle, and training scripts
+put paths and namespaces beside the weights.
 """
 
-import math
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,34 +16,13 @@ import torch
 from torch import Tensor
 
 from lit_gpt.files.archives import Member, members_of
-from lit_gpt.files.tensors import DTYPES
+from lit_gpt.files.pickled import find
 from lit_gpt.files.unpickling import MAX_BYTES, Machine, Made, RefusedError, checked_key
 
-_STORAGES = {storage.__name__: dtype for dtype, (_, storage) in DTYPES.items()} | {"UntypedStorage": torch.uint8}
-_STORAGES |= {"ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128}
-_PLACEHOLDERS = {
-    "argparse": ("Namespace",),
-    "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
-    "pathlib._local": ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"),
-    "numpy": ("dtype", "ndarray"),
-    "numpy.core.multiarray": ("scalar", "_reconstruct"),
-    "numpy._core.multiarray": ("scalar", "_reconstruct"),
-    "torch": ("Tensor",),
-    "torch.nn.parameter": ("Parameter",),
-}
-"""Harmless classes that may be stored beside the weights."""
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 """The first two objects of a file in the format before torch 1.6."""
-_MOST_EXPANDED = 16 * 2**20
-"""Largest number of bytes of a tensor that has more values than the file holds for it, as `Tensor.expand` makes."""
 
 __all__ = ["RefusedError", "load_weights"]
-
-
-class _Placeholder:
-    """A stand-in for an object that is not needed; accepts any arguments and does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 def load_weights(path: Path) -> Any:
@@ -92,7 +69,7 @@ def _load_zip(path: Path) -> Any:
             raise ValueError(f"data/{key[:80]} has {member.size:,} bytes instead of {n * dtype.itemsize:,}")
         return _values(content, member.start, n, dtype, key=key, copies=storages)
 
-    return Machine(_find, persistent).run(pickled)
+    return Machine(find, persistent).run(pickled)
 
 
 class Place(NamedTuple):
@@ -123,7 +100,7 @@ def places(path: Path) -> dict[str, Place]:
 def _find_place(module: str, name: str) -> Any:
     if module == "torch._utils" and name.startswith("_rebuild_tensor"):
         return Made(_place)
-    return _find(module, name)
+    return find(module, name)
 
 
 def _member_of(pid: Any) -> tuple[str, torch.dtype]:
@@ -158,7 +135,7 @@ def _load_old(path: Path) -> Any:
             raise ValueError(f"its storage {key[:80]} does not fit")
         return _part(torch.empty(n, dtype=dtype, device="meta"), pid)
 
-    Machine(_find, announced).run(head)  # the values, which follow, can be found only once the dtypes are known
+    Machine(find, announced).run(head)  # the values, which follow, can be found only once the dtypes are known
     keys = _plain(head)
     if not isinstance(keys, list) or not set(map(checked_key, keys)) >= dtypes.keys() or len(set(keys)) < len(keys):
         raise ValueError("its list of storages is damaged")
@@ -179,7 +156,7 @@ def _load_old(path: Path) -> Any:
         return _part(_values(content, places[key][0], n, dtype, key=key, copies=copies), pid)
 
     head.seek(start)
-    return Machine(_find, persistent).run(head)
+    return Machine(find, persistent).run(head)
 
 
 def _mapped(path: Path) -> Tensor:
@@ -189,7 +166,7 @@ def _mapped(path: Path) -> Tensor:
 
 def _plain(file: BytesIO) -> Any:
     """Returns the object of a pickle that has no tensors."""
-    return Machine(_find, _no_tensors).run(file)
+    return Machine(find, _no_tensors).run(file)
 
 
 def _no_tensors(pid: Any) -> Any:
@@ -237,93 +214,3 @@ def _part(values: Tensor, pid: tuple[Any, ...]) -> Tensor:
     if min(offset, n) < 0 or offset + n > values.numel():
         raise ValueError(f"its view of a storage is not within its {values.numel()} values")
     return values[offset : offset + n]
-
-
-def _find(module: str, name: str) -> Any:
-    """Returns what stands for a name in a pickle; raises RefusedError if it is not one that tensors need."""
-    module = "builtins" if module == "__builtin__" else module  # its name in Python 2, and up to protocol 2
-    if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
-        return dtype
-    if module in ("torch", "torch.storage") and name in _STORAGES:
-        return _STORAGES[name]
-    if (module, name) in _MADE:
-        return Made(_MADE[module, name])
-    if name in _PLACEHOLDERS.get(module, ()):
-        return Made(_Placeholder)
-    raise RefusedError(f"{module}.{name}"[:200])
-
-
-def _view(values: Tensor, offset: int, shape: Sequence[int], strides: Sequence[int], *more: Any) -> Tensor:
-    """Returns a view of a storage, as torch's `_rebuild_tensor`, `_rebuild_tensor_v2` and `_rebuild_tensor_v3` do."""
-    dtypes = [m for m in more if isinstance(m, torch.dtype)]
-    values = values.view(dtypes[0]) if dtypes else values
-    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if min([offset, *shape, *strides]) < 0 or (0 not in shape and last >= values.numel()):
-        raise ValueError(f"a tensor of shape {_shown(shape)} is not within its {values.numel()} values")
-    n_bytes = math.prod(shape) * values.itemsize
-    if n_bytes > max(values.nbytes, _MOST_EXPANDED):
-        raise ValueError(f"a tensor of shape {_shown(shape)} repeats its {values.numel()} values")
-    return values.as_strided(tuple(shape), tuple(strides), values.storage_offset() + offset)
-
-
-def _shown(shape: Sequence[int]) -> str:
-    return str(tuple(shape))[:100]
-
-
-def _with_attributes(make: Any, kind: Any, args: tuple[Any, ...], state: Any) -> Tensor:
-    """Returns a tensor that had Python attributes, without them."""
-    if not isinstance(make, Made) or make.make not in (_view, _parameter):
-        raise ValueError("its pickle makes a tensor in another way than torch does")
-    return make.make(*args)
-
-
-def _parameter(x: Tensor, *more: Any) -> Tensor:
-    return x
-
-
-def _sparse(*args: Any) -> Tensor:
-    """Returns an empty tensor with a layout that no model of ours has, so that the tensor is refused by its name."""
-    return torch.empty(0, layout=torch.sparse_coo)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Returns bytes, which pickles of protocol 2 hold as text."""
-    if encoding != "latin1":
-        raise ValueError(f"its pickle has bytes in the encoding {encoding!r}"[:200])
-    return text.encode("latin1")
-
-
-def _set(items: list[Any] | tuple[Any, ...] = ()) -> set[Any]:
-    return set(map(checked_key, items))
-
-
-def _bytearray(content: bytes = b"") -> bytearray:
-    if not isinstance(content, bytes):  # a number would be a size
-        raise ValueError("its pickle makes a bytearray of something else than bytes")
-    return bytearray(content)
-
-
-def _ordered(items: Sequence[tuple[Any, Any]] = ()) -> OrderedDict[Any, Any]:
-    return OrderedDict((checked_key(key), value) for key, value in items)
-
-
-_MADE: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): _ordered,
-    ("collections", "defaultdict"): lambda *_: {},
-    ("collections", "Counter"): lambda *counts: dict(*counts),
-    ("builtins", "set"): _set,
-    ("builtins", "bytearray"): _bytearray,
-    ("builtins", "complex"): lambda *parts: complex(*parts),
-    ("_codecs", "encode"): _encode,
-    ("torch", "Size"): tuple,
-    ("torch", "device"): torch.device,
-    ("torch.serialization", "_get_layout"): _Placeholder,
-    ("torch._utils", "_rebuild_tensor"): _view,
-    ("torch._utils", "_rebuild_tensor_v2"): _view,
-    ("torch._utils", "_rebuild_tensor_v3"): _view,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
-    ("torch._tensor", "_rebuild_from_type_v2"): _with_attributes,
-}
-"""Replacements for the functions and classes that a file of tensors needs."""

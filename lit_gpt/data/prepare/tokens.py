@@ -1,6 +1,5 @@
 """Tokenizes rows into ids and labels, prompt by prompt and answer by answer, and counts what became of each row."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -11,22 +10,16 @@ from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.beginnings import Beginnings
 from lit_gpt.data.prepare.pieces import Pair, Piece, labeled, n_supervised, total, truncate_end
 from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.seams import Seams
 from lit_gpt.errors import UserError
 from lit_gpt.foreign import LimitError
 from lit_gpt.prompts import ChatTemplate, Exchange, Turn, calls_of, left_out, open_style, with_kwargs
 from lit_gpt.prompts.chat_template import Conversation
 from lit_gpt.tokenizer import Tokenizer
 
-_HEAD = re.compile(r"\s{0,16}\S{0,24}\s?")
-"""The beginning of an answer that one token may span together with the end of its prompt: its first word, and the
-spaces around it."""
-_TAIL = 24
-"""Characters at the end of a prompt that one token may span together with the beginning of its answer."""
 _BEYOND = "beyond the limits of time and memory"
 _MOST_BEYOND = 10
 """Most rows that are dropped because they take the tokenizer or the chat template too much time or memory."""
-_MOST_SEAMS = 100_000
-"""Most seams (end of a prompt, beginning of its answer) whose tokenization is remembered."""
 
 
 class Encoder:
@@ -51,7 +44,7 @@ class Encoder:
         self.beginnings = Beginnings(tokenizer, limit)
         self.end_ids: set[int] = set()
         self._n_beyond = 0
-        self.seams: dict[tuple[str, str], bool] = {}  # whether one token would span the two texts
+        self.seams = Seams(tokenizer)
 
     def encode(self, rows: Sequence[Row], counts: Counts) -> list[Pair]:
         """Returns (ids, labels) of the rows that are kept, in order, and adds to `counts` what became of all.
@@ -96,7 +89,7 @@ class Encoder:
                 self._count_answers(row, turns, exchanges, counts)
                 counts.taught += n_supervised(within_limit, self.args.last_turn_only)
         counts.kept += len(kept)
-        counts.tokenized_apart += self._count_tokenized_apart(uncut)
+        counts.tokenized_apart += self.seams.n_apart(uncut)
         return kept
 
     def exchanges(self, row: Row, turns: tuple[Turn, ...], counts: Counts) -> list[Exchange] | None:
@@ -291,29 +284,6 @@ class Encoder:
             left -= min(n_tokens, left)
         return tuple(found)
 
-    def _count_tokenized_apart(self, rows: Sequence[Sequence[Exchange]]) -> int:
-        """Returns in how many rows one token would span two texts, were they tokenized as a whole.
-
-        That can be a prompt and its answer, or an answer and what comes after it where no token ends it.
-        """
-        seams = [
-            [(e.prompt[-_TAIL:], _head(e.answer or "")) for e in exchanges]
-            + [(a.answer[-_TAIL:], _head(b.prompt)) for a, b in pairwise(exchanges) if not a.ended and a.answer]
-            for exchanges in rows
-        ]
-        if len(self.seams) > _MOST_SEAMS:
-            self.seams = {}
-        known = self.seams
-        new = [seam for seam in dict.fromkeys(seam for row in seams for seam in row) if seam not in known]
-        tails, heads = ([seam[side] for seam in new] for side in (0, 1))
-        unique = list(dict.fromkeys(tails))
-        ends = dict(zip(unique, self.tokenizer.encode_batch(unique, bos=False), strict=True))
-        starts = self.tokenizer.continue_batch(heads)
-        whole = self.tokenizer.encode_batch([tail + head for tail, head in new], bos=False)
-        for seam, start, ids in zip(new, starts, whole, strict=True):
-            known[seam] = ends[seam[0]] + start != ids
-        return sum(any(known[seam] for seam in row) for row in seams)
-
 
 def _used(row: Row, counts: Counts) -> tuple[Turn, ...] | None:
     """Returns the turns up to the last supervised answer; None if there is none, or an empty one, which is counted.
@@ -334,9 +304,3 @@ def _used(row: Row, counts: Counts) -> tuple[Turn, ...] | None:
         only_after = all(t.role != "assistant" for t in row.turns[len(turns) :])
         counts.cut["after the last answer" if only_after else "after the last answer that is taught"] += 1
     return turns
-
-
-def _head(text: str) -> str:
-    """Returns the part of a text that may merge with the end of the text before it: its first word and spaces."""
-    match = _HEAD.match(text)
-    return match[0] if match else ""
