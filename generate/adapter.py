@@ -30,6 +30,9 @@ def main(
         compile: compile the model, which takes some seconds and makes each token faster; if not given, it is compiled
             on a GPU for 32 or more new tokens.
     """
+    from lit_gpt.foreign import start
+
+    start("tokenizers")  # it gets ready while torch is imported
     from lit_gpt.args.folders import default_out_dir
     from lit_gpt.checkpoints.runs import load_finetuned
     from lit_gpt.fabric import make_fabric

@@ -1,9 +1,9 @@
 """Lightning Fabric on one device, in the precision that suits it."""
 
 import torch
-from lightning.fabric import Fabric
 
 from lit_gpt.args import Precision
+from lit_gpt.lightning import Fabric
 
 
 def make_fabric(precision: Precision | None = None, seed: int | None = None, mixed: bool = False) -> Fabric:

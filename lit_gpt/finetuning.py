@@ -1,12 +1,11 @@
 """Runs a finetune script, from its arguments to the files it leaves in `out_dir`."""
 
-from lightning.fabric import Fabric
-
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.data.store import Samples
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.files import only_writer
 from lit_gpt.layers.compiled import compiling
+from lit_gpt.lightning import Fabric
 from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.outcome import gauges_of, plan_of_run, settle
 from lit_gpt.training.batching import require_room_for_a_step

@@ -1,10 +1,10 @@
 """A small model with a method in it, its loss, and the gradients that step it, on the device or on the host."""
 
 import torch
-from lightning.fabric import Fabric
 from tiny import deep
 
 from lit_gpt.args import FullArgs, LoRAArgs, TrainArgs
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import full, lora
 from lit_gpt.training.offload import make_gradients
 from lit_gpt.training.optimizer import make_optimizer

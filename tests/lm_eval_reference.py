@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.evaluation.harness import LitLM
+from lit_gpt.lightning import Fabric
 from lit_gpt.tokenizer import Tokenizer
 
 

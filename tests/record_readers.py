@@ -13,7 +13,6 @@ import torch
 import yaml
 from conftest import SHAPES, tiny_hf, write_tokenizer
 from damage import ODD, flipped, mutated, outcome_of
-from lightning.fabric import Fabric
 from runs import run_of, trained
 
 from lit_gpt.args.curation import CheckArgs
@@ -35,6 +34,7 @@ from lit_gpt.data.curate.check import check
 from lit_gpt.fabric import make_fabric
 from lit_gpt.files import save_state, spec_of
 from lit_gpt.hub.supported import check_supported
+from lit_gpt.lightning import Fabric
 from lit_gpt.merge.record import MERGED, merged_runs, trained_style
 from lit_gpt.merge.write import write_merged
 from lit_gpt.methods import METHODS

@@ -3,11 +3,11 @@
 from dataclasses import asdict
 
 import torch
-from lightning.fabric import Fabric
 from tiny import TINY, make_samples
 
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.checkpoints.runs import Run
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
 from lit_gpt.training.loop import fit

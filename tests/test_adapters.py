@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import assert_one_line_error
 from draws import fast, plainly
-from lightning.fabric import Fabric
 from runs import train_briefly
 from script_processes import run
 from tiny import assert_same, deep, documents_of, gradients, kept_by, plain_loss, tiny
@@ -28,6 +27,7 @@ from lit_gpt.families import config_for
 from lit_gpt.generation.decode import Decoder
 from lit_gpt.generation.engine import generate_batch
 from lit_gpt.layers.linear import Linear
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import METHODS, adapter, adapter_v2
 from lit_gpt.methods.adapter import AdapterAttention
 from lit_gpt.model import GPT

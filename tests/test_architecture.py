@@ -11,7 +11,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "records": set(),
     "args": set(),
     "resources": set(),
-    "fabric": set(),
+    "lightning": set(),
+    "fabric": {"lightning"},
     "cli": set(),
     "files": set(),
     "foreign": set(),
@@ -23,7 +24,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "layers": {"config"},
     "model": {"config", "layers"},
     "methods": {"config", "layers", "model"},
-    "checkpoints": {"config", "families", "files", "layers", "methods", "model", "prompts"},
+    "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "prompts"},
     "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
     "hub": {"convert", "families"},  # whether the converter takes what is about to be downloaded
     "data": {"checkpoints", "files", "foreign", "layers", "prompts", "tokenizer"},
@@ -34,19 +35,20 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
         "data",
         "files",
         "layers",
+        "lightning",
         "methods",
         "model",
         "prompts",
         "tokenizer",
     },
-    "generation": {"config", "data", "layers", "model", "prompts", "resources", "tokenizer"},
-    "evaluation": {"data", "files", "generation", "model", "prompts", "tokenizer"},
+    "generation": {"config", "data", "layers", "lightning", "model", "prompts", "resources", "tokenizer"},
+    "evaluation": {"data", "files", "generation", "lightning", "model", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
-    | {"resources", "tokenizer"},
+    | {"lightning", "resources", "tokenizer"},
     "planning": {"checkpoints", "config", "convert", "data", "families", "files", "layers", "methods", "model"}
-    | {"fabric", "resources", "tokenizer", "training"},
+    | {"fabric", "lightning", "resources", "tokenizer", "training"},
     # a finetune script's run from beginning to end
-    "finetuning": {"data", "evaluation", "files", "layers", "planning", "training"},
+    "finetuning": {"data", "evaluation", "files", "layers", "lightning", "planning", "training"},
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from damage import outcome_of
 from gradient_steps import gradients_of, loss_of, model_of
 from jobs import DATA, samples_of
-from lightning.fabric import Fabric
 from tiny import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +18,7 @@ from lit_gpt.data.batches import Order
 from lit_gpt.data.packing import Packing, packs
 from lit_gpt.data.store import IGNORE, Samples, Writer, stack
 from lit_gpt.errors import UserError
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.planning.work import COUNTED, targets_by_sample, work_of
 from lit_gpt.training.batching import require_room_for_a_step

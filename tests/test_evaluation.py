@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SHARED, assert_one_line_error
-from lightning.fabric import Fabric
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval_reference import assert_same_answers, ours, requests, theirs, write_rows
@@ -32,6 +31,7 @@ from lit_gpt.evaluation.names import leaves, resolve
 from lit_gpt.evaluation.run import choose_style, evaluate
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.evaluation.tasks import prepare
+from lit_gpt.lightning import Fabric
 from lit_gpt.merge.write import write_merged
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightning.fabric import Fabric
 from lm_eval.evaluator import simple_evaluate
 from lm_eval_reference import assert_same_answers, ours, requests, theirs, write_rows
 
@@ -14,6 +13,7 @@ from lit_gpt.checkpoints.base import load_base
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.run import evaluate
 from lit_gpt.evaluation.tasks import prepare
+from lit_gpt.lightning import Fabric
 from lit_gpt.prompts import Turn, open_style
 from lit_gpt.tokenizer import Tokenizer
 

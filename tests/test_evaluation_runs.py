@@ -7,7 +7,6 @@ from dataclasses import asdict
 import pytest
 import torch
 from conftest import ROOT
-from lightning.fabric import Fabric
 from lm_eval_reference import write_rows
 
 from lit_gpt.args import EvalArgs, LoRAArgs, ValidationArgs
@@ -20,6 +19,7 @@ from lit_gpt.evaluation.run import evaluate
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.evaluation.tasks import prepare
 from lit_gpt.layers import compiled as fused
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import lora
 from lit_gpt.tokenizer import Tokenizer
 

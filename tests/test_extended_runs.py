@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.fabric import Fabric
 from tiny import TINY, make_samples
 
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.data.batches import Order
 from lit_gpt.data.store import stack
 from lit_gpt.errors import UserError
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
 from lit_gpt.training.length import length_of

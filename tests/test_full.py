@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from lightning.fabric import Fabric
 from runs import train_briefly
 from tiny import TINY, deep, documents_of, gradients, kept_by, make_samples, tiny
 
@@ -19,6 +18,7 @@ from lit_gpt.data.packing import Packing
 from lit_gpt.errors import UserError
 from lit_gpt.files import save_state
 from lit_gpt.layers.quantize import quantizable, quantized
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import full, lora
 from lit_gpt.model import GPT
 from lit_gpt.training.flops import estimated_flops, measured_flops

@@ -183,9 +183,8 @@ def test_a_recorded_step_draws_another_dropout_each_time():
 
 def test_gradients_that_wait_on_the_host_change_nothing_but_where_they_are(tmp_path):
     """The same weights to the last bit, over several micro-batches a step, with less memory at the peak."""
-    from lightning.fabric import Fabric
-
     from lit_gpt.args import FullArgs, TrainArgs
+    from lit_gpt.lightning import Fabric
     from lit_gpt.methods import full
     from lit_gpt.training.offload import make_gradients
     from lit_gpt.training.optimizer import make_optimizer

@@ -7,7 +7,6 @@ from dataclasses import asdict
 import pytest
 import torch
 from conftest import ROOT, assert_one_line_error
-from lightning.fabric import Fabric
 from script_processes import run
 
 from lit_gpt.args import LoRAArgs
@@ -22,6 +21,7 @@ from lit_gpt.convert.readers import open_source
 from lit_gpt.data.store import save, stack
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, save_state
+from lit_gpt.lightning import Fabric
 from lit_gpt.merge.compare import compare, texts_to_compare
 from lit_gpt.merge.record import merged_runs, trained_style
 from lit_gpt.merge.write import write_merged

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ALL, VARIANTS
-from lightning.fabric import Fabric
 from tiny import documents_of, tiny
 
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, TrainArgs
@@ -19,6 +18,7 @@ from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run, save_run
 from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.data.batches import collate
 from lit_gpt.files import save_state
+from lit_gpt.lightning import Fabric
 from lit_gpt.merge.write import write_merged
 from lit_gpt.methods import METHODS, lora
 from lit_gpt.methods.lora.layer import LoRALinear

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ALL, ROOT, VARIANTS, tiny_hf, write_tokenizer
-from lightning.fabric import Fabric
 from safetensors.torch import load_file
 
 from lit_gpt.args import LoRAArgs
@@ -24,6 +23,7 @@ from lit_gpt.convert.peft.runs import read_adapter, write_adapter
 from lit_gpt.convert.readers import open_source
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, save_state
+from lit_gpt.lightning import Fabric
 from lit_gpt.merge.compare import texts_to_compare
 from lit_gpt.merge.write import write_merged
 from lit_gpt.methods import lora

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import ROOT, assert_one_line_error
 from jobs import ARGS, DATA, MIDDLE, job_of, real_model, samples_of
-from lightning.fabric import Fabric
 from script_processes import run
 from tiny import kept_by
 
@@ -26,6 +25,7 @@ from lit_gpt.families import config_for
 from lit_gpt.layers import compiled
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.quantize import QUANTIZATIONS, quantized
+from lit_gpt.lightning import Fabric
 from lit_gpt.planning import fit as fitting
 from lit_gpt.planning.devices import DEVICES, GIB, named, this_machine
 from lit_gpt.planning.dry_run import dry_run

@@ -9,7 +9,6 @@ from importlib.util import module_from_spec, spec_from_file_location
 import pytest
 import requests
 from conftest import ROOT
-from lightning.fabric import Fabric
 from styled_conversations import KINDS, conversations, folder_of, messages, text_of
 
 from lit_gpt.args import LoRAArgs
@@ -18,6 +17,7 @@ from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.runs import Run, read_run, save_run
 from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.convert.modelfile import write_modelfile
+from lit_gpt.lightning import Fabric
 from lit_gpt.merge.record import MERGED
 from lit_gpt.merge.write import write_merged
 from lit_gpt.methods import lora

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
 from tiny import TINY, make_samples, plain_loss
 
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
@@ -25,6 +24,7 @@ from lit_gpt.data.store import IGNORE, stack
 from lit_gpt.errors import UserError
 from lit_gpt.layers.attention import Documents
 from lit_gpt.layers.neftune import noisy
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
 from lit_gpt.training.flops import estimated_flops, measured_flops

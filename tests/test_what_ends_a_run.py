@@ -5,11 +5,11 @@ import re
 
 import pytest
 import torch
-from lightning.fabric import Fabric
 from tiny import TINY
 
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.data.store import stack
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
 from lit_gpt.training.length import Length, length_of, outlook

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from lit_gpt.args.folders import WEIGHTS
@@ -20,6 +19,7 @@ from lit_gpt.files import Spec
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize import quantizable, quantized, require_quantizable
 from lit_gpt.layers.rope import Rope
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 
 

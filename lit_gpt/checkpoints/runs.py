@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from lit_gpt import __version__
@@ -32,6 +31,7 @@ from lit_gpt.errors import UserError, shown
 from lit_gpt.files import open_state, write_text
 from lit_gpt.files.checksums import intact
 from lit_gpt.layers.quantize import QUANTIZATIONS
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import METHODS, trained_parameters
 from lit_gpt.model import GPT
 from lit_gpt.prompts.wording import reworded, say

@@ -5,12 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric import Fabric
-
 from lit_gpt.args import EvalArgs
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM
 from lit_gpt.files import write_text
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.prompts import ChatTemplate, open_style
 from lit_gpt.tokenizer import Tokenizer

@@ -7,12 +7,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric import Fabric
-
 from lit_gpt.args import EvalArgs, ValidationArgs
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.run import choose_style, evaluate
 from lit_gpt.evaluation.tasks import prepare
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ put paths and namespaces beside the weights.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,10 +91,47 @@ def places(path: Path) -> dict[str, Place]:
         RefusedError: loading the file could run code.
         Exception: of any kind, if the file is damaged.
     """
-    _, pickled, _ = _open_zip(path)
+    return _places(_open_zip(path)[1])
+
+
+def _places(pickled: BytesIO) -> dict[str, Place]:
     state = Machine(_find_place, _member_of).run(pickled)
     state = state["model"] if isinstance(state.get("model"), dict) else state  # Lit-GPT 2023 after full finetuning
     return {name: place for name, place in state.items() if isinstance(place, Place)}
+
+
+def mapper(path: Path) -> Callable[[], Callable[[str], Tensor]]:
+    """Returns a function that maps a file in torch's zip format, and returns one that reads a tensor of it by name.
+
+    The pickle is read once and not with each mapping. `load_weights` must have found nothing wrong with the file.
+
+    Raises:
+        Exception: of any kind, for a file in another format or with tensors that only `load_weights` knows; by the
+            function that is returned, if the file was changed.
+    """
+    members, pickled, prefix = _open_zip(path)
+    found, known = _places(pickled), _identity(path)
+
+    def open_again() -> Callable[[str], Tensor]:
+        if _identity(path) != known:
+            raise ValueError("it was changed while it was read")
+        content, copies = _mapped(path), {}
+
+        def get(name: str) -> Tensor:
+            key, dtype, offset, shape, strides = found[name]
+            member = members[f"{prefix}data/{key}"]
+            values = _values(content, member.start, member.size // dtype.itemsize, dtype, key=key, copies=copies)
+            return values.as_strided(shape, strides, offset)
+
+        return get
+
+    return open_again
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Returns what tells a file from one that took its place."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _find_place(module: str, name: str) -> Any:

@@ -16,7 +16,7 @@ from torch._utils import _rebuild_tensor_v2
 
 from lit_gpt.errors import DiskError, UserError
 from lit_gpt.files.behind import Behind, FileBehind
-from lit_gpt.files.pickles import RefusedError, load_weights
+from lit_gpt.files.pickles import RefusedError, load_weights, mapper
 from lit_gpt.files.tensors import (
     DTYPES,
     OneFileOpen,
@@ -105,7 +105,18 @@ def open_state(path: Path, remedy: str) -> tuple[dict[str, Spec], Callable[[str]
         return Opened({name: spec_of(x) for name, x in state.items()}, state.__getitem__)
 
     specs = open_file(path).specs
-    return specs, OneFileOpen(dict.fromkeys(specs, path), open_file)
+    try:
+        open_again = mapper(path)
+    except Exception:  # of the format before torch 1.6, for one
+        return specs, OneFileOpen(dict.fromkeys(specs, path), open_file)
+
+    def open_mapped(path: Path) -> Opened:
+        try:
+            return Opened(specs, open_again())
+        except (OSError, ValueError, RuntimeError) as e:
+            raise UserError(f"{path} cannot be read ({first_line(e)}); run this again") from e
+
+    return specs, OneFileOpen(dict.fromkeys(specs, path), open_mapped)
 
 
 def save_stream(

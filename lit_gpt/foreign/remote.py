@@ -67,11 +67,21 @@ class _Host:
         )
         assert self.process.stdin and self.process.stdout
         self.requests, self.replies = self.process.stdin.fileno(), self.process.stdout.fileno()
+        self.has_started = False
+
+    def require_started(self) -> None:
+        """Waits for the process, which says when it is ready.
+
+        Raises:
+            UserError: it does not start.
+        """
+        if self.has_started:
+            return
         try:
-            started = self._receive(_START_SECONDS) is not None
+            self.has_started = self._receive(_START_SECONDS) is not None
         except EOFError:
-            started = False
-        if not started:
+            self.has_started = False
+        if not self.has_started:
             code = self.end()
             raise UserError(f"the process for tokenizers and chat templates does not start ({sys.executable}, {code})")
 
@@ -127,6 +137,9 @@ class _NoHost:
     def __init__(self) -> None:
         self.objects: dict[int, Any] = {}
 
+    def require_started(self) -> None:
+        """Has nothing to wait for."""
+
     def ask(self, request: bytes, seconds: float) -> bytes:
         """Returns the reply to a request."""
         return reply_to(request, self.objects)
@@ -152,11 +165,21 @@ class _Hosts:
         self.host: _Host | _NoHost | None = None
         self.dropped: list[int] = []
 
-    def running(self) -> "_Host | _NoHost":
-        """Returns the process, which is started if need be."""
+    def start(self) -> "_Host | _NoHost":
+        """Returns the process, which is started if need be and may not be ready yet."""
         if self.host is None:
             self.host = _Host(self.modules) if _HAS_PROCESSES else _NoHost()
         return self.host
+
+    def running(self) -> "_Host | _NoHost":
+        """Returns the process once it is ready."""
+        host = self.start()
+        try:
+            host.require_started()
+        except BaseException:
+            self.end()
+            raise
+        return host
 
     def end(self) -> int:
         """Ends the process at once and returns its exit code."""
@@ -176,6 +199,16 @@ for _one in _HOSTS.values():
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_one.forget)
     atexit.register(_one.end)
+
+
+def start(host: str) -> None:
+    """Starts the process for a kind of foreign code, and does not wait for it: it gets ready while this one goes on.
+
+    Args:
+        host: tokenizers or templates.
+    """
+    with _HOSTS[host].lock:
+        _HOSTS[host].start()
 
 
 class Remote:

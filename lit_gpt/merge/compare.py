@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from lit_gpt.checkpoints.base import load_base
@@ -14,6 +13,7 @@ from lit_gpt.convert.verify import Difference, difference_of
 from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_vocabulary
 from lit_gpt.errors import UserError
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer

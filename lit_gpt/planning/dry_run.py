@@ -4,7 +4,6 @@ import sys
 from dataclasses import replace
 
 import torch
-from lightning.fabric import Fabric
 
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import WEIGHTS
@@ -13,6 +12,7 @@ from lit_gpt.data.compatibility import check_compatible, check_vocabulary
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import default_precision
 from lit_gpt.layers.quantize import require_quantizable
+from lit_gpt.lightning import Fabric
 from lit_gpt.planning.devices import Device, named, this_machine
 from lit_gpt.planning.fit import command_line, fitted, in_time, ways_out
 from lit_gpt.planning.job import config_of, job_of

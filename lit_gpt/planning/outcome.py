@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.files import write_text
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.planning.devices import this_machine
 from lit_gpt.planning.job import config_of, job_of

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from itertools import cycle
 
 import torch
-from lightning.fabric import Fabric
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.data.batches import Batch, micro_batches
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import Samples
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.planning.seconds import WRITING, Rates
 from lit_gpt.training.flops import forward_flops, training_flops

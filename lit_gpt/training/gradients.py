@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.wrappers import _FabricOptimizer
 from torch import Tensor
 
 from lit_gpt.errors import UserError
+from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.model import GPT
 
 _MAX_SKIPPED = 10
@@ -34,7 +33,7 @@ class Gradients:
     of it one step later.
     """
 
-    def __init__(self, fabric: Fabric, model: GPT, optimizer: _FabricOptimizer, max_norm: float) -> None:
+    def __init__(self, fabric: Fabric, model: GPT, optimizer: FabricOptimizer, max_norm: float) -> None:
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names, self.parameters = [list(part) for part in zip(*trained, strict=True)]
         self.fabric, self.optimizer, self.max_norm = fabric, optimizer, max_norm

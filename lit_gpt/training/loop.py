@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from lightning.fabric import Fabric
-
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.store import Samples
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.offload import make_gradients

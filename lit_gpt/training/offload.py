@@ -3,12 +3,11 @@
 from functools import partial
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.wrappers import _FabricOptimizer
 from torch import Tensor
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.errors import UserError
+from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.model import GPT
 from lit_gpt.training.gradients import Gradients
 
@@ -22,7 +21,7 @@ class OffloadedGradients(Gradients):
     Sums over micro-batches, norms, clipping and steps are what they are otherwise, to the last bit.
     """
 
-    def __init__(self, fabric: Fabric, model: GPT, optimizer: _FabricOptimizer, max_norm: float) -> None:
+    def __init__(self, fabric: Fabric, model: GPT, optimizer: FabricOptimizer, max_norm: float) -> None:
         super().__init__(fabric, model, optimizer, max_norm)
         pinned = self.parameters[0].is_cuda  # so that a copy waits for nobody
         self.waiting = [torch.empty_like(p, device="cpu", pin_memory=pinned) for p in self.parameters]
@@ -62,7 +61,7 @@ class OffloadedGradients(Gradients):
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def make_gradients(fabric: Fabric, model: GPT, optimizer: _FabricOptimizer, train: TrainArgs) -> Gradients:
+def make_gradients(fabric: Fabric, model: GPT, optimizer: FabricOptimizer, train: TrainArgs) -> Gradients:
     """Returns the gradients of a run: on the device, or with `offload_gradients` in the host's memory."""
     kind = OffloadedGradients if train.offload_gradients else Gradients
     return kind(fabric, model, optimizer, train.max_norm)

@@ -4,11 +4,10 @@ import math
 from types import ModuleType
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.wrappers import _FabricOptimizer
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.errors import UserError
+from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.model import GPT
 
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
@@ -17,7 +16,7 @@ STATE_BYTES = {"adamw": None, "adamw8bit": 2, "paged_adamw": 0, "paged_adamw8bit
 """Value of --optimizer -> bytes of its state on a GPU for each value that trains; None: two values of its dtype."""
 
 
-def prepare_optimizer(fabric: Fabric, model: GPT, train: TrainArgs) -> _FabricOptimizer:
+def prepare_optimizer(fabric: Fabric, model: GPT, train: TrainArgs) -> FabricOptimizer:
     """Returns the optimizer of `make_optimizer`, set up by Fabric.
 
     Raises:
@@ -25,7 +24,7 @@ def prepare_optimizer(fabric: Fabric, model: GPT, train: TrainArgs) -> _FabricOp
     """
     scaled = getattr(fabric._precision, "scaler", None) is not None  # 16-mixed, which clips before a step
     optimizer = fabric.setup_optimizers(make_optimizer(model, train, fused=not scaled))
-    assert isinstance(optimizer, _FabricOptimizer)  # for one, it returns one
+    assert isinstance(optimizer, FabricOptimizer)  # for one, it returns one
     return optimizer
 
 
@@ -93,7 +92,7 @@ def learning_rate(step: int, n_steps: int, args: TrainArgs) -> float:
     return args.learning_rate * shape[args.lr_schedule]
 
 
-def set_learning_rate(optimizer: _FabricOptimizer, step: int, n_steps: int, args: TrainArgs) -> float:
+def set_learning_rate(optimizer: FabricOptimizer, step: int, n_steps: int, args: TrainArgs) -> float:
     """Sets the learning rate of optimizer step `step` in all parameter groups; returns it.
 
     A group's rate is multiplied by its `lr_factor`, which LoRA+ sets.

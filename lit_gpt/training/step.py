@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from lit_gpt.data.batches import Batch, batch_of
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.gradients import Gradients

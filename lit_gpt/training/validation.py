@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.batches import micro_batches
 from lit_gpt.data.store import Samples
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.training.batching import packing_of
 from lit_gpt.training.loss import loss_sum

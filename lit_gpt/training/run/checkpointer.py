@@ -8,11 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric import Fabric
-from lightning.fabric.wrappers import _FabricOptimizer
-
 from lit_gpt.checkpoints.trained import check_fit, save_trained
 from lit_gpt.errors import DiskError, UserError
+from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory
@@ -35,7 +33,7 @@ class Checkpointer:
         self,
         fabric: Fabric,
         model: GPT,
-        optimizer: _FabricOptimizer,
+        optimizer: FabricOptimizer,
         loader: BatchLoader,
         session: Session,
         save_interval: int,

@@ -7,8 +7,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning.fabric import Fabric
-
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.checkpoints.runs import Run
@@ -16,6 +14,7 @@ from lit_gpt.checkpoints.trained import BEST
 from lit_gpt.data.store import Samples
 from lit_gpt.errors import DiskError, UserError
 from lit_gpt.files import load_state, temporary_beside
+from lit_gpt.lightning import Fabric
 from lit_gpt.merge.write import write_merged
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT

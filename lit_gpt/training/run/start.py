@@ -3,8 +3,6 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from lightning.fabric import Fabric
-
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.layouts import read_config
@@ -12,6 +10,7 @@ from lit_gpt.checkpoints.origin import origin_of, reading_base
 from lit_gpt.checkpoints.runs import Run, read_run, save_run, versions
 from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_compatible, check_vocabulary
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer

@@ -1,0 +1,101 @@
+"""What is imported before the first token is what the first token needs, and whoever asks for the rest gets it."""
+
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from lit_gpt.errors import UserError
+from lit_gpt.files import open_state, save_state, tensors
+from lit_gpt.foreign import remote, start
+from lit_gpt.foreign.remote import _Host
+
+SLOW = ("transformers", "torchmetrics", "torch._dynamo", "sympy", "pandas", "scipy", "matplotlib", "lightning.pytorch")
+"""What `import lightning.fabric` imports as it comes, and other packages that take long."""
+PROGRAM = """
+import runpy, sys
+sys.argv = [SCRIPT, "--checkpoint_dir", CHECKPOINT, "--max_new_tokens", "2"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+found = [name for name in SLOW if name in sys.modules]
+assert not found, found
+
+import torch
+from lit_gpt.lightning import Fabric
+import lightning
+assert lightning.fabric.Fabric is Fabric and lightning.__version__
+wrapped = lightning.fabric.wrappers.OptimizedModule
+assert not isinstance(torch.nn.Linear(2, 2), wrapped)
+compiled = torch.compile(torch.nn.Linear(2, 2), backend="eager")
+assert isinstance(compiled, wrapped)
+fabric = Fabric(accelerator="cpu", devices=1)
+assert isinstance(fabric.setup(compiled)._forward_module, torch._dynamo.OptimizedModule)  # and compiled again
+assert fabric.setup(compiled)(torch.ones(1, 2)).shape == (1, 2)
+
+assert lightning.Fabric is Fabric, "the rest of Lightning is imported when it is asked for"
+from lightning import Trainer
+import torchmetrics
+assert "lightning.pytorch" in sys.modules and torchmetrics.Metric and Trainer
+print("all there")
+"""
+
+
+def test_the_first_token_imports_nothing_slow_and_the_rest_of_fabric_works(checkpoint):
+    code = PROGRAM
+    values = {"SCRIPT": str(ROOT / "generate/base.py"), "CHECKPOINT": str(checkpoint), "SLOW": SLOW}
+    for name, value in values.items():
+        code = code.replace(name, repr(value))
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=240)
+    assert done.returncode == 0 and done.stdout.endswith("all there\n"), done.stderr[-3_000:]
+
+
+def test_the_library_imports_lightning_in_one_place():
+    """Anywhere else, the plain import would bring in what the one place leaves out; loggers bring it in when asked."""
+    places = set()
+    for path in (ROOT / "lit_gpt").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(name.split(".")[0] == "lightning" for name in names):
+                places.add(path.relative_to(ROOT / "lit_gpt").as_posix())
+    assert places == {"lightning.py", "training/run/loggers.py"}
+
+
+def test_a_mapped_file_is_mapped_again_without_reading_its_pickle_again(tmp_path, monkeypatch):
+    """A file of 14 GB is mapped 200 times while it is read, and its pickle takes as long as it has tensors."""
+    state = {f"{i}.weight": torch.randn(3, i + 1).to(dtype) for i, dtype in enumerate((torch.float32, torch.bfloat16))}
+    state["tied"], state["turned"] = state["0.weight"], torch.randn(4, 3).T
+    save_state(state, tmp_path / "x.pth")
+    monkeypatch.setattr(tensors, "MAPPED_BYTES", 0)  # so that each tensor is read from a mapping of its own
+    specs, get = open_state(tmp_path / "x.pth", "again.py")
+    opened = []
+    monkeypatch.setattr("lit_gpt.files.unpickling.Machine.run", lambda *_: opened.append(1))
+    for name in list(specs) * 2:
+        assert torch.equal(get(name), state[name]) and get(name).stride() == state[name].stride()
+    assert not opened
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_read_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors, "MAPPED_BYTES", 0)
+    save_state({"a": torch.ones(3), "b": torch.ones(3)}, tmp_path / "x.pth")
+    _, get = open_state(tmp_path / "x.pth", "again.py")
+    assert get("a").tolist() == [1, 1, 1]
+    save_state({"a": torch.zeros(5)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x.pth cannot be read \(it was changed while it was read\)"):
+        get("b")
+
+
+def test_the_process_for_tokenizers_starts_without_being_waited_for():
+    hosts = remote._HOSTS["tokenizers"]
+    hosts.end()
+    start("tokenizers")
+    host = hosts.host
+    if isinstance(host, _Host):
+        assert not host.has_started
+    assert hosts.running() is host, "it is the process that the first request goes to"
+    if isinstance(host, _Host):
+        assert host.has_started
