@@ -64,22 +64,25 @@ def _stand_ins() -> Iterator[None]:
                 del sys.modules[name]
 
 
-def _without_the_rest() -> None:
-    """Imports Fabric without the rest; raises ImportError or AttributeError if it takes more than we know of."""
+def _import_without_the_rest() -> None:
+    """Imports Fabric without the rest; where it takes more than we know of, nothing of Lightning is imported."""
     import torch  # noqa: F401 torch imports parts of its compiler itself
 
-    spec = find_spec("lightning")
-    if "lightning" not in sys.modules and spec:
+    if "lightning" in sys.modules or (spec := find_spec("lightning")) is None:
+        return
+    try:
         package = module_from_spec(spec)
         package.__version__ = version("lightning")
         package.__class__ = _Package
         sys.modules["lightning"] = package
-    with _stand_ins():
-        import lightning.fabric  # noqa: F401
+        with _stand_ins():
+            import lightning.fabric  # noqa: F401
+    except (ImportError, AttributeError):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "lightning"]:
+            del sys.modules[name]
 
 
-with suppress(ImportError, AttributeError):
-    _without_the_rest()
+_import_without_the_rest()
 
 from lightning.fabric import Fabric  # noqa: E402
 from lightning.fabric.wrappers import _FabricOptimizer as FabricOptimizer  # noqa: E402
