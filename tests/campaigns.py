@@ -1,7 +1,6 @@
 """Runs a reader on many damaged files, several in one process, and counts what came of them."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -9,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from damage import LONGEST_MESSAGE, MAX_SECONDS, Outcome, outcome_of
+from damage import FUZZ_SECONDS, FUZZ_SEED, LONGEST_MESSAGE, MAX_SECONDS, PATIENCE, Outcome, outcome_of
 
 from lit_gpt.errors import UserError
 
-SECONDS = float(os.environ.get("DAMAGE_SECONDS", "8"))
-"""Length of a campaign; `DAMAGE_SECONDS=300 DAMAGE_SEED=1` makes it a long one of other cases."""
-SEED = os.environ.get("DAMAGE_SEED", "0")
+_LEAST_CASES = 64
+"""Number of cases that a campaign has on a machine that is busy with other work, too."""
 _BATCH = 16
 """Number of cases in a process; those of a batch with a fault run again one by one."""
 
@@ -33,7 +31,7 @@ class Campaign:
     n_bytes: int = 0
     """Most memory that a process took."""
     faults: dict[int, Outcome] = field(default_factory=dict)
-    """By number of the case, which `make(Random(f"{SEED}/{number}"), folder)` makes again."""
+    """By number of the case, which `make(Random(f"{FUZZ_SEED}/{number}"), folder)` makes again."""
 
     def __str__(self) -> str:
         return (
@@ -42,8 +40,10 @@ class Campaign:
         )
 
 
-def campaign_of(make: Case, place: Path, file_bytes: int, seconds: float = SECONDS, most_faults: int = 5) -> Campaign:
-    """Returns what came of reading damaged files for some seconds.
+def campaign_of(
+    make: Case, place: Path, file_bytes: int, seconds: float = FUZZ_SECONDS, most_faults: int = 5
+) -> Campaign:
+    """Returns what came of reading damaged files for some seconds, and of no fewer than `_LEAST_CASES`.
 
     Args:
         make: draws a case.
@@ -52,7 +52,7 @@ def campaign_of(make: Case, place: Path, file_bytes: int, seconds: float = SECON
         most_faults: number of faults after which the campaign ends.
     """
     found, end, number = Campaign(), time.monotonic() + seconds, 0
-    while time.monotonic() < end and len(found.faults) < most_faults:
+    while (time.monotonic() < end or found.n_cases < _LEAST_CASES) and len(found.faults) < most_faults:
         numbers = range(number, number + _BATCH)
         number += _BATCH
         outcome, notes = _run(make, numbers, place, file_bytes)
@@ -71,7 +71,10 @@ def campaign_of(make: Case, place: Path, file_bytes: int, seconds: float = SECON
 
 
 def _run(make: Case, numbers: range, place: Path, file_bytes: int) -> tuple[Outcome, dict[str, float]]:
-    """Returns what came of some cases in one process, how many were refused, and the seconds of the slowest."""
+    """Returns what came of some cases in one process, how many were refused, and the seconds of the slowest.
+
+    They are those of the processor, or by the clock divided by PATIENCE, whichever is more.
+    """
     notes = place / "notes.json"
 
     def read() -> None:
@@ -79,15 +82,16 @@ def _run(make: Case, numbers: range, place: Path, file_bytes: int) -> tuple[Outc
         for i in numbers:
             folder = place / str(i)
             folder.mkdir()
-            reads = make(Random(f"{SEED}/{i}"), folder)
-            started = time.monotonic()
+            reads = make(Random(f"{FUZZ_SEED}/{i}"), folder)
+            started, computed = time.monotonic(), time.process_time()
             try:
                 reads()
             except (UserError, OSError) as e:
                 refused += 1
                 assert len(str(e)) <= LONGEST_MESSAGE and "\n" not in str(e), f"case {i}: {str(e)[:2_000]!r}"
                 print(str(e).encode("utf-8"))  # a message that cannot be printed is none
-            slowest = max(slowest, time.monotonic() - started)
+            waited = (time.monotonic() - started) / PATIENCE
+            slowest = max(slowest, time.process_time() - computed, waited)
         notes.write_text(json.dumps({"refused": refused, "slowest": slowest}))
 
     outcome = outcome_of(read, file_bytes, max_seconds=MAX_SECONDS if len(numbers) == 1 else len(numbers) * MAX_SECONDS)

@@ -1,7 +1,9 @@
 """Damages files at random, and runs what reads them in a process of its own, with its outcome, seconds and memory.
 
 A reader of a file that comes from outside either reads it or raises a UserError of one line. Whatever else it does is
-a fault: another exception, a crash, more than 10 s, or more memory than twice the file and 0.5 GB.
+a fault: another exception, a crash, more than 10 s, or more memory than twice the file and 0.5 GB. The seconds are
+those of the processor: what else a machine computes makes every reader wait, and says nothing about this one. A reader
+that waits without computing is found by the clock, after some times as long.
 """
 
 import copy
@@ -21,7 +23,14 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 
+FUZZ_SECONDS = float(os.environ.get("LIT_GPT_FUZZ_SECONDS", "5"))
+"""How long each of the tests that draw damaged files goes on."""
+FUZZ_SEED = os.environ.get("LIT_GPT_FUZZ_SEED", "0")
+"""What decides which files they draw."""
 MAX_SECONDS = 10.0
+"""Seconds of the processor that a reader may take, and its children that have ended."""
+PATIENCE = 3.0
+"""Times as many seconds by the clock after which a reader hangs."""
 LONGEST_MESSAGE = 1_000
 """Number of characters that a message to the user may have, whatever the file holds."""
 ODD = (
@@ -47,11 +56,14 @@ class Outcome:
         return self.kind not in ("read", "refused")
 
 
-def outcome_of(read: Callable[[], object], file_bytes: int = 0, max_seconds: float = MAX_SECONDS) -> Outcome:
-    """Returns what `read()` does in a forked process, which is killed after `max_seconds`.
+def outcome_of(
+    read: Callable[[], object], file_bytes: int = 0, max_seconds: float = MAX_SECONDS, patience: float = PATIENCE
+) -> Outcome:
+    """Returns what `read()` does in a forked process, which is killed after `max_seconds` of the processor.
 
     Args:
         file_bytes: size of the file that is read; twice as much memory and 0.5 GB are allowed.
+        patience: times `max_seconds` that the process may take by the clock.
     """
     sys.stdout.flush(), sys.stderr.flush()
     readable, writable = os.pipe()
@@ -63,27 +75,39 @@ def outcome_of(read: Callable[[], object], file_bytes: int = 0, max_seconds: flo
     os.close(writable)
     said, hangs = b"", False
     while True:
-        left = max_seconds - (time.monotonic() - started)
-        if left <= 0 or not select.select([readable], [], [], left)[0]:
+        left = max_seconds * patience - (time.monotonic() - started)
+        computed = _processor_seconds(pid)
+        if left <= 0 or computed > max_seconds:
             hangs = True
             os.kill(pid, signal.SIGKILL)
             break
+        if not select.select([readable], [], [], min(left, max(max_seconds - computed, 0.05)))[0]:
+            continue
         if not (piece := os.read(readable, 65_536)):
             break
         said += piece
     os.close(readable)
-    _, status, _ = os.wait4(pid, 0)
-    seconds = time.monotonic() - started
-    if hangs:
-        return Outcome("hang", f"still reading after {max_seconds:.0f} s", seconds, 0)
+    _, status, used = os.wait4(pid, 0)
+    clock, seconds = time.monotonic() - started, used.ru_utime + used.ru_stime
+    if hangs or seconds > max_seconds:
+        return Outcome("hang", f"still reading after {seconds:.0f} s of the processor, {clock:.0f} s in all", clock, 0)
     if status or not said:
-        return Outcome("crash", f"the process ended with {os.waitstatus_to_exitcode(status)}", seconds, 0)
+        return Outcome("crash", f"the process ended with {os.waitstatus_to_exitcode(status)}", clock, 0)
     kind, text, n_bytes = json.loads(said)
     if kind == "refused" and (len(text) > LONGEST_MESSAGE or "\n" in text.strip()):
         kind = "message"
     if kind in ("read", "refused") and n_bytes > 2 * file_bytes + 2**29:
         kind, text = "memory", f"{n_bytes / 1e9:.2f} GB for a file of {file_bytes:,} bytes; {text}"
-    return Outcome(kind, text, seconds, n_bytes)
+    return Outcome(kind, text, clock, n_bytes)
+
+
+def _processor_seconds(pid: int) -> float:
+    """Returns what a process has used of the processor, and its children that have ended; 0 where nothing tells."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _child(read: Callable[[], object], writable: int) -> None:

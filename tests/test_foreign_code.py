@@ -1,7 +1,6 @@
 """Tokenizers and chat templates run within limits of time and memory, and damaged ones are refused in one line."""
 
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from random import Random
 import pytest
 from chat_shapes import CHATML, SHAPES, Shape
 from conftest import write_tokenizer
-from damage import flipped, mutated, outcome_of, with_content
+from damage import FUZZ_SECONDS, FUZZ_SEED, flipped, mutated, outcome_of, with_content
 
 from lit_gpt.args import PrepareArgs
 from lit_gpt.data.prepare import beginnings
@@ -24,7 +23,6 @@ from lit_gpt.prompts import Turn, hosted, open_style
 from lit_gpt.tokenizer import Tokenizer
 
 TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-SECONDS = float(os.environ.get("LIT_GPT_FUZZ_SECONDS", "20"))
 MUCH = Limits(20, 2**29)
 LONG_LOOP = "{% for i in range(90000) %}{% for j in range(9000) %}{% endfor %}{% endfor %}"
 """A loop that takes many seconds, and ends."""
@@ -144,14 +142,14 @@ def test_a_row_far_too_long_is_not_tokenized_whole_and_comes_out_as_if_it_were(t
 
 
 def faults_of(cases):
-    """Runs cases of (name, read, size) for SECONDS; returns the faults, after a line with figures."""
+    """Runs cases of (name, read, size) for FUZZ_SECONDS; returns the faults, after a line with figures."""
     started, n, faults, slowest, largest = time.monotonic(), 0, [], 0.0, 0
     for name, read, size in cases:
         outcome = outcome_of(read, size)
         n, slowest, largest = n + 1, max(slowest, outcome.seconds), max(largest, outcome.n_bytes)
         if outcome.is_fault:
             faults.append((name, outcome.kind, outcome.text[-1_500:]))
-        if time.monotonic() - started > SECONDS or len(faults) > 2:
+        if time.monotonic() - started > FUZZ_SECONDS or len(faults) > 2:
             break
     print(f"{n} cases, {len(faults)} faults, slowest {slowest:.1f} s, largest {largest / 1e6:.0f} MB")
     return faults
@@ -165,7 +163,7 @@ def read_tokenizer(folder):
 
 
 def test_a_damaged_tokenizer_json_is_read_or_refused(tmp_path):
-    random = Random(1)
+    random = Random(f"{FUZZ_SEED}/1")
     write_tokenizer(tmp_path)
     whole = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
@@ -186,7 +184,7 @@ def test_a_damaged_tokenizer_json_is_read_or_refused(tmp_path):
 def test_a_damaged_tokenizer_model_is_read_or_refused(tmp_path):
     import sentencepiece
 
-    random = Random(2)
+    random = Random(f"{FUZZ_SEED}/2")
     text = with_content(tmp_path / "text", "the quick brown fox jumps over the lazy dog and runs away\n" * 20)
     options = {"vocab_size": 60, "model_type": "bpe", "byte_fallback": False, "hard_vocab_limit": False}
     sentencepiece.SentencePieceTrainer.train(
@@ -204,7 +202,7 @@ def test_a_damaged_tokenizer_model_is_read_or_refused(tmp_path):
 
 
 def test_a_damaged_template_is_rendered_or_refused(tmp_path):
-    random = Random(3)
+    random = Random(f"{FUZZ_SEED}/3")
     turns = [Turn("system", "s"), Turn("user", "q"), Turn("assistant", "a"), Turn("user", "r"), Turn("assistant", "b")]
 
     def read():
@@ -261,7 +259,7 @@ ENTRIES = (
 
 
 def test_damaged_rows_are_read_or_refused(tmp_path):
-    random = Random(4)
+    random = Random(f"{FUZZ_SEED}/4")
     folder = folder_with(CHATML, tmp_path / "folder")
     texts = (
         None,

@@ -32,6 +32,7 @@ _ERROR = re.compile(
 )
 """The line of a traceback that says what was raised; torch's go on with another stack."""
 _NO_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "not enough memory", "Unable to allocate")
+_LEAST_CASES = 20
 _SHOWN = 12
 """Last lines of a traceback that are shown."""
 
@@ -125,7 +126,7 @@ class Limits:
     """How long a section runs, and a case may take."""
 
     seconds: float = 60.0
-    """Of a section."""
+    """Of a section, which has at least `_LEAST_CASES` cases, however busy the machine is."""
     n_cases: int | None = None
     """Cases of a section, instead of seconds."""
     patience: float = 1.0
@@ -135,7 +136,8 @@ class Limits:
 def run(section: Section, folder: Path, seed: int, limits: Limits = Limits()) -> Counts:
     """Runs cases 0, 1, 2 ... of a section until the time is over, or that many cases were run."""
     counts, started, number = Counts(section.name), time.monotonic(), 0
-    while (time.monotonic() - started < limits.seconds) if limits.n_cases is None else number < limits.n_cases:
+    least, seconds = (_LEAST_CASES, limits.seconds) if limits.n_cases is None else (limits.n_cases, 0)
+    while number < least or time.monotonic() - started < seconds:
         outcome = run_case(section, folder, seed, number=number, patience=limits.patience)
         counts.add(number, outcome)
         number += 1
@@ -153,7 +155,7 @@ def run_case(section: Section, folder: Path, seed: int, number: int, patience: f
     if section.outcome is not None:
         outcome = section.outcome(random, place)
     else:
-        outcome = _read(section.make(random, place), folder, MAX_SECONDS * patience)
+        outcome = _read(section.make(random, place), folder, patience)
     outside = [p for p in (*work.iterdir(), *(work / "box").iterdir()) if p not in (place, place.parent)]
     if outside and not outcome.is_fault:
         outcome = replace(outcome, kind="outside", text=f"wrote {outside[0].relative_to(work)}; {outcome.text}")
@@ -163,7 +165,7 @@ def run_case(section: Section, folder: Path, seed: int, number: int, patience: f
     return outcome
 
 
-def _read(case: Case, folder: Path, max_seconds: float) -> Outcome:
+def _read(case: Case, folder: Path, patience: float) -> Outcome:
     """Runs the reader of a case with a limit of memory, and whatever processes it started end with it."""
     pid_of = mmap.mmap(-1, 8)
     trace = folder / "work" / "trace.txt"
@@ -176,10 +178,10 @@ def _read(case: Case, folder: Path, max_seconds: float) -> Outcome:
         most = pages * mmap.PAGESIZE + _MOST_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(MAX_SECONDS), int(MAX_SECONDS) + 1))  # SIGXCPU, then SIGKILL
+        resource.setrlimit(resource.RLIMIT_CPU, (int(MAX_SECONDS) - 1, int(MAX_SECONDS) + 1))  # SIGXCPU, then SIGKILL
         with open(trace, "w") as file:
             faulthandler.enable(file)
-            faulthandler.dump_traceback_later(max_seconds - 0.5, file=file)
+            faulthandler.dump_traceback_later(MAX_SECONDS * patience - 0.5, file=file)
             faulthandler.register(signal.SIGXCPU, file)
             try:
                 case.read()
@@ -188,7 +190,7 @@ def _read(case: Case, folder: Path, max_seconds: float) -> Outcome:
                 faulthandler.unregister(signal.SIGXCPU)
                 faulthandler.disable()
 
-    outcome = outcome_of(read, case.n_bytes, max_seconds)
+    outcome = outcome_of(read, case.n_bytes, patience=patience)
     (pid,) = struct.unpack("q", pid_of[:])
     if pid:
         with suppress(ProcessLookupError):
@@ -208,7 +210,7 @@ def in_child(do: Callable[[], Any], max_seconds: float = 300.0) -> None:
     Raises:
         RuntimeError: it failed.
     """
-    outcome = outcome_of(do, 2**40, max_seconds)
+    outcome = outcome_of(do, 2**40, max_seconds, patience=1)
     if outcome.kind != "read":
         raise RuntimeError(f"cannot make the material: {outcome.kind}\n{outcome.text}")
 
