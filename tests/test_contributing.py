@@ -96,7 +96,7 @@ class Tree:
         return self.python(self.root / script, *argv, cwd=self.place)
 
     def python(self, *argv, cwd):
-        env = {**os.environ, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
+        env = {**os.environ, "PYTHONPATH": str(self.root)}
         command = [sys.executable, *map(str, argv)]
         done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
         if done.returncode != 0:
