@@ -1,4 +1,4 @@
-"""Scripts of the project in processes of their own, most of which do not import torch and lightning anew.
+"""Scripts of the project in processes of their own, most of which do not import torch and matplotlib anew.
 
 To import them is most of what a short script takes. So a process that has done that, and nothing else, waits for
 scripts and forks for each. What is forked is a process as any other, to be killed and waited for; it imports all of
@@ -182,8 +182,11 @@ def _serve(requests: socket.socket) -> list[str]:
 
 
 if __name__ == "__main__":
-    import torch  # noqa: F401
+    variables = dict(os.environ)
+    import matplotlib.figure  # noqa: F401
+    import torch._dynamo  # an optimizer of torch imports it, and it sets a variable  # noqa: F401
 
+    os.environ.clear(), os.environ.update(variables)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
     sys.argv = _serve(socket.socket(fileno=int(sys.argv[1])))
