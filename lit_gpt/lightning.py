@@ -21,7 +21,7 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         with _LOCK:
             if type(self) is _Package and f"{self.__name__}.{name}" not in sys.modules:
-                self.__class__ = ModuleType  # a plain one from now on
+                object.__setattr__(self, "__class__", ModuleType)  # a plain one from now on
                 assert self.__spec__ and self.__spec__.loader
                 self.__spec__.loader.exec_module(self)
         if (module := sys.modules.get(f"{self.__name__}.{name}")) is not None and name not in vars(self):
@@ -72,7 +72,7 @@ def _import_without_the_rest() -> None:
         return
     try:
         package = module_from_spec(spec)
-        package.__version__ = version("lightning")
+        vars(package)["__version__"] = version("lightning")
         package.__class__ = _Package
         sys.modules["lightning"] = package
         with _stand_ins():
