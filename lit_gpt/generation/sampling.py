@@ -85,6 +85,9 @@ class Sampler:
         self._penalties.remove(row)
         self._plan = None
 
+    def __contains__(self, row: int) -> bool:
+        return row in self._rows
+
     def sample(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """Draws a token for each of `rows`, (B,), from logits (B, V) fp32, and counts it as part of the row's text."""
         ids = self.draw(logits, rows)
