@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -30,13 +31,13 @@ _SHARE = {"cpu": 0.4, "cuda": 0.8}
 class Answer(NamedTuple):
     """A request's whole answer: its deltas joined."""
 
-    text: str
-    tokens: tuple[Scored, ...]
-    prompt: tuple[Scored, ...]
-    finish: Finish
-    stop_reason: str | int | None
-    error: str
-    n_cached: int
+    text: str = ""
+    tokens: tuple[Scored, ...] = ()
+    prompt: tuple[Scored, ...] = ()
+    finish: Finish = "length"
+    stop_reason: str | int | None = None
+    error: str = ""
+    n_cached: int = 0
 
 
 class Stats(NamedTuple):
@@ -92,6 +93,8 @@ class Engine:
         self.scheduler = Scheduler(self.pool, max_rows, prefill_chunk)
         self.sampler = Sampler(model.config.padded_vocab_size, device)
         self._rows: dict[int, Row] = {}
+        self._leaders = WeakValueDictionary[Any, Row]()
+        """Rows that only score, by what they feed."""
         self._inbox: deque[Row] = deque()
         self._cancelled: deque[int] = deque()
         self._n_tickets = 0
@@ -214,7 +217,7 @@ class Engine:
         s = self.scheduler
         return Stats(
             running=len(s.running),
-            waiting=len(s.waiting) + len(self._inbox),
+            waiting=len(self._rows) - len(s.running),
             tokens_kept=s.prefixes.n_kept,
             tokens_free=self.pool.n_free,
             tokens_reused=s.n_hits,
@@ -236,11 +239,24 @@ class Engine:
             row = self._inbox.popleft()
             if row.most_new == 0 and row.scored_from >= len(row.prompt):
                 self._guarded(row, lambda row=row: self._finish(row, "length", prompt=_first_of(row)))
-            else:
+            elif not self._joins(row):
                 self.scheduler.waiting.append(row)
         while self._cancelled:
             if (row := self._rows.get(self._cancelled.popleft())) is not None:
                 self._guarded(row, lambda row=row: self._finish(row, "cancelled"))
+
+    def _joins(self, row: Row) -> bool:
+        """Returns whether a request only scores, and another one that waits feeds the same tokens and leads it."""
+        if row.most_new:
+            return False
+        key = row.key, row.prompt[:-1].tobytes()
+        leader = self._leaders.get(key)
+        if leader is None or leader.ticket not in self._rows or leader.start is not None:
+            self._leaders[key] = row
+            return False
+        leader.twins.append(row)
+        row.leader = leader
+        return True
 
     def _computed(self, due: list[Due]) -> list[tuple[Row, int, list[Scored], Scored | None]]:
         """Returns what `_compute` does; a row that makes it fail ends with an error, and others go on without it.
@@ -268,13 +284,13 @@ class Engine:
         hidden = self.extent_model.hidden(pieces)
         at, scored, drawing = 0, [], []  # (due, index of a hidden state, target), (due, index)
         for i, (row, n) in enumerate(due):
-            for p in range(max(row.n, row.scored_from - 1), min(row.n + n, len(row.prompt) - 1)):
-                scored.append((i, at + p - row.n, row.ids[p + 1]))
+            for p in range(max(row.n, row.scores_from - 1), min(row.n + n, len(row.prompt) - 1)):
+                scored += [(i, at + p - row.n, target) for target in row.targets(p)]
             if row.most_new and row.n + n == len(row.ids):
                 drawing.append((i, at + n - 1))
             at += n
         found: list[list[Scored]] = [[] for _ in due]
-        n_top = [due[i].row.request.prompt_logprobs or 0 for i, _, _ in scored]
+        n_top = [due[i].row.n_top for i, _, _ in scored]
         scores = score_in_parts(
             lambda part: self.extent_model.logits(
                 hidden[[place for _, place, _ in scored[part]]], [due[i].row.request.run for i, _, _ in scored[part]]
@@ -311,7 +327,10 @@ class Engine:
         row.scored += scores
         if row.most_new == 0:
             if row.due == 0:
-                self._finish(row, "length", prompt=_first_of(row) + tuple(row.scored))
+                shares, row.twins = row.shares(), []
+                for one, scored in shares:
+                    one.n_cached = row.n_cached
+                    self._guarded(one, lambda o=one, s=scored: self._finish(o, "length", prompt=_first_of(o) + s))
             return
         if token is None:
             return
@@ -351,11 +370,23 @@ class Engine:
             text += rest
             finish, reason = ("stop", stop) if stop is not None else (finish, reason)
         del self._rows[row.ticket]
+        self._bequeath(row)
         if row.draws and row.slot is not None:
             self.sampler.remove(row.slot)
         self.scheduler.leave(row)
         n_cached = row.n_cached if row.n_new <= 1 else 0
         row.deliver(Delta(text, tokens, prompt, finish, reason, error, n_cached))
+
+    def _bequeath(self, row: Row) -> None:
+        """Takes a row that ends from its leader; makes the first of its twins lead the others, if it has some."""
+        if row.leader is not None and row in row.leader.twins:
+            row.leader.twins.remove(row)
+        if row.twins:
+            heir, *others = row.twins
+            row.twins, heir.twins, heir.leader = [], others, None
+            for other in others:
+                other.leader = heir
+            self.scheduler.waiting.appendleft(heir)
 
     def _guarded(self, row: Row, act: Callable[[], None]) -> None:
         """Does something for one row; if it fails, only that row ends."""
