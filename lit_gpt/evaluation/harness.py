@@ -15,9 +15,9 @@ import torch
 
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.conversation import conversation_text
-from lit_gpt.evaluation.drawing import cut, generation_settings
-from lit_gpt.evaluation.scoring import Ids, batches, passes, score
-from lit_gpt.generation.lockstep import generate_batch
+from lit_gpt.evaluation.drawing import generation_settings
+from lit_gpt.evaluation.scoring import Ids, passes, score
+from lit_gpt.evaluation.writing import Writer
 from lit_gpt.model import GPT
 from lit_gpt.prompts import open_style, stop_ids
 from lit_gpt.tokenizer import Tokenizer
@@ -210,53 +210,22 @@ class LitLM(TemplateLM):
         groups: dict[str, list[int]] = {}  # settings -> requests
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.arguments[1], sort_keys=True, default=str), []).append(i)
+        ends = stop_ids(self.style, self.tokenizer)
+        writer = Writer(self.model, self.tokenizer, frozenset(ends), self.batch_size, self.autocast)
         texts = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
         for members in groups.values():
             settings = generation_settings(requests[members[0]].arguments[1], self.max_gen_toks, self.max_length)
-            room = self.max_length - settings["max_new_tokens"]
+            room = self.max_length - settings.max_new_tokens
             prompts = {i: self.tok_encode(requests[i].args[0].removesuffix(self.lead)) for i in members}
             self._warn_of_truncation(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
             prompts = {i: (ids or [self.prefix_token_id])[-room:] for i, ids in prompts.items()}
-            for batch in batches(sorted(members, key=lambda i: len(prompts[i]), reverse=True), self.batch_size):
-                for i, text in zip(batch, self.complete([prompts[i] for i in batch], **settings), strict=True):
-                    texts[i] = text
-                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
-                progress.update(len(batch))
+            for i, text in writer.texts(prompts, settings):
+                texts[i] = text
+                self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                progress.update()
         progress.close()
         return texts
-
-    def complete(
-        self, prompts: list[list[int]], until: list[str], max_new_tokens: int, temperature: float, top_k: int | None
-    ) -> list[str]:
-        """Returns what the model generates after each prompt, up to a stop string or a token that ends the text."""
-        new: list[list[int]] = [[] for _ in prompts]
-        done = [False] * len(prompts)
-        # a special token, such as <|im_end|>, is not part of decoded text: it stops by its id
-        special = {
-            ids[0] for s in until if len(ids := self.tok_encode(s, False)) == 1 and not self.tokenizer.decode(ids)
-        }
-        stops = special | stop_ids(self.style, self.tokenizer)
-        with self.autocast():
-            for drawn in generate_batch(
-                self.model, prompts, max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stops
-            ):
-                for i, token in enumerate(drawn):
-                    if not done[i] and token is not None:
-                        new[i].append(token)
-                    done[i] = done[i] or token is None or self._contains(new[i], until)
-                if all(done):
-                    break
-        return [cut(self.tokenizer.decode(ids), until) for ids in new]
-
-    def _contains(self, ids: list[int], until: list[str]) -> bool:
-        """Returns whether the text of `ids`, whose last token is new, has a stop string.
-
-        It decodes the last tokens first, and all of them only if the end has a stop string.
-        """
-        tail = 4 + max((len(s.encode()) for s in until), default=0)  # a token is at least a byte
-        ends = (ids[-tail:], ids)
-        return all(any(s in text for s in until) for text in map(self.tokenizer.decode, ends))
 
     # prompt styles
 
