@@ -29,7 +29,7 @@ class DraftModel:
     """
 
     def __init__(self, model: GPT, pool: Pool) -> None:
-        self.model, self.extents = model, ExtentModel(model, pool.beside(model))
+        self.model, self.extents = model, ExtentModel(model, pool.beside(model), {})
 
     def guess(self, rows: Sequence[Row], lengths: Sequence[int], sampler: Sampler) -> list[list[int]]:
         """Returns so many tokens that the draft draws for each row, with the row's own settings and noise."""
@@ -62,7 +62,7 @@ class DraftModel:
         """Returns the draft's logits after the last token of each piece, (B, V) fp32."""
         ends = torch.tensor([len(piece.ids) for piece in pieces]).cumsum(0) - 1
         hidden = self.extents.hidden(pieces)
-        return self.extents.logits(hidden[ends.to(hidden.device)]).float()
+        return self.extents.logits(hidden[ends.to(hidden.device)], [None] * len(pieces)).float()
 
 
 def _piece(row: Row, text: Sequence[int], n_read: int) -> Piece:
