@@ -108,7 +108,7 @@ def test_sampled_texts_follow_the_models_probabilities(noise, tokenizer):
 
     def probabilities(ids):
         with torch.no_grad():
-            return (model(torch.tensor([ids]))[0, -1, likely] / temperature).softmax(-1).double()
+            return (model(torch.tensor([ids]))[0, -1, likely].double() / temperature).softmax(-1)
 
     want = {
         (a, b, c): float(p * q * r)

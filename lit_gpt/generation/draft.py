@@ -5,19 +5,41 @@ scheduler does with a row's extent holds for both. Where they are missing, guess
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric import Fabric
 from torch import Tensor
 
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.errors import UserError, shown
 from lit_gpt.generation.forward import ExtentModel, Piece
 from lit_gpt.generation.pool import Pool
 from lit_gpt.generation.rows import Row
 from lit_gpt.generation.sampling import Sampler
 from lit_gpt.model import GPT
+from lit_gpt.tokenizer import Tokenizer
 
 _CHUNK = 512
 """Tokens that the draft reads at a time."""
+
+
+def load_draft(fabric: Fabric, checkpoint_dir: Path, tokenizer: Tokenizer) -> GPT:
+    """Returns the model of a folder, which is to guess for a model with `tokenizer`.
+
+    Raises:
+        UserError: there is no checkpoint, or its tokens are others.
+    """
+    own = Tokenizer(checkpoint_dir)
+    for i in range(min(own.vocab_size, tokenizer.vocab_size)):
+        mine, other = own.id_to_token(i), tokenizer.id_to_token(i)
+        if mine != other:
+            raise UserError(
+                f"--draft_dir {checkpoint_dir} has another tokenizer: its token {i} is {shown(mine)}, and the model's "
+                f"is {shown(other)}"
+            )
+    return load_base(fabric, checkpoint_dir)[0]
 
 
 class DraftModel:
