@@ -1,6 +1,8 @@
 """Arguments of text generation."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
@@ -49,6 +51,13 @@ class SamplingArgs:
     """Subtracted from the logit of a token for each time that the text has it."""
     seed: int = 1234
     """Seed of sampling."""
+    speculate: Literal["ngram", "none"] | None = None
+    """Guess several tokens, all of which one pass checks: texts come sooner, and stay the same. ngram looks them up in
+    the text itself; if not given, ngram unless the model is compiled."""
+    speculative_tokens: int = 8
+    """Most tokens that are guessed at a time; fewer are where guesses are wrong."""
+    draft_dir: Path | None = None
+    """Folder of a smaller checkpoint with the same tokenizer, which guesses instead."""
 
     def __post_init__(self) -> None:
         require("max_new_tokens", self.max_new_tokens, at_least=1)
@@ -57,4 +66,12 @@ class SamplingArgs:
             raise UserError(
                 f"--min_new_tokens {self.min_new_tokens} is more than --max_new_tokens {self.max_new_tokens}"
             )
+        require("speculative_tokens", self.speculative_tokens, at_least=1)
+        if self.draft_dir is not None and self.speculate == "none":
+            raise UserError("--draft_dir speculates, and --speculate none does not; leave one out")
         require_ranges(self)
+
+    @property
+    def asks_to_speculate(self) -> bool:
+        """Whether speculation is asked for, and not just left to happen."""
+        return self.draft_dir is not None or self.speculate == "ngram"

@@ -2,22 +2,20 @@
 
 Scores equal those of lm-eval's own `hf` model on the same weights, question by question: tokens, truncation and
 windows follow lm_eval/models/huggingface.py. Unlike there, the softmax is always taken in fp32, the output projection
-is computed only for scored positions, and a question is read once for all of its answers.
+is computed only for scored positions, and what questions begin alike is read once.
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.conversation import conversation_text
-from lit_gpt.evaluation.drawing import cut, generation_settings
-from lit_gpt.generation.engine import Answer, Engine, joined
-from lit_gpt.generation.lockstep import generate_batch
-from lit_gpt.generation.request import Delta, Request, Sampling, Scored
+from lit_gpt.evaluation.drawing import generation_settings
+from lit_gpt.evaluation.scoring import scores
+from lit_gpt.evaluation.writing import Writer
 from lit_gpt.model import GPT
 from lit_gpt.prompts import open_style, stop_ids
 from lit_gpt.tokenizer import Tokenizer
@@ -32,8 +30,6 @@ except ModuleNotFoundError as e:
 
 _Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request of lm-eval: ((context, continuation) as text, or None; ids of the context; ids of the continuation)."""
-_KEPT = 4
-"""Texts that are kept in the KV cache besides those that are answered, since others may begin alike."""
 
 
 class LitLM(TemplateLM):
@@ -123,8 +119,6 @@ class LitLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Returns (log-probability of the continuation, whether greedy decoding would give it) for each request.
 
-        The engine reads once what requests begin alike: the examples of a task, a question with all of its answers.
-
         Raises:
             UserError: a continuation is longer than the model's context.
         """
@@ -137,51 +131,16 @@ class LitLM(TemplateLM):
                     f"an answer has {len(continuation)} tokens, and the model has room for {self.max_length}"
                 )
             ids = [*context, *continuation][-(self.max_length + 1) :]
-            asked[i] = Request(ids, 0, prompt_logprobs=0, prompt_logprobs_from=len(ids) - len(continuation))
+            asked[i] = ids, len(ids) - len(continuation)
         self._warn_of_truncation(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
         progress = tqdm(total=len(requests), initial=len(answers), desc="Log-likelihoods", disable=disable_tqdm)
-        for i, found in self._answered(asked):
-            answers[i] = sum(s.logprob or 0.0 for s in found.prompt), all(s.is_greedy for s in found.prompt)
+        for i, answer in scores(self.model, self.tokenizer, asked, self.batch_size, self.autocast):
+            answers[i] = answer
             if (texts := requests[i][0]) is not None:
-                self.cache_hook.add_partial("loglikelihood", texts, answers[i])
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
             progress.update()
         progress.close()
         return [answers[i] for i in range(len(requests))]
-
-    def _answered(self, asked: Mapping[int, Request]) -> Iterator[tuple[int, Answer]]:
-        """Yields (key, answer) of requests as they are answered, with an engine for these requests alone.
-
-        Weights may change between calls: what an engine keeps must not outlive one.
-        """
-        if not asked:
-            return
-        longest = min(max(len(r.ids) + r.max_new_tokens for r in asked.values()), self.max_length)
-        engine = Engine(
-            self.model,
-            self.tokenizer,
-            max_rows=self.batch_size,
-            max_tokens=(self.batch_size + _KEPT) * longest,
-            prefill_chunk=self.batch_size * longest,
-            autocast=self.autocast,
-        )
-        deltas: dict[int, list[Delta]] = {i: [] for i in asked}
-        done: list[int] = []
-
-        def take(i: int, delta: Delta) -> None:
-            deltas[i].append(delta)
-            if delta.finish is not None:
-                done.append(i)
-
-        for i in sorted(asked, key=lambda i: tuple(asked[i].ids)):  # those that begin alike come together
-            engine.submit(asked[i], partial(take, i))
-        while deltas:
-            engine.step()
-            for i in done:
-                answer = joined(deltas.pop(i))
-                if answer.error:
-                    raise UserError(answer.error)
-                yield i, answer
-            done.clear()
 
     def _merged(self, requests: Sequence[_Request]) -> dict[int, tuple[float, bool]]:
         """Returns the answers, by request, to those requests whose continuation has no token of its own.
@@ -237,71 +196,22 @@ class LitLM(TemplateLM):
         groups: dict[str, list[int]] = {}  # settings -> requests
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.arguments[1], sort_keys=True, default=str), []).append(i)
+        ends = stop_ids(self.style, self.tokenizer)
+        writer = Writer(self.model, self.tokenizer, frozenset(ends), self.batch_size, self.autocast)
         texts = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
         for members in groups.values():
             settings = generation_settings(requests[members[0]].arguments[1], self.max_gen_toks, self.max_length)
-            room = self.max_length - settings["max_new_tokens"]
+            room = self.max_length - settings.max_new_tokens
             prompts = {i: self.tok_encode(requests[i].args[0].removesuffix(self.lead)) for i in members}
             self._warn_of_truncation(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
-            asked = {
-                i: self._request((ids or [self.prefix_token_id])[-room:], **settings) for i, ids in prompts.items()
-            }
-            answers = self._answered(asked) if self._device.type == "cpu" else self._decoded(asked)
-            for i, answer in answers:
-                new = [t.id for t in answer.tokens if t.id not in asked[i].stop_ids]
-                texts[i] = cut(self.tokenizer.decode(new), settings["until"])
-                self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
+            prompts = {i: (ids or [self.prefix_token_id])[-room:] for i, ids in prompts.items()}
+            for i, text in writer.texts(prompts, settings):
+                texts[i] = text
+                self.cache_hook.add_partial("generate_until", requests[i].args, text)
                 progress.update()
         progress.close()
         return texts
-
-    def _request(
-        self, ids: list[int], until: list[str], max_new_tokens: int, temperature: float, top_k: int | None
-    ) -> Request:
-        """Returns the request to continue a prompt up to a stop string or a token that ends the text."""
-        # a special token, such as <|im_end|>, is not part of decoded text: it stops by its id
-        special = {
-            found[0] for s in until if len(found := self.tok_encode(s, False)) == 1 and not self.tokenizer.decode(found)
-        }
-        sampling = Sampling(temperature=temperature, top_k=top_k)
-        return Request(
-            ids, max_new_tokens, sampling, tuple(until), frozenset(special | stop_ids(self.style, self.tokenizer))
-        )
-
-    def _decoded(self, asked: Mapping[int, Request]) -> Iterator[tuple[int, Answer]]:
-        """Yields what `_answered` does from batches that decode in lockstep, which on a GPU has kernels and graphs."""
-        order = sorted(asked, key=lambda i: len(asked[i].ids), reverse=True)
-        for batch in (order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)):
-            first = asked[batch[0]]
-            new: dict[int, list[int]] = {i: [] for i in batch}
-            going = set(batch)
-            with self.autocast():
-                for drawn in generate_batch(
-                    self.model,
-                    [asked[i].ids for i in batch],
-                    first.max_new_tokens,
-                    temperature=first.sampling.temperature,
-                    top_k=first.sampling.top_k,
-                    stop_ids=first.stop_ids,
-                ):
-                    for i, token in zip(batch, drawn, strict=True):
-                        if i in going and token is not None:
-                            new[i].append(token)
-                        if token is None or self._contains(new[i], first.stop):
-                            going.discard(i)
-                    if not going:
-                        break
-            yield from ((i, Answer(tokens=tuple(map(Scored, ids)))) for i, ids in new.items())
-
-    def _contains(self, ids: list[int], until: Sequence[str]) -> bool:
-        """Returns whether the text of `ids`, whose last token is new, has a stop string.
-
-        It decodes the last tokens first, and all of them only if the end has a stop string.
-        """
-        tail = 4 + max((len(s.encode()) for s in until), default=0)  # a token is at least a byte
-        ends = (ids[-tail:], ids)
-        return all(any(s in text for s in until) for text in map(self.tokenizer.decode, ends))
 
     # prompt styles
 

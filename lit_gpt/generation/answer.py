@@ -12,6 +12,7 @@ from lightning.fabric import Fabric
 from lit_gpt.args import SamplingArgs
 from lit_gpt.errors import UserError
 from lit_gpt.generation.asking import Asked
+from lit_gpt.generation.draft import load_draft
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.lockstep import compiles, generate
 from lit_gpt.generation.request import Delta, Request, Sampling, Scored
@@ -72,13 +73,26 @@ def print_completion(
         stop_ids=frozenset() if args.ignore_eos else asked.stop_ids,
         min_new_tokens=args.min_new_tokens,
     )
+    if args.asks_to_speculate:
+        if compile:
+            raise UserError("--compile true runs single tokens, and speculation checks several; leave one out")
+        compile = False
+    draft = None if args.draft_dir is None else load_draft(fabric, args.draft_dir, tokenizer)
     with fabric.autocast():
         if compiles(model.eval(), args.max_new_tokens, compile):
             answer = partial(stream_compiled, model, tokenizer, compile=compile)
         else:
             room = min(len(ids) + args.max_new_tokens, model.config.block_size)
             room *= min(2, num_samples)  # an answer's prompt is kept while the next one is generated
-            answer = Engine(model, tokenizer, max_rows=1, max_tokens=room, autocast=fabric.autocast).stream
+            answer = Engine(
+                model,
+                tokenizer,
+                max_rows=1,
+                max_tokens=room,
+                autocast=fabric.autocast,
+                speculative_tokens=0 if args.speculate == "none" else args.speculative_tokens,
+                draft=draft,
+            ).stream
         for _ in range(num_samples):
             _print(answer(request), asked.text if echo else None)
 

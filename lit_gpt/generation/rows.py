@@ -1,6 +1,7 @@
 """A request on its way through the engine: its tokens so far, and the positions of the KV cache that are its own."""
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,10 @@ class Row:
         """Whether LongRoPE's frequencies of long texts apply."""
         self.draws = False
         """Whether the sampler knows it."""
+        self.pace: Any = None
+        """What speculation knows of it."""
+        self.n_draft = 0
+        """Number of its tokens that a draft model has read."""
 
     @property
     def n_new(self) -> int:
