@@ -1,0 +1,212 @@
+"""One forward pass for rows of different lengths: linear layers see all their tokens, attention each row's extent.
+
+Letters: N tokens of all rows, C n_embd, H query heads, G key/value heads, R = H / G, D head_size, T tokens of a row, S
+positions that they see, P positions of the pool, V padded vocabulary.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gpt.config import Config
+from lit_gpt.generation.pool import Pool
+from lit_gpt.layers.cpu_matmul import upcast
+from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.layers.rope import apply_rope
+from lit_gpt.methods.lora.shared import RunSpan, SharedLinear, Updates
+from lit_gpt.model import GPT, CausalSelfAttention, score_scale, softcap
+
+
+class Piece(NamedTuple):
+    """Tokens that a row feeds."""
+
+    ids: Sequence[int]
+    position: int
+    """Position of the first one in its text."""
+    start: int
+    """Where the row's extent begins in the pool."""
+    is_long: bool = False
+    """Whether LongRoPE's frequencies of long texts apply."""
+    run: str | None = None
+    """Name of the run whose updates apply."""
+
+
+class ExtentModel:
+    """A model that reads tokens of many rows at once, whose keys and values lie in extents of a pool.
+
+    It shares all weights with `model` and does not change it.
+
+    Args:
+        runs: name -> a LoRA run's updates by the path of their layer.
+    """
+
+    def __init__(self, model: GPT, pool: Pool, runs: Mapping[str, Mapping[str, Updates]]) -> None:
+        self.pool, config = pool, model.config
+        self._spans: list[RunSpan] = []  # of the pass that runs; every `SharedLinear` reads it
+        paths = {path for updates in runs.values() for path in updates}
+        shared = {
+            path: SharedLinear(layer, {name: u[path] for name, u in runs.items() if path in u}, self._spans)
+            for path, layer in model.named_modules(remove_duplicate=False)
+            if path in paths and isinstance(layer, LinearLayer)
+        }
+        self.by_run = any(".experts." in path for path in paths)
+        """Whether a pass is for one run only: experts see tokens in another order."""
+        self.model = _with(model, shared)
+        self.blocks: list[nn.Module] = []
+        for i, block in enumerate(self.model.transformer.h):
+            window = config.sliding_window if config.is_sliding(i) else 0
+            beside = block.attn.beside(pool.k[i].dtype)
+            attention = _ExtentAttention(block.attn, keys=pool.k[i], values=pool.v[i], window=window, beside=beside)
+            self.blocks.append(_with(block, {"attn": attention}))
+
+    def hidden(self, pieces: Sequence[Piece]) -> Tensor:
+        """Returns the hidden states of all tokens, (N, C), before the output projection.
+
+        Args:
+            pieces: those of one run are neighbours.
+        """
+        if self.by_run and len({piece.run for piece in pieces}) > 1:
+            groups = [list(group) for _, group in groupby(pieces, lambda piece: piece.run)]
+            return torch.cat([self.hidden(group) for group in groups])
+        self._spans[:] = _run_spans([(piece.run, len(piece.ids)) for piece in pieces])
+        batch = _Batch(pieces, self.model.transformer.wte.weight.device)
+        rope = self.model.rope
+        usual = rope(batch.positions, 0)
+        if any(piece.is_long for piece in pieces):
+            long = batch.is_long.unsqueeze(-1)
+            (cos, sin), (long_cos, long_sin) = usual, rope(batch.positions, self.model.config.block_size)
+            usual = torch.where(long, long_cos, cos), torch.where(long, long_sin, sin)
+        cos_sin = rope.spread(usual, batch.positions)  # (N, rope_n_elem)
+        x = self.model.embed(batch.ids.unsqueeze(0))  # (1, N, C)
+        for block, (cos, sin) in zip(self.blocks, cos_sin, strict=True):
+            x = block(x, cos, sin, None, batch)
+        return self.model.transformer.ln_f(x)[0]
+
+    def logits(self, hidden: Tensor, runs: Sequence[str | None]) -> Tensor:
+        """Returns the logits, (n, V), of hidden states (n, C) of these runs."""
+        self._spans[:] = _run_spans([(run, 1) for run in runs])
+        return self.model.logits(hidden)
+
+
+def _run_spans(parts: Sequence[tuple[str | None, int]]) -> list[RunSpan]:
+    """Returns the spans of neighbours of one run, of which (run, number of tokens) is given; all, if it is one run."""
+    spans, at = [], 0
+    for run, group in groupby(parts, lambda part: part[0]):
+        begin, at = at, at + sum(n for _, n in group)
+        spans.append((run, slice(begin, at)))
+    return spans if len(spans) > 1 else [(run, slice(None)) for run, _ in spans]
+
+
+def _with(module: nn.Module, others: Mapping[str, nn.Module]) -> Any:
+    """Returns a module that shares everything with `module` but the modules at these paths."""
+    if not others:
+        return module
+    children = dict(module._modules)
+    for name in {path.split(".")[0] for path in others}:
+        below = {path.partition(".")[2]: m for path, m in others.items() if path.split(".")[0] == name}
+        child = children[name]
+        assert child is not None
+        children[name] = below.get("") or _with(child, below)
+    twin = copy.copy(module)
+    twin._modules = children
+    return twin
+
+
+class _Batch:
+    """The tokens of a forward pass, where they go in the pool, and which positions they see."""
+
+    def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
+        self.pieces, self.lengths = pieces, [len(piece.ids) for piece in pieces]
+        positions = [p for piece in pieces for p in range(piece.position, piece.position + len(piece.ids))]
+        places = [
+            p
+            for piece in pieces
+            for p in range(piece.start + piece.position, piece.start + piece.position + len(piece.ids))
+        ]
+        ids = [i for piece in pieces for i in piece.ids]
+        is_long = [piece.is_long for piece in pieces for _ in piece.ids]
+        self.ids, self.positions, self.places = torch.tensor([ids, positions, places], device=device)
+        self.is_long = torch.tensor(is_long, device=device)
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    def mask(self, i: int, window: int, first: int, dtype: torch.dtype) -> Tensor:
+        """Returns what is added to the scores of a piece, (T, S): minus infinity where a query does not see a key.
+
+        Args:
+            i: index of the piece.
+            first: position of the first key.
+        """
+        if (i, window) not in self._masks:
+            piece, device = self.pieces[i], self.ids.device
+            queries = torch.arange(piece.position, piece.position + len(piece.ids), device=device).unsqueeze(1)
+            distance = queries - torch.arange(first, piece.position + len(piece.ids), device=device)
+            hidden = distance < 0 if not window else (distance < 0) | (distance >= window)
+            self._masks[i, window] = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf).to(dtype)
+        return self._masks[i, window]
+
+
+class _ExtentAttention(nn.Module):
+    """An attention layer for tokens of many rows, which takes over the modules of `attn`.
+
+    Args:
+        keys, values: the layer's pool of positions, (P, G, D) each.
+    """
+
+    def __init__(
+        self, attn: CausalSelfAttention, keys: Tensor, values: Tensor, window: int, beside: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.attn, self.window, self.beside = attn, window, beside
+        self.pools = keys, values
+        self.by_head = tuple(pool.transpose(0, 1).unsqueeze(0) for pool in self.pools)  # (1, G, P, D)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: None, batch: _Batch, *unused: Any) -> Tensor:
+        """
+        Args:
+            x: (1, N, C).
+            cos, sin: (N, rope_n_elem).
+        """
+        q, k, v = self.attn.split_heads(self.attn.qkv(x))
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)  # (1, H, N, D), (1, G, N, D)
+        for pool, new in zip(self.pools, (k, v), strict=True):
+            pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
+        queries = q[0].transpose(0, 1).unflatten(1, (k.size(1), -1)).split(batch.lengths)  # (T, G, R, D) each
+        y = torch.cat([self.attended(q, i, batch) for i, q in enumerate(queries)]).flatten(1)  # (N, H * D)
+        if self.beside is not None:
+            y = y + self.beside(q)[0].transpose(0, 1).flatten(1)
+        return self.attn.proj(y.unsqueeze(0))
+
+    def attended(self, q: Tensor, i: int, batch: _Batch) -> Tensor:
+        """Returns attention (T, G, R, D) of a piece's rotated queries, of the same shape, to its row's extent."""
+        piece, config = batch.pieces[i], self.attn.config
+        T, end = q.size(0), piece.position + q.size(0)
+        first = max(0, piece.position + 1 - self.window) if self.window else 0
+        k, v = (pool.narrow(2, piece.start + first, end - first).to(q.dtype) for pool in self.by_head)  # (1, G, S, D)
+        if T == 1:  # the heads of a group see the same keys: they are queries of one head
+            return attend(q, k, v, config=config)
+        q = q.permute(1, 2, 0, 3)  # (G, R, T, D)
+        k, v = (x.transpose(0, 1).expand(-1, q.size(1), -1, -1) for x in (k, v))  # (G, R, S, D)
+        is_whole = end - first == T and not (self.window and self.window < T) and not config.attn_logit_softcapping
+        mask = None if is_whole else batch.mask(i, self.window, first=first, dtype=q.dtype)
+        return attend(q, k, v, config=config, mask=mask, is_causal=is_whole).permute(2, 0, 1, 3)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, config: Config, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Returns attention (..., T, D) of q (..., T, D) to k and v (..., S, D).
+
+    Args:
+        mask: summand of the scores, (T, S); None if every query sees every key, or all up to its own.
+        is_causal: whether a query sees the keys up to its own, of as many keys as queries.
+    """
+    if not config.attn_logit_softcapping:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=score_scale(config))
+    dtype, (q, k, v) = q.dtype, upcast(q, k, v)
+    scores = softcap(q @ k.mT * score_scale(config), config.attn_logit_softcapping).float()
+    return ((scores if mask is None else scores + mask).softmax(-1).to(v.dtype) @ v).to(dtype)
