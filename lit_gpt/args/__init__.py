@@ -14,5 +14,14 @@ Precision = Literal["32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
 Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training", "int8", "fp8"]
 
 __all__ = ["AdapterArgs", "AskArgs", "ChatArgs", "EvalArgs", "FullArgs", "LoRAArgs", "LoRARunArgs", "Optimizer"]
-__all__ += ["PlanArgs", "Precision", "PrepareArgs", "Quantization", "RunArgs", "SamplingArgs", "SourceArgs", "TrainArgs"]
+__all__ += [
+    "PlanArgs",
+    "Precision",
+    "PrepareArgs",
+    "Quantization",
+    "RunArgs",
+    "SamplingArgs",
+    "SourceArgs",
+    "TrainArgs",
+]
 __all__ += ["ValidationArgs"]
