@@ -104,12 +104,7 @@ def greet(session: Session, system: str, typed: bool) -> None:
 def _set(session: Session, rest: str) -> None:
     words = rest.replace("=", " ", 1).split(maxsplit=1)
     if words:
-        word = words[0].lstrip("-")
-        name = find(word, _FLAGS)
-        if name not in _FLAGS:
-            close = nearest(word, _FLAGS)
-            hint = f"did you mean {close[0]}?" if close and close[0] in _FLAGS else f"there are {', '.join(_FLAGS)}"
-            raise UserError(f"there is no setting {word!r}; {hint}")
+        name = _setting(words[0].lstrip("-"))
         if len(words) > 1:
             session.args = replace(session.args, **{name: value_of(_FLAGS[name], words[1].strip(), name)})
             session.n_asked = 0 if name == "seed" else session.n_asked
@@ -117,6 +112,16 @@ def _set(session: Session, rest: str) -> None:
     for name, value in asdict(session.args).items():
         if name in words or not words:
             session.terminal.note(f"{name} {'null' if value is None else value}")
+
+
+def _setting(word: str) -> str:
+    """Returns the setting that a word names, or is the beginning of the name of; raises UserError if there is none."""
+    found = find(word, _FLAGS)
+    begun = [name for name in _FLAGS if name.startswith(word)]
+    if found in _FLAGS or len(begun) == 1:
+        return found if found in _FLAGS else begun[0]
+    close = [name for name in nearest(word, _FLAGS) if name in _FLAGS] or list(_FLAGS)
+    raise UserError(f"there is no setting {word!r}; {'did you mean' if len(close) < 3 else 'there are'} {', '.join(close)}")
 
 
 def _retry(session: Session, rest: str) -> None:
@@ -193,8 +198,8 @@ COMMANDS = {
     "retry": _Command(_retry, "", "ask the last question again"),
     "continue": _Command(_continue, "", "let an answer that was cut or stopped go on"),
     "undo": _Command(_undo, "", "take the last question and its answer back"),
-    "save": _Command(_save, "[FILE]", f"add the conversation to FILE as a training row; {_ROWS} if none is given"),
-    "stats": _Command(_stats, "", "figures of the last answer: what was read from the cache, time, speed"),
+    "save": _Command(_save, "[FILE]", f"add the conversation to FILE ({_ROWS}) as a training row"),
+    "stats": _Command(_stats, "", "what the last answer took: tokens computed and from the cache, time, speed"),
     "help": _Command(_help, "", "this list"),
     "quit": _Command(_quit, "", "leave, as ctrl-D does"),
 }

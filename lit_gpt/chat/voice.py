@@ -37,8 +37,8 @@ class Reply:
         n = len(self.asked.ids)
         rate = (self.n_new - 1) / (self.seconds - self.first) if self.n_new > 1 else 0
         return (
-            f"{n - self.n_cached:,} new tokens of {n:,} read, {self.n_cached:,} from the cache; first token after "
-            f"{self.first:.2f} s; {self.n_new:,} tokens written, {rate:.1f} tokens/sec"
+            f"prompt: {n:,} tokens, {self.n_cached:,} of them in the cache; first token after {self.first:.2f} s; "
+            f"{self.n_new:,} written, {rate:.1f} tokens/sec"
         )
 
 
