@@ -57,3 +57,20 @@ def test_rows_of_different_lengths_get_what_each_gets_alone(kind, tokenizer):
         assert [t.id for t in answer.tokens] == alone(model, request.ids, n), len(request.ids)
         assert answer.finish == "length" and not answer.error
     assert engine.stats().running == engine.stats().waiting == 0
+
+
+def test_a_prompt_that_many_begin_with_is_read_once(tokenizer):
+    model = tiny("llama-gqa")
+    engine = Engine(model, tokenizer, max_rows=8, max_tokens=3000, prefill_chunk=32)
+    shots = prompts([150])[0]
+    requests = [Request([*shots, *p], 6, GREEDY) for p in prompts([5] * 12, seed=3)]
+    answers = engine.complete(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        assert [t.id for t in answer.tokens] == alone(model, request.ids, 6)
+    assert engine.stats().tokens_read <= 150 + 12 * 5 + 10
+    assert [a.n_cached >= 150 for a in answers] == [False] + [True] * 11
+    again = engine.complete(requests[:1])[0]
+    assert again.n_cached == 154 and [t.id for t in again.tokens] == [t.id for t in answers[0].tokens]
+    longer = [*requests[0].ids, *(t.id for t in again.tokens), *prompts([4], seed=5)[0]]  # the next turn of a chat
+    (turn,) = engine.complete([Request(longer, 3, GREEDY)])
+    assert turn.n_cached >= 154 + 6 and [t.id for t in turn.tokens] == alone(model, longer, 3)
