@@ -121,7 +121,9 @@ def _setting(word: str) -> str:
     if found in _FLAGS or len(begun) == 1:
         return found if found in _FLAGS else begun[0]
     close = [name for name in nearest(word, _FLAGS) if name in _FLAGS] or list(_FLAGS)
-    raise UserError(f"there is no setting {word!r}; {'did you mean' if len(close) < 3 else 'there are'} {', '.join(close)}")
+    raise UserError(
+        f"there is no setting {word!r}; {'did you mean' if len(close) < 3 else 'there are'} {', '.join(close)}"
+    )
 
 
 def _retry(session: Session, rest: str) -> None:

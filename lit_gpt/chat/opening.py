@@ -1,23 +1,23 @@
 """Loads the models of a chat."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric import Fabric
 
 from lit_gpt.args.folders import run_folder
 from lit_gpt.chat.voice import Voice
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import load_finetuned
+from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.runs import SharedRun, load_shared
 from lit_gpt.merge.record import trained_style
 from lit_gpt.model import GPT
 from lit_gpt.prompts import CHAT_TEMPLATE, open_style
 from lit_gpt.prompts.chat_template import read_templates
 from lit_gpt.tokenizer import Tokenizer
-
-_ROWS = 2
-"""Rows of the KV cache's room: a turn, and what is kept of the turn before it."""
 
 
 def open_voices(
@@ -39,33 +39,49 @@ def open_voices(
     Raises:
         UserError: no such checkpoint or run, no such style, or nothing to compare.
     """
-    tokenizer = Tokenizer(checkpoint_dir)
-
-    def voice(name: str, model: GPT, own: str, end_ids: tuple[int, ...] = ()) -> Voice:
-        engine = Engine(model, tokenizer, max_rows=_ROWS, autocast=fabric.autocast)
-        opened = open_style(style or own, checkpoint_dir, tokenizer)
-        return Voice(name, engine, None, opened, style_name=style or own, tokenizer=tokenizer, end_ids=end_ids)
-
+    opening = _Opening(fabric, checkpoint_dir, style)
     if finetuned_path is None:
         if compare:
             raise UserError("--compare true shows a run beside its base; pass the run as --finetuned_path")
-        model = _base(fabric, checkpoint_dir, quantize)
-        return [voice(checkpoint_dir.absolute().name, model, _style_of(checkpoint_dir))]
-    model, run = load_finetuned(fabric, checkpoint_dir, finetuned_path, quantize)
+        model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
+        return [opening.base(checkpoint_dir.absolute().name, opening.engine(model))]
     folder = run_folder(finetuned_path).absolute()
     name = f"{folder.parent.name}/{folder.name}"
-    finetuned = voice(name, model, run.prompt_style, tuple(run.data.get("end_ids", ())))
     if not compare:
-        return [finetuned]
-    return [voice("base", _base(fabric, checkpoint_dir, run.quantize), _style_of(checkpoint_dir)), finetuned]
+        model, record = load_finetuned(fabric, checkpoint_dir, folder, quantize)
+        return [opening.run(name, opening.engine(model), record)]
+    record = read_run(folder)
+    quantize = record.quantize if quantize is None else quantize
+    model, digest = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
+    if record.method == "lora":  # one copy of the base weights answers for both
+        engine = opening.engine(model, load_shared(model, digest, checkpoint_dir, {name: folder}), n_voices=2)
+        return [opening.base("base", engine), opening.run(name, engine, record, shared=name)]
+    finetuned, record = load_finetuned(fabric, checkpoint_dir, folder, quantize)
+    return [opening.base("base", opening.engine(model)), opening.run(name, opening.engine(finetuned), record)]
 
 
-def _base(fabric: Fabric, checkpoint_dir: Path, quantize: str | None) -> GPT:
-    """Returns the model of a checkpoint; `none` quantizes nothing."""
-    return load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)[0]
+class _Opening:
+    """What the voices of a chat have in common."""
 
+    def __init__(self, fabric: Fabric, checkpoint_dir: Path, style: str | None) -> None:
+        self.fabric, self.checkpoint_dir, self.style = fabric, checkpoint_dir, style
+        self.tokenizer = Tokenizer(checkpoint_dir)
 
-def _style_of(checkpoint_dir: Path) -> str:
-    """Returns the prompt style of a checkpoint: of its training if it was merged, else its own template, else plain."""
-    own = CHAT_TEMPLATE if "default" in read_templates(checkpoint_dir) else "plain"
-    return trained_style(checkpoint_dir) or own
+    def engine(self, model: GPT, runs: Mapping[str, SharedRun] | None = None, n_voices: int = 1) -> Engine:
+        """Returns an engine with room for a turn of each voice, and for what is kept of the turn before it."""
+        rows = 2 * n_voices
+        return Engine(model, self.tokenizer, runs=runs, max_rows=rows, autocast=self.fabric.autocast)
+
+    def base(self, name: str, engine: Engine) -> Voice:
+        """Returns the voice of the checkpoint itself: in the style of its training if it was merged, else its own."""
+        own = CHAT_TEMPLATE if "default" in read_templates(self.checkpoint_dir) else "plain"
+        return self._voice(name, engine, None, style=trained_style(self.checkpoint_dir) or own)
+
+    def run(self, name: str, engine: Engine, record: Run, shared: str | None = None) -> Voice:
+        """Returns the voice of a run; `shared` is its name in an engine that has several."""
+        return self._voice(name, engine, shared, style=record.prompt_style, end_ids=record.data.get("end_ids", ()))
+
+    def _voice(self, name: str, engine: Engine, run: str | None, style: str, end_ids: Any = ()) -> Voice:
+        style = self.style or style
+        opened = open_style(style, self.checkpoint_dir, self.tokenizer)
+        return Voice(name, engine, run, opened, style_name=style, tokenizer=self.tokenizer, end_ids=tuple(end_ids))
