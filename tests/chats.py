@@ -13,13 +13,19 @@ import termios
 import time
 from dataclasses import replace
 
+import torch
 from conftest import ROOT
+from runs import run_of
 
 from lit_gpt.args import ChatArgs
 from lit_gpt.chat.commands import obey
 from lit_gpt.chat.opening import open_voices
 from lit_gpt.chat.session import Session
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import save_run
+from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.fabric import make_fabric
+from lit_gpt.methods import METHODS, trained_parameters
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
@@ -43,6 +49,21 @@ def say(session, *messages):
         if not obey(session, message):
             session.ask(message)
     return session.replies[-1] if session.replies else None
+
+
+def save_run_of(method, checkpoint, folder):
+    """Writes a run of a method that is far from its base, and returns its folder."""
+    fabric = make_fabric("32-true")
+    model, digest = load_base(fabric, checkpoint)
+    record = run_of(method)
+    METHODS[method].inject(model, METHODS[method].args(**record.method_args))
+    torch.manual_seed(0)
+    for parameter in trained_parameters(model).values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    folder.mkdir(parents=True)
+    save_trained(model, trained_path(folder, method))
+    save_run(replace(record, base_digest=digest, prompt_style="alpaca", data={"end_ids": [7]}), folder)
+    return folder
 
 
 class Screen:
