@@ -64,11 +64,11 @@ def wrapped(text: str, size: int) -> list[str]:
     lines, line, used, space = [], "", 0, -1
     for character in text:
         w = width(character)
-        if used + w > size:
-            if character == " ":
-                lines.append(line)
-                line, used, space = "", 0, -1
-                continue
+        if used + w > size and character == " ":
+            lines.append(line)
+            line, used, space = "", 0, -1
+            continue
+        while used + w > size:
             rest = line[space + 1 :] if space >= 0 else ""
             lines.append(line[:space] if space >= 0 else line)
             line, used, space = rest, width(rest), -1
