@@ -151,20 +151,30 @@ def test_the_system_text_is_shown_set_and_refused_where_a_style_has_no_place_for
 
 def test_what_is_saved_is_training_data(folder, notes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    session = chat(folder, temperature=1.0)
-    say(session, "/system Be brief.", "Who?", "Why?", "/save", "When?")
-    with pytest.raises(UserError, match="saved already"):
-        say(session, "/save", "/save")
-    say(session, "/new", "Who\nare you?", "/save out/chat.jsonl")
-    assert "scripts/prepare_json.py --json_path out/chat.jsonl" in notes()
-    rows = [json.loads(line) for line in (tmp_path / "out" / "chat.jsonl").read_text().splitlines()]
-    assert [len(row["messages"]) for row in rows] == [5, 7, 3]
-    assert rows[0]["messages"][:2] == [
-        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}
-    ]  # fmt: skip
-    assert rows[1]["messages"][:5] == rows[0]["messages"]
+    session = chat(folder)
     said = session.voices[0].conversation.said
-    assert rows[2]["messages"][-1].get("weight") == (None if said[-1].is_whole and said[-1].answer.strip() else 0)
+
+    def ask(*questions):
+        say(session, *questions)
+        said[:] = [replace(s, answer=s.answer.strip() or "x", is_whole=s.question != "When?") for s in said]
+
+    ask("/system Be brief.", "Who?", "Why?")
+    say(session, "/save")
+    with pytest.raises(UserError, match="saved already"):
+        say(session, "/save")
+    ask("When?")
+    say(session, "/save")
+    assert "a row with 3 answers, 1 of them cut and not taught" in notes()
+    say(session, "/new")
+    said = session.voices[0].conversation.said
+    ask("Who\nare you?")
+    say(session, "/save out/chat.jsonl")
+    assert "scripts/prepare_json.py --json_path out/chat.jsonl" in notes()
+    rows = [json.loads(line)["messages"] for line in (tmp_path / "out" / "chat.jsonl").read_text().splitlines()]
+    assert [len(row) for row in rows] == [5, 7, 3] and rows[1][:5] == rows[0]
+    assert rows[0][:2] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    assert [m.get("weight", 1) for m in rows[1] if m["role"] == "assistant"] == [1, 1, 0]
+    assert rows[2][1]["content"] == "Who\nare you?" and rows[2][2]["content"] == said[0].answer
     done = run("scripts/prepare_json.py", "--json_path", "out/chat.jsonl", "--checkpoint_dir", folder,
                "--prompt_style", "chat_template", "--destination_path", "data/chat", "--test_split_fraction", 0.3,
                cwd=tmp_path)  # fmt: skip
