@@ -286,12 +286,12 @@ def test_a_user_in_a_terminal(folder, tmp_path):
         screen.until("ctrl-C again or ctrl-D leaves.*> ")
         screen.type("/foo\n")
         screen.until("error: there is no command /foo; .*> ")
-        screen.type("\x1b[A\x1b[A")  # the history: two lines up
-        screen.until(re.escape("/save rows.jsonl"))
-        screen.type("\x15\x03")
+        screen.type("\x1b[A\x1b[A\n")  # the history: two lines up
+        screen.until("error: the conversation is saved already.*> ")
+        screen.type("\x03")
         screen.until("ctrl-C again.*> ")
         screen.type("\x03")
-        assert screen.ended() == 130 and screen.shown.rstrip().endswith("error: interrupted")
+        assert screen.ended() == 0 and "error" not in screen.shown[screen.at :]
     assert not {c for c in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.shown) if c < " "} - set("\n\t\r\x07\x08")
     (row,) = (json.loads(line)["messages"] for line in (tmp_path / "rows.jsonl").read_text().splitlines())
     assert [m["content"] for m in row if m["role"] != "assistant"] == ["Be brief.", "Who?", "one \ntwo"]

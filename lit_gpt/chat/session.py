@@ -192,7 +192,7 @@ def talk(session: Session, obey: Callable[[Session, str], bool], next_message: C
 
     Raises:
         UserError: a mistake in a message, where nobody types.
-        KeyboardInterrupt: ctrl-C for the second time, or where nobody types.
+        KeyboardInterrupt: ctrl-C, where nobody types.
     """
     pressed = False  # whether the last thing was ctrl-C
     while True:
@@ -209,9 +209,11 @@ def talk(session: Session, obey: Callable[[Session, str], bool], next_message: C
                 print(file=sys.stderr)
             return
         except KeyboardInterrupt:
-            if pressed or not typed:
-                print(file=sys.stderr)
+            if not typed:
                 raise
+            if pressed:
+                print(file=sys.stderr)
+                return
             pressed = True
             session.terminal.note("\n[ctrl-C again or ctrl-D leaves]")
         except UserError as e:
