@@ -29,7 +29,7 @@ class Columns:
         self._texts = [""] * n
         self._lines: list[list[str]] = [[] for _ in titles]
         self._ended = [False] * n
-        self._show([emphasize(padded(cut(title, self.size), self.size)) for title in titles])
+        self._show([emphasize(padded(_cut(title, self.size), self.size)) for title in titles])
 
     def push(self, i: int, text: str) -> None:
         """Adds a part of an answer, and shows the lines that are complete on all sides."""
@@ -84,6 +84,6 @@ def padded(text: str, size: int) -> str:
     return text + " " * max(0, size - width(text))
 
 
-def cut(text: str, size: int) -> str:
+def _cut(text: str, size: int) -> str:
     """Returns as much of a text as takes at most `size` columns."""
     return text if width(text) <= size else wrapped(text.replace(" ", "\u00a0"), size)[0]

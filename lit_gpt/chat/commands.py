@@ -44,9 +44,9 @@ def obey(session: Session, message: str) -> bool:
     if found is None:
         return False
     name, rest = found[1], (found[2] or "").strip()
-    command = COMMANDS.get(_OTHER_NAMES.get(name, name))
+    command = _COMMANDS.get(_OTHER_NAMES.get(name, name))
     if command is None:
-        close = get_close_matches(name, [*COMMANDS, *_OTHER_NAMES], n=1)
+        close = get_close_matches(name, [*_COMMANDS, *_OTHER_NAMES], n=1)
         hint = f"did you mean /{close[0]}?" if close else "/help lists them"
         raise UserError(f"there is no command /{name}; {hint} (to say it, begin with //)")
     if rest and not command.takes:
@@ -181,7 +181,7 @@ def _stats(session: Session, rest: str) -> None:
 
 
 def _help(session: Session, rest: str) -> None:
-    for name, command in COMMANDS.items():
+    for name, command in _COMMANDS.items():
         session.terminal.note(f"{f'/{name} {command.takes}':<22}{command.help}")
     session.terminal.note(
         'A line that ends with \\ goes on in the next one; so does a text between """ and """.\n'
@@ -193,7 +193,7 @@ def _quit(session: Session, rest: str) -> None:
     raise EOFError
 
 
-COMMANDS = {
+_COMMANDS = {
     "new": _Command(_new, "", "forget what was said; the system text stays"),
     "system": _Command(_set_system, "[TEXT]", f"show the system text, or set it; {_NO_SYSTEM} removes it"),
     "set": _Command(_set, "[NAME [VALUE]]", "show the sampling settings, or change one"),
