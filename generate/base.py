@@ -49,8 +49,10 @@ def main(
         say(
             f"Prompt style: {style}" + ("" if prompt_style else ", that of the training; --prompt_style plain has none")
         )
-    for _ in range(num_samples):
-        print_completion(fabric, model, tokenizer, asked=asked, args=sampling, echo=style == "plain", compile=compile)
+    echo = style == "plain"
+    print_completion(
+        fabric, model, tokenizer, asked=asked, args=sampling, echo=echo, compile=compile, num_samples=num_samples
+    )
     say_memory()
 
 

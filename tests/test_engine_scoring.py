@@ -90,3 +90,26 @@ def test_a_text_that_fills_the_context_is_scored_to_its_last_token(tokenizer):
     ids = draw_ids(65)
     (answer,) = engine.complete([Request(ids, 0, prompt_logprobs=0, prompt_logprobs_from=5)])
     assert_scored(answer.prompt, ids, plain(model, ids), 5, 0)
+
+
+def test_answers_of_one_token_are_read_once_and_go_on_when_the_first_is_cancelled(tokenizer):
+    model = tiny("gemma2")
+    engine = Engine(model, tokenizer, max_rows=2, max_tokens=500)
+    question = draw_ids(40)
+    requests = [
+        Request([*question, answer], 0, prompt_logprobs=n_top, prompt_logprobs_from=first)
+        for answer, n_top, first in ((5, 0, 40), (6, 2, 38), (7, 1, 40), (5, 0, 40), (9, 3, 0))
+    ]
+    found = [[] for _ in requests]
+    tickets = [engine.submit(r, deltas.append) for r, deltas in zip(requests, found, strict=True)]
+    engine.cancel(tickets[0])
+    engine.cancel(tickets[2])
+    while engine.step():
+        pass
+    assert [deltas[-1].finish for deltas in found] == ["cancelled", "length", "cancelled", "length", "length"]
+    logprobs = plain(model, requests[0].ids)
+    for i in (1, 3, 4):
+        request = requests[i]
+        first = request.prompt_logprobs_from
+        assert_scored(found[i][0].prompt, request.ids, logprobs, first, request.prompt_logprobs)
+    assert engine.stats().tokens_read == 40 and engine.stats().steps == 1

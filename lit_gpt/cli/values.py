@@ -178,7 +178,12 @@ def _text(kind: Any, raw: Any) -> str:
 
 
 def _list(kind: Any, raw: Any) -> tuple[Any, ...]:
-    """Returns a list written as `a,b`, as `[a, b]`, or as YAML lines that begin with a dash."""
+    """Returns a list written as `a,b`, as `[a, b]`, or as YAML lines that begin with a dash.
+
+    A text of white space alone, such as a line break that ends an answer, is one entry.
+    """
+    if isinstance(raw, str) and raw.isspace():
+        raw = [raw]
     if isinstance(raw, str):
         if raw.lstrip().startswith("{"):
             raise Unfit

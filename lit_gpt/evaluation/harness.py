@@ -2,7 +2,7 @@
 
 Scores equal those of lm-eval's own `hf` model on the same weights, question by question: tokens, truncation and
 windows follow lm_eval/models/huggingface.py. Unlike there, the softmax is always taken in fp32, the output projection
-is computed only for scored positions, and a question is read once for all of its answers.
+is computed only for scored positions, and what questions begin alike is read once.
 """
 
 import json
@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
-
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.conversation import conversation_text
-from lit_gpt.evaluation.drawing import cut, generation_settings
-from lit_gpt.evaluation.scoring import Ids, batches, passes, score
-from lit_gpt.generation.lockstep import generate_batch
+from lit_gpt.evaluation.drawing import generation_settings
+from lit_gpt.evaluation.scoring import scores
+from lit_gpt.evaluation.writing import Writer
 from lit_gpt.model import GPT
 from lit_gpt.prompts import open_style, stop_ids
 from lit_gpt.tokenizer import Tokenizer
@@ -116,20 +114,15 @@ class LitLM(TemplateLM):
         found = iter(super().loglikelihood([r for r in requests if any(r.args)], disable_tqdm=disable_tqdm))
         return [next(found) if any(r.args) else (0.0, True) for r in requests]
 
-    @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: Sequence[_Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Returns (log-probability of the continuation, whether greedy decoding would give it) for each request.
 
-        Requests that feed the model the same ids, as the answers A, B, C and D of a question do, share a row. Rows of
-        the same question share its prefix.
-
         Raises:
             UserError: a continuation is longer than the model's context.
         """
-        rows: dict[Ids, list[int]] = {}  # ids that are fed -> requests they answer
-        answers = self._merged(requests)
+        answers, asked = self._merged(requests), {}
         for i, (_, context, continuation) in enumerate(requests):
             if i in answers:
                 continue
@@ -137,22 +130,15 @@ class LitLM(TemplateLM):
                 raise UserError(
                     f"an answer has {len(continuation)} tokens, and the model has room for {self.max_length}"
                 )
-            rows.setdefault(tuple([*context, *continuation][-(self.max_length + 1) : -1]), []).append(i)
-        prefixes: dict[Ids, list[Ids]] = {}  # ids before the first that is scored -> rows that begin with them
-        for row, members in rows.items():
-            n_scored = max(len(requests[i][2]) for i in members)
-            prefixes.setdefault(row[: len(row) - n_scored], []).append(row)
+            ids = [*context, *continuation][-(self.max_length + 1) :]
+            asked[i] = ids, len(ids) - len(continuation)
         self._warn_of_truncation(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
         progress = tqdm(total=len(requests), initial=len(answers), desc="Log-likelihoods", disable=disable_tqdm)
-        with self.autocast():
-            for batch, ends, hidden in passes(self.model, prefixes, self.batch_size):
-                targets = [[requests[i][2] for i in rows[row]] for row in batch]
-                scores = score(self.model, hidden, ends, targets)
-                for i, answer in zip((i for row in batch for i in rows[row]), scores, strict=True):
-                    answers[i] = answer
-                    if (asked := requests[i][0]) is not None:
-                        self.cache_hook.add_partial("loglikelihood", asked, answer)
-                    progress.update()
+        for i, answer in scores(self.model, self.tokenizer, asked, self.batch_size, self.autocast):
+            answers[i] = answer
+            if (texts := requests[i][0]) is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+            progress.update()
         progress.close()
         return [answers[i] for i in range(len(requests))]
 
@@ -210,53 +196,22 @@ class LitLM(TemplateLM):
         groups: dict[str, list[int]] = {}  # settings -> requests
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.arguments[1], sort_keys=True, default=str), []).append(i)
+        ends = stop_ids(self.style, self.tokenizer)
+        writer = Writer(self.model, self.tokenizer, frozenset(ends), self.batch_size, self.autocast)
         texts = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
         for members in groups.values():
             settings = generation_settings(requests[members[0]].arguments[1], self.max_gen_toks, self.max_length)
-            room = self.max_length - settings["max_new_tokens"]
+            room = self.max_length - settings.max_new_tokens
             prompts = {i: self.tok_encode(requests[i].args[0].removesuffix(self.lead)) for i in members}
             self._warn_of_truncation(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
             prompts = {i: (ids or [self.prefix_token_id])[-room:] for i, ids in prompts.items()}
-            for batch in batches(sorted(members, key=lambda i: len(prompts[i]), reverse=True), self.batch_size):
-                for i, text in zip(batch, self.complete([prompts[i] for i in batch], **settings), strict=True):
-                    texts[i] = text
-                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
-                progress.update(len(batch))
+            for i, text in writer.texts(prompts, settings):
+                texts[i] = text
+                self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                progress.update()
         progress.close()
         return texts
-
-    def complete(
-        self, prompts: list[list[int]], until: list[str], max_new_tokens: int, temperature: float, top_k: int | None
-    ) -> list[str]:
-        """Returns what the model generates after each prompt, up to a stop string or a token that ends the text."""
-        new: list[list[int]] = [[] for _ in prompts]
-        done = [False] * len(prompts)
-        # a special token, such as <|im_end|>, is not part of decoded text: it stops by its id
-        special = {
-            ids[0] for s in until if len(ids := self.tok_encode(s, False)) == 1 and not self.tokenizer.decode(ids)
-        }
-        stops = special | stop_ids(self.style, self.tokenizer)
-        with self.autocast():
-            for drawn in generate_batch(
-                self.model, prompts, max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stops
-            ):
-                for i, token in enumerate(drawn):
-                    if not done[i] and token is not None:
-                        new[i].append(token)
-                    done[i] = done[i] or token is None or self._contains(new[i], until)
-                if all(done):
-                    break
-        return [cut(self.tokenizer.decode(ids), until) for ids in new]
-
-    def _contains(self, ids: list[int], until: list[str]) -> bool:
-        """Returns whether the text of `ids`, whose last token is new, has a stop string.
-
-        It decodes the last tokens first, and all of them only if the end has a stop string.
-        """
-        tail = 4 + max((len(s.encode()) for s in until), default=0)  # a token is at least a byte
-        ends = (ids[-tail:], ids)
-        return all(any(s in text for s in until) for text in map(self.tokenizer.decode, ends))
 
     # prompt styles
 

@@ -1,104 +1,68 @@
-"""Computes log-probabilities of many continuations with as few forward passes as possible.
+"""Log-probabilities of many continuations, by the engine, which reads once what texts begin alike."""
 
-Shapes: B batch, T tokens, C n_embd, N scored positions of a batch, V padded vocabulary.
-"""
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from lit_gpt.errors import UserError
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.request import Delta, Request, Scored
+from lit_gpt.model import GPT
+from lit_gpt.tokenizer import Tokenizer
 
-import torch
-from torch import Tensor
-
-from lit_gpt.model import GPT, KVCache
-
-_Item = TypeVar("_Item")
-Ids = tuple[int, ...]
-
-
-def passes(
-    model: GPT, prefixes: dict[Ids, list[Ids]], batch_size: int
-) -> Iterator[tuple[list[Ids], list[int], Tensor]]:
-    """Yields (rows, end of each in the states, hidden states (B, T, C)), the longest rows first.
-
-    Rows that begin with the same prefix share its computation: the model reads it once, into a cache, and the
-    states that are yielded then leave it out.
-
-    Args:
-        prefixes: rows by their prefix, the ids that they begin with.
-    """
-    shared = {prefix: rows for prefix, rows in prefixes.items() if prefix and len(rows) > 1}
-    longest = max((len(row) - len(prefix) for prefix, rows in shared.items() for row in rows), default=0)
-    # padding must fit the model's context, and LongRoPE's frequencies for a prefix depend on the whole row's length
-    limit = model.rope.long_from or model.config.block_size
-    shared = {prefix: rows for prefix, rows in shared.items() if len(prefix) + longest <= limit}
-    alone = [row for prefix, rows in prefixes.items() if prefix not in shared for row in rows]
-    for batch in batches(sorted(alone, key=len, reverse=True), batch_size):
-        yield batch, [len(row) for row in batch], model.hidden(_padded(model, batch))
-    for batch_prefixes in batches(sorted(shared, key=len, reverse=True), batch_size):
-        prefix_cache = KVCache(model, len(batch_prefixes), len(batch_prefixes[0]))
-        model.hidden(_padded(model, batch_prefixes), prefix_cache.positions, prefix_cache)
-        rows = [(n, len(prefix), row) for n, prefix in enumerate(batch_prefixes) for row in shared[prefix]]
-        for batch in batches(sorted(rows, key=lambda r: len(r[2]) - r[1], reverse=True), batch_size):
-            prefix_rows, starts, whole = map(list, zip(*batch, strict=True))
-            suffixes = [row[start:] for row, start in zip(whole, starts, strict=True)]
-            yield (
-                whole,
-                [len(suffix) for suffix in suffixes],
-                _continue_after(model, prefix_cache, prefix_rows, starts=starts, suffixes=suffixes),
-            )
+_KEPT = 4
+"""Texts that the KV cache has room for besides those that are read: others may begin like them."""
+_CHUNK = 512
+"""Fewest tokens that are read in a pass."""
 
 
-def _continue_after(
-    model: GPT, prefix_cache: KVCache, prefix_rows: list[int], starts: list[int], suffixes: list[Ids]
-) -> Tensor:
-    """Returns the hidden states (B, T, C) of `suffixes`, each continuing its own cached prefix.
+def scores(
+    model: GPT,
+    tokenizer: Tokenizer,
+    asked: Mapping[int, tuple[Sequence[int], int]],
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[tuple[int, tuple[float, bool]]]:
+    """Yields (key, (log-probability, whether it is greedy)) of each continuation as it is computed.
+
+    The engine is made for this call: weights may change between calls, and what it keeps is of these weights.
 
     Args:
-        prefix_cache: cache with a row for each prefix.
-        prefix_rows: row in `prefix_cache` of the prefix of each of `suffixes`.
-        starts: length of the prefix of each of `suffixes`.
+        asked: for each key a text, and the index of the first token of its continuation.
+        batch_size: most texts that are read at once.
+        autocast: context of every forward pass.
+
+    Raises:
+        UserError: a text fails, such as for want of memory.
     """
-    ids = _padded(model, suffixes)  # (B, T)
-    cache = KVCache(model, len(suffixes), max(starts) + ids.size(1))
-    for to, layer in zip(cache.layers, prefix_cache.layers, strict=True):
-        to.k[:, :, : max(starts)] = layer.k[prefix_rows, :, : max(starts)]
-        to.v[:, :, : max(starts)] = layer.v[prefix_rows, :, : max(starts)]
-    first = torch.tensor(starts, device=ids.device)[:, None]
-    return model.hidden(ids, first + cache.positions[: ids.size(1)], cache)
-
-
-def _padded(model: GPT, rows: Sequence[Ids]) -> Tensor:
-    """Returns the rows as (B, T) on the model's device, padded on the right, where causal attention ignores padding."""
-    longest = max(map(len, rows))
-    return torch.tensor(
-        [[*row, *[0] * (longest - len(row))] for row in rows], device=model.transformer.wte.weight.device
+    if not asked:
+        return
+    longest = max(len(ids) for ids, _ in asked.values())
+    engine = Engine(
+        model,
+        tokenizer,
+        max_rows=batch_size,
+        max_tokens=(batch_size + _KEPT) * longest,
+        prefill_chunk=max(_CHUNK, batch_size * longest),
+        autocast=autocast,
     )
+    done: list[tuple[int, Delta]] = []
+    n_left = len(asked)
+    for i in sorted(asked, key=lambda i: tuple(asked[i][0])):  # those that begin alike are neighbours
+        ids, first = asked[i]
+        request = Request(ids, 0, prompt_logprobs=0, prompt_logprobs_from=first)
+        engine.submit(request, partial(lambda i, delta: done.append((i, delta)), i))
+    while n_left:
+        engine.step()
+        for i, delta in done:
+            if delta.error:
+                raise UserError(delta.error)
+            yield i, _sum(delta.prompt)
+        n_left -= len(done)
+        done.clear()
 
 
-def score(model: GPT, hidden: Tensor, ends: list[int], targets: list[list[list[int]]]) -> list[tuple[float, bool]]:
-    """Returns (log-probability, whether it is greedy) of each continuation, row after row.
-
-    Args:
-        hidden: hidden states of the model, (B, T, C).
-        ends: number of positions in each row that are not padding.
-        targets: continuations of each row; the row ends with all tokens of a continuation but its last one.
-    """
-    counts = [max(map(len, ts)) for ts in targets]  # positions of each row that are scored
-    scored = [hidden[b, end - n : end] for b, (end, n) in enumerate(zip(ends, counts, strict=True))]
-    logits: Tensor = model.logits(torch.cat(scored)).float()  # (N, V)
-    greedy, logprobs, answers = logits.argmax(-1), logits.log_softmax(-1), []
-    for end, continuations in zip(torch.tensor(counts).cumsum(0).tolist(), targets, strict=True):
-        for continuation in continuations:
-            at = slice(end - len(continuation), end)
-            target = torch.tensor(continuation, device=hidden.device)
-            picked = logprobs[at].gather(1, target[:, None])
-            answers.append((picked.sum(), (greedy[at] == target).all()))
-    values = torch.stack([value for value, _ in answers]).tolist()  # waits for the device once, not once per answer
-    flags = torch.stack([flag for _, flag in answers]).tolist()
-    return list(zip(values, flags, strict=True))
-
-
-def batches(items: Sequence[_Item], size: int) -> Iterator[list[_Item]]:
-    """Yields `items` in lists of `size`; the last may be shorter."""
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
+def _sum(tokens: Sequence[Scored]) -> tuple[float, bool]:
+    """Returns the log-probability of all tokens together, and whether each is greedy."""
+    return sum(t.logprob or 0.0 for t in tokens), all(t.is_greedy for t in tokens)

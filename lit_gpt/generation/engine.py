@@ -2,14 +2,16 @@
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
 from lit_gpt.errors import UserError, shown
+from lit_gpt.generation.draft import DraftModel
 from lit_gpt.generation.forward import ExtentModel, Piece
 from lit_gpt.generation.pool import Pool
 from lit_gpt.generation.request import Delta, Finish, Request, Scored
@@ -18,6 +20,7 @@ from lit_gpt.generation.runs import SharedRun
 from lit_gpt.generation.sampling import Sampler, check_bias
 from lit_gpt.generation.scheduler import Due, Scheduler
 from lit_gpt.generation.scored import score, score_in_parts
+from lit_gpt.generation.speculation import Speculation
 from lit_gpt.generation.text import Text
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory, total_memory
@@ -30,13 +33,13 @@ _SHARE = {"cpu": 0.4, "cuda": 0.8}
 class Answer(NamedTuple):
     """A request's whole answer: its deltas joined."""
 
-    text: str
-    tokens: tuple[Scored, ...]
-    prompt: tuple[Scored, ...]
-    finish: Finish
-    stop_reason: str | int | None
-    error: str
-    n_cached: int
+    text: str = ""
+    tokens: tuple[Scored, ...] = ()
+    prompt: tuple[Scored, ...] = ()
+    finish: Finish = "length"
+    stop_reason: str | int | None = None
+    error: str = ""
+    n_cached: int = 0
 
 
 class Stats(NamedTuple):
@@ -66,6 +69,8 @@ class Engine:
             contexts for all rows.
         prefill_chunk: most tokens of prompts that are read in a step, so that a long one does not stall other rows.
         autocast: context of every forward pass, e.g. `fabric.autocast`.
+        speculative_tokens: most tokens that are guessed for a row in a step; texts stay the same.
+        draft: smaller model of the same tokenizer that guesses; None looks guesses up in the row's own text.
     """
 
     def __init__(
@@ -78,6 +83,8 @@ class Engine:
         max_tokens: int | None = None,
         prefill_chunk: int = 512,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        speculative_tokens: int = 0,
+        draft: GPT | None = None,
     ) -> None:
         self.model, self.tokenizer, self.autocast = model.eval(), tokenizer, autocast
         device = model.transformer.wte.weight.device
@@ -88,10 +95,14 @@ class Engine:
             self.pool = Pool(model, max_tokens or _fitting(model, max_rows, dtype), dtype)
             updates = {name: run.updates for name, run in (runs or {}).items()}
             self.extent_model = ExtentModel(model, self.pool, updates)
+            guesses = None if draft is None else DraftModel(draft.eval(), self.pool)
+        self.speculation = Speculation(speculative_tokens, device.type, guesses) if speculative_tokens else None
         self.runs = dict(runs or {})
         self.scheduler = Scheduler(self.pool, max_rows, prefill_chunk)
         self.sampler = Sampler(model.config.padded_vocab_size, device)
         self._rows: dict[int, Row] = {}
+        self._leaders = WeakValueDictionary[Any, Row]()
+        """Rows that only score, by what they feed."""
         self._inbox: deque[Row] = deque()
         self._cancelled: deque[int] = deque()
         self._n_tickets = 0
@@ -157,8 +168,11 @@ class Engine:
             if not due:
                 return False
             self._n_steps += 1
-            for row, n, *got in self._computed(due):
-                self._guarded(row, lambda row=row, n=n, got=got: self._accept(row, n, *got))
+            for row, n, scores, tokens in self._computed(due):
+                self._guarded(row, lambda row=row, n=n, got=scores, token=tokens[:1]: self._accept(row, n, got, token))
+                for token in tokens[1:]:  # guesses that were right, and what was drawn after them
+                    if row.ticket in self._rows:
+                        self._guarded(row, lambda row=row, token=token: self._accept(row, 1, [], [token]))
             return True
 
     def complete(self, requests: Sequence[Request]) -> list[Answer]:
@@ -214,7 +228,7 @@ class Engine:
         s = self.scheduler
         return Stats(
             running=len(s.running),
-            waiting=len(s.waiting) + len(self._inbox),
+            waiting=len(self._rows) - len(s.running),
             tokens_kept=s.prefixes.n_kept,
             tokens_free=self.pool.n_free,
             tokens_reused=s.n_hits,
@@ -236,13 +250,26 @@ class Engine:
             row = self._inbox.popleft()
             if row.most_new == 0 and row.scored_from >= len(row.prompt):
                 self._guarded(row, lambda row=row: self._finish(row, "length", prompt=_first_of(row)))
-            else:
+            elif not self._joins(row):
                 self.scheduler.waiting.append(row)
         while self._cancelled:
             if (row := self._rows.get(self._cancelled.popleft())) is not None:
                 self._guarded(row, lambda row=row: self._finish(row, "cancelled"))
 
-    def _computed(self, due: list[Due]) -> list[tuple[Row, int, list[Scored], Scored | None]]:
+    def _joins(self, row: Row) -> bool:
+        """Returns whether a request only scores, and another one that waits feeds the same tokens and leads it."""
+        if row.most_new:
+            return False
+        key = row.key, row.prompt[:-1].tobytes()
+        leader = self._leaders.get(key)
+        if leader is None or leader.ticket not in self._rows or leader.start is not None:
+            self._leaders[key] = row
+            return False
+        leader.twins.append(row)
+        row.leader = leader
+        return True
+
+    def _computed(self, due: list[Due]) -> list[tuple[Row, int, list[Scored], list[Scored]]]:
         """Returns what `_compute` does; a row that makes it fail ends with an error, and others go on without it.
 
         Without memory for all, the youngest row goes back to the queue.
@@ -259,22 +286,31 @@ class Engine:
                 return self._computed([d for d in due if d.row is not youngest])
             return [result for d in due for result in self._computed([d])]
 
-    def _compute(self, due: list[Due]) -> list[tuple[Row, int, list[Scored], Scored | None]]:
-        """Returns for each row: how many tokens it fed, scores of its prompt's tokens, and the token it drew."""
+    def _compute(self, due: list[Due]) -> list[tuple[Row, int, list[Scored], list[Scored]]]:
+        """Returns for each row: how many known tokens it fed, scores of its prompt's tokens, and tokens it drew."""
+        guesses = self._guesses(due)
         pieces = [
-            Piece(row.ids[row.n : row.n + n], row.n, start=row.start or 0, is_long=row.is_long, run=row.request.run)
-            for row, n in due
+            Piece(
+                [*row.ids[row.n : row.n + n], *guess],
+                row.n,
+                start=row.start or 0,
+                is_long=row.is_long,
+                run=row.request.run,
+            )
+            for (row, n), guess in zip(due, guesses, strict=True)
         ]
         hidden = self.extent_model.hidden(pieces)
-        at, scored, drawing = 0, [], []  # (due, index of a hidden state, target), (due, index)
+        at, scored = 0, []  # (due, index of a hidden state, target)
+        drawing, places = [], []  # (due, number of guesses before), index of a hidden state
         for i, (row, n) in enumerate(due):
-            for p in range(max(row.n, row.scored_from - 1), min(row.n + n, len(row.prompt) - 1)):
-                scored.append((i, at + p - row.n, row.ids[p + 1]))
+            for p in range(max(row.n, row.scores_from - 1), min(row.n + n, len(row.prompt) - 1)):
+                scored += [(i, at + p - row.n, target) for target in row.targets(p)]
             if row.most_new and row.n + n == len(row.ids):
-                drawing.append((i, at + n - 1))
-            at += n
+                drawing += [(i, k) for k in range(len(guesses[i]) + 1)]
+                places += range(at + n - 1, at + n + len(guesses[i]))
+            at += n + len(guesses[i])
         found: list[list[Scored]] = [[] for _ in due]
-        n_top = [due[i].row.request.prompt_logprobs or 0 for i, _, _ in scored]
+        n_top = [due[i].row.n_top for i, _, _ in scored]
         scores = score_in_parts(
             lambda part: self.extent_model.logits(
                 hidden[[place for _, place, _ in scored[part]]], [due[i].row.request.run for i, _, _ in scored[part]]
@@ -285,36 +321,72 @@ class Engine:
         )
         for (i, _, _), result in zip(scored, scores, strict=True):
             found[i].append(result)
-        tokens: list[Scored | None] = [None] * len(due)
+        tokens: list[list[Scored]] = [[] for _ in due]
         if drawing:
-            lines, places = map(list, zip(*drawing, strict=True))
-            for i, token in zip(lines, self._draw([due[i].row for i in lines], hidden[places]), strict=True):
-                tokens[i] = token
-        return [(row, n, s, token) for (row, n), s, token in zip(due, found, tokens, strict=True)]
+            logits = self.extent_model.logits(hidden[places], [due[i].row.request.run for i, _ in drawing]).float()
+            for i, token in self._draw([row for row, _ in due], drawing, guesses, logits=logits):
+                tokens[i].append(token)
+        return [(row, n, s, t) for (row, n), s, t in zip(due, found, tokens, strict=True)]
 
-    def _draw(self, rows: list[Row], hidden: torch.Tensor) -> list[Scored]:
-        """Returns the next token of each row, with its log-probability if that is asked for."""
-        logits = self.extent_model.logits(hidden, [row.request.run for row in rows]).float()
-        ids: list[int] = self.sampler.sample(logits, [row.slot or 0 for row in rows]).tolist()
-        wanted = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
-        tokens = [Scored(i) for i in ids]
-        if wanted:
-            n_top = [rows[i].request.logprobs or 0 for i in wanted]
-            for i, scored in zip(wanted, score(logits[wanted], [ids[i] for i in wanted], n_top), strict=True):
-                tokens[i] = scored
-        return tokens
+    def _guesses(self, due: list[Due]) -> list[list[int]]:
+        """Returns tokens that each row may go on with, which the pass checks."""
+        guesses: list[list[int]] = [[] for _ in due]
+        drawing = [i for i, (row, n) in enumerate(due) if row.most_new and row.n + n == len(row.ids)]
+        if self.speculation is not None and drawing:
+            found = self.speculation.guess([due[i].row for i in drawing], self.sampler, sum(n for _, n in due))
+            for i, guess in zip(drawing, found, strict=True):
+                guesses[i] = guess
+        return guesses
 
-    def _accept(self, row: Row, n: int, scores: list[Scored], token: Scored | None) -> None:
-        """Adds what was computed to a row, delivers it, and ends the row where it ends."""
+    def _draw(
+        self, rows: list[Row], drawing: list[tuple[int, int]], guesses: list[list[int]], logits: torch.Tensor
+    ) -> Iterator[tuple[int, Scored]]:
+        """Yields (row, token) for what rows draw, with log-probabilities if they are asked for: for each row those that
+        were guessed right, and the one after them.
+
+        Args:
+            drawing: the row of each of the logits, and after how many of its guesses they come; a row's are neighbours.
+        """
+        slots = [rows[i].slot or 0 for i, _ in drawing]
+        ahead = [guesses[i][:k] for i, k in drawing]
+        drawn = self.sampler.draw(logits, slots, ahead)
+        ids: list[int] = drawn.tolist()
+        kept = [at for at, before in enumerate(ahead) if ids[at - len(before) : at] == before]
+        if len(kept) < len(ids):
+            drawn = drawn[kept]
+        self.sampler.advance([slots[at] for at in kept], drawn)
+        tokens = [Scored(ids[at]) for at in kept]
+        asking = [rows[drawing[at][0]].request.logprobs for at in kept]
+        if wanted := [j for j, n_top in enumerate(asking) if n_top is not None]:
+            lines, n_top = [kept[j] for j in wanted], [asking[j] or 0 for j in wanted]
+            for j, token in zip(wanted, score(logits[lines], [ids[at] for at in lines], n_top), strict=True):
+                tokens[j] = token
+        if self.speculation is not None:
+            n_kept = Counter(drawing[at][0] for at in kept)
+            for i, n in n_kept.items():
+                self.speculation.learn(rows[i], len(guesses[i]), n - 1)
+        yield from ((drawing[at][0], token) for at, token in zip(kept, tokens, strict=True))
+
+    def _accept(self, row: Row, n: int, scores: list[Scored], tokens: list[Scored]) -> None:
+        """Adds what was computed to a row, delivers it, and ends the row where it ends.
+
+        Args:
+            n: how many of its tokens were fed.
+            tokens: the one that it drew, if it did.
+        """
         self._n_read += n if row.reads else 0
         row.n += n
         row.scored += scores
         if row.most_new == 0:
             if row.due == 0:
-                self._finish(row, "length", prompt=_first_of(row) + tuple(row.scored))
+                shares, row.twins = row.shares(), []
+                for one, scored in shares:
+                    one.n_cached = row.n_cached
+                    self._guarded(one, lambda o=one, s=scored: self._finish(o, "length", prompt=_first_of(o) + s))
             return
-        if token is None:
+        if not tokens:
             return
+        (token,) = tokens
         first = row.n_new == 0
         prompt = _first_of(row) + tuple(row.scored) if first else ()
         row.ids.append(token.id)
@@ -351,11 +423,23 @@ class Engine:
             text += rest
             finish, reason = ("stop", stop) if stop is not None else (finish, reason)
         del self._rows[row.ticket]
+        self._bequeath(row)
         if row.draws and row.slot is not None:
             self.sampler.remove(row.slot)
         self.scheduler.leave(row)
         n_cached = row.n_cached if row.n_new <= 1 else 0
         row.deliver(Delta(text, tokens, prompt, finish, reason, error, n_cached))
+
+    def _bequeath(self, row: Row) -> None:
+        """Takes a row that ends from its leader; makes the first of its twins lead the others, if it has some."""
+        if row.leader is not None and row in row.leader.twins:
+            row.leader.twins.remove(row)
+        if row.twins:
+            heir, *others = row.twins
+            row.twins, heir.twins, heir.leader = [], others, None
+            for other in others:
+                other.leader = heir
+            self.scheduler.waiting.appendleft(heir)
 
     def _guarded(self, row: Row, act: Callable[[], None]) -> None:
         """Does something for one row; if it fails, only that row ends."""

@@ -14,6 +14,7 @@ from lit_gpt.model import GPT
 
 _FAST_FROM = 32
 """Fewest new tokens for which, on a GPU, kernels and CUDA graphs save more time than it takes to prepare them."""
+_AS_IT_IS = {"way": "plain", "capture": False}
 
 
 def generate(
@@ -25,18 +26,26 @@ def generate(
     top_k: int | None = None,
     stop_ids: Collection[int] = (),
     compile: bool | None = None,
+    pick: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[int]:
     """Yields new tokens as they are sampled, up to and without the first of `stop_ids`.
 
     Args:
         prompt: at least one token id.
-        compile: as for `generate_batch`.
+        compile, pick: as for `generate_batch`.
 
     Raises:
         UserError: the prompt leaves no room in the model's block_size.
     """
     for tokens in generate_batch(
-        model, [prompt], max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stop_ids, compile=compile
+        model,
+        [prompt],
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        stop_ids=stop_ids,
+        compile=compile,
+        pick=pick,
     ):
         if tokens[0] is not None:
             yield tokens[0]
@@ -52,6 +61,7 @@ def generate_batch(
     top_k: int | None = None,
     stop_ids: Collection[int] = (),
     compile: bool | None = None,
+    pick: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[list[int | None]]:
     """Yields one new token per row at a time; None for a row that has drawn one of `stop_ids` or filled the context.
 
@@ -61,6 +71,7 @@ def generate_batch(
         compile: True takes some seconds to prepare and is fast from then on: with our Triton kernels, captured in a
             CUDA graph, on a GPU; with `torch.compile` elsewhere. False runs the model as it is. None means True on a
             GPU for 32 new tokens or more, and False otherwise.
+        pick: draws a token for each row, (B,), from logits (B, V), instead of temperature and top_k.
 
     Raises:
         UserError: a prompt is empty, or leaves no room in the model's block_size; `torch.compile` fails.
@@ -74,8 +85,19 @@ def generate_batch(
     length = min(max(lengths) + max_new_tokens, block_size)
     decoder = Decoder(model, len(prompts), length, **_decoder_options(model, max_new_tokens, compile))
     yield from draw(
-        decoder, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, stop_ids=stop_ids
+        decoder,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        stop_ids=stop_ids,
+        pick=pick,
     )
+
+
+def compiles(model: GPT, max_new_tokens: int, compile: bool | None) -> bool:
+    """Returns whether `generate_batch` runs another code than the model's own."""
+    return _decoder_options(model, max_new_tokens, compile) != _AS_IT_IS
 
 
 def _decoder_options(model: GPT, max_new_tokens: int, compile: bool | None) -> dict[str, Any]:
@@ -88,7 +110,7 @@ def _decoder_options(model: GPT, max_new_tokens: int, compile: bool | None) -> d
     if compile is None:
         compile = device.type == "cuda" and max_new_tokens >= _FAST_FROM
     if not compile or model.config.mlp == "moe" or torch.is_autocast_enabled(device.type):
-        return {"way": "plain", "capture": False}
+        return _AS_IT_IS
     if device.type != "cuda":
         return {"way": "inductor", "capture": False}
     return {"way": "kernels" if importlib.util.find_spec("triton") else "plain", "capture": True}
@@ -101,6 +123,7 @@ def draw(
     temperature: float,
     top_k: int | None,
     stop_ids: Collection[int],
+    pick: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[list[int | None]]:
     """Yields what `generate_batch` does, with the steps of `decoder`."""
     block_size = decoder.model.config.block_size
@@ -108,7 +131,7 @@ def draw(
     running = [True] * len(prompts)
     logits = decoder.prefill(prompts)
     for n in range(max_new_tokens):
-        token = sample(logits, temperature, top_k)  # (B,)
+        token = sample(logits, temperature, top_k) if pick is None else pick(logits)  # (B,)
         drawn, more = _copy_to_host(token), n + 1 < max_new_tokens
         if more and queued:
             logits = decoder.step(token)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed, a position in the text and a token id alone: not on neighbours, batch or device.
+"""Random numbers that depend on a seed, a position in a text and a token id alone, not on neighbours or device.
 
 A token is drawn by a race: each token has a waiting time, exponential with its probability as rate, and the shortest
 one is that of each token with that token's probability. Waiting times that are a hash of (seed, position, id) need no
@@ -7,7 +7,6 @@ state, can be made for a few candidates only, and are the same whether or not a 
 Letters: B rows, n candidates.
 """
 
-import torch
 from torch import Tensor
 
 _GOLDEN_64, _GOLDEN_32 = 0x9E3779B97F4A7C15, 0x9E3779B1

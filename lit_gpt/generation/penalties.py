@@ -71,6 +71,7 @@ class Penalties:
         for i in lines:
             columns.append(self._lengths[rows[i]])
             self._lengths[rows[i]] += 1
+        self._seen = F.pad(self._seen, (0, max(0, max(columns) + 1 - self._seen.size(1))))
         at = on(self.device, [rows[i] for i in lines])
         ids = ids if len(lines) == len(rows) else ids[on(self.device, lines)]
         self._seen[at, on(self.device, columns)] = ids

@@ -3,6 +3,7 @@
 Letters: T positions of the pool, G key/value heads, D head_size.
 """
 
+import copy
 from bisect import insort
 from collections.abc import Sequence
 
@@ -18,16 +19,18 @@ class Pool:
     """Keys and values of `size` positions, (T, G, D) each for every layer, and the list of those that nobody owns."""
 
     def __init__(self, model: GPT, size: int, dtype: torch.dtype) -> None:
-        c = model.config
-        device = model.transformer.wte.weight.device
         self.size = size
-        self.k, self.v = (
-            [torch.empty(size, c.n_query_groups, c.head_size, dtype=dtype, device=device) for _ in range(c.n_layer)]
-            for _ in range(2)
-        )
+        self.k, self.v = _layers(model, size, dtype)
         self.holes: list[Span] = [(0, size)]
         """Free positions in order; no two of them touch."""
         self.n_free = size
+
+    def beside(self, model: GPT) -> "Pool":
+        """Adds layers for another model at the same positions; returns a pool of these layers alone."""
+        twin = copy.copy(self)
+        twin.k, twin.v = _layers(model, self.size, self.k[0].dtype)
+        self.k, self.v = [*self.k, *twin.k], [*self.v, *twin.v]
+        return twin
 
     def take(self, n: int) -> int | None:
         """Returns the start of `n` free positions, which are owned from now on; None if there is no such hole."""
@@ -74,3 +77,11 @@ class Pool:
             x[: len(source)] = x[source.long()]
         self.holes = [(n_owned, self.size - n_owned)] if n_owned < self.size else []
         self.n_free = self.size - n_owned
+
+
+def _layers(model: GPT, size: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Returns room for the keys and for the values of a model's layers."""
+    c, device = model.config, model.transformer.wte.weight.device
+    shape = (size, c.n_query_groups, c.head_size)
+    keys, values = ([torch.empty(shape, dtype=dtype, device=device) for _ in range(c.n_layer)] for _ in range(2))
+    return keys, values

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from lit_gpt.args.sampling import require_drawable
+from lit_gpt.args.sampling import require_ranges
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 """Why a text ended: at a stop string or stop token, at its length, because nobody wants it any more, or by an error."""
@@ -41,7 +41,7 @@ class Sampling:
     """Seed of the request's own random generator; None draws one."""
 
     def __post_init__(self) -> None:
-        require_drawable(self)
+        require_ranges(self)
 
 
 GREEDY = Sampling(temperature=0)

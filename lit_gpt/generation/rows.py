@@ -1,6 +1,7 @@
 """A request on its way through the engine: its tokens so far, and the positions of the KV cache that are its own."""
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +30,20 @@ class Row:
         self.scored: list[Scored] = []
         self.waits_for: tuple[Row, int] | None = None
         """A row that computes what this one begins with, and how many tokens that are."""
+        self.twins: list[Row] = []
+        """Requests that only score, and feed the same tokens: this row computes their scores, too."""
+        self.leader: Row | None = None
+        """The row whose twin this one is."""
         self.key: Hashable = request.run
         """Rows with another key never share keys and values."""
         self.is_long = False
         """Whether LongRoPE's frequencies of long texts apply."""
         self.draws = False
         """Whether the sampler knows it."""
+        self.pace: Any = None
+        """What speculation knows of it."""
+        self.n_draft = 0
+        """Number of its tokens that a draft model has read."""
 
     @property
     def n_new(self) -> int:
@@ -59,9 +68,34 @@ class Row:
         return min(max(1, self.request.prompt_logprobs_from), len(self.prompt))
 
     @property
+    def scores_from(self) -> int:
+        """Index of the first token of the prompt that is scored, for this request or one of its twins."""
+        return min(row.scored_from for row in (self, *self.twins))
+
+    @property
+    def n_top(self) -> int:
+        """How many of the most likely tokens are wanted beside each token of the prompt, at most."""
+        return max(row.request.prompt_logprobs or 0 for row in (self, *self.twins))
+
+    @property
     def reusable(self) -> int:
         """Tokens of the prompt whose hidden states nobody needs: their keys and values may be those of another row."""
-        return min(self.scored_from, len(self.prompt)) - 1 if self.n_new == 0 else len(self.ids) - 1
+        return self.scores_from - 1 if self.n_new == 0 else len(self.ids) - 1
+
+    def targets(self, position: int) -> list[int]:
+        """Returns the tokens to be scored after a position: one, or after the last that is fed those of all twins."""
+        is_last = self.most_new == 0 and position == len(self.ids) - 2
+        return [row.ids[position + 1] for row in (self, *(self.twins if is_last else ()))]
+
+    def shares(self) -> "list[tuple[Row, tuple[Scored, ...]]]":
+        """Returns this request and its twins, each with the scores of its prompt's tokens, once all are there."""
+        members = (self, *self.twins)
+        common, lasts = self.scored[: -len(members)], self.scored[-len(members) :]
+        found = []
+        for row, last in zip(members, lasts, strict=True):
+            mine, n_top = [*common[row.scored_from - self.scores_from :], last], row.request.prompt_logprobs or 0
+            found.append((row, tuple(s._replace(top=s.top[:n_top]) for s in mine)))
+        return found
 
     @property
     def due(self) -> int:

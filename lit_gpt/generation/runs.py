@@ -44,8 +44,8 @@ def _load(model: GPT, base_digest: str, checkpoint_dir: Path, name: str, folder:
     record = read_run(folder)
     if record.method != "lora":
         raise UserError(
-            f"the run {name} ({folder}) was trained with {record.method}; only LoRA runs share one base model: serve it "
-            "alone"
+            f"the run {name} ({folder}) was trained with {record.method}; only LoRA runs share one base model: serve "
+            "it alone"
         )
     require_base(record, folder, checkpoint_dir, base_digest)
     trained = load_trained(trained_path(folder, record.method))

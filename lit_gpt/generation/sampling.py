@@ -85,6 +85,9 @@ class Sampler:
         self._penalties.remove(row)
         self._plan = None
 
+    def __contains__(self, row: int) -> bool:
+        return row in self._rows
+
     def sample(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
         """Draws a token for each of `rows`, (B,), from logits (B, V) fp32, and counts it as part of the row's text."""
         ids = self.draw(logits, rows)
@@ -132,7 +135,7 @@ class Sampler:
         if plan.bias is not None:
             logits.index_put_(plan.bias[:2], plan.bias[2], accumulate=True)
         if plan.penalized:
-            rows, supposed = ([x[i] for i in plan.penalized] for x in (plan.rows, ahead))
+            rows, supposed = [plan.rows[i] for i in plan.penalized], [ahead[i] for i in plan.penalized]
             self._penalties.apply(logits, plan.penalized_lines, rows, supposed)
         if plan.banned is not None:
             logits[plan.banned[:2]] = -torch.inf

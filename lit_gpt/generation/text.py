@@ -14,18 +14,19 @@ class Text:
     """The text that a request's new tokens make."""
 
     def __init__(self, tokenizer: Tokenizer, request: Request) -> None:
-        self.decoder = StreamDecoder(tokenizer, _context(tokenizer, request.ids))
+        self.tokenizer, self.ids = tokenizer, request.ids
         self.stops = StopStrings(request.stop, request.keeps_stop)
-        self.has_tokens = False
+        self.decoder: StreamDecoder | None = None  # nobody needs one for a request that is only scored
 
     def push(self, token: int, may_end: bool) -> tuple[str, str | None]:
         """Returns the text that a new token adds, as far as it can be shown, and the stop string that ended it."""
-        self.has_tokens = True
+        if self.decoder is None:
+            self.decoder = StreamDecoder(self.tokenizer, _context(self.tokenizer, self.ids))
         return self.stops.push(self.decoder.push(token), may_end)
 
     def close(self, may_end: bool) -> tuple[str, str | None]:
         """Returns the rest of the text and the stop string that ended it, once there are no more tokens."""
-        if not self.has_tokens:
+        if self.decoder is None:
             return "", None
         text, stop = self.stops.push(self.decoder.pending(), may_end)
         return (text, stop) if stop is not None else (text + self.stops.flush(), None)
