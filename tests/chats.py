@@ -56,6 +56,8 @@ def save_run_of(method, checkpoint, folder):
     fabric = make_fabric("32-true")
     model, digest = load_base(fabric, checkpoint)
     record = run_of(method)
+    if "adapter_start_layer" in record.method_args:  # the model has two layers
+        record.method_args["adapter_start_layer"] = 1
     METHODS[method].inject(model, METHODS[method].args(**record.method_args))
     torch.manual_seed(0)
     for parameter in trained_parameters(model).values():

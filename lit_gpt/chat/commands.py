@@ -152,7 +152,7 @@ def _save(session: Session, rest: str) -> None:
     if not said.said:
         raise UserError("nothing was said yet")
     path = Path(rest).expanduser() if rest else _ROWS
-    if said.said == session.saved:
+    if session.saved == (path, said.said):
         raise UserError("the conversation is saved already")
     row = json.dumps(said.row(), ensure_ascii=False) + "\n"
     try:
@@ -163,7 +163,7 @@ def _save(session: Session, rest: str) -> None:
             file.write(before + row.encode("utf-8", "replace"))
     except OSError as e:
         raise UserError(f"{path} cannot be written ({e.strerror})") from e
-    session.saved = list(said.said)
+    session.saved = path, list(said.said)
     n_cut = sum(not s.is_whole for s in said.said)
     cut = f", {n_cut} of them cut and not taught" if n_cut else ""
     session.terminal.note(

@@ -2,8 +2,10 @@
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from lit_gpt.args import ChatArgs
 from lit_gpt.chat.columns import NARROWEST, Columns
@@ -11,6 +13,9 @@ from lit_gpt.chat.conversation import Said
 from lit_gpt.chat.terminal import Terminal
 from lit_gpt.chat.voice import Reply, Voice, answer
 from lit_gpt.errors import UserError
+from lit_gpt.generation.request import Request
+
+_Ask = tuple[Voice, Request, Reply]
 
 
 class Session:
@@ -28,8 +33,8 @@ class Session:
         """Answers since the seed was set."""
         self.is_stopped = False
         """Whether the user stopped the latest answer."""
-        self.saved: list[Said] = []
-        """The questions and answers that were saved last."""
+        self.saved: tuple[Path, list[Said]] | None = None
+        """The file to which something was saved last, and the questions and answers."""
 
     @property
     def last(self) -> Said | None:
@@ -80,27 +85,30 @@ class Session:
 
     def _answer(self, questions: Sequence[str], begun: Sequence[Said | None]) -> None:
         """Asks each voice its question; where an answer has begun, the voice goes on with it."""
-        asks, replies = [], []
-        seed = self.args.seed + self.n_asked
-        for voice, question, so_far in zip(self.voices, questions, begun, strict=True):
-            ids = so_far.ids if so_far else ()
-            found, n_dropped = voice.fit(question, self.args, begun=ids)
-            self._say_dropped(voice, n_dropped)
-            reply = Reply(found, list(ids), so_far.written if so_far else "")
-            replies.append(reply)
-            if so_far is not None and so_far.is_whole:
-                reply.finish = "stop"
-            else:
-                asks.append((voice, voice.request(found, self.args, seed=seed, begun=ids), reply))
-        self.n_asked += 1
         with _interrupts() as is_stopped:
-            self._show(asks, is_stopped)
+            asks = self._asks(questions, begun)
+            self._show([ask for ask in asks if ask[2].finish is None], is_stopped)
             self.is_stopped = is_stopped()
-        self.replies = replies
+        self.n_asked += 1
+        self.replies = [reply for *_, reply in asks]
         self._keep(questions)
         self._say_ends(asks)
 
-    def _show(self, asks: Sequence, is_stopped: Callable[[], bool]) -> None:
+    def _asks(self, questions: Sequence[str], begun: Sequence[Said | None]) -> list[_Ask]:
+        """Returns what each voice is asked; the reply of one that has ended its answer has a `finish`."""
+        asks = []
+        for voice, question, so_far in zip(self.voices, questions, begun, strict=True):
+            start = time.perf_counter()
+            ids = so_far.ids if so_far else ()
+            found, n_dropped = voice.fit(question, self.args, begun=ids)
+            self._say_dropped(voice, n_dropped)
+            reply = Reply(found, list(ids), so_far.written if so_far else "", begun=start)
+            reply.finish = "stop" if so_far and so_far.is_whole else None
+            request = voice.request(found, self.args, seed=self.args.seed + self.n_asked, begun=ids)
+            asks.append((voice, request, reply))
+        return asks
+
+    def _show(self, asks: Sequence[_Ask], is_stopped: Callable[[], bool]) -> None:
         """Streams answers: one below the other, or side by side where the terminal has room."""
         if len(self.voices) == 1:
             write = _without_blank_start(self.terminal.write, bool(asks[0][2].text))
@@ -139,7 +147,7 @@ class Session:
                 f"see the earliest {what} any more]"
             )
 
-    def _say_ends(self, asks: Sequence) -> None:
+    def _say_ends(self, asks: Sequence[_Ask]) -> None:
         """Says which answers did not end by themselves, and what the user can do."""
         if self.is_stopped and self.last is not None:
             self.terminal.note("[stopped; /continue lets it go on, /retry asks again]")
