@@ -42,6 +42,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
         "tokenizer",
     },
     "generation": {"config", "data", "layers", "lightning", "model", "prompts", "resources", "tokenizer"},
+    "chat": {"checkpoints", "cli", "generation", "merge", "model", "prompts", "tokenizer"},
     "evaluation": {"data", "files", "generation", "lightning", "model", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
     | {"lightning", "resources", "tokenizer"},

@@ -75,3 +75,27 @@ class SamplingArgs:
     def asks_to_speculate(self) -> bool:
         """Whether speculation is asked for, and not just left to happen."""
         return self.draft_dir is not None or self.speculate == "ngram"
+
+
+@dataclass(frozen=True)
+class ChatArgs:
+    """Arguments of sampling in a chat, which its command /set changes."""
+
+    max_new_tokens: int = 512
+    """Most tokens of an answer; the end-of-sequence token ends it earlier."""
+    temperature: float = 0.7
+    """Temperature, which divides the logits; 0 is greedy decoding."""
+    top_p: float = 0.95
+    """Sample from the most likely tokens whose probabilities together reach top_p; 1 samples from all."""
+    top_k: int | None = None
+    """Sample from the k most likely tokens only."""
+    min_p: float = 0.0
+    """Sample from tokens that are at least min_p times as likely as the most likely one; 0 samples from all."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that the conversation has, if they are positive; 1 changes nothing."""
+    seed: int = 1234
+    """Seed of the first answer; each further answer has the next one."""
+
+    def __post_init__(self) -> None:
+        require("max_new_tokens", self.max_new_tokens, at_least=1)
+        require_ranges(self)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lit_gpt.args import SamplingArgs
 from lit_gpt.errors import UserError
-from lit_gpt.generation.asking import Asked
+from lit_gpt.generation.conversation import Asked
 from lit_gpt.generation.draft import load_draft
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.lockstep import compiles, generate
