@@ -3,7 +3,7 @@
 import torch
 
 from lit_gpt.generation.decode import Decoder
-from lit_gpt.generation.engine import draw
+from lit_gpt.generation.lockstep import draw
 from lit_gpt.generation.sampling import sample
 from lit_gpt.model import KVCache
 

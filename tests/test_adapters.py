@@ -26,7 +26,7 @@ from lit_gpt.data.batches import collate
 from lit_gpt.errors import UserError
 from lit_gpt.families import config_for
 from lit_gpt.generation.decode import Decoder
-from lit_gpt.generation.engine import generate_batch
+from lit_gpt.generation.lockstep import generate_batch
 from lit_gpt.layers.linear import Linear
 from lit_gpt.methods import METHODS, adapter, adapter_v2
 from lit_gpt.methods.adapter import AdapterAttention

@@ -9,7 +9,7 @@ from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.generation.cache import room
-from lit_gpt.generation.engine import generate_batch
+from lit_gpt.generation.lockstep import generate_batch
 from lit_gpt.generation.sampling import sample
 from lit_gpt.model import GPT
 

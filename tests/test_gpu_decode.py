@@ -7,7 +7,7 @@ import torch
 
 from lit_gpt.config import Config
 from lit_gpt.generation.decode import Decoder
-from lit_gpt.generation.engine import generate_batch
+from lit_gpt.generation.lockstep import generate_batch
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.mlp import ACTIVATIONS
 from lit_gpt.layers.quantize import quantized

@@ -17,7 +17,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.evaluation.conversation import conversation_text
 from lit_gpt.evaluation.drawing import cut, generation_settings
 from lit_gpt.evaluation.scoring import Ids, batches, passes, score
-from lit_gpt.generation.engine import generate_batch
+from lit_gpt.generation.lockstep import generate_batch
 from lit_gpt.model import GPT
 from lit_gpt.prompts import open_style, stop_ids
 from lit_gpt.tokenizer import Tokenizer

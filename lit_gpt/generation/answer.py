@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 
 from lit_gpt.args import SamplingArgs
 from lit_gpt.generation.asking import Asked
-from lit_gpt.generation.engine import generate
+from lit_gpt.generation.lockstep import generate
 from lit_gpt.model import GPT
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.tokenizer import StreamDecoder, Tokenizer

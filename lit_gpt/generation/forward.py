@@ -1,0 +1,167 @@
+"""One forward pass for rows of different lengths: linear layers see all their tokens, attention each row's extent.
+
+Letters: N tokens of all rows, C n_embd, H query heads, G key/value heads, R = H / G, D head_size, T tokens of a row, S
+positions that they see, V padded vocabulary.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gpt.config import Config
+from lit_gpt.generation.pool import Pool
+from lit_gpt.layers.cpu_matmul import upcast
+from lit_gpt.layers.rope import apply_rope
+from lit_gpt.model import GPT, CausalSelfAttention, score_scale, softcap
+
+
+class Piece(NamedTuple):
+    """Tokens that a row feeds."""
+
+    ids: Sequence[int]
+    position: int
+    """Position of the first one in its text."""
+    start: int
+    """Where the row's extent begins in the pool."""
+    is_long: bool = False
+    """Whether LongRoPE's frequencies of long texts apply."""
+
+
+class ExtentModel:
+    """A model that reads tokens of many rows at once, whose keys and values lie in extents of a pool.
+
+    It shares all weights with `model` and does not change it.
+    """
+
+    def __init__(self, model: GPT, pool: Pool) -> None:
+        self.model, self.pool = model, pool
+        config = model.config
+        self.blocks: list[nn.Module] = []
+        for i, block in enumerate(model.transformer.h):
+            window = config.sliding_window if config.is_sliding(i) else 0
+            beside = block.attn.beside(pool.k[i].dtype)
+            attention = _ExtentAttention(block.attn, keys=pool.k[i], values=pool.v[i], window=window, beside=beside)
+            self.blocks.append(_with_attention(block, attention))
+
+    def hidden(self, pieces: Sequence[Piece]) -> Tensor:
+        """Returns the hidden states of all tokens, (N, C), before the output projection."""
+        batch = _Batch(pieces, self.model.transformer.wte.weight.device)
+        rope = self.model.rope
+        usual = rope(batch.positions, 0)
+        if any(piece.is_long for piece in pieces):
+            long = batch.is_long.unsqueeze(-1)
+            usual = tuple(torch.where(long, b, a) for a, b in zip(usual, rope(batch.positions, 2**31), strict=True))
+        cos_sin = rope.spread(usual, batch.positions)  # (N, rope_n_elem)
+        x = self.model.embed(batch.ids.unsqueeze(0))  # (1, N, C)
+        for block, (cos, sin) in zip(self.blocks, cos_sin, strict=True):
+            x = block(x, cos, sin, None, batch)
+        return self.model.transformer.ln_f(x)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns the logits, (n, V), of hidden states (n, C)."""
+        return self.model.logits(hidden)
+
+
+def _with_attention(block: nn.Module, attention: nn.Module) -> nn.Module:
+    """Returns a block that shares everything with `block` but its attention."""
+    twin = copy.copy(block)
+    twin._modules = {**block._modules, "attn": attention}
+    return twin
+
+
+class _Batch:
+    """The tokens of a forward pass, where they go in the pool, and which positions they see."""
+
+    def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
+        self.pieces = pieces
+        positions = [p for piece in pieces for p in range(piece.position, piece.position + len(piece.ids))]
+        places = [
+            p
+            for piece in pieces
+            for p in range(piece.start + piece.position, piece.start + piece.position + len(piece.ids))
+        ]
+        ids = [i for piece in pieces for i in piece.ids]
+        is_long = [piece.is_long for piece in pieces for _ in piece.ids]
+        self.ids, self.positions, self.places = torch.tensor([ids, positions, places], device=device)
+        self.is_long = torch.tensor(is_long, device=device)
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    def mask(self, i: int, window: int, first: int, dtype: torch.dtype) -> Tensor:
+        """Returns what is added to the scores of a piece, (T, S): minus infinity where a query does not see a key.
+
+        Args:
+            i: index of the piece.
+            first: position of the first key.
+        """
+        if (i, window) not in self._masks:
+            piece, device = self.pieces[i], self.ids.device
+            queries = torch.arange(piece.position, piece.position + len(piece.ids), device=device).unsqueeze(1)
+            distance = queries - torch.arange(first, piece.position + len(piece.ids), device=device)
+            hidden = distance < 0 if not window else (distance < 0) | (distance >= window)
+            self._masks[i, window] = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf).to(dtype)
+        return self._masks[i, window]
+
+
+class _ExtentAttention(nn.Module):
+    """An attention layer for tokens of many rows, which takes over the modules of `attn`."""
+
+    def __init__(
+        self, attn: CausalSelfAttention, keys: Tensor, values: Tensor, window: int, beside: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.attn, self.window, self.beside = attn, window, beside
+        self.keys, self.values = keys, values
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: None, batch: _Batch, *unused: Any) -> Tensor:
+        """
+        Args:
+            x: (1, N, C).
+            cos, sin: (N, rope_n_elem).
+        """
+        q, k, v = self.attn.split_heads(self.attn.qkv(x))
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)  # (1, H, N, D), (1, G, N, D)
+        for pool, new in ((self.keys, k), (self.values, v)):
+            pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
+        y, at = q.new_empty(q.size(2), q.size(1), q.size(3)), 0  # (N, H, D)
+        for i, piece in enumerate(batch.pieces):
+            T = len(piece.ids)
+            y[at : at + T] = self.attended(q[0, :, at : at + T], i, batch=batch).transpose(0, 1)
+            at += T
+        if self.beside is not None:
+            y = y + self.beside(q)[0].transpose(0, 1)
+        return self.attn.proj(y.flatten(1).unsqueeze(0))
+
+    def attended(self, q: Tensor, i: int, batch: _Batch) -> Tensor:
+        """Returns attention (H, T, D) of a piece's rotated queries (H, T, D) to its row's extent."""
+        piece = batch.pieces[i]
+        T, end = q.size(1), piece.position + q.size(1)
+        first = max(0, piece.position + 1 - self.window) if self.window else 0
+        k, v = (x[piece.start + first : piece.start + end].to(q.dtype) for x in (self.keys, self.values))  # (S, G, D)
+        mask = None if T == 1 else batch.mask(i, self.window, first=first, dtype=q.dtype)
+        return attend(q, k, v, mask=mask, config=self.attn.config)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config) -> Tensor:
+    """Returns attention (H, T, D) of q (H, T, D) to k and v (S, G, D).
+
+    Args:
+        mask: summand of the scores, (T, S); None if every query sees every key.
+    """
+    G, T = k.size(1), q.size(1)
+    q = q.unflatten(0, (G, -1))  # (G, R, T, D)
+    k, v = (x.transpose(0, 1).unsqueeze(1) for x in (k, v))  # (G, 1, S, D)
+    if T == 1:  # the heads of a group see the same keys: they are queries of one head
+        q = q.transpose(1, 2)
+    else:
+        k, v = (x.expand(-1, q.size(1), -1, -1) for x in (k, v))
+    if not config.attn_logit_softcapping:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=score_scale(config))
+    else:
+        dtype, (q, k, v) = q.dtype, upcast(q, k, v)
+        scores = softcap(q @ k.mT * score_scale(config), config.attn_logit_softcapping).float()
+        y = ((scores if mask is None else scores + mask).softmax(-1).to(v.dtype) @ v).to(dtype)
+    return (y.transpose(1, 2) if T == 1 else y).flatten(0, 1)

@@ -1,0 +1,76 @@
+"""The KV cache: one pool of positions for each layer, of which rows and kept prefixes own contiguous extents.
+
+Letters: T positions of the pool, G key/value heads, D head_size.
+"""
+
+from bisect import insort
+from collections.abc import Sequence
+
+import torch
+
+from lit_gpt.model import GPT
+
+Span = tuple[int, int]
+"""Positions of the pool: (the first, their number)."""
+
+
+class Pool:
+    """Keys and values of `size` positions, (T, G, D) each for every layer, and the list of those that nobody owns."""
+
+    def __init__(self, model: GPT, size: int, dtype: torch.dtype) -> None:
+        c = model.config
+        device = model.transformer.wte.weight.device
+        self.size = size
+        self.k, self.v = (
+            [torch.empty(size, c.n_query_groups, c.head_size, dtype=dtype, device=device) for _ in range(c.n_layer)]
+            for _ in range(2)
+        )
+        self.holes: list[Span] = [(0, size)]
+        """Free positions in order; no two of them touch."""
+        self.n_free = size
+
+    def take(self, n: int) -> int | None:
+        """Returns the start of `n` free positions, which are owned from now on; None if there is no such hole."""
+        for i, (start, length) in enumerate(self.holes):
+            if length >= n:
+                self.holes[i : i + 1] = [(start + n, length - n)] if length > n else []
+                self.n_free -= n
+                return start
+        return None
+
+    def give(self, start: int, n: int) -> None:
+        """Frees `n` positions from `start` on."""
+        if n == 0:
+            return
+        self.n_free += n
+        insort(self.holes, (start, n))
+        i = self.holes.index((start, n))
+        first, last = max(0, i - 1), min(len(self.holes), i + 2)
+        joined: list[Span] = []
+        for begin, length in self.holes[first:last]:
+            if joined and joined[-1][0] + joined[-1][1] == begin:
+                joined[-1] = (joined[-1][0], joined[-1][1] + length)
+            else:
+                joined.append((begin, length))
+        self.holes[first:last] = joined
+
+    def copy(self, spans: Sequence[Span], to: int) -> None:
+        """Copies keys and values of `spans`, one after the other, to the positions from `to` on."""
+        for x in (*self.k, *self.v):
+            at = to
+            for start, n in spans:
+                x[at : at + n] = x[start : start + n]
+                at += n
+
+    def pack(self, spans: Sequence[Span], n_owned: int) -> None:
+        """Moves `spans` to the front, one after the other; all from `n_owned` on is free then.
+
+        Args:
+            spans: they may overlap, and together have at most `n_owned` positions.
+        """
+        device = self.k[0].device
+        source = torch.cat([torch.arange(start, start + n, device=device) for start, n in spans] or [torch.empty(0)])
+        for x in (*self.k, *self.v):
+            x[: len(source)] = x[source.long()]
+        self.holes = [(n_owned, self.size - n_owned)] if n_owned < self.size else []
+        self.n_free = self.size - n_owned

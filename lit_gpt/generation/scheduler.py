@@ -1,0 +1,143 @@
+"""Who is due: which requests have a place in the KV cache, and how many tokens each of them feeds next."""
+
+from collections import deque
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from lit_gpt.generation.pool import Pool, Span
+from lit_gpt.generation.prefixes import Node, Prefixes, common, spans
+from lit_gpt.generation.rows import Row
+
+_WORTH_WAITING = 16
+"""Fewest tokens that a request waits for, if another row is about to compute them."""
+_AHEAD = 4
+"""Requests in the queue that are looked at in a step, for each row that there can be."""
+
+
+class Due(NamedTuple):
+    """What a row feeds in a step."""
+
+    row: Row
+    n: int
+    """Number of its tokens, from `row.n` on."""
+
+
+class Scheduler:
+    """The queue, the rows that run, and their extents of the pool."""
+
+    def __init__(self, pool: Pool, max_rows: int, chunk: int) -> None:
+        self.pool, self.chunk = pool, chunk
+        self.prefixes = Prefixes(pool)
+        self.waiting: deque[Row] = deque()
+        self.running: list[Row] = []
+        self.slots = list(range(max_rows))[::-1]
+        self.max_rows = max_rows
+        self.n_hits = 0
+
+    def admit(self) -> list[Row]:
+        """Gives requests their places in the cache, first come first served; returns those that begin.
+
+        A request that begins like a row that is being read waits until that part is there; others may pass it.
+        """
+        begun: list[Row] = []
+        for row in list(islice(self.waiting, _AHEAD * self.max_rows)):
+            if not self.slots and row.slot is None:
+                break
+            if row.waits_for and row.waits_for[0].start is not None and row.waits_for[0].n < row.waits_for[1]:
+                continue
+            ids = np.array(row.ids[: row.reusable], dtype=np.int32)
+            path = self.prefixes.match(row.key, ids)
+            n_kept = sum(n for _, n in path)
+            other, n_shared = self._most_alike(row, ids)
+            row.waits_for = None
+            if other is not None and min(n_shared, other.n) > n_kept:
+                n_kept, path = min(n_shared, other.n), []
+            if other is not None and n_shared >= n_kept + _WORTH_WAITING:
+                row.waits_for = other, n_shared
+                continue
+            source = spans(path) if path or other is None or other.start is None else [(other.start, n_kept)]
+            if not self._place(row, path, source=source):
+                break
+            begun.append(row)
+        for row in begun:
+            self.waiting.remove(row)
+        return begun
+
+    def _most_alike(self, row: Row, ids: np.ndarray) -> tuple[Row | None, int]:
+        """Returns the running row that begins most like `ids`, and how many tokens it has in common."""
+        found: tuple[Row | None, int] = (None, 0)
+        for other in self.running:
+            if other.key == row.key and (n := common(other.prompt, ids)) > found[1]:
+                found = other, n
+        return found
+
+    def _place(self, row: Row, path: list[tuple[Node, int]], source: list[Span]) -> bool:
+        """Gives a request an extent, with a copy of what is there of its text; returns False if none is free."""
+        self.prefixes.touch(path)
+        nodes = {node for node, _ in path}
+        start = self.pool.take(row.room)
+        while start is None and self.prefixes.evict(besides=nodes):
+            start = self.pool.take(row.room)
+        if start is None and self.pool.n_free >= row.room:
+            self._pack()
+            source = spans(path) if path else source
+            start = self.pool.take(row.room)
+        if start is None and path:
+            while self.prefixes.evict():
+                pass
+            return self._place(row, [], source=[])
+        if start is None:
+            return False
+        self.pool.copy(source, to=start)
+        row.start, row.n = start, sum(n for _, n in source)
+        row.n_cached = row.n if row.n_new == 0 else row.n_cached
+        self.n_hits += row.n
+        if row.slot is None:
+            row.slot = self.slots.pop()
+        self.running.append(row)
+        return True
+
+    def _pack(self) -> None:
+        """Moves all extents together, so that what is free is in one piece."""
+        owners = [*self.prefixes.nodes(), *self.running]
+        owners.sort(key=lambda o: o.start)
+        sizes = [len(o.ids) if isinstance(o, Node) else o.room for o in owners]
+        self.pool.pack([(o.start, n) for o, n in zip(owners, sizes, strict=True)], sum(sizes))
+        at = 0
+        for owner, n in zip(owners, sizes, strict=True):
+            owner.start = at
+            at += n
+
+    def due(self) -> list[Due]:
+        """Returns what each row feeds next: a drawn token, or a share of the chunk while it reads its prompt."""
+        drawn = [Due(row, row.due) for row in self.running if not row.reads]
+        reading = sorted((row for row in self.running if row.reads), key=lambda row: row.due)
+        left, shares = self.chunk, {}
+        for i, row in enumerate(reading):  # the shortest first: what they leave of their shares goes to the others
+            shares[row.ticket] = n = min(row.due, left // (len(reading) - i))
+            left -= n
+        for row in reading[::-1][:left]:
+            shares[row.ticket] += shares[row.ticket] < row.due
+        return drawn + [Due(row, n) for row in reading if (n := shares[row.ticket])]
+
+    def leave(self, row: Row, pause: bool = False) -> None:
+        """Takes a row out, and keeps what it computed for texts that begin alike.
+
+        Args:
+            pause: it goes on later: it becomes the first of the queue.
+        """
+        if row.start is None:
+            if row in self.waiting:
+                self.waiting.remove(row)
+        else:
+            self.running.remove(row)
+            self.pool.give(row.start + row.n, row.room - row.n)
+            self.prefixes.insert(row.key, np.array(row.ids[: row.n], dtype=np.int32), row.start)
+            row.start, row.n = None, 0
+        if pause:
+            self.waiting.appendleft(row)
+        elif row.slot is not None:
+            self.slots.append(row.slot)
+            row.slot = None

@@ -1,0 +1,92 @@
+"""Log-probabilities of given and of drawn tokens are exact, whatever is computed beside them."""
+
+import pytest
+import torch
+from conftest import write_tokenizer
+from tiny import tiny
+
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.request import GREEDY, Request
+from lit_gpt.tokenizer import Tokenizer
+
+KINDS = ("llama-gqa", "gemma2", "mistral", "mixtral", "phi3-long", "neox", "gemma3")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return Tokenizer(folder)
+
+
+def draw_ids(n, seed=0):
+    return torch.randint(0, 320, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@torch.no_grad()
+def plain(model, ids):
+    """Log-probabilities at every position that is fed when a text is only scored: all but the last."""
+    return model(torch.tensor([ids[:-1]]))[0].float().log_softmax(-1)
+
+
+def assert_scored(scored, ids, logprobs, first, n_top):
+    assert [s.id for s in scored] == list(ids[first:])
+    for at, s in enumerate(scored, first):
+        if at == 0:
+            assert s.logprob is None and s.top == ()
+            continue
+        want = logprobs[at - 1]
+        assert s.logprob == pytest.approx(float(want[s.id]), abs=1e-4)
+        assert s.is_greedy == (int(want.argmax()) == s.id)
+        values = want.topk(n_top).values.tolist() if n_top else []
+        assert [v for _, v in s.top] == pytest.approx(values, abs=1e-4)
+        assert all(float(want[i]) == pytest.approx(v, abs=1e-4) for i, v in s.top)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_echo_gives_the_plain_models_log_probabilities_in_chunks_beside_other_rows(kind, tokenizer):
+    model = tiny(kind)
+    engine = Engine(model, tokenizer, max_rows=8, max_tokens=600, prefill_chunk=24)
+    texts = [draw_ids(n, seed=n) for n in (2, 3, 25, 60, 1)]
+    requests = [Request(t, 0, prompt_logprobs=3) for t in texts]
+    others = [Request(draw_ids(40, seed=9), 20, GREEDY), Request(draw_ids(5, seed=8), 20, GREEDY)]
+    answers = engine.complete([*requests[:2], *others, *requests[2:]])
+    for ids, answer in zip(texts, [*answers[:2], *answers[4:]], strict=True):
+        logprobs = plain(model, ids) if len(ids) > 1 else None
+        assert_scored(answer.prompt, ids, logprobs, 0, 3)
+        assert answer.finish == "length" and answer.text == "" and not answer.tokens
+
+
+def test_the_answers_of_one_question_are_scored_from_where_they_begin_and_share_the_question(tokenizer):
+    model = tiny("llama-gqa")
+    engine = Engine(model, tokenizer, max_rows=8, max_tokens=2000, prefill_chunk=64)
+    shots = draw_ids(100, seed=1)
+    questions = [[*shots, *draw_ids(30, seed=10 + i)] for i in range(4)]
+    texts = [(q, draw_ids(3 + j, seed=100 + 10 * i + j)) for i, q in enumerate(questions) for j in range(4)]
+    requests = [Request([*q, *a], 0, prompt_logprobs=0, prompt_logprobs_from=len(q)) for q, a in texts]
+    for (q, a), answer in zip(texts, engine.complete(requests), strict=True):
+        assert_scored(answer.prompt, [*q, *a], plain(model, [*q, *a]), len(q), 0)
+    read = engine.stats().tokens_read
+    assert read <= 100 + 4 * 30 + sum(len(a) + 1 for _, a in texts)
+
+
+def test_drawn_tokens_have_the_log_probability_of_the_models_own_logits_and_the_largest_is_greedy(tokenizer):
+    model = tiny("gemma2")
+    engine = Engine(model, tokenizer, max_rows=4, max_tokens=400)
+    ids = draw_ids(9)
+    request = Request(ids, 8, GREEDY, logprobs=5, prompt_logprobs=2)
+    answer, _ = engine.complete([request, Request(draw_ids(20, seed=3), 12, logprobs=0)])
+    whole = [*ids, *(t.id for t in answer.tokens)]
+    assert_scored([*answer.prompt[:1], *answer.prompt[1:]], ids, plain(model, whole), 0, 2)
+    assert all(t.is_greedy and t.logprob == t.top[0][1] and t.id == t.top[0][0] for t in answer.tokens)
+    logprobs = plain(model, whole)
+    for at, t in enumerate(answer.tokens, len(ids)):
+        assert t.logprob == pytest.approx(float(logprobs[at - 1][t.id]), abs=1e-4)
+
+
+def test_a_text_that_fills_the_context_is_scored_to_its_last_token(tokenizer):
+    model = tiny("llama-gqa", max_position_embeddings=64)
+    engine = Engine(model, tokenizer, max_rows=2, max_tokens=64, prefill_chunk=48)
+    ids = draw_ids(65)
+    (answer,) = engine.complete([Request(ids, 0, prompt_logprobs=0, prompt_logprobs_from=5)])
+    assert_scored(answer.prompt, ids, plain(model, ids), 5, 0)
