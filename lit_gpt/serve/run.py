@@ -11,7 +11,7 @@ import uvicorn
 
 from lit_gpt.args import ServeArgs
 from lit_gpt.errors import UserError
-from lit_gpt.generation.engine import EngineThread
+from lit_gpt.generation.thread import EngineThread
 from lit_gpt.serve.admission import Admission
 from lit_gpt.serve.app import State, make_app
 from lit_gpt.serve.guard import LOOPBACK, Guard

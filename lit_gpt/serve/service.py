@@ -1,4 +1,4 @@
-"""What the endpoints share once the model is loaded: models by name, threads that tokenize, and the way to the engine."""
+"""What the endpoints share once the model is loaded: models by name, threads that tokenize, the way to the engine."""
 
 import asyncio
 import time

@@ -10,8 +10,9 @@ from lit_gpt.serve.schemas.sampling import Count, Seed, Stop
 class ProcessBody(BaseModel):
     """A prompt to continue or to score.
 
-    HELM's client calls the number of texts `num_return_sequences`, that of log-probabilities `top_k_per_token`, and sends
-    `top_p` and `stop_sequences`; the challenge has `num_samples`, `top_k` (of sampling) and `seed`. One text comes back.
+    HELM's client calls the number of texts `num_return_sequences`, that of log-probabilities `top_k_per_token`, and
+    sends `top_p` and `stop_sequences`; the challenge has `num_samples`, `top_k` (of sampling) and `seed`. One text
+    comes back.
     """
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)

@@ -167,7 +167,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The answers to a conversation; with `stream`, they come in parts as server-sent events, closed by `data: [DONE]`."""
+    """The answers to a conversation; with `stream` they come in parts, as those of a completion do."""
 
     id: str
     object: Literal["chat.completion"]
