@@ -45,7 +45,7 @@ def read(argv: list[str], flags: Mapping[str, Flag]) -> Asked:
         elif name == "config":
             asked.values |= _read_config(value, flags)
         else:
-            asked.values[name] = _value(flags[name], value, f"--{word}" if word == name else f"--{word} (--{name})")
+            asked.values[name] = value_of(flags[name], value, f"--{word}" if word == name else f"--{word} (--{name})")
     return asked
 
 
@@ -93,7 +93,7 @@ def _hint(word: str, flags: Mapping[str, Flag], dashes: str = "--") -> str:
     return f"did you mean {' or '.join(dashes + name for name in close)}?" if close else "--help lists the flags"
 
 
-def _value(flag: Flag, raw: Any, where: str) -> Any:
+def value_of(flag: Flag, raw: Any, where: str) -> Any:
     """Returns `raw` as a value of the flag.
 
     Raises:
@@ -122,7 +122,7 @@ def _read_config(name: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
             raise CommandLineError(f"{place}: {key!r} is no flag of this script; {way_out}")
         if flag in values:
             raise CommandLineError(f"{place}: {flag} stands there twice; leave one out")
-        values[flag] = _value(flags[flag], raw, f"{place}: {key}")
+        values[flag] = value_of(flags[flag], raw, f"{place}: {key}")
     return values
 
 

@@ -44,10 +44,8 @@ def _styled(style: Style, tokenizer: Tokenizer, turns: Sequence[Turn]) -> str:
         return _styled(style, tokenizer, turns[:-1]) + turns[-1].text
     # a style puts its own line breaks after a system text, and lm-eval's descriptions end with some
     stripped = [replace(t, text=t.text.strip()) if t.role == "system" else t for t in turns]
-    *before, last = style.exchanges(stripped)
     eos = tokenizer.id_to_token(tokenizer.eos_id) or ""
-    earlier = "".join(e.prompt + (e.answer or "") + (eos if e.end is None else e.end) for e in before)
-    return earlier + last.prompt + style.lead
+    return "".join(e.text(eos) for e in style.exchanges(stripped)) + style.lead
 
 
 def _continued(template: ChatTemplate, turns: Sequence[Turn]) -> str:

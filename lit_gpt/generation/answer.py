@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.fabric import Fabric
 
 from lit_gpt.args import SamplingArgs
-from lit_gpt.generation.asking import Asked
+from lit_gpt.generation.conversation import Asked
 from lit_gpt.generation.lockstep import generate
 from lit_gpt.model import GPT
 from lit_gpt.resources import peak_memory_gb

@@ -2,28 +2,18 @@
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lit_gpt.args import AskArgs
 from lit_gpt.data.prepare.schemas import recognize
 from lit_gpt.errors import UserError
-from lit_gpt.prompts import Exchange, Turn, open_style, stop_ids
+from lit_gpt.generation.conversation import Asked, asked
+from lit_gpt.prompts import Turn, open_style
 from lit_gpt.records import read_json
 from lit_gpt.tokenizer import Tokenizer
 
 QUESTION = "What food do llamas eat?"
-
-
-class Asked(NamedTuple):
-    """A prompt as the model sees it."""
-
-    ids: list[int]
-    text: str
-    """Text of the prompt, with all that the prompt style adds."""
-    stop_ids: frozenset[int]
-    """Tokens that end the answer."""
 
 
 def ask(
@@ -38,11 +28,7 @@ def ask(
         UserError: flags contradict each other, the file is not one conversation, or the style refuses it.
     """
     style = open_style(prompt_style, checkpoint_dir, tokenizer)
-    exchanges = style.exchanges(*_conversation(args))
-    eos = tokenizer.id_to_token(tokenizer.eos_id) or ""
-    ended = ((e.end or eos) if e.ended and e.answer is not None else "" for e in exchanges)
-    text = "".join(e.prompt + (e.answer or "") + end for e, end in zip(exchanges, ended, strict=True))
-    return Asked(_ids(exchanges, eos, tokenizer), text, stop_ids(style, tokenizer) | set(end_ids))
+    return asked(style, tokenizer, *_conversation(args), end_ids=end_ids)
 
 
 def _conversation(args: AskArgs) -> tuple[list[Turn], Sequence[Mapping[str, Any]]]:
@@ -87,13 +73,3 @@ def _read_conversation(path: Path) -> tuple[list[Turn], Sequence[Mapping[str, An
     if len(rows) != 1:
         raise UserError(f"--conversation {path} has {len(rows)} conversations; pass a file with one")
     return list(rows[0].turns), rows[0].tools
-
-
-def _ids(exchanges: Sequence[Exchange], eos: str, tokenizer: Tokenizer) -> list[int]:
-    """Returns token ids, encoded in the pieces of training: prompt, answer, end token with the next prompt ..."""
-    ids = tokenizer.encode(exchanges[0].prompt)
-    for before, e in pairwise(exchanges):
-        ids += tokenizer.continue_batch([before.answer or ""])[0]
-        end = (before.end or eos) if before.ended else ""
-        ids += tokenizer.encode(end + e.prompt, bos=False) if end else tokenizer.continue_batch([e.prompt])[0]
-    return ids

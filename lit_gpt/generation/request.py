@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from lit_gpt.args.require import require
+from lit_gpt.args.sampling import require_drawable
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 """Why a text ended: at a stop string or stop token, at its length, because nobody wants it any more, or by an error."""
@@ -41,12 +41,7 @@ class Sampling:
     """Seed of the request's own random generator; None draws one."""
 
     def __post_init__(self) -> None:
-        require("temperature", self.temperature, at_least=0)
-        if self.top_k is not None:
-            require("top_k", self.top_k, at_least=1)
-        require("top_p", self.top_p, above=0, at_most=1)
-        require("min_p", self.min_p, at_least=0, at_most=1)
-        require("repetition_penalty", self.repetition_penalty, above=0)
+        require_drawable(self)
 
 
 GREEDY = Sampling(temperature=0)

@@ -109,8 +109,7 @@ def _asked(style: Style | ChatTemplate, turns: Sequence[Turn]) -> str:
     """
     if isinstance(style, ChatTemplate):
         return style.render(turns, ask=True)
-    *before, last = style.exchanges(turns)
-    return "".join(e.prompt + (e.answer or "") + (e.end or style.eos) for e in before) + last.prompt
+    return "".join(e.text(style.eos) for e in style.exchanges(turns))
 
 
 def _write_templates(folder: Path, templates: Mapping[str, str]) -> None:

@@ -37,3 +37,11 @@ class Exchange:
     marks the supervised part without its end."""
     continues: bool = False
     """Whether the answer is a further part of the previous one, with `prompt` between the two parts."""
+
+    def text(self, eos: str) -> str:
+        """Returns the prompt, the answer and the token that ends it; `eos` is the tokenizer's end-of-sequence token."""
+        return self.prompt + (self.answer or "") + self.closing(eos)
+
+    def closing(self, eos: str) -> str:
+        """Returns the token that ends the answer; empty if there is no answer, or no token ends it here."""
+        return (self.end or eos) if self.ended and self.answer is not None else ""
