@@ -38,7 +38,8 @@ def plan(service: Service, body: ChatBody) -> Plan:
         served,
         n=body.n or 1,
         max_new_tokens=most,
-        stop_ids=ends | names.keys(),
+        stop_ids=ends,
+        stop_names=names,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
     )

@@ -43,7 +43,8 @@ def plan(service: Service, body: CompletionBody) -> Plan:
                 served,
                 n=best_of,
                 max_new_tokens=wanted,
-                stop_ids=service.tokenizer.stop_ids | names.keys(),
+                stop_ids=service.tokenizer.stop_ids,
+                stop_names=names,
                 logprobs=scores,
                 prompt_logprobs=about_prompt,
             )

@@ -1,6 +1,6 @@
 """From the fields of a request to what the engine is asked."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from lit_gpt.generation.request import Request
@@ -77,7 +77,8 @@ def requests_for(
     *,
     n: int,
     max_new_tokens: int,
-    stop_ids: frozenset[int],
+    stop_ids: Collection[int],
+    stop_names: Collection[int],
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> list[Request]:
@@ -85,17 +86,18 @@ def requests_for(
 
     Args:
         stop_ids: tokens that end the text unless the request ignores them.
+        stop_names: tokens that the request's stop strings name.
         logprobs, prompt_logprobs: as in `Request`; of several texts that do not come as a stream, only the first one
             scores the prompt.
     """
-    ends = frozenset() if body.ignore_eos else stop_ids
+    ends = frozenset((*(() if body.ignore_eos else stop_ids), *stop_names, *(body.stop_token_ids or ())))
     return [
         Request(
             ids=ids,
             max_new_tokens=max_new_tokens,
             sampling=body.sampling(i),
             stop=body.stops(),
-            stop_ids=ends | frozenset(body.stop_token_ids or ()),
+            stop_ids=ends,
             min_new_tokens=min(body.min_tokens or 0, max_new_tokens),
             keeps_stop=bool(body.include_stop_str_in_output),
             logprobs=logprobs,

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -33,14 +34,14 @@ def serve(what: What, args: ServeArgs) -> None:
         UserError: the address cannot be had, or what is to be served cannot be loaded.
     """
     key = _key_of(args)
-    listening = _listen(args)
+    listening = listen(args)
     if not _is_loopback(args.host) and key is None:
         print(
             f"warning: everybody who reaches {args.host} can use this server; --api_key env:NAME asks for a key",
             file=sys.stderr,
         )
     try:
-        asyncio.run(_Server(what, args, key, listening).main())
+        asyncio.run(Server(lambda: load(what, args), args, key, listening).main())
     finally:
         listening.close()
 
@@ -58,7 +59,7 @@ def _key_of(args: ServeArgs) -> str | None:
     return key
 
 
-def _listen(args: ServeArgs) -> socket.socket:
+def listen(args: ServeArgs) -> socket.socket:
     """Returns a socket that listens, before minutes of loading show that it cannot; raises UserError if it cannot."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -84,11 +85,17 @@ def _is_loopback(host: str) -> bool:
     return host in LOOPBACK or host.startswith("127.")
 
 
-class _Server(uvicorn.Server):
-    """A server of uvicorn that loads the model while it listens, and drains before it stops."""
+class Server(uvicorn.Server):
+    """A server of uvicorn that loads the model while it listens, and drains before it stops.
 
-    def __init__(self, what: What, args: ServeArgs, key: str | None, listening: socket.socket) -> None:
-        self.what, self.args, self.listening = what, args, listening
+    Args:
+        load: loads what is served; called on a thread of its own.
+        key: key that requests have to carry; None for none.
+        listening: a socket that listens.
+    """
+
+    def __init__(self, load: Callable[[], Loaded], args: ServeArgs, key: str | None, listening: socket.socket) -> None:
+        self.load_models, self.args, self.listening = load, args, listening
         most_bytes = int(args.max_body_mb * 1e6)
         self.admission = Admission(args.max_rows + args.max_waiting, _BODIES * most_bytes)
         self.metrics = Metrics(self.admission)
@@ -135,7 +142,7 @@ class _Server(uvicorn.Server):
         """Loads the models on a thread of its own, during which the server answers 503."""
         assert self.loop is not None
         try:
-            loaded = load(self.what, self.args)
+            loaded = self.load_models()
             self.loop.call_soon_threadsafe(self._open, loaded)
         except BaseException as e:
             self.error = e
