@@ -91,7 +91,7 @@ def test_with_the_key_all_is_answered(locked):
     assert b" 401 " in raw(locked, foreign)
     assert locked.get("/v1/models").status_code == 200
     assert locked.post("/v1/completions", json=ASK).status_code == 200
-    assert locked.get("/v1/models", headers={"Authorization": "bearer  s3cret "}).status_code == 200
+    assert locked.get("/v1/models", headers={"Authorization": "bearer  s3cret"}).status_code == 200
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(client):

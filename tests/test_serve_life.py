@@ -57,7 +57,7 @@ def test_a_client_that_goes_away_frees_its_rows_at_once(client, stream, path):
     slow_steps(client, 0.02)
     body = LONG | {"n": 2, "stream": stream}
     if "chat" in path:
-        body["messages"] = [{"role": "user", "content": "hi"}]
+        body |= {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 250}
     if path == "/process":
         body = {"prompt": "the hand", "max_new_tokens": 480}
     s = post_and_leave(client, body, path)
@@ -74,10 +74,7 @@ def test_beyond_the_queue_requests_are_refused_and_the_others_answered(loaded):
         slow_steps(client, 0.02)
         found, body = [], LONG | {"max_tokens": 60}
         threads = [
-            threading.Thread(
-                target=lambda: found.append(client.post("/v1/completions", json=LONG | {"max_tokens": 60}))
-            )
-            for _ in range(10)
+            threading.Thread(target=lambda: found.append(client.post("/v1/completions", json=body))) for _ in range(10)
         ]
         for thread in threads:
             thread.start()
