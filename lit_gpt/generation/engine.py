@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
 from lit_gpt.generation.forward import ExtentModel, Piece
 from lit_gpt.generation.pool import Pool
 from lit_gpt.generation.request import Delta, Finish, Request, Scored
 from lit_gpt.generation.rows import Row
+from lit_gpt.generation.runs import SharedRun
 from lit_gpt.generation.sampling import Sampler, check_bias
 from lit_gpt.generation.scheduler import Due, Scheduler
-from lit_gpt.generation.scored import score, score_hidden
+from lit_gpt.generation.scored import score, score_in_parts
 from lit_gpt.generation.text import Text
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory, total_memory
@@ -59,7 +60,7 @@ class Engine:
 
     Args:
         model: the model on its device, in its dtype.
-        runs: name -> finetuned run, which requests may name.
+        runs: name -> LoRA run of this base model, as `load_shared` returns them; requests name theirs.
         max_rows: most requests that are answered at once; others wait.
         max_tokens: positions of the KV cache over all rows and kept prefixes; None takes what fits, up to full
             contexts for all rows.
@@ -72,14 +73,12 @@ class Engine:
         model: GPT,
         tokenizer: Tokenizer,
         *,
-        runs: Mapping[str, Any] | None = None,
+        runs: Mapping[str, SharedRun] | None = None,
         max_rows: int = 64,
         max_tokens: int | None = None,
         prefill_chunk: int = 512,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        if runs:
-            raise UserError("several runs over one base model are not served yet")
         self.model, self.tokenizer, self.autocast = model.eval(), tokenizer, autocast
         device = model.transformer.wte.weight.device
         with autocast():
@@ -87,7 +86,9 @@ class Engine:
             dtype = torch.get_autocast_dtype(device.type) if on else model.transformer.wte.weight.dtype
         with torch.inference_mode(False), torch.no_grad():
             self.pool = Pool(model, max_tokens or _fitting(model, max_rows, dtype), dtype)
-            self.extent_model = ExtentModel(model, self.pool)
+            updates = {name: run.updates for name, run in (runs or {}).items()}
+            self.extent_model = ExtentModel(model, self.pool, updates)
+        self.runs = dict(runs or {})
         self.scheduler = Scheduler(self.pool, max_rows, prefill_chunk)
         self.sampler = Sampler(model.config.padded_vocab_size, device)
         self._rows: dict[int, Row] = {}
@@ -118,8 +119,9 @@ class Engine:
         if n - (request.max_new_tokens == 0) > c.block_size:
             raise UserError(f"the prompt has {n:,} tokens, and the model has room for {c.block_size:,} in all")
         check_bias(request.sampling, c.padded_vocab_size)
-        if request.run is not None:
-            raise UserError(f"there is no run {request.run!r}")
+        if request.run is not None and request.run not in self.runs:
+            known = f"known are {', '.join(self.runs)}" if self.runs else "the model is served alone"
+            raise UserError(f"there is no run {shown(request.run)}; {known}")
         most_new = min(request.max_new_tokens, c.block_size + 1 - n)
         text = Text(self.tokenizer, request)
         with self._entry:
@@ -151,7 +153,7 @@ class Engine:
             for row in self.scheduler.admit():
                 if row.n_new == 0:
                     self._guarded(row, lambda row=row: self._begin(row))
-            due = self.scheduler.due()
+            due = sorted(self.scheduler.due(), key=lambda d: d.row.request.run or "")  # rows of a run are neighbours
             if not due:
                 return False
             self._n_steps += 1
@@ -259,7 +261,10 @@ class Engine:
 
     def _compute(self, due: list[Due]) -> list[tuple[Row, int, list[Scored], Scored | None]]:
         """Returns for each row: how many tokens it fed, scores of its prompt's tokens, and the token it drew."""
-        pieces = [Piece(row.ids[row.n : row.n + n], row.n, start=row.start or 0, is_long=row.is_long) for row, n in due]
+        pieces = [
+            Piece(row.ids[row.n : row.n + n], row.n, start=row.start or 0, is_long=row.is_long, run=row.request.run)
+            for row, n in due
+        ]
         hidden = self.extent_model.hidden(pieces)
         at, scored, drawing = 0, [], []  # (due, index of a hidden state, target), (due, index)
         for i, (row, n) in enumerate(due):
@@ -270,9 +275,10 @@ class Engine:
             at += n
         found: list[list[Scored]] = [[] for _ in due]
         n_top = [due[i].row.request.prompt_logprobs or 0 for i, _, _ in scored]
-        scores = score_hidden(
-            lambda places: self.extent_model.logits(hidden[places]),
-            [place for _, place, _ in scored],
+        scores = score_in_parts(
+            lambda part: self.extent_model.logits(
+                hidden[[place for _, place, _ in scored[part]]], [due[i].row.request.run for i, _, _ in scored[part]]
+            ),
             targets=[target for _, _, target in scored],
             n_top=n_top,
             V=self.model.config.padded_vocab_size,
@@ -288,7 +294,7 @@ class Engine:
 
     def _draw(self, rows: list[Row], hidden: torch.Tensor) -> list[Scored]:
         """Returns the next token of each row, with its log-probability if that is asked for."""
-        logits = self.extent_model.logits(hidden).float()
+        logits = self.extent_model.logits(hidden, [row.request.run for row in rows]).float()
         ids: list[int] = self.sampler.sample(logits, [row.slot or 0 for row in rows]).tolist()
         wanted = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
         tokens = [Scored(i) for i in ids]

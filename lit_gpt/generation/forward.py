@@ -5,7 +5,8 @@ positions that they see, V padded vocabulary.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from lit_gpt.config import Config
 from lit_gpt.generation.pool import Pool
 from lit_gpt.layers.cpu_matmul import upcast
+from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.rope import apply_rope
+from lit_gpt.methods.lora.shared import RunSpan, SharedLinear, Updates
 from lit_gpt.model import GPT, CausalSelfAttention, score_scale, softcap
 
 
@@ -29,47 +32,88 @@ class Piece(NamedTuple):
     """Where the row's extent begins in the pool."""
     is_long: bool = False
     """Whether LongRoPE's frequencies of long texts apply."""
+    run: str | None = None
+    """Name of the run whose updates apply."""
 
 
 class ExtentModel:
     """A model that reads tokens of many rows at once, whose keys and values lie in extents of a pool.
 
     It shares all weights with `model` and does not change it.
+
+    Args:
+        runs: name -> a LoRA run's updates by the path of their layer.
     """
 
-    def __init__(self, model: GPT, pool: Pool) -> None:
-        self.model, self.pool = model, pool
-        config = model.config
+    def __init__(self, model: GPT, pool: Pool, runs: Mapping[str, Mapping[str, Updates]]) -> None:
+        self.pool, config = pool, model.config
+        self._spans: list[RunSpan] = []  # of the pass that runs; every `SharedLinear` reads it
+        paths = {path for updates in runs.values() for path in updates}
+        shared = {
+            path: SharedLinear(layer, {name: u[path] for name, u in runs.items() if path in u}, self._spans)
+            for path, layer in model.named_modules(remove_duplicate=False)
+            if path in paths and isinstance(layer, LinearLayer)
+        }
+        self.by_run = any(".experts." in path for path in paths)
+        """Whether a pass is for one run only: experts see tokens in another order."""
+        self.model = _with(model, shared)
         self.blocks: list[nn.Module] = []
-        for i, block in enumerate(model.transformer.h):
+        for i, block in enumerate(self.model.transformer.h):
             window = config.sliding_window if config.is_sliding(i) else 0
             beside = block.attn.beside(pool.k[i].dtype)
             attention = _ExtentAttention(block.attn, keys=pool.k[i], values=pool.v[i], window=window, beside=beside)
-            self.blocks.append(_with_attention(block, attention))
+            self.blocks.append(_with(block, {"attn": attention}))
 
     def hidden(self, pieces: Sequence[Piece]) -> Tensor:
-        """Returns the hidden states of all tokens, (N, C), before the output projection."""
+        """Returns the hidden states of all tokens, (N, C), before the output projection.
+
+        Args:
+            pieces: those of one run are neighbours.
+        """
+        if self.by_run and len({piece.run for piece in pieces}) > 1:
+            groups = [list(group) for _, group in groupby(pieces, lambda piece: piece.run)]
+            return torch.cat([self.hidden(group) for group in groups])
+        self._spans[:] = _run_spans([(piece.run, len(piece.ids)) for piece in pieces])
         batch = _Batch(pieces, self.model.transformer.wte.weight.device)
         rope = self.model.rope
         usual = rope(batch.positions, 0)
         if any(piece.is_long for piece in pieces):
             long = batch.is_long.unsqueeze(-1)
-            usual = tuple(torch.where(long, b, a) for a, b in zip(usual, rope(batch.positions, 2**31), strict=True))
+            (cos, sin), (long_cos, long_sin) = usual, rope(batch.positions, self.model.config.block_size)
+            usual = torch.where(long, long_cos, cos), torch.where(long, long_sin, sin)
         cos_sin = rope.spread(usual, batch.positions)  # (N, rope_n_elem)
         x = self.model.embed(batch.ids.unsqueeze(0))  # (1, N, C)
         for block, (cos, sin) in zip(self.blocks, cos_sin, strict=True):
             x = block(x, cos, sin, None, batch)
         return self.model.transformer.ln_f(x)[0]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Returns the logits, (n, V), of hidden states (n, C)."""
+    def logits(self, hidden: Tensor, runs: Sequence[str | None]) -> Tensor:
+        """Returns the logits, (n, V), of hidden states (n, C) of these runs."""
+        self._spans[:] = _run_spans([(run, 1) for run in runs])
         return self.model.logits(hidden)
 
 
-def _with_attention(block: nn.Module, attention: nn.Module) -> nn.Module:
-    """Returns a block that shares everything with `block` but its attention."""
-    twin = copy.copy(block)
-    twin._modules = {**block._modules, "attn": attention}
+def _run_spans(parts: Sequence[tuple[str | None, int]]) -> list[RunSpan]:
+    """Returns the spans of neighbours of one run, of which (run, number of tokens) is given; all, if it is one run."""
+    spans, at = [], 0
+    for run, group in groupby(parts, lambda part: part[0]):
+        begin, at = at, at + sum(n for _, n in group)
+        spans.append((run, slice(begin, at)))
+    return spans if len(spans) > 1 else [(run, slice(None)) for run, _ in spans]
+
+
+def _with(module: nn.Module, others: Mapping[str, nn.Module]) -> Any:
+    """Returns a module that shares everything with `module` but the modules at these paths."""
+    if not others:
+        return module
+    children = dict(module._modules)
+    for name in {path.split(".")[0] for path in others}:
+        below = {path.partition(".")[2]: m for path, m in others.items() if path.split(".")[0] == name}
+        child = children[name]
+        assert child is not None
+        children[name] = below.get("") or _with(child, below)
+    twin = copy.copy(module)
+    twin._modules = children
     return twin
 
 

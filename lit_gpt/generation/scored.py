@@ -32,17 +32,16 @@ def score(logits: Tensor, targets: Sequence[int], n_top: Sequence[int]) -> list[
     ]
 
 
-def score_hidden(
-    logits_of: Callable[[list[int]], Tensor], at: Sequence[int], targets: Sequence[int], n_top: Sequence[int], V: int
+def score_in_parts(
+    logits_of: Callable[[slice], Tensor], targets: Sequence[int], n_top: Sequence[int], V: int
 ) -> Iterator[Scored]:
     """Yields the score of a token at each of many positions, with the logits of few of them in memory.
 
     Args:
-        logits_of: function that returns the logits, (n, V), at n indices.
-        at: indices of the positions.
+        logits_of: function that returns the logits, (n, V), of a slice of the positions.
         V: number of logits at a position.
     """
     step = max(1, _LOGITS // V)
-    for i in range(0, len(at), step):
+    for i in range(0, len(targets), step):
         part = slice(i, i + step)
-        yield from score(logits_of(list(at[part])).float(), targets[part], n_top[part])
+        yield from score(logits_of(part).float(), targets[part], n_top[part])
