@@ -1,7 +1,7 @@
 """One forward pass for rows of different lengths: linear layers see all their tokens, attention each row's extent.
 
 Letters: N tokens of all rows, C n_embd, H query heads, G key/value heads, R = H / G, D head_size, T tokens of a row, S
-positions that they see, V padded vocabulary.
+positions that they see, P positions of the pool, V padded vocabulary.
 """
 
 import copy
@@ -121,7 +121,7 @@ class _Batch:
     """The tokens of a forward pass, where they go in the pool, and which positions they see."""
 
     def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
-        self.pieces = pieces
+        self.pieces, self.lengths = pieces, [len(piece.ids) for piece in pieces]
         positions = [p for piece in pieces for p in range(piece.position, piece.position + len(piece.ids))]
         places = [
             p
@@ -151,14 +151,19 @@ class _Batch:
 
 
 class _ExtentAttention(nn.Module):
-    """An attention layer for tokens of many rows, which takes over the modules of `attn`."""
+    """An attention layer for tokens of many rows, which takes over the modules of `attn`.
+
+    Args:
+        keys, values: the layer's pool of positions, (P, G, D) each.
+    """
 
     def __init__(
         self, attn: CausalSelfAttention, keys: Tensor, values: Tensor, window: int, beside: nn.Module | None
     ) -> None:
         super().__init__()
         self.attn, self.window, self.beside = attn, window, beside
-        self.keys, self.values = keys, values
+        self.pools = keys, values
+        self.by_head = tuple(pool.transpose(0, 1).unsqueeze(0) for pool in self.pools)  # (1, G, P, D)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: None, batch: _Batch, *unused: Any) -> Tensor:
         """
@@ -168,44 +173,40 @@ class _ExtentAttention(nn.Module):
         """
         q, k, v = self.attn.split_heads(self.attn.qkv(x))
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)  # (1, H, N, D), (1, G, N, D)
-        for pool, new in ((self.keys, k), (self.values, v)):
+        for pool, new in zip(self.pools, (k, v), strict=True):
             pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
-        y, at = q.new_empty(q.size(2), q.size(1), q.size(3)), 0  # (N, H, D)
-        for i, piece in enumerate(batch.pieces):
-            T = len(piece.ids)
-            y[at : at + T] = self.attended(q[0, :, at : at + T], i, batch=batch).transpose(0, 1)
-            at += T
+        queries = q[0].transpose(0, 1).unflatten(1, (k.size(1), -1)).split(batch.lengths)  # (T, G, R, D) each
+        y = torch.cat([self.attended(q, i, batch) for i, q in enumerate(queries)]).flatten(1)  # (N, H * D)
         if self.beside is not None:
-            y = y + self.beside(q)[0].transpose(0, 1)
-        return self.attn.proj(y.flatten(1).unsqueeze(0))
+            y = y + self.beside(q)[0].transpose(0, 1).flatten(1)
+        return self.attn.proj(y.unsqueeze(0))
 
     def attended(self, q: Tensor, i: int, batch: _Batch) -> Tensor:
-        """Returns attention (H, T, D) of a piece's rotated queries (H, T, D) to its row's extent."""
-        piece = batch.pieces[i]
-        T, end = q.size(1), piece.position + q.size(1)
+        """Returns attention (T, G, R, D) of a piece's rotated queries, of the same shape, to its row's extent."""
+        piece, config = batch.pieces[i], self.attn.config
+        T, end = q.size(0), piece.position + q.size(0)
         first = max(0, piece.position + 1 - self.window) if self.window else 0
-        k, v = (x[piece.start + first : piece.start + end].to(q.dtype) for x in (self.keys, self.values))  # (S, G, D)
-        mask = None if T == 1 else batch.mask(i, self.window, first=first, dtype=q.dtype)
-        return attend(q, k, v, mask=mask, config=self.attn.config)
+        k, v = (pool.narrow(2, piece.start + first, end - first).to(q.dtype) for pool in self.by_head)  # (1, G, S, D)
+        if T == 1:  # the heads of a group see the same keys: they are queries of one head
+            return attend(q, k, v, config=config)
+        q = q.permute(1, 2, 0, 3)  # (G, R, T, D)
+        k, v = (x.transpose(0, 1).expand(-1, q.size(1), -1, -1) for x in (k, v))  # (G, R, S, D)
+        is_whole = end - first == T and not (self.window and self.window < T) and not config.attn_logit_softcapping
+        mask = None if is_whole else batch.mask(i, self.window, first=first, dtype=q.dtype)
+        return attend(q, k, v, config=config, mask=mask, is_causal=is_whole).permute(2, 0, 1, 3)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config) -> Tensor:
-    """Returns attention (H, T, D) of q (H, T, D) to k and v (S, G, D).
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, config: Config, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Returns attention (..., T, D) of q (..., T, D) to k and v (..., S, D).
 
     Args:
-        mask: summand of the scores, (T, S); None if every query sees every key.
+        mask: summand of the scores, (T, S); None if every query sees every key, or all up to its own.
+        is_causal: whether a query sees the keys up to its own, of as many keys as queries.
     """
-    G, T = k.size(1), q.size(1)
-    q = q.unflatten(0, (G, -1))  # (G, R, T, D)
-    k, v = (x.transpose(0, 1).unsqueeze(1) for x in (k, v))  # (G, 1, S, D)
-    if T == 1:  # the heads of a group see the same keys: they are queries of one head
-        q = q.transpose(1, 2)
-    else:
-        k, v = (x.expand(-1, q.size(1), -1, -1) for x in (k, v))
     if not config.attn_logit_softcapping:
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=score_scale(config))
-    else:
-        dtype, (q, k, v) = q.dtype, upcast(q, k, v)
-        scores = softcap(q @ k.mT * score_scale(config), config.attn_logit_softcapping).float()
-        y = ((scores if mask is None else scores + mask).softmax(-1).to(v.dtype) @ v).to(dtype)
-    return (y.transpose(1, 2) if T == 1 else y).flatten(0, 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=score_scale(config))
+    dtype, (q, k, v) = q.dtype, upcast(q, k, v)
+    scores = softcap(q @ k.mT * score_scale(config), config.attn_logit_softcapping).float()
+    return ((scores if mask is None else scores + mask).softmax(-1).to(v.dtype) @ v).to(dtype)
