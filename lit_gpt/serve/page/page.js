@@ -63,11 +63,17 @@ const toEnd = () => talk.scrollTo({ top: talk.scrollHeight });
 
 // ---- models
 
+let nFound = 0;
+
 async function findModels() {
+  const n = ++nFound;
   try {
-    models = await listModels(key.value);
+    const found = await listModels(key.value);
+    if (n !== nFound) return;  // asked again meanwhile, perhaps with another key
+    models = found;
     if (!asking.isGoing) tell(models.length ? "" : "The server has no model.");
   } catch (error) {
+    if (n !== nFound) return;
     models = [];
     complain(error);
     if (error.status === 503) setTimeout(findModels, 2000);  // it loads the model, which takes its time
