@@ -26,8 +26,8 @@ def main(
         checkpoint_dir: folder of a converted checkpoint.
         finetuned_path: a run's folder of any method, or the weights in it, which is served in place of the checkpoint.
         runs: folders of LoRA runs on the checkpoint, such as out/lora/a,out/lora/b; each is a model beside the base.
-        prompt_style: style in which conversations are shown to the model; if not given, that of a run's training, and
-            else the chat template.
+        prompt_style: style in which the checkpoint itself is asked in conversations; its chat template if not given.
+            Runs are asked in that of their training.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, as in the training of
             --finetuned_path, and else not.

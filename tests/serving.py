@@ -19,7 +19,7 @@ TEMPLATE = (
     "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% if quick %}quick {% endif %}{% endif %}"
 )
-PATIENCE = 30
+PATIENCE = 60
 """Seconds that a test waits for something to happen."""
 
 

@@ -16,7 +16,7 @@ from serving import PATIENCE, another, error_of, events, loaded_from, serving, u
 
 from lit_gpt.serve import flight
 
-LONG = {"prompt": "the hand", "max_tokens": 480, "ignore_eos": True}
+LONG = {"prompt": "the hand", "max_tokens": 150, "ignore_eos": True}
 SHORT = {"prompt": "the thing", "max_tokens": 2}
 
 
@@ -44,7 +44,10 @@ def slow_steps(client, seconds):
 
 def post_and_leave(client, body, path="/v1/completions"):
     """Sends a request over a connection that the caller closes."""
-    s = socket.create_connection((client.base_url.host, client.base_url.port), timeout=PATIENCE)
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    s.settimeout(PATIENCE)
+    s.connect((client.base_url.host, client.base_url.port))
     text = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(text)}"
     s.sendall(head.encode() + b"\r\n\r\n" + text)
@@ -57,9 +60,9 @@ def test_a_client_that_goes_away_frees_its_rows_at_once(client, stream, path):
     slow_steps(client, 0.02)
     body = LONG | {"n": 2, "stream": stream}
     if "chat" in path:
-        body |= {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 250}
+        body |= {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 150}
     if path == "/process":
-        body = {"prompt": "the hand", "max_new_tokens": 480}
+        body = {"prompt": "the hand", "max_new_tokens": 300}
     s = post_and_leave(client, body, path)
     until(lambda: stats(client).running == (1 if path == "/process" else 2))
     s.close()
@@ -122,10 +125,10 @@ def test_a_request_that_the_model_fails_on_ends_no_other_one(client):
 
 
 def test_a_slow_reader_holds_nobody_up_and_nothing_is_kept_for_it_without_bound(client, monkeypatch):
-    monkeypatch.setattr(flight, "_MOST_UNREAD", 50_000)
-    body = LONG | {"n": 8, "stream": True, "logprobs": 20, "max_tokens": 500}
+    monkeypatch.setattr(flight, "_MOST_UNREAD", 20_000)
+    body = LONG | {"n": 6, "stream": True, "logprobs": 20, "max_tokens": 400}
     slow = post_and_leave(client, body)  # and never reads
-    until(lambda: stats(client).running == 8)
+    until(lambda: stats(client).running == 6)
     assert client.post("/v1/completions", json=SHORT).status_code == 200
     until(lambda: stats(client).running == 0 and client.server.admission.n == 0)
     assert client.post("/v1/completions", json=SHORT).status_code == 200

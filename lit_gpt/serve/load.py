@@ -6,11 +6,12 @@ from pathlib import Path
 from lit_gpt.args import Precision, Quantization, ServeArgs
 from lit_gpt.args.folders import require_checkpoint, run_folder
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.runs import load_finetuned
+from lit_gpt.checkpoints.runs import Run, load_finetuned
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import GREEDY, Request
+from lit_gpt.generation.runs import load_shared
 from lit_gpt.merge.record import trained_style
 from lit_gpt.prompts import CHAT_TEMPLATE, ChatTemplate, Style, open_style, read_template
 from lit_gpt.serve.models import Registry, Served, names_of
@@ -51,22 +52,43 @@ def load(what: What, args: ServeArgs) -> Loaded:
     require_checkpoint(what.checkpoint_dir, takes_runs=True)
     fabric = make_fabric(what.precision)
     tokenizer = Tokenizer(what.checkpoint_dir)
+    limits = {"max_rows": args.max_rows, "max_tokens": args.max_tokens}
     if what.finetuned_path is not None:
-        run_dir = run_folder(what.finetuned_path)
-        model, run = load_finetuned(fabric, what.checkpoint_dir, run_dir, what.quantize)
-        style = open_style(what.prompt_style or run.prompt_style, what.checkpoint_dir, tokenizer)
-        ends = frozenset(run.data.get("end_ids", ()))
-        name = run_dir.resolve().name
-        models = [Served(name, run_dir, None, style, style_name=what.prompt_style or run.prompt_style, end_ids=ends)]
+        folder = run_folder(what.finetuned_path)
+        model, run = load_finetuned(fabric, what.checkpoint_dir, folder, what.quantize)
+        models = [_served(what, tokenizer, run, name=folder.resolve().name, folder=folder)]
+        engine = Engine(model, tokenizer, **limits, autocast=fabric.autocast)
     else:
-        model, _ = load_base(fabric, what.checkpoint_dir, None if what.quantize == "none" else what.quantize)
-        name = names_of(what.checkpoint_dir, what.runs)[0]
+        kind = None if what.quantize == "none" else what.quantize
+        model, digest = load_base(fabric, what.checkpoint_dir, kind)
+        folders = [run_folder(path) for path in what.runs]
+        base, *names = names_of(what.checkpoint_dir, folders)
+        shared = load_shared(model, digest, what.checkpoint_dir, dict(zip(names, folders, strict=True)))
         style_name, style = _style_of_base(what, tokenizer)
-        models = [Served(name, what.checkpoint_dir, None, style, style_name=style_name)]
-    engine = Engine(model, tokenizer, max_rows=args.max_rows, max_tokens=args.max_tokens, autocast=fabric.autocast)
+        models = [Served(base, what.checkpoint_dir, None, style, style_name=style_name)]
+        for name, folder in zip(names, folders, strict=True):
+            run = shared[name].record
+            models.append(_served(what, tokenizer, run, name=name, folder=folder, run_name=name, parent=base))
+        engine = Engine(model, tokenizer, runs=shared, **limits, autocast=fabric.autocast)
     loaded = Loaded(engine, tokenizer, Registry(models), model.config.block_size)
     _warm(loaded)
     return loaded
+
+
+def _served(
+    what: What,
+    tokenizer: Tokenizer,
+    run: Run,
+    *,
+    name: str,
+    folder: Path,
+    run_name: str | None = None,
+    parent: str | None = None,
+) -> Served:
+    """Returns a run as requests name it, asked in the prompt style of its training."""
+    style = open_style(run.prompt_style, what.checkpoint_dir, tokenizer)
+    ends = frozenset(run.data.get("end_ids", ()))
+    return Served(name, folder, run_name, style, style_name=run.prompt_style, end_ids=ends, parent=parent)
 
 
 def _style_of_base(what: What, tokenizer: Tokenizer) -> tuple[str, Style | ChatTemplate | None]:
