@@ -166,6 +166,17 @@ def _add_helm(app: FastAPI, state: State) -> None:
         """Continues or scores a text for HELM."""
         return await processed(body, http, None)
 
+    @app.post("/runs/{name:path}/process", response_model=Processed, responses=errors())
+    async def process_by_run(name: str, body: ProcessBody, http: Request) -> Response:
+        """Does what `/process` does with a run: HELM names no model, but its base URL can."""
+        return await processed(body, http, name)
+
+    @app.post("/runs/{name:path}/decode", response_model=HelmText, responses=errors())
+    async def decode_by_run(name: str, body: IdsBody) -> Response:
+        """Does what `/decode` does; all runs share the base's tokenizer."""
+        state.ready().models.exactly(name)
+        return await decode(body)
+
     @app.post("/decode", response_model=HelmText, responses=errors())
     async def decode(body: IdsBody) -> Response:
         """Returns the text of tokens for HELM; tokenized again it has at most as many tokens."""
@@ -190,6 +201,12 @@ def _add_tokens(app: FastAPI, state: State) -> None:
         """Returns the tokens of a text or of a conversation."""
         service = state.ready()
         return JSON(await service.in_thread(lambda: tokenizing.tokenized(service, body)))
+
+    @app.post("/runs/{name:path}/tokenize", response_model=HelmTokens | VllmTokens, responses=errors())
+    async def tokenize_by_run(name: str, body: TokenizeBody) -> Response:
+        """Does what `/tokenize` does; all runs share the base's tokenizer."""
+        served = state.ready().models.exactly(name)
+        return await tokenize(body.model_copy(update={"model": served.name}))
 
     @app.post("/detokenize", response_model=VllmText, responses=errors())
     async def detokenize(body: IdsBody) -> Response:
