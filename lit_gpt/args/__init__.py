@@ -8,20 +8,12 @@ from lit_gpt.args.evaluation import EvalArgs
 from lit_gpt.args.methods import AdapterArgs, FullArgs, LoRAArgs, LoRARunArgs
 from lit_gpt.args.planning import PlanArgs
 from lit_gpt.args.sampling import ChatArgs, SamplingArgs
+from lit_gpt.args.serving import ServeArgs
 from lit_gpt.args.training import Optimizer, RunArgs, TrainArgs, ValidationArgs
 
 Precision = Literal["32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
 Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training", "int8", "fp8"]
 
 __all__ = ["AdapterArgs", "AskArgs", "ChatArgs", "EvalArgs", "FullArgs", "LoRAArgs", "LoRARunArgs", "Optimizer"]
-__all__ += [
-    "PlanArgs",
-    "Precision",
-    "PrepareArgs",
-    "Quantization",
-    "RunArgs",
-    "SamplingArgs",
-    "SourceArgs",
-    "TrainArgs",
-]
-__all__ += ["ValidationArgs"]
+__all__ += ["PlanArgs", "Precision", "PrepareArgs", "Quantization", "RunArgs", "SamplingArgs", "ServeArgs"]
+__all__ += ["SourceArgs", "TrainArgs", "ValidationArgs"]

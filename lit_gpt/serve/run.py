@@ -1,0 +1,182 @@
+"""The server's life: it listens, loads, answers, and ends what runs when it is told to stop."""
+
+import asyncio
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from lit_gpt.args import ServeArgs
+from lit_gpt.errors import UserError
+from lit_gpt.generation.thread import EngineThread
+from lit_gpt.serve.admission import Admission
+from lit_gpt.serve.app import State, make_app
+from lit_gpt.serve.guard import LOOPBACK, Guard
+from lit_gpt.serve.load import Loaded, What, load
+from lit_gpt.serve.metrics import Metrics
+from lit_gpt.serve.service import Limits, Service
+
+_BODIES = 8
+"""Bodies of the largest size that are held at once."""
+_BACKLOG = 2_048
+_LAST_SECONDS = 5
+"""Seconds that connections get to close at the end."""
+
+
+def serve(what: What, args: ServeArgs) -> None:
+    """Serves models until the process is told to stop.
+
+    Raises:
+        UserError: the address cannot be had, or what is to be served cannot be loaded.
+    """
+    key = _key_of(args)
+    listening = listen(args)
+    if not _is_loopback(args.host) and key is None:
+        print(
+            f"warning: everybody who reaches {args.host} can use this server; --api_key env:NAME asks for a key",
+            file=sys.stderr,
+        )
+    try:
+        asyncio.run(Server(lambda: load(what, args), args, key, listening).main())
+    finally:
+        listening.close()
+
+
+def _key_of(args: ServeArgs) -> str | None:
+    """Returns the key that requests have to carry; raises UserError if it is empty or its variable is not set."""
+    key = args.api_key
+    if key is not None and key.startswith("env:"):
+        key = os.environ.get(key[4:])
+    if key is None and args.api_key is None:
+        return None
+    if not key or not key.isascii() or not key.isprintable() or key != key.strip():
+        raise UserError(f"--api_key {'' if args.api_key is None else args.api_key[:4]}...: the key is empty, its "
+                        "variable is not set, or it has characters that no header can carry")  # fmt: skip
+    return key
+
+
+def listen(args: ServeArgs) -> socket.socket:
+    """Returns a socket that listens, before minutes of loading show that it cannot; raises UserError if it cannot."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            args.host, args.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+    except OSError as e:
+        raise UserError(f"--host {args.host} is no address of this machine ({e.strerror or e})") from e
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as e:
+        listening.close()
+        raise UserError(
+            f"--host {args.host} --port {args.port} cannot be listened on ({e.strerror or e}); pass another --port"
+        ) from e
+    return listening
+
+
+def _is_loopback(host: str) -> bool:
+    """Returns whether an address is that of this machine alone."""
+    return host in LOOPBACK or host.startswith("127.")
+
+
+class Server(uvicorn.Server):
+    """A server of uvicorn that loads the model while it listens, and drains before it stops.
+
+    Args:
+        load: loads what is served; called on a thread of its own.
+        key: key that requests have to carry; None for none.
+        listening: a socket that listens.
+    """
+
+    def __init__(self, load: Callable[[], Loaded], args: ServeArgs, key: str | None, listening: socket.socket) -> None:
+        self.load_models, self.args, self.listening = load, args, listening
+        most_bytes = int(args.max_body_mb * 1e6)
+        self.admission = Admission(args.max_rows + args.max_waiting, _BODIES * most_bytes)
+        self.metrics = Metrics(self.admission)
+        self.serving = State(self.admission, self.metrics)
+        hosts = {*LOOPBACK, args.host} if _is_loopback(args.host) else None
+        app = Guard(
+            make_app(self.serving),
+            self.admission,
+            metrics=self.metrics,
+            hosts=hosts,
+            origins=args.allow_origins,
+            api_key=key,
+            most_bytes=most_bytes,
+        )
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            ws="none",
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=_LAST_SECONDS,
+            proxy_headers=False,
+        )
+        super().__init__(config)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread: EngineThread | None = None
+        self.error: BaseException | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    async def main(self) -> None:
+        """Serves until it is told to stop; raises what loading the model raised."""
+        self.loop = asyncio.get_running_loop()
+        threading.Thread(target=self._load, daemon=True).start()
+        try:
+            await self.serve(sockets=[self.listening])
+        finally:
+            if self.thread is not None:
+                self.thread.stop(0)
+        if self.error is not None:
+            raise self.error
+
+    def _load(self) -> None:
+        """Loads the models on a thread of its own, during which the server answers 503."""
+        assert self.loop is not None
+        try:
+            loaded = self.load_models()
+            self.loop.call_soon_threadsafe(self._open, loaded)
+        except BaseException as e:
+            self.error = e
+            self.should_exit = True
+
+    def _open(self, loaded: Loaded) -> None:
+        """Begins to answer."""
+        self.thread = EngineThread(loaded.engine)
+        self.thread.__enter__()
+        self.metrics.stats = loaded.engine.stats
+        self.serving.service = Service(
+            self.thread,
+            loaded.tokenizer,
+            loaded.models,
+            block_size=loaded.block_size,
+            limits=Limits(self.args.max_seconds, self.args.max_new_tokens),
+            admission=self.admission,
+            metrics=self.metrics,
+        )
+        if self.admission.state == "loading":
+            self.admission.state = "open"
+        host, port = self.listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"Serving {', '.join(loaded.models.by_name)} on http://{shown}:{port}", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Lets what runs end at the first signal, and ends at once at the second one."""
+        if self._closing is None and self.serving.service is not None and self.loop is not None:
+            self._closing = self.loop.create_task(self._close())
+            self.loop.call_soon_threadsafe(lambda: None)  # wakes the loop, which a signal does not
+            return
+        self.force_exit = self.should_exit = True
+
+    async def _close(self) -> None:
+        assert self.serving.service is not None
+        await self.serving.service.close(self.args.drain_seconds)
+        self.should_exit = True

@@ -1,0 +1,1 @@
+"""What the endpoints take and answer, as pydantic models: these are also what /openapi.json says."""

@@ -1,0 +1,225 @@
+"""What a server does under load, when clients go away, when they do not read, and when it is told to stop."""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+from conftest import ROOT
+from serving import PATIENCE, another, error_of, events, loaded_from, serving, until
+
+from lit_gpt.serve import flight
+
+LONG = {"prompt": "the hand", "max_tokens": 150, "ignore_eos": True}
+SHORT = {"prompt": "the thing", "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint):
+    return loaded_from(checkpoint, prompt_style="alpaca")
+
+
+@pytest.fixture
+def client(loaded):
+    with serving(another(loaded)) as client:
+        yield client
+
+
+def stats(client):
+    return client.server.metrics.stats()
+
+
+def slow_steps(client, seconds):
+    """Makes each step of the engine take longer, so that what runs is still running when something happens."""
+    engine = client.server.thread.engine
+    step = engine.step
+    engine.step = lambda: (time.sleep(seconds), step())[1]
+
+
+def post_and_leave(client, body, path="/v1/completions"):
+    """Sends a request over a connection that the caller closes."""
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    s.settimeout(PATIENCE)
+    s.connect((client.base_url.host, client.base_url.port))
+    text = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(text)}"
+    s.sendall(head.encode() + b"\r\n\r\n" + text)
+    return s
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/process"])
+def test_a_client_that_goes_away_frees_its_rows_at_once(client, stream, path):
+    slow_steps(client, 0.02)
+    body = LONG | {"n": 2, "stream": stream}
+    if "chat" in path:
+        body |= {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 150}
+    if path == "/process":
+        body = {"prompt": "the hand", "max_new_tokens": 300}
+    s = post_and_leave(client, body, path)
+    until(lambda: stats(client).running == (1 if path == "/process" else 2))
+    s.close()
+    started = time.monotonic()
+    until(lambda: stats(client).running == 0 and client.server.admission.n == 0)
+    assert time.monotonic() - started < 3
+    assert client.post("/v1/completions", json=SHORT).status_code == 200
+
+
+def test_beyond_the_queue_requests_are_refused_and_the_others_answered(loaded):
+    with serving(another(loaded, max_rows=2), max_rows=2, max_waiting=2) as client:
+        slow_steps(client, 0.02)
+        found, body = [], LONG | {"max_tokens": 60}
+        threads = [
+            threading.Thread(target=lambda: found.append(client.post("/v1/completions", json=body))) for _ in range(10)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        refused = [r for r in found if r.status_code != 200]
+        assert len(found) - len(refused) >= 4 and refused
+        for response in refused:
+            assert error_of(response, 503)["code"] == "full" and int(response.headers["retry-after"]) > 0
+        assert error_of(client.post("/v1/completions", json=SHORT | {"n": 5}), 400)
+        assert client.post("/v1/completions", json=SHORT | {"n": 4}).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_takes_too_long_is_given_up(loaded, stream):
+    with serving(another(loaded), max_seconds=0.5) as client:
+        slow_steps(client, 0.05)
+        if stream:
+            with client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
+                *_, error, done = events(response)
+            assert json.loads(error)["error"]["code"] == "timeout" and done == "[DONE]"
+        else:
+            assert error_of(client.post("/v1/completions", json=LONG), 504)["code"] == "timeout"
+        until(lambda: stats(client).running == 0)
+
+
+def test_a_request_that_the_model_fails_on_ends_no_other_one(client):
+    good = client.post("/v1/completions", json=LONG | {"temperature": 0}).json()["choices"][0]["text"]
+    slow_steps(client, 0.005)
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.append(client.post("/v1/completions", json=LONG | {"temperature": 0}))
+    )
+    thread.start()
+    until(lambda: stats(client).running == 1)
+    for body in (
+        {"prompt": [99_999]},
+        {"prompt": "\x00" * 9},
+        {"prompt": "a" * 9_999},
+        SHORT | {"logit_bias": {"9" * 9: 1}},
+    ):
+        client.post("/v1/completions", json=body)
+    thread.join()
+    assert found[0].json()["choices"][0]["text"] == good
+
+
+def test_a_slow_reader_holds_nobody_up_and_nothing_is_kept_for_it_without_bound(client, monkeypatch):
+    monkeypatch.setattr(flight, "_MOST_UNREAD", 20_000)
+    body = LONG | {"n": 6, "stream": True, "logprobs": 20, "max_tokens": 400}
+    slow = post_and_leave(client, body)  # and never reads
+    until(lambda: stats(client).running == 6)
+    assert client.post("/v1/completions", json=SHORT).status_code == 200
+    until(lambda: stats(client).running == 0 and client.server.admission.n == 0)
+    assert client.post("/v1/completions", json=SHORT).status_code == 200
+    assert stats(client).tokens_generated < 6 * 400
+    until(lambda: not client.server.serving.service.flights)
+    slow.close()
+
+
+def test_a_reader_that_pauses_gets_all(client):
+    body = LONG | {"stream": True, "temperature": 0}
+    want = client.post("/v1/completions", json=LONG | {"temperature": 0}).json()["choices"][0]["text"]
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        text = ""
+        for n, line in enumerate(lines):
+            time.sleep(0.3 if n == 4 else 0)
+            if line.startswith("data: {"):
+                text += json.loads(line[6:])["choices"][0]["text"]
+    assert text == want
+
+
+def test_many_requests_at_once_are_each_answered_as_if_alone(client):
+    prompts = [[5 + i, 17, 30 + i % 7] for i in range(40)]
+    want = {}
+    for i, ids in enumerate(prompts):
+        body = {"prompt": ids, "max_tokens": 4 + i % 9, "temperature": 1.0 * (i % 2), "seed": i, "ignore_eos": True}
+        want[i] = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+
+    async def all_at_once():
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=PATIENCE) as many:
+
+            async def one(i):
+                body = {"prompt": prompts[i], "max_tokens": 4 + i % 9, "temperature": 1.0 * (i % 2), "seed": i}
+                response = await many.post("/v1/completions", json=body | {"ignore_eos": True})
+                return i, response.json()["choices"][0]["text"]
+
+            return dict(await asyncio.gather(*map(one, want)))
+
+    assert asyncio.run(all_at_once()) == want
+
+
+def start(checkpoint, *flags):
+    command = [sys.executable, "scripts/serve.py", "--checkpoint_dir", str(checkpoint), "--port", "0", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    assert line.startswith("Serving tiny"), line + process.stderr.read()
+    return process, line.split()[-1]
+
+
+def test_sigterm_lets_what_runs_end_and_refuses_the_rest(checkpoint):
+    process, url = start(checkpoint, "--drain_seconds", "60")
+    found, done = [], []
+    with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+
+        def ask():
+            with client.stream("POST", "/v1/completions", json=LONG | {"stream": True, "n": 8}) as response:
+                for n, data in enumerate(events(response)):
+                    found.append(data)
+                    if n == 0:
+                        done.append(True)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        until(lambda: done)
+        process.send_signal(signal.SIGTERM)
+        codes = []
+        until(lambda: codes.append(client.get("/health").status_code) or codes[-1] == 503)
+        late = client.post("/v1/completions", json=SHORT)
+        assert error_of(late, 503)["code"] == "closing"
+        thread.join()
+    assert found[-1] == "[DONE]" and process.wait(PATIENCE) == 0
+    finishes = [c["finish_reason"] for data in found[:-1] for c in json.loads(data)["choices"]]
+    assert finishes.count("length") == 8
+    assert process.stderr.read() == ""
+
+
+def test_what_runs_longer_than_the_limit_is_told_so(checkpoint):
+    process, url = start(checkpoint, "--drain_seconds", "0")
+    found, body = [], LONG | {"stream": True, "n": 60}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=PATIENCE) as response:
+        for line in response.iter_lines():
+            if not found:
+                process.send_signal(signal.SIGINT)
+            found.append(line)
+    assert any('"closing"' in line for line in found)
+    assert process.wait(PATIENCE) == 0
+
+
+def test_an_address_that_is_taken_is_said_before_anything_is_loaded(checkpoint):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "scripts/serve.py", "--checkpoint_dir", str(checkpoint), "--port", str(port)]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 1 and process.stderr.startswith("error: --host 127.0.0.1 --port")
