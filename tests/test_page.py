@@ -5,19 +5,16 @@ import math
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 
 import pytest
 from browser import chromium, prefer, resize, until
+from chats import save_run_of
 from script_processes import run
-from serving import another, loaded_from, serving, with_template
+from serving import loaded_from, serving, with_template
 
 pytest.importorskip("selenium", reason="selenium, which drives the browser, is not installed")
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
-
-from lit_gpt.prompts import open_style
-from lit_gpt.serve.models import Registry
 
 KEY = "secret-of-the-tests"
 MESSAGE = "the hand <b>and</b> the thing"
@@ -40,13 +37,12 @@ def base(checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(driver, base):
-    """A client of a server with two models, which differ in how they are asked, and with a key."""
-    loaded = loaded_from(base)
-    (served,) = loaded.models.models
-    twin = replace(served, name="twin", style=open_style("alpaca", base, loaded.tokenizer), style_name="alpaca")
-    both = replace(another(loaded), models=Registry([served, twin]))
-    with serving(both, key=KEY) as client:
+def client(driver, base, tmp_path_factory):
+    """A client of a server with a base and a run on it, which asks for a key."""
+    run_dir = tmp_path_factory.mktemp("out") / "mine"
+    run_dir.mkdir()
+    save_run_of("lora", base, run_dir)
+    with serving(loaded_from(base, runs=(run_dir,)), key=KEY) as client:
         yield client
 
 
@@ -147,10 +143,10 @@ def test_two_models_answer_beside_each_other_and_each_goes_on_from_its_own_answe
     page.open()
     page["compare"].click()
     first = page.say("the hand")
-    assert first == [chat(client, "the hand", model=m)["message"]["content"] for m in ("tiny", "twin")]
+    assert first == [chat(client, "the hand", model=m)["message"]["content"] for m in ("tiny", "mine")]
     assert first[0] != first[1]
     second = page.say("and then")
-    for model, before, text in zip(("tiny", "twin"), first, second, strict=True):
+    for model, before, text in zip(("tiny", "mine"), first, second, strict=True):
         assert text == chat(client, "the hand", before, "and then", model=model)["message"]["content"]
     left, right = [answer.rect for answer in page.all(".turn:last-child .answer")]
     assert left["y"] == right["y"] and left["x"] + left["width"] < right["x"]

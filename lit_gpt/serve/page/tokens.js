@@ -46,7 +46,7 @@ export function drawTokens(place, answer) {
     if (span.token === token && span.className) return;
     span.token = token;
     span.className = "token" + (token ? ` p${stepOf(token)}` : "");
-    span.role = token ? "option" : "presentation";
+    span.setAttribute("role", token ? "option" : "presentation");
     span.tabIndex = token && i === 0 ? 0 : -1;
   });
   while (place.children.length > parts.length) place.lastChild.remove();
