@@ -72,7 +72,7 @@ class Engine:
         autocast: context of every forward pass, e.g. `fabric.autocast`.
         speculative_tokens: most tokens that are guessed for a row in a step; texts stay the same.
         draft: smaller model of the same tokenizer that guesses; None looks guesses up in the row's own text.
-        pack: on a CPU, pack the weights, where that makes steps faster; it takes about a second for 100 million weights.
+        pack: on a CPU, pack the weights, where that makes steps faster; that takes a second for 100 million weights.
     """
 
     def __init__(

@@ -86,9 +86,9 @@ class _Packed(nn.Module):
 class _Digits(nn.Module):
     """The product with int8 weights: x is split into two digits in base 126, which are multiplied as integers.
 
-    That keeps 14 bits of the largest activation of a row, and twice as many rows cost next to nothing while they are few.
-    FBGEMM's product in 8 bits rounds the activations of a whole matrix to 7 bits by their least and largest value; a last
-    row with -64 and 63 makes that rounding change nothing.
+    That keeps 14 bits of a row's largest activation, and twice as many rows cost next to nothing while they are few.
+    FBGEMM's product in 8 bits rounds the activations of a whole matrix to 7 bits by their least and largest value; a
+    last row with -64 and 63 makes that rounding change nothing.
     """
 
     def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
