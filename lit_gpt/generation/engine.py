@@ -14,6 +14,7 @@ from lit_gpt.errors import UserError, shown
 from lit_gpt.generation.draft import DraftModel
 from lit_gpt.generation.forward import ExtentModel, Piece
 from lit_gpt.generation.pool import Pool
+from lit_gpt.generation.products import speeds_up
 from lit_gpt.generation.request import Delta, Finish, Request, Scored
 from lit_gpt.generation.rows import Row
 from lit_gpt.generation.runs import SharedRun
@@ -71,6 +72,7 @@ class Engine:
         autocast: context of every forward pass, e.g. `fabric.autocast`.
         speculative_tokens: most tokens that are guessed for a row in a step; texts stay the same.
         draft: smaller model of the same tokenizer that guesses; None looks guesses up in the row's own text.
+        pack: on a CPU, pack the weights, where that makes steps faster; that takes a second for 100 million weights.
     """
 
     def __init__(
@@ -85,16 +87,19 @@ class Engine:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         speculative_tokens: int = 0,
         draft: GPT | None = None,
+        pack: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.autocast = model.eval(), tokenizer, autocast
         device = model.transformer.wte.weight.device
         with autocast():
+            fast = pack and speeds_up(model)
             on = torch.is_autocast_enabled(device.type)
             dtype = torch.get_autocast_dtype(device.type) if on else model.transformer.wte.weight.dtype
+            dtype = torch.float32 if fast else dtype
         with torch.inference_mode(False), torch.no_grad():
             self.pool = Pool(model, max_tokens or _fitting(model, max_rows, dtype), dtype)
             updates = {name: run.updates for name, run in (runs or {}).items()}
-            self.extent_model = ExtentModel(model, self.pool, updates)
+            self.extent_model = ExtentModel(model, self.pool, updates, fast)
             guesses = None if draft is None else DraftModel(draft.eval(), self.pool)
         self.speculation = Speculation(speculative_tokens, device.type, guesses) if speculative_tokens else None
         self.runs = dict(runs or {})
