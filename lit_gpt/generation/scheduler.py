@@ -81,6 +81,8 @@ class Scheduler:
             path: nodes of the tree that the text begins with; empty if nothing is kept of it.
             other: a running row that has its first `n` tokens; None if the tree has them.
         """
+        if self.pool.n_free + self.prefixes.n_kept < row.room:  # rows that run must leave first: keep what is kept
+            return False
         self.prefixes.touch(path)
         nodes = {node for node, _ in path}
         start = self.pool.take(row.room)
