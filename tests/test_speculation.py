@@ -104,7 +104,7 @@ def test_sampled_texts_follow_the_models_probabilities(noise, tokenizer):
     model = model_of()
     likely = [3, 60, 61, 200]
     bias = {t: 0.0 if t in likely else -1e9 for t in range(model.config.padded_vocab_size)}
-    prompt, temperature, n = [3, 60, 61, 3, 60], 3.0, 800
+    prompt, temperature, n = [3, 60, 61] * 3, 3.0, 800
 
     def probabilities(ids):
         with torch.no_grad():
@@ -129,8 +129,8 @@ def test_sampled_texts_follow_the_models_probabilities(noise, tokenizer):
 
 def plainly(ids, n):
     """What `Repeats.after` promises, looked for everywhere."""
-    ends = [e for e in range(2, len(ids)) if ids[e - 2 : e] == ids[-2:]]
-    if len(ids) < 2 or not ends:
+    ends = [e for e in range(3, len(ids)) if ids[e - 3 : e] == ids[-3:]]
+    if not ends:
         return []
 
     def match(end):
@@ -147,7 +147,7 @@ def plainly(ids, n):
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.integers(0, 2), max_size=16), st.integers(0, 14), st.integers(1, 6))
+@given(st.lists(st.integers(0, 2), max_size=24), st.integers(0, 20), st.integers(1, 6))
 def test_the_latest_of_the_longest_repeats_is_found_while_a_text_grows(ids, first, n):
     repeats = Repeats()
     for end in range(first, len(ids) + 1):
@@ -160,7 +160,7 @@ def test_wrong_guesses_become_rare_and_right_ones_long():
 
     speculation, row = Speculation(8), Row()
     lengths = []
-    for _ in range(400):
+    for _ in range(600):
         (guess,) = speculation.guess([row], None, 1)
         lengths.append(len(guess))
         speculation.learn(row, len(guess), 0)

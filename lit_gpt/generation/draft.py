@@ -60,6 +60,8 @@ class DraftModel:
         wanted = [min(n, room - len(row.ids)) for row, n in zip(rows, lengths, strict=True)]
         due = [i for i, n in enumerate(wanted) if n > 0]
         for i in due:
+            if rows[i].draft_start != rows[i].start:  # it was moved, or comes from other texts, of which much may lack
+                rows[i].draft_start, rows[i].n_draft = rows[i].start, 0
             self._catch_up(rows[i])
         n_read = [row.n_draft for row in rows]
         while due:

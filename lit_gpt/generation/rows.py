@@ -61,7 +61,8 @@ class Row:
         self.pace: Any = None
         """What speculation knows of it."""
         self.n_draft = 0
-        """Number of its tokens that a draft model has read."""
+        """Number of its tokens that a draft model has read, into the extent at `draft_start`."""
+        self.draft_start: int | None = None
 
     @property
     def n_new(self) -> int:

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.noise import key, waiting_times
+from lit_gpt.generation.choices import Settings, from_all, from_top_k, from_top_p, most_likely
+from lit_gpt.generation.noise import key
 from lit_gpt.generation.penalties import Penalties, on
 from lit_gpt.generation.request import Request, Sampling
 
 _GREEDY_BELOW = 1e-5
 """Temperatures under which the most likely token is taken: clients that mean 0 send 1e-7."""
-_FEW = 512
-"""Candidates among which top_p ends in nearly all texts: to find them takes a tenth of the time of sorting all."""
 
 
 def sample(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
@@ -64,7 +63,6 @@ class Sampler:
         self._rows: dict[int, _Row] = {}
         self._penalties = Penalties(vocab_size, self.device)
         self._plan: _Plan | None = None
-        self._ids = torch.arange(vocab_size, dtype=torch.int32, device=self.device)
 
     def add(self, row: int, request: Request) -> None:
         """Makes `row` draw for a request from its first new token on.
@@ -155,7 +153,7 @@ class Sampler:
             _Group(
                 on(self.device, lines),
                 way,
-                _Settings.of([members[i].sampling for i in lines], self.vocab_size, self.device),
+                Settings.of([members[i].sampling for i in lines], self.vocab_size, self.device),
             )
             for way, lines in ways.items()
         ]
@@ -166,7 +164,7 @@ class Sampler:
             rows=rows,
             early=early,
             groups=groups,
-            is_greedy=not ways.keys() - {_most_likely},
+            is_greedy=not ways.keys() - {most_likely},
             bias=self._triples(bias),
             banned=self._triples(banned),
             penalized=penalized,
@@ -176,17 +174,10 @@ class Sampler:
     def _way(self, s: Sampling) -> Callable[..., Tensor]:
         """Returns the cheapest function that draws as `s` says."""
         if s.temperature < _GREEDY_BELOW:
-            return _most_likely
+            return most_likely
         if s.top_k is not None and s.top_k < self.vocab_size:
-            return _from_top_k
-        return self._from_all if s.top_p >= 1 else _from_top_p
-
-    def _from_all(self, logits: Tensor, keys: Tensor, settings: "_Settings") -> Tensor:
-        """Draws a token per row, (B,), from all that min_p leaves."""
-        logits = logits / settings.temperature
-        if settings.has_min_p:
-            logits = _without_unlikely(logits, logits.amax(-1, keepdim=True), settings)
-        return (logits.softmax(-1) / waiting_times(keys, self._ids)).argmax(-1)
+            return from_top_k
+        return from_all if s.top_p >= 1 else from_top_p
 
     def _triples(self, found: list[tuple[int, int, float]]) -> tuple[Tensor, Tensor, Tensor] | None:
         """Returns lines, ids and values as tensors; None if there are none."""
@@ -214,43 +205,12 @@ class _Row:
     n_drawn: int = 0
 
 
-class _Settings(NamedTuple):
-    """Settings of rows that are drawn in the same way, (B, 1) each."""
-
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    log_min_p: Tensor
-    most: int
-    """Largest top_k."""
-    has_top_p: bool
-    has_min_p: bool
-
-    @staticmethod
-    def of(settings: Sequence[Sampling], vocab_size: int, device: torch.device) -> "_Settings":
-        """Returns the settings of rows as tensors."""
-        top_k = [min(s.top_k or vocab_size, vocab_size) for s in settings]
-        temperature, top_p, min_p = (
-            on(device, [getattr(s, name) for s in settings], torch.float32).unsqueeze(1)
-            for name in ("temperature", "top_p", "min_p")
-        )
-        return _Settings(
-            temperature=temperature,
-            top_k=on(device, top_k).unsqueeze(1),
-            top_p=top_p,
-            log_min_p=min_p.log(),
-            most=max(top_k),
-            has_top_p=any(s.top_p < 1 for s in settings),
-            has_min_p=any(s.min_p > 0 for s in settings),
-        )
-
-
 class _Group(NamedTuple):
     """Lines of logits that are drawn in the same way."""
 
     lines: Tensor
     way: Callable[..., Tensor]
-    settings: _Settings
+    settings: Settings
 
 
 class _Plan(NamedTuple):
@@ -267,46 +227,3 @@ class _Plan(NamedTuple):
     penalized: list[int]
     """Lines with penalties."""
     penalized_lines: Tensor
-
-
-def _most_likely(logits: Tensor, keys: Tensor, settings: _Settings) -> Tensor:
-    return logits.argmax(-1)
-
-
-def _from_top_k(logits: Tensor, keys: Tensor, settings: _Settings) -> Tensor:
-    """Draws a token per row, (B,), from its top_k most likely ones, of which top_p and min_p leave some."""
-    values, ids = logits.topk(settings.most)  # most likely first
-    values = values / settings.temperature
-    ranks = torch.arange(values.size(1), device=values.device)
-    values = values.masked_fill(ranks >= settings.top_k, -torch.inf)
-    return _from_sorted(values, values.softmax(-1), ids=ids, keys=keys, settings=settings)
-
-
-def _from_top_p(logits: Tensor, keys: Tensor, settings: _Settings) -> Tensor:
-    """Draws a token per row, (B,), from the most likely ones that reach top_p."""
-    p = (logits / settings.temperature).softmax(-1)
-    n = p.size(1)
-    if p.device.type == "cpu" and n > _FEW:  # on a GPU, the host would have to wait for the answer
-        most, ids = p.topk(_FEW)
-        if (most.sum(-1, keepdim=True) >= settings.top_p).all():
-            return _from_sorted(most.log(), most, ids=ids, keys=keys, settings=settings)
-    p, ids = p.sort(-1, descending=True)
-    return _from_sorted(p.log(), p, ids=ids, keys=keys, settings=settings)
-
-
-def _from_sorted(values: Tensor, p: Tensor, *, ids: Tensor, keys: Tensor, settings: _Settings) -> Tensor:
-    """Draws one of `ids` per row, (B,), with logits `values` and probabilities p, (B, n), most likely first."""
-    if settings.has_top_p:  # a token stays if those before it have not reached top_p
-        reached = p.cumsum(-1) - p >= settings.top_p
-        reached[:, 0] = False
-        values = values.masked_fill(reached, -torch.inf)
-    if settings.has_min_p:
-        values = _without_unlikely(values, values[:, :1], settings)
-    if settings.has_top_p or settings.has_min_p:
-        p = values.softmax(-1)
-    return ids.gather(-1, (p / waiting_times(keys, ids.int())).argmax(-1, keepdim=True)).squeeze(-1)
-
-
-def _without_unlikely(logits: Tensor, largest: Tensor, settings: _Settings) -> Tensor:
-    """Returns logits without those of tokens whose probability is below min_p times the largest."""
-    return logits.masked_fill(logits < largest + settings.log_min_p, -torch.inf)

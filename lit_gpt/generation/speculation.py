@@ -17,14 +17,15 @@ from lit_gpt.generation.sampling import Sampler
 _MOST_IN_A_STEP = {"cpu": 12, "cuda": 128}
 """Tokens in a forward pass from which on each more takes as long as one of its own, so that wrong guesses cost."""
 _FIRST_LENGTH = 2
-_FIRST_PAUSE, _LONGEST_PAUSE = 4, 64
+_FIRST_PAUSE, _LONGEST_PAUSE = 8, 128
 """Steps without guesses after a wrong one, and the most after many in a row."""
 _OCCURRENCES = 16
 """Latest occurrences of a text's last tokens that are compared."""
-_LONGEST_MATCH = 32
+_SHORTEST_MATCH, _LONGEST_MATCH = 3, 32
+"""Fewest tokens that must have stood there before, and the most that are compared: two are often alike by chance."""
 
 
-class Draft(Protocol):
+class _Draft(Protocol):
     """A model that guesses tokens."""
 
     def guess(self, rows: Sequence[Row], lengths: Sequence[int], sampler: Sampler) -> list[list[int]]:
@@ -41,7 +42,7 @@ class Speculation:
         draft: model that guesses; None looks guesses up in the row's own text.
     """
 
-    def __init__(self, most: int, device: str = "cpu", draft: Draft | None = None) -> None:
+    def __init__(self, most: int, device: str = "cpu", draft: _Draft | None = None) -> None:
         self.most, self.most_in_a_step, self.draft = most, _MOST_IN_A_STEP.get(device, 12), draft
         self.n_guessed = self.n_right = 0
 
@@ -99,25 +100,24 @@ class Repeats:
 
     def __init__(self) -> None:
         self.n = 0
-        """Number of tokens whose pairs are entered."""
-        self.ends: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-        """Pair of tokens -> indices after it, latest last."""
+        """Number of tokens that are entered."""
+        self.ends: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        """_SHORTEST_MATCH tokens -> indices after them, latest last."""
 
     def after(self, ids: Sequence[int], n: int) -> list[int]:
-        """Returns up to `n` tokens that followed the longest earlier occurrence of the end of `ids`, the latest of
-        several; none if not even its last two tokens occurred before.
+        """Returns `n` tokens that followed the longest earlier occurrence of the end of `ids`, the latest of several;
+        none if not even its last _SHORTEST_MATCH tokens occurred before.
 
         Args:
             ids: those of the last call, which may be longer now.
         """
-        for end in range(max(2, self.n + 1), len(ids)):  # but for the last pair, which nothing follows yet
-            self.ends[ids[end - 2], ids[end - 1]].append(end)
+        short = _SHORTEST_MATCH
+        for end in range(max(short, self.n + 1), len(ids)):  # but for the last ones, which nothing follows yet
+            self.ends[tuple(ids[end - short : end])].append(end)
         self.n = max(self.n, len(ids) - 1)
-        if len(ids) < 2:
-            return []
         found, longest = 0, 0
-        for end in self.ends.get((ids[-2], ids[-1]), [])[: -_OCCURRENCES - 1 : -1]:
-            length = 2
+        for end in self.ends.get(tuple(ids[-short:]), [])[: -_OCCURRENCES - 1 : -1]:
+            length = short
             while length < min(_LONGEST_MATCH, end) and ids[end - length - 1] == ids[-length - 1]:
                 length += 1
             if length > longest:
@@ -125,6 +125,6 @@ class Repeats:
         if not longest:
             return []
         guess = list(ids[found : found + n])
-        while len(guess) < n:  # the occurrence runs into the end of the text: it repeats itself
-            guess += guess[: n - len(guess)] if found + len(guess) >= len(ids) else []
+        while len(guess) < n:  # it runs into the end of the text, which repeats itself
+            guess.append(guess[len(guess) - (len(ids) - found)])
         return guess
