@@ -39,7 +39,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
         "prompts",
         "tokenizer",
     },
-    "generation": {"config", "data", "layers", "model", "prompts", "resources", "tokenizer"},
+    # runs that share a base model are loaded and applied by what answers with them
+    "generation": {"checkpoints", "config", "data", "layers", "methods", "model", "prompts", "resources", "tokenizer"},
     "evaluation": {"data", "files", "generation", "model", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
     | {"resources", "tokenizer"},
