@@ -52,10 +52,8 @@ def main(
         say(
             f"Prompt style: {style}" + ("" if prompt_style else ", that of the training; --prompt_style plain has none")
         )
-    echo = style == "plain"
-    print_completion(
-        fabric, model, tokenizer, asked=asked, args=sampling, echo=echo, compile=compile, num_samples=num_samples
-    )
+    how = {"echo": style == "plain", "compile": compile, "num_samples": num_samples}
+    print_completion(fabric, model, tokenizer, asked=asked, args=sampling, **how)
     say_memory()
 
 

@@ -63,7 +63,7 @@ ALONE = {}
 """Requests -> what they get alone."""
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.lists(ASKED, min_size=1, max_size=10), st.integers(1, 5), st.integers(90, 200), st.integers(1, 40))
 def test_random_arrivals_and_cancels_change_no_others_answer(model, tokenizer, asked, max_rows, max_tokens, chunk):
     engine = Engine(model, tokenizer, max_rows=max_rows, max_tokens=max_tokens, prefill_chunk=chunk)
@@ -96,7 +96,7 @@ def test_random_arrivals_and_cancels_change_no_others_answer(model, tokenizer, a
 def test_hundreds_of_requests_with_random_cancels_lose_nothing_and_leave_nothing(tokenizer):
     model, rng = deep(n_layer=1), random.Random(0)
     engine = Engine(model, tokenizer, max_rows=32, max_tokens=700, prefill_chunk=128)
-    ends, waiting = {}, 800
+    ends, waiting = {}, 400
     alive = set()
 
     def deliver_to(i):
@@ -124,7 +124,7 @@ def test_hundreds_of_requests_with_random_cancels_lose_nothing_and_leave_nothing
     while engine.step():
         pass
     assert len(ends) + refused == waiting and refused < 100
-    assert sum(end == "cancelled" for end in ends.values()) > 40 and "error" not in ends.values()
+    assert sum(end == "cancelled" for end in ends.values()) > 20 and "error" not in ends.values()
     assert_empty(engine)
     assert not engine._rows and not engine.sampler._rows
 

@@ -50,3 +50,15 @@ def test_penalized_texts_equal_those_of_lm_evals_hf_model(checkpoint):
     expected = reference.generate_until(penalized, disable_tqdm=True)
     assert expected != reference.generate_until(plain, disable_tqdm=True)
     assert lm.generate_until(penalized, disable_tqdm=True) == expected
+
+
+def test_a_model_that_fails_ends_the_evaluation_with_its_error(checkpoint):
+    lm = ours(checkpoint, 2)
+
+    def fail(*unused):
+        raise RuntimeError("the device is gone")
+
+    lm.model.lm_head.register_forward_hook(fail)
+    asked = requests("generate_until", [("the king", {"until": [], "max_gen_toks": 3, "do_sample": False})] * 3)
+    with pytest.raises(UserError, match="the device is gone"):
+        lm.generate_until(asked, disable_tqdm=True)

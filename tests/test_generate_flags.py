@@ -1,6 +1,8 @@
 """What the flags of sampling do in the generate scripts, whichever code runs the model."""
 
+import json
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from lit_gpt.cli.values import convert
 from lit_gpt.errors import UserError
 from lit_gpt.generation.answer import print_completion, stream_compiled
 from lit_gpt.generation.conversation import Asked
+from lit_gpt.generation.draft import load_draft
 from lit_gpt.generation.engine import Engine, joined
 from lit_gpt.generation.request import Request, Sampling
 from lit_gpt.tokenizer import Tokenizer
@@ -108,3 +111,24 @@ def test_values_out_of_range_are_refused(flags, message):
 )
 def test_stop_strings_may_be_white_space_and_have_commas(written, stop):
     assert convert(tuple[str, ...], written) == stop
+
+
+def test_speculation_leaves_the_text_as_it_is_and_does_not_go_with_compiled_code(place, capsys):
+    texts = {printed(place, capsys, speculate=s, temperature=0.4, max_new_tokens=20) for s in ("ngram", "none", None)}
+    assert len(texts) == 1
+    with pytest.raises(UserError, match="--compile true runs single tokens"):
+        printed(place, capsys, speculate="ngram", compile=True)
+    with pytest.raises(UserError, match="--draft_dir speculates, and --speculate none does not"):
+        SamplingArgs(draft_dir=Path("x"), speculate="none")
+
+
+def test_a_draft_of_another_tokenizer_is_refused(place, tmp_path):
+    write_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    backend = json.loads(file.read_text())
+    vocab = backend["model"]["vocab"]
+    first, second = list(vocab)[20:22]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    file.write_text(json.dumps(backend))
+    with pytest.raises(UserError, match=r"--draft_dir .* has another tokenizer: its token \d+ is "):
+        load_draft(FABRIC, tmp_path, place[1])

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric import Fabric
-
 from lit_gpt.args.folders import run_folder
 from lit_gpt.chat.voice import Voice
 from lit_gpt.checkpoints.base import load_base
@@ -13,6 +11,7 @@ from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run
 from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.runs import SharedRun, load_shared
+from lit_gpt.lightning import Fabric
 from lit_gpt.merge.record import trained_style
 from lit_gpt.model import GPT
 from lit_gpt.prompts import CHAT_TEMPLATE, open_style

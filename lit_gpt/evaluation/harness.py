@@ -197,7 +197,7 @@ class LitLM(TemplateLM):
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.arguments[1], sort_keys=True, default=str), []).append(i)
         ends = stop_ids(self.style, self.tokenizer)
-        writer = Writer(self.model, self.tokenizer, frozenset(ends), self.batch_size, self.autocast)
+        writer = Writer(self.model, self.tokenizer, frozenset(ends), batch_size=self.batch_size, autocast=self.autocast)
         texts = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
         for members in groups.values():

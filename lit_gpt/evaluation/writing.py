@@ -68,22 +68,24 @@ class Writer:
         room = 2 * sum(lengths[-self.batch_size :])  # half of it for what questions begin with
         engine = Engine(self.model, self.tokenizer, max_rows=self.batch_size, max_tokens=room, autocast=self.autocast)
         finished: list[tuple[int, str]] = []
+        failed: list[str] = []
         for i, request in requests.items():
             text = _Text(self.tokenizer, settings)
 
             def deliver(delta: Delta, i: int = i, text: _Text = text) -> None:
                 if delta.error:
-                    raise UserError(delta.error)
-                if text.take(delta):
+                    failed.append(delta.error)  # raised here, it would end that request alone
+                elif text.take(delta):
                     engine.cancel(text.ticket)
                 if delta.finish is not None:
                     finished.append((i, text.text()))
 
             text.ticket = engine.submit(request, deliver)
-        while engine.step():
+        while engine.step() or finished:
+            if failed:
+                raise UserError(failed[0])
             yield from finished
             finished.clear()
-        yield from finished
 
     def _in_lockstep(self, requests: list[Request], settings: Settings) -> list[str]:
         """Returns the texts of a batch, in the model's captured steps."""

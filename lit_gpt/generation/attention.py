@@ -24,9 +24,11 @@ def _rotate_and_store_kernel(
     cos,
     sin,
     position,
+    base,
     rotated_q,
     cached_k,
     cached_v,
+    position_stride,
     q_stride_b,
     q_stride_h,
     k_stride_b,
@@ -39,11 +41,11 @@ def _rotate_and_store_kernel(
     ROTATED: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Writes rotated q to `rotated_q` (B, H, D), and rotated k and plain v to their caches (S, B, G, D)."""
+    """Writes rotated q to `rotated_q` (B, H, D), and rotated k and plain v to their caches (places, G, D)."""
     b, h = tl.program_id(0), tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
     in_head = d < D
-    cache_offset = (tl.load(position + b) * tl.num_programs(0) + b) * G * D
+    cache_offset = (tl.load(base + b) + tl.load(position + b) * position_stride) * G * D
     if h < H + G:
         if h < H:
             source = q + b * q_stride_b + h * q_stride_h
@@ -71,9 +73,11 @@ def _attend_kernel(
     k,
     v,
     position,
+    base,
     sums,
     largest,
     weights,
+    position_stride,
     scale,
     H: tl.constexpr,
     G: tl.constexpr,
@@ -103,14 +107,14 @@ def _attend_kernel(
     r, d = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_D)
     heads = (r < R)[:, None] & (d < D)[None, :]
     queries = tl.load(q + (b * H + g * R + r)[:, None] * D + d[None, :], mask=heads, other=0)
-    stride = tl.num_programs(0).to(tl.int64) * D  # between positions
+    row_start = tl.load(base + b).to(tl.int64) * G * D + g * D
     m = tl.full((BLOCK_R,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_R,), tl.float32)
     y = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     for start in range(begin, end, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
         in_range = (s < end)[:, None] & (d < D)[None, :]
-        offsets = s.to(tl.int64)[:, None] * stride + row * D + d[None, :]
+        offsets = row_start + s.to(tl.int64)[:, None] * position_stride * (G * D) + d[None, :]
         keys = tl.load(k + offsets, mask=in_range, other=0)
         values = tl.load(v + offsets, mask=in_range, other=0)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
@@ -156,19 +160,25 @@ def attention(
     scale: float,
     cap: float = 0.0,
     window: int = 0,
+    base: Tensor | None = None,
+    position_stride: int | None = None,
 ) -> Tensor:
     """Rotates q and k, stores k and v, and returns attention to all positions up to `position`, (B, 1, H * D).
 
     Args:
         q, k, v: (B, H, 1, D) and (B, G, 1, D), the last dimension contiguous.
         cos, sin: (B, 1, 1, channels that are rotated), fp32.
-        cached: keys and values, (S, B, G, D) each and contiguous; written at `position`.
+        cached: keys and values, (..., G, D) each and contiguous; written at `position`.
         position: position of the token in each row, (B,).
         scale: factor of the scores.
         cap: soft cap of the scores, as in `Config.attn_logit_softcapping`; 0 means none.
         window: number of positions that a token sees, its own included; 0 means all.
+        base: where each row begins in `cached`, (B,), counted in places of (G, D); 0 .. B-1 if not given.
+        position_stride: places from a position of a row to its next one; B if not given, for a cache (S, B, G, D).
     """
     B, H, _, D = q.shape
+    base = torch.arange(B, device=q.device) if base is None else base
+    position_stride = position_stride or B
     G = k.size(1)
     R, block_d = H // G, max(16, triton.next_power_of_2(D))
     keys, values = cached
@@ -180,9 +190,11 @@ def attention(
         cos,
         sin,
         position,
+        base,
         rotated_q,
         keys,
         values,
+        position_stride,
         *(x.stride(i) for x in (q, k, v) for i in (0, 1)),
         H=H,
         G=G,
@@ -199,9 +211,11 @@ def attention(
         keys,
         values,
         position,
+        base,
         sums,
         largest,
         weights,
+        position_stride,
         scale,
         H=H,
         G=G,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from lit_gpt.checkpoints.base import load_base
@@ -19,6 +18,7 @@ from lit_gpt.generation.pool import Pool
 from lit_gpt.generation.products import speeds_up
 from lit_gpt.generation.rows import Row
 from lit_gpt.generation.sampling import Sampler
+from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
 

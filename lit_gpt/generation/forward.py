@@ -5,6 +5,7 @@ positions that they see, P positions of the pool, V padded vocabulary.
 """
 
 import copy
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -66,6 +67,8 @@ class ExtentModel:
         self.by_run = any(".experts." in path for path in paths)
         """Whether a pass is for one run only: experts see tokens in another order."""
         self.model = _with(model, shared)
+        self.in_kernels = pool.k[0].is_cuda and importlib.util.find_spec("triton") is not None
+        """Whether rows that feed one token each are attended to by our Triton kernels."""
         self.is_fast = fast
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch packs a weight by a single thread
             head = threads.submit(packed if self.is_fast else _itself, self.model.lm_head)
@@ -96,7 +99,7 @@ class ExtentModel:
             groups = [list(group) for _, group in groupby(pieces, lambda piece: piece.run)]
             return torch.cat([self.hidden(group) for group in groups])
         self._spans[:] = _run_spans([(piece.run, len(piece.ids)) for piece in pieces])
-        batch = _Batch(pieces, self.model.transformer.wte.weight.device)
+        batch = _Batch(pieces, self.model.transformer.wte.weight.device, self.in_kernels)
         rope = self.model.rope
         usual = rope(batch.positions, 0)
         if any(piece.is_long for piece in pieces):
@@ -147,7 +150,7 @@ def _with(module: nn.Module, others: Mapping[str, nn.Module]) -> Any:
 class _Batch:
     """The tokens of a forward pass, where they go in the pool, and which positions they see."""
 
-    def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
+    def __init__(self, pieces: Sequence[Piece], device: torch.device, in_kernels: bool) -> None:
         self.pieces, self.lengths = pieces, [len(piece.ids) for piece in pieces]
         positions = [p for piece in pieces for p in range(piece.position, piece.position + len(piece.ids))]
         places = [
@@ -159,6 +162,9 @@ class _Batch:
         is_long = [piece.is_long for piece in pieces for _ in piece.ids]
         self.ids, self.positions, self.places = torch.tensor([ids, positions, places], device=device)
         self.is_long = torch.tensor(is_long, device=device)
+        self.in_kernels = in_kernels and len(ids) == len(pieces)
+        """Whether attention is computed for all rows at once: each has one token."""
+        self.starts = self.places - self.positions
         self._masks: dict[tuple[int, int], Tensor] = {}
         self._turns: dict[int, tuple[Tensor, Tensor]] = {}
         self.rows = [[len(piece.ids), piece.position, piece.start] for piece in pieces]
@@ -207,8 +213,10 @@ class _ExtentAttention(nn.Module):
             x: (1, N, C).
             cos, sin: (N, rope_n_elem).
         """
-        q, k, v = self.attn.split_heads(self.attn.qkv(x))
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)  # (1, H, N, D), (1, G, N, D)
+        q, k, v = self.attn.split_heads(self.attn.qkv(x))  # (1, H, N, D), (1, G, N, D) each
+        if batch.in_kernels:
+            return self.attn.proj(self.decoded(q, k, v, cos=cos, sin=sin, batch=batch).transpose(0, 1))
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         for pool, new in zip(self.pools, (k, v), strict=True):
             pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
         queries = q[0].transpose(0, 1).unflatten(1, (k.size(1), -1)).split(batch.lengths)  # (T, G, R, D) each
@@ -216,6 +224,34 @@ class _ExtentAttention(nn.Module):
         if self.beside is not None:
             y = y + self.beside(q)[0].transpose(0, 1).flatten(1)
         return self.attn.proj(y.unsqueeze(0))
+
+    def decoded(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, batch: _Batch) -> Tensor:
+        """Returns attention (N, 1, H * D) of one token for each row, by our Triton kernels, for all rows at once.
+
+        Args:
+            q, k, v: not rotated, (1, H, N, D) and (1, G, N, D).
+        """
+        from lit_gpt.generation.attention import attention  # Triton comes with torch for GPUs only
+
+        q, k, v = (x.transpose(0, 2) for x in (q, k, v))  # (N, H, 1, D), (N, G, 1, D)
+        y = attention(
+            q,
+            k,
+            v,
+            cos.contiguous(),
+            sin.contiguous(),
+            cached=self.pools,
+            position=batch.positions,
+            scale=score_scale(self.attn.config),
+            cap=self.attn.config.attn_logit_softcapping,
+            window=self.window,
+            base=batch.starts,
+            position_stride=1,
+        )
+        if self.beside is not None:
+            rotated = apply_rope(q, cos[:, None, None], sin[:, None, None])
+            y = y + self.beside(rotated).transpose(1, 2).flatten(2)
+        return y
 
     def attended(self, q: Tensor, i: int, batch: _Batch) -> Tensor:
         """Returns attention (T, G, R, D) of a piece's rotated queries, of the same shape, to its row's extent."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_gpt.generation.request import Request, Sampling
 
 
-def is_penalized(s: Sampling) -> bool:
+def _is_penalized(s: Sampling) -> bool:
     """Returns whether any penalty is on."""
     return (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1, 0, 0)
 
@@ -40,7 +40,7 @@ class Penalties:
 
     def add(self, row: int, request: Request) -> None:
         """Starts to keep the tokens of a row; does nothing if its request has no penalty."""
-        if not is_penalized(s := request.sampling):
+        if not _is_penalized(s := request.sampling):
             return
         ids = sorted(set(request.ids))
         more_rows = max(0, row + 1 - len(self._seen))

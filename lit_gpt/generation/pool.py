@@ -10,7 +10,10 @@ from collections.abc import Sequence
 import torch
 
 from lit_gpt.model import GPT
+from lit_gpt.resources import total_memory
 
+_SHARE = {"cpu": 0.4, "cuda": 0.8}
+"""Share of the machine's memory, or of what is free on the GPU, that the KV cache takes at most."""
 Span = tuple[int, int]
 """Positions of the pool: (the first, their number)."""
 
@@ -85,3 +88,18 @@ def _layers(model: GPT, size: int, dtype: torch.dtype) -> tuple[list[torch.Tenso
     shape = (size, c.n_query_groups, c.head_size)
     keys, values = ([torch.empty(shape, dtype=dtype, device=device) for _ in range(c.n_layer)] for _ in range(2))
     return keys, values
+
+
+def fitting(model: GPT, max_rows: int, dtype: torch.dtype) -> int:
+    """Returns how many positions the KV cache can have: what fits into memory, up to full contexts for all rows."""
+    c, device = model.config, model.transformer.wte.weight.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else total_memory()
+    position = 2 * c.n_layer * c.n_query_groups * c.head_size * dtype.itemsize
+    return max(1, min(max_rows * c.block_size, int(free * _SHARE.get(device.type, 0.4)) // position))
+
+
+def dtype_of(model: GPT) -> torch.dtype:
+    """Returns the dtype of keys and values: that of the weights, or the one that autocast chooses where it is on."""
+    weight = model.transformer.wte.weight
+    on = torch.is_autocast_enabled(weight.device.type)
+    return torch.get_autocast_dtype(weight.device.type) if on else weight.dtype

@@ -16,12 +16,26 @@ class Row:
         ids: the prompt and the new tokens.
         n: how many of them have their keys and values in the cache; it may be set back to take tokens back.
         start: where its extent begins in the pool; None while it waits.
+        most_new: most tokens that it may generate, of which the last is never fed.
+
+    Args:
+        block_size: positions that the model has.
+        long_from: length from which on LongRoPE has other frequencies; None without LongRoPE.
     """
 
     def __init__(
-        self, ticket: int, request: Request, deliver: Callable[[Delta], None], text: Text, most_new: int
+        self,
+        ticket: int,
+        request: Request,
+        deliver: Callable[[Delta], None],
+        text: Text,
+        *,
+        block_size: int,
+        long_from: int | None,
     ) -> None:
-        self.ticket, self.request, self.deliver, self.text, self.most_new = ticket, request, deliver, text, most_new
+        self.ticket, self.request, self.deliver, self.text = ticket, request, deliver, text
+        n = len(request.ids)
+        self.most_new = min(request.max_new_tokens, block_size + 1 - n)
         self.ids = [int(i) for i in request.ids]
         self.prompt = np.array(self.ids, dtype=np.int32)
         self.slot: int | None = None
@@ -30,14 +44,18 @@ class Row:
         self.scored: list[Scored] = []
         self.waits_for: tuple[Row, int] | None = None
         """A row that computes what this one begins with, and how many tokens that are."""
+        self.ended = False
+        self.scores_from = self.scored_from
+        """Index of the first token of the prompt that is scored, for this request or one of its twins."""
         self.twins: list[Row] = []
         """Requests that only score, and feed the same tokens: this row computes their scores, too."""
         self.leader: Row | None = None
         """The row whose twin this one is."""
-        self.key: Hashable = request.run
-        """Rows with another key never share keys and values."""
-        self.is_long = False
+        length = min(n + self.most_new, block_size) if self.most_new else n - 1
+        self.is_long = long_from is not None and length > long_from
         """Whether LongRoPE's frequencies of long texts apply."""
+        self.key: Hashable = request.run, self.is_long
+        """Rows with another key never share keys and values."""
         self.draws = False
         """Whether the sampler knows it."""
         self.pace: Any = None
@@ -69,9 +87,10 @@ class Row:
         return min(max(1, self.request.prompt_logprobs_from), len(self.prompt))
 
     @property
-    def scores_from(self) -> int:
-        """Index of the first token of the prompt that is scored, for this request or one of its twins."""
-        return min(row.scored_from for row in (self, *self.twins))
+    def first_scored(self) -> tuple[Scored, ...]:
+        """The first token of the prompt, which follows nothing, if it is among those that are scored."""
+        asked = self.request.prompt_logprobs is not None and self.request.prompt_logprobs_from == 0
+        return (Scored(self.ids[0]),) if asked else ()
 
     @property
     def n_top(self) -> int:

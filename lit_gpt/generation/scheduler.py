@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_gpt.generation.pool import Pool, Span
+from lit_gpt.generation.pool import Pool
 from lit_gpt.generation.prefixes import Node, Prefixes, common, spans
 from lit_gpt.generation.rows import Row
 
@@ -35,6 +35,8 @@ class Scheduler:
         self.slots = list(range(max_rows))[::-1]
         self.max_rows = max_rows
         self.n_hits = 0
+        self.most_running = max_rows
+        """Fewer than all while there is no memory for more."""
 
     def admit(self) -> list[Row]:
         """Gives requests their places in the cache, first come first served; returns those that begin.
@@ -43,7 +45,7 @@ class Scheduler:
         """
         begun: list[Row] = []
         for row in list(islice(self.waiting, _AHEAD * self.max_rows)):
-            if not self.slots and row.slot is None:
+            if (not self.slots and row.slot is None) or len(self.running) >= self.most_running:
                 break
             if row.waits_for and row.waits_for[0].start is not None and row.waits_for[0].n < row.waits_for[1]:
                 continue
@@ -57,8 +59,7 @@ class Scheduler:
             if other is not None and n_shared >= n_kept + _WORTH_WAITING:
                 row.waits_for = other, n_shared
                 continue
-            source = spans(path) if path or other is None or other.start is None else [(other.start, n_kept)]
-            if not self._place(row, path, source=source):
+            if not self._place(row, path, other=None if path else other, n=n_kept):
                 break
             begun.append(row)
         for row in begun:
@@ -73,8 +74,15 @@ class Scheduler:
                 found = other, n
         return found
 
-    def _place(self, row: Row, path: list[tuple[Node, int]], source: list[Span]) -> bool:
-        """Gives a request an extent, with a copy of what is there of its text; returns False if none is free."""
+    def _place(self, row: Row, path: list[tuple[Node, int]], other: Row | None, n: int) -> bool:
+        """Gives a request an extent, with a copy of what is there of its text; returns False if none is free.
+
+        Args:
+            path: nodes of the tree that the text begins with; empty if nothing is kept of it.
+            other: a running row that has its first `n` tokens; None if the tree has them.
+        """
+        if self.pool.n_free + self.prefixes.n_kept < row.room:  # rows that run must leave first: keep what is kept
+            return False
         self.prefixes.touch(path)
         nodes = {node for node, _ in path}
         start = self.pool.take(row.room)
@@ -82,18 +90,17 @@ class Scheduler:
             start = self.pool.take(row.room)
         if start is None and self.pool.n_free >= row.room:
             self._pack()
-            source = spans(path) if path else source
             start = self.pool.take(row.room)
-        if start is None and path:
+        if start is None and path:  # not even beside what it begins with: that is computed again
             while self.prefixes.evict():
                 pass
-            return self._place(row, [], source=[])
+            return self._place(row, [], None, 0)
         if start is None:
             return False
-        self.pool.copy(source, to=start)
-        row.start, row.n = start, sum(n for _, n in source)
-        row.n_cached = row.n if row.n_new == 0 else row.n_cached
-        self.n_hits += row.n
+        self.pool.copy(spans(path) if other is None or other.start is None else [(other.start, n)], to=start)
+        row.start, row.n = start, n
+        row.n_cached = n if row.n_new == 0 else row.n_cached
+        self.n_hits += n
         if row.slot is None:
             row.slot = self.slots.pop()
         self.running.append(row)
@@ -136,6 +143,7 @@ class Scheduler:
             self.pool.give(row.start + row.n, row.room - row.n)
             self.prefixes.insert(row.key, np.array(row.ids[: row.n], dtype=np.int32), row.start)
             row.start, row.n = None, 0
+        self.most_running = max(1, len(self.running)) if pause else self.max_rows
         if pause:
             self.waiting.appendleft(row)
         elif row.slot is not None:

@@ -25,7 +25,7 @@ _SHORTEST_MATCH, _LONGEST_MATCH = 3, 32
 """Fewest tokens that must have stood there before, and the most that are compared: two are often alike by chance."""
 
 
-class Draft(Protocol):
+class _Draft(Protocol):
     """A model that guesses tokens."""
 
     def guess(self, rows: Sequence[Row], lengths: Sequence[int], sampler: Sampler) -> list[list[int]]:
@@ -42,7 +42,7 @@ class Speculation:
         draft: model that guesses; None looks guesses up in the row's own text.
     """
 
-    def __init__(self, most: int, device: str = "cpu", draft: Draft | None = None) -> None:
+    def __init__(self, most: int, device: str = "cpu", draft: _Draft | None = None) -> None:
         self.most, self.most_in_a_step, self.draft = most, _MOST_IN_A_STEP.get(device, 12), draft
         self.n_guessed = self.n_right = 0
 

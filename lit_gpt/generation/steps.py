@@ -133,6 +133,8 @@ class _KernelAttention(nn.Module):
             sin=sin,
             cached=(cache.k, cache.v),
             position=input_pos,
+            base=cache.rows,
+            position_stride=len(cache.rows),
             scale=score_scale(config),
             cap=config.attn_logit_softcapping,
             window=self.window,

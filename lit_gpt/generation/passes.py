@@ -1,0 +1,112 @@
+"""One forward pass for the rows that are due: scores of their prompts, and the tokens that they draw."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from lit_gpt.generation.forward import ExtentModel, Piece
+from lit_gpt.generation.request import Scored
+from lit_gpt.generation.rows import Row
+from lit_gpt.generation.sampling import Sampler
+from lit_gpt.generation.scheduler import Due
+from lit_gpt.generation.scored import Wanted, score, score_in_parts
+from lit_gpt.generation.speculation import Speculation
+
+
+class Got(NamedTuple):
+    """What a row got from a pass."""
+
+    row: Row
+    n: int
+    """How many tokens that were known it fed."""
+    scores: list[Scored]
+    """Scores of its prompt's tokens that follow those."""
+    tokens: list[Scored]
+    """Tokens that it drew: guesses that were right, and the one after them; none while it reads its prompt."""
+
+
+class Passes:
+    """Forward passes of one model, with what draws from its logits."""
+
+    def __init__(self, model: ExtentModel, sampler: Sampler, speculation: Speculation | None) -> None:
+        self.model, self.sampler, self.speculation = model, sampler, speculation
+
+    def run(self, due: list[Due]) -> list[Got]:
+        """Returns what each row got; rows change only by what the sampler counts as drawn."""
+        guesses = self._guesses(due)
+        pieces = [
+            Piece(
+                [*row.ids[row.n : row.n + n], *guess],
+                row.n,
+                start=row.start or 0,
+                is_long=row.is_long,
+                run=row.request.run,
+            )
+            for (row, n), guess in zip(due, guesses, strict=True)
+        ]
+        hidden = self.model.hidden(pieces)
+        at, wanted, wanted_by = 0, [], []
+        drawing, places = [], []  # (due, number of guesses before), index of a hidden state
+        for i, (row, n) in enumerate(due):
+            for p in range(max(row.n, row.scores_from - 1), min(row.n + n, len(row.prompt) - 1)):
+                targets = row.targets(p)
+                wanted += [Wanted(at + p - row.n, target, row.n_top, row.request.run) for target in targets]
+                wanted_by += [i] * len(targets)
+            if row.most_new and row.n + n == len(row.ids):
+                drawing += [(i, k) for k in range(len(guesses[i]) + 1)]
+                places += range(at + n - 1, at + n + len(guesses[i]))
+            at += n + len(guesses[i])
+        found: list[list[Scored]] = [[] for _ in due]
+        logits_of = self.model.logits
+        scores = score_in_parts(
+            lambda places, runs: logits_of(hidden[places], runs), wanted, self.model.model.config.padded_vocab_size
+        )
+        for i, result in zip(wanted_by, scores, strict=True):
+            found[i].append(result)
+        tokens: list[list[Scored]] = [[] for _ in due]
+        if drawing:
+            logits = logits_of(hidden[places], [due[i].row.request.run for i, _ in drawing]).float()
+            for i, token in self._draw([row for row, _ in due], drawing, guesses, logits=logits):
+                tokens[i].append(token)
+        return [Got(row, n, s, t) for (row, n), s, t in zip(due, found, tokens, strict=True)]
+
+    def _guesses(self, due: list[Due]) -> list[list[int]]:
+        """Returns tokens that each row may go on with, which the pass checks."""
+        guesses: list[list[int]] = [[] for _ in due]
+        drawing = [i for i, (row, n) in enumerate(due) if row.most_new and row.n + n == len(row.ids)]
+        if self.speculation is not None and drawing:
+            found = self.speculation.guess([due[i].row for i in drawing], self.sampler, sum(n for _, n in due))
+            for i, guess in zip(drawing, found, strict=True):
+                guesses[i] = guess
+        return guesses
+
+    def _draw(
+        self, rows: list[Row], drawing: list[tuple[int, int]], guesses: list[list[int]], logits: torch.Tensor
+    ) -> Iterator[tuple[int, Scored]]:
+        """Yields (row, token) for what rows draw, with log-probabilities if they are asked for: for each row those that
+        were guessed right, and the one after them.
+
+        Args:
+            drawing: the row of each of the logits, and after how many of its guesses they come; a row's are neighbours.
+        """
+        slots = [rows[i].slot or 0 for i, _ in drawing]
+        ahead = [guesses[i][:k] for i, k in drawing]
+        drawn = self.sampler.draw(logits, slots, ahead)
+        ids: list[int] = drawn.tolist()
+        kept = [at for at, before in enumerate(ahead) if ids[at - len(before) : at] == before]
+        if len(kept) < len(ids):
+            drawn = drawn[kept]
+        self.sampler.advance([slots[at] for at in kept], drawn)
+        tokens = [Scored(ids[at]) for at in kept]
+        asking = [rows[drawing[at][0]].request.logprobs for at in kept]
+        if wanted := [j for j, n_top in enumerate(asking) if n_top is not None]:
+            lines, n_top = [kept[j] for j in wanted], [asking[j] or 0 for j in wanted]
+            for j, token in zip(wanted, score(logits[lines], [ids[at] for at in lines], n_top), strict=True):
+                tokens[j] = token
+        if self.speculation is not None:
+            n_kept = Counter(drawing[at][0] for at in kept)
+            for i, n in n_kept.items():
+                self.speculation.learn(rows[i], len(guesses[i]), n - 1)
+        yield from ((drawing[at][0], token) for at, token in zip(kept, tokens, strict=True))
