@@ -41,6 +41,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     },
     "generation": {"config", "data", "layers", "model", "prompts", "resources", "tokenizer"},
     "evaluation": {"data", "files", "generation", "model", "prompts", "tokenizer"},
+    "serve": {"checkpoints", "fabric", "generation", "merge", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
     | {"resources", "tokenizer"},
     "planning": {"checkpoints", "config", "convert", "data", "families", "files", "layers", "methods", "model"}
