@@ -46,6 +46,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     | {"tokenizer"},
     "chat": {"checkpoints", "cli", "generation", "merge", "model", "prompts", "tokenizer"},
     "evaluation": {"data", "files", "generation", "lightning", "model", "prompts", "tokenizer"},
+    "serve": {"checkpoints", "fabric", "generation", "merge", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
     | {"lightning", "resources", "tokenizer"},
     "planning": {"checkpoints", "config", "convert", "data", "families", "files", "layers", "methods", "model"}

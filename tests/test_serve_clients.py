@@ -56,6 +56,7 @@ def test_openais_package_knows_our_errors(ai, client):
         ai.models.retrieve("nothing")
 
 
+STYLED = {"apply_chat_template": True}
 ROWS = [
     {"q": "the hand and", "choices": [" the thing", " an ant", " in there"], "gold": 0},
     {"q": "an ant in the", "choices": [" hand", " thing and then"], "gold": 1},
@@ -85,13 +86,14 @@ def tasks(tmp_path_factory):
     return [common | kind for kind in (choice, rolling, text)]
 
 
-def answers(lm, tasks):
+def answers(lm, tasks, **options):
     """What lm-eval gets for each question, by task."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager, get_task_dict
 
-    loaded = list(get_task_dict(tasks, TaskManager(include_defaults=False)).values())
-    found = simple_evaluate(model=lm, tasks=loaded, bootstrap_iters=0, log_samples=True)
+    manager = TaskManager(include_defaults=False)
+    chosen = list(get_task_dict(tasks, manager).values())
+    found = simple_evaluate(model=lm, tasks=chosen, task_manager=manager, bootstrap_iters=0, **options)
     return {name: [sample["resps"] for sample in samples] for name, samples in found["samples"].items()}
 
 
@@ -113,17 +115,9 @@ def test_lm_eval_over_http_scores_as_it_does_in_this_process(loaded, client, tas
 
 
 def test_lm_evals_chats_are_answered_in_the_models_prompt_style(loaded, client, tasks, monkeypatch):
-    from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.openai_completions import LocalChatCompletion
-    from lm_eval.tasks import TaskManager, get_task_dict
 
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-
-    def texts(lm):
-        chosen = list(get_task_dict(tasks[2:], TaskManager(include_defaults=False)).values())
-        found = simple_evaluate(model=lm, tasks=chosen, bootstrap_iters=0, apply_chat_template=True)
-        return [sample["resps"] for sample in found["samples"]["texts"]]
-
-    want = texts(LitLM(loaded.engine.model, loaded.tokenizer, prompt_style="chat_template"))
-    got = texts(LocalChatCompletion(base_url=f"{client.base_url}/v1/chat/completions", model="any"))
-    assert got == want
+    want = answers(LitLM(loaded.engine.model, loaded.tokenizer, prompt_style="chat_template"), tasks[2:], **STYLED)
+    url = f"{client.base_url}/v1/chat/completions"
+    assert answers(LocalChatCompletion(base_url=url, model="any"), tasks[2:], **STYLED) == want

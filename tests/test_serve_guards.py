@@ -95,7 +95,8 @@ def test_with_the_key_all_is_answered(locked):
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(client):
-    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += "Content-Type: application/json\r\n"
     answer = raw(client, f"{head}Content-Length: 99999999999999999999999\r\n\r\n".encode())
     assert b" 413 " in answer or b" 400 " in answer
     answer = raw(client, f"{head}Content-Length: 200000\r\n\r\n".encode())
@@ -113,7 +114,8 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(client):
 def test_what_is_no_http_and_what_breaks_off_harms_nobody(client):
     assert b" 400 " in raw(client, b"\x16\x03\x01 nonsense\r\n\r\n")
     with socket.create_connection((client.base_url.host, client.base_url.port)) as s:
-        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n")
+        s.sendall(b"Content-Type: application/json\r\n\r\n{")
     assert client.post("/v1/completions", json=ASK).status_code == 200
     until(lambda: client.server.admission.n_bytes == 0)
 

@@ -74,9 +74,6 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def unfit(request: Request, e: RequestValidationError) -> Response:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
-            return Refusal(415, "send the body as Content-Type: application/json").response()
         return invalid(e.errors()).response()
 
     @app.exception_handler(HTTPException)

@@ -62,6 +62,14 @@ class _Stream:
         for prompt in made.prompts:
             self.usage.add(prompt.ids, [])
 
+    def count(self, number: int, delta: Delta) -> None:
+        """Counts a delta of a text, of which what was in the cache counts for the first one of a prompt.
+
+        Args:
+            number: number of the text among those of its prompt.
+        """
+        self.usage.add((), [delta if number == 0 else delta._replace(n_cached=0)])
+
     def chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns a chunk with these choices."""
         return self.head | {"choices": choices} | ({"usage": None} if self.with_usage else {})
@@ -77,6 +85,7 @@ class _TextStream(_Stream):
 
     def __init__(self, service: Service, body: CompletionBody, made: Plan) -> None:
         super().__init__(body, made, completions.head(made))
+        self.body = body
         n = body.n or 1
         self.choices = [
             completions.Choice(service, body, made, made.prompts[i // n], i) for i in range(len(made.requests))
@@ -84,7 +93,7 @@ class _TextStream(_Stream):
 
     def parts(self, index: int, delta: Delta) -> Iterator[dict[str, Any]]:
         """Yields the chunk of a delta, unless there is nothing in it for a client."""
-        self.usage.add((), [delta])
+        self.count(index % (self.body.n or 1), delta)
         choice = self.choices[index].part(delta)
         if choice["text"] or choice["logprobs"] or choice["finish_reason"] or "token_ids" in choice:
             yield self.chunk([choice])
@@ -101,7 +110,7 @@ class _ChatStream(_Stream):
 
     def parts(self, index: int, delta: Delta) -> Iterator[dict[str, Any]]:
         """Yields the chunks of a delta."""
-        self.usage.add((), [delta])
+        self.count(index, delta)
         if index not in self.begun:
             self.begun.add(index)
             first = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}

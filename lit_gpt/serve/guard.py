@@ -96,6 +96,9 @@ class Guard:
         if self.key is not None and not is_open and not self._has_key(headers):
             raise Refusal(401, "the API key is missing or wrong; send it as Authorization: Bearer KEY",
                           code="invalid_api_key")  # fmt: skip
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if scope["method"] == "POST" and kind != "application/json" and not kind.endswith("+json"):
+            raise Refusal(415, "send the body as Content-Type: application/json", code="content_type")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > self.most_bytes:
             raise _too_large(self.most_bytes)

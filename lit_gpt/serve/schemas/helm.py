@@ -29,7 +29,7 @@ class ProcessBody(BaseModel):
     seed: Seed | None = None
 
 
-class HelmToken(BaseModel):
+class _HelmToken(BaseModel):
     """A token of the answer; one that is no whole character is written `bytes:\\xe2\\x96`, as HELM reads it."""
 
     text: str
@@ -41,6 +41,6 @@ class Processed(BaseModel):
     """The text, with its tokens, the sum of their log-probabilities, and the seconds that it took."""
 
     text: str
-    tokens: list[HelmToken]
+    tokens: list[_HelmToken]
     logprob: float
     request_time: float

@@ -16,22 +16,22 @@ from lit_gpt.serve.schemas.sampling import (
     Usage,
 )
 
-MOST_PROMPTS = 2_048
+_MOST_PROMPTS = 2_048
 """Most prompts of a request, as OpenAI has it."""
 
 _Ids = Annotated[list[TokenId], Field(min_length=1)]
-Prompts = (
+_Prompts = (
     str
     | _Ids
-    | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-    | Annotated[list[_Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
+    | Annotated[list[str], Field(min_length=1, max_length=_MOST_PROMPTS)]
+    | Annotated[list[_Ids], Field(min_length=1, max_length=_MOST_PROMPTS)]
 )
 
 
 class CompletionBody(SamplingFields):
     """Texts to continue or to score."""
 
-    prompt: Prompts = ""
+    prompt: _Prompts = ""
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
@@ -47,7 +47,7 @@ class CompletionBody(SamplingFields):
             raise Refusal(400, "best_of cannot be streamed: which texts are best is known at their end", "best_of")
 
 
-class Part(BaseModel):
+class _Part(BaseModel):
     """A part of a message's content; only text is known."""
 
     model_config = ConfigDict(extra="allow")
@@ -60,7 +60,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | list[_Part] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
@@ -93,7 +93,7 @@ class ChatBody(SamplingFields):
             raise Refusal(400, f"{field}: the last message is not the assistant's, so an answer begins", field)
 
 
-class Logprobs(BaseModel):
+class _Logprobs(BaseModel):
     """Log-probabilities of a text's tokens; a token that is no whole character is written `bytes:\\xe2\\x96`."""
 
     tokens: list[str]
@@ -102,12 +102,12 @@ class Logprobs(BaseModel):
     text_offset: list[int]
 
 
-class CompletionChoice(BaseModel):
+class _CompletionChoice(BaseModel):
     """A text."""
 
     index: int
     text: str
-    logprobs: Logprobs | None
+    logprobs: _Logprobs | None
     finish_reason: FinishReason
     stop_reason: str | int | None
     prompt_logprobs: PromptLogprobs | None = None
@@ -122,11 +122,11 @@ class Completion(BaseModel):
     object: Literal["text_completion"]
     created: int
     model: str
-    choices: list[CompletionChoice]
+    choices: list[_CompletionChoice]
     usage: Usage
 
 
-class Alternative(BaseModel):
+class _Alternative(BaseModel):
     """A token that is among the most likely ones."""
 
     token: str
@@ -134,20 +134,20 @@ class Alternative(BaseModel):
     bytes: list[int] | None
 
 
-class TokenLogprob(Alternative):
+class _TokenLogprob(_Alternative):
     """A token of an answer."""
 
-    top_logprobs: list[Alternative]
+    top_logprobs: list[_Alternative]
 
 
-class ChatLogprobs(BaseModel):
+class _ChatLogprobs(BaseModel):
     """Log-probabilities of an answer's tokens."""
 
-    content: list[TokenLogprob]
+    content: list[_TokenLogprob]
     refusal: None
 
 
-class Answered(BaseModel):
+class _Answered(BaseModel):
     """The assistant's turn."""
 
     role: Literal["assistant"]
@@ -155,12 +155,12 @@ class Answered(BaseModel):
     refusal: None
 
 
-class ChatChoice(BaseModel):
+class _ChatChoice(BaseModel):
     """An answer."""
 
     index: int
-    message: Answered
-    logprobs: ChatLogprobs | None
+    message: _Answered
+    logprobs: _ChatLogprobs | None
     finish_reason: FinishReason
     stop_reason: str | int | None
     token_ids: list[int] | None = None
@@ -173,7 +173,7 @@ class ChatCompletion(BaseModel):
     object: Literal["chat.completion"]
     created: int
     model: str
-    choices: list[ChatChoice]
+    choices: list[_ChatChoice]
     usage: Usage
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None

@@ -43,14 +43,14 @@ _LACKED = {
 """Fields that would change the answer and that this server does not know, each with what it asks for."""
 
 
-class ResponseFormat(BaseModel):
+class _ResponseFormat(BaseModel):
     """The form that the answer shall have; only plain text can be asked for."""
 
     model_config = ConfigDict(extra="allow")
     type: str = "text"
 
 
-class StreamOptions(BaseModel):
+class _StreamOptions(BaseModel):
     """What a streamed answer has besides its text."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -87,8 +87,8 @@ class SamplingFields(BaseModel):
     prompt_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     return_token_ids: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
+    stream_options: _StreamOptions | None = None
+    response_format: _ResponseFormat | None = None
 
     def require_known(self) -> None:
         """Checks that the request wants nothing that this server cannot do; raises Refusal by the field's name."""
@@ -145,7 +145,7 @@ def is_greedy(temperature: float) -> bool:
     return temperature <= _GREEDY
 
 
-class ErrorDetail(BaseModel):
+class _ErrorDetail(BaseModel):
     """What is wrong with a request."""
 
     message: str
@@ -157,10 +157,10 @@ class ErrorDetail(BaseModel):
 class ErrorBody(BaseModel):
     """An error in OpenAI's form."""
 
-    error: ErrorDetail
+    error: _ErrorDetail
 
 
-class PromptDetails(BaseModel):
+class _PromptDetails(BaseModel):
     """How much of a prompt was in the cache."""
 
     cached_tokens: int
@@ -172,7 +172,7 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails
+    prompt_tokens_details: _PromptDetails
 
 
 PromptLogprobs = list[dict[str, Any] | None]
