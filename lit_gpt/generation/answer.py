@@ -14,7 +14,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.asking import Asked
 from lit_gpt.generation.draft import load_draft
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.lockstep import compiles, generate
+from lit_gpt.generation.lockstep import FAST_FROM, compiles, generate
 from lit_gpt.generation.request import Delta, Request, Sampling, Scored
 from lit_gpt.generation.sampling import Sampler
 from lit_gpt.generation.text import Text
@@ -92,6 +92,7 @@ def print_completion(
                 autocast=fabric.autocast,
                 speculative_tokens=0 if args.speculate == "none" else args.speculative_tokens,
                 draft=draft,
+                pack=num_samples * args.max_new_tokens >= FAST_FROM,
             ).stream
         for _ in range(num_samples):
             _print(answer(request), asked.text if echo else None)

@@ -16,6 +16,7 @@ from lit_gpt.checkpoints.base import load_base
 from lit_gpt.errors import UserError, shown
 from lit_gpt.generation.forward import ExtentModel, Piece
 from lit_gpt.generation.pool import Pool
+from lit_gpt.generation.products import speeds_up
 from lit_gpt.generation.rows import Row
 from lit_gpt.generation.sampling import Sampler
 from lit_gpt.model import GPT
@@ -51,7 +52,9 @@ class DraftModel:
     """
 
     def __init__(self, model: GPT, pool: Pool) -> None:
-        self.model, self.extents = model, ExtentModel(model, pool.beside(model), {})
+        beside = pool.beside(model)
+        fast = beside.k[0].dtype == torch.float32 and speeds_up(model)
+        self.model, self.extents = model, ExtentModel(model, beside, {}, fast)
 
     def guess(self, rows: Sequence[Row], lengths: Sequence[int], sampler: Sampler) -> list[list[int]]:
         """Returns so many tokens that the draft draws for each row, with the row's own settings and noise."""

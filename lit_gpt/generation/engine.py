@@ -14,6 +14,7 @@ from lit_gpt.generation.draft import DraftModel
 from lit_gpt.generation.forward import ExtentModel
 from lit_gpt.generation.passes import Got, Passes
 from lit_gpt.generation.pool import Pool, dtype_of, fitting
+from lit_gpt.generation.products import speeds_up
 from lit_gpt.generation.refusals import require_answerable
 from lit_gpt.generation.request import Delta, Finish, Request, Scored
 from lit_gpt.generation.rows import Row
@@ -40,6 +41,7 @@ class Engine:
         autocast: context of every forward pass, e.g. `fabric.autocast`.
         speculative_tokens: most tokens that are guessed for a row in a step; texts stay the same.
         draft: smaller model of the same tokenizer that guesses; None looks guesses up in the row's own text.
+        pack: on a CPU, pack the weights, where that makes steps faster; that takes a second for 100 million weights.
     """
 
     def __init__(
@@ -54,15 +56,17 @@ class Engine:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         speculative_tokens: int = 0,
         draft: GPT | None = None,
+        pack: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.autocast = model.eval(), tokenizer, autocast
         device = model.transformer.wte.weight.device
         with torch.inference_mode(False), torch.no_grad():
             with autocast():
-                dtype = dtype_of(model)
+                fast = pack and speeds_up(model)
+                dtype = torch.float32 if fast else dtype_of(model)
             self.pool = Pool(model, max_tokens or fitting(model, max_rows, dtype), dtype)
             updates = {name: run.updates for name, run in (runs or {}).items()}
-            extent_model = ExtentModel(model, self.pool, updates)
+            extent_model = ExtentModel(model, self.pool, updates, fast)
             guesses = None if draft is None else DraftModel(draft.eval(), self.pool)
         self.speculation = Speculation(speculative_tokens, device.type, guesses) if speculative_tokens else None
         self.runs = dict(runs or {})

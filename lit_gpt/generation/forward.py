@@ -6,7 +6,8 @@ positions that they see, P positions of the pool, V padded vocabulary.
 
 import copy
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from lit_gpt.config import Config
 from lit_gpt.generation.pool import Pool
+from lit_gpt.generation.products import packed
+from lit_gpt.generation.scripted import scriptable, scripted_block
 from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.rope import apply_rope
@@ -37,6 +40,10 @@ class Piece(NamedTuple):
     """Name of the run whose updates apply."""
 
 
+_Layer = Callable[[Tensor, Tensor, Tensor, "_Batch"], Tensor]
+"""Function of x (N, C), cos and sin (N, rope_n_elem) and the batch that computes a layer, (N, C)."""
+
+
 class ExtentModel:
     """A model that reads tokens of many rows at once, whose keys and values lie in extents of a pool.
 
@@ -44,9 +51,11 @@ class ExtentModel:
 
     Args:
         runs: name -> a LoRA run's updates by the path of their layer.
+        fast: compile the blocks and pack the weights, see `lit_gpt.generation.products`; for a pool in fp32 and a model
+            that `speeds_up` holds for.
     """
 
-    def __init__(self, model: GPT, pool: Pool, runs: Mapping[str, Mapping[str, Updates]]) -> None:
+    def __init__(self, model: GPT, pool: Pool, runs: Mapping[str, Mapping[str, Updates]], fast: bool = False) -> None:
         self.pool, config = pool, model.config
         self._spans: list[RunSpan] = []  # of the pass that runs; every `SharedLinear` reads it
         paths = {path for updates in runs.values() for path in updates}
@@ -60,12 +69,25 @@ class ExtentModel:
         self.model = _with(model, shared)
         self.in_kernels = pool.k[0].is_cuda and importlib.util.find_spec("triton") is not None
         """Whether rows that feed one token each are attended to by our Triton kernels."""
-        self.blocks: list[nn.Module] = []
-        for i, block in enumerate(self.model.transformer.h):
-            window = config.sliding_window if config.is_sliding(i) else 0
-            beside = block.attn.beside(pool.k[i].dtype)
-            attention = _ExtentAttention(block.attn, keys=pool.k[i], values=pool.v[i], window=window, beside=beside)
-            self.blocks.append(_with(block, {"attn": attention}))
+        self.is_fast = fast
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch packs a weight by a single thread
+            head = threads.submit(packed if self.is_fast else _itself, self.model.lm_head)
+            self.layers = list(threads.map(self._made, range(config.n_layer)))
+        self.lm_head = head.result()
+
+    def _made(self, i: int) -> "_Layer":
+        """Returns the function that computes layer i."""
+        config, block, keys, values = self.model.config, self.model.transformer.h[i], self.pool.k[i], self.pool.v[i]
+        window = config.sliding_window if config.is_sliding(i) else 0
+        if self.is_fast and scriptable(block):
+            run = scripted_block(block, window).forward
+            return lambda x, cos, sin, batch: run(x, *batch.turns(cos, sin), keys, values, batch.places, batch.rows)
+        twin: Any = packed(block) if self.is_fast else block
+        attention = _ExtentAttention(
+            twin.attn, keys=keys, values=values, window=window, beside=twin.attn.beside(keys.dtype)
+        )
+        twin = _with(twin, {"attn": attention})
+        return lambda x, cos, sin, batch: twin(x.unsqueeze(0), cos, sin, None, batch)[0]
 
     def hidden(self, pieces: Sequence[Piece]) -> Tensor:
         """Returns the hidden states of all tokens, (N, C), before the output projection.
@@ -85,15 +107,20 @@ class ExtentModel:
             (cos, sin), (long_cos, long_sin) = usual, rope(batch.positions, self.model.config.block_size)
             usual = torch.where(long, long_cos, cos), torch.where(long, long_sin, sin)
         cos_sin = rope.spread(usual, batch.positions)  # (N, rope_n_elem)
-        x = self.model.embed(batch.ids.unsqueeze(0))  # (1, N, C)
-        for block, (cos, sin) in zip(self.blocks, cos_sin, strict=True):
-            x = block(x, cos, sin, None, batch)
-        return self.model.transformer.ln_f(x)[0]
+        x = self.model.embed(batch.ids)  # (N, C)
+        x = x.float() if self.is_fast else x
+        for layer, (cos, sin) in zip(self.layers, cos_sin, strict=True):
+            x = layer(x, cos, sin, batch)
+        return self.model.transformer.ln_f(x)
 
     def logits(self, hidden: Tensor, runs: Sequence[str | None]) -> Tensor:
         """Returns the logits, (n, V), of hidden states (n, C) of these runs."""
         self._spans[:] = _run_spans([(run, 1) for run in runs])
-        return self.model.logits(hidden)
+        return softcap(self.lm_head(hidden), self.model.config.final_logit_softcapping)
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
 
 
 def _run_spans(parts: Sequence[tuple[str | None, int]]) -> list[RunSpan]:
@@ -139,6 +166,15 @@ class _Batch:
         """Whether attention is computed for all rows at once: each has one token."""
         self.starts = self.places - self.positions
         self._masks: dict[tuple[int, int], Tensor] = {}
+        self._turns: dict[int, tuple[Tensor, Tensor]] = {}
+        self.rows = [[len(piece.ids), piece.position, piece.start] for piece in pieces]
+
+    def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns cos and sin (N, n) as a compiled block takes them, (N, 1, n): half of sin with its sign changed."""
+        if id(sin) not in self._turns:
+            half = sin.size(-1) // 2
+            self._turns[id(sin)] = cos.unsqueeze(1), torch.cat((-sin[:, :half], sin[:, half:]), -1).unsqueeze(1)
+        return self._turns[id(sin)]
 
     def mask(self, i: int, window: int, first: int, dtype: torch.dtype) -> Tensor:
         """Returns what is added to the scores of a piece, (T, S): minus infinity where a query does not see a key.

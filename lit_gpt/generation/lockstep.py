@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.decode import Decoder
+from lit_gpt.generation.decode import Decoder, ExtentDecoder
+from lit_gpt.generation.products import speeds_up
 from lit_gpt.generation.sampling import sample
 from lit_gpt.model import GPT
 
-_FAST_FROM = 32
-"""Fewest new tokens for which, on a GPU, kernels and CUDA graphs save more time than it takes to prepare them."""
+FAST_FROM = 32
+"""Fewest new tokens for which kernels and CUDA graphs on a GPU, and packed weights on a CPU, save more time than they
+take to prepare."""
 _AS_IT_IS = {"way": "plain", "capture": False}
 
 
@@ -69,8 +71,8 @@ def generate_batch(
 
     Args:
         compile: True takes some seconds to prepare and is fast from then on: with our Triton kernels, captured in a
-            CUDA graph, on a GPU; with `torch.compile` elsewhere. False runs the model as it is. None means True on a
-            GPU for 32 new tokens or more, and False otherwise.
+            CUDA graph, on a GPU; with `torch.compile` elsewhere. False runs the model as it is. None means, for 32 new
+            tokens or more, True on a GPU and weights packed by `lit_gpt.generation.products` on a CPU; else False.
         pick: draws a token for each row, (B,), from logits (B, V), instead of temperature and top_k.
 
     Raises:
@@ -83,7 +85,10 @@ def generate_batch(
     if max(lengths) >= block_size:
         raise UserError(f"the prompt has {max(lengths)} tokens, and the model has room for {block_size} in all")
     length = min(max(lengths) + max_new_tokens, block_size)
-    decoder = Decoder(model, len(prompts), length, **_decoder_options(model, max_new_tokens, compile))
+    if compile is None and max_new_tokens >= FAST_FROM and speeds_up(model):
+        decoder = ExtentDecoder(model, len(prompts), length)
+    else:
+        decoder = Decoder(model, len(prompts), length, **_decoder_options(model, max_new_tokens, compile))
     yield from draw(
         decoder,
         prompts,
@@ -108,7 +113,7 @@ def _decoder_options(model: GPT, max_new_tokens: int, compile: bool | None) -> d
     """
     device = model.transformer.wte.weight.device
     if compile is None:
-        compile = device.type == "cuda" and max_new_tokens >= _FAST_FROM
+        compile = device.type == "cuda" and max_new_tokens >= FAST_FROM
     if not compile or model.config.mlp == "moe" or torch.is_autocast_enabled(device.type):
         return _AS_IT_IS
     if device.type != "cuda":
@@ -117,7 +122,7 @@ def _decoder_options(model: GPT, max_new_tokens: int, compile: bool | None) -> d
 
 
 def draw(
-    decoder: Decoder,
+    decoder: Decoder | ExtentDecoder,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float,

@@ -39,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
         return recomputable(F.layer_norm(x, self.normalized_shape, weight, bias, self.eps), self.forward, x)
 
 
-class _PerHeadNorm(nn.Module):
+class PerHeadNorm(nn.Module):
     """A LayerNorm over the channels of each head, without bias, with a weight of its own for each head."""
 
     def __init__(self, heads: int, head_size: int, eps: float) -> None:
@@ -64,6 +64,6 @@ def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.
 def make_qk_norm(config: Config, heads: int) -> nn.Module:
     """Returns the QK norm of `heads` heads of queries or keys; `nn.Identity` if the model has none."""
     if config.qk_norm == "per_head":
-        return _PerHeadNorm(heads, config.head_size, config.norm_eps)
+        return PerHeadNorm(heads, config.head_size, config.norm_eps)
     n = {"none": 0, "head": config.head_size, "full": heads * config.head_size}[config.qk_norm]
     return make_norm(config, n > 0, n)

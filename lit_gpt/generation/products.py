@@ -1,0 +1,258 @@
+"""Matmuls of few rows on a CPU: weights packed once in fp16, activations and sums in fp32.
+
+torch has such a product in FBGEMM's kernels for x86 (AVX2 and AVX-512). It reads two bytes a weight at nearly the speed
+of the memory, where torch's own product of one row reads them at a third of it, and rounds no activation.
+
+Every value of a weight in bf16 or fp16 is kept as it is, but that of bf16 below 2^-17 is rounded by at most 2^-25. An
+fp32 weight is packed only if the same is true of it: one that came from a checkpoint in 16 bits.
+
+Letters: N rows, K input channels, M output channels.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gpt.layers.cpu_matmul import MISSING
+from lit_gpt.layers.linear import Linear, LinearLayer
+from lit_gpt.layers.quantize.eight_bit import Int8Linear
+from lit_gpt.model import GPT
+from lit_gpt.resources import total_memory
+
+_ROUNDING = 2.0**-25
+"""Largest error of a packed weight: half the distance between the smallest numbers in fp16."""
+_LARGEST = 65504.0
+"""Largest number in fp16."""
+_FEW = 16
+"""Most rows that are multiplied by a packed weight on a CPU with fast matmuls in the weight's dtype."""
+_LARGE = 2**21
+"""Fewest int8 weights of a matmul that are read as such: with fewer, it takes longer to split the activations than to
+read two bytes a weight."""
+_SHARE = 0.4
+"""Share of the machine's memory that packed weights take at most."""
+
+
+def _packs() -> bool:
+    """Returns whether this CPU and this torch have the product."""
+    engine = torch.backends.quantized.engine
+    return engine in ("fbgemm", "x86", "onednn") and hasattr(torch.ops.quantized, "linear_dynamic_fp16")
+
+
+def _exact(weight: Tensor) -> bool:
+    """Returns whether fp16 keeps a weight (M, K), as said above."""
+    if weight.dtype != torch.float32:
+        return weight.dtype == torch.float16 or bool(torch.stack(weight.aminmax()).abs().max() <= _LARGEST)
+    return all(bool((part - part.half()).abs().max() <= _ROUNDING) for part in weight.split(1024))
+
+
+_LOCK = Lock()
+
+
+@contextmanager
+def _one_by_one() -> Iterator[None]:
+    """Lets one thread in at a time, as TorchScript compiles in one, without warnings of removals in later releases."""
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class _Packed(nn.Module):
+    """The product with weights in fp16.
+
+    Args:
+        weights: (M_i, K) each.
+        scale: factor of each output channel, (M,); None means 1.
+        bias: (M,) in fp32.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], scale: Tensor | None, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weights, self.scale, self.bias = list(weights), scale, bias
+        has_fast = weights[0].dtype in (torch.bfloat16, torch.float16) and weights[0].dtype not in MISSING
+        self.few = _FEW if has_fast else 2**62
+        self.packed = torch.ops.quantized.linear_prepack_fp16(torch.cat([w.float() for w in weights]), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.size(0) <= self.few:
+            y = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        else:
+            rounded = x.to(self.weights[0].dtype)
+            y = torch.cat([F.linear(rounded, w) for w in self.weights], -1).float()
+        scale, bias = self.scale, self.bias
+        if scale is not None:
+            y = y.mul_(scale)
+        return y if bias is None else y.add_(bias)
+
+
+class _Digits(nn.Module):
+    """The product with int8 weights: x is split into two digits in base 126, which are multiplied as integers.
+
+    That keeps 14 bits of a row's largest activation, and twice as many rows cost next to nothing while they are few.
+    FBGEMM's product in 8 bits rounds the activations of a whole matrix to 7 bits by their least and largest value; a
+    last row with -64 and 63 makes that rounding change nothing.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        zeros = torch.zeros(len(scale), dtype=torch.long)
+        with _one_by_one():
+            whole = torch._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
+        self.packed = torch.ops.quantized.linear_prepack(whole, None)
+        self.bias = bias
+        self.pins = torch.zeros(1, codes.size(1))
+        self.pins[0, 0], self.pins[0, 1] = -64, 63
+
+    def forward(self, x: Tensor) -> Tensor:
+        largest = x.abs().amax(-1, keepdim=True).clamp_min_(1e-30)
+        z = (x * (7938 / largest)).round_()
+        high = (z * (1 / 126)).round_()  # -63 .. 63, as is what is left
+        rows = torch.cat([high, torch.sub(z, high, alpha=126), self.pins])
+        y = torch.ops.quantized.linear_dynamic(rows, self.packed, True)
+        n = x.size(0)
+        y = torch.add(y[n:-1], y[:n], alpha=126).mul_(largest * (1 / 7938))
+        bias = self.bias
+        return y if bias is None else y + bias
+
+
+class _Plain(nn.Module):
+    """The product with fp32 weights as they are stored."""
+
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None) -> None:
+        super().__init__()
+        self.weights, self.bias = list(weights), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([F.linear(x, w) for w in self.weights], -1)
+        bias = self.bias
+        return y if bias is None else y + bias
+
+
+_KEPT: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
+"""Module -> its parameters' identity and what was compiled of it, which takes seconds for a whole model."""
+
+
+_SPED_UP: WeakKeyDictionary[GPT, tuple[Any, bool]] = WeakKeyDictionary()
+"""Model -> its parameters' identity and the result of `speeds_up`."""
+
+
+def _identity(module: nn.Module) -> list[tuple[int, torch.dtype, int]]:
+    """Returns what changes if a parameter is replaced or written to."""
+    return [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in module.parameters()]
+
+
+def compiled(module: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
+    """Returns what `make` makes of a module, compiled by TorchScript.
+
+    That of an earlier call is returned if the module's parameters have not changed since.
+    """
+    identity = _identity(module)
+    found = _KEPT.get(module)
+    if found is None or found[0] != identity:
+        made = make()
+        with _one_by_one():
+            found = _KEPT[module] = identity, torch.jit.script(made)
+    return found[1]
+
+
+def product(*layers: Linear | Int8Linear) -> nn.Module:
+    """Returns a module for TorchScript that maps x (N, K) in fp32 to the outputs of `layers`, side by side, in fp32.
+
+    It is more precise than an `Int8Linear`: activations are not rounded to 8 bits, but to 14 or not at all.
+
+    Args:
+        layers: `known` ones, all of the same class.
+    """
+    weights = [layer.weight.detach() for layer in layers]
+    biases = [
+        torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().float() for layer in layers
+    ]
+    bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
+    if weights[0].dtype != torch.int8:
+        return _Packed(weights, None, bias) if _packs() and all(map(_exact, weights)) else _Plain(weights, bias)
+    scale = torch.cat([layer.scale for layer in layers if isinstance(layer, Int8Linear)])
+    if sum(w.numel() for w in weights) >= _LARGE:
+        return _Digits(torch.cat(weights), scale, bias)
+    return _Packed(weights, scale, bias)
+
+
+def known(layer: nn.Module) -> bool:
+    """Returns whether `product` knows a linear layer; it knows none with adapters."""
+    return type(layer) is Linear or (type(layer) is Int8Linear and _digits_work())
+
+
+class _PackedLinear(LinearLayer):
+    """A linear layer for fp32 activations that multiplies few rows fast; it keeps the weight of `linear`, too."""
+
+    def __init__(self, linear: Linear | Int8Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.product = compiled(linear, lambda: product(linear))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_no_grad(x)
+
+    def forward_no_grad(self, x: Tensor) -> Tensor:
+        return self.product(x.flatten(0, -2)).unflatten(0, x.shape[:-1]) if x.numel() else x.new_zeros(
+            *x.shape[:-1], self.out_features
+        )  # fmt: skip
+
+
+def packed(module: nn.Module) -> nn.Module:
+    """Returns a module that shares everything with `module` but its linear layers, which become `_PackedLinear`."""
+    if known(module):
+        assert isinstance(module, Linear | Int8Linear)
+        return _PackedLinear(module)
+    children = {name: packed(child) for name, child in module.named_children()}
+    if all(child is getattr(module, name) for name, child in children.items()):
+        return module
+    twin = copy.copy(module)
+    twin._modules = {**module._modules, **children}
+    return twin
+
+
+@cache
+def _digits_work() -> bool:
+    """Returns whether this torch and this CPU multiply the digits of `_Digits` exactly."""
+    if not _packs() or not hasattr(torch.ops.quantized, "linear_dynamic"):
+        return False
+    codes = (torch.arange(64 * 40).reshape(64, 40) * 37 % 255 - 127).to(torch.int8)
+    x = (torch.arange(3 * 40).reshape(3, 40) * 17 % 127 - 63.0) * 126  # no digit but the first
+    x[:, :2] = 7938
+    try:
+        y = _Digits(codes, torch.ones(64), None)(x)
+    except RuntimeError:
+        return False
+    return bool(((y.double() - x.double() @ codes.double().T).abs() < 0.5 + 1e-6 * y.abs()).all())
+
+
+def speeds_up(model: GPT) -> bool:
+    """Returns whether `packed` layers serve a model: on a CPU, in a dtype that they keep, with room for the copy."""
+    if model.transformer.wte.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    identity = _identity(model)
+    found = _SPED_UP.get(model)
+    if found is None or found[0] != identity:
+        found = _SPED_UP[model] = identity, _keeps(model)
+    return found[1]
+
+
+def _keeps(model: GPT) -> bool:
+    """Returns whether packing keeps all weights of a model, and there is room for them."""
+    layers = [m for m in model.modules() if known(m)]
+    n_bytes = sum(2 * m.get_parameter("weight").numel() for m in layers)
+    weights = [m.weight for m in layers if isinstance(m, Linear)]
+    if n_bytes > _SHARE * total_memory():
+        return False
+    if all(w.dtype == torch.float32 for w in weights):  # those that cannot be packed are taken as they are
+        return True
+    return _packs() and all(map(_exact, weights))

@@ -1,0 +1,196 @@
+"""A block for decoding on a CPU, compiled by TorchScript: one call from Python a layer instead of about forty.
+
+An operation of a step of few tokens takes some microseconds, as long as Python needs to call it. Everything is computed
+in fp32, whatever the dtype of the weights.
+
+Letters: N tokens of all rows, C n_embd, H query heads, G key/value heads, R = H / G, D head_size, n rotated channels of
+a head, T tokens of a row, S positions that they see.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gpt.generation.products import compiled, known, product
+from lit_gpt.layers.mlp import GatedMLP, PlainMLP
+from lit_gpt.layers.norms import LayerNorm, PerHeadNorm, RMSNorm
+from lit_gpt.model import Block, CausalSelfAttention, score_scale
+
+_NONE, _RMS, _LAYER = 0, 1, 2
+"""Kinds of norms; TorchScript knows no names of a module but its functions."""
+
+
+class _Block(nn.Module):
+    """A whole block, see `lit_gpt.model.Block`.
+
+    It has no children but its matmuls, since TorchScript takes milliseconds for each.
+
+    Args:
+        window: number of positions that a token sees, its own included; 0 means all.
+    """
+
+    def __init__(self, block: Block, window: int) -> None:
+        super().__init__()
+        attn, mlp, c = block.attn, block.mlp, block.attn.config
+        self.parallel, self.shared = block.parallel_residual, block.shared_attention_norm
+        self.norm_1, self.norm_2 = _norm(block.norm_1), _norm(block.norm_2)
+        self.post_attention_norm, self.post_mlp_norm = _norm(block.post_attention_norm), _norm(block.post_mlp_norm)
+        self.norm_q, self.norm_k = _norm(attn.norm_q), _norm(attn.norm_k)
+        self.norms_heads = c.qk_norm != "full"
+        self.H, self.G, self.D, self.window = c.n_head, c.n_query_groups, c.head_size, window
+        self.scale, self.cap = score_scale(c), c.attn_logit_softcapping
+        self.gated, self.activation = isinstance(mlp, GatedMLP), c.activation
+        self.qkv, self.proj = product(attn.qkv), product(attn.proj)
+        self.up = product(mlp.fc_1, mlp.fc_2) if isinstance(mlp, GatedMLP) else product(mlp.fc)
+        self.down = product(mlp.proj)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        places: Tensor,
+        rows: list[list[int]],
+    ) -> Tensor:
+        """Returns the output of the block, (N, C).
+
+        Args:
+            x: (N, C).
+            cos, sin: (N, 1, n); the first half of sin has its sign changed.
+            keys, values: the layer's pool, (positions, G, D) each.
+            places: positions of the pool to which the tokens' keys and values go, (N,).
+            rows: for each row, [T, the position of its first token, where its extent begins in the pool].
+        """
+        normed = _normed(x, self.norm_1)
+        y = self.attention(normed, cos, sin, keys, values, places, rows)
+        h = x + _normed(y, self.post_attention_norm)
+        if not self.shared:
+            normed = _normed(x if self.parallel else h, self.norm_2)
+        return h + _normed(self.mlp(normed), self.post_mlp_norm)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Returns the output of the MLP, (N, C)."""
+        up = self.up(x)
+        if not self.gated:
+            return self.down(_activated(up, self.activation))
+        gate, up = up.chunk(2, -1)
+        return self.down(_activated(gate, self.activation).mul_(up))
+
+    def attention(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        places: Tensor,
+        rows: list[list[int]],
+    ) -> Tensor:
+        """Returns the projected output of attention, (N, C); arguments as in `forward`."""
+        H, G, D = self.H, self.G, self.D
+        qk, v = self.qkv(x).split([(H + G) * D, G * D], -1)
+        if not self.norms_heads:
+            q, k = qk.split([H * D, G * D], -1)
+            qk = torch.cat([_normed(q, self.norm_q), _normed(k, self.norm_k)], -1)
+        qk = qk.view(-1, H + G, D)
+        if self.norms_heads and self.norm_q[0] != 0:
+            qk = torch.cat([_normed(qk[:, :H], self.norm_q), _normed(qk[:, H:], self.norm_k)], 1)
+        qk = _rotated(qk, cos, sin)
+        q, k = qk[:, :H], qk[:, H:]
+        keys.index_copy_(0, places, k)
+        values.index_copy_(0, places, v.view(-1, G, D))
+        outputs: list[Tensor] = []
+        at = 0
+        for row in rows:
+            T, position, start = row[0], row[1], row[2]
+            first = max(0, position + 1 - self.window) if self.window > 0 else 0
+            begin, end = start + first, start + position + T
+            outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end]))
+            at += T
+        return self.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0))
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Returns the output of attention of one row, (T, H * D), for rotated q (T, H, D), k and v (S, G, D)."""
+        T, G, R = q.size(0), self.G, self.H // self.G
+        if T == 1:  # the heads of a group see the same keys: they are queries of one head
+            k, v = k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0)  # (1, G, S, D)
+            return self.weighted(q.view(1, G, R, self.D), k, v, None, False).reshape(1, -1)
+        q = q.view(T, G, R, self.D).permute(1, 2, 0, 3)  # (G, R, T, D)
+        k = k.transpose(0, 1).unsqueeze(1).expand(-1, R, -1, -1)  # (G, R, S, D)
+        v = v.transpose(0, 1).unsqueeze(1).expand(-1, R, -1, -1)
+        S = k.size(2)
+        causal = T == S and (self.window == 0 or self.window >= T) and self.cap == 0
+        y = self.weighted(q, k, v, None if causal else self.unseen(T, S), causal)
+        return y.permute(2, 0, 1, 3).reshape(T, -1)
+
+    def weighted(self, q: Tensor, k: Tensor, v: Tensor, unseen: Tensor | None, causal: bool) -> Tensor:
+        """Returns the means of v (..., S, D), weighted by the softmax of scores, for q (..., T, D)."""
+        if self.cap == 0:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=unseen, is_causal=causal, scale=self.scale)
+        scores = torch.tanh(q @ k.mT * (self.scale / self.cap)) * self.cap
+        return (scores if unseen is None else scores + unseen).softmax(-1) @ v
+
+    def unseen(self, T: int, S: int) -> Tensor:
+        """Returns the summand of scores, (T, S): minus infinity where one of the last T tokens does not see a key."""
+        at = torch.arange(S)
+        distance = at[S - T :].unsqueeze(1) - at
+        hidden = distance < 0
+        if self.window > 0:
+            hidden = hidden | (distance >= self.window)
+        return torch.zeros([T, S]).masked_fill_(hidden, -float("inf"))
+
+
+def _norm(norm: nn.Module) -> tuple[int, float, Tensor, Tensor]:
+    """Returns kind, eps, weight and bias of a norm, in fp32."""
+    if isinstance(norm, RMSNorm):
+        weight = norm.weight.detach().float() + float(norm.unit_offset)
+        return _RMS, norm.eps, torch.cat([weight, torch.zeros_like(weight)]), torch.empty(0)
+    if isinstance(norm, LayerNorm):
+        return _LAYER, norm.eps, norm.weight.detach().float(), norm.bias.detach().float()
+    if isinstance(norm, PerHeadNorm):
+        return _LAYER, norm.eps, norm.weight.detach().float(), torch.zeros(())
+    return _NONE, 0.0, torch.empty(0), torch.empty(0)
+
+
+def _normed(x: Tensor, norm: tuple[int, float, Tensor, Tensor]) -> Tensor:
+    """Returns x normalized over its last dimension."""
+    kind, eps, weight, bias = norm
+    if kind == 0:
+        return x
+    if kind == 1:  # the mean of x and -x is 0: one kernel that is there instead of six operations
+        return F.layer_norm(torch.cat([x, -x], -1), weight.shape, weight, None, eps)[..., : x.size(-1)]
+    if bias.dim() == 1:
+        return F.layer_norm(x, [x.size(-1)], weight, bias, eps)
+    return F.layer_norm(x, [x.size(-1)], None, None, eps) * weight
+
+
+def _activated(x: Tensor, activation: str) -> Tensor:
+    """Returns the activation of this name (`lit_gpt.layers.mlp.ACTIVATIONS`) of x."""
+    if activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Returns x (N, heads, D) with the first n channels of each head rotated; see `_Block.forward`."""
+    n = cos.size(-1)
+    head = x[..., :n]
+    swapped = torch.cat([x[..., n // 2 : n], x[..., : n // 2]], -1)
+    y = torch.addcmul(head * cos, swapped, sin)
+    return y if n == x.size(-1) else torch.cat([y, x[..., n:]], -1)
+
+
+def scriptable(block: Block) -> bool:
+    """Returns whether `scripted_block` knows everything in a block: it has no adapters, no experts."""
+    mlp, attn = block.mlp, block.attn
+    if type(attn) is not CausalSelfAttention or type(mlp) not in (GatedMLP, PlainMLP):
+        return False
+    ups = [mlp.fc_1, mlp.fc_2] if isinstance(mlp, GatedMLP) else [mlp.fc]
+    return all(map(known, (attn.qkv, attn.proj, *ups, mlp.proj)))
+
+
+def scripted_block(block: Block, window: int) -> nn.Module:
+    """Returns a block that `scriptable` holds for, compiled; arguments as those of `_Block`."""
+    return compiled(block, lambda: _Block(block, window).eval())

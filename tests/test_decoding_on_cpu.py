@@ -1,0 +1,168 @@
+"""Decoding on a CPU by packed weights and compiled blocks gives what the plain model gives."""
+
+import pytest
+import torch
+from conftest import ALL
+from tiny import tiny
+
+from lit_gpt.args import AdapterArgs, LoRAArgs
+from lit_gpt.generation import products
+from lit_gpt.generation.decode import ExtentDecoder
+from lit_gpt.generation.lockstep import generate_batch
+from lit_gpt.generation.products import packed, product, speeds_up
+from lit_gpt.layers.linear import Linear
+from lit_gpt.layers.quantize import quantizable, quantized
+from lit_gpt.methods import adapter_v2, lora
+
+KINDS = [
+    "llama-gqa", "llama-biases", "llama-tied", "neox", "falcon-40b", "mistral", "mixtral", "phi", "phi3-long", "gemma2",
+    "gemma3", "qwen3", "qwen3-moe", "smollm3", "olmo2", "stablelm-12b",
+]  # fmt: skip
+PROMPTS = [torch.randint(0, 320, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 17, 40)]
+needs_packing = pytest.mark.skipif(not products._packs(), reason="this torch packs no weights in fp16 on this CPU")
+
+
+def as_16_bits(model):
+    """The model in fp32, with weights that bf16 has, as those of a checkpoint are."""
+    return model.bfloat16().float()
+
+
+def drawn(model, compile=None):
+    return list(generate_batch(model, PROMPTS, 33, temperature=0, compile=compile))
+
+
+def logits(model, ids=PROMPTS[2]):
+    """Logits of the last token of a text that is read in one piece, and of the one after it."""
+    with torch.inference_mode():
+        decoder = ExtentDecoder(model, 1, len(ids) + 1)
+        return torch.cat([decoder.prefill([ids]), decoder.step(torch.tensor([7]))])
+
+
+def plain_logits(model, ids=PROMPTS[2]):
+    with torch.inference_mode():
+        return model(torch.tensor([[*ids, 7]]))[0, -2:].float()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_texts_of_several_rows_are_those_of_the_plain_model(kind):
+    model = as_16_bits(tiny(kind))
+    assert speeds_up(model)
+    assert drawn(model) == drawn(model, compile=False)
+
+
+def test_weights_that_fp16_does_not_keep_are_taken_as_they_are():
+    model = tiny("llama-gqa")
+    assert not products._exact(model.lm_head.weight)
+    assert drawn(model) == drawn(model, compile=False)
+    torch.testing.assert_close(logits(model), plain_logits(model), rtol=1e-5, atol=1e-5)
+
+
+@needs_packing
+@pytest.mark.parametrize("kind", ["llama-gqa", "mixtral", "neox", "gemma2"])
+def test_logits_in_bf16_are_nearer_to_those_in_fp32_than_the_plain_model_s(kind):
+    model = tiny(kind).bfloat16()
+    found, plain = logits(model), plain_logits(model)
+    want = plain_logits(model.float())
+    assert found.dtype == torch.float32
+    assert (found - want).abs().max() < (plain - want).abs().max() < 0.3
+
+
+@needs_packing
+@pytest.mark.parametrize("large", [1, 2**40])
+def test_an_int8_product_is_that_of_its_codes(large, monkeypatch):
+    monkeypatch.setattr(products, "_LARGE", large)
+    torch.manual_seed(0)
+    layers = [quantized(Linear(96, n), "int8") for n in (48, 16)]
+    x = torch.randn(5, 96) * torch.logspace(-3, 3, 5).unsqueeze(1)
+    x[0] = 0
+    want = torch.cat([x.double() @ m.dequantize().double().T + m.bias.double() for m in layers], -1)
+    found = torch.jit.script(product(*layers))(x)
+    by_layer = torch.cat([m(x) for m in layers], -1)
+    size = x.abs().amax(-1, keepdim=True).clamp(min=1)
+    assert ((found - want) / size).abs().max() < 2e-4 < 2e-3 < ((by_layer - want) / size).abs().max()
+
+
+@needs_packing
+@pytest.mark.parametrize("large", [1, 2**40])
+def test_a_model_in_int8_decodes_as_its_weights_say(large, monkeypatch):
+    monkeypatch.setattr(products, "_LARGE", large)
+    model = as_16_bits(tiny("llama-gqa"))
+    for path in quantizable(model):
+        model.set_submodule(path, quantized(model.get_submodule(path), "int8"))
+    found = logits(model)
+    own = plain_logits(model)
+    for path, layer in list(model.named_modules()):
+        if type(layer).__name__ == "Int8Linear":
+            plain = Linear(layer.in_features, layer.out_features, bias=False)
+            plain.weight.data = layer.dequantize()
+            model.set_submodule(path, plain)
+    want = plain_logits(model)
+    assert (found - want).abs().max() < 1e-3 < (own - want).abs().max()
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter_v2", "nf4"])
+def test_adapters_and_other_quantized_layers_are_part_of_it(method):
+    model = as_16_bits(tiny("llama-gqa"))
+    torch.manual_seed(1)
+    if method == "lora":
+        lora.inject(model, LoRAArgs(lora_r=2, **ALL))
+    elif method == "adapter_v2":
+        adapter_v2.inject(model, AdapterArgs(adapter_start_layer=0))
+    else:
+        pytest.importorskip("bitsandbytes")
+        for path in quantizable(model):
+            model.set_submodule(path, quantized(model.get_submodule(path), "bnb.nf4"))
+    for name, p in model.named_parameters():
+        if p.requires_grad and p.is_floating_point():
+            torch.nn.init.normal_(p, std=0.2, mean=float("norm" in name or "scale" in name))
+    assert speeds_up(model.eval())
+    torch.testing.assert_close(logits(model), plain_logits(model), rtol=1e-4, atol=1e-4)
+
+
+@needs_packing
+def test_a_weight_that_changes_is_packed_again():
+    model = as_16_bits(tiny("llama-gqa"))
+    before = logits(model)
+    torch.testing.assert_close(logits(model), before)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.proj.weight.mul_(2)
+        model.lm_head.weight.mul_(-1)
+    torch.testing.assert_close(logits(model), plain_logits(model), rtol=1e-5, atol=1e-5)
+
+
+@needs_packing
+def test_a_packed_layer_is_made_once_and_keeps_its_weight():
+    model = tiny("llama-gqa").bfloat16()
+    linear = model.lm_head
+    assert packed(linear).product is packed(linear).product
+    assert packed(linear).weight is linear.weight
+
+
+@needs_packing
+@pytest.mark.parametrize("why", ["autocast", "memory", "range", "meta"])
+def test_a_model_that_packing_does_not_serve_runs_as_it_is(why, monkeypatch):
+    model = tiny("llama-gqa").bfloat16()
+    assert speeds_up(model)
+    if why == "memory":
+        model = tiny("llama-gqa").bfloat16()
+        monkeypatch.setattr(products, "_SHARE", 1e-9)
+    elif why == "range":
+        model.lm_head.weight.data[0, 0] = 1e6
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.data.clone())
+    elif why == "meta":
+        model = model.to("meta")
+    with torch.autocast("cpu", enabled=why == "autocast"):
+        assert not speeds_up(model)
+
+
+@needs_packing
+def test_many_rows_are_multiplied_by_the_weight_itself_where_the_cpu_multiplies_it_fast(monkeypatch):
+    monkeypatch.setattr(products, "MISSING", frozenset())
+    linear = Linear(32, 24).bfloat16()
+    fast = torch.jit.script(product(linear))
+    x = torch.randn(products._FEW + 1, 32)
+    by_bf16 = (x.bfloat16() @ linear.weight.T).float() + linear.bias.float()
+    torch.testing.assert_close(fast(x), by_bf16, rtol=1e-2, atol=1e-2)
+    few = fast(x[: products._FEW])
+    torch.testing.assert_close(few, x[: products._FEW] @ linear.weight.float().T + linear.bias.float())
+    assert not torch.equal(fast(x)[: products._FEW], few)
