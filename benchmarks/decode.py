@@ -27,7 +27,8 @@ NEEDS = {"transformers": "transformers", "llama.cpp BF16": "xllamacpp", "llama.c
 """Contender -> the package without which it is left out."""
 COMPARED = [
     ("ours", "plain"), ("ours", "transformers"), ("ours", "llama.cpp BF16"), ("engine", "plain"),
-    ("engine", "llama.cpp Q8_0"), ("ours int8", "plain int8"), ("ours int8", "llama.cpp Q8_0"),
+    ("engine", "llama.cpp BF16"), ("engine", "llama.cpp Q8_0"), ("ours int8", "plain int8"),
+    ("ours int8", "llama.cpp Q8_0"),
 ]  # fmt: skip
 
 

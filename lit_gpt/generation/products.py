@@ -79,7 +79,7 @@ class _Packed(nn.Module):
         self.weights, self.scale, self.bias = list(weights), scale, bias
         has_fast = weights[0].dtype in (torch.bfloat16, torch.float16) and weights[0].dtype not in MISSING
         self.few = _FEW if has_fast else 2**62
-        self.packed = torch.ops.quantized.linear_prepack_fp16(torch.cat([w.float() for w in weights]), None)
+        self.packed = torch.ops.quantized.linear_prepack_fp16(torch.cat(list(weights)).float(), None)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.size(0) <= self.few:
