@@ -27,7 +27,8 @@ NEEDS = {"transformers": "transformers", "llama.cpp BF16": "xllamacpp", "llama.c
 """Contender -> the package without which it is left out."""
 COMPARED = [
     ("ours", "plain"), ("ours", "transformers"), ("ours", "llama.cpp BF16"), ("engine", "plain"),
-    ("engine", "llama.cpp Q8_0"), ("ours int8", "plain int8"), ("ours int8", "llama.cpp Q8_0"),
+    ("engine", "llama.cpp BF16"), ("engine", "llama.cpp Q8_0"), ("ours int8", "plain int8"),
+    ("ours int8", "llama.cpp Q8_0"),
 ]  # fmt: skip
 
 
@@ -42,19 +43,32 @@ def main() -> None:
     args = parser.parse_args()
     names = [n for n in args.only.split(",") if n not in NEEDS or find_spec(NEEDS[n])]
     prepare(args.folder)
-    lines = [head(args.threads)]
+    say = Say(args.out)
+    say(head(args.threads))
     processes = {name: started(name, args.folder, args.threads) for name in names}
-    for name, process in processes.items():
-        _, load, first = answer(process).split()
-        lines.append(f"  {name:15} loads in {float(load):.1f} s, first text of 33 tokens {float(first):.1f} s")
-    for rows in (1, 8):
-        lines += measured(processes, rows, new=args.new, rounds=args.rounds)
-    for process in processes.values():
-        process.kill()
-    print("\n".join(lines))
-    if args.out:
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n\n")
+    try:
+        for name, process in processes.items():
+            _, load, first = answer(process).split()
+            say(f"  {name:15} loads in {float(load):.1f} s, first text of 33 tokens {float(first):.1f} s")
+        for rows in (1, 8):
+            for line in measured(processes, rows, new=args.new, rounds=args.rounds):
+                say(line)
+    finally:
+        for process in processes.values():
+            process.kill()
+
+
+class Say:
+    """Prints lines, and adds them to a file if there is one."""
+
+    def __init__(self, out: Path | None) -> None:
+        self.out = out
+
+    def __call__(self, line: str) -> None:
+        print(line, flush=True)
+        if self.out:
+            with self.out.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
 def prepare(folder: Path) -> None:

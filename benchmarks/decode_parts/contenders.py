@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def ours(folder: Path, precision: Any, quantize: str | None = None, compile: boo
 def engine(folder: Path) -> _Draw:
     """Loads what the server and chat answer with."""
     from lit_gpt.checkpoints.base import load_base
+    from lit_gpt.errors import UserError
     from lit_gpt.fabric import make_fabric
     from lit_gpt.generation.engine import Engine
     from lit_gpt.generation.request import GREEDY, Request
@@ -47,7 +49,11 @@ def engine(folder: Path) -> _Draw:
 
     path = folder / "SmolLM2-135M-Instruct"
     model, _ = load_base(make_fabric("bf16-true"), path)
-    made = Engine(model, Tokenizer(path), max_tokens=8192)
+    tokenizer = None
+    while tokenizer is None:  # a busy machine takes longer than the seconds that it may take
+        with suppress(UserError):
+            tokenizer = Tokenizer(path)
+    made = Engine(model, tokenizer, max_tokens=8192)
     calls = [0]
 
     def draw(texts: Sequence[Sequence[int]], new: int) -> None:

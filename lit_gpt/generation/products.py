@@ -11,7 +11,8 @@ Letters: N rows, K input channels, M output channels.
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from threading import Lock
 from typing import Any
@@ -53,6 +54,17 @@ def _exact(weight: Tensor) -> bool:
     return all(bool((part - part.half()).abs().max() <= _ROUNDING) for part in weight.split(1024))
 
 
+_LOCK = Lock()
+
+
+@contextmanager
+def _one_by_one() -> Iterator[None]:
+    """Lets one thread in at a time, as TorchScript compiles in one, without warnings of removals in later releases."""
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 class _Packed(nn.Module):
     """The product with weights in fp16.
 
@@ -67,9 +79,7 @@ class _Packed(nn.Module):
         self.weights, self.scale, self.bias = list(weights), scale, bias
         has_fast = weights[0].dtype in (torch.bfloat16, torch.float16) and weights[0].dtype not in MISSING
         self.few = _FEW if has_fast else 2**62
-        with warnings.catch_warnings():  # of values that become 0
-            warnings.simplefilter("ignore")
-            self.packed = torch.ops.quantized.linear_prepack_fp16(torch.cat([w.float() for w in weights]), None)
+        self.packed = torch.ops.quantized.linear_prepack_fp16(torch.cat(list(weights)).float(), None)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.size(0) <= self.few:
@@ -94,10 +104,9 @@ class _Digits(nn.Module):
     def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         zeros = torch.zeros(len(scale), dtype=torch.long)
-        with warnings.catch_warnings():  # of a removal in some later release
-            warnings.simplefilter("ignore")
+        with _one_by_one():
             whole = torch._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
-            self.packed = torch.ops.quantized.linear_prepack(whole, None)
+        self.packed = torch.ops.quantized.linear_prepack(whole, None)
         self.bias = bias
         self.pins = torch.zeros(1, codes.size(1))
         self.pins[0, 0], self.pins[0, 1] = -64, 63
@@ -127,8 +136,6 @@ class _Plain(nn.Module):
         return y if bias is None else y + bias
 
 
-_COMPILING = Lock()
-"""TorchScript compiles in one thread at a time; weights are packed in several."""
 _KEPT: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
 """Module -> its parameters' identity and what was compiled of it, which takes seconds for a whole model."""
 
@@ -151,7 +158,7 @@ def compiled(module: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
     found = _KEPT.get(module)
     if found is None or found[0] != identity:
         made = make()
-        with _COMPILING:
+        with _one_by_one():
             found = _KEPT[module] = identity, torch.jit.script(made)
     return found[1]
 
