@@ -26,10 +26,10 @@ def joined(deltas: Sequence[Delta]) -> Answer:
         "".join(d.text for d in deltas),
         tuple(t for d in deltas for t in d.tokens),
         tuple(t for d in deltas for t in d.prompt),
-        last.finish,
-        last.stop_reason,
-        last.error,
-        deltas[0].n_cached,
+        finish=last.finish,
+        stop_reason=last.stop_reason,
+        error=last.error,
+        n_cached=deltas[0].n_cached,
     )
 
 

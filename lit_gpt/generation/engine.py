@@ -282,7 +282,7 @@ class Engine:
             self.sampler.remove(row.slot)
         self.scheduler.leave(row)
         n_cached = row.n_cached if row.n_new <= 1 else 0
-        row.deliver(Delta(text, tokens, prompt, finish, reason, error, n_cached))
+        row.deliver(Delta(text, tokens, prompt, finish=finish, stop_reason=reason, error=error, n_cached=n_cached))
 
     def _guarded(self, row: Row, act: Callable[[], None]) -> None:
         """Does something for one row; if it fails, only that row ends."""

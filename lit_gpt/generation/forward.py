@@ -260,15 +260,15 @@ class _ExtentAttention(nn.Module):
         first = max(0, piece.position + 1 - self.window) if self.window else 0
         k, v = (pool.narrow(2, piece.start + first, end - first).to(q.dtype) for pool in self.by_head)  # (1, G, S, D)
         if T == 1:  # the heads of a group see the same keys: they are queries of one head
-            return attend(q, k, v, config=config)
+            return _attend(q, k, v, config=config)
         q = q.permute(1, 2, 0, 3)  # (G, R, T, D)
         k, v = (x.transpose(0, 1).expand(-1, q.size(1), -1, -1) for x in (k, v))  # (G, R, S, D)
         is_whole = end - first == T and not (self.window and self.window < T) and not config.attn_logit_softcapping
         mask = None if is_whole else batch.mask(i, self.window, first=first, dtype=q.dtype)
-        return attend(q, k, v, config=config, mask=mask, is_causal=is_whole).permute(2, 0, 1, 3)
+        return _attend(q, k, v, config=config, mask=mask, is_causal=is_whole).permute(2, 0, 1, 3)
 
 
-def attend(
+def _attend(
     q: Tensor, k: Tensor, v: Tensor, config: Config, mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
     """Returns attention (..., T, D) of q (..., T, D) to k and v (..., S, D).

@@ -31,7 +31,7 @@ class Updates:
         self.A = torch.cat([A for A, _ in factors]).to(dtype)  # (r, in_features)
         self.Bs = [B.to(dtype) for _, B in factors]
         self.magnitudes: list[Tensor] = []
-        """With DoRA, the factor of each output channel of a block; B has it already."""
+        """Factors of the output channels of each block, with DoRA; B has them already."""
         self.bias = layer.linear.bias
         if len(layer.lora_magnitude):
             weight = layer.linear.dequantize() + layer.delta()
