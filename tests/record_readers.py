@@ -32,6 +32,7 @@ from lit_gpt.convert.readers import open_source
 from lit_gpt.convert.vocabulary import pad_vocabulary
 from lit_gpt.data import store
 from lit_gpt.data.curate.check import check
+from lit_gpt.fabric import make_fabric
 from lit_gpt.files import save_state, spec_of
 from lit_gpt.hub.supported import check_supported
 from lit_gpt.merge.record import MERGED, merged_runs, trained_style
@@ -209,7 +210,10 @@ def kinds_of_run(folder: Path, base: Path) -> dict[str, Kind]:
     (run_dir / "plan.json").write_text(json.dumps(plan))
 
     def use() -> None:
-        load_finetuned(FABRIC, base, run_dir)
+        _, run = load_finetuned(FABRIC, base, run_dir)
+        make_fabric(run.training.get("precision"))  # as merging and validation do
+        set(run.data.get("end_ids", ()))  # as generation does
+        Path(run.data.get("folder", ""))
         write_report(run_dir)
 
     kinds[RUN] = Kind(run_dir / RUN, use, json.loads((run_dir / RUN).read_text()))

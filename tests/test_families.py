@@ -196,6 +196,8 @@ def test_config_json_of_the_hub_says_what_we_list(name):
         ("rope_scaling", "linear", "rope_scaling='linear' is not an object"),
         ("rope_parameters", [1], "is not an object"),
         ("layer_types", 4, "layer_types=4 is not a list with an entry for each layer"),
+        ("layer_types", False, "layer_types=False is not a list with an entry for each layer"),
+        ("layer_types", 0, "layer_types=0 is not a list with an entry for each layer"),
         ("layer_types", ["full_attention"] * 3, "is not a list with an entry for each layer"),
         ("rope_scaling", {"type": "linear"}, "'linear' lacks 'factor'"),
         ("rope_scaling", {"type": "dynamic", "factor": 2.0}, "'dynamic' is not supported"),

@@ -58,11 +58,11 @@ def _rows(material: Material, random: Random, place: Path) -> Case:
     rows = [_about(row, thing) for thing in _THINGS]
     by_value = random.random() < 0.75
     if by_value and kind != "parquet":
-        for _ in range(random.choice((1, 1, 3))):
-            i = random.randrange(len(rows))
+        for i in random.sample(range(len(rows)), random.choice((1, 1, 3))):
             rows[i] = mutated(json.loads(rows[i]), random)
         if random.random() < 0.1:
-            rows = [mutated(json.loads(row), Random(1)) for row in rows]  # one shape, and not that of a schema
+            # one shape, and not that of a schema
+            rows = [mutated(json.loads(_about(row, thing)), Random(1)) for thing in _THINGS]
     content: bytes = _written(rows, kind, by_value, random=random)
     if not by_value:
         content = flipped(content, random)

@@ -21,7 +21,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from lit_gpt import __version__
-from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.args import Precision, TrainArgs, ValidationArgs
 from lit_gpt.args.folders import RUN, require_run, run_folder
 from lit_gpt.args.formats import read_record, require_known, with_format
 from lit_gpt.checkpoints.base import build, digest_of, load_base
@@ -38,6 +38,15 @@ from lit_gpt.prompts.wording import reworded, say
 from lit_gpt.records import require_types
 
 _REMEDY = "take the copy in one of the run's checkpoints"
+_KINDS_OF_TRAINING: dict[str, Any] = {
+    **get_type_hints(TrainArgs),
+    **get_type_hints(ValidationArgs),
+    "seed": int,
+    "precision": Precision | None,
+}
+"""Entry of `Run.training` -> its type."""
+_KINDS_OF_DATA = {"folder": str, "end_ids": list[int]}
+"""Entry of `Run.data` that is read again, and not only compared -> its type."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +167,8 @@ def read_run(run_dir: Path) -> Run:
         args_class(**run.method_args)
     except UserError as e:
         raise UserError(f"{path} is damaged ({e}); {_REMEDY}") from e
-    require_types(
-        f"{path} (training)", run.training, get_type_hints(TrainArgs) | get_type_hints(ValidationArgs), _REMEDY
-    )
+    require_types(f"{path} (training)", run.training, _KINDS_OF_TRAINING, _REMEDY)
+    require_types(f"{path} (data)", run.data, _KINDS_OF_DATA, _REMEDY)
     if run.quantize is not None and run.quantize not in QUANTIZATIONS:
         raise UserError(f"{path} names the weights {shown(run.quantize)}; known are {', '.join(QUANTIZATIONS)}")
     if message := reworded(run.data):

@@ -158,8 +158,10 @@ def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> 
                 f"{where}: {key}={shown(value)} is not the size of a model; the largest that is taken is {high:,}"
             )
     for key in _PER_LAYER:
-        stated = hf.get(key) or []
-        if not isinstance(stated, list) or 0 < len(stated) < (hf.get("num_hidden_layers") or 0):
+        stated = hf.get(key)
+        if stated is None or stated == []:
+            continue
+        if not isinstance(stated, list) or len(stated) < (hf.get("num_hidden_layers") or 0):
             raise UserError(f"{where}: {key}={shown(stated)} is not a list with an entry for each layer")
     for key in _ROPE_OBJECTS:
         if not isinstance(hf.get(key) or {}, dict):
