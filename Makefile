@@ -11,7 +11,7 @@ OLDEST_PYTHON := 3.10
 NEWEST_PYTHON := 3.13
 SMOKE = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n logical --maxprocesses 8 -m smoke
 
-.PHONY: demo helm test lint types smoke smoke-oldest smoke-newest-python
+.PHONY: demo helm schemathesis test lint types smoke smoke-oldest smoke-newest-python
 
 demo: .venv/ready
 	$(BIN)/python demo/run.py
@@ -45,6 +45,15 @@ helm: .venv/ready .venv-helm/ready
 	.venv-helm/bin/python $(PIP) -c constraints-helm.txt torch
 	.venv-helm/bin/python $(PIP) -c constraints-helm.txt crfm-helm
 	touch $@
+
+# Random requests to a server that is running at URL, by the schemas of its /openapi.json. It is loaded, not harmed: what
+# it answers must be in those schemas and never a failure of its own. Valid requests may still not fit its model.
+URL ?= http://127.0.0.1:8000
+schemathesis:
+	$(PYTHON) -m venv .venv-schemathesis
+	.venv-schemathesis/bin/python $(PIP) schemathesis
+	.venv-schemathesis/bin/st run $(URL)/openapi.json --max-examples 50 --phases examples,coverage,fuzzing \
+		--exclude-checks positive_data_acceptance,unsupported_method
 
 smoke: .venv/ready
 	$(call SMOKE,.venv)

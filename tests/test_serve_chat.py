@@ -129,6 +129,7 @@ def test_an_answer_without_a_number_of_tokens_ends_at_the_servers_limit(loaded, 
     "body, param",
     [
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "messages"),
         ({"messages": [{"role": "king", "content": "a"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": "a" * 2_000}]}, "messages"),

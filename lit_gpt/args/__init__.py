@@ -16,4 +16,5 @@ Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.in
 
 __all__ = ["AdapterArgs", "AskArgs", "ChatArgs", "EvalArgs", "FullArgs", "LoRAArgs", "LoRARunArgs", "Optimizer"]
 __all__ += ["PlanArgs", "Precision", "PrepareArgs", "Quantization", "RunArgs", "SamplingArgs", "ServeArgs"]
-__all__ += ["SourceArgs", "TrainArgs", "ValidationArgs"]
+__all__ += ["SourceArgs", "TrainArgs"]
+__all__ += ["ValidationArgs"]

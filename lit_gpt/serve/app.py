@@ -114,7 +114,7 @@ def _add_openai(app: FastAPI, state: State) -> None:
         service = state.ready()
         return JSON(_shown(service, service.models.exactly(name).name))
 
-    streams: Any = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    streams: Any = {200: {"content": {"text/event-stream": {}}}}
 
     @app.post("/v1/completions", response_model=Completion, responses=streams | errors())
     async def complete(body: CompletionBody, http: Request) -> Response:

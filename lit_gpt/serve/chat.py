@@ -56,6 +56,8 @@ def rendered(
     """
     style = served.chat_style(kwargs)
     turns = [_turn(m, i) for i, m in enumerate(messages)]
+    if len(turns) == 1 and turns[0].role == "assistant":
+        raise Refusal(400, "messages: an answer that is begun needs a turn before it", "messages")
     try:
         found = asked(style, service.tokenizer, turns, end_ids=served.end_ids)
     except UserError as e:

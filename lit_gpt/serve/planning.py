@@ -1,4 +1,4 @@
-"""From the fields of a request to what the engine is asked."""
+"""Makes what the engine is asked out of the fields of a request."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
