@@ -11,6 +11,8 @@ DRIVER = shutil.which("chromedriver")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--lang=en-US")
 PATIENCE = 60
 """Seconds that a test waits for something to happen."""
+_STARTS = 3
+"""Times that the browser is started before its not coming up is an error."""
 
 
 @contextmanager
@@ -25,11 +27,23 @@ def chromium(downloads):
         options.add_argument(flag)
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = _started(webdriver, options)
     try:
         yield driver
     finally:
         driver.quit()
+
+
+def _started(webdriver, options):
+    """A browser that has started; on a machine with much else to do, the first that does in time."""
+    from selenium.common.exceptions import SessionNotCreatedException
+
+    for left in range(_STARTS - 1, -1, -1):
+        try:
+            return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        except SessionNotCreatedException:
+            if not left:
+                raise
 
 
 def resize(driver, width, height):

@@ -39,9 +39,7 @@ def base(checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(driver, base, tmp_path_factory):
     """A client of a server with a base and a run on it, which asks for a key."""
-    run_dir = tmp_path_factory.mktemp("out") / "mine"
-    run_dir.mkdir()
-    save_run_of("lora", base, run_dir)
+    run_dir = save_run_of("lora", base, tmp_path_factory.mktemp("out") / "mine")
     with serving(loaded_from(base, runs=(run_dir,)), key=KEY) as client:
         yield client
 
