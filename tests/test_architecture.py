@@ -44,7 +44,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     # runs that share a base model are loaded and applied by what answers with them
     "generation": {"checkpoints", "config", "data", "layers", "lightning", "methods", "model", "prompts", "resources"}
     | {"tokenizer"},
-    "chat": {"checkpoints", "cli", "generation", "merge", "model", "prompts", "tokenizer"},
+    "chat": {"checkpoints", "cli", "generation", "lightning", "merge", "model", "prompts", "tokenizer"},
     "evaluation": {"data", "files", "generation", "lightning", "model", "prompts", "tokenizer"},
     "serve": {"checkpoints", "fabric", "generation", "merge", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}

@@ -237,9 +237,9 @@ class _ExtentAttention(nn.Module):
         y = attention(
             q,
             k,
-            v,
-            cos.contiguous(),
-            sin.contiguous(),
+            v=v,
+            cos=cos.contiguous(),
+            sin=sin.contiguous(),
             cached=self.pools,
             position=batch.positions,
             scale=score_scale(self.attn.config),
