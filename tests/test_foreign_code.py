@@ -50,6 +50,13 @@ def test_what_exceeds_its_limits_or_ends_its_process_is_named_and_others_go_on(f
     assert tokenizer.encode("the end") == ids
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system does not tell a process's time")
+def test_a_process_that_does_not_get_the_processor_has_its_time_by_the_processor():
+    Remote("the thing", "time:sleep", 1.5, limits=Limits(0.5, 2**29))
+    with pytest.raises(LimitError, match="takes more than 0 s"):
+        Remote("the thing", "builtins:sum", range(2**40), limits=Limits(0.5, 2**29))
+
+
 def test_relative_paths_are_those_of_the_process_that_asks(tmp_path, monkeypatch):
     """Also after it has gone to another folder, and after a limit has ended the process for foreign code."""
     for name in ("one", "two"):
