@@ -39,13 +39,20 @@ class Metrics:
         self.stats: Callable[[], Stats] | None = None
         """Returns the engine's figures, once there is an engine."""
         self.admission = admission
-        kind = {"registry": self.registry}
-        self.requests = Counter("lit_gpt_http_requests", "Requests that were answered", ("path", "status"), **kind)
+        self.requests = Counter(
+            "lit_gpt_http_requests", "Requests that were answered", ("path", "status"), registry=self.registry
+        )
         self.first_token = Histogram(
-            "lit_gpt_time_to_first_token_seconds", "Seconds until a request's first token", buckets=_SECONDS, **kind
+            "lit_gpt_time_to_first_token_seconds",
+            "Seconds until a request's first token",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.whole = Histogram(
-            "lit_gpt_request_seconds", "Seconds that the engine had a request's texts", buckets=_SECONDS, **kind
+            "lit_gpt_request_seconds",
+            "Seconds that the engine had a request's texts",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.registry.register(_EngineFigures(self))
 

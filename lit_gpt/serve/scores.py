@@ -78,7 +78,9 @@ def prompt_logprobs(tokens: Sequence[Scored], pieces: Pieces) -> list[dict[str, 
         if token.logprob is None:
             found.append(None)
             continue
-        ranked = [(i, logprob, rank + 1) for rank, (i, logprob) in enumerate(token.top)]
+        ranked: list[tuple[int, float, int | None]] = [
+            (i, logprob, rank + 1) for rank, (i, logprob) in enumerate(token.top)
+        ]
         if token.id not in {i for i, _, _ in ranked}:
             ranked.append((token.id, token.logprob, 1 if token.is_greedy else None))
         found.append({str(i): {"logprob": finite(p), "rank": r, "decoded_token": pieces.text(i)} for i, p, r in ranked})

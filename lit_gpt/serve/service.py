@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from lit_gpt.generation.engine import Stats
 from lit_gpt.generation.request import Delta, Request
 from lit_gpt.serve.admission import Admission
 from lit_gpt.serve.flight import Flight, Post
@@ -28,8 +27,6 @@ class _Engine(Protocol):
     def submit(self, request: Request, deliver: Callable[[Delta], None]) -> int: ...
 
     def cancel(self, ticket: int) -> None: ...
-
-    def stats(self) -> Stats: ...
 
 
 @dataclass(frozen=True)
