@@ -54,10 +54,11 @@ def plan(service: Service, body: CompletionBody) -> Plan:
 
 def _prompts(service: Service, body: CompletionBody, wanted: int) -> list[Prompt]:
     """Returns the prompts of a request, tokenized and cut."""
-    given: Sequence[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+    given: list[Any] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
     if isinstance(given[0], int):
         given = [given]
-    found = []
+    found: list[Prompt] = []
+    pairs: list[tuple[list[int], str | None]]
     if isinstance(given[0], str):
         encoded = service.tokenizer.encode_batch(given, bos=False if body.add_special_tokens is False else None)
         pairs = [(ids or start_of(service), text) for ids, text in zip(encoded, given, strict=True)]

@@ -23,6 +23,8 @@ from lit_gpt.serve.service import Limits, Service
 _BODIES = 8
 """Bodies of the largest size that are held at once."""
 _BACKLOG = 2_048
+_IDLE_SECONDS = 75
+"""Seconds that an idle connection is kept: longer than clients keep theirs, or a request may meet its end."""
 _LAST_SECONDS = 5
 """Seconds that connections get to close at the end."""
 
@@ -118,6 +120,7 @@ class Server(uvicorn.Server):
             lifespan="off",
             server_header=False,
             timeout_graceful_shutdown=_LAST_SECONDS,
+            timeout_keep_alive=_IDLE_SECONDS,
             proxy_headers=False,
         )
         super().__init__(config)
