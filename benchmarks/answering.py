@@ -9,6 +9,7 @@ Time is that of the process on its cores, so that other programs on the machine 
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,8 @@ from lit_gpt.model import GPT
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.tokenizer import Tokenizer
 
-TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 64, "padding_multiple": 8, "block_size": 64}
+TINY: dict[str, Any] = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 64}
+TINY |= {"padding_multiple": 8, "block_size": 64}
 
 
 def main(checkpoint_dir: Path, requests: int = 0, new_tokens: int = 32, prompt_tokens: int = 64) -> None:

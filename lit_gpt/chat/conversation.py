@@ -15,7 +15,9 @@ class Said:
     answer: str
     """What the model wrote, without the texts that the prompt style puts around an answer."""
     written: str = ""
-    """The text of `ids`: what the model wrote, with those texts."""
+    """The text of `ids`: what the model wrote, with those texts as far as it wrote them."""
+    shown: str = ""
+    """The answer as the prompt style shows it to the model, with all those texts."""
     ids: tuple[int, ...] = ()
     """The tokens in which the model wrote it."""
     is_whole: bool = True
@@ -43,9 +45,9 @@ class Conversation:
             found += [Turn("user", s.question), Turn("assistant", s.answer)]
         return found if question is None else [*found, Turn("user", question)]
 
-    def ids_of(self, written: str) -> Sequence[int] | None:
-        """Returns the tokens in which the model wrote an answer of this text, the latest one; None if it wrote none."""
-        return next((s.ids for s in reversed(self.said) if s.ids and s.written == written), None)
+    def ids_of(self, shown: str) -> Sequence[int] | None:
+        """Returns the tokens in which the model wrote the latest answer that is shown so; None if it wrote none."""
+        return next((s.ids for s in reversed(self.said) if s.ids and s.shown == shown), None)
 
     def add(self, said: Said) -> None:
         """Adds a question and its answer."""

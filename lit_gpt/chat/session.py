@@ -206,7 +206,7 @@ def talk(session: Session, obey: Callable[[Session, str], bool], next_message: C
     while True:
         try:
             message = next_message()
-            session.is_stopped = False
+            pressed = session.is_stopped = False
             if message.strip() and not obey(session, message):
                 session.ask(message.removeprefix("/") if message.startswith("//") else message)
             pressed = session.is_stopped

@@ -129,10 +129,11 @@ class Voice:
 
     def said(self, question: str, reply: Reply) -> Said:
         """Returns a question and the answer in a reply as the conversation keeps them."""
-        text = reply.text
+        text = shown = reply.text
         if isinstance(self.style, Style):  # it puts these texts around an answer itself
             text = text.removeprefix(self.style.lead).removesuffix(self.style.tail)
-        return Said(question, text, reply.text, tuple(reply.ids), reply.finish == "stop")
+            shown = self.style.answer(text)
+        return Said(question, text, reply.text, shown=shown, ids=tuple(reply.ids), is_whole=reply.finish == "stop")
 
 
 def answer(

@@ -134,9 +134,7 @@ class LitLM(TemplateLM):
             asked[i] = ids, len(ids) - len(continuation)
         self._warn_of_truncation(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
         progress = tqdm(total=len(requests), initial=len(answers), desc="Log-likelihoods", disable=disable_tqdm)
-        for i, answer in scores(
-            self.model, self.tokenizer, asked, batch_size=self.batch_size, autocast=self.autocast
-        ):
+        for i, answer in scores(self.model, self.tokenizer, asked, batch_size=self.batch_size, autocast=self.autocast):
             answers[i] = answer
             if (texts := requests[i][0]) is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)

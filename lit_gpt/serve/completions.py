@@ -133,7 +133,7 @@ def _whole(service: Service, body: CompletionBody, made: Plan, answers: Sequence
         if best_of > n:
             group = sorted(group, key=_mean_logprob, reverse=True)[:n]
         for answer in group:
-            choice = Choice(service, body, made, prompt, len(choices))
+            choice = Choice(service, body, made=made, prompt=prompt, index=len(choices))
             choices.append(choice.part(answer._replace(prompt=scores)))
     return head(made) | {"choices": choices, "usage": usage.shown()}
 

@@ -88,7 +88,8 @@ class _TextStream(_Stream):
         self.body = body
         n = body.n or 1
         self.choices = [
-            completions.Choice(service, body, made, made.prompts[i // n], i) for i in range(len(made.requests))
+            completions.Choice(service, body, made=made, prompt=made.prompts[i // n], index=i)
+            for i in range(len(made.requests))
         ]
 
     def parts(self, index: int, delta: Delta) -> Iterator[dict[str, Any]]:
