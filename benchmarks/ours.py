@@ -140,6 +140,6 @@ def batch_loss(model: GPT, batch: Batch, device: torch.device) -> torch.Tensor:
 
 def draw(model: GPT, prompt: list[int], n: int, compiled: bool) -> Iterator[int]:
     """`n` tokens, the most likely one each time, as they come."""
-    from lit_gpt.generation.lockstep import generate
+    from lit_gpt.generation.lockstep.batch import generate
 
     return generate(model, prompt, n, temperature=0, compile=True if compiled else None)

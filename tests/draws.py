@@ -2,9 +2,9 @@
 
 import torch
 
-from lit_gpt.generation.decode import Decoder
-from lit_gpt.generation.lockstep import draw
-from lit_gpt.generation.sampling import sample
+from lit_gpt.generation.lockstep.batch import draw
+from lit_gpt.generation.lockstep.decode import Decoder
+from lit_gpt.generation.sampling.sampler import sample
 from lit_gpt.model import KVCache
 
 

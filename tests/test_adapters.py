@@ -24,8 +24,8 @@ from lit_gpt.config import Config
 from lit_gpt.data.batches import collate
 from lit_gpt.errors import UserError
 from lit_gpt.families import config_for
-from lit_gpt.generation.decode import Decoder
-from lit_gpt.generation.lockstep import generate_batch
+from lit_gpt.generation.lockstep.batch import generate_batch
+from lit_gpt.generation.lockstep.decode import Decoder
 from lit_gpt.layers.linear import Linear
 from lit_gpt.lightning import Fabric
 from lit_gpt.methods import METHODS, adapter, adapter_v2

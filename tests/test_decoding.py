@@ -8,9 +8,9 @@ from draws import fast, plainly
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
-from lit_gpt.generation.cache import room
-from lit_gpt.generation.lockstep import generate_batch
-from lit_gpt.generation.sampling import sample
+from lit_gpt.generation.lockstep.batch import generate_batch
+from lit_gpt.generation.lockstep.cache import room
+from lit_gpt.generation.sampling.sampler import sample
 from lit_gpt.model import GPT
 
 PROMPTS = [[5, 9, 200] * 83, [7], [3, 1, 4, 1, 5, 9, 2, 6]]

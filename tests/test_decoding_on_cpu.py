@@ -6,10 +6,10 @@ from conftest import ALL
 from tiny import tiny
 
 from lit_gpt.args import AdapterArgs, LoRAArgs
-from lit_gpt.generation import products
-from lit_gpt.generation.decode import ExtentDecoder
-from lit_gpt.generation.lockstep import generate_batch
-from lit_gpt.generation.products import packed, product, speeds_up
+from lit_gpt.generation.cpu import products
+from lit_gpt.generation.cpu.products import packed, product, speeds_up
+from lit_gpt.generation.lockstep.batch import generate_batch
+from lit_gpt.generation.lockstep.decode import ExtentDecoder
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.quantize import quantizable, quantized
 from lit_gpt.methods import adapter_v2, lora

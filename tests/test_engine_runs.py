@@ -11,9 +11,9 @@ from tiny import tiny
 from lit_gpt.args import LoRARunArgs
 from lit_gpt.checkpoints.runs import save_run
 from lit_gpt.errors import UserError
+from lit_gpt.generation.batching.runs import SharedRun, load_shared
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import GREEDY, Request
-from lit_gpt.generation.runs import SharedRun, load_shared
 from lit_gpt.methods import lora, trained_parameters
 from lit_gpt.methods.lora.shared import updates_of
 from lit_gpt.tokenizer import Tokenizer

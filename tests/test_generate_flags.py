@@ -14,8 +14,8 @@ from lit_gpt.args import SamplingArgs
 from lit_gpt.cli.values import convert
 from lit_gpt.errors import UserError
 from lit_gpt.generation.answer import print_completion, stream_compiled
+from lit_gpt.generation.batching.draft import load_draft
 from lit_gpt.generation.conversation import Asked
-from lit_gpt.generation.draft import load_draft
 from lit_gpt.generation.engine import Engine, joined
 from lit_gpt.generation.request import Request, Sampling
 from lit_gpt.tokenizer import Tokenizer

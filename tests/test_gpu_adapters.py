@@ -9,7 +9,7 @@ from gpu_steps import SHAPES, SIZES, batch_of, step
 
 from lit_gpt.args import AdapterArgs
 from lit_gpt.config import Config
-from lit_gpt.generation.decode import Decoder
+from lit_gpt.generation.lockstep.decode import Decoder
 from lit_gpt.layers.compiled import set_compile
 from lit_gpt.methods import adapter, adapter_v2
 from lit_gpt.model import GPT

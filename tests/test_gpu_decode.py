@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lit_gpt.config import Config
-from lit_gpt.generation.decode import Decoder
-from lit_gpt.generation.lockstep import generate_batch
+from lit_gpt.generation.lockstep.batch import generate_batch
+from lit_gpt.generation.lockstep.decode import Decoder
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.mlp import ACTIVATIONS
 from lit_gpt.layers.quantize import quantized
@@ -92,7 +92,7 @@ def test_logits_of_the_same_tokens_are_close(shape, dtype, n_rows):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int8, torch.float8_e4m3fn])
 @pytest.mark.parametrize(("n", "k"), [(4096, 4096), (1000, 11008), (33, 100), (512, 1280)])
 def test_the_product_with_one_row_is_that_of_float64(n, k, dtype, activation):
-    from lit_gpt.generation.matvec import Weight, matvec
+    from lit_gpt.generation.kernels.matvec import Weight, matvec
 
     def layer(spread):
         weight, bias = torch.randn(n, k, device="cuda") * k**-0.5, torch.randn(n, device="cuda")
@@ -134,7 +134,7 @@ def captured_ms(fn, arguments):
 
 @pytest.mark.parametrize(("n", "k"), [(12288, 4096), (4096, 4096), (11008, 4096), (4096, 11008), (32000, 4096)])
 def test_the_product_with_one_row_is_no_slower_than_that_of_torch(n, k):
-    from lit_gpt.generation.matvec import Weight, matvec
+    from lit_gpt.generation.kernels.matvec import Weight, matvec
 
     weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(max(2, 2**29 // (n * k)))]
     x = torch.randn(1, k, device="cuda", dtype=torch.bfloat16)  # weights: more of them than the cache holds
@@ -149,7 +149,7 @@ def test_the_product_with_one_row_is_no_slower_than_that_of_torch(n, k):
 @pytest.mark.parametrize(("H", "G", "D", "rotated", "cap", "window"), HEADS)
 @torch.no_grad()
 def test_attention_over_a_cache_is_that_of_float64(H, G, D, rotated, cap, window, dtype):
-    from lit_gpt.generation.attention import attention
+    from lit_gpt.generation.kernels.attention import attention
 
     config = Config(n_head=H, n_embd=H * D, n_query_groups=G, attn_logit_softcapping=cap, rotary_percentage=1.0)
     qkv = torch.randn(3, 1, (H + 2 * G) * D, device="cuda", dtype=dtype)

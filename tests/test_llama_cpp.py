@@ -32,7 +32,7 @@ from lit_gpt.convert.gguf.splitting import SAMPLE, SPLITTINGS
 from lit_gpt.convert.gguf.values import QUANTIZED, dequantize
 from lit_gpt.convert.names import from_hf
 from lit_gpt.errors import UserError
-from lit_gpt.generation.lockstep import generate
+from lit_gpt.generation.lockstep.batch import generate
 from lit_gpt.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")

@@ -13,7 +13,7 @@ from lit_gpt.convert.names import from_hf, to_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.errors import UserError
 from lit_gpt.families import MODELS, config_for
-from lit_gpt.generation.lockstep import generate, generate_batch
+from lit_gpt.generation.lockstep.batch import generate, generate_batch
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT, KVCache
 

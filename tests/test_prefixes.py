@@ -9,9 +9,9 @@ import torch
 from conftest import write_tokenizer
 from tiny import deep, tiny
 
+from lit_gpt.generation.batching.pool import Pool
+from lit_gpt.generation.batching.prefixes import Prefixes, spans
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.pool import Pool
-from lit_gpt.generation.prefixes import Prefixes, spans
 from lit_gpt.generation.request import GREEDY, Request
 from lit_gpt.tokenizer import Tokenizer
 

@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.request import GREEDY, Request, Sampling
-from lit_gpt.generation.sampling import Sampler
+from lit_gpt.generation.sampling.sampler import Sampler
 
 V = 97
 PROMPT, TEXT = [3, 7, 7, 50, 96], [7, 11, 11, 11, 60]

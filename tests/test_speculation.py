@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tiny import tiny
 
+from lit_gpt.generation.batching.speculation import Repeats, Speculation
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import Request, Sampling
-from lit_gpt.generation.speculation import Repeats, Speculation
 from lit_gpt.tokenizer import Tokenizer
 
 

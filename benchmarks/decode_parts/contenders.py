@@ -26,7 +26,7 @@ def ours(folder: Path, precision: Any, quantize: str | None = None, compile: boo
     """Loads the model as generate/base.py does."""
     from lit_gpt.checkpoints.base import load_base
     from lit_gpt.fabric import make_fabric
-    from lit_gpt.generation.lockstep import generate_batch
+    from lit_gpt.generation.lockstep.batch import generate_batch
 
     model, _ = load_base(make_fabric(precision), folder / "SmolLM2-135M-Instruct", quantize)
     model.eval()

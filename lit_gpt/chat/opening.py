@@ -9,8 +9,8 @@ from lit_gpt.chat.voice import Voice
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run
 from lit_gpt.errors import UserError
+from lit_gpt.generation.batching.runs import SharedRun, load_shared
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.runs import SharedRun, load_shared
 from lit_gpt.lightning import Fabric
 from lit_gpt.merge.record import trained_style
 from lit_gpt.model import GPT

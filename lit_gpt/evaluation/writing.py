@@ -7,9 +7,9 @@ from typing import Any
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.drawing import Settings, cut
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.lockstep import compiles, generate_batch
+from lit_gpt.generation.lockstep.batch import compiles, generate_batch
 from lit_gpt.generation.request import Delta, Request
-from lit_gpt.generation.sampling import Sampler
+from lit_gpt.generation.sampling.sampler import Sampler
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
 

@@ -34,7 +34,7 @@ _START_SECONDS = 60
 _SLICE = 0.5
 """Seconds that are waited at once; a process that was stopped meanwhile loses one of them, not its whole time."""
 _PATIENCE = 5
-"""Times a limit that a process may take by the clock, while it has not had as much of the processor: others are busy."""
+"""Times its limit that a process may take by the clock, if it had less of the processor: others are busy."""
 
 
 class LimitError(UserError):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from lit_gpt.args import SamplingArgs
 from lit_gpt.errors import UserError
+from lit_gpt.generation.batching.draft import load_draft
 from lit_gpt.generation.conversation import Asked
-from lit_gpt.generation.draft import load_draft
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.lockstep import FAST_FROM, compiles, generate
+from lit_gpt.generation.lockstep.batch import FAST_FROM, compiles, generate
 from lit_gpt.generation.request import Delta, Request, Sampling, Scored
-from lit_gpt.generation.sampling import Sampler
+from lit_gpt.generation.sampling.sampler import Sampler
 from lit_gpt.generation.text import Text
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT

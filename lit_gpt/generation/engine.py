@@ -10,20 +10,20 @@ import torch
 
 from lit_gpt.errors import UserError
 from lit_gpt.generation.answers import Answer, Stats, joined
-from lit_gpt.generation.draft import DraftModel
-from lit_gpt.generation.forward import ExtentModel
-from lit_gpt.generation.passes import Got, Passes
-from lit_gpt.generation.pool import Pool, dtype_of, fitting
-from lit_gpt.generation.products import speeds_up
+from lit_gpt.generation.batching.draft import DraftModel
+from lit_gpt.generation.batching.forward import ExtentModel
+from lit_gpt.generation.batching.passes import Got, Passes
+from lit_gpt.generation.batching.pool import Pool, dtype_of, fitting
+from lit_gpt.generation.batching.rows import Row
+from lit_gpt.generation.batching.runs import SharedRun
+from lit_gpt.generation.batching.scheduler import Due, Scheduler
+from lit_gpt.generation.batching.speculation import Speculation
+from lit_gpt.generation.batching.twins import Twins
+from lit_gpt.generation.cpu.products import speeds_up
 from lit_gpt.generation.refusals import require_answerable
 from lit_gpt.generation.request import Delta, Finish, Request, Scored
-from lit_gpt.generation.rows import Row
-from lit_gpt.generation.runs import SharedRun
-from lit_gpt.generation.sampling import Sampler
-from lit_gpt.generation.scheduler import Due, Scheduler
-from lit_gpt.generation.speculation import Speculation
+from lit_gpt.generation.sampling.sampler import Sampler
 from lit_gpt.generation.text import Text
-from lit_gpt.generation.twins import Twins
 from lit_gpt.model import GPT
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.tokenizer import Tokenizer

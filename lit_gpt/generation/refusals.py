@@ -5,7 +5,7 @@ from collections.abc import Collection
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError, shown
 from lit_gpt.generation.request import Request
-from lit_gpt.generation.sampling import check_bias
+from lit_gpt.generation.sampling.sampler import check_bias
 
 
 def require_answerable(request: Request, config: Config, runs: Collection[str]) -> None:

@@ -9,9 +9,9 @@ from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.runs import Run, load_finetuned
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
+from lit_gpt.generation.batching.runs import load_shared
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import GREEDY, Request
-from lit_gpt.generation.runs import load_shared
 from lit_gpt.merge.record import trained_style
 from lit_gpt.prompts import CHAT_TEMPLATE, ChatTemplate, Style, open_style, read_template
 from lit_gpt.serve.models import Registry, Served, names_of

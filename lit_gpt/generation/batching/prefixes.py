@@ -9,7 +9,7 @@ from itertools import count
 
 import numpy as np
 
-from lit_gpt.generation.pool import Pool, Span
+from lit_gpt.generation.batching.pool import Pool, Span
 
 
 class Node:

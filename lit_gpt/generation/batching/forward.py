@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.config import Config
-from lit_gpt.generation.pool import Pool
-from lit_gpt.generation.products import packed
-from lit_gpt.generation.scripted import scriptable, scripted_block
+from lit_gpt.generation.batching.pool import Pool
+from lit_gpt.generation.cpu.products import packed
+from lit_gpt.generation.cpu.scripted import scriptable, scripted_block
 from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.rope import apply_rope
@@ -51,8 +51,8 @@ class ExtentModel:
 
     Args:
         runs: name -> a LoRA run's updates by the path of their layer.
-        fast: compile the blocks and pack the weights, see `lit_gpt.generation.products`; for a pool in fp32 and a model
-            that `speeds_up` holds for.
+        fast: compile the blocks and pack the weights, see `lit_gpt.generation.cpu.products`; for a pool in fp32 and a
+            model that `speeds_up` holds for.
     """
 
     def __init__(self, model: GPT, pool: Pool, runs: Mapping[str, Mapping[str, Updates]], fast: bool = False) -> None:
@@ -231,7 +231,7 @@ class _ExtentAttention(nn.Module):
         Args:
             q, k, v: not rotated, (1, H, N, D) and (1, G, N, D).
         """
-        from lit_gpt.generation.attention import attention  # Triton comes with torch for GPUs only
+        from lit_gpt.generation.kernels.attention import attention  # Triton comes with torch for GPUs only
 
         q, k, v = (x.transpose(0, 2) for x in (q, k, v))  # (N, H, 1, D), (N, G, 1, D)
         y = attention(

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Protocol
 
-from lit_gpt.generation.rows import Row
-from lit_gpt.generation.sampling import Sampler
+from lit_gpt.generation.batching.rows import Row
+from lit_gpt.generation.sampling.sampler import Sampler
 
 _MOST_IN_A_STEP = {"cpu": 12, "cuda": 128}
 """Tokens in a forward pass from which on each more takes as long as one of its own, so that wrong guesses cost."""

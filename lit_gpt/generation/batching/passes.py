@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import torch
 
-from lit_gpt.generation.forward import ExtentModel, Piece
+from lit_gpt.generation.batching.forward import ExtentModel, Piece
+from lit_gpt.generation.batching.rows import Row
+from lit_gpt.generation.batching.scheduler import Due
+from lit_gpt.generation.batching.scored import Wanted, score, score_in_parts
+from lit_gpt.generation.batching.speculation import Speculation
 from lit_gpt.generation.request import Scored
-from lit_gpt.generation.rows import Row
-from lit_gpt.generation.sampling import Sampler
-from lit_gpt.generation.scheduler import Due
-from lit_gpt.generation.scored import Wanted, score, score_in_parts
-from lit_gpt.generation.speculation import Speculation
+from lit_gpt.generation.sampling.sampler import Sampler
 
 
 class Got(NamedTuple):

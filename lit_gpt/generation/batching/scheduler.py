@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_gpt.generation.pool import Pool
-from lit_gpt.generation.prefixes import Node, Prefixes, common, spans
-from lit_gpt.generation.rows import Row
+from lit_gpt.generation.batching.pool import Pool
+from lit_gpt.generation.batching.prefixes import Node, Prefixes, common, spans
+from lit_gpt.generation.batching.rows import Row
 
 _WORTH_WAITING = 16
 """Fewest tokens that a request waits for, if another row is about to compute them."""

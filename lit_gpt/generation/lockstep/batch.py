@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.decode import Decoder, ExtentDecoder
-from lit_gpt.generation.products import speeds_up
-from lit_gpt.generation.sampling import sample
+from lit_gpt.generation.cpu.products import speeds_up
+from lit_gpt.generation.lockstep.decode import Decoder, ExtentDecoder
+from lit_gpt.generation.sampling.sampler import sample
 from lit_gpt.model import GPT
 
 FAST_FROM = 32
@@ -72,7 +72,7 @@ def generate_batch(
     Args:
         compile: True takes some seconds to prepare and is fast from then on: with our Triton kernels, captured in a
             CUDA graph, on a GPU; with `torch.compile` elsewhere. False runs the model as it is. None means, for 32 new
-            tokens or more, True on a GPU and weights packed by `lit_gpt.generation.products` on a CPU; else False.
+            tokens or more, True on a GPU and weights packed by `lit_gpt.generation.cpu.products` on a CPU; else False.
         pick: draws a token for each row, (B,), from logits (B, V), instead of temperature and top_k.
 
     Raises:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.errors import UserError, shown
-from lit_gpt.generation.forward import ExtentModel, Piece
-from lit_gpt.generation.pool import Pool
-from lit_gpt.generation.products import speeds_up
-from lit_gpt.generation.rows import Row
-from lit_gpt.generation.sampling import Sampler
+from lit_gpt.generation.batching.forward import ExtentModel, Piece
+from lit_gpt.generation.batching.pool import Pool
+from lit_gpt.generation.batching.rows import Row
+from lit_gpt.generation.cpu.products import speeds_up
+from lit_gpt.generation.sampling.sampler import Sampler
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer

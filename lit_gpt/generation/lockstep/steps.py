@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
-from lit_gpt.generation.cache import LayerSlice
+from lit_gpt.generation.lockstep.cache import LayerSlice
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.mlp import GatedMLP
 from lit_gpt.layers.quantize.eight_bit import EightBitLinear
@@ -96,7 +96,7 @@ class _RowMatmul(LinearLayer):
         return self.forward_no_grad(x)
 
     def forward_no_grad(self, x: Tensor) -> Tensor:
-        from lit_gpt.generation.matvec import Weight, matvec  # Triton comes with torch for GPUs only
+        from lit_gpt.generation.kernels.matvec import Weight, matvec  # Triton comes with torch for GPUs only
 
         layer, *gate = (
             Weight(m.weight, getattr(m, "scale", None), m.bias) for m in (self.layer, self.gate) if m is not None
@@ -121,7 +121,7 @@ class _KernelAttention(nn.Module):
             mask: not used; the kernels compute which positions are visible.
             input_pos: (B, 1).
         """
-        from lit_gpt.generation.attention import attention  # Triton, as above
+        from lit_gpt.generation.kernels.attention import attention  # Triton, as above
 
         config = self.attn.config
         q, k, v = self.attn.split_heads(self.attn.qkv(x))

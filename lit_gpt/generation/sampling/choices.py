@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_gpt.generation.noise import waiting_times
-from lit_gpt.generation.penalties import on
 from lit_gpt.generation.request import Sampling
+from lit_gpt.generation.sampling.noise import waiting_times
+from lit_gpt.generation.sampling.penalties import on
 
 _FEW = 512
 """Candidates among which top_p ends in nearly all texts: to find them takes a tenth of the time of sorting all."""

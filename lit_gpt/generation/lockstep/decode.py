@@ -13,10 +13,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lit_gpt.generation.cache import CacheSlice, StaticCache, room
-from lit_gpt.generation.forward import ExtentModel, Piece
-from lit_gpt.generation.pool import Pool
-from lit_gpt.generation.steps import compiled, with_kernels
+from lit_gpt.generation.batching.forward import ExtentModel, Piece
+from lit_gpt.generation.batching.pool import Pool
+from lit_gpt.generation.lockstep.cache import CacheSlice, StaticCache, room
+from lit_gpt.generation.lockstep.steps import compiled, with_kernels
 from lit_gpt.layers.compiled import compiling
 from lit_gpt.model import GPT
 from lit_gpt.resources import never_waiting

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.choices import Settings, from_all, from_top_k, from_top_p, most_likely
-from lit_gpt.generation.noise import key
-from lit_gpt.generation.penalties import Penalties, on
 from lit_gpt.generation.request import Request, Sampling
+from lit_gpt.generation.sampling.choices import Settings, from_all, from_top_k, from_top_p, most_likely
+from lit_gpt.generation.sampling.noise import key
+from lit_gpt.generation.sampling.penalties import Penalties, on
 
 _GREEDY_BELOW = 1e-5
 """Temperatures under which the most likely token is taken: clients that mean 0 send 1e-7."""

@@ -3,7 +3,7 @@
 from typing import Any
 from weakref import WeakValueDictionary
 
-from lit_gpt.generation.rows import Row
+from lit_gpt.generation.batching.rows import Row
 
 
 class Twins:

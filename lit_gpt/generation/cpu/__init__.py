@@ -1,0 +1,1 @@
+"""Decoding on a CPU: packed weights and compiled blocks."""

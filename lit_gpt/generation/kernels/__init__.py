@@ -1,0 +1,1 @@
+"""Triton kernels of decoding on a GPU."""

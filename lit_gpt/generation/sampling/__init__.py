@@ -1,0 +1,1 @@
+"""Draws tokens from logits, each row by its own settings and seed."""
