@@ -62,7 +62,7 @@ def wrong_text(kind):
         return "{a: b"
     if any(get_origin(k) is tuple for k in every):
         item = next(get_args(k)[0] for k in every if get_origin(k) is tuple)
-        return "[a, b" if item is str else "zzz"
+        return "[a, b" if item in (str, Path) else "zzz"
     return "" if Path in every else "z{z"
 
 
@@ -232,14 +232,15 @@ def test_a_list_needs_no_brackets(script, name, item, tmp_path):
 
     flags = flags_of(main_of(script))
     a, b = get_args(item)[:2] if get_origin(item) is Literal else ("arc_*", "b-c")
+    read_as = Path if item is Path else str
     for typed in (f"{a},{b}", f"{a}, {b},", f"[{a}, {b}]", f'["{a}","{b}"]', f"- '{a}'\n- {b}"):
         if typed.startswith("[a") and "*" in a:
             typed = f"['{a}', {b}]"
-        assert read([f"--{name}", typed], flags).values == {name: (a, b)}, typed
-    assert read([f"--{name}", b], flags).values == {name: (b,)}
+        assert read([f"--{name}", typed], flags).values == {name: (read_as(a), read_as(b))}, typed
+    assert read([f"--{name}", b], flags).values == {name: (read_as(b),)}
     for text in (f"{name}: {b},{a}\n", f"{name}: [{b}, '{a}']\n", f"{name}:\n- {b}\n- '{a}'\n"):
         (tmp_path / "c.yaml").write_text(text)
-        assert read(["--config", str(tmp_path / "c.yaml")], flags).values == {name: (b, a)}, text
+        assert read(["--config", str(tmp_path / "c.yaml")], flags).values == {name: (read_as(b), read_as(a))}, text
 
 
 def test_lists_are_taken_by_as_many_flags_as_there_are():
@@ -363,6 +364,13 @@ PATHS = [  # script, arguments, what its one line says
     ("finetune/lora.py", ["TINY", "DATA", "--out_dir", "out/full/z"], ["out/full/z holds another run; pass --resume"]),
     ("scripts/merge_lora.py", ["TINY"], ["out/lora/tiny holds no finetuned model"]),
     ("scripts/write_report.py", ["--finetuned_path", "out/lora/xx"], ["did you mean out/lora/x?"]),
+    ("generate/chat.py", ["TINY", "--finetuned_path", "out/lora/xx"], ["did you mean out/lora/x?"]),
+    ("scripts/serve.py", ["TINY", "--finetuned_path", "out/lora/xx"], ["did you mean out/lora/x?"]),
+    (
+        "scripts/serve.py",
+        ["TINY", "--runs", "out/lora/x,out/lora/xx"],
+        ["there is no out/lora/xx (--runs)", "did you mean out/lora/x?"],
+    ),
     ("scripts/plan.py", ["--method", "lora", "TINY", "--data_dir", "data/suport"], ["did you mean data/support?"]),
 ]
 

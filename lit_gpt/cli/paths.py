@@ -1,6 +1,6 @@
 """Checks that the paths among a script's flags exist and are of the right kind, before anything heavy is imported."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def _checks(given: Mapping[str, Any], takes_runs: bool) -> dict[str, Callable[[A
     if not given.get("dry_run"):  # a plan needs no weights
         checks["checkpoint_dir"] = lambda path: folders.require_checkpoint(path, takes_runs)
     checks |= {"data_dir": folders.require_data, "finetuned_path": folders.require_run, "json_path": _check_rows}
+    checks["runs"] = _check_runs
     for name in _READ:
         require = folders.require_there if name in _FOLDERS else folders.require_file
         checks[name] = lambda path, name=name, require=require: require(name, path)
@@ -76,6 +77,15 @@ def _check_many(name: str, value: Any) -> None:
         _check_many(name, part)
     if not isinstance(value, Mapping):
         folders.require_there(name, Path(value))
+
+
+def _check_runs(run_dirs: Sequence[Path]) -> None:
+    """Checks that each of --runs is a run."""
+    for run_dir in run_dirs:
+        try:
+            folders.require_run(run_dir)
+        except UserError as e:
+            raise UserError(str(e).replace("--finetuned_path", "--runs")) from None
 
 
 def _check_rows(name: str) -> None:
