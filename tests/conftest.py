@@ -212,3 +212,9 @@ def rewrite_gguf(path, values_of):
     writer.write_tensors_to_file()
     writer.close()
     path.with_name("again.gguf").replace(path)
+
+
+@pytest.fixture
+def unpacked(monkeypatch):
+    """The engine calls the model's own modules, on which hooks see what passes, and not copies with packed weights."""
+    monkeypatch.setattr("lit_gpt.generation.engine.speeds_up", lambda model: False)

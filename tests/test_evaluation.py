@@ -136,13 +136,7 @@ def test_the_begin_token_is_added_as_the_tokenizer_says(checkpoint, tmp_path):
     assert_same_answers(lm.loglikelihood(arguments, disable_tqdm=True), expected, atol=2e-4)
 
 
-@pytest.fixture
-def as_it_is(monkeypatch):
-    """The engine calls the model's own modules, on which hooks can see what passes."""
-    monkeypatch.setattr("lit_gpt.generation.engine.speeds_up", lambda model: False)
-
-
-@pytest.mark.usefixtures("as_it_is")
+@pytest.mark.usefixtures("unpacked")
 def test_equal_inputs_run_once_and_only_scored_positions_are_projected(checkpoint):
     lm = ours(checkpoint, batch_size=8)
     fed, projected = [], []
@@ -156,7 +150,7 @@ def test_equal_inputs_run_once_and_only_scored_positions_are_projected(checkpoin
     assert sum(fed) == len(lm.tok_encode(context)) and sum(projected) == 2
 
 
-@pytest.mark.usefixtures("as_it_is")
+@pytest.mark.usefixtures("unpacked")
 def test_a_special_token_stops_a_text(checkpoint):
     lm = ours(checkpoint, batch_size=2)
     (end,), (letter,) = lm.tok_encode("</s>", False), lm.tok_encode("x", False)

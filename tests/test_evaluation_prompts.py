@@ -196,6 +196,7 @@ def test_turns_in_a_style_are_what_training_shows(name, checkpoint):
     assert lm._encode_pair(asked, " 4") == lm._encode_pair(asked.removesuffix(lead), " 4")  # one space, not two
 
 
+@pytest.mark.usefixtures("unpacked")
 def test_an_answer_stops_at_the_token_that_ends_it_in_the_style(checkpoint):
     lm = ours(checkpoint, 1, style="plain")
     (end,), (letter,) = lm.tok_encode("<s>", False), lm.tok_encode("x", False)

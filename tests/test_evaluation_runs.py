@@ -102,6 +102,7 @@ def test_a_metric_that_is_better_if_lower_picks_no_checkpoint(model, checkpoint,
             score_of(model, checkpoint, best_task="words", best_task_path=tmp_path / "words.yaml", best_metric=metric)
 
 
+@pytest.mark.usefixtures("unpacked")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_score_during_training_leaves_its_switches_alone(compiled, model, checkpoint, own_tasks):
     seen = []

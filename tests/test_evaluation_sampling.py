@@ -52,6 +52,7 @@ def test_penalized_texts_equal_those_of_lm_evals_hf_model(checkpoint):
     assert lm.generate_until(penalized, disable_tqdm=True) == expected
 
 
+@pytest.mark.usefixtures("unpacked")
 def test_a_model_that_fails_ends_the_evaluation_with_its_error(checkpoint):
     lm = ours(checkpoint, 2)
 
