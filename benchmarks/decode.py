@@ -26,9 +26,8 @@ ROOT = Path(__file__).parent.parent
 NEEDS = {"transformers": "transformers", "llama.cpp BF16": "xllamacpp", "llama.cpp Q8_0": "xllamacpp"}
 """Contender -> the package without which it is left out."""
 COMPARED = [
-    ("ours", "plain"), ("ours", "transformers"), ("ours", "llama.cpp BF16"), ("engine", "plain"),
-    ("engine", "llama.cpp BF16"), ("engine", "llama.cpp Q8_0"), ("ours int8", "plain int8"),
-    ("ours int8", "llama.cpp Q8_0"),
+    ("ours", "plain"), ("ours", "transformers"), ("ours", "llama.cpp BF16"), ("ours", "llama.cpp Q8_0"),
+    ("ours int8", "plain int8"), ("ours int8", "llama.cpp Q8_0"),
 ]  # fmt: skip
 
 

@@ -2,17 +2,20 @@
 
 import pytest
 import torch
-from conftest import ALL
+from conftest import ALL, write_tokenizer
 from tiny import tiny
 
 from lit_gpt.args import AdapterArgs, LoRAArgs
+from lit_gpt.generation.batching.forward import ExtentModel, Piece
+from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.cpu import products
 from lit_gpt.generation.cpu.products import packed, product, speeds_up
-from lit_gpt.generation.lockstep.batch import generate_batch
-from lit_gpt.generation.lockstep.decode import ExtentDecoder
+from lit_gpt.generation.engine import Engine
+from lit_gpt.generation.request import GREEDY, Request
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.quantize import quantizable, quantized
 from lit_gpt.methods import adapter_v2, lora
+from lit_gpt.tokenizer import Tokenizer
 
 KINDS = [
     "llama-gqa", "llama-biases", "llama-tied", "neox", "falcon-40b", "mistral", "mixtral", "phi", "phi3-long", "gemma2",
@@ -27,15 +30,25 @@ def as_16_bits(model):
     return model.bfloat16().float()
 
 
-def drawn(model, compile=None):
-    return list(generate_batch(model, PROMPTS, 33, temperature=0, compile=compile))
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return Tokenizer(folder)
 
 
+def drawn(model, tokenizer, pack):
+    answers = Engine(model, tokenizer, max_tokens=300, pack=pack).complete([Request(p, 33, GREEDY) for p in PROMPTS])
+    return [[token.id for token in answer.tokens] for answer in answers]
+
+
+@torch.inference_mode()
 def logits(model, ids=PROMPTS[2]):
     """Logits of the last token of a text that is read in one piece, and of the one after it."""
-    with torch.inference_mode():
-        decoder = ExtentDecoder(model, 1, len(ids) + 1)
-        return torch.cat([decoder.prefill([ids]), decoder.step(torch.tensor([7]))])
+    n = len(ids)
+    extents = ExtentModel(model, Pool(model, n + 1, torch.float32), {}, fast=True)
+    hidden = [extents.hidden([Piece(ids, 0, start=0)])[-1:], extents.hidden([Piece([7], n, start=0)])]
+    return extents.logits(torch.cat(hidden), [None, None])
 
 
 def plain_logits(model, ids=PROMPTS[2]):
@@ -44,16 +57,16 @@ def plain_logits(model, ids=PROMPTS[2]):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_greedy_texts_of_several_rows_are_those_of_the_plain_model(kind):
+def test_greedy_texts_of_several_rows_are_those_of_the_plain_model(kind, tokenizer):
     model = as_16_bits(tiny(kind))
     assert speeds_up(model)
-    assert drawn(model) == drawn(model, compile=False)
+    assert drawn(model, tokenizer, pack=True) == drawn(model, tokenizer, pack=False)
 
 
-def test_weights_that_fp16_does_not_keep_are_taken_as_they_are():
+def test_weights_that_fp16_does_not_keep_are_taken_as_they_are(tokenizer):
     model = tiny("llama-gqa")
     assert not products._exact(model.lm_head.weight)
-    assert drawn(model) == drawn(model, compile=False)
+    assert drawn(model, tokenizer, pack=True) == drawn(model, tokenizer, pack=False)
     torch.testing.assert_close(logits(model), plain_logits(model), rtol=1e-5, atol=1e-5)
 
 

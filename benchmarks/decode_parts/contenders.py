@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +21,46 @@ def prompts(n: int) -> list[list[int]]:
     return [[1000 + 7 * i, *range(2000, 1999 + PROMPT)] for i in range(n)]
 
 
-def ours(folder: Path, precision: Any, quantize: str | None = None, compile: bool | None = None) -> _Draw:
-    """Loads the model as generate/base.py does."""
-    from lit_gpt.checkpoints.base import load_base
-    from lit_gpt.fabric import make_fabric
+def plain(folder: Path, quantize: str | None = None) -> _Draw:
+    """Loads the model in bf16 and runs it as it is, a token for every row in each step."""
     from lit_gpt.generation.lockstep.batch import generate_batch
 
-    model, _ = load_base(make_fabric(precision), folder / "SmolLM2-135M-Instruct", quantize)
-    model.eval()
+    model = _loaded(folder, "bf16-true", quantize).eval()
 
     def draw(texts: Sequence[Sequence[int]], new: int) -> None:
-        n = len(list(generate_batch(model, texts, new, temperature=0, compile=compile)))
+        n = len(list(generate_batch(model, texts, new, temperature=0, compile=False)))
         assert n == new, f"{n} of {new} tokens came"
 
     return draw
 
 
-def engine(folder: Path) -> _Draw:
-    """Loads what the server and chat answer with."""
-    from lit_gpt.checkpoints.base import load_base
-    from lit_gpt.errors import UserError
-    from lit_gpt.fabric import make_fabric
+def ours(folder: Path, precision: Any, quantize: str | None = None) -> _Draw:
+    """Loads what generate/base.py, the chat and the server answer with."""
     from lit_gpt.generation.engine import Engine
     from lit_gpt.generation.request import GREEDY, Request
     from lit_gpt.tokenizer import Tokenizer
 
-    path = folder / "SmolLM2-135M-Instruct"
-    model, _ = load_base(make_fabric("bf16-true"), path)
-    tokenizer = None
-    while tokenizer is None:  # a busy machine takes longer than the seconds that it may take
-        with suppress(UserError):
-            tokenizer = Tokenizer(path)
-    made = Engine(model, tokenizer, max_tokens=8192)
+    engine = Engine(_loaded(folder, precision, quantize), Tokenizer(_path(folder)), max_tokens=8192)
     calls = [0]
 
     def draw(texts: Sequence[Sequence[int]], new: int) -> None:
         calls[0] += 1  # other first tokens at each call, or the engine would not read them again
-        answers = made.complete([Request([3 + calls[0], *ids[1:], i], new, GREEDY) for i, ids in enumerate(texts)])
+        answers = engine.complete([Request([3 + calls[0], *ids[1:], i], new, GREEDY) for i, ids in enumerate(texts)])
         assert all(len(a.tokens) == new for a in answers)
 
     return draw
+
+
+def _path(folder: Path) -> Path:
+    return folder / "SmolLM2-135M-Instruct"
+
+
+def _loaded(folder: Path, precision: Any, quantize: str | None) -> Any:
+    """Returns the model in a precision."""
+    from lit_gpt.checkpoints.base import load_base
+    from lit_gpt.fabric import make_fabric
+
+    return load_base(make_fabric(precision), _path(folder), quantize)[0]
 
 
 def transformers(folder: Path) -> _Draw:
@@ -112,11 +111,10 @@ def llama_cpp(folder: Path, kind: str, n_threads: int) -> _Draw:
 
 
 CONTENDERS: dict[str, Callable[[Path, int], _Draw]] = {
-    "plain": lambda folder, _: ours(folder, "bf16-true", compile=False),
+    "plain": lambda folder, _: plain(folder),
     "ours": lambda folder, _: ours(folder, "bf16-true"),
     "ours fp32": lambda folder, _: ours(folder, "32-true"),
-    "engine": lambda folder, _: engine(folder),
-    "plain int8": lambda folder, _: ours(folder, "bf16-true", "int8", compile=False),
+    "plain int8": lambda folder, _: plain(folder, "int8"),
     "ours int8": lambda folder, _: ours(folder, "bf16-true", "int8"),
     "transformers": lambda folder, _: transformers(folder),
     "llama.cpp BF16": lambda folder, n: llama_cpp(folder, "BF16", n),

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.generation.cpu.products import speeds_up
-from lit_gpt.generation.lockstep.decode import Decoder, ExtentDecoder
+from lit_gpt.generation.lockstep.decode import Decoder
 from lit_gpt.generation.sampling.sampler import sample
 from lit_gpt.model import GPT
 
@@ -71,8 +70,8 @@ def generate_batch(
 
     Args:
         compile: True takes some seconds to prepare and is fast from then on: with our Triton kernels, captured in a
-            CUDA graph, on a GPU; with `torch.compile` elsewhere. False runs the model as it is. None means, for 32 new
-            tokens or more, True on a GPU and weights packed by `lit_gpt.generation.cpu.products` on a CPU; else False.
+            CUDA graph, on a GPU; with `torch.compile` elsewhere. False runs the model as it is. None means True on a
+            GPU for 32 new tokens or more, and False otherwise: on a CPU the engine is faster.
         pick: draws a token for each row, (B,), from logits (B, V), instead of temperature and top_k.
 
     Raises:
@@ -85,10 +84,7 @@ def generate_batch(
     if max(lengths) >= block_size:
         raise UserError(f"the prompt has {max(lengths)} tokens, and the model has room for {block_size} in all")
     length = min(max(lengths) + max_new_tokens, block_size)
-    if compile is None and max_new_tokens >= FAST_FROM and speeds_up(model):
-        decoder = ExtentDecoder(model, len(prompts), length)
-    else:
-        decoder = Decoder(model, len(prompts), length, **_decoder_options(model, max_new_tokens, compile))
+    decoder = Decoder(model, len(prompts), length, **_decoder_options(model, max_new_tokens, compile))
     yield from draw(
         decoder,
         prompts,
@@ -122,7 +118,7 @@ def _decoder_options(model: GPT, max_new_tokens: int, compile: bool | None) -> d
 
 
 def draw(
-    decoder: Decoder | ExtentDecoder,
+    decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float,

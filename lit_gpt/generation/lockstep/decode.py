@@ -13,8 +13,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lit_gpt.generation.batching.forward import ExtentModel, Piece
-from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.lockstep.cache import CacheSlice, StaticCache, room
 from lit_gpt.generation.lockstep.steps import compiled, with_kernels
 from lit_gpt.layers.compiled import compiling
@@ -109,37 +107,6 @@ class Decoder:
                     graph.capture_end()
                 self.graphs[n] = graph, logits
         torch.cuda.current_stream().wait_stream(stream)
-
-
-class ExtentDecoder:
-    """Does what `Decoder` does, by a fast `ExtentModel` on a CPU, for a model that `speeds_up` holds for."""
-
-    def __init__(self, model: GPT, batch_size: int, length: int) -> None:
-        self.model, self.length = model, length
-        with torch.inference_mode(False), torch.no_grad():
-            pool = Pool(model, batch_size * length, torch.float32)
-            self.extent_model = ExtentModel(model, pool, {}, fast=True)
-        self.token = torch.zeros(batch_size, dtype=torch.long)
-        self.positions: list[int] = []
-        self.is_long = model.rope.long_from is not None and length > model.rope.long_from
-
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Returns the logits of the first new token of each row, (B, V)."""
-        self.positions = [len(p) for p in prompts]
-        last = torch.tensor(self.positions).cumsum(0) - 1
-        return self.extent_model.logits(self.hidden(prompts, [0] * len(prompts))[last], [None])
-
-    def step(self, token: Tensor) -> Tensor:
-        """Appends a token to each row, (B,); returns logits of the next ones, (B, V); see `Decoder.step`."""
-        hidden = self.hidden([[t] for t in token.tolist()], self.positions)
-        self.positions = [min(p + 1, self.length - 1) for p in self.positions]
-        return self.extent_model.logits(hidden, [None])
-
-    def hidden(self, ids: Sequence[Sequence[int]], positions: Sequence[int]) -> Tensor:
-        """Returns the hidden states of tokens of each row from a position on, (N, C)."""
-        rows = enumerate(zip(ids, positions, strict=True))
-        pieces = [Piece(i, p, start=n * self.length, is_long=self.is_long) for n, (i, p) in rows]
-        return self.extent_model.hidden(pieces)
 
 
 @cache
