@@ -172,13 +172,14 @@ def test_without_memory_for_all_the_youngest_go_back_to_the_queue_and_get_the_sa
     requests = [Request(draw_ids(n, seed=n), 10, s) for n in (3, 9, 14, 5) for s in (GREEDY, Sampling(seed=n))]
     requests += [Request(draw_ids(20, seed=2), 0, prompt_logprobs=1)]
     want = Engine(model, tokenizer, max_rows=1, max_tokens=300).complete(requests)
-    engine = Engine(model, tokenizer, max_tokens=300, prefill_chunk=12)
-    error = torch.OutOfMemoryError("the GPU is full")
-    handle = failing(model.transformer.h[1].mlp, lambda x: x.size(1) > 12, error)
+    engine = Engine(model, tokenizer, max_tokens=300, prefill_chunk=12, pack=False)
+    error, refused = torch.OutOfMemoryError("the GPU is full"), []
+    handle = failing(model.transformer.h[1].mlp, lambda x: x.size(1) > 12 and not refused.append(x), error)
     try:
         found = engine.complete(requests)
     finally:
         handle.remove()
+    assert len(refused) > 2
     for a, b in zip(found, want, strict=True):
         assert (ids_of(a), a.text, a.finish) == (ids_of(b), b.text, b.finish)
         assert [s.logprob for s in a.prompt[1:]] == pytest.approx([s.logprob for s in b.prompt[1:]], abs=1e-4)

@@ -12,14 +12,17 @@ _RANGES = {
     "top_k": {"at_least": 1},
     "top_p": {"above": 0, "at_most": 1},
     "min_p": {"at_least": 0, "at_most": 1},
-    "repetition_penalty": {"above": 0},
+    "repetition_penalty": {"above": 0, "at_most": 1e6},
+    "presence_penalty": {"at_least": -1e6, "at_most": 1e6},
+    "frequency_penalty": {"at_least": -1e6, "at_most": 1e6},
 }
+"""Penalties have limits since the products of infinite ones and 0 are no numbers."""
 
 
 def require_ranges(settings: object) -> None:
     """Checks what every way to ask for sampling has by these names; raises UserError for a value out of its range."""
     for name, limits in _RANGES.items():
-        if (value := getattr(settings, name)) is not None:
+        if (value := getattr(settings, name, None)) is not None:
             require(name, value, **limits)
 
 

@@ -12,11 +12,11 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.answers import Answer, Stats, joined
 from lit_gpt.generation.batching.draft import DraftModel
 from lit_gpt.generation.batching.forward import ExtentModel
-from lit_gpt.generation.batching.passes import Got, Passes
+from lit_gpt.generation.batching.passes import Passes
 from lit_gpt.generation.batching.pool import Pool, dtype_of, fitting
 from lit_gpt.generation.batching.rows import Row
 from lit_gpt.generation.batching.runs import SharedRun
-from lit_gpt.generation.batching.scheduler import Due, Scheduler
+from lit_gpt.generation.batching.scheduler import Scheduler
 from lit_gpt.generation.batching.speculation import Speculation
 from lit_gpt.generation.batching.twins import Twins
 from lit_gpt.generation.cpu.products import speeds_up
@@ -25,7 +25,6 @@ from lit_gpt.generation.request import Delta, Finish, Request, Scored
 from lit_gpt.generation.sampling.sampler import Sampler
 from lit_gpt.generation.text import Text
 from lit_gpt.model import GPT
-from lit_gpt.resources import is_out_of_memory
 from lit_gpt.tokenizer import Tokenizer
 
 
@@ -114,20 +113,17 @@ class Engine:
     def step(self) -> bool:
         """Runs one forward pass for whoever is due; returns False if there is nothing to do."""
         with self._stepping, torch.inference_mode(), self.autocast():
-            self._take_in()
-            for row in self.scheduler.admit():
-                if row.n_new == 0:
-                    self._guarded(row, lambda row=row: self._begin(row))
-            due = sorted(self.scheduler.due(), key=lambda d: d.row.request.run or "")  # rows of a run are neighbours
-            if not due:
-                return False
-            self._n_steps += 1
-            for row, n, scores, tokens in self._computed(due):
-                self._guarded(row, lambda row=row, n=n, got=scores, token=tokens[:1]: self._accept(row, n, got, token))
-                for token in tokens[1:]:  # guesses that were right, and what was drawn after them
-                    if row.ticket in self._rows:
-                        self._guarded(row, lambda row=row, token=token: self._accept(row, 1, [], [token]))
-            return True
+            self.work.clear()
+            try:
+                stepped = self._step()
+            except BaseException as e:  # between passes, or Ctrl-C: nothing is known to be in order
+                self._start_afresh(e)
+                if not isinstance(e, Exception):
+                    raise
+                stepped = True
+            if stepped:
+                self.work.set()  # for a thread that waits: who stepped may step no more
+            return stepped
 
     def complete(self, requests: Sequence[Request]) -> list[Answer]:
         """Returns the answers to requests, in order; steps until all are there."""
@@ -159,8 +155,11 @@ class Engine:
         finally:
             if finish is None:
                 self.cancel(ticket)
-                with self._stepping:
-                    self._take_in()
+                if self._stepping.acquire(blocking=False):  # or who steps takes it in: this thread may be the one
+                    try:
+                        self._take_in()
+                    finally:
+                        self._stepping.release()
 
     def has_work(self) -> bool:
         """Returns whether a request is not answered yet."""
@@ -192,9 +191,30 @@ class Engine:
         self.sampler.add(row.slot, row.request)
         row.draws = True
 
+    def _step(self) -> bool:
+        """Does what `step` does, for the thread that has its turn."""
+        self._take_in()
+        for row in self.scheduler.admit():
+            if row.n_new == 0:
+                self._guarded(row, lambda row=row: self._begin(row))
+        due = sorted(self.scheduler.due(), key=lambda d: d.row.request.run or "")  # rows of a run are neighbours
+        if not due:
+            return False
+        self._n_steps += 1
+        tried = self.passes.tried(due)
+        for row, error in tried.failed:
+            self._fail(row, error)
+        for row in tried.paused:
+            self._pause(row)
+        for row, n, scores, tokens in tried.got:
+            self._guarded(row, lambda row=row, n=n, got=scores, token=tokens[:1]: self._accept(row, n, got, token))
+            for token in tokens[1:]:  # guesses that were right, and what was drawn after them
+                if row.ticket in self._rows:
+                    self._guarded(row, lambda row=row, token=token: self._accept(row, 1, [], [token]))
+        return True
+
     def _take_in(self) -> None:
         """Moves new requests into the queue, and ends those that were cancelled."""
-        self.work.clear()
         while self._inbox:
             row = self._inbox.popleft()
             if row.most_new == 0 and row.scored_from >= len(row.prompt):
@@ -204,23 +224,6 @@ class Engine:
         while self._cancelled:
             if (row := self._rows.get(self._cancelled.popleft())) is not None:
                 self._guarded(row, lambda row=row: self._finish(row, "cancelled"))
-
-    def _computed(self, due: list[Due]) -> list[Got]:
-        """Returns what each row got from a pass; one that makes it fail ends with an error, and others go on.
-
-        Without memory for all, the youngest row goes back to the queue.
-        """
-        try:
-            return self.passes.run(due)
-        except Exception as e:
-            if len(due) == 1:
-                self._fail(due[0].row, e)
-                return []
-            if isinstance(e, RuntimeError) and is_out_of_memory(e):
-                youngest = max((d.row for d in due), key=lambda row: row.ticket)
-                self._pause(youngest)
-                return self._computed([d for d in due if d.row is not youngest])
-            return [result for d in due for result in self._computed([d])]
 
     def _accept(self, row: Row, n: int, scores: list[Scored], tokens: list[Scored]) -> None:
         """Adds what was computed to a row, delivers it, and ends the row where it ends.
@@ -293,12 +296,28 @@ class Engine:
 
     def _fail(self, row: Row, error: Exception) -> None:
         """Ends a row with an error."""
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         with suppress(Exception):  # whoever takes its deltas may fail, too: nobody is left to tell then
-            self._finish(row, "error", error=lines[0])
+            self._finish(row, "error", error=_line(error))
+
+    def _start_afresh(self, error: BaseException) -> None:
+        """Ends all rows with an error, and forgets whatever is kept."""
+        rows = list(self._rows.values())
+        self._rows.clear()
+        self._inbox.clear()
+        self.scheduler.clear()
+        self.sampler.clear()
+        self.twins = Twins()
+        for row in rows:
+            with suppress(Exception):
+                row.deliver(Delta(finish="error", error=_line(error)))
 
     def _pause(self, row: Row) -> None:
         """Frees the memory of a row, which goes on later where it was."""
         if row.n_new == 0:
             row.scored = []
         self.scheduler.leave(row, pause=True)
+
+
+def _line(error: BaseException) -> str:
+    """Returns the first line of what an error says, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from lit_gpt.args.require import require
 from lit_gpt.args.sampling import require_ranges
 
 Finish = Literal["stop", "length", "cancelled", "error"]
@@ -52,6 +53,9 @@ class Request:
     """One text to continue or to score.
 
     Several texts for one prompt are several requests: the engine computes what they begin alike once.
+
+    Raises:
+        UserError: a number is negative.
     """
 
     ids: Sequence[int]
@@ -75,6 +79,10 @@ class Request:
     """Index of the first token of the prompt that is scored: earlier ones may be read from the cache."""
     run: str | None = None
     """Name of the finetuned run that answers; None is the base model, or the engine's only model."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "min_new_tokens", "logprobs", "prompt_logprobs", "prompt_logprobs_from"):
+            require(name, getattr(self, name) or 0, at_least=0)
 
 
 class Scored(NamedTuple):

@@ -61,10 +61,11 @@ class DraftModel:
         guesses: list[list[int]] = [[] for _ in rows]
         room = self.model.config.block_size
         wanted = [min(n, room - len(row.ids)) for row, n in zip(rows, lengths, strict=True)]
-        due = [i for i, n in enumerate(wanted) if n > 0]
+        for row in rows:
+            if row.draft_start != row.start:  # it was moved, or comes from other texts, of which much may lack
+                row.draft_start, row.n_draft = row.start, 0
+        due = [i for i, n in enumerate(wanted) if n > 0 and self._knows(rows[i])]
         for i in due:
-            if rows[i].draft_start != rows[i].start:  # it was moved, or comes from other texts, of which much may lack
-                rows[i].draft_start, rows[i].n_draft = rows[i].start, 0
             self._catch_up(rows[i])
         n_read = [row.n_draft for row in rows]
         while due:
@@ -78,6 +79,10 @@ class DraftModel:
                 rows[i].n_draft = len(rows[i].ids)  # what it read of its guesses may be wrong, and is read again
             due = [i for i in due if len(guesses[i]) < wanted[i]]
         return guesses
+
+    def _knows(self, row: Row) -> bool:
+        """Returns whether the draft has all tokens of a row's text: the model may have some more."""
+        return max(row.ids[row.n_draft :], default=0) < self.model.config.padded_vocab_size
 
     def _catch_up(self, row: Row) -> None:
         """Reads a row's text up to its last tokens, if there is much that the draft has not read."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from lit_gpt.generation.batching.scored import Wanted, score, score_in_parts
 from lit_gpt.generation.batching.speculation import Speculation
 from lit_gpt.generation.request import Scored
 from lit_gpt.generation.sampling.sampler import Sampler
+from lit_gpt.resources import is_out_of_memory
 
 
 class Got(NamedTuple):
@@ -27,11 +29,37 @@ class Got(NamedTuple):
     """Tokens that it drew: guesses that were right, and the one after them; none while it reads its prompt."""
 
 
+class Tried(NamedTuple):
+    """What came of a pass that may fail."""
+
+    got: list[Got]
+    failed: list[tuple[Row, Exception]]
+    """Rows that make it fail by themselves."""
+    paused: list[Row]
+    """Rows for which there was no memory, the youngest first."""
+
+
 class Passes:
     """Forward passes of one model, with what draws from its logits."""
 
     def __init__(self, model: ExtentModel, sampler: Sampler, speculation: Speculation | None) -> None:
         self.model, self.sampler, self.speculation = model, sampler, speculation
+
+    def tried(self, due: list[Due]) -> Tried:
+        """Returns what each row got, where one that makes the pass fail is left out, and so are the youngest while
+        there is no memory for all."""
+        try:
+            return Tried(self.run(due), [], [])
+        except Exception as e:
+            error = e.with_traceback(None)  # which has the tensors of the pass
+        if len(due) == 1:
+            return Tried([], [(due[0].row, error)], [])
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            youngest = max((d.row for d in due), key=lambda row: row.ticket)
+            found = self.tried([d for d in due if d.row is not youngest])
+            return found._replace(paused=[youngest, *found.paused])
+        parts = zip(*(self.tried([d]) for d in due), strict=True)
+        return Tried(*(list(chain.from_iterable(part)) for part in parts))
 
     def run(self, due: list[Due]) -> list[Got]:
         """Returns what each row got; rows change only by what the sampler counts as drawn."""
@@ -96,15 +124,15 @@ class Passes:
         drawn = self.sampler.draw(logits, slots, ahead)
         ids: list[int] = drawn.tolist()
         kept = [at for at, before in enumerate(ahead) if ids[at - len(before) : at] == before]
-        if len(kept) < len(ids):
-            drawn = drawn[kept]
-        self.sampler.advance([slots[at] for at in kept], drawn)
         tokens = [Scored(ids[at]) for at in kept]
         asking = [rows[drawing[at][0]].request.logprobs for at in kept]
         if wanted := [j for j, n_top in enumerate(asking) if n_top is not None]:
             lines, n_top = [kept[j] for j in wanted], [asking[j] or 0 for j in wanted]
             for j, token in zip(wanted, score(logits[lines], [ids[at] for at in lines], n_top), strict=True):
                 tokens[j] = token
+        if len(kept) < len(ids):
+            drawn = drawn[kept]
+        self.sampler.advance([slots[at] for at in kept], drawn)  # the last that may fail: a pass may be tried again
         if self.speculation is not None:
             n_kept = Counter(drawing[at][0] for at in kept)
             for i, n in n_kept.items():

@@ -24,9 +24,13 @@ class Pool:
     def __init__(self, model: GPT, size: int, dtype: torch.dtype) -> None:
         self.size = size
         self.k, self.v = _layers(model, size, dtype)
-        self.holes: list[Span] = [(0, size)]
+        self.clear()
+
+    def clear(self) -> None:
+        """Frees all positions."""
+        self.holes: list[Span] = [(0, self.size)]
         """Free positions in order; no two of them touch."""
-        self.n_free = size
+        self.n_free = self.size
 
     def beside(self, model: GPT) -> "Pool":
         """Adds layers for another model at the same positions; returns a pool of these layers alone."""

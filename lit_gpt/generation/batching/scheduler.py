@@ -28,14 +28,20 @@ class Scheduler:
     """The queue, the rows that run, and their extents of the pool."""
 
     def __init__(self, pool: Pool, max_rows: int, chunk: int) -> None:
-        self.pool, self.chunk = pool, chunk
-        self.prefixes = Prefixes(pool)
+        assert min(max_rows, chunk) > 0
+        self.pool, self.chunk, self.max_rows = pool, chunk, max_rows
         self.waiting: deque[Row] = deque()
-        self.running: list[Row] = []
-        self.slots = list(range(max_rows))[::-1]
-        self.max_rows = max_rows
         self.n_hits = 0
-        self.most_running = max_rows
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all rows and all that is kept."""
+        self.pool.clear()
+        self.prefixes = Prefixes(self.pool)
+        self.waiting.clear()
+        self.running: list[Row] = []
+        self.slots = list(range(self.max_rows))[::-1]
+        self.most_running = self.max_rows
         """Fewer than all while there is no memory for more."""
 
     def admit(self) -> list[Row]:

@@ -46,9 +46,9 @@ class Penalties:
         more_rows = max(0, row + 1 - len(self._seen))
         more_rows = max(more_rows, len(self._seen)) if more_rows else 0  # twice as many, so that few are copied
         more_tokens = max(0, len(ids) + request.max_new_tokens - self._seen.size(1))
-        self._factors = F.pad(self._factors, (0, 0, 0, more_rows))
-        self._counts = F.pad(self._counts, (0, 0, 0, more_rows))
-        self._seen = F.pad(self._seen, (0, more_tokens, 0, more_rows))
+        self._factors = _grown(self._factors, more_rows)
+        self._counts = _grown(self._counts, more_rows)
+        self._seen = _grown(self._seen, more_rows, more_tokens)
         factors = torch.tensor([s.repetition_penalty, s.presence_penalty, s.frequency_penalty])
         self._factors[row] = factors.to(self.device)
         self._counts[row] = 0
@@ -71,7 +71,7 @@ class Penalties:
         for i in lines:
             columns.append(self._lengths[rows[i]])
             self._lengths[rows[i]] += 1
-        self._seen = F.pad(self._seen, (0, max(0, max(columns) + 1 - self._seen.size(1))))
+        self._seen = _grown(self._seen, 0, max(0, max(columns) + 1 - self._seen.size(1)))
         at = on(self.device, [rows[i] for i in lines])
         ids = ids if len(lines) == len(rows) else ids[on(self.device, lines)]
         self._seen[at, on(self.device, columns)] = ids
@@ -102,6 +102,11 @@ class Penalties:
         x = logits[lines, seen]
         x = torch.where(x > 0, x / repetition, x * repetition)
         logits[lines, seen] = x - frequency * counts - presence * (counts > 0)
+
+
+def _grown(x: Tensor, more_rows: int, more_columns: int = 0) -> Tensor:
+    """Returns x with more rows and columns of zeros; x itself, which may be large, if there are none."""
+    return F.pad(x, (0, more_columns, 0, more_rows)) if more_rows or more_columns else x
 
 
 def on(device: torch.device, values: Sequence[object], dtype: torch.dtype = torch.long) -> Tensor:

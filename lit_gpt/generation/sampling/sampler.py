@@ -83,6 +83,11 @@ class Sampler:
         self._penalties.remove(row)
         self._plan = None
 
+    def clear(self) -> None:
+        """Forgets all requests."""
+        for row in list(self._rows):
+            self.remove(row)
+
     def __contains__(self, row: int) -> bool:
         return row in self._rows
 
@@ -158,7 +163,7 @@ class Sampler:
             for way, lines in ways.items()
         ]
         bias = [(i, t, v) for i, m in enumerate(members) for t, v in m.sampling.logit_bias.items()]
-        banned = [(i, t, 0.0) for i, m in enumerate(members) if early[i] for t in m.stop_ids if t < self.vocab_size]
+        banned = [(i, t, 0.0) for i, m in enumerate(members) if early[i] for t in m.stop_ids if 0 <= t < self.vocab_size]
         penalized = [i for i, r in enumerate(rows) if r in self._penalties]
         return _Plan(
             rows=rows,
@@ -188,10 +193,12 @@ class Sampler:
 
 
 def check_bias(sampling: Sampling, vocab_size: int) -> None:
-    """Raises UserError if a logit_bias is for a token that a model does not have."""
-    for token in sampling.logit_bias:
+    """Raises UserError if a logit_bias is for a token that a model does not have, or is no number."""
+    for token, bias in sampling.logit_bias.items():
         if not 0 <= token < vocab_size:
             raise UserError(f"logit_bias is for token {token}, and the model has tokens 0 to {vocab_size - 1}")
+        if bias != bias:
+            raise UserError(f"logit_bias of token {token} is no number")
 
 
 @dataclass
