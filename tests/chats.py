@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from conftest import ROOT
@@ -98,6 +99,9 @@ class Screen:
         os.close(self.keys)
 
     def type(self, text):
+        """Types a text; at a prompt, once the script waits: readline loses a ctrl-C between its prompt and its wait."""
+        if self.shown.endswith("> "):
+            self._settle()
         os.write(self.keys, text.encode())
 
     def until(self, pattern, seconds=60):
@@ -112,9 +116,16 @@ class Screen:
     def ended(self, seconds=60):
         """Reads to the end, and returns the exit code."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and self._read():
-            pass
+        while self._read():
+            if time.monotonic() > end:
+                raise AssertionError(f"the script goes on; it showed {self.shown[self.at :]!r}")
         return self.process.wait(timeout=10)
+
+    def _settle(self, seconds=1):
+        """Waits until the script sleeps, where the system says so, or for a second while it is busy."""
+        state, end = Path(f"/proc/{self.process.pid}/stat"), time.monotonic() + seconds
+        while state.exists() and state.read_text().rpartition(") ")[2][0] not in "SZ" and time.monotonic() < end:
+            time.sleep(0.001)
 
     def _read(self):
         """Reads what there is; returns False at the end."""
