@@ -59,10 +59,9 @@ class Engine:
     ) -> None:
         self.model, self.tokenizer, self.autocast = model.eval(), tokenizer, autocast
         device = model.transformer.wte.weight.device
-        with torch.inference_mode(False), torch.no_grad():
-            with autocast():
-                fast = pack and speeds_up(model)
-                dtype = torch.float32 if fast else dtype_of(model)
+        with torch.inference_mode(False), torch.no_grad(), autocast():
+            fast = pack and speeds_up(model)
+            dtype = torch.float32 if fast else dtype_of(model)
             self.pool = Pool(model, max_tokens or fitting(model, max_rows, dtype), dtype)
             updates = {name: run.updates for name, run in (runs or {}).items()}
             extent_model = ExtentModel(model, self.pool, updates, fast)

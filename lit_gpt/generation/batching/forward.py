@@ -23,7 +23,7 @@ from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.rope import apply_rope
 from lit_gpt.methods.lora.shared import RunSpan, SharedLinear, Updates
-from lit_gpt.model import GPT, CausalSelfAttention, score_scale, softcap
+from lit_gpt.model import GPT, Block, CausalSelfAttention, score_scale, softcap
 
 
 class Piece(NamedTuple):
@@ -70,23 +70,26 @@ class ExtentModel:
         self.in_kernels = pool.k[0].is_cuda and importlib.util.find_spec("triton") is not None
         """Whether rows that feed one token each are attended to by our Triton kernels."""
         self.is_fast = fast
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch packs a weight by a single thread
-            head = threads.submit(packed if self.is_fast else _itself, self.model.lm_head)
-            self.layers = list(threads.map(self._made, range(config.n_layer)))
-        self.lm_head = head.result()
+        windows = [config.sliding_window if config.is_sliding(i) else 0 for i in range(config.n_layer)]
+        self.lm_head, blocks = self.model.lm_head, list(self.model.transformer.h)
+        if fast:
+            with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch packs a weight by a single thread
+                head = threads.submit(packed, self.lm_head)
+                blocks = list(threads.map(_fast_block, blocks, windows))
+            self.lm_head = head.result()
+        self.layers = [
+            self._made(i, block, window) for i, (block, window) in enumerate(zip(blocks, windows, strict=True))
+        ]
 
-    def _made(self, i: int) -> "_Layer":
-        """Returns the function that computes layer i."""
-        config, block, keys, values = self.model.config, self.model.transformer.h[i], self.pool.k[i], self.pool.v[i]
-        window = config.sliding_window if config.is_sliding(i) else 0
-        if self.is_fast and scriptable(block):
-            run = scripted_block(block, window).forward
+    def _made(self, i: int, block: Any, window: int) -> "_Layer":
+        """Returns the function that computes layer i with a block, which may be compiled."""
+        keys, values = self.pool.k[i], self.pool.v[i]
+        if not isinstance(block, Block):
+            run = block.forward
             return lambda x, cos, sin, batch: run(x, *batch.turns(cos, sin), keys, values, batch.places, batch.rows)
-        twin: Any = packed(block) if self.is_fast else block
-        attention = _ExtentAttention(
-            twin.attn, keys=keys, values=values, window=window, beside=twin.attn.beside(keys.dtype)
-        )
-        twin = _with(twin, {"attn": attention})
+        beside = block.attn.beside(keys.dtype)
+        attention = _ExtentAttention(block.attn, keys=keys, values=values, window=window, beside=beside)
+        twin = _with(block, {"attn": attention})
         return lambda x, cos, sin, batch: twin(x.unsqueeze(0), cos, sin, None, batch)[0]
 
     def hidden(self, pieces: Sequence[Piece]) -> Tensor:
@@ -119,8 +122,9 @@ class ExtentModel:
         return softcap(self.lm_head(hidden), self.model.config.final_logit_softcapping)
 
 
-def _itself(module: nn.Module) -> nn.Module:
-    return module
+def _fast_block(block: Any, window: int) -> nn.Module:
+    """Returns a block with packed weights, compiled if possible; computes nothing, since threads know no autocast."""
+    return scripted_block(block, window) if scriptable(block) else packed(block)
 
 
 def _run_spans(parts: Sequence[tuple[str | None, int]]) -> list[RunSpan]:

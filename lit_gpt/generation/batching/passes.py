@@ -17,7 +17,7 @@ from lit_gpt.generation.sampling.sampler import Sampler
 from lit_gpt.resources import is_out_of_memory
 
 
-class Got(NamedTuple):
+class _Got(NamedTuple):
     """What a row got from a pass."""
 
     row: Row
@@ -29,10 +29,10 @@ class Got(NamedTuple):
     """Tokens that it drew: guesses that were right, and the one after them; none while it reads its prompt."""
 
 
-class Tried(NamedTuple):
+class _Tried(NamedTuple):
     """What came of a pass that may fail."""
 
-    got: list[Got]
+    got: list[_Got]
     failed: list[tuple[Row, Exception]]
     """Rows that make it fail by themselves."""
     paused: list[Row]
@@ -45,23 +45,23 @@ class Passes:
     def __init__(self, model: ExtentModel, sampler: Sampler, speculation: Speculation | None) -> None:
         self.model, self.sampler, self.speculation = model, sampler, speculation
 
-    def tried(self, due: list[Due]) -> Tried:
+    def tried(self, due: list[Due]) -> _Tried:
         """Returns what each row got, where one that makes the pass fail is left out, and so are the youngest while
         there is no memory for all."""
         try:
-            return Tried(self.run(due), [], [])
+            return _Tried(self.run(due), [], [])
         except Exception as e:
             error = e.with_traceback(None)  # which has the tensors of the pass
         if len(due) == 1:
-            return Tried([], [(due[0].row, error)], [])
+            return _Tried([], [(due[0].row, error)], [])
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             youngest = max((d.row for d in due), key=lambda row: row.ticket)
             found = self.tried([d for d in due if d.row is not youngest])
             return found._replace(paused=[youngest, *found.paused])
         parts = zip(*(self.tried([d]) for d in due), strict=True)
-        return Tried(*(list(chain.from_iterable(part)) for part in parts))
+        return _Tried(*(list(chain.from_iterable(part)) for part in parts))
 
-    def run(self, due: list[Due]) -> list[Got]:
+    def run(self, due: list[Due]) -> list[_Got]:
         """Returns what each row got; rows change only by what the sampler counts as drawn."""
         guesses = self._guesses(due)
         pieces = [
@@ -98,7 +98,7 @@ class Passes:
             logits = logits_of(hidden[places], [due[i].row.request.run for i, _ in drawing]).float()
             for i, token in self._draw([row for row, _ in due], drawing, guesses, logits=logits):
                 tokens[i].append(token)
-        return [Got(row, n, s, t) for (row, n), s, t in zip(due, found, tokens, strict=True)]
+        return [_Got(row, n, s, t) for (row, n), s, t in zip(due, found, tokens, strict=True)]
 
     def _guesses(self, due: list[Due]) -> list[list[int]]:
         """Returns tokens that each row may go on with, which the pass checks."""
