@@ -78,6 +78,9 @@ class Connection(H11Protocol):
         with suppress(h11.LocalProtocolError):  # there was an answer already, such as one to the head
             for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None:  # whoever is at work on the head has nobody to answer any more
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
     def _await_head(self) -> None:

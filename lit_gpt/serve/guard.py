@@ -86,7 +86,8 @@ class Guard:
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Checks all that stands in a request's head; raises Refusal."""
         host = headers.get("host", "")
-        if self.hosts is not None and _name_of(host) not in self.hosts:
+        is_named = "host" in headers  # programs that speak HTTP/1.0 may leave it out, browsers never do
+        if self.hosts is not None and is_named and _name_of(host) not in self.hosts:
             raise Refusal(403, f"this server is not called {host[:100]!r}; call it localhost or 127.0.0.1", code="host")
         origin = headers.get("origin")
         if origin is not None and origin not in self.origins and not _is_same(origin, host):
@@ -102,6 +103,8 @@ class Guard:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if scope["method"] == "POST" and kind != "application/json" and not kind.endswith("+json"):
             raise Refusal(415, "send the body as Content-Type: application/json", code="content_type")
+        if (coding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            raise Refusal(415, f"send the body as it is, not as {coding[:40]}", code="content_encoding")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > self.most_bytes:
             raise _too_large(self.most_bytes)

@@ -121,7 +121,7 @@ class SamplingFields(BaseModel):
         """Checks that the request wants nothing that this server cannot do; raises Refusal by the field's name."""
         for name, value in (self.model_extra or {}).items():
             if name in _LACKED and value not in (None, False, [], {}, *_NEUTRAL.get(name, ())):
-                raise Refusal(400, f"{name}: this server has no {_LACKED[name]}", name, "unsupported")
+                raise Refusal(400, f"{name}: this server does not have {_LACKED[name]}", name, "unsupported")
         if self.response_format is not None and self.response_format.type != "text":
             raise Refusal(
                 400,
