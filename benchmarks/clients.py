@@ -52,7 +52,7 @@ def main() -> int:
         limits = {"gsm8k_numbers": args.numbers, "gsm8k": args.texts}
         if args.questions is not None:
             limits |= dict.fromkeys(("truthfulqa_mc1", "truthfulqa_mc2"), args.questions)
-        with serving(checkpoint_dir, "--precision", "32-true") as url:
+        with serving(checkpoint_dir, "--precision", "32-true") as (url, _):
             for line, holds in over_http.rows(url, checkpoint_dir, data=data, folder=folder, limits=limits):
                 print(f"{line}{'' if holds else '  <- more than it may be'}", flush=True)
                 is_right &= holds

@@ -102,13 +102,27 @@ def test_a_request_that_comes_as_an_idle_connection_ends_is_answered(loaded, mon
         assert [status for status, _ in answers(rest_of(s))] == [200]
 
 
-@pytest.mark.parametrize("kind", [b"Content-Length: 500\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
-def test_a_body_that_comes_too_slowly_is_refused(client, kind):
+@pytest.mark.parametrize(
+    "kind, drip", [(b"Content-Length: 500\r\n\r\n", b" "), (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n")]
+)
+def test_a_body_that_comes_too_slowly_is_refused_and_its_rest_not_waited_for(client, kind, drip):
     with connected(client) as s:
-        s.sendall(HEAD + b"Connection: close\r\n" + kind)
-        ((status, body),) = answers(rest_of(s, b"1\r\n \r\n" if b"chunked" in kind else b""))
+        s.sendall(HEAD + kind)
+        ((status, body),) = answers(rest_of(s, drip))
     assert status == 408 and b"too slowly" in body
     until(lambda: client.server.admission.n_bytes == 0)
+
+
+def test_the_rest_of_a_body_that_is_refused_is_taken_and_the_connection_kept(client):
+    with connected(client) as s:
+        s.sendall(HEAD.replace(b"json", b"xml") + b"Content-Length: 9\r\n\r\n")
+        time.sleep(0.2)
+        s.sendall(b"some")
+        time.sleep(0.2)
+        s.sendall(b"thing")
+        time.sleep(0.8)
+        s.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert [status for status, _ in answers(rest_of(s))] == [415, 200]
 
 
 def test_a_body_that_comes_steadily_may_take_its_time(client):
@@ -124,7 +138,9 @@ def test_a_body_that_comes_steadily_may_take_its_time(client):
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_nobody_reads_is_not_kept(client, stream):
     client.server.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
-    body = json.dumps({"prompt": [5], "max_tokens": 100, "n": 8, "logprobs": 20, "stream": stream}).encode()
+    body = json.dumps(
+        {"prompt": [5], "max_tokens": 100, "n": 8, "logprobs": 20, "ignore_eos": True, "stream": stream}
+    ).encode()
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         s.connect((client.base_url.host, client.base_url.port))
@@ -222,7 +238,9 @@ def test_clients_that_neither_send_nor_read_do_not_hold_up_the_end(loaded, monke
     monkeypatch.setattr(run, "_LAST_SECONDS", 0.5)
     with serving(another(loaded)) as client:
         client.server.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
-        body = json.dumps({"prompt": [5], "max_tokens": 100, "n": 8, "logprobs": 20, "stream": True}).encode()
+        body = json.dumps(
+            {"prompt": [5], "max_tokens": 100, "n": 8, "logprobs": 20, "ignore_eos": True, "stream": True}
+        ).encode()
         half, silent = connected(client), socket.socket()
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         silent.connect((client.base_url.host, client.base_url.port))

@@ -41,7 +41,7 @@ def rows(checkpoint_dir: Path, data: Path, folder: Path, n: int) -> Iterator[str
     questions, texts = _questions(data / "truthfulqa_mc.jsonl", tokenizer, n)
     for kind in KINDS:
         path = _gguf(checkpoint_dir, folder / kind, kind)
-        with serving(folder / kind, "--precision", "32-true") as url:
+        with serving(folder / kind, "--precision", "32-true") as (url, _):
             ours = [[_ours(url, q.prompt, answer) for answer in q.answers] for q in questions]
         with _llama_cpp(path) as url:
             alike = sum(_tokens(url, text) == ids for text, ids in texts)

@@ -12,8 +12,12 @@ _PATIENCE = 120
 
 
 @contextmanager
-def serving(checkpoint_dir: Path, *flags: str) -> Iterator[str]:
-    """Starts scripts/serve.py with a checkpoint and flags, and yields its address once it answers."""
+def serving(checkpoint_dir: Path, *flags: str) -> Iterator[tuple[str, int]]:
+    """Starts scripts/serve.py with a checkpoint and flags; yields its address and its process's id once it answers.
+
+    Raises:
+        RuntimeError: it does not start, or does not end well.
+    """
     script = str(_ROOT / "scripts" / "serve.py")
     command = [sys.executable, script, "--checkpoint_dir", str(checkpoint_dir.resolve()), "--port", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_ROOT) as process:
@@ -22,7 +26,9 @@ def serving(checkpoint_dir: Path, *flags: str) -> Iterator[str]:
             line = process.stdout.readline()
             if not line.startswith("Serving"):
                 raise RuntimeError(f"the server did not start: {' '.join(command)}")
-            yield line.split()[-1]
+            yield line.split()[-1], process.pid
         finally:
             process.terminate()
             process.wait(_PATIENCE)
+        if process.returncode:
+            raise RuntimeError(f"the server ended with {process.returncode}")

@@ -14,7 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from lit_gpt.serve.refusals import Refusal
 
 _HEAD_SECONDS = 30
-"""Seconds that the head of a request may take from its first byte on, and that a new connection may be silent."""
+"""Seconds that the head of a request may take from its first byte on, that a new connection may be silent, and that the
+rest of a body may take which is refused already: a client that still sends would not see why."""
 _READ_SECONDS = 60
 """Seconds in which a client has to take something of what waits for it."""
 
@@ -40,10 +41,16 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        if not self._has_begun():
             self._stop_clock()
         elif self._head_clock is None:
             self._await_head()
+
+    def _has_begun(self) -> bool:
+        """Returns whether a part of a head has come, or of a body that is answered already."""
+        if self.conn.their_state is h11.IDLE:
+            return bool(self.conn.trailing_data[0])
+        return self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
 
     def pause_writing(self) -> None:
         super().pause_writing()
