@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ sys.path[1:1] = [str(ROOT), str(ROOT / "tests")]  # for the tests' tiny checkpoi
 
 import httpx  # noqa: E402
 import psutil  # noqa: E402
+from clients_parts.server import serving  # noqa: E402
 
 _KINDS = 40
 """Different requests that are sent; each is sent alone first."""
@@ -46,22 +46,8 @@ def main() -> int:
     args = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = _checkpoint(Path(folder) / "tiny")
-        command = [
-            sys.executable,
-            str(ROOT / "scripts" / "serve.py"),
-            "--checkpoint_dir",
-            str(checkpoint),
-            "--port",
-            "0",
-        ]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-            try:
-                assert process.stdout is not None
-                url = process.stdout.readline().split()[-1]
-                outcome = asyncio.run(_load(url, psutil.Process(process.pid), args))
-            finally:
-                process.terminate()
-                process.wait(_PATIENCE)
+        with serving(checkpoint) as (url, pid):
+            outcome = asyncio.run(_load(url, psutil.Process(pid), args))
     return outcome
 
 
@@ -157,8 +143,15 @@ async def _one(
     except (asyncio.TimeoutError, TimeoutError):
         return "given up" if patience < _PATIENCE else "no answer"
     except (httpx.HTTPError, ValueError, KeyError) as e:
-        return f"failed ({type(e).__name__})"
+        return f"failed ({type(e).__name__}: {_cause(e)!r})"
     return "answered" if found == want else "another answer"
+
+
+def _cause(e: BaseException) -> BaseException:
+    """Returns the exception that an exception comes from in the end."""
+    while (before := e.__cause__ or e.__context__) is not None:
+        e = before
+    return e
 
 
 async def _answer(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> list[str]:

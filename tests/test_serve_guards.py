@@ -158,10 +158,12 @@ def test_the_document_names_every_path_and_what_it_answers(client):
         for operation in path.values():
             assert "422" not in operation["responses"] and "200" in operation["responses"]
     assert "HTTPValidationError" not in json.dumps(document)
+    (name,) = [model["id"] for model in client.get("/v1/models").json()["data"]]
+    assert document["paths"]["/runs/{name}/process"]["post"]["parameters"][0]["schema"]["enum"] == [name]
 
 
 def test_the_page_may_load_nothing_but_its_own_files(client):
-    for path in ("/page/..%2fapp.py", "/page/app.py", "/page/", "/page/%2e%2e/app.py", "/page/x.js"):
+    for path in ("/page/..%2fapp.py", "/page/app.py", "/page/", "/page/%2e%2e/app.py", "/page/" + "x" * 5_000 + ".js"):
         assert client.get(path).status_code == 404
     response = client.get("/")
     if response.status_code == 200:

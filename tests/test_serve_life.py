@@ -14,6 +14,9 @@ import pytest
 from conftest import ROOT
 from serving import PATIENCE, another, error_of, events, loaded_from, serving, until
 
+from lit_gpt.generation.request import Delta, Request
+from lit_gpt.serve.flight import Flight
+
 LONG = {"prompt": "the hand", "max_tokens": 150, "ignore_eos": True}
 SHORT = {"prompt": "the thing", "max_tokens": 2}
 
@@ -219,3 +222,26 @@ def test_an_address_that_is_taken_is_said_before_anything_is_loaded(checkpoint):
         command = [sys.executable, "scripts/serve.py", "--checkpoint_dir", str(checkpoint), "--port", str(port)]
         process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 1 and process.stderr.startswith("error: --host 127.0.0.1 --port")
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_a_stream_that_is_cancelled_ends_even_if_news_come_in_that_moment(moment):
+    """`asyncio.wait_for` took no notice of it before Python 3.12, and the connection stayed until the time limit."""
+
+    async def read(flight):
+        async for _ in flight.deltas():
+            pass
+
+    async def cancelled():
+        flight = Flight([Request([1], 9)], streams=True, seconds=60, landed=lambda flight: None)
+        reader = asyncio.ensure_future(read(flight))
+        await asyncio.sleep(0.01)
+        flight.receive(0, Delta("a"))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        flight.close()
+        reader.cancel()
+        await asyncio.wait([reader], timeout=1)
+        return reader.cancelled()
+
+    assert asyncio.run(cancelled())

@@ -16,7 +16,7 @@ from lit_gpt.serve.documents import documented, errors
 from lit_gpt.serve.endpoints import chat_endpoint, completion_endpoint
 from lit_gpt.serve.metrics import Metrics
 from lit_gpt.serve.pages import add_pages
-from lit_gpt.serve.refusals import JSON, Refusal, invalid
+from lit_gpt.serve.refusals import JSON, Refusal, invalid, unreadable
 from lit_gpt.serve.schemas.helm import ProcessBody, Processed
 from lit_gpt.serve.schemas.openai import ChatBody, ChatCompletion, Completion, CompletionBody, Model, Models
 from lit_gpt.serve.schemas.tokens import (
@@ -57,7 +57,7 @@ def make_app(state: State) -> FastAPI:
     _add_helm(app, state)
     _add_tokens(app, state)
     add_pages(app)
-    app.openapi = lambda: documented(app)
+    app.openapi = lambda: documented(app, None if state.service is None else list(state.service.models.by_name))
     return app
 
 
@@ -78,6 +78,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, e: HTTPException) -> Response:
+        if e.status_code == 400 and e.__cause__ is not None:  # FastAPI could not read the body
+            return unreadable(e.__cause__).response()
         detail = {404: f"there is no {request.url.path[:200]}", 405: f"{request.method} is not for this path"}
         refusal = Refusal(e.status_code, detail.get(e.status_code, str(e.detail)))
         refusal.headers |= e.headers or {}

@@ -11,7 +11,7 @@ from lit_gpt.generation.engine import Answer
 from lit_gpt.generation.request import Delta
 from lit_gpt.prompts import Turn
 from lit_gpt.serve.models import Served
-from lit_gpt.serve.planning import Plan, Prompt, fitting, requests_for, special_stops, start_of
+from lit_gpt.serve.planning import Plan, Prompt, fitting, requests_for, require_readable, special_stops, start_of
 from lit_gpt.serve.refusals import Refusal, dumped
 from lit_gpt.serve.schemas.openai import ChatBody, Message
 from lit_gpt.serve.scores import chat_logprobs, prompt_logprobs
@@ -29,6 +29,7 @@ def plan(service: Service, body: ChatBody) -> Plan:
     body.require_known()
     served = service.models.find(body.model)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    require_readable(service, sum(map(_n_characters, body.messages)), body)
     ids, ends = rendered(service, served, body.messages, body.chat_template_kwargs)
     ids, most = fitting(service, ids, body, wanted)
     names = special_stops(service, body.stops())
@@ -63,6 +64,12 @@ def rendered(
     except UserError as e:
         raise Refusal(400, str(e), "messages") from e
     return found.ids or start_of(service), found.stop_ids
+
+
+def _n_characters(message: Message) -> int:
+    """Returns the number of characters of a message."""
+    content = message.content or ""
+    return len(content) if isinstance(content, str) else sum(len(part.text or "") for part in content)
 
 
 def _turn(message: Message, index: int) -> Turn:

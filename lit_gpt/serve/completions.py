@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_gpt.generation.engine import Answer
 from lit_gpt.generation.request import Delta
-from lit_gpt.serve.planning import Plan, Prompt, fitting, requests_for, special_stops, start_of
+from lit_gpt.serve.planning import Plan, Prompt, fitting, requests_for, require_readable, special_stops, start_of
 from lit_gpt.serve.refusals import dumped
 from lit_gpt.serve.schemas.openai import CompletionBody
 from lit_gpt.serve.scores import Counter, completion_logprobs, prompt_logprobs
@@ -60,6 +60,7 @@ def _prompts(service: Service, body: CompletionBody, wanted: int) -> list[Prompt
     found: list[Prompt] = []
     pairs: list[tuple[list[int], str | None]]
     if isinstance(given[0], str):
+        require_readable(service, max(map(len, given)), body)
         encoded = service.tokenizer.encode_batch(given, bos=False if body.add_special_tokens is False else None)
         pairs = [(ids or start_of(service), text) for ids, text in zip(encoded, given, strict=True)]
     else:

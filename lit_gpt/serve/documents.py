@@ -1,5 +1,6 @@
 """What /openapi.json says of the endpoints."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -28,17 +29,26 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody, "description": _MEANINGS[status]} for status in chosen}
 
 
-def documented(app: FastAPI) -> dict[str, Any]:
-    """Returns the document, made once; a body that does not fit gets 400 here, so FastAPI's own 422 is left out."""
+def documented(app: FastAPI, names: Sequence[str] | None) -> dict[str, Any]:
+    """Returns the document, made once; a body that does not fit gets 400 here, so FastAPI's own 422 is left out.
+
+    Args:
+        names: the models' names, which paths may have; None if they are not known yet.
+    """
     if app.openapi_schema is None:
         found = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for path in found["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+                for parameter in operation.get("parameters", ()) if names else ():
+                    if parameter["in"] == "path":
+                        parameter["schema"]["enum"] = list(names or ())
         schemas = found["components"]["schemas"]
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         found["security"] = [{}, {"key": []}]
+        if names is None:
+            return found
         app.openapi_schema = found
     return app.openapi_schema

@@ -69,6 +69,7 @@ class Flight:
         self.overflowed = asyncio.Event()
         """Set when the client does not read its stream; nothing more is kept for it."""
         self.first_at: float | None = None
+        self._clock = asyncio.get_running_loop().call_later(seconds, self._expire)
 
     def submit(self, submit: Callable[[Request, Callable[[Delta], None]], int], post: Post) -> None:
         """Hands the requests to the engine, on any thread; if it refuses one, `settle` ends those before."""
@@ -82,6 +83,7 @@ class Flight:
         if delta.finish is not None:
             self._left -= 1
             if self._left == 0:
+                self._clock.cancel()
                 self._landed(self)
         if self._is_closed:
             return
@@ -126,14 +128,16 @@ class Flight:
             if found:
                 yield found
 
+    def _expire(self) -> None:
+        self.fail(Refusal(504, f"the request took more than {self.seconds:g} seconds", code="timeout"))
+
     async def _wait(self) -> None:
-        """Waits for news; raises Refusal if there was a failure or the time is over."""
-        left = self.started + self.seconds - time.monotonic()
-        try:
-            await asyncio.wait_for(self._news.wait(), max(left, 0.001))
-        except (asyncio.TimeoutError, TimeoutError):
-            message = f"the request took more than {self.seconds:g} seconds"
-            raise Refusal(504, message, code="timeout") from None
+        """Waits for news; raises Refusal if there was a failure or the time is over.
+
+        Not by `asyncio.wait_for`, which before Python 3.12 may take no notice of being cancelled when news come in the
+        same moment: whoever cancelled would wait for a stream of which nothing comes any more.
+        """
+        await self._news.wait()
         self._news.clear()
         if self._failure is not None:
             raise self._failure
@@ -141,6 +145,7 @@ class Flight:
     def close(self) -> None:
         """Ends what has not ended."""
         self._is_closed = True
+        self._clock.cancel()
         if self._left:
             for ticket in self.tickets:
                 self.cancel(ticket)

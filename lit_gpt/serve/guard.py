@@ -9,6 +9,7 @@ machine, or that comes from a page of another origin; no origin is allowed but t
 import asyncio
 import hashlib
 import hmac
+import time
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -23,8 +24,8 @@ from lit_gpt.serve.refusals import Refusal
 _OPEN = ("/", "/health")
 _OPEN_BELOW = "/page/"
 """Paths that need no key: the page, which asks for one, and whether the server is there."""
-_BODY_SECONDS = 30
-"""Seconds that a client may be silent while it sends a body."""
+_BODY_SECONDS, _BODY_PART = 30, 65_536
+"""Seconds that a client may take for so many bytes of a body, and for the rest of it."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -74,6 +75,8 @@ class Guard:
         if scope["method"] == "OPTIONS" and headers.get("origin") in self.origins:
             await _preflight(guarded)
             return
+        if scope["method"] == "HEAD":  # uvicorn leaves the body of the answer out
+            scope = {**scope, "method": "GET"}
         body = _Body(receive, self.admission, self.most_bytes)
         try:
             await self.app(scope, body.receive, guarded)
@@ -83,7 +86,8 @@ class Guard:
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Checks all that stands in a request's head; raises Refusal."""
         host = headers.get("host", "")
-        if self.hosts is not None and _name_of(host) not in self.hosts:
+        is_named = "host" in headers  # programs that speak HTTP/1.0 may leave it out, browsers never do
+        if self.hosts is not None and is_named and _name_of(host) not in self.hosts:
             raise Refusal(403, f"this server is not called {host[:100]!r}; call it localhost or 127.0.0.1", code="host")
         origin = headers.get("origin")
         if origin is not None and origin not in self.origins and not _is_same(origin, host):
@@ -99,6 +103,8 @@ class Guard:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if scope["method"] == "POST" and kind != "application/json" and not kind.endswith("+json"):
             raise Refusal(415, "send the body as Content-Type: application/json", code="content_type")
+        if (coding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
+            raise Refusal(415, f"send the body as it is, not as {coding[:40]}", code="content_encoding")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > self.most_bytes:
             raise _too_large(self.most_bytes)
@@ -163,15 +169,19 @@ class _Body:
     def __init__(self, receive: Receive, admission: Admission, most: int) -> None:
         self._receive, self.admission, self.most = receive, admission, most
         self.n, self.is_whole = 0, False
+        self._deadline, self._goal = time.monotonic() + _BODY_SECONDS, _BODY_PART
 
     async def receive(self) -> Message:
-        """Returns the next message; raises HTTPException if the body is too large or does not come."""
+        """Returns the next message; raises HTTPException if the body is too large or comes too slowly."""
         if self.is_whole:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), _BODY_SECONDS)
+            message = await asyncio.wait_for(self._receive(), max(0.001, self._deadline - time.monotonic()))
         except (asyncio.TimeoutError, TimeoutError):
-            raise HTTPException(408, f"the body did not come within {_BODY_SECONDS} seconds") from None
+            message = (
+                f"the body comes too slowly: {_BODY_PART:,} bytes of it, or the rest, took {_BODY_SECONDS} seconds"
+            )
+            raise HTTPException(408, message) from None
         if message["type"] == "http.request":
             n = len(message.get("body", b""))
             if self.n + n > self.most:
@@ -182,5 +192,7 @@ class _Body:
             except Refusal as refusal:
                 raise HTTPException(refusal.status, refusal.message, refusal.headers) from None
             self.n += n
+            if self.n >= self._goal:
+                self._deadline, self._goal = time.monotonic() + _BODY_SECONDS, self.n + _BODY_PART
             self.is_whole = not message.get("more_body", False)
         return message

@@ -12,7 +12,7 @@ from typing import Any
 from lit_gpt.generation.engine import Answer
 from lit_gpt.generation.request import Request, Sampling, Scored
 from lit_gpt.serve.models import Served
-from lit_gpt.serve.planning import Plan, Prompt, special_stops, start_of
+from lit_gpt.serve.planning import CHARACTERS, Plan, Prompt, special_stops, start_of
 from lit_gpt.serve.schemas.helm import ProcessBody
 from lit_gpt.serve.schemas.sampling import MOST_LOGPROBS, is_greedy
 from lit_gpt.serve.scores import finite, top_of
@@ -69,7 +69,8 @@ def plan(service: Service, body: ProcessBody, served: Served) -> Plan:
     """
     wanted = _DEFAULT_TOKENS if body.max_new_tokens is None else body.max_new_tokens
     wanted = min(wanted, service.block_size - 1)
-    own = tokens_of(service, body.prompt)
+    given = body.prompt[-service.block_size * CHARACTERS :]  # more cannot fit, and reading it would hold up all others
+    own = tokens_of(service, given)
     begun = service.tokenizer.frame(own, bos=None, eos=False) or start_of(service)
     n_before = len(begun) - len(own)  # tokens that are fed and are not the text's
     room = service.block_size + (wanted == 0) - wanted
@@ -86,7 +87,7 @@ def plan(service: Service, body: ProcessBody, served: Served) -> Plan:
         prompt_logprobs=n_top if body.echo_prompt else None,
         run=served.run,
     )
-    text = body.prompt if len(ids) == len(begun) else _joined(service, ids[n_before:])
+    text = given if len(ids) == len(begun) else _joined(service, ids[n_before:])
     return Plan(served, [Prompt(ids[n_before:], text)], [request], names)
 
 

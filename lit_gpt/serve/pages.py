@@ -9,6 +9,8 @@ from lit_gpt.serve.refusals import Refusal
 
 _FOLDER = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_FILES = {path.name: path for path in _FOLDER.iterdir() if path.suffix in _TYPES}
+"""The files by name: what a client sends never becomes a path."""
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -34,7 +36,7 @@ def add_pages(app: FastAPI) -> None:
 
 def _file(name: str) -> Response:
     """Returns a file of the page; raises Refusal if there is none of that name."""
-    path = _FOLDER / name
-    if path.parent != _FOLDER or path.suffix not in _TYPES or not path.is_file():
+    path = _FILES.get(name)
+    if path is None:
         raise Refusal(404, "there is no such file of the page")
     return FileResponse(path, media_type=f"{_TYPES[path.suffix]}; charset=utf-8", headers=_HEADERS)

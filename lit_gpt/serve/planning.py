@@ -9,6 +9,9 @@ from lit_gpt.serve.refusals import Refusal
 from lit_gpt.serve.schemas.sampling import SamplingFields
 from lit_gpt.serve.service import Service
 
+CHARACTERS = 64
+"""Characters of a token, of which no text has more in the mean."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -40,6 +43,23 @@ def start_of(service: Service) -> list[int]:
 def special_stops(service: Service, stops: Sequence[str]) -> dict[int, str]:
     """Returns the stop strings that are a special token, by its id: a text leaves them out, so they stop it by that."""
     return {service.tokenizer.token_to_id(s): s for s in stops if s in service.pieces.added}
+
+
+def require_readable(service: Service, n: int, body: SamplingFields) -> None:
+    """Checks that a prompt of `n` characters may fit: reading the tokens of a longer one would hold up all others.
+
+    Raises:
+        Refusal: it cannot fit into the model's context, unless it is to be cut.
+    """
+    most = service.block_size * CHARACTERS
+    if n > most and body.truncate_prompt_tokens is None:
+        raise Refusal(
+            400,
+            f"this model has room for {service.block_size:,} tokens, and the prompt has {n:,} characters; one of more "
+            f"than {most:,} is not read unless the request sends truncate_prompt_tokens",
+            "messages" if hasattr(body, "messages") else "prompt",
+            "context_length_exceeded",
+        )
 
 
 def fitting(service: Service, ids: list[int], body: SamplingFields, wanted: int | None) -> tuple[list[int], int]:

@@ -1,6 +1,7 @@
 """What the server refuses, and how it says so: OpenAI's form of errors, for every endpoint and status."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _TYPES |= dict.fromkeys((408, 504), "timeout_error") | {503: "overloaded_error"}
 _MESSAGE = 2_000
 """Most characters of a message."""
+_FORM = re.compile(r"(str|constrained-str|function-.*|.*\[.*)$")
+"""Names that pydantic gives to the forms that a field may have."""
 
 
 class Refusal(Exception):
@@ -61,14 +64,31 @@ def dumped(value: Any) -> bytes:
 
 
 def invalid(errors: Sequence[Any]) -> Refusal:
-    """Returns the refusal of a body that does not fit its schema, by the first errors that pydantic found."""
-    first = min(errors, key=lambda e: len(e["loc"]), default=None)
-    if first is None:
+    """Returns the refusal of a body that does not fit its schema, by the error that says most.
+
+    Where a field has several forms there are errors for each of them. The one that is not about the form, or else the
+    innermost one, belongs to the form that was meant.
+    """
+    best = min(errors, key=lambda e: (e["type"].endswith("_type"), -len(_place(e))), default=None)
+    if best is None:
         return Refusal(400, "the request does not fit its schema")
-    place = [str(part)[:100] for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
-        return Refusal(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
-    if first["type"] == "missing" and not place:
+    place = _place(best)
+    if best["type"] == "json_invalid":
+        return Refusal(400, f"the body is not JSON: {best['ctx']['error']}", code="invalid_json")
+    if best["type"] == "missing" and not place:
         return Refusal(400, "the body is empty; send a JSON object", code="invalid_json")
     where = ".".join(place)
-    return Refusal(400, f"{where}: {first['msg']}" if where else first["msg"], param=place[0] if place else None)
+    return Refusal(400, f"{where}: {best['msg']}" if where else best["msg"], param=place[0] if place else None)
+
+
+def _place(error: Any) -> list[str]:
+    """Returns where in the body an error is, without pydantic's names of forms, such as `list[constrained-int]`."""
+    named = [str(part)[:100] for part in error["loc"] if part != "body"]
+    return named[:1] + [part for part in named[1:] if not _FORM.match(part)]
+
+
+def unreadable(cause: BaseException | None) -> Refusal:
+    """Returns the refusal of a body that no JSON can be read from, by what the reader raised."""
+    reasons = {UnicodeDecodeError: "it is not in UTF-8", RecursionError: "it is nested too deeply"}
+    reason = reasons.get(type(cause), "a number in it has too many digits" if isinstance(cause, ValueError) else "")
+    return Refusal(400, f"the body cannot be read as JSON{reason and ': '}{reason}", code="invalid_json")

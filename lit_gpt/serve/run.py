@@ -15,18 +15,26 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.thread import EngineThread
 from lit_gpt.serve.admission import Admission
 from lit_gpt.serve.app import State, make_app
+from lit_gpt.serve.connection import Connection
 from lit_gpt.serve.guard import LOOPBACK, Guard
 from lit_gpt.serve.load import Loaded, What, load
 from lit_gpt.serve.metrics import Metrics
 from lit_gpt.serve.service import Limits, Service
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 _BODIES = 8
 """Bodies of the largest size that are held at once."""
 _BACKLOG = 2_048
+_CONNECTIONS = 65_536
+"""Connections, and other open files, that the server asks the system for."""
 _IDLE_SECONDS = 75
 """Seconds that an idle connection is kept: longer than clients keep theirs, or a request may meet its end."""
 _LAST_SECONDS = 5
-"""Seconds that connections get to close at the end."""
+"""Seconds that clients get at the end to take what is left of their answers."""
 
 
 def serve(what: What, args: ServeArgs) -> None:
@@ -36,6 +44,7 @@ def serve(what: What, args: ServeArgs) -> None:
         UserError: the address cannot be had, or what is to be served cannot be loaded.
     """
     key = _key_of(args)
+    _allow_connections()
     listening = listen(args)
     if not _is_loopback(args.host) and key is None:
         print(
@@ -46,6 +55,15 @@ def serve(what: What, args: ServeArgs) -> None:
         asyncio.run(Server(lambda: load(what, args), args, key, listening).main())
     finally:
         listening.close()
+
+
+def _allow_connections() -> None:
+    """Lets this process have as many connections as the system allows; many systems begin with 256 or 1,024."""
+    if resource is not None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, _CONNECTIONS)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _key_of(args: ServeArgs) -> str | None:
@@ -114,12 +132,13 @@ class Server(uvicorn.Server):
         )
         config = uvicorn.Config(
             app,
+            http=Connection,
             log_level="warning",
             access_log=False,
             ws="none",
             lifespan="off",
             server_header=False,
-            timeout_graceful_shutdown=_LAST_SECONDS,
+            timeout_graceful_shutdown=2 * _LAST_SECONDS,
             timeout_keep_alive=_IDLE_SECONDS,
             proxy_headers=False,
         )
@@ -178,6 +197,16 @@ class Server(uvicorn.Server):
             self.loop.call_soon_threadsafe(lambda: None)  # wakes the loop, which a signal does not
             return
         self.force_exit = self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes all connections; those whose clients neither send nor take the rest are broken off."""
+        assert self.loop is not None
+        self.loop.call_later(_LAST_SECONDS, self._break_off)
+        await super().shutdown(sockets)
+
+    def _break_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     async def _close(self) -> None:
         assert self.serving.service is not None

@@ -77,7 +77,7 @@ class Service:
             Refusal: there is no room for them.
             UserError: the engine refuses one of them.
         """
-        self.admission.enter(len(requests))
+        self.admission.enter(len(requests), sum(map(_scores_of, requests)))
         flight = Flight(requests, streams=streams, seconds=self.limits.seconds, landed=self._land)
         flight.cancel = self.engine.cancel
         self.flights.add(flight)
@@ -96,7 +96,7 @@ class Service:
 
     def _land(self, flight: Flight) -> None:
         self.flights.discard(flight)
-        self.admission.leave(len(flight.requests))
+        self.admission.leave(len(flight.requests), sum(map(_scores_of, flight.requests)))
         self.metrics.landed(flight)
 
     async def close(self, seconds: float) -> None:
@@ -109,3 +109,9 @@ class Service:
                 flight.fail(Refusal(503, "the server is shutting down", code="closing", retry_after=30))
                 flight.close()
             await asyncio.sleep(0.2)  # for the clients to be told
+
+
+def _scores_of(request: Request) -> int:
+    """Returns how many log-probabilities the answer to a request may have."""
+    new = 0 if request.logprobs is None else (1 + request.logprobs) * request.max_new_tokens
+    return new + (0 if request.prompt_logprobs is None else (1 + request.prompt_logprobs) * len(request.ids))

@@ -67,6 +67,8 @@ class Guarded:
         try:
             return self._remote.call("run", method, texts, limits=limits, doing=f"for {several} of {n:,} characters")
         except RaisedError as e:
+            if any(map(_has_half, texts)):
+                raise UserError("a text has half of a character (a lone surrogate), which no tokenizer takes") from e
             raise self._failed(e) from e
 
     def encode(self, text: str) -> list[int]:
@@ -136,6 +138,11 @@ class Guarded:
     def beyond_the_file(self) -> list[Any]:
         """Returns what decides on ids besides the content of the file."""
         return self.facts["beyond_the_file"]
+
+
+def _has_half(text: str) -> bool:
+    """Returns whether a text has a lone surrogate: half of a character that UTF-16 writes in two parts."""
+    return any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -22,16 +22,37 @@ Stop = Annotated[str, Field(max_length=1_000)]
 
 _LACKED = {
     "tools": "tool calls",
+    "tool_choice": "tool calls",
     "functions": "function calls",
+    "function_call": "function calls",
     "guided_json": "guided decoding",
     "guided_regex": "guided decoding",
     "guided_choice": "guided decoding",
     "guided_grammar": "guided decoding",
+    "grammar": "guided decoding",
+    "json_schema": "guided decoding",
     "structured_outputs": "guided decoding",
     "allowed_token_ids": "a list of allowed tokens",
     "bad_words": "a list of banned words",
     "use_beam_search": "beam search",
+    "num_beams": "beam search",
+    "best_of": "choice of the best answers to a conversation",
+    "typical_p": "typical sampling",
+    "top_a": "sampling by top_a",
+    "tfs": "tail-free sampling",
+    "tfs_z": "tail-free sampling",
+    "epsilon_cutoff": "cut-off of unlikely tokens but min_p",
+    "eta_cutoff": "cut-off of unlikely tokens but min_p",
+    "mirostat": "Mirostat",
+    "mirostat_mode": "Mirostat",
+    "xtc_probability": "XTC",
+    "dry_multiplier": "penalty of repeated runs of tokens",
+    "no_repeat_ngram_size": "ban of repeated runs of tokens",
+    "penalty_alpha": "contrastive search",
+    "repeat_penalty": "penalty of that name; repetition_penalty is one",
+    "return_tokens_as_token_ids": "tokens written as token_id:; return_token_ids returns them beside the text",
     "audio": "audio",
+    "modalities": "answers but text",
     "prediction": "predicted outputs",
     "web_search_options": "a search of the web",
     "prompt_embeds": "embeddings as a prompt",
@@ -41,6 +62,12 @@ _LACKED = {
     "thinking_token_budget": "a budget of thoughts",
 }
 """Fields that would change the answer and that this server does not know, each with what it asks for."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("best_of", "num_beams", "repeat_penalty", "tfs", "tfs_z", "typical_p"), (1,)),
+    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
+    "modalities": (["text"],),
+}
+"""Values with which such a field changes nothing, besides null, false, zero and what is empty."""
 
 
 class _ResponseFormat(BaseModel):
@@ -93,8 +120,8 @@ class SamplingFields(BaseModel):
     def require_known(self) -> None:
         """Checks that the request wants nothing that this server cannot do; raises Refusal by the field's name."""
         for name, value in (self.model_extra or {}).items():
-            if name in _LACKED and value not in (None, False, [], {}):
-                raise Refusal(400, f"{name}: this server has no {_LACKED[name]}", name, "unsupported")
+            if name in _LACKED and value not in (None, False, [], {}, *_NEUTRAL.get(name, ())):
+                raise Refusal(400, f"{name}: this server does not have {_LACKED[name]}", name, "unsupported")
         if self.response_format is not None and self.response_format.type != "text":
             raise Refusal(
                 400,
