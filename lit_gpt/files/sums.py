@@ -27,31 +27,29 @@ class Summed:
 
     def __init__(self, get: Callable[[str], Tensor], names: Iterable[str]) -> None:
         self._get = get
-        self._sums: dict[str, str | None] = dict.fromkeys(sorted(names))
+        self._sums: dict[str, bytes | None] = dict.fromkeys(sorted(names))
 
     def __call__(self, name: str) -> Tensor:
         x = self._get(name)
-        if self._sums.get(name, "") is None:
+        if self._sums.get(name, b"") is None:
             self._sums[name] = sums_of(x)
         return x
 
     def digest(self) -> str:
         """Returns a hash of all bytes of the tensors; those that nobody asked for are read now."""
-        for name in [name for name, sums in self._sums.items() if sums is None]:
-            self(name)
-        return hashlib.sha256("".join(f"{name} {sums}\n" for name, sums in self._sums.items()).encode()).hexdigest()[
-            :16
-        ]
+        known = hashlib.sha256()
+        for name, sums in self._sums.items():
+            known.update(f"{name}\n".encode() + (sums_of(self._get(name)) if sums is None else sums))
+        return known.hexdigest()[:16]
 
 
-def sums_of(x: Tensor) -> str:
-    """Returns a hash of dtype, shape and all bytes of a tensor."""
+def sums_of(x: Tensor) -> bytes:
+    """Returns dtype, shape and sums of all bytes of a tensor; tensors with the same ones have the same bytes."""
     content = raw(x)
-    n_words = content.size // 8
-    words = torch.from_numpy(content[: n_words * 8].view(np.int64))  # numpy minds no odd address
-    n_whole = n_words // _BLOCK * _BLOCK
-    sums = torch.cat([words[:n_whole].view(-1, _BLOCK).sum(1), words[n_whole:].sum().view(1)])
-    known = hashlib.sha256(f"{x.dtype} {list(x.shape)}".encode())
-    known.update(sums.numpy().tobytes())
-    known.update(content[n_words * 8 :].tobytes())
-    return known.hexdigest()
+    words = content[: content.size // 8 * 8].view(np.int64)  # numpy minds no odd address
+    n = words.size // _BLOCK * _BLOCK
+    parts = [f"{x.dtype} {tuple(x.shape)}".encode()]
+    if n:
+        parts.append(torch.from_numpy(words[:n]).view(-1, _BLOCK).sum(1).numpy().tobytes())
+    parts += [np.add.reduce(words[n:]).tobytes(), content[words.nbytes :].tobytes()]
+    return b" ".join(parts)
