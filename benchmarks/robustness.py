@@ -7,7 +7,8 @@ them to the script that reads them, a forked process a case, until the seconds a
 read, or refused in one line. Anything else is a fault: another exception, a crash, more than 10 s, more memory than
 twice the file and 0.5 GB, a message of more than a line or of 1,000 characters, something written outside, a temporary
 file left; and for a run that was killed, other results than those of the run that was not. `--case config:17` runs
-that one again, with its seed, and shows all it says. Exits with 1 if there is a fault. Needs the packages of the
+that one again, with its seed, and shows all it says. `--sum F1/robustness.json F2/robustness.json` adds up what earlier
+calls found, with other seeds. Exits with 1 if there is a fault. Needs the packages of the
 tests, and Linux. Nothing is downloaded.
 """
 
@@ -35,7 +36,8 @@ from robustness_parts.sections import sections_of  # noqa: E402
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--folder", type=Path, required=True, help="for material, cases and robustness.json")
+    arguments.add_argument("--folder", type=Path, help="for material, cases and robustness.json")
+    arguments.add_argument("--sum", type=Path, nargs="+", help="the robustness.json of earlier calls; runs nothing")
     arguments.add_argument("--sections", help="names with commas between them; all if not given")
     arguments.add_argument("--seconds", type=float, default=60.0, help="of each section")
     arguments.add_argument("--cases", type=int, help="run this many cases of each section, whatever they take")
@@ -43,6 +45,10 @@ def main() -> int:
     arguments.add_argument("--patience", type=float, default=1.0, help="times 10 s that a case may take; more if busy")
     arguments.add_argument("--case", help="SECTION:NUMBER, run this one only and show what comes of it")
     args = arguments.parse_args()
+    if args.sum:
+        return _shown(campaign.summed([counts for path in args.sum for counts in json.loads(path.read_text())]))
+    if not args.folder:
+        arguments.error("--folder is missing")
     torch.set_num_threads(1)  # a thread does not survive a fork
     folder = args.folder.resolve()
     sections = {section.name: section for section in sections_of(Material(folder / "material"))}
@@ -64,6 +70,11 @@ def main() -> int:
         found.append(campaign.run(sections[name], folder, args.seed, limits))
         print(f"{name}: {found[-1].n:,} cases, {found[-1].n_faults:,} faults", flush=True)
         (folder / "robustness.json").write_text(json.dumps(campaign.as_json(found), indent=1) + "\n")
+    return _shown(found)
+
+
+def _shown(found: list[campaign.Counts]) -> int:
+    """Prints the table and the faults; returns the program's exit status."""
     print(*campaign.lines_of(found), sep="\n")
     return int(any(counts.n_faults for counts in found))
 

@@ -1,8 +1,10 @@
 """A base, a configuration or data that changed since a run began are refused, and damaged weights are noticed."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,11 +25,14 @@ from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 from lit_gpt.files import load_state, save_state, save_stream, spec_of
 from lit_gpt.files.checksums import contents_of
+from lit_gpt.files.sums import sums_of
+from lit_gpt.generation.batching.runs import load_shared
 from lit_gpt.merge.write import write_merged
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
 from lit_gpt.training.memory import checkpoint_bytes
 from lit_gpt.training.run.resume import require_same
+from lit_gpt.training.run.start import load_model
 
 SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 32, "vocab_size": 60, "padding_multiple": 64, "block_size": 64}
 SIZES |= {"norm": "rms", "mlp": "gated", "activation": "silu", "parallel_residual": False, "rotary_percentage": 1.0}
@@ -124,13 +129,103 @@ def test_the_same_weights_are_the_same_however_the_file_was_written(base, finetu
     loads(base, finetuned)  # another dtype of the same weights, as before
 
 
-def test_a_bit_flip_in_the_base_is_noticed_when_a_run_is_loaded(base, finetuned):
-    content = bytearray((base / WEIGHTS).read_bytes())
-    values = load_state(base / WEIGHTS, "")["transformer.h.1.mlp.fc_1.weight"].numpy().tobytes()
-    content[content.find(values) + 4] ^= 1
-    (base / WEIGHTS).write_bytes(content)
-    with pytest.raises(UserError, match=r"is damaged .*convert_hf_checkpoint"):
-        loads(base, finetuned)
+def test_the_same_weights_in_another_dtype_are_another_run(base):
+    before = replace(run_of("lora"), base_files=origin_of(base))
+    save_state({name: x.bfloat16() for name, x in load_state(base / WEIGHTS, "").items()}, base / WEIGHTS)
+    now = replace(before, base_files=origin_of(base))
+    with pytest.raises(UserError, match=r"another dtype or layout than before.*--allow_changes true"):
+        require_same(now, before, allow_changes=False)
+    require_same(now, before, allow_changes=True)
+
+
+def flip_in_place(base, index=4, bit=1, name="transformer.h.1.mlp.fc_1.weight"):
+    """Flips a bit of a tensor as a failing disk does: size, checksums and time of the file stay as they are."""
+    path = base / WEIGHTS
+    before = path.stat()
+    values = load_state(path, "")[name].numpy().tobytes()
+    with open(path, "r+b") as file:
+        at = file.read().find(values) + index
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ bit]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def resumes(base, finetuned):
+    """Loads the base as a run does that goes on from a checkpoint, for which the run's folder stands here."""
+    args = SimpleNamespace(method="lora", method_args=LoRAArgs(), checkpoint_dir=base, quantize=None)
+    return load_model(make_fabric("32-true"), args, finetuned)
+
+
+def serves(base, finetuned):
+    model, digest = load_base(make_fabric("32-true"), base)
+    return load_shared(model, digest, base, {"run": finetuned})
+
+
+def merges(base, finetuned):
+    return write_merged(base, finetuned, run=read_run(finetuned), out_dir=finetuned.parent / "merged")
+
+
+def of_flips():
+    """Places of a bit: within the samples of a tensor and outside of them, in each byte, in the last tensor, too."""
+    tensors = ("transformer.h.1.mlp.fc_1.weight", "transformer.ln_f.weight", "lm_head.weight")
+    return [(name, index, 1 << bit) for name in tensors for index, bit in ((0, 7), (5, 0), (126, 3), (127, 7))]
+
+
+@pytest.mark.parametrize("use", [loads, serves, merges, resumes])
+def test_a_bit_flip_in_the_base_is_noticed_by_whatever_uses_a_run(base, finetuned, use):
+    whole = (base / WEIGHTS).read_bytes()
+    for name, index, bit in of_flips():
+        flip_in_place(base, index, bit=bit, name=name)
+        with pytest.raises(UserError, match=r"is damaged .*convert_hf_checkpoint|trained on other weights"):
+            use(base, finetuned)
+        assert not (finetuned.parent / "merged").exists()
+        (base / WEIGHTS).write_bytes(whole)
+    use(base, finetuned)
+
+
+def test_a_base_that_was_damaged_when_the_run_began_is_told_from_one_that_is_now(base, tmp_path):
+    whole = (base / WEIGHTS).read_bytes()
+    flip_in_place(base)
+    run, folder = run_of("lora"), tmp_path / "early"
+    folder.mkdir()
+    _, digest = load_base(make_fabric("32-true"), base)
+    save_run(replace(run, base=str(base), base_digest=digest, base_files=origin_of(base)), folder)
+    (base / WEIGHTS).write_bytes(whole)
+    with pytest.raises(UserError, match="was damaged when the run began"):
+        resumes(base, folder)
+
+
+def test_blocks_of_a_tensor_that_changed_places_are_noticed_whatever_its_dtype_and_address():
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        x = (torch.randn(5, 70_001) * 50).to(dtype)
+        known = sums_of(x)
+        assert known == sums_of(x.clone()) == sums_of(torch.cat([x[:1], x])[1:]) != sums_of(x.view(70_001, 5))
+        assert known == sums_of(torch.stack([x, x], 2)[:, :, 0])
+        blocks = x.clone()
+        blocks.view(-1)[: 2 * 65_536] = blocks.view(-1)[: 2 * 65_536].roll(65_536)
+        assert sums_of(blocks) != known
+        for index in (0, 1, 65_536, x.numel() - 1):
+            changed = x.clone()
+            changed.view(-1)[index : index + 1].view(torch.uint8)[-1] ^= 1
+            assert sums_of(changed) != known, (dtype, index)
+
+
+def test_all_bytes_are_read_once_and_each_tensor_that_is_stored_once(base, monkeypatch):
+    """The sums take one pass over what is loaded anyway: no second reading of the file, and a tied head counts once."""
+    seen = []
+    monkeypatch.setattr("lit_gpt.files.sums.sums_of", lambda x: seen.append(x.nbytes) or b"0")
+    load_base(make_fabric("32-true"), base)
+    assert sum(seen) == sum(x.nbytes for x in load_state(base / WEIGHTS, "").values())
+    tied, seen[:] = Config(**SIZES | {"tie_embeddings": True}), []
+    save_state(GPT(tied).state_dict(), base / WEIGHTS)
+    tied.to_json(base / CONFIG)
+    load_base(make_fabric("32-true"), base)
+    state = load_state(base / WEIGHTS, "")
+    assert sum(seen) == sum(x.nbytes for name, x in state.items() if name != "lm_head.weight")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

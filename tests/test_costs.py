@@ -1,6 +1,7 @@
 """What a run costs besides its steps grows no faster than what it has to do: counted, not timed."""
 
 import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,15 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data import packing as packing_module
-from lit_gpt.data.batches import Order
+from lit_gpt.data.batches import Order, batch_of
 from lit_gpt.data.packing import Packing, packs
 from lit_gpt.data.store import IGNORE, Samples, Writer, stack
 from lit_gpt.errors import UserError
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
+from lit_gpt.planning.probe import chosen
 from lit_gpt.planning.work import COUNTED, targets_by_sample, work_of
 from lit_gpt.training.batching import require_room_for_a_step
 from lit_gpt.training.length import Length
+from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.run.average import require_checkpoints
 from lit_gpt.training.run.budget import Budget
 from lit_gpt.training.validation import validate
@@ -134,6 +137,28 @@ def test_the_work_of_a_run_of_any_length_is_counted_in_little_memory(flags):
 
     outcome = outcome_of(count, max_seconds=120)
     assert outcome.kind == "read" and outcome.n_bytes < 300e6, outcome
+
+
+@pytest.mark.parametrize("flags", [{"batch_size": 10**12, "max_steps": 10**6}, {"batch_size": 18_000}])
+def test_a_plan_looks_at_few_samples_however_many_a_step_has(monkeypatch, flags):
+    """Work is counted, not time: samples whose prefixes are compared, and micro-batches that are made."""
+    data, train, packing = samples_of(18_000), TrainArgs(**flags), Packing(512, 512)
+    seen, made = [], []
+    of = packing_module.prefixes_of
+    spied = lambda samples, indices, packing: seen.append(len(indices)) or of(samples, indices, packing)  # noqa: E731
+    for module in ("planning.work", "planning.probe", "data.batches", "training.loader"):
+        monkeypatch.setattr(f"lit_gpt.{module}.prefixes_of", spied)
+    monkeypatch.setattr("lit_gpt.planning.probe.batch_of", lambda *those: made.append(1) or batch_of(*those))
+    work = work_of(data, DATA[1], train, ValidationArgs(), packing, 3)
+    assert sum(seen) <= 2**14 and work.n_samples == train.n_samples(len(data))
+    seen.clear()
+    found = chosen(data, train.batch_size, packing, torch.device("cpu"))
+    assert sum(seen) <= 2**14 and len(found) == len(made) <= 64
+    assert found[0].n_computed == max(batch.n_computed for batch in found)
+    seen.clear()
+    loader = BatchLoader(GPT(TINY), data, train, device=torch.device("cpu"), seed=3, autocast=nullcontext)
+    loader.shares(packing)
+    assert loader.tokens_a_step() > 0 and sum(seen) <= 2 * 2**14
 
 
 def test_what_is_assumed_of_later_samples_is_near_what_they_are(monkeypatch):

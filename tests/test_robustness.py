@@ -16,7 +16,7 @@ from damage import FUZZ_SECONDS, FUZZ_SEED, PATIENCE
 from lit_gpt.errors import UserError
 
 sys.path.append(str(ROOT / "benchmarks"))
-from robustness_parts.campaign import Case, Limits, Section, lines_of, run, run_case
+from robustness_parts.campaign import Case, Limits, Section, as_json, lines_of, run, run_case, summed
 from robustness_parts.kills import difference
 
 FUZZED = ("config", "index", "safetensors", "gguf", "tokenizer_json", "lit_config", "finetuned", "rows")
@@ -98,6 +98,10 @@ def test_a_fault_is_shown_once_with_a_case_that_can_be_repeated(tmp_path):
     text = "\n".join(lines_of([counts]))
     assert f"--case planted:{fault.cases[0]}, {len(fault.cases)} cases: exception: " in text
     assert "KeyError: 'planted'" in text and f"20 cases, {counts.n_faults} faults" in text
+    both = summed(as_json([counts]) + json.loads(json.dumps(as_json([counts]))))
+    assert len(both) == 1 and both[0].n == 40 and both[0].kinds == {kind: 2 * n for kind, n in counts.kinds.items()}
+    assert both[0].n_faults == 2 * counts.n_faults and both[0].seconds == 2 * counts.seconds
+    assert (both[0].slowest, both[0].largest) == (counts.slowest, counts.largest)
     for number in range(20):
         again = run_case(section, tmp_path, 5, number=number)
         assert (again.kind == "exception") == (number in fault.cases)

@@ -217,13 +217,13 @@ def in_child(do: Callable[[], Any], max_seconds: float = 300.0) -> None:
 
 def lines_of(all_counts: list[Counts]) -> Iterator[str]:
     """Yields the table of all sections, and each distinct fault once."""
-    yield "| section | cases | read | refused | faults | slowest, s | largest, MB | cases a second |"
+    yield "| section | seconds | cases | read | refused | faults | slowest, s | largest, MB |"
     yield "|---|---|---|---|---|---|---|---|"
     for c in all_counts:
         bad = ", ".join(f"{n} {kind}" for kind, n in sorted(c.kinds.items()) if kind not in ("read", "refused"))
         yield (
-            f"| {c.section} | {c.n:,} | {c.kinds['read']:,} | {c.kinds['refused']:,} | {bad or 0} | {c.slowest:.2f} | "
-            f"{c.largest / 1e6:.0f} | {c.n / max(c.seconds, 1e-9):.1f} |"
+            f"| {c.section} | {c.seconds:,.0f} | {c.n:,} | {c.kinds['read']:,} | {c.kinds['refused']:,} | {bad or 0} | "
+            f"{c.slowest:.2f} | {c.largest / 1e6:.0f} |"
         )
     n, n_faults = sum(c.n for c in all_counts), sum(c.n_faults for c in all_counts)
     yield f"{n:,} cases, {n_faults:,} faults"
@@ -252,3 +252,24 @@ def as_json(all_counts: list[Counts]) -> list[dict[str, Any]]:
         }
         for c in all_counts
     ]
+
+
+def summed(found: list[dict[str, Any]]) -> list[Counts]:
+    """Returns the counts of several calls, added up by section, in the order in which sections first come.
+
+    Args:
+        found: what `as_json` returned, of all calls; the case of a fault is to be repeated with the seed of its call.
+    """
+    sums: dict[str, Counts] = {}
+    for one in found:
+        counts = sums.setdefault(one["section"], Counts(one["section"]))
+        counts.n += one["cases"]
+        counts.seconds += one["seconds"]
+        counts.kinds.update(one["kinds"])
+        counts.refusals.update(one["refusals"])
+        counts.slowest = max(counts.slowest, one["slowest_seconds"])
+        counts.largest = max(counts.largest, one["largest_bytes"])
+        for fault in one["faults"]:
+            same = counts.faults.setdefault(f"{fault['kind']} {fault['place']}", Fault(**fault | {"cases": []}))
+            same.cases += fault["cases"]
+    return list(sums.values())

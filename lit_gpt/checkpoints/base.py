@@ -16,15 +16,21 @@ from lit_gpt.checkpoints.trained import check_fit
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.files import Spec
+from lit_gpt.files.sums import Summed
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize import quantizable, quantized, require_quantizable
 from lit_gpt.layers.rope import Rope
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 
+_HEAD = "lm_head.weight"
+"""The output projection, which is in the file as the embeddings where both are tied."""
+
 
 def load_base(fabric: Fabric, checkpoint_dir: Path, quantize: str | None = None) -> tuple[GPT, str]:
     """Returns the pretrained model on the device and in the precision of `fabric`, and the digest of its weights.
+
+    The digest is that of `digest_of`, and after a hyphen that of all bytes that were read (`origin.py`).
 
     Args:
         quantize: key of QUANTIZATIONS, applied to the linear layers that `quantizable` names; None quantizes nothing.
@@ -63,9 +69,20 @@ def build(
         like = torch.empty(0)
         model.rope = Rope(config)  # its cos and sin are computed, not loaded
     sums: dict[str, Tensor] = {}
-    base_digest = _fill(model, get, like=like, quantize=quantize, sums=sums)
+    read = summed(config, specs, get)
+    sampled = _fill(model, read, like=like, quantize=quantize, sums=sums)
     _require_finite(sums, get, like.dtype, path)
-    return model, base_digest
+    return model, f"{sampled}-{read.digest()}"
+
+
+def summed(config: Config, names: Iterable[str], get: Callable[[str], Tensor]) -> Summed:
+    """Returns a reader of a checkpoint's tensors, which can say afterwards what all of their bytes were.
+
+    Args:
+        names: names of the tensors.
+        get: reads one of them.
+    """
+    return Summed(get, (name for name in names if not (config.tie_embeddings and name == _HEAD)))
 
 
 def _require_finite(sums: dict[str, Tensor], get: Callable[[str], Tensor], dtype: torch.dtype, path: Path) -> None:
@@ -112,7 +129,7 @@ def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str 
         sums: gets the sum of each tensor by its name, which is NaN or infinite if one of its values is.
     """
     chosen = quantizable(model) if quantize else ()
-    tied = "lm_head.weight" if model.config.tie_embeddings else None
+    tied = _HEAD if model.config.tie_embeddings else None
     samples: dict[str, str] = {}
     for path in [path for path, _ in model.named_modules()]:  # a list of modules would keep replaced layers alive
         module = model.get_submodule(path)
@@ -151,7 +168,7 @@ def digest(samples: dict[str, str]) -> str:
 
 
 def digest_of(names: Iterable[str], get: Callable[[str], Tensor]) -> str:
-    """Returns the `digest` of tensors that are read one by one.
+    """Returns the `digest` of tensors that are read one by one, which reads a sample of each only.
 
     Args:
         names: names of the checkpoint's tensors.

@@ -1,12 +1,11 @@
 """What a run records of its base's files, by which a changed base is told from the one that it was trained on.
 
-Weights are told apart by the checksums in their file, which cover all bytes and are read in milliseconds. The bytes
-themselves are compared with the checksums only if the file was written or copied after the run recorded it.
+Weights that were written anew are told apart by the checksums in their file, which cover all bytes and are read in
+milliseconds. Bytes that changed where they are, on a disk that fails or in a copy of such a file, leave the checksums
+and often the time of the file as they were: whoever reads all weights compares the bytes, too (`require_undamaged`).
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,15 @@ from typing import Any
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.config import Config
-from lit_gpt.files.checksums import contents_of, intact
+from lit_gpt.errors import UserError
+from lit_gpt.files.checksums import contents_of, require_intact
 
 _NAMES = ("name", "hf_repo", "architecture", "padding_multiple")
 """Fields of a configuration that nothing is computed with."""
 
 
 def origin_of(checkpoint_dir: Path) -> dict[str, Any]:
-    """Returns what a run records of the files of its base: what they hold, and when the weights were written.
+    """Returns what a run records of the files of its base.
 
     Raises:
         UserError: no checkpoint, or a damaged one.
@@ -31,7 +31,6 @@ def origin_of(checkpoint_dir: Path) -> dict[str, Any]:
     return {
         "contents": contents.digest,
         "layout": contents.layout,
-        "modified_ns": path.stat().st_mtime_ns,
         "config": _computed_with(read_config(checkpoint_dir)),
     }
 
@@ -43,19 +42,23 @@ def _computed_with(config: Config) -> dict[str, Any]:
     return {name: x for name, x in values.items() if name not in _NAMES and x != default[name]}
 
 
-def changed_origin(now: dict[str, Any] | None, before: dict[str, Any] | None) -> dict[str, str]:
+def changed_origin(
+    now: dict[str, Any] | None, before: dict[str, Any] | None, same_dtypes: bool = False
+) -> dict[str, str]:
     """Returns what has changed in a base: name of what did -> a sentence that says how.
 
     Args:
-        now, before: as `origin_of` returned them; None, of a run that recorded none, is not compared. Weights that
-            were stored in another dtype or layout then are not compared here: a sample of their values is
-            (`Run.base_digest`).
+        now, before: as `origin_of` returned them; None, of a run that recorded none, is not compared.
+        same_dtypes: another dtype or another of Lit-GPT's layouts is a change, too. If it is none, weights that were
+            stored in another way then are not compared here: a sample of their values is (`Run.base_digest`).
     """
     if not now or not before:
         return {}
     changes = {}
     if now["layout"] == before.get("layout") and now["contents"] != before.get("contents"):
         changes["base weights"] = f"{WEIGHTS} of the base has other weights than before"
+    if same_dtypes and now["layout"] != before.get("layout"):
+        changes["base weights"] = f"{WEIGHTS} of the base has its weights in another dtype or layout than before"
     was, is_ = before.get("config") or {}, now["config"]
     default = {f.name: f.default for f in fields(Config)}
     for name in [name for name in default if was.get(name, default[name]) != is_.get(name, default[name])]:
@@ -65,19 +68,32 @@ def changed_origin(now: dict[str, Any] | None, before: dict[str, Any] | None) ->
     return changes
 
 
-@contextmanager
-def reading_base(checkpoint_dir: Path, before: dict[str, Any] | None) -> Iterator[None]:
-    """Compares the base's weights with their checksums, while the block reads them, if they were written since.
+def is_other(digest: str, before: str) -> bool:
+    """Returns whether a digest of a base's weights is that of others, by the samples of their values alone.
 
     Args:
-        before: what a run recorded of the base; None compares nothing.
+        digest, before: as `load_base` or `digest_of` returned them, now and when a run began.
+    """
+    return digest.partition("-")[0] != before.partition("-")[0]
+
+
+def require_undamaged(checkpoint_dir: Path, digest: str, before: str, origin: dict[str, Any] | None) -> None:
+    """Checks that a base's weights are, byte for byte, those that a run began with, if its file says that they are.
+
+    Args:
+        digest: what `load_base` returned.
+        before: what it returned when the run began.
+        origin: what `origin_of` returned then; None, of a run that recorded nothing, compares nothing.
 
     Raises:
-        UserError: at the end of the block, if the weights are damaged.
+        UserError: they are not: the file is damaged, or was damaged when the run began.
     """
+    now, then = digest.partition("-")[2], before.partition("-")[2]
     path = checkpoint_dir / WEIGHTS
-    if before is None or not path.is_file() or path.stat().st_mtime_ns == before.get("modified_ns"):
-        yield
+    if now == then or not (now and then and origin) or contents_of(path).digest != origin.get("contents"):
         return
-    with intact(path, f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"):
-        yield
+    require_intact(path, f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}")
+    raise UserError(
+        f"{path} is whole, and was damaged when the run began: the run was trained on weights that are gone; train it "
+        "again"
+    )

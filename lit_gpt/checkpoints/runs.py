@@ -25,7 +25,7 @@ from lit_gpt.args.folders import RUN, require_run, run_folder
 from lit_gpt.args.formats import read_record, require_known, with_format
 from lit_gpt.checkpoints.base import build, digest_of, load_base
 from lit_gpt.checkpoints.layouts import open_lit, read_config
-from lit_gpt.checkpoints.origin import changed_origin, origin_of, reading_base
+from lit_gpt.checkpoints.origin import changed_origin, is_other, origin_of, require_undamaged
 from lit_gpt.checkpoints.trained import check_fit, load_trained, trained_path
 from lit_gpt.errors import UserError, shown
 from lit_gpt.files import open_state, write_text
@@ -60,7 +60,7 @@ class Run:
     base: str
     """Folder of the checkpoint that was finetuned."""
     base_digest: str
-    """`digest` of the base checkpoint's weights."""
+    """Digest of the base checkpoint's weights, as `load_base` returned it."""
     data: dict[str, Any]
     """Content of the training data's meta.json, and the data's folder."""
     training: dict[str, Any]
@@ -91,15 +91,13 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
     if run.method == "full":  # holds all weights of its own: the base is only checked, not loaded
         specs, get = open_state(path, "the finetune script")
         config, base_specs, get_base = open_lit(checkpoint_dir)
-        with reading_base(checkpoint_dir, run.base_files):
-            require_base(run, run_dir, checkpoint_dir, digest_of(base_specs, get_base))
+        require_base(run, run_dir, checkpoint_dir, digest_of(base_specs, get_base))
         with intact(path, "the finetune script"):
             return build(fabric, config, specs=specs, get=get, path=path, quantize=run.quantize)[0], run
     trained = load_trained(path)
     _require_sizes(run, checkpoint_dir, trained, path=path)
-    with reading_base(checkpoint_dir, run.base_files):
-        model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
-        require_base(run, run_dir, checkpoint_dir, base_digest)
+    model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)
+    require_base(run, run_dir, checkpoint_dir, base_digest)
     inject, args_class = METHODS[run.method]
     inject(model, args_class(**run.method_args), init=False)
     check_fit(trained, trained_parameters(model), path)
@@ -126,12 +124,13 @@ def require_base(run: Run, run_dir: Path, checkpoint_dir: Path, base_digest: str
     """Checks that the run was trained on the weights and the configuration of this checkpoint.
 
     Args:
-        base_digest: `digest` of its weights.
+        base_digest: digest of its weights, of `load_base`, or of `digest_of` where not all of them are read.
 
     Raises:
-        UserError: it was trained on others.
+        UserError: it was trained on others, or they are damaged.
     """
-    if base_digest != run.base_digest:
+    require_undamaged(checkpoint_dir, base_digest, run.base_digest, run.base_files)
+    if is_other(base_digest, run.base_digest):
         raise UserError(
             f"{run_dir} was trained on other weights than those of {checkpoint_dir}; "
             f"pass --checkpoint_dir {run.base}, or that folder's new place"

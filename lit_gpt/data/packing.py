@@ -40,6 +40,10 @@ Prefixes = Mapping[int, _Prefix]
 NONE: Prefixes = {}
 
 
+LOOKED_AT = 2**12
+"""Most samples of an optimizer step that are packed to learn what packing saves; those after them are alike."""
+
+
 def prefixes_of(samples: Samples, indices: Sequence[int] | np.ndarray, packing: Packing) -> Prefixes:
     """Returns the shared prefixes that save the most tokens, at most one for each sample.
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from lit_gpt.args import LoRARunArgs
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.args.formats import with_format
-from lit_gpt.checkpoints.base import digest_of
+from lit_gpt.checkpoints.base import digest_of, summed
 from lit_gpt.checkpoints.layouts import open_lit
-from lit_gpt.checkpoints.origin import reading_base
+from lit_gpt.checkpoints.origin import require_undamaged
 from lit_gpt.checkpoints.runs import Run, require_base
 from lit_gpt.checkpoints.trained import check_fit, load_trained, trained_path
 from lit_gpt.config import Config
@@ -87,7 +87,8 @@ def write_merged(
     identity = _digest_of_all(trained)
     if any(earlier.get("weights") == identity for earlier in earlier_runs):
         raise UserError(f"{run_dir} is merged into {checkpoint_dir} already; generate/base.py takes that folder")
-    require_base(run, run_dir, checkpoint_dir, digest_of(specs, get))
+    sampled = digest_of(specs, get)
+    require_base(run, run_dir, checkpoint_dir, sampled)
     plan = _plan(config, specs, run=run, trained=trained, path=path)
     merged = {name: x for name, x in asdict(run).items() if name != "base_files"}  # of use to the run's own folder
     record = {
@@ -97,8 +98,9 @@ def write_merged(
     message: list[str] = []
 
     def write(folder: Path) -> None:
-        with reading_base(checkpoint_dir, run.base_files):
-            _write_weights(plan, specs, get, run=run, base=base, dtype=dtype, folder=folder)
+        read = summed(config, specs, get)
+        _write_weights(plan, specs, read, run=run, base=base, dtype=dtype, folder=folder)
+        require_undamaged(checkpoint_dir, f"{sampled}-{read.digest()}", run.base_digest, run.base_files)
         message.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
         text = json.dumps(with_format(MERGED, record), indent=2, default=str)
         (folder / MERGED).write_text(text + "\n", encoding="utf-8")

@@ -7,8 +7,8 @@ from itertools import cycle
 import torch
 
 from lit_gpt.args import TrainArgs
-from lit_gpt.data.batches import Batch, micro_batches
-from lit_gpt.data.packing import Packing
+from lit_gpt.data.batches import Batch, batch_of
+from lit_gpt.data.packing import LOOKED_AT, Packing, Prefixes, n_computed, packs, prefixes_of
 from lit_gpt.data.store import Samples
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
@@ -25,6 +25,7 @@ from lit_gpt.training.validation import AT_ONCE
 _LEAST_SECONDS, _MOST_SECONDS = 6.0, 30.0
 """Seconds of timed passes after which the probe stops: the first after enough passes, the second after any."""
 _LEAST_PASSES = 3
+_MOST_BATCHES = 64
 STEPS = 4
 """Optimizer steps whose forward passes are timed, again and again."""
 
@@ -106,13 +107,17 @@ def _validation_rate(fabric: Fabric, model: GPT, counted: GPT, data: Samples, pa
 
 
 def chosen(data: Samples, batch_size: int, packing: Packing, device: torch.device) -> list[Batch]:
-    """Returns the micro-batches of a few steps as the run would have them, the largest first."""
-    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: STEPS * batch_size].tolist()
-    parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-    batches = [batch for part in parts for batch in micro_batches(data, part, packing)]
-    largest = max(range(len(batches)), key=lambda i: batches[i].n_computed)
-    batches.insert(0, batches.pop(largest))
-    return [batch.to(device) for batch in batches[:64]]
+    """Returns micro-batches of a few steps as the run would have them, the largest first; of large steps only some."""
+    at_once = min(batch_size, LOOKED_AT)
+    rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: STEPS * at_once].tolist()
+    groups: list[tuple[list[int], Prefixes]] = []
+    for start in range(0, len(rows), at_once):
+        prefixes = prefixes_of(data, part := rows[start : start + at_once], packing)
+        groups += [(group, prefixes) for group in packs(data.lengths, part, packing.max_tokens, prefixes)]
+    lengths = data.lengths
+    largest = max(range(len(groups)), key=lambda i: n_computed(lengths, *groups[i]))
+    groups.insert(0, groups.pop(largest))
+    return [batch_of(data, *those).to(device) for those in groups[:_MOST_BATCHES]]
 
 
 def size(batch: Batch) -> tuple[int, int, float]:

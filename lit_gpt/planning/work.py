@@ -7,15 +7,15 @@ import numpy as np
 
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.batches import Order
-from lit_gpt.data.packing import Packing, Prefixes, fullest, n_computed, packs, prefixes_of
+from lit_gpt.data.packing import LOOKED_AT, Packing, Prefixes, fullest, n_computed, packs, prefixes_of
 from lit_gpt.data.store import IGNORE, Samples
 from lit_gpt.training.validation import n_validated
 
 _PACKED_STEPS = 100
 """Optimizer steps whose forward passes are counted one by one; the others are assumed to be alike."""
 
-_PACKED_SAMPLES, _PACKED_AT_ONCE = 2**16, 2**14
-"""Most samples of all these steps, and of one: of larger steps there are fewer, and a still larger one is divided."""
+_PACKED_SAMPLES = 4 * LOOKED_AT
+"""Most samples of all these steps: of larger steps there are fewer, and one of more than LOOKED_AT is divided."""
 _LISTED_SAMPLES, _LISTED_EPOCHS = 2**22, 1000
 """Most samples, and epochs, whose order is made to count the padding; that of a longer run is assumed to be alike."""
 
@@ -84,7 +84,7 @@ def work_of(
     order = Order(len(lengths), n_samples, seed)
     first = order.indices(0, min(_PACKED_STEPS * train.batch_size, _PACKED_SAMPLES))
     passes: list[tuple[list[int], Prefixes]] = []
-    for start in range(0, len(first), at_once := min(train.batch_size, _PACKED_AT_ONCE)):
+    for start in range(0, len(first), at_once := min(train.batch_size, LOOKED_AT)):
         part = first[start : start + at_once]
         prefixes = prefixes_of(train_data, part, packing)
         passes += [(group, prefixes) for group in packs(lengths, part, packing.max_tokens, prefixes)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.data.batches import Batch, Order, ahead, micro_batches, steps
-from lit_gpt.data.packing import Packing, fullest, prefixes_of
+from lit_gpt.data.packing import LOOKED_AT, Packing, fullest, prefixes_of
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
 from lit_gpt.training.batching import micro_batch_tokens, packing_of
@@ -18,7 +18,7 @@ from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.length import length_of
 from lit_gpt.training.memory import blocks_to_recompute
 
-_LOOKED_AT = 4
+_STEPS = 4
 """Number of optimizer steps whose samples show whether prefixes are shared."""
 
 
@@ -79,7 +79,7 @@ class BatchLoader:
     def shares(self, packing: Packing) -> bool:
         """Returns whether samples of the first steps share prefixes, so that room for them in a recording pays."""
         size = self.train.batch_size  # of the whole run's first steps, whichever of them this process takes
-        some = (self.order.rows(start, start + size) for start in range(0, _LOOKED_AT * size, size))
+        some = (self.order.rows(start, start + min(size, LOOKED_AT)) for start in range(0, _STEPS * size, size))
         return any(prefixes_of(self.data, rows, packing) for rows in some if rows)
 
     @property
@@ -112,9 +112,9 @@ class BatchLoader:
 
     def tokens_a_step(self) -> float:
         """Returns the mean number of tokens that a step computes, if prefixes save as much as in the first steps."""
-        size = self.train.batch_size
-        rows = self.order.rows(0, _LOOKED_AT * size)
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        size, at_once = self.train.batch_size, min(self.train.batch_size, LOOKED_AT)
+        rows = self.order.rows(0, _STEPS * at_once)
+        parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
         first = [batch for part in parts for batch in micro_batches(self.data, part, self.packing)]
         share = sum(batch.n_computed for batch in first) / sum(batch.n_tokens for batch in first)
         return share * min(size, self.order.n_samples) * float(self.data.lengths.mean())

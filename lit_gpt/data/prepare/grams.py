@@ -49,6 +49,8 @@ class _Sets:
     def jaccards(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Returns the Jaccard similarity of the texts of each pair, (p,) float64."""
         small, large = np.where(self.sizes[left] <= self.sizes[right], (left, right), (right, left))
+        order = np.argsort(large)  # so that what is looked up one after the other stands close together
+        small, large = small[order], large[order]
         sizes = self.sizes[small]
         ends = np.cumsum(sizes)
         total = int(ends[-1]) if len(ends) else 0
@@ -59,7 +61,9 @@ class _Sets:
         at = np.searchsorted(self.keys, looked_up)
         there = self.keys[np.minimum(at, len(self.keys) - 1)] == looked_up
         common = np.diff(np.concatenate([[0], np.cumsum(there)[ends - 1]])) if len(ends) else ends
-        return common / (self.sizes[left] + self.sizes[right] - common)
+        found = np.empty(len(left))
+        found[order] = common / (self.sizes[small] + self.sizes[large] - common)
+        return found
 
 
 class Measure:

@@ -104,14 +104,18 @@ def _neighbors(
         for distance in range(step, min(2 * step, MOST + 1)):
             at = at[at + distance < last[at]]
             mine = at[group[at] != group[at + distance]]
-            same = (few[mine] == few[mine + distance]).view(np.uint64).sum(axis=1)  # bytes of counts up to 4
-            counts = (same * np.uint64(0x0101010101010101)) >> np.uint64(56)
-            mine = mine[counts >= least]
+            mine = mine[_n_equal(few[mine], few[mine + distance]) >= least]
             found.append((order[mine], order[mine + distance]))
         if not len(at):
             step = MOST
         yield tuple(np.concatenate(part) for part in zip(*found, strict=True))  # type: ignore[misc]
         step *= 2
+
+
+def _n_equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns on how many of their hashes, 255 at most, the rows of `a` and `b`, (p, h) uint8, agree, (p,) uint64."""
+    same = (a == b).view(np.uint64).sum(axis=1)  # each of its bytes counts an eighth of them
+    return (same * np.uint64(0x0101010101010101)) >> np.uint64(56)
 
 
 def resolved(roots: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -127,7 +131,7 @@ def likely(signatures: np.ndarray, pairs: _Pairs, threshold: float) -> Estimated
     found: list[Estimated] = []
     for start in range(0, max(1, len(pairs[0])), _AT_ONCE):
         left, right = (texts[start : start + _AT_ONCE] for texts in pairs)
-        estimates = np.count_nonzero(signatures[left] == signatures[right], axis=1) / N_HASHES
+        estimates = _n_equal(signatures[left], signatures[right]) / N_HASHES
         near = estimates >= threshold - _SLACK
         found.append((left[near], right[near], estimates[near]))
     left, right, estimates = (np.concatenate(part) for part in zip(*found, strict=True))

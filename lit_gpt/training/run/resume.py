@@ -91,7 +91,8 @@ def _changes(run: Run, earlier: Run) -> dict[str, str]:
     before = {name: default for name, default in _defaults(run.method).items() if name in now} | before
     names = dict.fromkeys((*before, *now))
     changes = {n: f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names if before.get(n) != now.get(n)}
-    return changes | _changed_contents(run, earlier) | changed_origin(run.base_files, earlier.base_files)
+    origin = changed_origin(run.base_files, earlier.base_files, same_dtypes=True)
+    return changes | _changed_contents(run, earlier) | origin
 
 
 def _changed_contents(run: Run, earlier: Run) -> dict[str, str]:
@@ -119,5 +120,6 @@ def _facts(run: Run) -> dict[str, Any]:
     training = {
         name: value for name, value in run.training.items() if name not in free_flags(TrainArgs, ValidationArgs)
     }
-    record = {k: v for k, v in asdict(run).items() if k in ("method", "prompt_style", "base_digest", "quantize")}
+    record = {k: v for k, v in asdict(run).items() if k in ("method", "prompt_style", "quantize")}
+    record["base_digest"] = run.base_digest.partition("-")[0]  # all bytes are `require_undamaged`'s
     return record | run.method_args | data | training

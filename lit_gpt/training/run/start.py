@@ -6,7 +6,7 @@ from pathlib import Path
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.layouts import read_config
-from lit_gpt.checkpoints.origin import origin_of, reading_base
+from lit_gpt.checkpoints.origin import origin_of, require_undamaged
 from lit_gpt.checkpoints.runs import Run, read_run, save_run, versions
 from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_compatible, check_vocabulary
@@ -52,9 +52,10 @@ def load_model(fabric: Fabric, args: FinetuneArgs, checkpoint: Path | None = Non
     Raises:
         UserError: what `load_base` raises, or base weights that were damaged since the run began.
     """
-    before = read_run(checkpoint).base_files if checkpoint else None
-    with reading_base(args.checkpoint_dir, before):
-        model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
+    model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
+    if checkpoint:
+        before = read_run(checkpoint)
+        require_undamaged(args.checkpoint_dir, base_digest, before.base_digest, before.base_files)
     METHODS[args.method].inject(model, args.method_args, init=checkpoint is None)
     return model, base_digest
 
