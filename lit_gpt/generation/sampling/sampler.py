@@ -163,7 +163,9 @@ class Sampler:
             for way, lines in ways.items()
         ]
         bias = [(i, t, v) for i, m in enumerate(members) for t, v in m.sampling.logit_bias.items()]
-        banned = [(i, t, 0.0) for i, m in enumerate(members) if early[i] for t in m.stop_ids if 0 <= t < self.vocab_size]
+        banned = [
+            (i, t, 0.0) for i, m in enumerate(members) if early[i] for t in m.stop_ids if 0 <= t < self.vocab_size
+        ]
         penalized = [i for i, r in enumerate(rows) if r in self._penalties]
         return _Plan(
             rows=rows,
