@@ -171,7 +171,8 @@ def _measure_chats(running: dict[str, Contender], args: argparse.Namespace, say:
     for a, b in [*pairs, ("ours", "continuous")]:
         if a in found and b in found and "ours fp32" in running:
             with running["ours fp32"].awake() as url:
-                say(_agreement(url, a, b, [_ids(x) for x in found[a]], [_ids(x) for x in found[b]]))
+                texts, others = ([_ids(x) for x in found[name]] for name in (a, b))
+                say(_agreement(url, a, b, texts=texts, others=others))
 
 
 def _require_lengths(asked: Sequence[Asked], got: Got) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from train_parts.material import Material, script
 
-ROOT = Path(__file__).parent.parent.parent
+_ROOT = Path(__file__).parent.parent.parent
 _VOCABULARY = 49_152
 _TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -18,7 +18,7 @@ _MOST_ANSWERS = 7
 
 def own_text() -> str:
     """Returns the prose of the checkout's pages."""
-    pages = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+    pages = sorted([*_ROOT.glob("*.md"), *(_ROOT / "docs").glob("*.md"), *(_ROOT / "benchmarks").glob("*.md")])
     return "\n".join(re.sub(r"(?s)```.*?```", "", page.read_text(encoding="utf-8")) for page in pages)
 
 
