@@ -16,6 +16,7 @@ from lit_gpt.evaluation.conversation import conversation_text
 from lit_gpt.evaluation.drawing import generation_settings
 from lit_gpt.evaluation.scoring import scores
 from lit_gpt.evaluation.writing import Writer
+from lit_gpt.generation.batching.runs import SharedRun
 from lit_gpt.model import GPT
 from lit_gpt.prompts import open_style, stop_ids
 from lit_gpt.tokenizer import Tokenizer
@@ -38,24 +39,26 @@ class LitLM(TemplateLM):
     Args:
         model: the model on its device, in its dtype.
         tokenizer: tokenizer of the same checkpoint.
-        batch_size: maximum number of sequences per forward pass.
+        batch_size: most texts that are computed at once; None takes what fits.
         prompt_style: style in which `apply_chat_template` asks; None if it is never called.
         name: name for lm-eval's caches.
         autocast: context of every forward pass, e.g. `fabric.autocast`.
+        run: a LoRA run that answers in place of `model`, which is its base.
     """
 
     def __init__(
         self,
         model: GPT,
         tokenizer: Tokenizer,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         prompt_style: str | None = None,
         name: str = "",
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        run: SharedRun | None = None,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
-        self.prompt_style, self.name, self.autocast = prompt_style, name, autocast
+        self.prompt_style, self.name, self.autocast, self.run = prompt_style, name, autocast, run
         self.style = open_style(prompt_style or "plain", tokenizer.path.parent, tokenizer)
         self.lead: str = getattr(self.style, "lead", "")  # text that the model writes first in an answer
         self._warned: set[str] = set()
@@ -134,7 +137,9 @@ class LitLM(TemplateLM):
             asked[i] = ids, len(ids) - len(continuation)
         self._warn_of_truncation(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
         progress = tqdm(total=len(requests), initial=len(answers), desc="Log-likelihoods", disable=disable_tqdm)
-        for i, answer in scores(self.model, self.tokenizer, asked, batch_size=self.batch_size, autocast=self.autocast):
+        for i, answer in scores(
+            self.model, self.tokenizer, asked, batch_size=self.batch_size, autocast=self.autocast, run=self.run
+        ):
             answers[i] = answer
             if (texts := requests[i][0]) is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -197,7 +202,14 @@ class LitLM(TemplateLM):
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.arguments[1], sort_keys=True, default=str), []).append(i)
         ends = stop_ids(self.style, self.tokenizer)
-        writer = Writer(self.model, self.tokenizer, frozenset(ends), batch_size=self.batch_size, autocast=self.autocast)
+        writer = Writer(
+            self.model,
+            self.tokenizer,
+            frozenset(ends),
+            batch_size=self.batch_size,
+            autocast=self.autocast,
+            run=self.run,
+        )
         texts = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
         for members in groups.values():
