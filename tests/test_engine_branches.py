@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import write_tokenizer
-from test_engine_scoring import KINDS, assert_scored, draw_ids, plain
+from scored_texts import KINDS, assert_scored, draw_ids, plain
 from tiny import tiny
 
 from lit_gpt.errors import UserError

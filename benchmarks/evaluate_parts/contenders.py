@@ -1,6 +1,6 @@
 """Who evaluates: a process that scores the model in its own way and writes what it found.
 
-python contenders.py NAME FOLDER JOB PRECISION OUT, where NAME is `hf` or the folder of a checkout of ours.
+python contenders.py NAME FOLDER DATA JOB OPTIONS OUT, where NAME is `hf` or the folder of a checkout of ours.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _ASKED = ("loglikelihood", "generate_until")
+MODEL = "SmolLM2-135M-Instruct"
 _DTYPES = {"bf16-true": "bfloat16", "32-true": "float32"}
 
 
@@ -32,7 +33,7 @@ def _clocked(method: Callable[..., Any], spent: list[float]) -> Callable[..., An
     return clocked
 
 
-def hf(folder: Path, job: Any, precision: str, spent: list[float], num_fewshot: int | None) -> dict[str, Any]:
+def hf(folder: Path, job: Any, options: dict[str, Any], spent: list[float]) -> dict[str, Any]:
     """Returns lm-eval's results with its own `hf` model."""
     from evaluate_parts.material import config_of
     from lm_eval.evaluator import simple_evaluate
@@ -43,11 +44,11 @@ def hf(folder: Path, job: Any, precision: str, spent: list[float], num_fewshot: 
     _timed(HFLM, spent)
     results = simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(folder), "dtype": _DTYPES[precision]},
+        model_args={"pretrained": str(folder / "hf" / MODEL), "dtype": _DTYPES[options["precision"]]},
         tasks=[config_of(task) for task in job.tasks],
         task_manager=TaskManager(include_defaults=False),
-        num_fewshot=num_fewshot,
-        batch_size=job.batch_size,
+        num_fewshot=job.shots,
+        batch_size=options["batch_size"],
         device="cpu",
         limit=job.limit,
         log_samples=True,
@@ -57,9 +58,7 @@ def hf(folder: Path, job: Any, precision: str, spent: list[float], num_fewshot: 
     return results
 
 
-def ours(
-    root: Path, folder: Path, job: Any, precision: str, spent: list[float], num_fewshot: int | None, out: Path
-) -> dict[str, Any]:
+def ours(root: Path, folder: Path, job: Any, options: dict[str, Any], spent: list[float], out: Path) -> dict[str, Any]:
     """Returns the results of a checkout's eval/lm_eval_harness.py."""
     sys.path.insert(0, str(root))
     from lit_gpt.evaluation.harness import LitLM
@@ -67,12 +66,14 @@ def ours(
     _timed(LitLM, spent)
     files = {task.name: {split: str(path) for split, path in task.files.items()} for task in job.tasks}
     flags: dict[str, Any] = {
-        "checkpoint_dir": folder, "precision": precision, "eval_tasks": json.dumps([t.name for t in job.tasks]),
-        "task_data": json.dumps(files), "limit": job.limit, "batch_size": job.batch_size, "log_samples": "true",
+        "checkpoint_dir": folder / MODEL, "precision": options["precision"], "limit": job.limit, "log_samples": "true",
+        "eval_tasks": json.dumps([t.name for t in job.tasks]), "task_data": json.dumps(files),
         "save_filepath": out.with_suffix(".results.json"),
     }  # fmt: skip
-    if num_fewshot is not None:
-        flags["num_fewshot"] = num_fewshot
+    if job.shots is not None:
+        flags["num_fewshot"] = job.shots
+    if root != Path(__file__).parent.parent.parent:  # an older one computes one text at a time if it is not told
+        flags["batch_size"] = options["batch_size"]
     script = root / "eval" / "lm_eval_harness.py"
     sys.argv = [str(script), *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]
     runpy.run_path(str(script), run_name="__main__")
@@ -95,19 +96,21 @@ def _plain(responses: Any) -> Any:
 
 
 def main() -> None:
-    name, folder, job_name, precision, out = sys.argv[1:]
+    name, folder, data, job_name, given, out = sys.argv[1:]
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from evaluate_parts.material import jobs
 
-    job = jobs(Path(folder) / "data", Path(out).parent)[job_name]
-    shots, spent = (5 if job_name == "mmlu" else None), [0.0]
-    model = "SmolLM2-135M-Instruct"
+    options = json.loads(given)
+    job = jobs(Path(data), Path(out).parent)[job_name]
+    job = job._replace(limit=options["questions"] or job.limit)
+    spent = [0.0]
     if name == "hf":
-        results = hf(Path(folder) / "hf" / model, job, precision, spent, shots)
+        results = hf(Path(folder), job, options, spent)
     else:
-        results = ours(Path(name), Path(folder) / model, job, precision, spent, shots, Path(out))
+        results = ours(Path(name), Path(folder), job, options, spent, Path(out))
     scores = {task: {k: v for k, v in r.items() if isinstance(v, float)} for task, r in results["results"].items()}
-    Path(out).write_text(json.dumps({"requests": spent[0], "scores": scores, "answers": _answers(results)}))
+    found = {"requests": spent[0], "scores": scores, "answers": _answers(results)}
+    Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ class Job(NamedTuple):
     tasks: list[Task]
     limit: int
     """Questions of each task."""
-    batch_size: int
-    """Of lm-eval's model; ours packs texts by their tokens."""
+    shots: int | None = None
+    """Solved questions before each; None leaves it to the task."""
 
 
 def jobs(data: Path, folder: Path) -> dict[str, Job]:
@@ -45,7 +45,7 @@ def jobs(data: Path, folder: Path) -> dict[str, Job]:
         for i, s in enumerate(SUBJECTS)
     ]
     gsm8k = [Task("gsm8k", "gsm8k/gsm8k.yaml", test | {"train": data / "gsm8k_train.jsonl"})]
-    return {"truthfulqa": Job(both, 60, 8), "mmlu": Job(subjects, 40, 8), "gsm8k": Job(gsm8k, 20, 8)}
+    return {"truthfulqa": Job(both, 60), "mmlu": Job(subjects, 20, _SHOTS), "gsm8k": Job(gsm8k, 20)}
 
 
 def _subject(source: Path, folder: Path, subject: str, number: int) -> dict[str, Path]:

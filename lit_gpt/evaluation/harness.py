@@ -195,8 +195,12 @@ class LitLM(TemplateLM):
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Returns the text that the model generates for each request, up to its first stop string.
 
+        Questions are cut where the text that is asked for would not fit behind them. A task that asks for as many
+        tokens as the model has room for, or more, keeps its questions and gets what is left, as with those models of
+        lm-eval that have this case (`maybe_truncate` in lm_eval/models/utils.py).
+
         Raises:
-            UserError: the task asks for a kind of sampling that we do not have, or for more tokens than fit.
+            UserError: the task asks for a kind of sampling that we do not have.
         """
         groups: dict[str, list[int]] = {}  # settings -> requests
         for i, request in enumerate(requests):
@@ -213,8 +217,14 @@ class LitLM(TemplateLM):
         texts = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
         for members in groups.values():
-            settings = generation_settings(requests[members[0]].arguments[1], self.max_gen_toks, self.max_length)
+            settings = generation_settings(requests[members[0]].arguments[1], self.max_gen_toks)
             room = self.max_length - settings.max_new_tokens
+            if room <= 0:
+                room = self.max_length - 1
+                self._warn(
+                    f"a task asks for {settings.max_new_tokens} new tokens, and the model has room for "
+                    f"{self.max_length} with the question: texts end there"
+                )
             prompts = {i: self.tok_encode(requests[i].args[0].removesuffix(self.lead)) for i in members}
             self._warn_of_truncation(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
             prompts = {i: (ids or [self.prefix_token_id])[-room:] for i, ids in prompts.items()}

@@ -48,8 +48,9 @@ class Writer:
         requests = {i: self._request(ids, settings) for i, ids in questions.items()}
         longest = max((len(r.ids) + r.max_new_tokens for r in requests.values()), default=1)
         batch_size = self.batch_size or rows_that_fit(self.model, 2 * longest, max(1, len(requests)))
+        cut_short = any(r.max_new_tokens < settings.max_new_tokens for r in requests.values())
         with self.autocast():
-            captured = not self.runs and compiles(self.model, settings.max_new_tokens, None)
+            captured = not self.runs and not cut_short and compiles(self.model, settings.max_new_tokens, None)
         if not captured:
             yield from self._by_the_engine(requests, settings, batch_size)
             return
@@ -65,7 +66,7 @@ class Writer:
         special = {e[0] for e in encoded if len(e) == 1 and not self.tokenizer.decode(e)}
         return Request(
             ids,
-            settings.max_new_tokens,
+            min(settings.max_new_tokens, self.model.config.block_size - len(ids)),
             settings.sampling,
             stop_ids=self.stop_ids | special,
             min_new_tokens=settings.min_new_tokens,

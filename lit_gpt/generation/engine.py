@@ -324,5 +324,6 @@ class Engine:
 
 
 def _line(error: BaseException) -> str:
-    """Returns the first line of what an error says, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Returns the line of an error that says what is wrong, or its name."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1] if "TorchScript" in lines[0] else lines[0]  # which says the cause after where it was

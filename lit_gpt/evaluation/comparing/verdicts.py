@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
     scores: tuple[float, float]
     difference: float
     interval: tuple[float, float]
-    """Of the difference, by a bootstrap over questions."""
+    """Where the difference lies, by a bootstrap over questions."""
     won: int
     """Questions whose value is better with the second model."""
     lost: int
@@ -150,6 +150,8 @@ def _judged(
     won, lost = int((sign * differences > 0).sum()), int((sign * differences < 0).sum())
     interval = bootstrap_interval(differences)
     is_binary = bool(np.isin(np.concatenate([a, b]), (0, 1)).all())
+    if is_binary:
+        interval = max(-1.0, interval[0]), min(1.0, interval[1])
     p = mcnemar(won, lost) if is_binary else None
     difference = float(differences.mean())
     differs = p < 1 - LEVEL if p is not None else not interval[0] <= 0 <= interval[1]
@@ -199,9 +201,9 @@ def _flip(task: str, a: Mapping[str, Any], b: Mapping[str, Any], values: tuple[f
         int(a["doc_id"]),
         task,
         question,
-        str(_target(a)),
-        (answer_of(a), answer_of(b)),
-        (float(values[0]), float(values[1])),
+        target=str(_target(a)),
+        answers=(_answer_of(a), _answer_of(b)),
+        values=(float(values[0]), float(values[1])),
     )
 
 
@@ -220,7 +222,7 @@ def _continuations(sample: Mapping[str, Any]) -> list[str]:
     return [str(part[1]) for part in parts if len(part) > 1]
 
 
-def answer_of(sample: Mapping[str, Any]) -> str:
+def _answer_of(sample: Mapping[str, Any]) -> str:
     """Returns what a model answered: the text it wrote, or of several choices the most likely one."""
     responses = list(sample["filtered_resps"])
     if responses and all(isinstance(r, list | tuple) and len(r) == 2 for r in responses):
