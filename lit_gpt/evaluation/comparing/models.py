@@ -11,6 +11,7 @@ from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run, require_base
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.run import choose_style, measured
 from lit_gpt.generation.batching.runs import load_shared
+from lit_gpt.generation.cpu.products import release
 from lit_gpt.lightning import Fabric
 from lit_gpt.tokenizer import Tokenizer
 
@@ -83,6 +84,7 @@ def ask_all(
     about = {"checkpoint_dir": checkpoint_dir}
     model, digest = load_base(fabric, checkpoint_dir, base_kind)
     yield Asked("base", measured(fabric, model, **common, about=about | {"quantize": base_kind}))
+    release()  # runs beside the base multiply by packed weights of their own
     done: dict[Path, dict[str, Any]] = {}
     for folder, record in records.items():
         kind = base_kind if quantize is not None else record.quantize
