@@ -7,6 +7,7 @@ from scored_texts import KINDS, assert_scored, draw_ids, plain
 from tiny import tiny
 
 from lit_gpt.errors import UserError
+from lit_gpt.fabric import make_fabric
 from lit_gpt.generation.batching.branches import Branches
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import GREEDY, Request
@@ -96,3 +97,17 @@ def test_a_continuation_that_does_not_fit_the_context_is_refused(tokenizer):
     assert_exact(model, fits, engine.complete([fits])[0])
     with pytest.raises(UserError, match="have 66 tokens, and the model has room for 64 and one more"):
         engine.complete([Request(draw_ids(60), 0, continuations=(tuple(draw_ids(6)),))])
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_chunks_and_trees_are_read_where_the_precision_changes_the_default_dtype(pack, tokenizer):
+    """`bf16-true` does: what is made without a dtype is in bf16 then, and masks have to be in that of the queries."""
+    fabric = make_fabric("bf16-true", 1)
+    model = tiny("llama-gqa").bfloat16()
+    engine = Engine(model, tokenizer, max_tokens=400, prefill_chunk=16, autocast=fabric.autocast, pack=pack)
+    ids = draw_ids(40)
+    text, tree = Request([*ids, 5], 0, prompt_logprobs=0), Request(ids, 0, continuations=answers(0))
+    for request, answer in zip((text, tree), engine.complete([text, tree]), strict=True):
+        scored = answer.continuations or [answer.prompt[1:]]
+        assert not answer.error and len(scored) == len(request.continuations or [0])
+        assert all(-50 < s.logprob <= 0 for found in scored for s in found)

@@ -87,5 +87,5 @@ class Branches:
         seen = (keys <= queries) & (queries < self.ends[first:stop])
         if window:
             seen &= self.positions[start:stop, None] - self.positions[first:stop] < window
-        mask = torch.zeros(seen.shape).masked_fill_(torch.from_numpy(~seen), -torch.inf)
+        mask = torch.zeros(seen.shape, dtype=torch.float32).masked_fill_(torch.from_numpy(~seen), -torch.inf)
         return first, mask.to(device)

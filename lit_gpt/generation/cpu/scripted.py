@@ -152,7 +152,7 @@ class _Block(nn.Module):
         hidden = distance < 0
         if self.window > 0:
             hidden = hidden | (distance >= self.window)
-        return torch.zeros([T, S]).masked_fill_(hidden, -float("inf"))
+        return torch.zeros([T, S], dtype=torch.float32).masked_fill_(hidden, -float("inf"))
 
 
 def _norm(norm: nn.Module) -> tuple[int, float, Tensor, Tensor]:
