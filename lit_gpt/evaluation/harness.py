@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 from lit_gpt.errors import UserError
@@ -62,6 +63,8 @@ class LitLM(TemplateLM):
         self.style = open_style(prompt_style or "plain", tokenizer.path.parent, tokenizer)
         self.lead: str = getattr(self.style, "lead", "")  # text that the model writes first in an answer
         self._warned: set[str] = set()
+        # lm-eval encodes a question once for each of its answers
+        self._encode = lru_cache(64)(lambda string, bos: tuple(tokenizer.encode(string, bos=bos)))
         self._device = model.transformer.wte.weight.device
 
     @property
@@ -87,7 +90,7 @@ class LitLM(TemplateLM):
         Args:
             add_special_tokens: False leaves it out.
         """
-        return self.tokenizer.encode(string, bos=False if add_special_tokens is False else None)
+        return list(self._encode(string, False if add_special_tokens is False else None))
 
     def get_model_info(self) -> dict[str, Any]:
         """Returns what lm-eval adds to the `config` of its results."""
