@@ -45,7 +45,9 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "generation": {"checkpoints", "config", "data", "layers", "lightning", "methods", "model", "prompts", "resources"}
     | {"tokenizer"},
     "chat": {"checkpoints", "cli", "generation", "lightning", "merge", "model", "prompts", "tokenizer"},
-    "evaluation": {"data", "files", "generation", "lightning", "model", "prompts", "tokenizer"},
+    # a comparison loads the base and its runs one after the other, and writes a page
+    "evaluation": {"checkpoints", "data", "files", "generation", "lightning", "model", "prompts", "report"}
+    | {"tokenizer"},
     "serve": {"checkpoints", "fabric", "generation", "merge", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
     | {"lightning", "resources", "tokenizer"},

@@ -268,13 +268,29 @@ def test_questions_that_do_not_fit_are_counted(checkpoint, capsys):
     assert "1 of 2 questions are longer than 510 tokens" in capsys.readouterr().err
 
 
-def test_more_new_tokens_than_the_model_has_room_for_are_refused_as_by_the_hf_model(checkpoint):
-    for new, fits in ((511, True), (512, False), (1024, False)):
-        asked = requests("generate_until", [("the king", {"until": ["\n"], "max_gen_toks": new, "do_sample": False})])
-        if fits:
-            assert ours(checkpoint, 1).generate_until(asked, disable_tqdm=True)
-            continue
-        with pytest.raises(UserError, match=f"asks for {new} new tokens, and the model has room for 512"):
-            ours(checkpoint, 1).generate_until(asked, disable_tqdm=True)
-        with pytest.raises(AssertionError, match="must be less than model's maximum"):
-            theirs(checkpoint, 1).generate_until(asked, disable_tqdm=True)
+def test_more_new_tokens_than_the_model_has_room_for_are_cut_with_a_warning(checkpoint, capsys):
+    from lm_eval.models.utils import maybe_truncate
+
+    lm, long = ours(checkpoint, 3), "x y " * 300
+    asked = {"until": [], "do_sample": False}
+    contexts = ["x y " * 120, "x y " * 125, long]
+    assert 470 < len(lm.tok_encode(contexts[0])) < len(lm.tok_encode(contexts[1])) < 512
+    for new in (512, 4096):
+        texts = lm.generate_until(
+            requests("generate_until", [(c, asked | {"max_gen_toks": new}) for c in contexts]), disable_tqdm=True
+        )
+        warned = capsys.readouterr().err.count(f"asks for {new} new tokens, and the model has room for 512")
+        assert warned == 1
+        for context, text in zip(contexts, texts, strict=True):
+            ids = lm.tok_encode(context)
+            kept, left = maybe_truncate(ids, new, 512, shrink_gen_toks=True, verbose=False)
+            (alone,) = lm.generate_until(
+                requests("generate_until", [(lm.tokenizer.decode(kept), asked | {"max_gen_toks": left})]), True
+            )
+            assert len(lm.tok_encode(text, False)) <= left
+            assert text == alone or context == long  # its first token may be part of a word
+    capsys.readouterr()
+    with pytest.raises(AssertionError, match="must be less than model's maximum"):  # what lm-eval's hf model does
+        theirs(checkpoint, 1).generate_until(
+            requests("generate_until", [("the king", asked | {"max_gen_toks": 512})]), disable_tqdm=True
+        )

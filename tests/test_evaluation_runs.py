@@ -75,6 +75,7 @@ def test_a_checkpoint_is_picked_by_every_name_that_the_evaluation_takes(model, c
         assert score_of(model, checkpoint, best_task=name, best_task_path=own_tasks)() == pytest.approx(mean), name
     found = score_of(model, checkpoint, best_task="both", best_task_path=own_tasks)()
     assert found == pytest.approx((2 * a + 6 * c) / 8) and found != pytest.approx((a + c) / 2)  # the group's own mean
+    assert score_of(model, checkpoint, best_task="bot?", best_task_path=own_tasks)() == found
     with pytest.raises(UserError, match=r"--best_metric acc_bytes: the task sums has acc, acc,none$"):  # of one alone
         score_of(model, checkpoint, best_task="sums", best_task_path=own_tasks, best_metric="acc_bytes")()
 

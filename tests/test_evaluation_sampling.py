@@ -9,7 +9,7 @@ from lit_gpt.generation.request import Sampling
 
 
 def settings(**given):
-    return generation_settings({"until": ["\n", ""], "max_gen_toks": 7, **given}, 256, 512)
+    return generation_settings({"until": ["\n", ""], "max_gen_toks": 7, **given}, 256)
 
 
 def test_settings_are_those_of_the_task():

@@ -18,8 +18,8 @@ class EvalArgs:
     or a folder with <task>.jsonl, or <task>/<split>.jsonl, for each task."""
     task_path: Path | None = None
     """Your own tasks: a YAML file of lm-eval, or a folder with such files."""
-    batch_size: int = 1
-    """Sequences per forward pass; changes memory and speed, not the result."""
+    batch_size: int | None = None
+    """Most questions computed at once, as many as fit if not given; changes memory and speed, not the result."""
     num_fewshot: int | None = None
     """Few-shot: solved examples before each question; as the task says if not given."""
     limit: int | float | None = None
@@ -45,7 +45,8 @@ class EvalArgs:
     """Seed of the choice of solved examples, and of sampling."""
 
     def __post_init__(self) -> None:
-        require("batch_size", self.batch_size, at_least=1)
+        if self.batch_size is not None:
+            require("batch_size", self.batch_size, at_least=1)
         require("bootstrap_iters", self.bootstrap_iters, at_least=0)
         if self.num_fewshot is not None:
             require("num_fewshot", self.num_fewshot, at_least=0)

@@ -23,25 +23,19 @@ class Settings(NamedTuple):
     sampling: Sampling
 
 
-def generation_settings(given: dict[str, Any], default: int, room: int) -> Settings:
+def generation_settings(given: dict[str, Any], default: int) -> Settings:
     """Returns what a task's `generation_kwargs` ask for.
 
     Args:
         default: number of new tokens for a task that does not say.
-        room: number of tokens that fit the model, those of the question included.
 
     Raises:
-        UserError: the task asks for a kind of sampling that we do not have, or for more tokens than fit.
+        UserError: the task asks for a kind of sampling that we do not have.
     """
     from lm_eval.models.utils import normalize_gen_kwargs
 
     kwargs: dict[str, Any] = dict(normalize_gen_kwargs(given, default))
     max_new_tokens = kwargs.pop("max_gen_toks")
-    if max_new_tokens >= room:
-        raise UserError(
-            f"a task asks for {max_new_tokens} new tokens, and the model has room for {room} with the "
-            "question; ask for fewer (max_gen_toks) in a YAML file of your own: --task_path"
-        )
     temperature = kwargs.pop("temperature", 1.0)
     sampled = kwargs.pop("do_sample") and temperature > 0
     values: dict[str, Any] = {"temperature": temperature if sampled else 0}

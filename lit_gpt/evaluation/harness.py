@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 from lit_gpt.errors import UserError
@@ -16,6 +17,7 @@ from lit_gpt.evaluation.conversation import conversation_text
 from lit_gpt.evaluation.drawing import generation_settings
 from lit_gpt.evaluation.scoring import scores
 from lit_gpt.evaluation.writing import Writer
+from lit_gpt.generation.batching.runs import SharedRun
 from lit_gpt.model import GPT
 from lit_gpt.prompts import open_style, stop_ids
 from lit_gpt.tokenizer import Tokenizer
@@ -38,27 +40,31 @@ class LitLM(TemplateLM):
     Args:
         model: the model on its device, in its dtype.
         tokenizer: tokenizer of the same checkpoint.
-        batch_size: maximum number of sequences per forward pass.
+        batch_size: most texts that are computed at once; None takes what fits.
         prompt_style: style in which `apply_chat_template` asks; None if it is never called.
         name: name for lm-eval's caches.
         autocast: context of every forward pass, e.g. `fabric.autocast`.
+        run: a LoRA run that answers in place of `model`, which is its base.
     """
 
     def __init__(
         self,
         model: GPT,
         tokenizer: Tokenizer,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         prompt_style: str | None = None,
         name: str = "",
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        run: SharedRun | None = None,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
-        self.prompt_style, self.name, self.autocast = prompt_style, name, autocast
+        self.prompt_style, self.name, self.autocast, self.run = prompt_style, name, autocast, run
         self.style = open_style(prompt_style or "plain", tokenizer.path.parent, tokenizer)
         self.lead: str = getattr(self.style, "lead", "")  # text that the model writes first in an answer
         self._warned: set[str] = set()
+        # lm-eval encodes a question once for each of its answers
+        self._encode = lru_cache(64)(lambda string, bos: tuple(tokenizer.encode(string, bos=bos)))
         self._device = model.transformer.wte.weight.device
 
     @property
@@ -84,7 +90,7 @@ class LitLM(TemplateLM):
         Args:
             add_special_tokens: False leaves it out.
         """
-        return self.tokenizer.encode(string, bos=False if add_special_tokens is False else None)
+        return list(self._encode(string, False if add_special_tokens is False else None))
 
     def get_model_info(self) -> dict[str, Any]:
         """Returns what lm-eval adds to the `config` of its results."""
@@ -134,7 +140,9 @@ class LitLM(TemplateLM):
             asked[i] = ids, len(ids) - len(continuation)
         self._warn_of_truncation(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
         progress = tqdm(total=len(requests), initial=len(answers), desc="Log-likelihoods", disable=disable_tqdm)
-        for i, answer in scores(self.model, self.tokenizer, asked, batch_size=self.batch_size, autocast=self.autocast):
+        for i, answer in scores(
+            self.model, self.tokenizer, asked, batch_size=self.batch_size, autocast=self.autocast, run=self.run
+        ):
             answers[i] = answer
             if (texts := requests[i][0]) is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -190,19 +198,36 @@ class LitLM(TemplateLM):
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Returns the text that the model generates for each request, up to its first stop string.
 
+        Questions are cut where the text that is asked for would not fit behind them. A task that asks for as many
+        tokens as the model has room for, or more, keeps its questions and gets what is left, as with those models of
+        lm-eval that have this case (`maybe_truncate` in lm_eval/models/utils.py).
+
         Raises:
-            UserError: the task asks for a kind of sampling that we do not have, or for more tokens than fit.
+            UserError: the task asks for a kind of sampling that we do not have.
         """
         groups: dict[str, list[int]] = {}  # settings -> requests
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.arguments[1], sort_keys=True, default=str), []).append(i)
         ends = stop_ids(self.style, self.tokenizer)
-        writer = Writer(self.model, self.tokenizer, frozenset(ends), batch_size=self.batch_size, autocast=self.autocast)
+        writer = Writer(
+            self.model,
+            self.tokenizer,
+            frozenset(ends),
+            batch_size=self.batch_size,
+            autocast=self.autocast,
+            run=self.run,
+        )
         texts = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
         for members in groups.values():
-            settings = generation_settings(requests[members[0]].arguments[1], self.max_gen_toks, self.max_length)
+            settings = generation_settings(requests[members[0]].arguments[1], self.max_gen_toks)
             room = self.max_length - settings.max_new_tokens
+            if room <= 0:
+                room = self.max_length - 1
+                self._warn(
+                    f"a task asks for {settings.max_new_tokens} new tokens, and the model has room for "
+                    f"{self.max_length} with the question: texts end there"
+                )
             prompts = {i: self.tok_encode(requests[i].args[0].removesuffix(self.lead)) for i in members}
             self._warn_of_truncation(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
             prompts = {i: (ids or [self.prefix_token_id])[-room:] for i, ids in prompts.items()}

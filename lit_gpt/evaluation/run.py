@@ -9,6 +9,7 @@ from lit_gpt.args import EvalArgs
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM
 from lit_gpt.files import write_text
+from lit_gpt.generation.batching.runs import SharedRun
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.prompts import ChatTemplate, open_style
@@ -52,11 +53,37 @@ def evaluate(
         style: the result of `choose_style`.
         about: origin of the model; written as `config.model_args`.
     """
+    from lm_eval.utils import make_table
+
+    results = measured(fabric, model, tokenizer=tokenizer, tasks=tasks, args=args, style=style, about=about)
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    if args.save_filepath is not None:
+        write_json(args.save_filepath, results)
+    return results
+
+
+def measured(
+    fabric: Fabric,
+    model: GPT,
+    *,
+    tokenizer: Tokenizer,
+    tasks: tuple[Any, list[Any]],
+    args: EvalArgs,
+    style: str | None,
+    about: dict[str, Any],
+    run: SharedRun | None = None,
+) -> dict[str, Any]:
+    """Returns the scores of a model in lm-eval's schema; arguments as those of `evaluate`.
+
+    Args:
+        run: a LoRA run that answers in place of `model`, which is its base.
+    """
     from lm_eval.evaluator import simple_evaluate
-    from lm_eval.utils import handle_non_serializable, make_table
 
     manager, chosen = tasks
-    lm = LitLM(model, tokenizer, args.batch_size, style, name=model.config.name, autocast=fabric.autocast)
+    lm = LitLM(model, tokenizer, args.batch_size, style, name=model.config.name, autocast=fabric.autocast, run=run)
     as_turns = args.fewshot_as_multiturn
     as_turns = isinstance(lm.style, ChatTemplate) if as_turns is None else as_turns
     results: Any = simple_evaluate(
@@ -85,14 +112,14 @@ def evaluate(
         "prompt_style": style,
         "system_instruction": args.system,
     }
-    results |= {"model_name": model.config.name, "eot_token_id": lm.eot_token_id, "max_length": lm.max_length}
-    print(make_table(results))
-    if results.get("groups"):
-        print(make_table(results, "groups"))
-    if args.save_filepath is not None:
-        text = json.dumps(_strict(results), indent=2, default=handle_non_serializable, ensure_ascii=False)
-        write_text(args.save_filepath, text + "\n")
-    return results
+    return results | {"model_name": model.config.name, "eot_token_id": lm.eot_token_id, "max_length": lm.max_length}
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Writes results to a file, as JSON that every reader takes."""
+    from lm_eval.utils import handle_non_serializable
+
+    write_text(path, json.dumps(_strict(results), indent=2, default=handle_non_serializable, ensure_ascii=False) + "\n")
 
 
 def _strict(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_gpt.args import EvalArgs, ValidationArgs
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.names import resolve
 from lit_gpt.evaluation.run import choose_style, evaluate
 from lit_gpt.evaluation.tasks import prepare
 from lit_gpt.lightning import Fabric
@@ -37,11 +38,11 @@ def task_score(
         task_data=None if data is None else {name: data},
         task_path=validation.best_task_path,
         limit=validation.best_limit,
-        batch_size=8,
         bootstrap_iters=0,
         apply_prompt_style=validation.best_apply_prompt_style,
     )
     tasks, style = prepare(args), choose_style(args, prompt_style)
+    resolved = resolve(name, tasks[0])  # a name of 2023, or one with wildcards, may stand for one group
     _check_direction(tasks[1], validation.best_metric)
     tokenizer = Tokenizer(checkpoint_dir)
 
@@ -49,7 +50,7 @@ def task_score(
         model.eval()
         with redirect_stdout(io.StringIO()):  # drops the table that `evaluate` prints
             results = evaluate(fabric, model, tokenizer=tokenizer, tasks=tasks, args=args, style=style, about={})
-        metrics = _metrics_of(name, results)
+        metrics = _metrics_of(resolved[0] if len(resolved) == 1 else name, results)
         wanted = validation.best_metric or next(iter(metrics), None)
         if wanted not in metrics or not math.isfinite(metrics[wanted]):
             raise UserError(f"--best_metric {wanted}: the task {name} has {', '.join(metrics) or 'no metric'}")
@@ -83,7 +84,7 @@ def _metrics_of(name: str, results: dict[str, Any]) -> dict[str, float]:
     A metric with several filters is also listed as `metric,filter`; its name alone stands for the first filter.
 
     Args:
-        name: a name that --eval_tasks takes.
+        name: a name of lm-eval's index, or one that --eval_tasks takes and that stands for several.
         results: result of `evaluate` for that name alone.
     """
     scored = {task: _numbers(entry) for task, entry in results["results"].items()}

@@ -6,6 +6,9 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.drawing import Settings, cut
+from lit_gpt.evaluation.rows import rows_that_fit
+from lit_gpt.evaluation.scoring import RUN
+from lit_gpt.generation.batching.runs import SharedRun
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.lockstep.batch import compiles, generate_batch
 from lit_gpt.generation.request import Delta, Request
@@ -19,8 +22,9 @@ class Writer:
 
     Args:
         stop_ids: tokens that end every text.
-        batch_size: most texts that are written at once.
+        batch_size: most texts that are written at once; None takes what fits.
         autocast: context of every forward pass.
+        run: a LoRA run that writes in place of `model`, which is its base.
     """
 
     def __init__(
@@ -28,9 +32,11 @@ class Writer:
         model: GPT,
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
-        batch_size: int,
+        batch_size: int | None,
         autocast: Callable[[], AbstractContextManager[Any]],
+        run: SharedRun | None = None,
     ) -> None:
+        self.runs = {} if run is None else {RUN: run}
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
         self.batch_size, self.autocast = batch_size, autocast
 
@@ -40,14 +46,17 @@ class Writer:
         Where steps are captured, on a GPU, texts are written in batches; elsewhere one begins as soon as another ends.
         """
         requests = {i: self._request(ids, settings) for i, ids in questions.items()}
+        longest = max((len(r.ids) + r.max_new_tokens for r in requests.values()), default=1)
+        batch_size = self.batch_size or rows_that_fit(self.model, 2 * longest, max(1, len(requests)))
+        cut_short = any(r.max_new_tokens < settings.max_new_tokens for r in requests.values())
         with self.autocast():
-            captured = compiles(self.model, settings.max_new_tokens, None)
+            captured = not self.runs and not cut_short and compiles(self.model, settings.max_new_tokens, None)
         if not captured:
-            yield from self._by_the_engine(requests, settings)
+            yield from self._by_the_engine(requests, settings, batch_size)
             return
         by_length = sorted(requests, key=lambda i: len(questions[i]), reverse=True)
-        for at in range(0, len(by_length), self.batch_size):
-            batch = by_length[at : at + self.batch_size]
+        for at in range(0, len(by_length), batch_size):
+            batch = by_length[at : at + batch_size]
             yield from zip(batch, self._in_lockstep([requests[i] for i in batch], settings), strict=True)
 
     def _request(self, ids: list[int], settings: Settings) -> Request:
@@ -57,16 +66,26 @@ class Writer:
         special = {e[0] for e in encoded if len(e) == 1 and not self.tokenizer.decode(e)}
         return Request(
             ids,
-            settings.max_new_tokens,
+            min(settings.max_new_tokens, self.model.config.block_size - len(ids)),
             settings.sampling,
             stop_ids=self.stop_ids | special,
             min_new_tokens=settings.min_new_tokens,
+            run=RUN if self.runs else None,
         )
 
-    def _by_the_engine(self, requests: Mapping[int, Request], settings: Settings) -> Iterator[tuple[int, str]]:
+    def _by_the_engine(
+        self, requests: Mapping[int, Request], settings: Settings, batch_size: int
+    ) -> Iterator[tuple[int, str]]:
         lengths = sorted(len(r.ids) + r.max_new_tokens for r in requests.values())
-        room = 2 * sum(lengths[-self.batch_size :])  # half of it for what questions begin with
-        engine = Engine(self.model, self.tokenizer, max_rows=self.batch_size, max_tokens=room, autocast=self.autocast)
+        room = 2 * sum(lengths[-batch_size:])  # half of it for what questions begin with
+        engine = Engine(
+            self.model,
+            self.tokenizer,
+            runs=self.runs,
+            max_rows=batch_size,
+            max_tokens=room,
+            autocast=self.autocast,
+        )
         finished: list[tuple[int, str]] = []
         failed: list[str] = []
         for i, request in requests.items():

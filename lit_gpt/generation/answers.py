@@ -16,6 +16,7 @@ class Answer(NamedTuple):
     stop_reason: str | int | None = None
     error: str = ""
     n_cached: int = 0
+    continuations: tuple[tuple[Scored, ...], ...] = ()
 
 
 def joined(deltas: Sequence[Delta]) -> Answer:
@@ -30,6 +31,7 @@ def joined(deltas: Sequence[Delta]) -> Answer:
         stop_reason=last.stop_reason,
         error=last.error,
         n_cached=deltas[0].n_cached,
+        continuations=last.continuations,
     )
 
 

@@ -216,7 +216,7 @@ class Engine:
         """Moves new requests into the queue, and ends those that were cancelled."""
         while self._inbox:
             row = self._inbox.popleft()
-            if row.most_new == 0 and row.scored_from >= len(row.prompt):
+            if row.most_new == 0 and row.branches is None and row.scored_from >= len(row.prompt):
                 self._guarded(row, lambda row=row: self._finish(row, "length", prompt=row.first_scored))
             elif not self.twins.join(row):
                 self.scheduler.waiting.append(row)
@@ -234,6 +234,10 @@ class Engine:
         self._n_read += n if row.reads else 0
         row.n += n
         row.scored += scores
+        if row.branches is not None:
+            if row.due == 0:
+                self._finish(row, "length", continuations=row.branches.scores(row.scored))
+            return
         if row.most_new == 0 and row.due == 0:
             shares, row.twins = row.shares(), []
             for one, scored in shares:
@@ -269,6 +273,7 @@ class Engine:
         prompt: tuple[Scored, ...] = (),
         closed: bool = False,
         error: str = "",
+        continuations: tuple[tuple[Scored, ...], ...] = (),
     ) -> None:
         """Ends a row: frees its place, and delivers the rest of its answer."""
         if row.ticket not in self._rows:
@@ -284,7 +289,8 @@ class Engine:
             self.sampler.remove(row.slot)
         self.scheduler.leave(row)
         n_cached = row.n_cached if row.n_new <= 1 else 0
-        row.deliver(Delta(text, tokens, prompt, finish=finish, stop_reason=reason, error=error, n_cached=n_cached))
+        delta = Delta(text, tokens, prompt, finish=finish, stop_reason=reason, error=error, n_cached=n_cached)
+        row.deliver(delta._replace(continuations=continuations))
 
     def _guarded(self, row: Row, act: Callable[[], None]) -> None:
         """Does something for one row; if it fails, only that row ends."""

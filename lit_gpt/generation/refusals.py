@@ -21,10 +21,16 @@ def require_answerable(request: Request, config: Config, runs: Collection[str]) 
     n, V = len(request.ids), config.padded_vocab_size
     if n == 0:
         raise UserError("the prompt has no tokens")
-    if wrong := [i for i in request.ids if not 0 <= i < V]:
+    if wrong := [i for ids in (request.ids, *request.continuations) for i in ids if not 0 <= i < V]:
         raise UserError(f"token {wrong[0]} is not one of the model's {V:,}")
     if n - (request.max_new_tokens == 0) > config.block_size:
         raise UserError(f"the prompt has {n:,} tokens, and the model has room for {config.block_size:,} in all")
+    longest = max(map(len, request.continuations), default=0)
+    if longest and n + longest - 1 > config.block_size:
+        raise UserError(
+            f"the prompt and a continuation have {n + longest:,} tokens, and the model has room for "
+            f"{config.block_size:,} and one more"
+        )
     check_bias(request.sampling, V)
     if request.run is not None and request.run not in runs:
         known = f"known are {', '.join(runs)}" if runs else "the model is served alone"

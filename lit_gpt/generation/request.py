@@ -79,10 +79,15 @@ class Request:
     """Index of the first token of the prompt that is scored: earlier ones may be read from the cache."""
     run: str | None = None
     """Name of the finetuned run that answers; None is the base model, or the engine's only model."""
+    continuations: tuple[Sequence[int], ...] = ()
+    """Texts, of a token or more each, that are scored as what follows the prompt. What they begin alike is computed
+    once. With them, nothing is generated and the prompt is not scored."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "min_new_tokens", "logprobs", "prompt_logprobs", "prompt_logprobs_from"):
             require(name, getattr(self, name) or 0, at_least=0)
+        assert not self.continuations or (self.max_new_tokens == 0 and self.prompt_logprobs is None)
+        assert all(map(len, self.continuations)), "a continuation without tokens has no score"
 
 
 class Scored(NamedTuple):
@@ -116,3 +121,5 @@ class Delta(NamedTuple):
     """One line for the user if `finish` is error."""
     n_cached: int = 0
     """Tokens of the prompt that were read from the cache; in the first delta."""
+    continuations: tuple[tuple[Scored, ...], ...] = ()
+    """The scores of the request's continuations, in their order, once."""

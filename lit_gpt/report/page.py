@@ -40,7 +40,6 @@ def _page(run_dir: Path) -> str:
     run, plan = _read_run(run_dir / "finetuned.json"), _read_plan(run_dir / "plan.json")
     metrics = read_metrics(run_dir / "metrics.csv")
     title = f"{run.get('method', '')} on {Path(run.get('base', '')).name}"
-    style, script = (files("lit_gpt.report").joinpath(name).read_text(encoding="utf-8") for name in _PARTS)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="sub">{escape(str(run_dir))}</p>',
@@ -49,6 +48,12 @@ def _page(run_dir: Path) -> str:
         _plan_section(plan),
         _settings(run),
     ]
+    return document(title, parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """Returns a whole page of HTML, with everything that it needs, of the parts of its body."""
+    style, script = (files("lit_gpt.report").joinpath(name).read_text(encoding="utf-8") for name in _PARTS)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
@@ -171,12 +176,12 @@ def _plan_section(plan: dict[str, Any]) -> str:
     counts = [[words, f"{work[name]:,}"] for name, words in _COUNTS.items() if name in work]
     return (
         "<section><h2>Plan and fact</h2><div class='plan'>"
-        + _table(["", "planned", "fact", "error", "how"], rows)
+        + table(["", "planned", "fact", "error", "how"], rows)
         + "</div>"
         + '<div class="two"><div><h3>Planned memory, GB</h3>'
-        + _table(["", ""], items)
+        + table(["", ""], items)
         + "</div><div><h3>Work, counted on the data</h3>"
-        + _table(["", ""], counts)
+        + table(["", ""], counts)
         + "</div></div></section>"
     )
 
@@ -194,7 +199,7 @@ def _settings(run: dict[str, Any]) -> str:
         "Origin": {"base": run.get("base"), "base_digest": run.get("base_digest"), **run.get("versions", {})},
     }
     parts = [
-        f"<div><h3>{escape(name)}</h3>{_table(['', ''], [[k, _flag_value(v)] for k, v in values.items()])}</div>"
+        f"<div><h3>{escape(name)}</h3>{table(['', ''], [[k, _flag_value(v)] for k, v in values.items()])}</div>"
         for name, values in groups.items()
     ]
     return f"<section><h2>Settings</h2><div class='two small'>{''.join(parts)}</div></section>"
@@ -207,7 +212,7 @@ def _flag_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns an HTML table; a head of empty cells is left out."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head) if any(head) else ""
     body = "".join(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.config import Config
+from lit_gpt.generation.batching.branches import Branches
 from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.cpu.products import packed
 from lit_gpt.generation.cpu.scripted import scriptable, scripted_block
@@ -38,6 +39,8 @@ class Piece(NamedTuple):
     """Whether LongRoPE's frequencies of long texts apply."""
     run: str | None = None
     """Name of the run whose updates apply."""
+    branches: Branches | None = None
+    """The tree that tokens are in, if they are not one text; `position` is an index among those that it feeds."""
 
 
 _Layer = Callable[[Tensor, Tensor, Tensor, "_Batch"], Tensor]
@@ -86,7 +89,9 @@ class ExtentModel:
         keys, values = self.pool.k[i], self.pool.v[i]
         if not isinstance(block, Block):
             run = block.forward
-            return lambda x, cos, sin, batch: run(x, *batch.turns(cos, sin), keys, values, batch.places, batch.rows)
+            return lambda x, cos, sin, batch: run(
+                x, *batch.turns(cos, sin), keys, values, batch.places, batch.rows, batch.tree_masks(window)
+            )
         beside = block.attn.beside(keys.dtype)
         attention = _ExtentAttention(block.attn, keys=keys, values=values, window=window, beside=beside)
         twin = _with(block, {"attn": attention})
@@ -127,6 +132,14 @@ def _fast_block(block: Any, window: int) -> nn.Module:
     return scripted_block(block, window) if scriptable(block) else packed(block)
 
 
+def _positions(piece: Piece) -> Sequence[int]:
+    """Returns the position in its text of each token that a row feeds."""
+    stop = piece.position + len(piece.ids)
+    if piece.branches is None:
+        return range(piece.position, stop)
+    return piece.branches.positions[piece.position : stop].tolist()
+
+
 def _run_spans(parts: Sequence[tuple[str | None, int]]) -> list[RunSpan]:
     """Returns the spans of neighbours of one run, of which (run, number of tokens) is given; all, if it is one run."""
     spans, at = [], 0
@@ -156,7 +169,7 @@ class _Batch:
 
     def __init__(self, pieces: Sequence[Piece], device: torch.device, in_kernels: bool) -> None:
         self.pieces, self.lengths = pieces, [len(piece.ids) for piece in pieces]
-        positions = [p for piece in pieces for p in range(piece.position, piece.position + len(piece.ids))]
+        positions = [p for piece in pieces for p in _positions(piece)]
         places = [
             p
             for piece in pieces
@@ -166,12 +179,14 @@ class _Batch:
         is_long = [piece.is_long for piece in pieces for _ in piece.ids]
         self.ids, self.positions, self.places = torch.tensor([ids, positions, places], device=device)
         self.is_long = torch.tensor(is_long, device=device)
-        self.in_kernels = in_kernels and len(ids) == len(pieces)
+        plain = all(piece.branches is None for piece in pieces)
+        self.in_kernels = in_kernels and len(ids) == len(pieces) and plain
         """Whether attention is computed for all rows at once: each has one token."""
         self.starts = self.places - self.positions
         self._masks: dict[tuple[int, int], Tensor] = {}
+        self._tree_masks: dict[int, list[Tensor]] = {}
         self._turns: dict[int, tuple[Tensor, Tensor]] = {}
-        self.rows = [[len(piece.ids), piece.position, piece.start] for piece in pieces]
+        self.rows = [[len(p.ids), p.position, p.start, int(p.branches is not None)] for p in pieces]
 
     def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Returns cos and sin (N, n) as a compiled block takes them, (N, 1, n): half of sin with its sign changed."""
@@ -179,6 +194,21 @@ class _Batch:
             half = sin.size(-1) // 2
             self._turns[id(sin)] = cos.unsqueeze(1), torch.cat((-sin[:, :half], sin[:, half:]), -1).unsqueeze(1)
         return self._turns[id(sin)]
+
+    def tree_masks(self, window: int) -> list[Tensor]:
+        """Returns the summands of scores of those pieces that are of a tree, in order; see `Branches.mask`."""
+        if window not in self._tree_masks:
+            self._tree_masks[window] = [
+                piece.branches.mask(piece.position, piece.position + len(piece.ids), window, self.ids.device)[1]
+                for piece in self.pieces
+                if piece.branches is not None
+            ]
+        return self._tree_masks[window]
+
+    def tree_mask(self, i: int, window: int, dtype: torch.dtype) -> Tensor:
+        """Returns what is added to the scores of a piece of a tree, (T, S)."""
+        trees = [j for j, piece in enumerate(self.pieces) if piece.branches is not None]
+        return self.tree_masks(window)[trees.index(i)].to(dtype)
 
     def mask(self, i: int, window: int, first: int, dtype: torch.dtype) -> Tensor:
         """Returns what is added to the scores of a piece, (T, S): minus infinity where a query does not see a key.
@@ -262,13 +292,20 @@ class _ExtentAttention(nn.Module):
         piece, config = batch.pieces[i], self.attn.config
         T, end = q.size(0), piece.position + q.size(0)
         first = max(0, piece.position + 1 - self.window) if self.window else 0
+        tree = None
+        if piece.branches is not None:
+            tree = batch.tree_mask(i, self.window, dtype=q.dtype)
+            first = end - tree.size(1)
         k, v = (pool.narrow(2, piece.start + first, end - first).to(q.dtype) for pool in self.by_head)  # (1, G, S, D)
         if T == 1:  # the heads of a group see the same keys: they are queries of one head
-            return _attend(q, k, v, config=config)
+            return _attend(q, k, v, config=config, mask=tree)
         q = q.permute(1, 2, 0, 3)  # (G, R, T, D)
         k, v = (x.transpose(0, 1).expand(-1, q.size(1), -1, -1) for x in (k, v))  # (G, R, S, D)
         is_whole = end - first == T and not (self.window and self.window < T) and not config.attn_logit_softcapping
-        mask = None if is_whole else batch.mask(i, self.window, first=first, dtype=q.dtype)
+        is_whole = is_whole and tree is None
+        mask = tree
+        if mask is None and not is_whole:
+            mask = batch.mask(i, self.window, first=first, dtype=q.dtype)
         return _attend(q, k, v, config=config, mask=mask, is_causal=is_whole).permute(2, 0, 1, 3)
 
 

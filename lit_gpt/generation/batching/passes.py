@@ -88,6 +88,7 @@ class Passes:
                 start=row.start or 0,
                 is_long=row.is_long,
                 run=row.request.run,
+                branches=row.branches,
             )
             for (row, n), guess in zip(due, guesses, strict=True)
         ]
@@ -95,7 +96,7 @@ class Passes:
         at, wanted, wanted_by = 0, [], []
         drawing, places = [], []  # (due, number of guesses before), index of a hidden state
         for i, (row, n) in enumerate(due):
-            for p in range(max(row.n, row.scores_from - 1), min(row.n + n, len(row.prompt) - 1)):
+            for p in range(max(row.n, row.scores_from - 1), min(row.n + n, row.scores_until)):
                 targets = row.targets(p)
                 wanted += [Wanted(at + p - row.n, target, row.n_top, row.request.run) for target in targets]
                 wanted_by += [i] * len(targets)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_gpt.generation.batching.branches import Branches
 from lit_gpt.generation.request import Delta, Request, Scored
 from lit_gpt.generation.text import Text
 
@@ -37,6 +38,11 @@ class Row:
         n = len(request.ids)
         self.most_new = min(request.max_new_tokens, block_size + 1 - n)
         self.ids = [int(i) for i in request.ids]
+        self.n_plain = n
+        """Number of tokens that are a text, as others may begin; after them come those of `branches`."""
+        self.branches = Branches(n, request.continuations) if request.continuations else None
+        if self.branches is not None:
+            self.ids += self.branches.ids
         self.prompt = np.array(self.ids, dtype=np.int32)
         self.slot: int | None = None
         self.start: int | None = None
@@ -52,6 +58,8 @@ class Row:
         self.leader: Row | None = None
         """The row whose twin this one is."""
         length = min(n + self.most_new, block_size) if self.most_new else n - 1
+        if self.branches is not None:
+            length = int(self.branches.positions.max()) + 1
         self.is_long = long_from is not None and length > long_from
         """Whether LongRoPE's frequencies of long texts apply."""
         self.key: Hashable = request.run, self.is_long
@@ -72,16 +80,18 @@ class Row:
     @property
     def end(self) -> int:
         """Number of tokens that are due to be fed; the last one of a prompt that is only scored is not."""
-        return len(self.ids) if self.most_new else len(self.ids) - 1
+        return len(self.ids) if self.most_new or self.branches else len(self.ids) - 1
 
     @property
     def room(self) -> int:
         """Positions of the cache that it needs: those of all tokens that are ever fed."""
-        return len(self.prompt) + self.most_new - 1
+        return self.end if self.branches else len(self.prompt) + self.most_new - 1
 
     @property
     def scored_from(self) -> int:
         """Index of the first token of the prompt whose log-probability is asked for; that of none is past the end."""
+        if self.branches is not None:
+            return self.n_plain
         if self.request.prompt_logprobs is None:
             return len(self.prompt)
         return min(max(1, self.request.prompt_logprobs_from), len(self.prompt))
@@ -102,8 +112,15 @@ class Row:
         """Tokens of the prompt whose hidden states nobody needs: their keys and values may be those of another row."""
         return self.scores_from - 1 if self.n_new == 0 else len(self.ids) - 1
 
+    @property
+    def scores_until(self) -> int:
+        """Number of tokens after which tokens of the prompt or of continuations may be scored."""
+        return len(self.ids) if self.branches else len(self.prompt) - 1
+
     def targets(self, position: int) -> list[int]:
         """Returns the tokens to be scored after a position: one, or after the last that is fed those of all twins."""
+        if self.branches is not None:
+            return self.branches.targets(position)
         is_last = self.most_new == 0 and position == len(self.ids) - 2
         return [row.ids[position + 1] for row in (self, *(self.twins if is_last else ()))]
 

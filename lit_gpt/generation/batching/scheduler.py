@@ -78,7 +78,7 @@ class Scheduler:
         """Returns the running row that begins most like `ids`, and how many tokens it has in common."""
         found: tuple[Row | None, int] = (None, 0)
         for other in self.running:
-            if other.key == row.key and (n := common(other.prompt, ids)) > found[1]:
+            if other.key == row.key and (n := common(other.prompt[: other.n_plain], ids)) > found[1]:
                 found = other, n
         return found
 
@@ -155,8 +155,9 @@ class Scheduler:
                 self.waiting.remove(row)
         else:
             self.running.remove(row)
-            self.pool.give(row.start + row.n, row.room - row.n)
-            self.prefixes.insert(row.key, np.array(row.ids[: row.n], dtype=np.int32), row.start)
+            n = min(row.n, row.n_plain) if row.branches else row.n
+            self.pool.give(row.start + n, row.room - n)
+            self.prefixes.insert(row.key, np.array(row.ids[:n], dtype=np.int32), row.start)
             row.start, row.n = None, 0
         self.most_running = max(1, len(self.running)) if pause else self.max_rows
         if pause:

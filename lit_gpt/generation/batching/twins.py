@@ -14,7 +14,7 @@ class Twins:
 
     def join(self, row: Row) -> bool:
         """Makes a new request the twin of another one, if there is one; returns whether there is."""
-        if row.most_new:
+        if row.most_new or row.branches:
             return False
         key = row.key, row.prompt[:-1].tobytes()
         leader = self._leaders.get(key)

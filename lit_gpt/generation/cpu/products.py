@@ -163,6 +163,11 @@ def compiled(module: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
     return found[1]
 
 
+def release() -> None:
+    """Frees what `compiled` made and keeps, with the packed weights in it; it is made again when it is asked for."""
+    _KEPT.clear()
+
+
 def product(*layers: Linear | Int8Linear) -> nn.Module:
     """Returns a module for TorchScript that maps x (N, K) in fp32 to the outputs of `layers`, side by side, in fp32.
 

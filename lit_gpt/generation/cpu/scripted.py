@@ -53,6 +53,7 @@ class _Block(nn.Module):
         values: Tensor,
         places: Tensor,
         rows: list[list[int]],
+        tree_masks: list[Tensor],
     ) -> Tensor:
         """Returns the output of the block, (N, C).
 
@@ -61,10 +62,12 @@ class _Block(nn.Module):
             cos, sin: (N, 1, n); the first half of sin has its sign changed.
             keys, values: the layer's pool, (positions, G, D) each.
             places: positions of the pool to which the tokens' keys and values go, (N,).
-            rows: for each row, [T, the position of its first token, where its extent begins in the pool].
+            rows: for each row, [T, the position of its first token, where its extent begins in the pool, whether its
+                tokens are of a tree].
+            tree_masks: what is added to the scores of each of those rows, (T, S).
         """
         normed = _normed(x, self.norm_1)
-        y = self.attention(normed, cos, sin, keys, values, places, rows)
+        y = self.attention(normed, cos, sin, keys, values, places, rows, tree_masks)
         h = x + _normed(y, self.post_attention_norm)
         if not self.shared:
             normed = _normed(x if self.parallel else h, self.norm_2)
@@ -87,6 +90,7 @@ class _Block(nn.Module):
         values: Tensor,
         places: Tensor,
         rows: list[list[int]],
+        tree_masks: list[Tensor],
     ) -> Tensor:
         """Returns the projected output of attention, (N, C); arguments as in `forward`."""
         H, G, D = self.H, self.G, self.D
@@ -102,27 +106,36 @@ class _Block(nn.Module):
         keys.index_copy_(0, places, k)
         values.index_copy_(0, places, v.view(-1, G, D))
         outputs: list[Tensor] = []
-        at = 0
+        at, n_trees = 0, 0
         for row in rows:
             T, position, start = row[0], row[1], row[2]
-            first = max(0, position + 1 - self.window) if self.window > 0 else 0
-            begin, end = start + first, start + position + T
-            outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end]))
+            end = start + position + T
+            if row[3] == 1:
+                mask = tree_masks[n_trees]
+                begin = end - mask.size(1)
+                outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], mask))
+                n_trees += 1
+            else:
+                begin = start + (max(0, position + 1 - self.window) if self.window > 0 else 0)
+                outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], None))
             at += T
         return self.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0))
 
-    def attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, tree_mask: Tensor | None) -> Tensor:
         """Returns the output of attention of one row, (T, H * D), for rotated q (T, H, D), k and v (S, G, D)."""
         T, G, R = q.size(0), self.G, self.H // self.G
         if T == 1:  # the heads of a group see the same keys: they are queries of one head
             k, v = k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0)  # (1, G, S, D)
-            return self.weighted(q.view(1, G, R, self.D), k, v, None, False).reshape(1, -1)
+            return self.weighted(q.view(1, G, R, self.D), k, v, tree_mask, False).reshape(1, -1)
         q = q.view(T, G, R, self.D).permute(1, 2, 0, 3)  # (G, R, T, D)
         k = k.transpose(0, 1).unsqueeze(1).expand(-1, R, -1, -1)  # (G, R, S, D)
         v = v.transpose(0, 1).unsqueeze(1).expand(-1, R, -1, -1)
         S = k.size(2)
         causal = T == S and (self.window == 0 or self.window >= T) and self.cap == 0
-        y = self.weighted(q, k, v, None if causal else self.unseen(T, S), causal)
+        if tree_mask is not None:
+            y = self.weighted(q, k, v, tree_mask, False)
+        else:
+            y = self.weighted(q, k, v, None if causal else self.unseen(T, S), causal)
         return y.permute(2, 0, 1, 3).reshape(T, -1)
 
     def weighted(self, q: Tensor, k: Tensor, v: Tensor, unseen: Tensor | None, causal: bool) -> Tensor:
