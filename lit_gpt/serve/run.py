@@ -12,22 +12,17 @@ import uvicorn
 
 from lit_gpt.args import ServeArgs
 from lit_gpt.errors import UserError
-from lit_gpt.generation.thread import EngineThread
-from lit_gpt.serve.admission import Admission
-from lit_gpt.serve.app import State, make_app
+from lit_gpt.serve.app import make_app
 from lit_gpt.serve.connection import Connection
+from lit_gpt.serve.doors import Doors
 from lit_gpt.serve.guard import LOOPBACK, Guard
 from lit_gpt.serve.load import Loaded, What, load
-from lit_gpt.serve.metrics import Metrics
-from lit_gpt.serve.service import Limits, Service
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
-_BODIES = 8
-"""Bodies of the largest size that are held at once."""
 _BACKLOG = 2_048
 _CONNECTIONS = 65_536
 """Connections, and other open files, that the server asks the system for."""
@@ -116,20 +111,10 @@ class Server(uvicorn.Server):
 
     def __init__(self, load: Callable[[], Loaded], args: ServeArgs, key: str | None, listening: socket.socket) -> None:
         self.load_models, self.args, self.listening = load, args, listening
-        most_bytes = int(args.max_body_mb * 1e6)
-        self.admission = Admission(args.max_rows + args.max_waiting, _BODIES * most_bytes)
-        self.metrics = Metrics(self.admission)
-        self.serving = State(self.admission, self.metrics)
+        self.doors = Doors(args, key)
+        self.admission = self.doors.admission
         hosts = {*LOOPBACK, args.host} if _is_loopback(args.host) else None
-        app = Guard(
-            make_app(self.serving),
-            self.admission,
-            metrics=self.metrics,
-            hosts=hosts,
-            origins=args.allow_origins,
-            api_key=key,
-            most_bytes=most_bytes,
-        )
+        app = Guard(make_app(self.doors.state), **self.doors.guard(hosts))
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -144,7 +129,6 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.thread: EngineThread | None = None
         self.error: BaseException | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -155,8 +139,7 @@ class Server(uvicorn.Server):
         try:
             await self.serve(sockets=[self.listening])
         finally:
-            if self.thread is not None:
-                self.thread.stop(0)
+            self.doors.stop()
         if self.error is not None:
             raise self.error
 
@@ -172,27 +155,14 @@ class Server(uvicorn.Server):
 
     def _open(self, loaded: Loaded) -> None:
         """Begins to answer."""
-        self.thread = EngineThread(loaded.engine)
-        self.thread.__enter__()
-        self.metrics.stats = loaded.engine.stats
-        self.serving.service = Service(
-            self.thread,
-            loaded.tokenizer,
-            loaded.models,
-            block_size=loaded.block_size,
-            limits=Limits(self.args.max_seconds, self.args.max_new_tokens),
-            admission=self.admission,
-            metrics=self.metrics,
-        )
-        if self.admission.state == "loading":
-            self.admission.state = "open"
+        self.doors.open(loaded)
         host, port = self.listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"Serving {', '.join(loaded.models.by_name)} on http://{shown}:{port}", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Lets what runs end at the first signal, and ends at once at the second one."""
-        if self._closing is None and self.serving.service is not None and self.loop is not None:
+        if self._closing is None and self.doors.state.service is not None and self.loop is not None:
             self._closing = self.loop.create_task(self._close())
             self.loop.call_soon_threadsafe(lambda: None)  # wakes the loop, which a signal does not
             return
@@ -209,6 +179,6 @@ class Server(uvicorn.Server):
             connection.transport.abort()
 
     async def _close(self) -> None:
-        assert self.serving.service is not None
-        await self.serving.service.close(self.args.drain_seconds)
+        assert self.doors.state.service is not None
+        await self.doors.state.service.close(self.args.drain_seconds)
         self.should_exit = True
