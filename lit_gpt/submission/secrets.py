@@ -1,0 +1,71 @@
+"""Looks for keys, tokens and passwords in what is about to be handed to others."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_gpt.errors import UserError
+
+_OF_CHANCE = ("Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector")
+"""Detectors that take every hash and address for a secret; a manifest consists of hashes."""
+_KEYWORDS = "KeywordDetector"
+"""Detector of what is assigned to a password; in texts about passwords and in code it sees what is none."""
+_MORE = {
+    "Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
+    "Token in an assignment": re.compile(
+        r"(?i)\b(?:hf_token|hugging_?face_(?:hub_)?token|wandb_api_key|github_token)['\"]?\s*[:=]\s*['\"]?[\w-]{20,}"
+    ),
+}
+"""What detect-secrets has no detector for."""
+_BINARY = (".pth", ".safetensors", ".bin", ".npy", ".model", ".png", ".zip", ".woff2")
+
+
+class Secret(NamedTuple):
+    """A line that looks as if it held a secret; what it is, is not told."""
+
+    path: str
+    line: int
+    kind: str
+
+
+def find_secrets(folder: Path, paths: Iterable[str], skipped: Iterable[str], prose: Iterable[str]) -> Iterator[Secret]:
+    """Yields the lines of text files that look as if they held a secret.
+
+    Args:
+        paths: files in the folder.
+        skipped: those that are not looked at.
+        prose: beginnings of paths of texts and of code, in which a word such as `password` means nothing.
+
+    Raises:
+        UserError: detect-secrets is not installed.
+    """
+    detectors = _detectors()
+    left_out, texts = set(skipped), tuple(prose)
+    for path in paths:
+        if path in left_out or path.endswith(_BINARY):
+            continue
+        used = [d for d in detectors if type(d).__name__ != _KEYWORDS or not path.startswith(texts)]
+        with open(folder / path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                yield from (Secret(path, number, kind) for kind in _kinds(path, line, used))
+
+
+def _kinds(path: str, line: str, detectors: list[Any]) -> Iterator[str]:
+    """Yields what a line looks like."""
+    for detector in detectors:
+        if detector.analyze_line(filename=path, line=line, line_number=1):
+            yield detector.secret_type
+    yield from (kind for kind, pattern in _MORE.items() if pattern.search(line))
+
+
+def _detectors() -> list[Any]:
+    """Returns the detectors of detect-secrets that know what a secret looks like."""
+    try:
+        from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+    except ModuleNotFoundError as e:
+        raise UserError(
+            'a submission is searched for secrets by detect-secrets; run: pip install -e ".[serve,submit]"'
+        ) from e
+    classes = get_mapping_from_secret_type_to_class().values()
+    return [kind() for kind in classes if kind.__name__ not in _OF_CHANCE]
