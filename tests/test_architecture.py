@@ -26,7 +26,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "methods": {"config", "layers", "model"},
     "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "prompts"},
     "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
-    "hub": {"convert", "families"},  # whether the converter takes what is about to be downloaded
+    "hub": {"convert", "families", "files"},  # whether the converter takes what is about to be downloaded
     "data": {"checkpoints", "files", "foreign", "layers", "prompts", "tokenizer"},
     "merge": {
         "checkpoints",

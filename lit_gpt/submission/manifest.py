@@ -26,7 +26,8 @@ from lit_gpt.submission.texts import COMMAND
 MANIFEST, ZIP = "manifest.json", "submission.zip"
 _APART = (MANIFEST, ZIP)
 """Files of a submission that the manifest does not list."""
-_KINDS = {"base": dict[str, Any], "run": dict[str, Any], "data": dict[str, Any], "files": dict[str, dict[str, Any]]}
+_FILES = dict[str, dict[str, int | str]]
+"""Type of the list of files."""
 _REMEDY = "make the submission again"
 
 
@@ -110,9 +111,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} has no {MANIFEST}: it is no submission of scripts/prepare_submission.py")
     found = read_object(path, _REMEDY)
-    for key, kind in _KINDS.items():
-        if not fits(found.get(key), kind):
+    for key in ("base", "run", "data", "files"):
+        if not isinstance(found.get(key), dict):
             raise UserError(f"{path}: {key} is {shown(found.get(key))}; {_REMEDY}")
+    if not fits(_FILES, found["files"]):
+        raise UserError(f"{path}: files are not names with bytes and sha256; {_REMEDY}")
     return found
 
 

@@ -34,7 +34,7 @@ def builder_of(asked: str) -> tuple[str | None, str]:
             return name, name
     if asked != "auto":
         raise UserError(f"--builder {asked}: {reasons[0]}; --builder none carries the steps out without it")
-    return None, " and ".join(reasons)
+    return None, ", and ".join(reasons)
 
 
 def build(builder: str, folder: Path, dockerfile: str, tag: str) -> None:

@@ -30,6 +30,17 @@ PROMPTS = {
     "summary": f"###\nArticle {{n}}: {_NEWS * 40}\n\nSummarize the above article in 3 sentences.\n",
 }
 """Kind of request -> its prompt, with a place for a number that makes each another one."""
+_DEFAULTS = {
+    "prompt": "",
+    "temperature": 1e-07,
+    "num_return_sequences": 1,
+    "max_new_tokens": 5,
+    "top_p": 1.0,
+    "echo_prompt": False,
+    "top_k_per_token": 1,
+    "stop_sequences": [],
+}
+"""The eight fields that HELM sends; a temperature of 0 arrives like this."""
 _FIELDS = {
     "multiple choice": {"max_new_tokens": 1, "top_k_per_token": 5},
     "generation": {"max_new_tokens": 64, "stop_sequences": ["\n"]},
@@ -40,17 +51,7 @@ _FIELDS = {
 
 def request_of(kind: str, n: int) -> dict[str, Any]:
     """Returns the eight fields that HELM sends for the n-th request of a kind."""
-    return {
-        "prompt": PROMPTS[kind].replace("{n}", str(n)),
-        "temperature": 1e-07,
-        "num_return_sequences": 1,
-        "max_new_tokens": 5,
-        "top_p": 1.0,
-        "echo_prompt": False,
-        "top_k_per_token": 1,
-        "stop_sequences": [],
-        **_FIELDS.get(kind, {}),
-    }
+    return _DEFAULTS | {"prompt": PROMPTS[kind].replace("{n}", str(n))} | _FIELDS[kind]
 
 
 def replay(ask: Ask) -> int:
@@ -97,7 +98,7 @@ def _replay_scoring(ask: Ask) -> int:
     """Scores two answers to a question, as multiple_choice_separate does: the text comes back, with its tokens."""
     for answer in ("grass", "stones"):
         prompt = f"Question: What do llamas eat?\nAnswer: {answer}"
-        body = request_of("", 1) | {"prompt": prompt, "max_new_tokens": 0, "echo_prompt": True}
+        body = _DEFAULTS | {"prompt": prompt, "max_new_tokens": 0, "echo_prompt": True}
         found = require_processed(ask("/process", body), "scoring: /process")
         if found["text"] != prompt:
             raise UserError(f"scoring: /process was to echo the prompt, and its text is {shown(found['text'])}")

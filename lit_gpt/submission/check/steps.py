@@ -68,7 +68,7 @@ def carried_out(dockerfile: Path, *, base_dir: Path | None, contents: str | None
         UserError: a step fails, or the model cannot be had; the message names the step.
     """
     with TemporaryDirectory(prefix="submission-") as folder:
-        built = Built(Path(folder) / "root", _environment(Path(folder) / "env", borrows=not fetch))
+        built = Built(Path(folder) / "root", _environment(Path(folder) / "env"))
         built.root.mkdir()
         for step in read_steps(dockerfile):
             try:
@@ -78,19 +78,14 @@ def carried_out(dockerfile: Path, *, base_dir: Path | None, contents: str | None
         yield built
 
 
-def _environment(folder: Path, borrows: bool) -> Path:
-    """Makes a Python environment and returns its interpreter.
-
-    Args:
-        borrows: whether it has the packages of this environment, beneath those that are installed in it.
-    """
-    venv.create(folder, with_pip=not borrows)
+def _environment(folder: Path) -> Path:
+    """Makes a Python environment, with the packages of this one beneath its own, and returns its interpreter."""
+    venv.create(folder)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / Path(sys.executable).name
     python = python if python.exists() else python.with_name("python")
-    if borrows:
-        packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-        place = next(folder.rglob("site-packages"))
-        (place / "borrowed.pth").write_text("\n".join(packages) + "\n", encoding="utf-8")
+    packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    place = next(folder.rglob("site-packages"))
+    (place / "borrowed.pth").write_text("\n".join(packages) + "\n", encoding="utf-8")
     return python
 
 
