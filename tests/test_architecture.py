@@ -51,6 +51,9 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     | {"lightning", "resources", "tokenizer"},
     "planning": {"checkpoints", "config", "convert", "data", "families", "files", "layers", "methods", "model"}
     | {"fabric", "lightning", "resources", "tokenizer", "training"},
+    # a run as others are to have it: its own record, merged weights, and the server in the place of theirs
+    "submission": {"checkpoints", "config", "data", "files", "hub", "merge", "methods", "model", "planning", "report"}
+    | {"training"},
     # a finetune script's run from beginning to end
     "finetuning": {"data", "evaluation", "files", "layers", "lightning", "planning", "training"},
 }

@@ -19,7 +19,7 @@ from lit_gpt.submission.secrets import find_secrets
 from lit_gpt.submission.subject import Subject, read_subject, refuse
 from lit_gpt.submission.toolkit import TOOLKIT, pack_toolkit, pins
 
-PROSE = (f"{TOOLKIT}/", f"{DATA}/", f"{texts.MODEL}/")
+_PROSE = (f"{TOOLKIT}/", f"{DATA}/", f"{texts.MODEL}/")
 """Beginnings of paths where a word such as `password` means nothing."""
 _MB = 1e6
 
@@ -52,7 +52,7 @@ def prepare_submission(
         said.extend(_write(folder, subject, args=args, repetition=repetition))
         require_no_secrets(folder, refusals.allow_secrets)
         (folder / MANIFEST).write_text(manifest(folder, subject, args, repetition), encoding="utf-8")
-        require_size(folder, refusals.max_mb)
+        _require_size(folder, refusals.max_mb)
         if args.zip:
             _write_zip(folder)
 
@@ -127,12 +127,12 @@ def _copy(path: Path, target: Path) -> None:
 
 def require_no_secrets(folder: Path, allowed: tuple[str, ...]) -> None:
     """Checks that no file of a submission looks as if it held a secret; raises UserError for the first one."""
-    for secret in find_secrets(folder, files_of(folder), allowed, PROSE):
+    for secret in find_secrets(folder, files_of(folder), allowed, _PROSE):
         raise UserError(f"{secret.path}, line {secret.line}, looks like a secret ({secret.kind}), which everybody "
                         f"would read; take it out, or pass --allow_secrets {secret.path} if it is none")  # fmt: skip
 
 
-def require_size(folder: Path, max_mb: float) -> None:
+def _require_size(folder: Path, max_mb: float) -> None:
     """Checks that a submission is not too large; raises UserError, with its largest file, if it is."""
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     if sum(sizes.values()) > max_mb * _MB:

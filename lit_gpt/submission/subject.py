@@ -24,7 +24,7 @@ from lit_gpt.records import read_object
 from lit_gpt.submission.rules import forbidden
 from lit_gpt.training.run.folder import PLAN
 
-MERGEABLE = "lora"
+_MERGEABLE = "lora"
 """The method whose runs are merged into the weights; runs of the others are served over their base."""
 
 
@@ -48,7 +48,7 @@ class Subject:
     @property
     def is_merged(self) -> bool:
         """Whether the served model is a merged one."""
-        return self.run.method == MERGEABLE
+        return self.run.method == _MERGEABLE
 
     @property
     def sources(self) -> list[str]:
@@ -72,7 +72,7 @@ def read_subject(finetuned_path: Path, checkpoint_dir: Path | None, args: Submis
     repo = args.base_repo or read_config(checkpoint_dir).hf_repo or None
     noted = checkpoint_dir / ".download" / REVISION
     revision = args.base_revision or (noted.read_text(encoding="utf-8").strip() if noted.is_file() else None)
-    return Subject(run_dir, run, checkpoint_dir, repo, revision)
+    return Subject(run_dir, run, checkpoint_dir, repo=repo, revision=revision)
 
 
 def refuse(subject: Subject, args: RefusalArgs) -> None:

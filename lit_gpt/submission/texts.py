@@ -12,12 +12,12 @@ from lit_gpt.submission.toolkit import TOOLKIT
 MAIN, DOCKERFILE, DOCKERFILE_TRAIN, TRAIN = "main.py", "Dockerfile", "Dockerfile.train", "train.sh"
 CONFIG, PINS, NOTES, MODEL, RUN_FOLDER = "train.yaml", "constraints.txt", "NOTES.md", "model", "run"
 """Names of the files and folders of a submission."""
-WORKDIR = "/submission"
+_WORKDIR = "/submission"
 COMMAND = ("uvicorn", "main:app", "--host", "0.0.0.0", "--port", "80")
 """How the challenge starts a submission."""
 _SETUP = f"""\
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore HF_HUB_DISABLE_TELEMETRY=1
-WORKDIR {WORKDIR}
+WORKDIR {_WORKDIR}
 COPY {PINS} ./
 COPY {TOOLKIT} {TOOLKIT}
 RUN pip install -c {PINS} "./{TOOLKIT}[EXTRAS]"
@@ -171,7 +171,7 @@ def notes(subject: Subject, args: SubmissionArgs) -> tuple[str, list[str]]:
 | prompt style | {run.prompt_style} |
 
 `docker build -t submission .` and `docker run --gpus all -p 8080:80 submission` answer at `localhost:8080/process`.
-`docker build -f {DOCKERFILE_TRAIN} -t train .` and `docker run --gpus all -v "$PWD/out:{WORKDIR}/out" train` train
+`docker build -f {DOCKERFILE_TRAIN} -t train .` and `docker run --gpus all -v "$PWD/out:{_WORKDIR}/out" train` train
 it again.
 `manifest.json` has the hash of every file, and those of base, data and weights.
 

@@ -4,7 +4,7 @@ import io
 import json
 import shlex
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lit_gpt.errors import UserError, shown
 
@@ -38,7 +38,8 @@ def read_steps(path: Path) -> list[Step]:
         raise UserError('Dockerfiles are read by dockerfile-parse; run: pip install -e ".[serve,submit]"') from e
     if not path.is_file():
         raise UserError(f"{path} is missing; make the submission again")
-    parser = DockerfileParser(fileobj=io.BytesIO(path.read_bytes()), env_replace=False)
+    file: Any = io.BytesIO(path.read_bytes())  # bytes are what it reads, whatever its annotation says
+    parser = DockerfileParser(fileobj=file, env_replace=False)
     steps = [Step(s["instruction"], s["value"], s["startline"] + 1) for s in parser.structure]
     steps = [step for step in steps if step.instruction != "COMMENT"]
     for step in steps:

@@ -134,7 +134,7 @@ def _ids(ask: Ask, body: dict[str, Any]) -> list[int]:
     """Returns the tokens of a text; raises UserError if the answer has none."""
     found = ask("/tokenize", body)
     ids = found.get("tokens")
-    is_right = isinstance(ids, list) and all(isinstance(i, int) for i in ids)
-    if not is_right or not isinstance(found.get("request_time"), int | float):
+    has_time = isinstance(found.get("request_time"), int | float)
+    if not has_time or not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
         raise UserError(f"/tokenize answers {shown(found)}, and HELM reads a list of numbers and request_time")
     return ids

@@ -63,7 +63,9 @@ def measure(ask: Ask, n: int) -> list[Load]:
             require_processed(answer, f"{kind}, {THREADS} at once: /process")
         ids = ask("/tokenize", {"text": bodies[0]["prompt"], "truncation": True, "max_length": CONTEXT})["tokens"]
         new = statistics.mean(len(answer["tokens"]) for answer, _ in answers)
-        found.append(Load(kind, seconds, statistics.median(s for _, s in answers), len(ids), new))
+        found.append(
+            Load(kind, seconds, statistics.median(s for _, s in answers), prompt_tokens=len(ids), new_tokens=new)
+        )
     return found
 
 
@@ -100,7 +102,7 @@ def planned_seconds(loads: list[Load], instances: int, model: dict[str, Any], de
     return total
 
 
-def planned_bytes(model: dict[str, Any]) -> float:
+def _planned_bytes(model: dict[str, Any]) -> float:
     """Returns the bytes of the GPU's memory that the server takes with THREADS texts of 2,048 tokens."""
     weights = model["parameters"] * _BYTES[model.get("serve_quantize")]
     return weights + THREADS * CONTEXT * model["kv_bytes_per_token"] + CONTEXT_BYTES + 1e9
@@ -108,7 +110,7 @@ def planned_bytes(model: dict[str, Any]) -> float:
 
 def require_memory(model: dict[str, Any], device: Device) -> str:
     """Returns what the server takes of a device's memory; raises UserError if that is more than there is."""
-    need = planned_bytes(model)
+    need = _planned_bytes(model)
     if need > device.n_bytes:
         raise UserError(f"the served model takes about {need / GIB:.1f} GiB, and {device.name} has {device.gib:.1f}; "
                         "pass --serve_quantize bnb.nf4 to scripts/prepare_submission.py")  # fmt: skip

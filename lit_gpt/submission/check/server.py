@@ -79,7 +79,7 @@ def started(built: Built, command: list[str]) -> Iterator[Running]:
         try:
             yield Running(
                 f"http://127.0.0.1:{port}",
-                lambda: None if process.poll() is None else last_words(log),
+                lambda: None if process.poll() is None else _last_words(log),
                 lambda: _peak(process.pid),
             )
         finally:
@@ -119,7 +119,7 @@ def wait(server: Running, minutes: float) -> tuple[float, dict[str, Any]]:
     raise UserError(f"the server did not answer within {minutes:g} minutes ({last}); the organizers give up then, too")
 
 
-def last_words(log: IO[str]) -> str:
+def _last_words(log: IO[str]) -> str:
     """Returns the line of a log that says what went wrong, or its last one."""
     log.seek(0)
     lines = [line.strip() for line in log.read()[-20_000:].splitlines() if line.strip()]
