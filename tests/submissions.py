@@ -5,12 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from chats import save_run_of
 from hub_server import Hub
 from script_processes import run
 
 from lit_gpt.args.submission import RefusalArgs
+from lit_gpt.checkpoints.runs import read_run, save_run
+from lit_gpt.files import remove
 from lit_gpt.submission.manifest import MANIFEST, files_of, sha256_of
 from lit_gpt.submission.prepare import prepare_submission
 
@@ -37,6 +41,37 @@ def submitted_run(checkpoint, folder):
     return folder
 
 
+def made_run(checkpoint, folder):
+    """Writes rows.json and a run out/ that nobody trained, whose record says all that a trained one's does."""
+    folder.mkdir(exist_ok=True)
+    (folder / "rows.json").write_text(json.dumps(ROWS))
+    record = read_run(save_run_of("lora", checkpoint, folder / "out"))
+    command = ["scripts/prepare_json.py", "--json_path", str(folder / "rows.json"), "--test_split_fraction", "0.2"]
+    data = record.data | {"command": command, "source": str(folder / "rows.json"), "longest": {"train": 48}}
+    save_run(replace(record, data=data, training=record.training | {"epochs": 1.0}), folder / "out")
+    return folder
+
+
+def lightened(folder):
+    """Leaves of a submission's library only what reads command lines; returns the submission."""
+    for path in sorted((folder / "lit-gpt" / "lit_gpt").iterdir()):
+        if path.name not in ("__init__.py", "errors.py", "args", "cli", "records"):
+            remove(path)
+    signed(folder)
+    return folder
+
+
+def copied(folder, target):
+    """Returns a copy of a submission whose files are the same ones: `put` replaces them."""
+    return shutil.copytree(folder, target, copy_function=os.link)
+
+
+def put(path, text):
+    """Writes a file anew, and leaves alone whatever else is the same file."""
+    path.unlink(missing_ok=True)
+    path.write_text(text)
+
+
 def fresh_submission(trained, checkpoint, folder, args):
     """Writes a submission of the run to a folder, and returns that."""
     prepare_submission(trained / "out", checkpoint, folder, args, RefusalArgs())
@@ -50,7 +85,7 @@ def signed(folder):
     found["files"] = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in files_of(folder)
     }
-    path.write_text(json.dumps(found))
+    put(path, json.dumps(found))
 
 
 def run_alone(folder, downloaded):

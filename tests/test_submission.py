@@ -16,12 +16,17 @@ from script_processes import run as run_script
 from submissions import fresh_submission, run_alone, submitted_run
 
 from lit_gpt.args.submission import RefusalArgs, SubmissionArgs
+from lit_gpt.checkpoints.base import digest_of
+from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.runs import read_run, save_run
 from lit_gpt.errors import UserError
 from lit_gpt.merge.write import write_merged
 from lit_gpt.submission.manifest import MANIFEST
 from lit_gpt.submission.prepare import prepare_submission
 from lit_gpt.submission.rules import FORBIDDEN, forbidden
+from lit_gpt.submission.secrets import find_secrets
+from lit_gpt.submission.subject import read_subject, refuse
+from lit_gpt.submission.texts import dockerfile, main_py
 
 ARGS = SubmissionArgs(base_repo="org/tiny", base_revision="abc123")
 
@@ -84,7 +89,11 @@ def test_nothing_of_this_machine_is_in_it(submission, trained, checkpoint):
 
 
 def test_the_same_run_makes_the_same_files_and_the_archive_holds_them(submission, trained, checkpoint, tmp_path):
-    again = fresh_submission(trained, checkpoint, tmp_path / "again", replace(ARGS, zip=True))
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "mine.txt").write_text("mine")
+    assert "--overwrite true" in refused(trained / "out", checkpoint, again)
+    fresh_submission(trained, checkpoint, again, replace(ARGS, zip=True, overwrite=True))
     first, second = (json.loads((folder / MANIFEST).read_text())["files"] for folder in (submission, again))
     assert first == second
     with zipfile.ZipFile(again / "submission.zip") as archive:
@@ -92,15 +101,14 @@ def test_the_same_run_makes_the_same_files_and_the_archive_holds_them(submission
         assert archive.read("main.py") == (again / "main.py").read_bytes()
 
 
-def test_the_dockerfiles_say_what_they_were_asked(trained, checkpoint, tmp_path):
+def test_the_dockerfile_says_what_was_asked(trained, checkpoint):
     digest = "sha256:" + "0a" * 32
-    args = replace(ARGS, base_image="some/image:1", base_digest=digest, serve_quantize="bnb.nf4", train_image=False)
-    made = fresh_submission(trained, checkpoint, tmp_path / "made", args)
-    text = (made / "Dockerfile").read_text()
+    args = replace(ARGS, base_image="some/image:1", base_digest=digest, serve_quantize="bnb.nf4")
+    subject = read_subject(trained / "out", checkpoint, args)
+    text = dockerfile(subject, args)
     assert f"FROM some/image:1@{digest}\n" in text and "lit-gpt[serve,quantize]" in text
     assert "download.py --repo_id org/tiny --revision abc123\n" in text
-    assert 'quantize="bnb.nf4"' in (made / "main.py").read_text()
-    assert not (made / "Dockerfile.train").exists() and not (made / "train.sh").exists()
+    assert 'quantize="bnb.nf4"' in main_py(subject, args)
 
 
 def test_a_local_copy_is_the_merged_model_and_needs_no_download(trained, checkpoint, tmp_path):
@@ -111,6 +119,7 @@ def test_a_local_copy_is_the_merged_model_and_needs_no_download(trained, checkpo
     assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
     text = (made / "Dockerfile").read_text()
     assert "COPY model model" in text and "download.py" not in text
+    assert not (made / "Dockerfile.train").exists() and not (made / "train.sh").exists()
 
 
 @pytest.mark.parametrize(
@@ -141,18 +150,32 @@ def test_a_run_on_forbidden_data_is_refused_also_in_a_mixture(trained, checkpoin
         assert "alpaca_libre" in said and "starter guide" in said and "--allow_data alpaca_libre" in said
 
 
-@pytest.mark.parametrize(
-    ("secret", "kind"),
-    [
-        ("hf_" + "aB3dE" * 7, "Hugging Face"),
-        ("AKIA" + "IOSFODNN7ABCDEFG", "AWS"),
-        ("ghp_" + "a1B2" * 9, "GitHub"),
-        ("-----BEGIN RSA PRIVATE " + "KEY-----", "Private Key"),
-        ("WANDB_API_KEY=" + "0123456789abcdef" * 2 + "01234567", "Token"),
-    ],
-)
-def test_a_secret_in_the_rows_is_refused_with_its_line_and_not_quoted(trained, checkpoint, tmp_path, secret, kind):
-    run = copied_run(trained, tmp_path)
+SECRETS = {
+    "Hugging Face token": "hf_" + "aB3dE" * 7,
+    "AWS Access Key": "AKIA" + "IOSFODNN7ABCDEFG",
+    "GitHub Token": "ghp_" + "a1B2" * 9,
+    "Private Key": "-----BEGIN RSA PRIVATE " + "KEY-----",
+    "Token in an assignment": "WANDB_API_KEY=" + "0123456789abcdef" * 2 + "01234567",
+    "Basic Auth Credentials": "https://me:" + "hunter22@host.org/x",
+}
+
+
+def test_secrets_are_found_with_their_lines_and_words_about_them_are_none(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.json").write_text(
+        "\n".join(["{}", *SECRETS.values(), 'password = "correct horse"', "{}"])
+    )
+    (tmp_path / "main.py").write_text('x = 1\npassword = "correct-horse-battery"\n')
+    found = list(find_secrets(tmp_path, ["data/rows.json", "main.py"], (), ["data/"]))
+    assert {(s.path, s.line, s.kind) for s in found} == {
+        *(("data/rows.json", n, kind) for n, kind in enumerate(SECRETS, 2)),
+        ("main.py", 2, "Secret Keyword"),
+    }
+    assert not list(find_secrets(tmp_path, ["data/rows.json"], ["data/rows.json"], ["data/"]))
+
+
+def test_a_secret_in_the_rows_is_refused_and_not_quoted(trained, checkpoint, tmp_path):
+    run, secret = copied_run(trained, tmp_path), SECRETS["Hugging Face token"]
     rows = tmp_path / "rows.json"
     rows.write_text(
         (trained / "rows.json").read_text().replace("\n]", f',\n{{"instruction": "x", "output": "{secret}"}}]')
@@ -161,8 +184,8 @@ def test_a_secret_in_the_rows_is_refused_with_its_line_and_not_quoted(trained, c
     command = [str(rows) if word.endswith("rows.json") else word for word in record.data["command"]]
     save_run(replace(record, data=record.data | {"command": command}), run)
     said = refused(run, checkpoint, tmp_path / "made")
-    assert "data/rows.json, line " in said and kind in said and "--allow_secrets data/rows.json" in said
-    assert secret not in said
+    assert "data/rows.json, line 24, looks like a secret (Hugging Face token)" in said and secret not in said
+    assert "--allow_secrets data/rows.json" in said
 
 
 def test_what_is_too_large_or_too_long_is_refused(trained, checkpoint, tmp_path):
@@ -180,7 +203,7 @@ def test_a_run_that_did_not_end_or_is_a_patchwork_is_refused(trained, checkpoint
     (run / "plan.json").write_text(json.dumps(plan))
 
     write_merged(checkpoint, run, read_run(run), run / "merged")
-    prepare_submission(run, checkpoint, tmp_path / "fine", ARGS, RefusalArgs())
+    refuse(read_subject(run, checkpoint, ARGS), RefusalArgs())  # which passes
     merged = json.loads((run / "merged" / "merged.json").read_text())
     merged["runs"][-1]["weights"] = "of another run"
     (run / "merged" / "merged.json").write_text(json.dumps(merged))
@@ -193,9 +216,10 @@ def test_a_run_that_did_not_end_or_is_a_patchwork_is_refused(trained, checkpoint
 
 
 def test_a_run_on_a_base_that_holds_another_run_is_refused(trained, checkpoint, tmp_path):
-    base = tmp_path / "base"
+    base, run = tmp_path / "base", copied_run(trained, tmp_path)
     write_merged(checkpoint, trained / "out", read_run(trained / "out"), base)
-    run = submitted_run(base, tmp_path / "second") / "out"
+    _, specs, get = open_lit(base)
+    save_run(replace(read_run(run), base_digest=digest_of(specs, get), base_files=None), run)
     assert "another run is merged into the base" in refused(run, base, tmp_path / "made")
 
 
@@ -219,7 +243,12 @@ def test_a_run_that_nobody_could_repeat_is_refused_with_the_way_out(trained, che
 
 def test_a_mixture_is_repeated_from_its_sources_on(trained, checkpoint, tmp_path):
     base = ("--checkpoint_dir", checkpoint)
-    mix = ("--sources", f"{{one: '{trained / 'data'}', two: '{trained / 'rows.json'}'}}", "--size", 20)
+    mix = (
+        "--sources",
+        f"{{one: '{trained / 'data'}', two: '{trained / 'rows.json'}'}}",
+        "--sizes",
+        "{one: 10, two: 10}",
+    )
     done = run_script("scripts/prepare_mix.py", *base, *mix, "--destination_path", "mixed", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = copied_run(trained, tmp_path)
@@ -233,15 +262,6 @@ def test_a_mixture_is_repeated_from_its_sources_on(trained, checkpoint, tmp_path
     assert second[0] == "lit-gpt/scripts/prepare_mix.py" and second[-1] == "prepared/data"
     sources = yaml.safe_load(second[second.index("--sources") + 1])
     assert sources == {"one": "prepared/one", "two": "data/rows.json"}
-
-
-def test_a_folder_that_holds_something_is_replaced_only_if_asked(trained, checkpoint, tmp_path):
-    made = tmp_path / "made"
-    made.mkdir()
-    (made / "mine.txt").write_text("mine")
-    assert "--overwrite true" in refused(trained / "out", checkpoint, made)
-    prepare_submission(trained / "out", checkpoint, made, replace(ARGS, overwrite=True), RefusalArgs())
-    assert not (made / "mine.txt").exists() and (made / MANIFEST).is_file()
 
 
 def test_wrong_flags_are_refused_in_one_line(trained, tmp_path):

@@ -74,7 +74,7 @@ def check_submission(folder: Path, args: CheckArgs, allow_secrets: tuple[str, ..
             here = "unknown" if taken is None else f"at most {taken / 1e9:.2f} GB here"
             told(here + (f"; {require_memory(found['base'], device)}" if device else ""))
         with _step("evaluation", say) as told:
-            told(_evaluation(loads, found["base"], args))
+            told(evaluation(loads, found["base"], args))
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def _shown(loads: list[Load]) -> str:
     return ", ".join(f"{load.kind} {load.seconds:.2f} s" for load in loads)
 
 
-def _evaluation(loads: list[Load], model: dict[str, Any], args: CheckArgs) -> str:
+def evaluation(loads: list[Load], model: dict[str, Any], args: CheckArgs) -> str:
     """Returns how long the sample evaluation takes; raises UserError if that is too long on the planned device."""
     n = args.eval_instances * sum(ENTRIES.values())
     here = evaluation_seconds(loads, args.eval_instances)

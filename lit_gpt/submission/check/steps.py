@@ -146,6 +146,9 @@ def _run(
         built.left_out.append(f"{step}: a shell's command, which could change this machine")
         return
     words = shlex.split(step.value)
+    if any(word.startswith("/") or ".." in PurePosixPath(word).parts for word in words):
+        built.left_out.append(f"{step}: a path outside of the folder, which here is one of this machine")
+        return
     script = PurePosixPath(words[1]).name if words[0] in ("python", "python3") and len(words) > 1 else None
     if words[:2] == ["pip", "install"]:
         _install(built, step, words, fetch=fetch, where=where)
