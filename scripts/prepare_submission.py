@@ -28,7 +28,6 @@ def main(
 
     for line in prepare_submission(finetuned_path, checkpoint_dir, output_dir, args=submission, refusals=refusals):
         print(line)
-    print(f"next: python scripts/check_submission.py --submission_dir {output_dir}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ class SubmissionArgs:
     weights: Literal["fetch", "copy"] = "fetch"
     """fetch: the image downloads the base while it is built and merges the run into it; copy: the folder holds the
     merged model, which needs no network and is too large for most git repositories."""
+    merge_base: Literal["16bit", "trained"] = "16bit"
+    """Weights that a LoRA run is merged into: the base's own, or those that a quantized training saw."""
     base_repo: str | None = None
     """org/name of the base on the Hugging Face hub; what the checkpoint says of itself if not given."""
     base_revision: str | None = None

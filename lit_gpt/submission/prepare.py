@@ -1,6 +1,8 @@
 """Packs a run as a submission: a folder that is written whole or not at all, and nothing beside it."""
 
+import shlex
 import shutil
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from lit_gpt.merge.write import write_merged
 from lit_gpt.submission import texts
 from lit_gpt.submission.commands import DATA, PREPARED, Repetition, config_text, repetition_of
 from lit_gpt.submission.manifest import MANIFEST, ZIP, files_of, manifest
+from lit_gpt.submission.rules import is_instructed
 from lit_gpt.submission.secrets import find_secrets
 from lit_gpt.submission.subject import Subject, read_subject, refuse
 from lit_gpt.submission.toolkit import TOOLKIT, pack_toolkit, pins
@@ -22,6 +25,8 @@ from lit_gpt.submission.toolkit import TOOLKIT, pack_toolkit, pins
 _PROSE = (f"{TOOLKIT}/", f"{DATA}/", f"{texts.MODEL}/")
 """Beginnings of paths where a word such as `password` means nothing."""
 _MB = 1e6
+_PYTHON = (3, 11)
+"""Version of Python in the base image that is the default."""
 
 
 def prepare_submission(
@@ -59,7 +64,11 @@ def prepare_submission(
     with only_writer(output_dir):
         replace_folder(output_dir, write, args.overwrite)
     n_bytes = sum(p.stat().st_size for p in output_dir.rglob("*") if p.is_file())
-    return [f"Saved the submission to {output_dir} ({n_bytes / _MB:,.1f} MB)", *said]
+    check = ["scripts/check_submission.py", "--submission_dir", str(output_dir)]
+    if args.weights == "fetch":
+        check += ["--base_dir", str(subject.checkpoint_dir)]
+    first = f"Saved the submission to {output_dir} ({n_bytes / _MB:,.1f} MB)"
+    return [first, *said, f"next: python {shlex.join(check)} --device a100-40gb"]
 
 
 def _portable(run: Run, base: str, repetition: Repetition | None) -> Run:
@@ -98,6 +107,13 @@ def _write(folder: Path, subject: Subject, *, args: SubmissionArgs, repetition: 
     if subject.revision is None and args.weights == "fetch":
         said.append("note: the base is fetched from the main branch; --base_revision names a commit. Other weights "
                     "than those of the training end the build")  # fmt: skip
+    if subject.repo and is_instructed(subject.repo):
+        said.append(f"note: the challenge takes base models without instruction tuning, and {subject.repo} is not one by "
+                    "its name")  # fmt: skip
+    here = sys.version_info[:2]
+    if here != _PYTHON and args.base_image == SubmissionArgs().base_image:
+        said.append(f"note: {texts.PINS} has the packages of Python {here[0]}.{here[1]}, and the base image has Python "
+                    f"{_PYTHON[0]}.{_PYTHON[1]}; where it has none of these versions, the build says so")  # fmt: skip
     if unknown:
         said.append(f"note: {texts.NOTES} does not know all licenses; pass {' and '.join(unknown)}")
     return said
@@ -113,7 +129,9 @@ def _write_weights(folder: Path, subject: Subject, args: SubmissionArgs) -> list
         return []
     model = folder / texts.MODEL
     if subject.is_merged:
-        return write_merged(subject.checkpoint_dir, subject.run_dir, run=subject.run, out_dir=model)
+        return write_merged(
+            subject.checkpoint_dir, subject.run_dir, run=subject.run, out_dir=model, base=args.merge_base
+        )
     for path in subject.checkpoint_dir.iterdir():
         if path.name in (WEIGHTS, LIT_CONFIG) or path.suffix in (".json", ".jinja") or path.name == "tokenizer.model":
             _copy(path, model / path.name)

@@ -61,6 +61,13 @@ def forbidden(names: Iterable[str], allowed: Iterable[str]) -> tuple[str, str] |
     return None
 
 
+def is_instructed(repo: str) -> bool:
+    """Returns whether a model of the hub follows instructions already, by its name."""
+    return bool(
+        {"instruct", "chat", "it", "sft", "dpo", "rlhf", "tuned"} & set(_words(repo.partition("/")[2]).split("_"))
+    )
+
+
 def license_of_base(repo: str | None) -> str | None:
     """Returns the license of a model of the hub, None if it is not known."""
     found = [text for start, text in _LICENSES_OF_BASES.items() if (repo or "").lower().startswith(start.lower())]

@@ -55,9 +55,14 @@ def dockerfile(subject: Subject, args: SubmissionArgs) -> str:
         lines.append(f"COPY {RUN_FOLDER} {RUN_FOLDER}")
     if args.weights == "fetch" and subject.is_merged:
         merge = f"python {TOOLKIT}/scripts/merge_lora.py --checkpoint_dir {base} --finetuned_path {RUN_FOLDER}"
-        lines.append(f"RUN {merge} --out_dir {MODEL}")
+        lines.append(f"RUN {merge} --out_dir {MODEL}{_into(args)}")
     lines += [f"COPY {MAIN} ./", "EXPOSE 80", f"CMD {json.dumps(COMMAND)}"]
     return "\n".join(lines) + "\n"
+
+
+def _into(args: SubmissionArgs) -> str:
+    """Returns the flag of the merge that says into which weights, if it is not the default."""
+    return "" if args.merge_base == "16bit" else f" --base {args.merge_base}"
 
 
 def dockerfile_train(subject: Subject, args: SubmissionArgs, repetition: Repetition) -> str:
@@ -112,7 +117,7 @@ def train_sh(subject: Subject, args: SubmissionArgs, repetition: Repetition) -> 
     limit = _seconds(run.training.get("max_time"))
     own = f"\nif (( left > {limit} )); then left={limit}; fi" if limit else ""
     merge = shell([f"{TOOLKIT}/scripts/merge_lora.py", "--checkpoint_dir", base, "--finetuned_path", "out/run",
-                   "--out_dir", "out/model"])  # fmt: skip
+                   "--out_dir", "out/model", *_into(args).split()])  # fmt: skip
     return f"""#!/usr/bin/env bash
 # Repeats the run: downloads the base, prepares the data and finetunes, all within {args.hours:g} hours.
 set -euo pipefail

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lit_gpt.errors import UserError, one_line
+from lit_gpt.errors import UserError
 from lit_gpt.submission.check.server import Running, free_port
+from lit_gpt.submission.check.steps import last_words
 
 _BUILDERS = ("docker", "podman")
 _UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -41,8 +42,7 @@ def build(builder: str, folder: Path, dockerfile: str, tag: str) -> None:
     """Builds an image; raises UserError with the last line of the build if it fails."""
     done = _called([builder, "build", "-f", str(folder / dockerfile), "-t", tag, str(folder)], _PATIENCE)
     if done.returncode:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["it said nothing"]
-        raise UserError(f"{builder} does not build {dockerfile}: {one_line(lines[-1], 400)}")
+        raise UserError(f"{builder} does not build {dockerfile}: {last_words(done.stdout + done.stderr)}")
 
 
 @contextmanager
@@ -52,18 +52,14 @@ def container(builder: str, tag: str) -> Iterator[Running]:
     gpus = ["--gpus", "all"] if shutil.which("nvidia-smi") else []
     done = _called([builder, "run", "-d", *gpus, "-p", f"127.0.0.1:{port}:80", "--name", tag, tag], 600)
     if done.returncode:
-        raise UserError(
-            f"{builder} does not start the image: {one_line(done.stderr.strip() or 'it said nothing', 400)}"
-        )
+        raise UserError(f"{builder} does not start the image: {last_words(done.stderr)}")
 
     def ended() -> str | None:
         state = _called([builder, "inspect", "-f", "{{.State.Running}}", tag], 60)
         if state.stdout.strip() == "true":
             return None
         log = _called([builder, "logs", "--tail", "20", tag], 60)
-        lines = [line.strip() for line in (log.stdout + log.stderr).splitlines() if line.strip()]
-        told = [line for line in lines if "error: " in line or "Error: " in line]
-        return one_line((told or lines or [""])[-1], 400)
+        return last_words(log.stdout + log.stderr)
 
     def memory() -> float | None:
         said = _called([builder, "stats", "--no-stream", "--format", "{{.MemUsage}}", tag], 60).stdout

@@ -17,7 +17,7 @@ import requests
 
 from lit_gpt.errors import UserError, one_line
 from lit_gpt.submission.check.helm import HEALTH, require_processed
-from lit_gpt.submission.check.steps import Built
+from lit_gpt.submission.check.steps import Built, last_words
 
 _TIMEOUT = 3_000
 """Seconds that HELM's client waits for an answer."""
@@ -79,7 +79,7 @@ def started(built: Built, command: list[str]) -> Iterator[Running]:
         try:
             yield Running(
                 f"http://127.0.0.1:{port}",
-                lambda: None if process.poll() is None else _last_words(log),
+                lambda: None if process.poll() is None else _said(log),
                 lambda: _peak(process.pid),
             )
         finally:
@@ -103,7 +103,7 @@ def wait(server: Running, minutes: float) -> tuple[float, dict[str, Any]]:
     last = "no answer"
     while (seconds := time.monotonic() - began) < 60 * minutes:
         if (said := server.ended()) is not None:
-            raise UserError(f"the server ended before it answered; it said: {said or 'nothing'}")
+            raise UserError(f"the server ended before it answered; it said: {said}")
         try:
             answer = requests.post(f"{server.url}/process", json=HEALTH, timeout=60 * minutes - seconds + 1)
             last = f"{answer.status_code}: {one_line(answer.text, 200)}"
@@ -119,12 +119,10 @@ def wait(server: Running, minutes: float) -> tuple[float, dict[str, Any]]:
     raise UserError(f"the server did not answer within {minutes:g} minutes ({last}); the organizers give up then, too")
 
 
-def _last_words(log: IO[str]) -> str:
-    """Returns the line of a log that says what went wrong, or its last one."""
+def _said(log: IO[str]) -> str:
+    """Returns what went wrong, by the end of a log."""
     log.seek(0)
-    lines = [line.strip() for line in log.read()[-20_000:].splitlines() if line.strip()]
-    told = [line for line in lines if "error: " in line or "Error: " in line]
-    return one_line((told or lines or [""])[-1], 400)
+    return last_words(log.read()[-20_000:])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -188,10 +188,15 @@ def _call(built: Built, command: list[str], where: str, step: Step) -> None:
         command, cwd=built.at(), env=built.environment, capture_output=True, text=True, timeout=_PATIENCE, check=False
     )
     if done.returncode:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()] or ["it said nothing"]
-        said = next((line for line in lines if line.startswith(("error: ", "ERROR: "))), lines[-1])
-        raise UserError(f"{where}: {step} failed: {one_line(said, 400)}")
+        raise UserError(f"{where}: {step} failed: {last_words(done.stdout + done.stderr)}")
     built.done += 1
+
+
+def last_words(text: str) -> str:
+    """Returns the line of what a program said that tells what went wrong, or its last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line for line in lines if "error: " in line.lower()]
+    return one_line((told or lines or ["it said nothing"])[-1], 400)
 
 
 def _take_base(built: Built, base_dir: Path, target: Path, contents: str | None) -> None:

@@ -45,7 +45,7 @@ def misfit(script: Path, words: list[str], folder: Path) -> str | None:
         folder: where the script runs.
     """
     program = [sys.executable, "-c", _ASKING, str(script.resolve()), *words]
-    env = {**os.environ, "PYTHONPATH": str(script.resolve().parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(script.resolve().parent.parent), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(program, cwd=folder, env=env, capture_output=True, text=True, check=False)
     if not done.returncode:
         return None
