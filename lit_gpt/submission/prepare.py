@@ -108,8 +108,9 @@ def _write(folder: Path, subject: Subject, *, args: SubmissionArgs, repetition: 
         said.append("note: the base is fetched from the main branch; --base_revision names a commit. Other weights "
                     "than those of the training end the build")  # fmt: skip
     if subject.repo and is_instructed(subject.repo):
-        said.append(f"note: the challenge takes base models without instruction tuning, and {subject.repo} is not one by "
-                    "its name")  # fmt: skip
+        said.append(
+            f"note: the challenge takes bases without instruction tuning, and {subject.repo} is none by its name"
+        )
     here = sys.version_info[:2]
     if here != _PYTHON and args.base_image == SubmissionArgs().base_image:
         said.append(f"note: {texts.PINS} has the packages of Python {here[0]}.{here[1]}, and the base image has Python "

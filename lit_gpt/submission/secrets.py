@@ -11,7 +11,8 @@ from lit_gpt.errors import UserError
 _OF_CHANCE = ("Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector")
 """Detectors that take every hash and address for a secret; a manifest consists of hashes."""
 _KEYWORDS = "KeywordDetector"
-"""Detector of what is assigned to a password; in texts about passwords and in code it sees what is none."""
+_OF_ASSIGNMENTS = (_KEYWORDS, "IbmCloudIamDetector", "CloudantDetector", "IbmCosHmacDetector", "SoftlayerDetector")
+"""Detectors of what is assigned to a name such as `password`; in prose and in code they see what is none."""
 _MORE = {
     "Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
     "Token in an assignment": re.compile(
@@ -46,7 +47,7 @@ def find_secrets(folder: Path, paths: Iterable[str], skipped: Iterable[str], pro
     for path in paths:
         if path in left_out or path.endswith(_BINARY):
             continue
-        used = [d for d in detectors if type(d).__name__ != _KEYWORDS or not path.startswith(texts)]
+        used = [d for d in detectors if not path.startswith(texts) or type(d).__name__ not in _OF_ASSIGNMENTS]
         text = (folder / path).read_text(encoding="utf-8", errors="replace")
         for detector in used:
             yield from (_Secret(path, n, detector.secret_type) for n in _lines(path, text, detector))
