@@ -1,4 +1,4 @@
-"""The server as an application that another program starts: it answers once it is loaded, or says why not in one line."""
+"""The server as an application for other programs: it answers once it is loaded, or says why not in one line."""
 
 import asyncio
 from pathlib import Path
