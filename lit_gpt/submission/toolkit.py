@@ -1,12 +1,10 @@
 """Puts this toolkit itself into a submission, so that its images need nothing of it that could change."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 import lit_gpt
 from lit_gpt.errors import UserError
@@ -48,24 +46,25 @@ def _sources(folder: Path) -> Iterator[Path]:
 def pins() -> str:
     """Returns the versions of the packages that the toolkit needs and that are installed here, a line each.
 
-    Torch is left out, with what only it needs: it comes with the base image.
+    Torch is left out, with what only it needs: it comes with the base image. A package too many does no harm, since
+    pip installs none of them for that.
     """
     found: dict[str, str] = {}
-    todo = [(line, "") for line in (*(distribution("lit-gpt").requires or []), *_OPTIONAL)]
-    seen: set[tuple[str, str]] = set()
+    todo = [*(distribution("lit-gpt").requires or []), *_OPTIONAL]
     while todo:
-        line, extra = todo.pop()
-        requirement = Requirement(line)
-        name = canonicalize_name(requirement.name)
-        if (line, extra) in seen or name in _OF_THE_IMAGE or name.startswith(("nvidia-", "cuda-")):
-            continue
-        seen.add((line, extra))
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+        name = _name_of(todo.pop())
+        if name in found or name in _OF_THE_IMAGE or name.startswith(("nvidia-", "cuda-")):
             continue
         try:
             installed = distribution(name)
         except PackageNotFoundError:
             continue  # of an extra that is not installed
         found[name] = installed.version
-        todo += [(needed, inner) for needed in installed.requires or [] for inner in ("", *requirement.extras)]
+        todo += [line for line in installed.requires or [] if "extra ==" not in line]
     return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
+
+
+def _name_of(requirement: str) -> str:
+    """Returns the name of the package that a requirement is for, as registries write it."""
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    return re.sub(r"[-_.]+", "-", match[0]).lower() if match else ""

@@ -33,6 +33,8 @@ _BANDWIDTH = {
 _REACHED = 0.4
 """Share of a device's rates that an answer is taken to reach, none of it shared with the other three: a guess, on the
 careful side."""
+_STEP = 0.02
+"""Least seconds of a forward pass, which the host takes to launch it: a guess, too."""
 _BYTES = {"bnb.nf4": 0.7, "bnb.nf4-dq": 0.65, "bnb.int8": 1.1, "int8": 1.1, "fp8": 1.1, None: 2.0}
 """Bytes of a weight by how the served weights are quantized, embeddings included."""
 
@@ -96,8 +98,8 @@ def planned_seconds(loads: list[Load], instances: int, model: dict[str, Any], de
     n, weight = model["parameters"], _BYTES[model.get("serve_quantize")]
     total = 0.0
     for load in loads:
-        prompt = 2 * n * load.prompt_tokens / (device.rate * _REACHED)
-        answer = load.new_tokens * n * weight / (bandwidth * _REACHED)
+        prompt = _STEP + 2 * n * load.prompt_tokens / (device.rate * _REACHED)
+        answer = load.new_tokens * max(_STEP, n * weight / (bandwidth * _REACHED))
         total += ENTRIES[load.kind] * instances * (prompt + answer)
     return total
 
