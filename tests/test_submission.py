@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from chats import save_run_of
 from conftest import assert_one_line_error
 from script_processes import run as run_script
 from submissions import fresh_submission, run_alone, submitted_run
@@ -122,6 +123,20 @@ def test_a_local_copy_is_the_merged_model_and_needs_no_download(trained, checkpo
     text = (made / "Dockerfile").read_text()
     assert "COPY model model" in text and "download.py" not in text
     assert not (made / "Dockerfile.train").exists() and not (made / "train.sh").exists()
+
+
+@pytest.mark.parametrize("weights", ["fetch", "copy"])
+def test_a_run_that_cannot_be_merged_is_served_over_its_base(checkpoint, tmp_path, weights):
+    run = save_run_of("adapter", checkpoint, tmp_path / "run")
+    args = replace(ARGS, weights=weights, train_image=False)
+    prepare_submission(run, checkpoint, tmp_path / "made", args, RefusalArgs())
+    text, main = ((tmp_path / "made" / name).read_text() for name in ("Dockerfile", "main.py"))
+    assert "COPY run run\n" in text and "merge_lora" not in text
+    folder = {"fetch": "checkpoints/org/tiny", "copy": "model"}[weights]
+    assert f'What(HERE / "{folder}", finetuned_path=HERE / "run")' in main
+    assert (f"--checkpoint_dir {folder}\n" if weights == "fetch" else "COPY model model\n") in text
+    assert (tmp_path / "made" / "run" / "lit_model_adapter_finetuned.pth").is_file()
+    assert (tmp_path / "made" / "model" / "lit_model.pth").is_file() == (weights == "copy")
 
 
 @pytest.mark.parametrize(

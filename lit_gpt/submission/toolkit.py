@@ -50,21 +50,34 @@ def pins() -> str:
     pip installs none of them for that.
     """
     found: dict[str, str] = {}
-    todo = [*(distribution("lit-gpt").requires or []), *_OPTIONAL]
+    seen: set[str] = set()
+    todo = [*_needs("lit-gpt", []), *_OPTIONAL]
     while todo:
-        name = _name_of(todo.pop())
-        if name in found or name in _OF_THE_IMAGE or name.startswith(("nvidia-", "cuda-")):
+        requirement = todo.pop()
+        name, extras = _read(requirement)
+        if requirement in seen or name in _OF_THE_IMAGE or name.startswith(("nvidia-", "cuda-")):
             continue
+        seen.add(requirement)
         try:
-            installed = distribution(name)
+            found[name] = distribution(name).version
         except PackageNotFoundError:
-            continue  # of an extra that is not installed
-        found[name] = installed.version
-        todo += [line for line in installed.requires or [] if "extra ==" not in line]
+            continue  # of another system or Python, or of an extra that is not installed
+        todo += _needs(name, extras)
     return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
 
 
-def _name_of(requirement: str) -> str:
-    """Returns the name of the package that a requirement is for, as registries write it."""
-    match = re.match(r"[A-Za-z0-9._-]+", requirement)
-    return re.sub(r"[-_.]+", "-", match[0]).lower() if match else ""
+def _needs(name: str, extras: list[str]) -> list[str]:
+    """Returns the requirements of an installed package, with those of some of its extras."""
+    lines = distribution(name).requires or []
+    return [
+        line for line in lines if "extra ==" not in line or any(re.search(rf"extra == .{e}\b", line) for e in extras)
+    ]
+
+
+def _read(requirement: str) -> tuple[str, list[str]]:
+    """Returns the package that a requirement is for, by the name that registries write, and the extras that it asks."""
+    match = re.match(r"([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?", requirement)
+    if match is None:
+        return "", []
+    extras = [re.escape(extra.strip()) for extra in (match[2] or "").split(",") if extra.strip()]
+    return re.sub(r"[-_.]+", "-", match[1]).lower(), extras
