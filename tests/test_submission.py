@@ -110,7 +110,7 @@ def test_the_dockerfile_says_what_was_asked(trained, checkpoint):
     subject = read_subject(trained / "out", checkpoint, args)
     text = dockerfile(subject, args)
     assert f"FROM some/image:1@{digest}\n" in text and "lit-gpt[serve,quantize]" in text
-    assert "download.py --repo_id org/tiny --revision abc123\n" in text
+    assert "download.py --repo_id org/tiny --revision abc123 \\\n" in text and text.count("RUN ") == 2
     assert 'quantize="bnb.nf4"' in main_py(subject, args)
 
 

@@ -41,14 +41,14 @@ def image(tmp_path):
 
 def test_steps_do_to_a_folder_what_docker_does_to_an_image(image):
     steps = ("ENV NAME=x OTHER='two words'", "WORKDIR /app", "WORKDIR inner", "COPY inner kept", "COPY b.txt c.txt",
-             "COPY b.txt say.py ./", "COPY [\"b.txt\", \"/top.txt\"]", "RUN python say.py")  # fmt: skip
+             "COPY b.txt say.py ./", "COPY [\"b.txt\", \"/top.txt\"]", "RUN python say.py && rm -rf c.txt gone")  # fmt: skip
     with image(*steps) as built:
         app = built.root / "app" / "inner"
         names = {p.relative_to(built.root).as_posix() for p in built.root.rglob("*") if p.is_file()}
-        wanted = {"kept/a.txt", "c.txt", "b.txt", "say.py", "made.txt"}
+        wanted = {"kept/a.txt", "b.txt", "say.py", "made.txt"}
         assert names == {f"app/inner/{name}" for name in wanted} | {"top.txt"}
         assert built.env == {"NAME": "x", "OTHER": "two words"} and (app / "made.txt").read_text() == "made"
-        assert built.done == len(steps)
+        assert built.done == len(steps) + 1  # two in one RUN
     assert not built.root.exists()
 
 
@@ -59,6 +59,9 @@ def test_what_could_change_this_machine_is_not_carried_out_and_is_told(image, tm
         f"RUN rm {mine}",
         f"RUN python say.py; rm {mine}",
         f"RUN python {mine}",
+        f"RUN python say.py {mine}",
+        "RUN python say.py ../../mine.txt",
+        "RUN rm -rf .",
         "RUN apt-get install x",
         "USER me",
     )

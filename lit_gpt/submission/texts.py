@@ -47,15 +47,17 @@ def dockerfile(subject: Subject, args: SubmissionArgs) -> str:
         f"FROM {args.image}",
         _SETUP.replace("EXTRAS", extras).rstrip(),
     ]
+    if args.weights == "fetch" or not subject.is_merged:
+        lines.append(f"COPY {RUN_FOLDER} {RUN_FOLDER}")
     if args.weights == "copy":
         lines.append(f"COPY {MODEL} {MODEL}")
     else:
-        lines += [f"RUN {command}" for command in _download(subject)]
-    if args.weights == "fetch" or not subject.is_merged:
-        lines.append(f"COPY {RUN_FOLDER} {RUN_FOLDER}")
-    if args.weights == "fetch" and subject.is_merged:
-        merge = f"python {TOOLKIT}/scripts/merge_lora.py --checkpoint_dir {base} --finetuned_path {RUN_FOLDER}"
-        lines.append(f"RUN {merge} --out_dir {MODEL}{_into(args)}")
+        commands = _download(subject)
+        if subject.is_merged:
+            merge = f"python {TOOLKIT}/scripts/merge_lora.py --checkpoint_dir {base} --finetuned_path {RUN_FOLDER}"
+            # in one step, so that no layer of the image keeps the base
+            commands += [f"{merge} --out_dir {MODEL}{_into(args)}", "rm -rf checkpoints"]
+        lines.append("RUN " + " \\\n    && ".join(commands))
     lines += [f"COPY {MAIN} ./", "EXPOSE 80", f"CMD {json.dumps(COMMAND)}"]
     return "\n".join(lines) + "\n"
 

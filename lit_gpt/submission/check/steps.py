@@ -1,8 +1,8 @@
 """Carries out the steps of a Dockerfile without Docker: in a temporary folder and a Python environment of its own.
 
 What a step does to the image, it does to the folder. Only these steps are carried out: ENV, WORKDIR, COPY, and RUN of
-pip or of a Python script that lies in the folder. Whatever else a RUN says is not, since it would be done to this very
-machine. What was not carried out is listed, with the reason.
+pip, of a Python script that lies in the folder, or of `rm -rf` of what does; several may be joined by `&&`. Whatever
+else a RUN says is not, since it would be done to this very machine. What was not carried out is listed, with the reason.
 """
 
 import os
@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from lit_gpt.args.folders import WEIGHTS, require_checkpoint
 from lit_gpt.errors import UserError, one_line
+from lit_gpt.files import remove
 from lit_gpt.submission.check.dockerfile import Step, copied, read_steps, variables
 from lit_gpt.submission.subject import contents_of_base
 
@@ -140,17 +141,28 @@ def _place(path: Path, target: Path) -> None:
 def _run(
     built: Built, step: Step, *, dockerfile: Path, base_dir: Path | None, contents: str | None, fetch: bool
 ) -> None:
-    """Carries out a RUN if it is known to stay in the folder, and notes why not if it is not."""
-    where = f"{dockerfile}, line {step.line}"
-    if any(c in step.value for c in _OPERATORS):
+    """Carries out the commands of a RUN that are known to stay in the folder, and notes why not of others."""
+    if any(c in step.value.replace("&&", "") for c in _OPERATORS):
         built.left_out.append(f"{step}: a shell's command, which could change this machine")
         return
+    where = f"{dockerfile}, line {step.line}"
+    for command in step.value.split("&&"):
+        one = Step("RUN", command.strip(), step.line)
+        _run_one(built, one, where=where, base_dir=base_dir, contents=contents, fetch=fetch)
+
+
+def _run_one(built: Built, step: Step, *, where: str, base_dir: Path | None, contents: str | None, fetch: bool) -> None:
+    """Carries out one command, or notes why not."""
     words = shlex.split(step.value)
     if any(word.startswith("/") or ".." in PurePosixPath(word).parts for word in words):
         built.left_out.append(f"{step}: a path outside of the folder, which here is one of this machine")
         return
     script = PurePosixPath(words[1]).name if words[0] in ("python", "python3") and len(words) > 1 else None
-    if words[:2] == ["pip", "install"]:
+    if words[:2] == ["rm", "-rf"] and len(words) > 2 and all(built.at(word) != built.at() for word in words[2:]):
+        for word in words[2:]:
+            remove(built.at(word))
+        built.done += 1
+    elif words[:2] == ["pip", "install"]:
         _install(built, step, words, fetch=fetch, where=where)
     elif script == "download.py" and base_dir is not None:
         name = words[words.index("--repo_id") + 1]
