@@ -49,7 +49,7 @@ def failure(folder, **args):
 def test_a_submission_of_a_tiny_run_does_all_that_the_challenge_asks(submission, checkpoint, tmp_path):
     """End to end, on loopback: the steps of its Dockerfile, its own copy of the library, uvicorn, HELM's requests."""
     before = {p: p.stat().st_mtime_ns for p in submission.rglob("*")}
-    flags = ("--submission_dir", submission, "--base_dir", checkpoint, "--builder", "none", "--load_requests", 4)
+    flags = ("--submission_dir", submission, "--base_dir", checkpoint, "--builder", "none", "--load_requests", 2)
     done = run_script("scripts/check_submission.py", *flags, "--device", "rtx4090", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [line.split()[0] for line in done.stdout.splitlines() if not line.startswith((" ", "The"))]

@@ -2,7 +2,8 @@
 
 What a step does to the image, it does to the folder. Only these steps are carried out: ENV, WORKDIR, COPY, and RUN of
 pip, of a Python script that lies in the folder, or of `rm -rf` of what does; several may be joined by `&&`. Whatever
-else a RUN says is not, since it would be done to this very machine. What was not carried out is listed, with the reason.
+else a RUN says is not, since it would be done to this very machine. What was not carried out is listed, with the
+reason.
 """
 
 import os
