@@ -117,7 +117,7 @@ def test_a_stream_says_the_same_as_a_whole_answer(client, chat):
 
 
 def test_an_answer_without_a_number_of_tokens_ends_at_the_servers_limit(loaded, chat, client):
-    service = client.server.doors.state.service
+    service = client.server.serving.service
     room = loaded.block_size - chat()["usage"]["prompt_tokens"]
     assert service.limits.max_new_tokens > room
     found = chat(max_tokens=None, ignore_eos=True)

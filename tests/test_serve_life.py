@@ -33,12 +33,12 @@ def client(loaded):
 
 
 def stats(client):
-    return client.server.doors.metrics.stats()
+    return client.server.metrics.stats()
 
 
 def slow_steps(client, seconds):
     """Makes each step of the engine take longer, so that what runs is still running when something happens."""
-    engine = client.server.doors.thread.engine
+    engine = client.server.thread.engine
     step = engine.step
     engine.step = lambda: (time.sleep(seconds), step())[1]
 
@@ -132,7 +132,7 @@ def test_a_slow_reader_holds_nobody_up(client):
     assert client.post("/v1/completions", json=SHORT).status_code == 200
     until(lambda: stats(client).running == 0 and client.server.admission.n == 0)
     assert client.post("/v1/completions", json=SHORT).status_code == 200
-    until(lambda: not client.server.doors.state.service.flights)
+    until(lambda: not client.server.serving.service.flights)
     slow.close()
 
 

@@ -12,6 +12,7 @@ import uvicorn
 
 from lit_gpt.args import ServeArgs
 from lit_gpt.errors import UserError
+from lit_gpt.generation.thread import EngineThread
 from lit_gpt.serve.app import make_app
 from lit_gpt.serve.connection import Connection
 from lit_gpt.serve.doors import Doors
@@ -112,9 +113,9 @@ class Server(uvicorn.Server):
     def __init__(self, load: Callable[[], Loaded], args: ServeArgs, key: str | None, listening: socket.socket) -> None:
         self.load_models, self.args, self.listening = load, args, listening
         self.doors = Doors(args, key)
-        self.admission = self.doors.admission
+        self.admission, self.metrics, self.serving = self.doors.admission, self.doors.metrics, self.doors.state
         hosts = {*LOOPBACK, args.host} if _is_loopback(args.host) else None
-        app = Guard(make_app(self.doors.state), **self.doors.guard(hosts))
+        app = Guard(make_app(self.serving), **self.doors.guard(hosts))
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -131,6 +132,11 @@ class Server(uvicorn.Server):
         self.loop: asyncio.AbstractEventLoop | None = None
         self.error: BaseException | None = None
         self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def thread(self) -> EngineThread | None:
+        """The engine's thread, once there is one."""
+        return self.doors.thread
 
     async def main(self) -> None:
         """Serves until it is told to stop; raises what loading the model raised."""
@@ -162,7 +168,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Lets what runs end at the first signal, and ends at once at the second one."""
-        if self._closing is None and self.doors.state.service is not None and self.loop is not None:
+        if self._closing is None and self.serving.service is not None and self.loop is not None:
             self._closing = self.loop.create_task(self._close())
             self.loop.call_soon_threadsafe(lambda: None)  # wakes the loop, which a signal does not
             return
@@ -179,6 +185,6 @@ class Server(uvicorn.Server):
             connection.transport.abort()
 
     async def _close(self) -> None:
-        assert self.doors.state.service is not None
-        await self.doors.state.service.close(self.args.drain_seconds)
+        assert self.serving.service is not None
+        await self.serving.service.close(self.args.drain_seconds)
         self.should_exit = True
