@@ -11,7 +11,6 @@ from lit_gpt.args.folders import WEIGHTS, require_checkpoint, run_folder
 from lit_gpt.args.submission import RefusalArgs, SubmissionArgs
 from lit_gpt.checkpoints.base import digest_of
 from lit_gpt.checkpoints.layouts import open_lit, read_config
-from lit_gpt.checkpoints.origin import reading_base
 from lit_gpt.checkpoints.runs import Run, read_run, require_base
 from lit_gpt.checkpoints.trained import CHECKPOINTS, load_trained, trained_path
 from lit_gpt.data.store import META
@@ -67,8 +66,7 @@ def read_subject(finetuned_path: Path, checkpoint_dir: Path | None, args: Submis
     checkpoint_dir = checkpoint_dir or Path(run.base)
     require_checkpoint(checkpoint_dir)
     _, specs, get = open_lit(checkpoint_dir)
-    with reading_base(checkpoint_dir, run.base_files):
-        require_base(run, run_dir, checkpoint_dir, digest_of(specs, get))
+    require_base(run, run_dir, checkpoint_dir, digest_of(specs, get))
     repo = args.base_repo or read_config(checkpoint_dir).hf_repo or None
     noted = checkpoint_dir / ".download" / REVISION
     revision = args.base_revision or (noted.read_text(encoding="utf-8").strip() if noted.is_file() else None)

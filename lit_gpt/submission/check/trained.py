@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from lit_gpt.checkpoints.origin import is_other
 from lit_gpt.checkpoints.runs import read_run
 from lit_gpt.errors import UserError
 from lit_gpt.submission.manifest import read_manifest
@@ -16,7 +17,7 @@ def compare_trained(folder: Path, run_dir: Path) -> Iterator[str]:
         UserError: base, data or arguments are others.
     """
     found, run = read_manifest(folder), read_run(run_dir)
-    if found["base"].get("digest") != run.base_digest:
+    if is_other(str(found["base"].get("digest")), run.base_digest):
         raise UserError(f"{run_dir} was trained on another base than the submission's run")
     yield "base         the same weights"
     before, now = found["data"].get("contents"), run.data.get("contents")
