@@ -1,7 +1,6 @@
 """Log-probabilities of answers through our server and through llama.cpp's, both with the weights of one gguf file."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import requests
+import torch
 from clients_parts.server import serving
 
 from lit_gpt.checkpoints.layouts import open_lit
@@ -86,7 +86,8 @@ def _llama_cpp(path: Path) -> Iterator[str]:
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
-    params.n_ctx, params.n_parallel, params.cpuparams.n_threads, params.verbosity = 1_024, 1, os.cpu_count() or 1, 0
+    params.n_ctx, params.n_parallel, params.verbosity = 1_024, 1, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
     params.warmup = params.fit_params = False
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
