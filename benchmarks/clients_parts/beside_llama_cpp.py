@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,8 +83,7 @@ def _ours(url: str, prompt: list[int], answer: list[int]) -> list[float]:
 @contextmanager
 def _llama_cpp(path: Path) -> Iterator[str]:
     """Starts llama.cpp's server with a gguf file, its cache in fp32, and yields its address."""
-    import xllamacpp
-
+    xllamacpp: Any = import_module("xllamacpp")  # compiled, without types
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.verbosity = 1_024, 1, 0

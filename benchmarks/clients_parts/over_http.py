@@ -59,9 +59,9 @@ def rows(
     chosen += [("gsm8k_numbers", {"task_path": own, "num_fewshot": 5})]
     chosen += [("gsm8k", {"task_data": {"gsm8k": {"train": train, "test": test}}, "num_fewshot": 5})]
     for task, options in chosen:
-        args = EvalArgs(eval_tasks=(task,), limit=limits.get(task), batch_size=8, **options)
         if limits.get(task) == 0:
             continue
+        args = EvalArgs(eval_tasks=(task,), limit=limits.get(task), batch_size=8, **options)
         ours = LitLM(model, tokenizer, args.batch_size, name="ours", autocast=fabric.autocast)
         wish = {"base_url": f"{url}/v1/completions", "model": "any", "tokenizer_backend": "remote"}
         wish |= {"max_length": model.config.block_size, "num_concurrent": 8}
@@ -69,8 +69,8 @@ def rows(
     if limits.get("gsm8k") != 0:
         args = EvalArgs(eval_tasks=("gsm8k",), limit=limits.get("gsm8k"), apply_prompt_style=True, **chosen[-1][1])
         ours = LitLM(model, tokenizer, 8, prompt_style=CHAT_TEMPLATE, name="ours", autocast=fabric.autocast)
-        theirs = LocalChatCompletion(base_url=f"{url}/v1/chat/completions", model="any", num_concurrent=8)
-        yield _compared("gsm8k, local-chat-completions", args, ours, theirs)
+        wish = {"base_url": f"{url}/v1/chat/completions", "model": "any", "num_concurrent": 8}
+        yield _compared("gsm8k, local-chat-completions", args, ours, LocalChatCompletion(**wish))
 
 
 def _compared(name: str, args: EvalArgs, ours: Any, theirs: Any) -> tuple[str, bool]:
@@ -96,10 +96,11 @@ def _answers(lm: Any, args: EvalArgs) -> tuple[list[list[Any]], float]:
     from lm_eval.evaluator import simple_evaluate
 
     manager, tasks = prepare(args)
+    chosen: Any = tasks
     started = time.perf_counter()
     found: Any = simple_evaluate(
         model=lm,
-        tasks=tasks,
+        tasks=chosen,
         task_manager=manager,
         num_fewshot=args.num_fewshot,
         limit=args.limit,
