@@ -42,7 +42,7 @@ def hf(folder: Path, job: Any, options: dict[str, Any], spent: list[float]) -> d
     from lm_eval.utils import make_table
 
     _timed(HFLM, spent)
-    results = simple_evaluate(
+    results: Any = simple_evaluate(
         model="hf",
         model_args={"pretrained": str(folder / "hf" / MODEL), "dtype": _DTYPES[options["precision"]]},
         tasks=[config_of(task) for task in job.tasks],
