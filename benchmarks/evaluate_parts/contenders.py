@@ -107,7 +107,7 @@ def main() -> None:
     if name == "hf":
         results = hf(Path(folder), job, options, spent)
     else:
-        results = ours(Path(name), Path(folder), job, options, spent, Path(out))
+        results = ours(Path(name), Path(folder), job, options, spent=spent, out=Path(out))
     scores = {task: {k: v for k, v in r.items() if isinstance(v, float)} for task, r in results["results"].items()}
     found = {"requests": spent[0], "scores": scores, "answers": _answers(results)}
     Path(out).write_text(json.dumps(found), encoding="utf-8")

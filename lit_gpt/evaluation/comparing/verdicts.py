@@ -72,7 +72,7 @@ def compare(
             is_higher = higher.get(task, {}).get(metric, True) is not False
             found.append(_judged(task, label, values=(values[0], values[1]), samples=(a, b), is_higher=is_higher))
     for group, tasks in groups.items():
-        found += _of_group(group, [c for c in found if c.task in tasks], first, second, higher)
+        found += _of_group(group, [c for c in found if c.task in tasks], first, second=second, higher=higher)
     return found, notes
 
 
