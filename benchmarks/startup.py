@@ -2,8 +2,9 @@
 
 python benchmarks/startup.py --checkpoint_dir checkpoints/HuggingFaceTB/SmolLM2-135M-Instruct --against 3e4f0cc
 
-Each start is a process of its own, `generate/base.py` with a short prompt. Wall is the time until the first token is
-written; processor is what the process and its children took until then, which other work on the machine changes less.
+Each start is a process of its own, `generate/base.py` with a short prompt, or with `--script chat` `generate/chat.py`
+with the same prompt on its standard input. Wall is the time until the first token is written; processor is what the
+process and its children took until then, which other work on the machine changes less.
 The first start of each tree fills the disk's cache and is not counted. Linux only.
 """
 
@@ -28,16 +29,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint_dir", type=Path, required=True)
     parser.add_argument("--against", help="an older commit, which git checks out into a folder of its own")
+    parser.add_argument("--script", choices=("base", "chat"), default="base")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--python", default=sys.executable, help="the interpreter that has the packages")
     args = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "tokenizers"))
-    print(f"{args.checkpoint_dir.name}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"generate/{args.script}.py, {args.checkpoint_dir.name}, {machine}, {packages}")
     with trees(args.against) as places:
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in places}
         for n in range(args.rounds + 1):
             for name, place in places.items():
-                wall, processor = first_token(args.python, place, args.checkpoint_dir.resolve())
+                wall, processor = first_token(args.python, place, args.checkpoint_dir.resolve(), args.script)
                 if n:
                     found[name].append((wall, processor))
                     load = os.getloadavg()[0]
@@ -68,22 +71,28 @@ def trees(commit: str | None) -> Iterator[dict[str, Path]]:
             subprocess.run([*git, "remove", "--force", str(place)], check=True)
 
 
-def first_token(python: str, tree: Path, checkpoint_dir: Path) -> tuple[float, float]:
+def first_token(python: str, tree: Path, checkpoint_dir: Path, script: str) -> tuple[float, float]:
     """Seconds until the first token, and of processor until then."""
-    words = ["--checkpoint_dir", str(checkpoint_dir), "--prompt", PROMPT, "--temperature", "0", "--max_new_tokens", "2"]
+    words = ["--checkpoint_dir", str(checkpoint_dir), "--temperature", "0", "--max_new_tokens", "2"]
+    words += ["--prompt", PROMPT] if script == "base" else []
+    before = len(PROMPT) if script == "base" else 0  # the prompt comes first
     started = time.perf_counter()
     process = subprocess.Popen(
-        [python, str(tree / "generate/base.py"), *words],
+        [python, str(tree / f"generate/{script}.py"), *words],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(tree)},
     )
-    assert process.stdout
+    assert process.stdin and process.stdout
+    if script == "chat":
+        process.stdin.write(f"{PROMPT}\n".encode())
+    process.stdin.close()
     said = b""
-    while len(said) <= len(PROMPT):  # the prompt comes first
+    while len(said) <= before:
         piece = os.read(process.stdout.fileno(), 4_096)
         if not piece:
-            sys.exit(f"error: {tree}/generate/base.py wrote no token")
+            sys.exit(f"error: {tree}/generate/{script}.py wrote no token")
         said += piece
     seconds = time.perf_counter() - started, processor_seconds(process.pid)
     process.stdout.read()

@@ -34,6 +34,13 @@ def main(
         quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, as in the training of
             the run, and else not.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from lit_gpt.foreign import start
+    from lit_gpt.tokenizer import Tokenizer
+
+    start("templates")  # it gets ready while torch is imported, and so does the tokenizer
+    tokenizer = ThreadPoolExecutor(1).submit(Tokenizer, checkpoint_dir)
     from lit_gpt.chat.commands import greet, obey
     from lit_gpt.chat.lines import listen
     from lit_gpt.chat.opening import open_voices
@@ -43,9 +50,8 @@ def main(
 
     fabric = make_fabric(precision)
     with loading(checkpoint_dir):
-        voices = open_voices(
-            fabric, checkpoint_dir, finetuned_path, compare=compare, style=prompt_style, quantize=quantize
-        )
+        how = {"compare": compare, "style": prompt_style, "quantize": quantize}
+        voices = open_voices(fabric, tokenizer.result(), checkpoint_dir, finetuned_path, **how)
     session = Session(voices, sampling)
     next_message, typed = listen()
     greet(session, system, typed)

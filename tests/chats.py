@@ -27,6 +27,7 @@ from lit_gpt.checkpoints.runs import save_run
 from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.fabric import make_fabric
 from lit_gpt.methods import METHODS, trained_parameters
+from lit_gpt.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
@@ -38,7 +39,7 @@ ENDS = tuple(range(0, 320, 12))
 
 def chat(folder, *, ends=ENDS, style=None, run=None, compare=False, **args):
     """Returns a chat with the checkpoint in a folder."""
-    voices = open_voices(make_fabric(), folder, run, style=style, compare=compare)
+    voices = open_voices(make_fabric(), Tokenizer(folder), folder, run, style=style, compare=compare)
     for voice in voices:
         voice.end_ids = ends
     return Session(voices, replace(ChatArgs(max_new_tokens=24), **args))

@@ -13,6 +13,7 @@ from script_processes import ROOT
 TESTS = Path(__file__).parent
 NEEDS = {path.name: "lm_eval" for path in TESTS.glob("test_evaluation*.py")}
 NEEDS |= {path.name: "fastapi" for path in TESTS.glob("test_serve*.py")}
+NEEDS |= {path.name: "detect_secrets" for path in TESTS.glob("test_submission*.py")}
 NEEDS |= {"test_data_and_files.py": "jsonargparse"}
 NEEDS |= {p.name: "hypothesis" for p in TESTS.glob("test_*.py") if "\nfrom hypothesis" in p.read_text(encoding="utf-8")}
 collect_ignore = [file for file, package in NEEDS.items() if find_spec(package) is None]

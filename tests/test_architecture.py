@@ -26,7 +26,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "methods": {"config", "layers", "model"},
     "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "prompts"},
     "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
-    "hub": {"convert", "families"},  # whether the converter takes what is about to be downloaded
+    "hub": {"convert", "families", "files"},  # whether the converter takes what is about to be downloaded
     "data": {"checkpoints", "files", "foreign", "layers", "prompts", "tokenizer"},
     "merge": {
         "checkpoints",
@@ -53,6 +53,9 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     | {"lightning", "resources", "tokenizer"},
     "planning": {"checkpoints", "config", "convert", "data", "families", "files", "layers", "methods", "model"}
     | {"fabric", "lightning", "resources", "tokenizer", "training"},
+    # a run as others are to have it: its own record, merged weights, and the server in the place of theirs
+    "submission": {"checkpoints", "config", "data", "files", "hub", "merge", "methods", "model", "planning", "report"}
+    | {"training"},
     # a finetune script's run from beginning to end
     "finetuning": {"data", "evaluation", "files", "layers", "lightning", "planning", "training"},
 }

@@ -1,12 +1,15 @@
 """The engine answers many requests at once, each as if it were alone."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from conftest import SHAPES, write_tokenizer
 from tiny import tiny
 
+from lit_gpt.fabric import make_fabric
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.request import GREEDY, Request
+from lit_gpt.generation.request import GREEDY, Request, Sampling
 from lit_gpt.tokenizer import Tokenizer
 
 LENGTHS = (7, 1, 33, 12, 40, 3)
@@ -57,6 +60,32 @@ def test_rows_of_different_lengths_get_what_each_gets_alone(kind, tokenizer):
         assert [t.id for t in answer.tokens] == alone(model, request.ids, n), len(request.ids)
         assert answer.finish == "length" and not answer.error
     assert engine.stats().running == engine.stats().waiting == 0
+
+
+def test_a_long_prompt_is_read_beside_short_ones_that_keep_coming(tokenizer):
+    engine = Engine(tiny("llama-gqa"), tokenizer, max_rows=4, max_tokens=900, prefill_chunk=16)
+    long, *others = prompts([160, *[16] * 60])
+    found, short = [], []
+    engine.submit(Request(long, 1, GREEDY), found.append)
+    n = 0
+    while not found:
+        engine.submit(Request(others[n], 1, GREEDY), short.append)
+        engine.step()
+        n += 1
+    assert 160 / 16 < n <= 160 / 4 + 1  # a quarter of each step at least
+    assert len(short) >= 0.6 * n, "those that came later and are short do not wait for it"
+
+
+def test_fabrics_context_for_16_bits_changes_no_answer(tokenizer):
+    model, context = tiny("llama-gqa").bfloat16(), make_fabric("bf16-true").autocast
+    shots = prompts([40])[0]  # read in several passes, and then from the cache: with masks
+    how = Sampling(temperature=0, repetition_penalty=1.1, presence_penalty=0.3)
+    requests = [Request([*shots, *p], 8, how, logprobs=2, prompt_logprobs=0) for p in prompts([5, 30], seed=3)]
+    want, found = (
+        Engine(model, tokenizer, max_tokens=600, prefill_chunk=16, autocast=autocast).complete(requests)
+        for autocast in (nullcontext, context)
+    )
+    assert found == want and [a.finish for a in found] == ["length"] * 2
 
 
 def test_a_prompt_that_many_begin_with_is_read_once(tokenizer):

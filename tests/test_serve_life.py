@@ -136,6 +136,25 @@ def test_a_slow_reader_holds_nobody_up(client):
     slow.close()
 
 
+def test_what_waits_for_a_reader_is_bounded_and_who_reads_gets_all(client, monkeypatch):
+    monkeypatch.setattr("lit_gpt.serve.flight._MOST_UNREAD", 40_000)
+    body = LONG | {"stream": True, "logprobs": 20, "max_tokens": 400}
+    with client.stream("POST", "/v1/completions", json=body) as response:
+        data = events(response)
+    assert data[-1] == "[DONE]" and sum(map(len, data)) > 5 * 40_000
+    client.server.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)  # the system keeps megabytes else
+    before = stats(client).tokens_generated
+    slow = post_and_leave(client, body | {"n": 6})  # and does not read for long
+    until(lambda: stats(client).running == 6)
+    until(lambda: stats(client).running == 0 and client.server.admission.n == 0)
+    assert stats(client).tokens_generated - before < 6 * 400 / 2, "broken off long before the texts' end"
+    got = b""
+    while piece := slow.recv(65_536):
+        got += piece
+    slow.close()
+    assert got.startswith(b"HTTP/1.1 200") and b"[DONE]" not in got
+
+
 def test_a_reader_that_pauses_gets_all(client):
     body = LONG | {"stream": True, "temperature": 0}
     want = client.post("/v1/completions", json=LONG | {"temperature": 0}).json()["choices"][0]["text"]

@@ -6,12 +6,25 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from damage import outcome_of
 
 from lit_gpt.data.prepare.grams import GRAM, Measure
 from lit_gpt.data.prepare.minhash import candidates
 from lit_gpt.data.prepare.similar import groups, normalize
 
 WORDS = [f"{a}{b}{c}" for a in ("ba", "ne", "sto", "gri") for b in ("lu", "mo", "ti") for c in ("n", "r", "sk", "ld")]
+
+
+def test_texts_of_twenty_megabytes_are_compared_by_their_beginning_and_in_little_memory():
+    long = "ab cd " * 3_500_000
+
+    def compare():
+        assert groups([long, f"{long}more", "short", f"{'x' * 9_000} {long}"[:60_000]], 0.8).tolist() == [0, 0, 2, 3]
+
+    outcome = outcome_of(compare)
+    assert outcome.kind == "read" and outcome.n_bytes < 2**28, outcome
+    beginning = normalize("\ufdfa " * 100_000)  # a character that becomes eighteen
+    assert len(beginning) <= 2**20 and normalize(beginning) == beginning
 
 
 @cache

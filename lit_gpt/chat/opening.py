@@ -21,6 +21,7 @@ from lit_gpt.tokenizer import Tokenizer
 
 def open_voices(
     fabric: Fabric,
+    tokenizer: Tokenizer,
     checkpoint_dir: Path,
     finetuned_path: Path | None = None,
     *,
@@ -31,6 +32,7 @@ def open_voices(
     """Returns the model that answers: the run, the checkpoint if there is no run, or both if they are compared.
 
     Args:
+        tokenizer: the checkpoint's.
         finetuned_path: a run's folder, or the weights in it.
         style: name of the prompt style; None takes that of the training, else the chat template, else plain.
         quantize: as `load_finetuned` takes it.
@@ -38,7 +40,7 @@ def open_voices(
     Raises:
         UserError: no such checkpoint or run, no such style, or nothing to compare.
     """
-    opening = _Opening(fabric, checkpoint_dir, style)
+    opening = _Opening(fabric, tokenizer, checkpoint_dir, style)
     if finetuned_path is None:
         if compare:
             raise UserError("--compare true shows a run beside its base; pass the run as --finetuned_path")
@@ -62,9 +64,8 @@ def open_voices(
 class _Opening:
     """What the voices of a chat have in common."""
 
-    def __init__(self, fabric: Fabric, checkpoint_dir: Path, style: str | None) -> None:
-        self.fabric, self.checkpoint_dir, self.style = fabric, checkpoint_dir, style
-        self.tokenizer = Tokenizer(checkpoint_dir)
+    def __init__(self, fabric: Fabric, tokenizer: Tokenizer, checkpoint_dir: Path, style: str | None) -> None:
+        self.fabric, self.tokenizer, self.checkpoint_dir, self.style = fabric, tokenizer, checkpoint_dir, style
 
     def engine(self, model: GPT, runs: Mapping[str, SharedRun] | None = None, n_voices: int = 1) -> Engine:
         """Returns an engine with room for a turn of each voice, and for what is kept of the turn before it."""

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from lit_gpt import __version__
+from lit_gpt.args.command import note_command
 from lit_gpt.cli.flags import arguments_of, flags_of, meaning
 from lit_gpt.cli.help import config_text, help_of
 from lit_gpt.cli.paths import check_paths
@@ -46,6 +47,7 @@ def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str 
             values = _all_values(main, asked)
             arguments = arguments_of(main, values)
             check_paths(main, values, unchecked, method)
+            note_command(asked.values)
             main(**arguments)
     except (Exception, KeyboardInterrupt) as e:
         code, message = _outcome(e, list(flags_of(main)))

@@ -40,6 +40,7 @@ _KINDS = {
     "samples": _COUNTS,
     "tokens": _COUNTS,
     "rows": dict[str, dict[str, int | bool | _COUNTS | None] | None],
+    "command": list[str] | None,
 }
 """Types of the values of meta.json that are read again."""
 

@@ -12,7 +12,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.answers import Answer, Stats, joined
 from lit_gpt.generation.batching.draft import DraftModel
 from lit_gpt.generation.batching.forward import ExtentModel
-from lit_gpt.generation.batching.passes import Passes
+from lit_gpt.generation.batching.passes import Passes, in_pass
 from lit_gpt.generation.batching.pool import Pool, dtype_of, fitting
 from lit_gpt.generation.batching.rows import Row
 from lit_gpt.generation.batching.runs import SharedRun
@@ -59,7 +59,7 @@ class Engine:
     ) -> None:
         self.model, self.tokenizer, self.autocast = model.eval(), tokenizer, autocast
         device = model.transformer.wte.weight.device
-        with torch.inference_mode(False), torch.no_grad(), autocast():
+        with torch.inference_mode(False), torch.no_grad(), in_pass(autocast):
             fast = pack and speeds_up(model)
             dtype = torch.float32 if fast else dtype_of(model)
             self.pool = Pool(model, max_tokens or fitting(model, max_rows, dtype), dtype)
@@ -111,7 +111,7 @@ class Engine:
 
     def step(self) -> bool:
         """Runs one forward pass for whoever is due; returns False if there is nothing to do."""
-        with self._stepping, torch.inference_mode(), self.autocast():
+        with self._stepping, torch.inference_mode(), in_pass(self.autocast):
             self.work.clear()
             try:
                 stepped = self._step()
@@ -324,6 +324,6 @@ class Engine:
 
 
 def _line(error: BaseException) -> str:
-    """Returns the line of an error that says what is wrong, or its name."""
+    """Returns the first line of what an error says, or its name; TorchScript says what happened in the last line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1] if "TorchScript" in lines[0] else lines[0]  # which says the cause after where it was
+    return lines[-1 if "TorchScript" in lines[0] else 0]

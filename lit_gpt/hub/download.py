@@ -9,10 +9,13 @@ from pathlib import Path
 
 from lit_gpt.errors import UserError
 from lit_gpt.families import MODELS
+from lit_gpt.files import write_text
 from lit_gpt.hub.failures import one_line_errors
 from lit_gpt.hub.repository import CONFIG, HubFile, choose_files, hash_like, list_files
 from lit_gpt.hub.supported import check_supported
 
+REVISION = "revision"
+"""File in a download's .download/ with the commit that its files are of."""
 _MAX_HTTP_SIZE = 50 * 10**9
 """Number of bytes above which the hub serves a file through its xet storage only."""
 
@@ -59,6 +62,8 @@ def download(
                     with_check = False
                 _report(f"[{i}/{len(missing)}]", file)
                 _fetch(file, repo_id, commit, token)
+            if commit is not None:
+                write_text(folder / ".download" / REVISION, f"{commit}\n")
             if not tokenizer_only:  # all files are complete: any other partial file is of an older revision
                 for leftover in (folder / ".download").glob("*.incomplete"):
                     leftover.unlink()

@@ -84,7 +84,7 @@ def write_merged(
     path = trained_path(run_dir, run.method)
     trained = load_trained(path)
     earlier_runs = merged_runs(checkpoint_dir)
-    identity = _digest_of_all(trained)
+    identity = identity_of(trained)
     if any(earlier.get("weights") == identity for earlier in earlier_runs):
         raise UserError(f"{run_dir} is merged into {checkpoint_dir} already; generate/base.py takes that folder")
     sampled = digest_of(specs, get)
@@ -194,7 +194,7 @@ def _as_trained(x: Tensor, run: Run, is_quantized: bool) -> Tensor:
     return quantized(linear, run.quantize).dequantize()
 
 
-def _digest_of_all(state: dict[str, Tensor]) -> str:
+def identity_of(state: dict[str, Tensor]) -> str:
     """Returns the SHA-256 of every value of a state dict.
 
     `digest` only samples values, and two runs on the same base may differ in few.

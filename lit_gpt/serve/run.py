@@ -13,21 +13,17 @@ import uvicorn
 from lit_gpt.args import ServeArgs
 from lit_gpt.errors import UserError
 from lit_gpt.generation.thread import EngineThread
-from lit_gpt.serve.admission import Admission
-from lit_gpt.serve.app import State, make_app
+from lit_gpt.serve.app import make_app
 from lit_gpt.serve.connection import Connection
+from lit_gpt.serve.doors import Doors
 from lit_gpt.serve.guard import LOOPBACK, Guard
 from lit_gpt.serve.load import Loaded, What, load
-from lit_gpt.serve.metrics import Metrics
-from lit_gpt.serve.service import Limits, Service
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
-_BODIES = 8
-"""Bodies of the largest size that are held at once."""
 _BACKLOG = 2_048
 _CONNECTIONS = 65_536
 """Connections, and other open files, that the server asks the system for."""
@@ -116,20 +112,10 @@ class Server(uvicorn.Server):
 
     def __init__(self, load: Callable[[], Loaded], args: ServeArgs, key: str | None, listening: socket.socket) -> None:
         self.load_models, self.args, self.listening = load, args, listening
-        most_bytes = int(args.max_body_mb * 1e6)
-        self.admission = Admission(args.max_rows + args.max_waiting, _BODIES * most_bytes)
-        self.metrics = Metrics(self.admission)
-        self.serving = State(self.admission, self.metrics)
+        self.doors = Doors(args, key)
+        self.admission, self.metrics, self.serving = self.doors.admission, self.doors.metrics, self.doors.state
         hosts = {*LOOPBACK, args.host} if _is_loopback(args.host) else None
-        app = Guard(
-            make_app(self.serving),
-            self.admission,
-            metrics=self.metrics,
-            hosts=hosts,
-            origins=args.allow_origins,
-            api_key=key,
-            most_bytes=most_bytes,
-        )
+        app = Guard(make_app(self.serving), **self.doors.guard(hosts))
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -144,9 +130,13 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.thread: EngineThread | None = None
         self.error: BaseException | None = None
         self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def thread(self) -> EngineThread | None:
+        """The engine's thread, once there is one."""
+        return self.doors.thread
 
     async def main(self) -> None:
         """Serves until it is told to stop; raises what loading the model raised."""
@@ -155,8 +145,7 @@ class Server(uvicorn.Server):
         try:
             await self.serve(sockets=[self.listening])
         finally:
-            if self.thread is not None:
-                self.thread.stop(0)
+            self.doors.stop()
         if self.error is not None:
             raise self.error
 
@@ -172,20 +161,7 @@ class Server(uvicorn.Server):
 
     def _open(self, loaded: Loaded) -> None:
         """Begins to answer."""
-        self.thread = EngineThread(loaded.engine)
-        self.thread.__enter__()
-        self.metrics.stats = loaded.engine.stats
-        self.serving.service = Service(
-            self.thread,
-            loaded.tokenizer,
-            loaded.models,
-            block_size=loaded.block_size,
-            limits=Limits(self.args.max_seconds, self.args.max_new_tokens),
-            admission=self.admission,
-            metrics=self.metrics,
-        )
-        if self.admission.state == "loading":
-            self.admission.state = "open"
+        self.doors.open(loaded)
         host, port = self.listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"Serving {', '.join(loaded.models.by_name)} on http://{shown}:{port}", flush=True)

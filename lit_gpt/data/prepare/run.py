@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lit_gpt.args import PrepareArgs, SourceArgs
+from lit_gpt.args.command import noted_command
 from lit_gpt.args.folders import require_checkpoint
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.data import store
@@ -263,6 +264,8 @@ def describe(
     }
     if isinstance(encoder.style, ChatTemplate):
         meta["chat_template"] = encoder.style.text
+    if (command := noted_command()) is not None:
+        meta["command"] = command
     return meta
 
 

@@ -3,7 +3,7 @@
 Case, Unicode's compatibility forms and runs of spaces do not count. MinHash proposes pairs; each is then measured
 exactly, so a pair below the threshold is never linked. A pair at the threshold is proposed with a probability of 99 %,
 one above it with more; with less where many texts share most of their length, since the number of pairs is bounded.
-Groups are the connected components.
+Groups are the connected components. Of a text that is longer than any sample may be, the beginning is compared.
 """
 
 import unicodedata
@@ -19,6 +19,8 @@ _FEW = 128
 """Number of texts up to which all pairs are candidates."""
 _PATIENCE = 64
 """Unsuccessful measurements of a text after which only pairs whose estimate is at the threshold are measured."""
+_MOST = 1 << 20
+"""Characters by which texts are compared; comparing those of 20 MB as a whole would take 50 times their size."""
 _REMEMBERED = 1 << 21
 """Number of pairs of which it is remembered that they were measured."""
 
@@ -41,8 +43,8 @@ def groups(texts: Sequence[str], threshold: float = 0.8) -> np.ndarray:
 
 
 def normalize(text: str) -> str:
-    """Returns the text in the form in which texts are compared."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Returns the text in the form in which texts are compared, at most the first `_MOST` characters of it."""
+    return " ".join(unicodedata.normalize("NFKC", text[:_MOST]).casefold().split())[:_MOST].rstrip()
 
 
 def normalized(texts: Sequence[str]) -> Texts:

@@ -1,9 +1,10 @@
 """One forward pass for the rows that are due: scores of their prompts, and the tokens that they draw."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +16,22 @@ from lit_gpt.generation.batching.speculation import Speculation
 from lit_gpt.generation.request import Scored
 from lit_gpt.generation.sampling.sampler import Sampler
 from lit_gpt.resources import is_out_of_memory
+
+
+@contextmanager
+def in_pass(autocast: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Enters the context of forward passes, in which new tensors of numbers are in fp32 all the same.
+
+    Fabric's context for a model in 16 bits makes them 16-bit ones: masks that queries in fp32 refuse, and penalties
+    that are rounded.
+    """
+    with autocast():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 class _Got(NamedTuple):

@@ -12,6 +12,8 @@ from lit_gpt.generation.batching.rows import Row
 
 _WORTH_WAITING = 16
 """Fewest tokens that a request waits for, if another row is about to compute them."""
+_SHARE_OF_OLDEST = 4
+"""Part of a chunk, as 1 / n, that goes to the prompt that came first, however many shorter ones there are."""
 _AHEAD = 4
 """Requests in the queue that are looked at in a step, for each row that there can be."""
 
@@ -124,15 +126,22 @@ class Scheduler:
             at += n
 
     def due(self) -> list[Due]:
-        """Returns what each row feeds next: a drawn token, or a share of the chunk while it reads its prompt."""
+        """Returns what each row feeds next: a drawn token, or a part of its prompt.
+
+        Prompts are read whole, the shortest first: a pass takes less time for few rows than for shares of many. The
+        oldest one gets a part of the chunk in any case, so that shorter ones that keep coming do not hold it up.
+        """
         drawn = [Due(row, row.due) for row in self.running if not row.reads]
         reading = sorted((row for row in self.running if row.reads), key=lambda row: row.due)
-        left, shares = self.chunk, {}
-        for i, row in enumerate(reading):  # the shortest first: what they leave of their shares goes to the others
-            shares[row.ticket] = n = min(row.due, left // (len(reading) - i))
+        if not reading:
+            return drawn
+        oldest = min(reading, key=lambda row: row.ticket)
+        shares = {oldest.ticket: min(oldest.due, max(1, self.chunk // _SHARE_OF_OLDEST))}
+        left = self.chunk - shares[oldest.ticket]
+        for row in reading:
+            n = min(row.due - shares.get(row.ticket, 0), left)
+            shares[row.ticket] = shares.get(row.ticket, 0) + n
             left -= n
-        for row in reading[::-1][:left]:
-            shares[row.ticket] += shares[row.ticket] < row.due
         return drawn + [Due(row, n) for row in reading if (n := shares[row.ticket])]
 
     def leave(self, row: Row, pause: bool = False) -> None:

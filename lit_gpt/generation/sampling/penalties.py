@@ -31,7 +31,7 @@ class Penalties:
         self.device = device
         self._lengths: dict[int, int] = {}
         """Row -> number of its entries in `_seen`."""
-        self._factors = torch.zeros(0, 3, device=device)
+        self._factors = torch.zeros(0, 3, dtype=torch.float32, device=device)
         """Repetition, presence and frequency penalty of each row."""
         self._seen = torch.zeros(0, 1, dtype=torch.long, device=device)
         """Tokens of each row: those of its prompt, each once, then the generated ones; anything after them."""
@@ -49,7 +49,7 @@ class Penalties:
         self._factors = _grown(self._factors, more_rows)
         self._counts = _grown(self._counts, more_rows)
         self._seen = _grown(self._seen, more_rows, more_tokens)
-        factors = torch.tensor([s.repetition_penalty, s.presence_penalty, s.frequency_penalty])
+        factors = torch.tensor([s.repetition_penalty, s.presence_penalty, s.frequency_penalty], dtype=torch.float32)
         self._factors[row] = factors.to(self.device)
         self._counts[row] = 0
         self._seen[row, : len(ids)] = torch.tensor(ids, device=self.device)

@@ -17,8 +17,8 @@ from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.progress import RECORD, DamagedError, read_progress
 from lit_gpt.training.run.refusal import impossible, refusal
 
-_ELSEWHERE = ("folder", "checkpoint_dir", "source")
-"""Keys of meta.json with paths, which may have changed."""
+_ELSEWHERE = ("folder", "checkpoint_dir", "source", "command")
+"""Keys of meta.json with paths and how it was asked for, which may have changed."""
 _CONTENTS = "contents"
 """Key of a run's data with a hash of all tokens and labels of each split."""
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lit_gpt.args.command import noted_command
 from lit_gpt.args.curation import AugmentArgs, MixArgs
 from lit_gpt.data.curate.mix.sources import SAME, Source
 from lit_gpt.prompts.wording import WORDING, wording_of
@@ -46,6 +47,7 @@ def recipe(
             **asked,
             "augment": asdict(augment) if augment.any else None,
         },
+        "command": noted_command(),
     }
 
 
