@@ -9,9 +9,9 @@ from typing import Any
 
 from lit_gpt.args import EvalArgs, HelmArgs, ValidationArgs
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.names import resolve
 from lit_gpt.evaluation.helm.results import COLUMNS, mean_of
 from lit_gpt.evaluation.helm.run import ask, load_tasks
+from lit_gpt.evaluation.names import resolve
 from lit_gpt.evaluation.run import choose_style, evaluate
 from lit_gpt.evaluation.tasks import prepare
 from lit_gpt.lightning import Fabric
