@@ -160,7 +160,7 @@ def _judged(
     changed = [i for i in np.argsort(-np.abs(differences), kind="stable").tolist() if differences[i]]
     sides = [[i for i in changed if (sign * differences[i] > 0) == is_won] for is_won in (True, False)]
     in_turn = [i for k in range(max(map(len, sides))) for side in sides for i in side[k : k + 1]]
-    whose: Sequence[str] = owners or [task] * len(a)
+    whose = [task for _ in a] if owners is None else list(owners)
     flips = tuple(_flip(whose[i], samples[0][i], samples[1][i], (float(a[i]), float(b[i]))) for i in in_turn)
     reason = _reason(won, lost, p=p, interval=interval, differs=differs)
     return Comparison(
