@@ -1,6 +1,6 @@
 """Write local files of lm-eval's common tasks, from what their authors publish, for an evaluation without a hub.
 
-python scripts/prepare_eval.py --tasks hellaswag,mmlu --destination_path data/eval
+python scripts/prepare_eval.py --eval_tasks hellaswag,mmlu --destination_path data/eval
 
 The last line is the flag that makes an evaluation read them.
 """
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def main(
-    tasks: tuple[str, ...] = (),
+    eval_tasks: tuple[str, ...] = (),
     destination_path: Path = Path("data/eval"),
     source_dir: Path | None = None,
 ) -> None:
     """Writes the local files of tasks.
 
     Args:
-        tasks: arc_challenge, arc_easy, bbh, boolq, gsm8k, hellaswag, ifeval, mmlu, openbookqa, piqa, truthfulqa,
+        eval_tasks: arc_challenge, arc_easy, bbh, boolq, gsm8k, hellaswag, ifeval, mmlu, openbookqa, piqa, truthfulqa,
             truthfulqa_gen, winogrande; all if not given.
         destination_path: folder for <task>/<split>.jsonl.
         source_dir: folder with the published files or archives that somebody copied, in a folder for each task where
@@ -25,13 +25,13 @@ def main(
     from lit_gpt.errors import UserError
     from lit_gpt.evaluation.archives import TASKS, write_task
 
-    if unknown := [name for name in tasks if name not in TASKS]:
-        raise UserError(f"--tasks: {unknown[0]} is none of {', '.join(TASKS)}")
+    if unknown := [name for name in eval_tasks if name not in TASKS]:
+        raise UserError(f"--eval_tasks: {unknown[0]} is none of {', '.join(TASKS)}")
     if source_dir is not None and not source_dir.is_dir():
         raise UserError(f"there is no folder {source_dir} (--source_dir)")
     if destination_path.is_file():
         raise UserError(f"--destination_path {destination_path} is a file; pass a folder")
-    names = tasks or tuple(TASKS)
+    names = eval_tasks or tuple(TASKS)
     written: list[str] = []
     for name in names:
         made = write_task(name, destination_path, source_dir)

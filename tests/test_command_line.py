@@ -318,6 +318,7 @@ PATHS = [  # script, arguments, what its one line says
         ["pass --checkpoint_dir checkpoints/org/tiny --finetuned_path"],
     ),
     ("generate/lora.py", ["TINY", "--finetuned_path", "out/lora/xx"], ["did you mean out/lora/x?"]),
+    ("eval/compare.py", ["TINY", "--finetuned_path", "out/lora/x,out/lora/xx"], ["did you mean out/lora/x?"]),
     ("generate/lora.py", ["TINY", "--finetuned_path", "checkpoints/org/tiny"], ["is a checkpoint and no run"]),
     ("generate/lora.py", ["TINY", "--finetuned_path", "out"], ["runs are in it: --finetuned_path out/"]),
     ("generate/lora.py", ["TINY"], ["out/lora/tiny holds no finetuned model", "here are out/adapter/y"]),

@@ -98,7 +98,7 @@ def trained(checkpoint, run_dir, rows, method="lora", steps=40, style="plain"):
 
 def test_what_learned_is_better_and_what_did_not_learn_shows_no_difference(checkpoint, tmp_path, tasks, capsys):
     folder, rows = tasks
-    good = trained(checkpoint, tmp_path / "good", rows, steps=150)
+    good = trained(checkpoint, tmp_path / "good", rows)
     same = trained(checkpoint, tmp_path / "same", rows, steps=0)
     whole = trained(checkpoint, tmp_path / "whole", rows, method="full", steps=15)
     args = EvalArgs(eval_tasks=("court",), task_path=folder, bootstrap_iters=0)

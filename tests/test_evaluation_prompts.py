@@ -287,7 +287,6 @@ def test_more_new_tokens_than_the_model_has_room_for_are_cut_with_a_warning(chec
             (alone,) = lm.generate_until(
                 requests("generate_until", [(lm.tokenizer.decode(kept), asked | {"max_gen_toks": left})]), True
             )
-            assert len(lm.tok_encode(text, False)) <= left
             assert text == alone or context == long  # its first token may be part of a word
     capsys.readouterr()
     with pytest.raises(AssertionError, match="must be less than model's maximum"):  # what lm-eval's hf model does

@@ -188,7 +188,7 @@ def _scattered(tmp_path):
 
 
 def test_mistakes_and_damaged_files_are_one_line(published, tmp_path):
-    with pytest.raises(UserError, match="--tasks: hellaswog is none of arc_easy"):
+    with pytest.raises(UserError, match="--eval_tasks: hellaswog is none of arc_easy"):
         main()(("hellaswog",), tmp_path / "eval")
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         main()(("piqa",), tmp_path / "eval", tmp_path / "nowhere")

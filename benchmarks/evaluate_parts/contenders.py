@@ -42,7 +42,7 @@ def hf(folder: Path, job: Any, options: dict[str, Any], spent: list[float]) -> d
     from lm_eval.utils import make_table
 
     _timed(HFLM, spent)
-    results = simple_evaluate(
+    results: Any = simple_evaluate(
         model="hf",
         model_args={"pretrained": str(folder / "hf" / MODEL), "dtype": _DTYPES[options["precision"]]},
         tasks=[config_of(task) for task in job.tasks],
@@ -107,7 +107,7 @@ def main() -> None:
     if name == "hf":
         results = hf(Path(folder), job, options, spent)
     else:
-        results = ours(Path(name), Path(folder), job, options, spent, Path(out))
+        results = ours(Path(name), Path(folder), job, options, spent=spent, out=Path(out))
     scores = {task: {k: v for k, v in r.items() if isinstance(v, float)} for task, r in results["results"].items()}
     found = {"requests": spent[0], "scores": scores, "answers": _answers(results)}
     Path(out).write_text(json.dumps(found), encoding="utf-8")

@@ -52,7 +52,7 @@ def _checks(given: Mapping[str, Any], takes_runs: bool) -> dict[str, Callable[[A
     checks: dict[str, Callable[[Any], None]] = {}
     if not given.get("dry_run"):  # a plan needs no weights
         checks["checkpoint_dir"] = lambda path: folders.require_checkpoint(path, takes_runs)
-    checks |= {"data_dir": folders.require_data, "finetuned_path": folders.require_run, "json_path": _check_rows}
+    checks |= {"data_dir": folders.require_data, "finetuned_path": _check_finetuned, "json_path": _check_rows}
     checks["runs"] = _check_runs
     for name in _READ:
         require = folders.require_there if name in _FOLDERS else folders.require_file
@@ -77,6 +77,12 @@ def _check_many(name: str, value: Any) -> None:
         _check_many(name, part)
     if not isinstance(value, Mapping):
         folders.require_there(name, Path(value))
+
+
+def _check_finetuned(value: Path | Sequence[Path]) -> None:
+    """Checks that --finetuned_path names a run, or several."""
+    for run_dir in [value] if isinstance(value, Path) else value:
+        folders.require_run(run_dir)
 
 
 def _check_runs(run_dirs: Sequence[Path]) -> None:

@@ -14,7 +14,7 @@ from lit_gpt.evaluation.run import write_json
 from lit_gpt.evaluation.tasks import prepare
 from lit_gpt.lightning import Fabric
 
-JSON, PAGE = "comparison.json", "comparison.html"
+_JSON, _PAGE = "comparison.json", "comparison.html"
 """Files in the output folder."""
 
 
@@ -52,12 +52,12 @@ def run_comparison(
         "limit": args.limit, "prompt_style": style, "quantize": quantize,
     }  # fmt: skip
     write_json(
-        out_dir / JSON, as_json(found, notes, {k: str(v) if isinstance(v, Path) else v for k, v in about.items()})
+        out_dir / _JSON, as_json(found, notes, {k: str(v) if isinstance(v, Path) else v for k, v in about.items()})
     )
-    write_page(out_dir / PAGE, found, notes, about)
+    write_page(out_dir / _PAGE, found, notes, about)
     for run, comparisons in found.items():
         print(f"{run} against its base\n{text_table(comparisons)}\n")
-    for text in [*notes, *explained(found), f"Every question that changed: {out_dir / JSON}, {out_dir / PAGE}"]:
+    for text in [*notes, *explained(found), f"Every question that changed: {out_dir / _JSON}, {out_dir / _PAGE}"]:
         print(text)
     return found
 

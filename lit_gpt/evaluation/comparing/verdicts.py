@@ -72,7 +72,7 @@ def compare(
             is_higher = higher.get(task, {}).get(metric, True) is not False
             found.append(_judged(task, label, values=(values[0], values[1]), samples=(a, b), is_higher=is_higher))
     for group, tasks in groups.items():
-        found += _of_group(group, [c for c in found if c.task in tasks], first, second, higher)
+        found += _of_group(group, [c for c in found if c.task in tasks], first, second=second, higher=higher)
     return found, notes
 
 
@@ -160,7 +160,8 @@ def _judged(
     changed = [i for i in np.argsort(-np.abs(differences), kind="stable").tolist() if differences[i]]
     sides = [[i for i in changed if (sign * differences[i] > 0) == is_won] for is_won in (True, False)]
     in_turn = [i for k in range(max(map(len, sides))) for side in sides for i in side[k : k + 1]]
-    flips = tuple(_flip((owners or [task] * len(a))[i], samples[0][i], samples[1][i], (a[i], b[i])) for i in in_turn)
+    whose = [task for _ in a] if owners is None else list(owners)
+    flips = tuple(_flip(whose[i], samples[0][i], samples[1][i], (float(a[i]), float(b[i]))) for i in in_turn)
     reason = _reason(won, lost, p=p, interval=interval, differs=differs)
     return Comparison(
         task,
@@ -203,7 +204,7 @@ def _flip(task: str, a: Mapping[str, Any], b: Mapping[str, Any], values: tuple[f
         question,
         target=str(_target(a)),
         answers=(_answer_of(a), _answer_of(b)),
-        values=(float(values[0]), float(values[1])),
+        values=values,
     )
 
 
