@@ -4,7 +4,7 @@ from typing import Literal
 
 from lit_gpt.args.asking import AskArgs
 from lit_gpt.args.data import PrepareArgs, SourceArgs
-from lit_gpt.args.evaluation import EvalArgs
+from lit_gpt.args.evaluation import EvalArgs, HelmArgs
 from lit_gpt.args.methods import AdapterArgs, FullArgs, LoRAArgs, LoRARunArgs
 from lit_gpt.args.planning import PlanArgs
 from lit_gpt.args.sampling import ChatArgs, SamplingArgs
@@ -16,5 +16,5 @@ Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.in
 
 __all__ = ["AdapterArgs", "AskArgs", "ChatArgs", "EvalArgs", "FullArgs", "LoRAArgs", "LoRARunArgs", "Optimizer"]
 __all__ += ["PlanArgs", "Precision", "PrepareArgs", "Quantization", "RunArgs", "SamplingArgs", "ServeArgs"]
-__all__ += ["SourceArgs", "TrainArgs"]
+__all__ += ["HelmArgs", "SourceArgs", "TrainArgs"]
 __all__ += ["ValidationArgs"]

@@ -55,3 +55,23 @@ class EvalArgs:
         for name in ("prompt_style", "fewshot_as_multiturn"):
             if getattr(self, name) not in (None, False) and not self.apply_prompt_style:
                 raise UserError(f"--{name} does nothing without --apply_prompt_style true")
+
+
+@dataclass(frozen=True)
+class HelmArgs:
+    """What is asked of HELM's scenarios, and from where."""
+
+    conf: Path | None = None
+    """HELM's list of what to run, such as run_specs.conf; that of the challenge's sample if not given."""
+    scenario_data: Path = Path("out/helm/data")
+    """Folder with HELM's folders scenarios and perturbations; what HELM fetches from the network is put there."""
+    max_eval_instances: int = 20
+    """Most questions of each scenario, before perturbed versions of them; an entry of the list may say its own."""
+    batch_size: int = 16
+    """Questions that are asked at once."""
+    out_dir: Path | None = None
+    """Folder of results; out/helm/ or out/mini_helm/ and the name of the checkpoint or run if not given."""
+
+    def __post_init__(self) -> None:
+        require("max_eval_instances", self.max_eval_instances, at_least=1)
+        require("batch_size", self.batch_size, at_least=1)

@@ -174,18 +174,18 @@ class ValidationArgs:
     early_stopping_patience: int | None = _free(None)
     """Early stopping: validations in a row without a better checkpoint that end the run; none if not given."""
     best_task: str | None = None
-    """Name of a task of lm-eval: the best checkpoint is the one with the highest score. Without it, it is the one with
-    the lowest validation loss."""
+    """Name of a task of lm-eval, or mini_helm for HELM's scenarios (docs/helm.md): the best checkpoint is the one with
+    the highest score. Without it, it is the one with the lowest validation loss."""
     best_metric: str | None = None
-    """Metric of that task; its first one if not given."""
+    """Metric of that task, or accuracy, robustness or fairness of mini_helm; its first one if not given."""
     best_task_data: Path | None = None
-    """Local data of that task, as for --task_data of the evaluation."""
+    """Local data of that task, as for --task_data of the evaluation; of mini_helm, as for its --scenario_data."""
     best_task_path: Path | None = None
-    """Your own task: a YAML file of lm-eval, or a folder of them."""
+    """Your own task: a YAML file of lm-eval, or a folder of them; with mini_helm, HELM's list of what to run."""
     best_apply_prompt_style: bool = False
     """Wrap its questions in the prompt style of the data."""
     best_limit: int | None = None
-    """Use the first N of its questions; all if not given."""
+    """Use the first N of its questions, all if not given; of each scenario of mini_helm N that HELM draws, or 20."""
 
     def __post_init__(self) -> None:
         if self.early_stopping_patience is not None:

@@ -7,14 +7,19 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.args import EvalArgs, ValidationArgs
+from lit_gpt.args import EvalArgs, HelmArgs, ValidationArgs
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.helm.results import COLUMNS, mean_of
+from lit_gpt.evaluation.helm.run import ask, load_tasks
 from lit_gpt.evaluation.names import resolve
 from lit_gpt.evaluation.run import choose_style, evaluate
 from lit_gpt.evaluation.tasks import prepare
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
+
+_MINI_HELM = "mini_helm"
+"""Name that stands for HELM's scenarios instead of a task of lm-eval."""
 
 
 def task_score(
@@ -32,6 +37,8 @@ def task_score(
     """
     if validation.best_task is None:
         return None
+    if validation.best_task == _MINI_HELM:
+        return _mini_helm_score(fabric, model, checkpoint_dir, validation)
     name, data = validation.best_task, validation.best_task_data
     args = EvalArgs(
         eval_tasks=(name,),
@@ -55,6 +62,35 @@ def task_score(
         if wanted not in metrics or not math.isfinite(metrics[wanted]):
             raise UserError(f"--best_metric {wanted}: the task {name} has {', '.join(metrics) or 'no metric'}")
         return metrics[wanted]
+
+    return score
+
+
+def _mini_helm_score(
+    fabric: Fabric, model: GPT, checkpoint_dir: Path, validation: ValidationArgs
+) -> Callable[[], float]:
+    """Returns a function that gives the mean score of the current model over HELM's scenarios.
+
+    Raises:
+        UserError: no data for them, or a flag that they do not have.
+    """
+    if validation.best_apply_prompt_style:
+        raise UserError(f"--best_task {_MINI_HELM} asks as HELM does: leave --best_apply_prompt_style out")
+    column = validation.best_metric or COLUMNS[0]
+    if column not in COLUMNS:
+        raise UserError(f"--best_metric {column}: {_MINI_HELM} has {', '.join(COLUMNS)}")
+    own = {
+        "conf": validation.best_task_path,
+        "scenario_data": validation.best_task_data,
+        "max_eval_instances": validation.best_limit,
+    }
+    args = HelmArgs(**{name: value for name, value in own.items() if value is not None})
+    tasks, tokenizer = load_tasks(args), Tokenizer(checkpoint_dir)
+
+    def score() -> float:
+        model.eval()
+        rows, _ = ask(fabric, model, tokenizer, tasks, args.batch_size)
+        return mean_of([getattr(row, column) for row in rows.values()]) or 0.0
 
     return score
 
