@@ -1,7 +1,7 @@
 # Two commands: `make demo` finetunes a real model on whatever this machine has, `make test` runs the tests.
 # Both set up .venv first, with the versions of constraints.txt. `make smoke` runs the short tests there;
 # `make smoke-oldest` does on the versions of constraints-oldest.txt, `make smoke-newest-python` on Python 3.13.
-# `make helm` gives HELM an environment of its own, .venv-helm, and tests the server with it.
+# `make helm` gives HELM an environment of its own, .venv-helm, which eval/helm.py uses, and tests our side with it.
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -9,12 +9,16 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, ours_of, tiny_hf, write_tokenizer
-from serving import greedy_of, loaded_from, logprobs_of, serving
+from conftest import ROOT, assert_one_line_error, ours_of, tiny_hf, write_tokenizer
+from helm_data import write_helm_data
+from script_processes import run, start
+from serving import greedy_of, loaded_from, logprobs_of, serving, until
 
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.files import save_state
@@ -40,9 +44,16 @@ ENTRIES = {
 """Kind of adapter -> HELM's name of a run."""
 
 
+SCENARIOS = (
+    *("mmlu:subject=high_school_physics,data_augmentation=canonical", "truthful_qa:task=mc_single", "gsm:"),
+    *("bbq:subject=Age", "big_bench:task=analytic_entailment,subtask=,max_train_instances=3"),
+)
+"""What the two scripts are compared on."""
+
+
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """A tiny model that reads as much at once as HELM gives it."""
+def folder(tmp_path_factory):
+    """A checkpoint of a tiny model that reads as much at once as HELM gives it."""
     folder = tmp_path_factory.mktemp("helm") / "tiny"
     theirs = tiny_hf("llama-gqa", max_position_embeddings=WINDOW)
     model = ours_of(theirs, "llama-gqa")
@@ -50,6 +61,11 @@ def loaded(tmp_path_factory):
     write_tokenizer(folder)
     save_state(model.state_dict(), folder / WEIGHTS)
     model.config.to_json(folder / CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
     return loaded_from(folder)
 
 
@@ -179,3 +195,78 @@ def test_the_chosen_answers_are_those_of_plain_forward_passes(runs, loaded, kind
     assert len(scores) == N
     right = [max(range(4), key=of.__getitem__) == 2 for of in scores.values()]  # as `write_data` has it
     assert stat(runs[kind], "exact_match") == pytest.approx(sum(right) / N)
+
+
+@pytest.fixture(scope="module")
+def work(folder, tmp_path_factory):
+    """A folder with data and a list of what to run, and flags for both scripts."""
+    work = tmp_path_factory.mktemp("helm-scripts")
+    write_helm_data(work / "data")
+    listed = [entry + ("" if entry.endswith(":") else ",") + "model=neurips/local" for entry in SCENARIOS]
+    entries = "\n".join(f'{{description: "{entry}", priority: 1}}' for entry in listed)
+    (work / "run_specs.conf").write_text(f"entries: [\n{entries}\n]\n")
+    flags = ["--checkpoint_dir", folder, "--conf", "run_specs.conf", "--scenario_data", "data"]
+    return work, [*flags, "--max_eval_instances", "6"]
+
+
+def needs_helm():
+    if HELM_RUN is None:
+        pytest.skip("HELM is not installed: `make helm` gives it an environment of its own")
+
+
+def test_one_command_runs_helm_and_mini_helm_asks_says_and_scores_the_same(work):
+    needs_helm()
+    at, flags = work
+    theirs = run("eval/helm.py", *flags, "--out_dir", "out/helm/it", cwd=at)
+    assert theirs.returncode == 0, theirs.stderr
+    ours = run("eval/mini_helm.py", *flags, "--out_dir", "out/mini_helm/it", cwd=at)
+    assert ours.returncode == 0, ours.stderr
+    assert sorted(theirs.stdout.splitlines()) == sorted(ours.stdout.splitlines())
+    suite = at / "out" / "helm" / "it" / "benchmark_output" / "runs" / "v1"
+    assert (suite / "groups.json").is_file()  # by helm-summarize
+    want = {
+        (state["request"]["prompt"], state["result"]["completions"][0]["text"])
+        for path in suite.glob("*:*/scenario_state.json")
+        for state in json.loads(path.read_text(encoding="utf-8"))["request_states"]
+    }
+    lines = (at / "out" / "mini_helm" / "it" / "asked.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {(row["prompt"], row["text"]) for row in map(json.loads, lines)} == want
+    results = [json.loads((at / "out" / kind / "it" / "results.json").read_text()) for kind in ("helm", "mini_helm")]
+    assert results[0]["scenarios"] == pytest.approx(results[1]["scenarios"])
+    assert not processes_of(at)
+
+
+def processes_of(folder):
+    """Command lines of processes that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            at, command = (process / "cwd").resolve(), (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if at.is_relative_to(folder.resolve()):
+            found.append(command)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_helm_and_the_server(work, tmp_path, number):
+    needs_helm()
+    at, flags = work
+    process = start("eval/helm.py", *flags, "--out_dir", tmp_path / "out", cwd=at, stderr=subprocess.PIPE, anew=True)
+    log = tmp_path / "out" / "helm-run.log"
+    until(lambda: (log.is_file() and log.stat().st_size > 0) or process.poll() is not None)
+    assert process.poll() is None and len(processes_of(at)) + len(processes_of(tmp_path)) >= 3
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert not processes_of(at) and not processes_of(tmp_path)
+
+
+def test_what_helm_fails_on_is_said_in_one_line_and_ends_the_server(work, tmp_path):
+    needs_helm()
+    at, flags = work
+    (tmp_path / "bad.conf").write_text('entries: [{description: "no_such_thing:model=neurips/local", priority: 1}]')
+    process = run("eval/helm.py", *flags, "--conf", tmp_path / "bad.conf", "--out_dir", tmp_path / "out", cwd=at)
+    assert_one_line_error(process, "helm-run failed", "no_such_thing", "helm-run.log")
+    assert not processes_of(at) and not processes_of(tmp_path)

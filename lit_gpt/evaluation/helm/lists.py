@@ -1,4 +1,7 @@
-"""Words that the perturbations change: contractions of English, and its pronouns."""
+"""Words that HELM's perturbations change: its own list of contractions, and pronouns.
+
+Other lists than those by which `data/curate/augment` perturbs training data, since what is drawn depends on every word.
+"""
 
 _NOT = "are could did does do had has have might must need ought shall should was were would"
 _SHORT = {"shall not": "shan't"}
