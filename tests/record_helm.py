@@ -54,23 +54,20 @@ class Model(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
-def run(entry, n, folder, address):
-    """Returns the folder of a run of HELM."""
-    description = entry + ("" if entry.endswith(":") else ",") + "model=neurips/local"
-    command = [str(Path(sys.executable).with_name("helm-run")), "--run-entries", description, "--suite", "v1"]
-    command += ["--max-eval-instances", str(n), *(["--dry-run"] if entry.startswith("summarization") else [])]
+def run(entries, folder, address, *flags):
+    """Runs HELM on entries, and yields each with the folder of its run."""
+    command = [str(Path(sys.executable).with_name("helm-run")), "--suite", "v1", "--max-eval-instances", "1", *flags]
+    command += ["--run-entries"]
+    for entry, n in entries.items():
+        comma = "" if entry.endswith(":") else ","
+        command += [f"{entry}{comma}model=neurips/local,max_eval_instances={n}"]
     env = os.environ | {"HELM_HTTP_MODEL_BASE_URL": address, "HF_HUB_OFFLINE": "1"}
-    before = set((folder / "benchmark_output" / "runs" / "v1").glob("*:*")) | {Path("eval_cache")}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{entry}: {done.stderr[-3000:]}")
-    after = {p.parent for p in (folder / "benchmark_output" / "runs" / "v1").glob("*/run_spec.json")}
-    (made,) = after - before - run.seen
-    run.seen.add(made)
-    return made
-
-
-run.seen = set()
+        raise SystemExit(f"{' '.join(command)}: {done.stderr[-3000:]}")
+    for entry in entries:
+        (made,) = (folder / "benchmark_output" / "runs" / "v1").glob(f"{entry.partition(',')[0]}*")
+        yield entry, made
 
 
 def asked(folder):
@@ -141,8 +138,11 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_helm_data(folder / "benchmark_output")
-        for entry, n in ENTRIES.items():
-            made = run(entry, n, folder, f"http://127.0.0.1:{server.server_port}")
+        address = f"http://127.0.0.1:{server.server_port}"
+        asked_only = {entry: n for entry, n in ENTRIES.items() if entry.startswith("summarization")}
+        scored = {entry: n for entry, n in ENTRIES.items() if entry not in asked_only}
+        made_by = [*run(scored, folder, address), *run(asked_only, folder, address, "--dry-run")]
+        for entry, made in made_by:
             states = asked(made)
             found = rouge(states) if entry.startswith("summarization") else scores(made)
             shown = states[0]["prompt"] if len(states[0]["prompt"]) < 4000 else None

@@ -45,6 +45,13 @@ class Entry:
         """The entry as HELM writes it."""
         return f"{self.scenario}:{','.join(f'{k}={v}' for k, v in self.settings.items())}"
 
+    def number(self, key: str) -> int | None:
+        """Returns a setting that is a number, None if it is not there; raises UserError if it is none."""
+        value = self.settings.get(key)
+        if value is not None and not value.isdecimal():
+            raise UserError(f"{self.description}: {key} has to be a number here")
+        return None if value is None else int(value)
+
 
 def parsed(description: str) -> Entry:
     """Returns an entry; raises UserError if it is none."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -67,11 +67,9 @@ def _running(command: Sequence[str | Path], log: Path, **kwargs: object) -> Iter
 def _end(process: subprocess.Popen[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
-            os.killpg(process.pid, number)
-            try:
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
                 process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                continue
     if process.stdout is not None:
         process.stdout.close()
 

@@ -59,9 +59,8 @@ def load_tasks(args: HelmArgs) -> list[Task]:
 
 def _task(entry: Entry, args: HelmArgs) -> Task:
     scenario = load_scenario(entry, args.scenario_data / "scenarios")
-    own = entry.settings.get("max_eval_instances")
     instances = numbered(scenario.instances)
-    asked = sampled(instances, int(own) if own and own.isdecimal() else args.max_eval_instances)
+    asked = sampled(instances, entry.number("max_eval_instances") or args.max_eval_instances)
     if not asked:
         raise UserError(f"{scenario.name} has no question to ask")
     if augmentation := entry.settings.get("data_augmentation"):

@@ -66,11 +66,8 @@ def load_scenario(entry: Entry, folder: Path) -> Scenario:
         ) from e
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, pickle.UnpicklingError, EOFError) as e:
         raise UserError(f"{entry.scenario}: its data in {folder} is damaged ({type(e).__name__}: {e})") from e
-    if shots := entry.settings.get("max_train_instances"):
-        if not shots.isdecimal():
-            raise UserError(f"{entry.description}: max_train_instances has to be a number here")
-        found = replace(found, adapter=replace(found.adapter, n_shots=int(shots)))
-    return found
+    shots = entry.number("max_train_instances")
+    return found if shots is None else replace(found, adapter=replace(found.adapter, n_shots=shots))
 
 
 def _mmlu(folder: Path, settings: Mapping[str, str]) -> Scenario:
