@@ -14,7 +14,7 @@ import re
 ENTRIES = {  # entry -> questions that are asked
     "mmlu:subject=high_school_physics,data_augmentation=canonical": 7,
     "truthful_qa:task=mc_single,data_augmentation=canonical": 7,
-    "gsm:": 6,
+    "gsm:": 8,
     "bbq:subject=all,data_augmentation=canonical": 8,
     "big_bench:task=analytic_entailment,subtask=,max_train_instances=3": 6,
     "big_bench:task=logical_deduction,subtask=three_objects,max_train_instances=3": 6,
@@ -70,8 +70,8 @@ def written(prompt, max_tokens):
         words = prompt.rpartition("Article: ")[2].split()
         return ("{" if drawn % 3 == 0 else " ") + " ".join(words[drawn % 4 : 30 + drawn % 9])
     if max_tokens == 64:
-        return (" A", " B", " 4", " Four, the answer.", "the 5", " C. and so on", "12")[drawn % 7]
-    return f" He adds them. The answer is {drawn % 4}" + ("." if drawn % 2 else " eggs, not 1,000.5")
+        return (" A", " B", "C", " A", " 4", "the 5", " C. and so on", "B")[drawn % 8]
+    return f" He adds them. The answer is {drawn // 7 % 4}" + (".", ".", " eggs.", ", not 1,000.5")[drawn % 4]
 
 
 def prompt_hash(text):

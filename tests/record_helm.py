@@ -6,6 +6,7 @@ be installed beside it, so that scenario is asked only, and the metric's own ROU
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -127,8 +128,8 @@ def misspellings(folder):
 
     words = json.loads((Path(augmentations.__file__).parent / "correct_to_misspelling.json").read_text())
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".pk", ".lock")]
-    texts = " ".join(path.read_text(encoding="utf-8").lower() for path in files)
-    return {word: slips for word, slips in words.items() if word in texts or "'" in word}
+    had = {word for path in files for word in re.findall(r"\w+", path.read_text(encoding="utf-8").lower())}
+    return {word: slips for word, slips in words.items() if had.issuperset(re.findall(r"\w+", word)) or "'" in word}
 
 
 def main():
@@ -150,8 +151,8 @@ def main():
                 for key in ("prompt", "answers", "split"):
                     del state[key]
             recorded["entries"][entry] = {"run": made.name, "first_prompt": shown, "asked": states, "scores": found}
-            recorded["misspellings"] = misspellings(folder / "benchmark_output" / "scenarios")
             print(f"{entry}: {len(states)} prompts, {len(found)} scores", file=sys.stderr)
+        recorded["misspellings"] = misspellings(folder / "benchmark_output" / "scenarios")
     lines = json.dumps(recorded, indent=0, ensure_ascii=False)
     Path(__file__).with_name("helm_recorded.json").write_text(lines + "\n", encoding="utf-8")
 

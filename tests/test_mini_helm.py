@@ -74,7 +74,10 @@ def test_scores_are_those_of_helm_on_the_same_texts(entry, data):
     stats = stats_of(scenario, [(prompt.instance, text) for prompt, text in made])
     theirs = {Stat(*name): mean for *name, mean in RECORDED["entries"][entry]["scores"] if name[0] != "num_instances"}
     theirs = {s._replace(computed_on=s.computed_on if s.perturbation else ""): mean for s, mean in theirs.items()}
-    assert theirs and {s for s in stats if s.metric in {t.metric for t in theirs}} == theirs.keys()
+    ours = {s for s in stats if s.metric in {t.metric for t in theirs}}
+    if entry.startswith("summarization"):  # recorded without what HELM makes of all questions
+        ours = {s for s in ours if s.perturbation is None}
+    assert theirs and ours == theirs.keys()
     for stat, mean in theirs.items():
         assert stats[stat] == pytest.approx(mean, abs=1e-12), stat
     assert len(set(theirs.values())) > 1  # some answers are right, and some are not
