@@ -17,7 +17,7 @@ ENTRIES = {  # entry -> questions that are asked
     "gsm:": 8,
     "bbq:subject=all,data_augmentation=canonical": 8,
     "big_bench:task=analytic_entailment,subtask=,max_train_instances=3": 6,
-    "big_bench:task=logical_deduction,subtask=three_objects,max_train_instances=3": 6,
+    "big_bench:task=logical_deduction,subtask=three_objects,max_train_instances=3": 12,
     "big_bench:task=made_up,subtask=,max_train_instances=2": 6,
     "summarization_cnndm:": 5,
 }
@@ -70,8 +70,10 @@ def written(prompt, max_tokens):
         words = prompt.rpartition("Article: ")[2].split()
         return ("{" if drawn % 3 == 0 else " ") + " ".join(words[drawn % 4 : 30 + drawn % 9])
     if max_tokens == 64:
+        if (asked := re.search(r"(\d+) \+ 3\s+A:$", prompt)) and drawn % 2:
+            return f" {int(asked[1]) + 3}" + (" or so" if drawn % 5 == 0 else "")
         return (" A", " B", "C", " A", " 4", "the 5", " C. and so on", "B")[drawn % 8]
-    return f" He adds them. The answer is {drawn // 7 % 4}" + (".", ".", " eggs.", ", not 1,000.5")[drawn % 4]
+    return f" He adds them. The answer is {drawn // 7 % 2}" + (".", ".", " eggs.", ", not 1,000.5")[drawn % 4]
 
 
 def prompt_hash(text):
@@ -98,7 +100,7 @@ def write_helm_data(folder):
         sums = []
         for i in range(n):
             question = _sentence(rng, (20, 520, 90, 2100 if split == "test" else 700)[i % 4])
-            sums.append({"question": question, "answer": f"{_sentence(rng)}\nIt is <<1+1=2>>.\n#### {i % 4}"})
+            sums.append({"question": question, "answer": f"{_sentence(rng)}\nIt is <<1+1=2>>.\n#### {i // 2 % 2}"})
         _write(scenarios / "gsm" / f"gsm_data_{split}", _lines(sums))
     for i, category in enumerate(_CATEGORIES):
         rows = [_bbq_row(rng, category, j) for j in range(94 + i)]
