@@ -80,7 +80,7 @@ def test_scores_are_those_of_helm_on_the_same_texts(entry, data):
     assert theirs and ours == theirs.keys()
     for stat, mean in theirs.items():
         assert stats[stat] == pytest.approx(mean, abs=1e-12), stat
-    assert len(set(theirs.values())) > 1  # some answers are right, and some are not
+    assert any(0 < mean < 1 for mean in theirs.values())  # some answers are right, and some are not
 
 
 def test_the_recorded_runs_show_what_is_easily_done_otherwise():
