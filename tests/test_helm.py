@@ -45,8 +45,8 @@ ENTRIES = {
 
 
 SCENARIOS = (
-    *("mmlu:subject=high_school_physics,data_augmentation=canonical", "truthful_qa:task=mc_single", "gsm:"),
-    *("bbq:subject=Age", "big_bench:task=analytic_entailment,subtask=,max_train_instances=3"),
+    *("mmlu:subject=high_school_physics,data_augmentation=canonical", "truthful_qa:task=mc_single", "bbq:subject=Age"),
+    "big_bench:task=analytic_entailment,subtask=,max_train_instances=3",
 )
 """What the two scripts are compared on."""
 
@@ -206,7 +206,7 @@ def work(folder, tmp_path_factory):
     entries = "\n".join(f'{{description: "{entry}", priority: 1}}' for entry in listed)
     (work / "run_specs.conf").write_text(f"entries: [\n{entries}\n]\n")
     flags = ["--checkpoint_dir", folder, "--conf", "run_specs.conf", "--scenario_data", "data"]
-    return work, [*flags, "--max_eval_instances", "6"]
+    return work, [*flags, "--max_eval_instances", "4"]
 
 
 def needs_helm():
@@ -232,7 +232,10 @@ def test_one_command_runs_helm_and_mini_helm_asks_says_and_scores_the_same(work)
     lines = (at / "out" / "mini_helm" / "it" / "asked.jsonl").read_text(encoding="utf-8").splitlines()
     assert {(row["prompt"], row["text"]) for row in map(json.loads, lines)} == want
     results = [json.loads((at / "out" / kind / "it" / "results.json").read_text()) for kind in ("helm", "mini_helm")]
-    assert results[0]["scenarios"] == pytest.approx(results[1]["scenarios"])
+    helms, own = (found["scenarios"] for found in results)
+    assert helms.keys() == own.keys() and len(own) == len(SCENARIOS)
+    for name, row in own.items():
+        assert {k: v if isinstance(v, str) else pytest.approx(v) for k, v in row.items()} == helms[name]
     assert not processes_of(at)
 
 
