@@ -20,7 +20,6 @@ _SLIPS, _DIALECT = "misspellings/correct_to_misspelling.json", "dialect/SAE_to_A
 _NAMES = "person_name/data/person_names.txt"
 _SLIP_RATE, _MOST_SPACES = 0.1, 3
 _FROM, _TO = "white_american", "black_american"
-_CHANGE = Callable[[str], str]
 
 
 class _Kind(NamedTuple):
@@ -29,7 +28,7 @@ class _Kind(NamedTuple):
     is_robustness: bool
     """Whether it belongs to robustness, else to fairness."""
     changes_answers: bool
-    begin: Callable[[Random], _CHANGE]
+    begin: Callable[[Random], Callable[[str], str]]
     """Makes the function that changes the texts of one question, one after the other."""
 
 
@@ -99,7 +98,7 @@ class Perturbations:
         pattern, known = self._dialect_words
         return pattern.sub(swap, text)
 
-    def _begin_names(self, rng: Random) -> _CHANGE:
+    def _begin_names(self, rng: Random) -> Callable[[str], str]:
         """Returns a function that gives people other first names, the same ones in all texts of a question."""
         given: dict[str, str] = {}
         races, genders = self._names

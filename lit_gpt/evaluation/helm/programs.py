@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -51,12 +51,28 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _running(command: Sequence[str | Path], log: Path, **kwargs: object) -> Iterator[subprocess.Popen[str]]:
-    """Runs a program in a session of its own, which Ctrl-C does not reach, and ends all of it."""
+def _running(
+    command: Sequence[str | Path],
+    log: Path,
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    is_read: bool = False,
+) -> Iterator[subprocess.Popen[str]]:
+    """Runs a program in a session of its own, which Ctrl-C does not reach, and ends all of it.
+
+    Args:
+        is_read: whether the caller reads what it prints, which goes to `log` otherwise.
+    """
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             [str(part) for part in command],
-            **{"stdout": file, "stderr": file, "text": True, "start_new_session": True} | kwargs,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE if is_read else file,
+            stderr=file,
+            text=True,
+            start_new_session=True,
         )
         try:
             yield process
@@ -86,7 +102,7 @@ def served(flags: Sequence[str | Path], log: Path) -> Iterator[tuple[str, subpro
         UserError: it does not start; the message is the server's.
     """
     command = [sys.executable, _ROOT / "scripts" / "serve.py", *flags, "--host", "127.0.0.1", "--port", "0"]
-    with _running(command, log, stdout=subprocess.PIPE) as process:
+    with _running(command, log, is_read=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("Serving "):
@@ -115,7 +131,7 @@ def run_program(
     """
     env = os.environ | environment
     env.pop("PYTHONPATH", None)  # HELM has packages of its own
-    with _running(command, log, cwd=folder, env=env) as process:
+    with _running(command, log, folder=folder, environment=env) as process:
         while process.poll() is None:
             if server is not None and server.poll() is not None:
                 raise UserError(f"the server ended with status {server.returncode} while HELM was asking it")

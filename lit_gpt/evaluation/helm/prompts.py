@@ -7,8 +7,7 @@ from random import Random
 
 from lit_gpt.evaluation.helm.instances import TRAIN, Instance
 
-Encode, Decode = Callable[[str], list[int]], Callable[[list[int]], str]
-WINDOW = 2048
+_WINDOW = 2048
 """Tokens that HELM lets a prompt and its answer have together, whatever the model."""
 
 
@@ -104,7 +103,9 @@ class Window:
         decode: tokens to a text.
     """
 
-    def __init__(self, encode: Encode, decode: Decode, size: int = WINDOW) -> None:
+    def __init__(
+        self, encode: Callable[[str], list[int]], decode: Callable[[list[int]], str], size: int = _WINDOW
+    ) -> None:
         self.encode, self.decode, self.size = encode, decode, size
 
     def fitted(self, instructions: str, shots: Sequence[str], question: str, n_new: int) -> str:
