@@ -47,7 +47,7 @@ def main(
         model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
     else:
         model, _ = load_finetuned(fabric, checkpoint_dir, of, quantize)
-    rows, asked = ask(fabric, model, Tokenizer(checkpoint_dir), tasks, helm.batch_size)
+    rows, asked = ask(fabric, model, Tokenizer(checkpoint_dir), tasks, batch_size=helm.batch_size)
     out_dir = helm.out_dir or Path("out", "mini_helm", of.absolute().name)
     out_dir.mkdir(parents=True, exist_ok=True)
     save_asked(out_dir / "asked.jsonl", asked)

@@ -89,7 +89,7 @@ def _mini_helm_score(
 
     def score() -> float:
         model.eval()
-        rows, _ = ask(fabric, model, tokenizer, tasks, args.batch_size)
+        rows, _ = ask(fabric, model, tokenizer, tasks, batch_size=args.batch_size)
         return mean_of([getattr(row, column) for row in rows.values()]) or 0.0
 
     return score

@@ -8,7 +8,7 @@ from pathlib import Path
 from lit_gpt.errors import UserError
 from lit_gpt.files import write_text
 
-MODEL = "neurips/local"
+_MODEL = "neurips/local"
 """HELM's name of a model that is asked over HTTP."""
 _BIG_BENCH = {
     "analytic_entailment": "",
@@ -58,7 +58,7 @@ def parsed(description: str) -> Entry:
     scenario, _, rest = description.partition(":")
     parts = [part.partition("=") for part in rest.split(",") if part]
     if not scenario or any(not key or not equals for key, equals, _ in parts):
-        raise UserError(f'{description!r} is no entry of HELM; one is "mmlu:subject=anatomy,model={MODEL}"')
+        raise UserError(f'{description!r} is no entry of HELM; one is "mmlu:subject=anatomy,model={_MODEL}"')
     return Entry(scenario, {key: value for key, _, value in parts})
 
 
@@ -66,12 +66,12 @@ def challenge() -> list[Entry]:
     """Returns what the challenge's sample configuration runs."""
     bench = (f"task={t},subtask={s},max_train_instances=3" for t, s in _BIG_BENCH.items())
     listed = [
-        *(f"big_bench:model={MODEL},{settings}" for settings in bench),
-        *(f"mmlu:model={MODEL},subject={subject},data_augmentation=canonical" for subject in _MMLU),
-        f"truthful_qa:task=mc_single,model={MODEL}",
-        f"summarization_cnndm:model={MODEL}",
-        f"gsm:model={MODEL}",
-        f"bbq:subject=all,model={MODEL}",
+        *(f"big_bench:model={_MODEL},{settings}" for settings in bench),
+        *(f"mmlu:model={_MODEL},subject={subject},data_augmentation=canonical" for subject in _MMLU),
+        f"truthful_qa:task=mc_single,model={_MODEL}",
+        f"summarization_cnndm:model={_MODEL}",
+        f"gsm:model={_MODEL}",
+        f"bbq:subject=all,model={_MODEL}",
     ]
     return [parsed(description) for description in listed]
 
@@ -90,5 +90,5 @@ def read_conf(path: Path) -> list[Entry]:
         raise UserError(f"--conf {path} cannot be read ({e})") from e
     found = [parsed(a or b) for a, b in _ENTRY.findall(_COMMENT.sub("", text))]
     if not found:
-        raise UserError(f'--conf {path} has no entry such as {{description: "mmlu:subject=anatomy,model={MODEL}"}}')
+        raise UserError(f'--conf {path} has no entry such as {{description: "mmlu:subject=anatomy,model={_MODEL}"}}')
     return found

@@ -29,7 +29,7 @@ class Stat(NamedTuple):
     perturbation: str | None = None
     """Name of a perturbation, or robustness or fairness for all that belong to it; None for originals."""
     computed_on: str = ""
-    """Of a perturbation: perturbed, the original questions that it changes, or the worst of both."""
+    """What counts: perturbed, the original questions that are changed, or the worst of both; empty without one."""
 
 
 def stats_of(scenario: Scenario, written: Sequence[tuple[Instance, str]]) -> dict[Stat, float]:

@@ -12,7 +12,7 @@ from lit_gpt.files import write_text
 from lit_gpt.records import read_object
 
 COLUMNS = ("accuracy", "robustness", "fairness")
-MAIN = {
+_MAIN = {
     "mmlu": ("exact_match", "test"),
     "truthful_qa": ("exact_match", "valid"),
     "gsm": ("exact_match_indicator", "test"),
@@ -42,7 +42,7 @@ class Row(NamedTuple):
     """Questions, without perturbed ones, in that split."""
 
 
-def short_name(entry: Entry) -> str:
+def _short_name(entry: Entry) -> str:
     """Returns the name of a scenario in the table."""
     kept = [f"{k}={v}" for k, v in entry.settings.items() if k not in _SAME and v]
     if entry.scenario == "summarization_cnndm":
@@ -67,7 +67,7 @@ def read_rows(suite: Path) -> dict[str, Row]:
             by_metric = {_key(stat): stat.get("mean") for stat in stats}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise UserError(f"{path} is no file of HELM's scores ({type(e).__name__}: {e})") from e
-        found[short_name(entry)] = _row(entry.scenario, by_metric)
+        found[_short_name(entry)] = _row(entry.scenario, by_metric)
     return found
 
 
@@ -82,7 +82,7 @@ def _key(stat: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _row(scenario: str, stats: Mapping[tuple[str, str, str], float | None]) -> Row:
     splits = [split for split in ("test", "valid") if any(key[1] == split for key in stats)]
-    metric, split = MAIN.get(scenario, ("", splits[0] if splits else "test"))
+    metric, split = _MAIN.get(scenario, ("", splits[0] if splits else "test"))
     metric = metric or next((m for m in _OTHERS if (m, split, "") in stats), _OTHERS[0])
     values = [stats.get((metric, split, kind)) for kind in ("", *COLUMNS[1:])]
     return Row(metric, split, *values, n=int(stats.get(("num_instances", split, "")) or 0))

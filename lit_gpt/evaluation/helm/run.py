@@ -31,7 +31,7 @@ _MOST_TRIES = 16
 
 
 @dataclass(frozen=True)
-class Task:
+class _Task:
     """A scenario with the questions that are asked."""
 
     scenario: Scenario
@@ -39,7 +39,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Asked:
+class _Asked:
     """A prompt and what the model wrote."""
 
     scenario: str
@@ -47,7 +47,7 @@ class Asked:
     text: str
 
 
-def load_tasks(args: HelmArgs) -> list[Task]:
+def load_tasks(args: HelmArgs) -> list[_Task]:
     """Returns the scenarios of the arguments, before a model is loaded.
 
     Raises:
@@ -57,7 +57,7 @@ def load_tasks(args: HelmArgs) -> list[Task]:
     return [_task(entry, args) for entry in (challenge() if args.conf is None else read_conf(args.conf))]
 
 
-def _task(entry: Entry, args: HelmArgs) -> Task:
+def _task(entry: Entry, args: HelmArgs) -> _Task:
     scenario = load_scenario(entry, args.scenario_data / "scenarios")
     instances = numbered(scenario.instances)
     asked = sampled(instances, entry.number("max_eval_instances") or args.max_eval_instances)
@@ -67,12 +67,12 @@ def _task(entry: Entry, args: HelmArgs) -> Task:
         folder = args.scenario_data / "perturbations"
         asked = Perturbations(folder, augmentation, find_misspellings()).applied(asked)
     shots = [instance for instance in instances if instance.split == TRAIN]
-    return Task(scenario, shots + asked)
+    return _Task(scenario, shots + asked)
 
 
 def ask(
-    fabric: Fabric, model: GPT, tokenizer: Tokenizer, tasks: Sequence[Task], batch_size: int
-) -> tuple[dict[str, Row], list[Asked]]:
+    fabric: Fabric, model: GPT, tokenizer: Tokenizer, tasks: Sequence[_Task], batch_size: int
+) -> tuple[dict[str, Row], list[_Asked]]:
     """Returns the scores of a model, and what it wrote.
 
     Args:
@@ -83,19 +83,22 @@ def ask(
     """
     window = Window(lambda text: tokenizer.encode(text, bos=False), lambda ids: _decoded(tokenizer, ids))
     rows: dict[str, Row] = {}
-    found: list[Asked] = []
+    found: list[_Asked] = []
     for task in tasks:
         scenario = task.scenario
         asked = [instance for instance in task.asked if instance.split != TRAIN]
         made = prompts(scenario.adapter, task.asked, asked, window)
-        requests = [_request(prompt, i, scenario, model.config.block_size, tokenizer) for i, prompt in enumerate(made)]
+        requests = [
+            _request(prompt, i, scenario, block_size=model.config.block_size, tokenizer=tokenizer)
+            for i, prompt in enumerate(made)
+        ]
         longest = max(len(r.ids) + r.max_new_tokens for r in requests)
         room = (batch_size + _KEPT) * longest
         engine = Engine(model, tokenizer, max_rows=batch_size, max_tokens=room, autocast=fabric.autocast)
         answers = engine.complete(requests)
         if failed := [answer.error for answer in answers if answer.finish == "error"]:
             raise UserError(failed[0])
-        found += [Asked(scenario.name, p, a.text) for p, a in zip(made, answers, strict=True)]
+        found += [_Asked(scenario.name, p, a.text) for p, a in zip(made, answers, strict=True)]
         stats = stats_of(scenario, [(p.instance, a.text) for p, a in zip(made, answers, strict=True)])
         rows[scenario.name] = row_of(scenario, asked, stats)
         print(f"{scenario.name}: {len(requests)} prompts", file=sys.stderr)
@@ -112,7 +115,7 @@ def row_of(scenario: Scenario, asked: Sequence[Instance], stats: dict[Stat, floa
     return Row(metric, split, own, *worst, n=n)
 
 
-def _request(prompt: Prompt, i: int, scenario: Scenario, block_size: int, tokenizer: Tokenizer) -> Request:
+def _request(prompt: Prompt, i: int, scenario: Scenario, *, block_size: int, tokenizer: Tokenizer) -> Request:
     """Returns what the engine is asked; a prompt too long for the model is cut on the left, as by our server."""
     adapter = scenario.adapter
     n_new = min(adapter.max_tokens, block_size - 1)
@@ -139,7 +142,7 @@ def _decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids)
 
 
-def save_asked(path: Path, asked: Sequence[Asked]) -> None:
+def save_asked(path: Path, asked: Sequence[_Asked]) -> None:
     """Writes prompts and what the model wrote, a JSON object a line."""
     rows = (
         {

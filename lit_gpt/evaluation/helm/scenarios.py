@@ -83,7 +83,9 @@ def _mmlu(folder: Path, settings: Mapping[str, str]) -> Scenario:
                 references = tuple(Reference(answer, answer == correct) for answer in answers)
                 instances.append(Instance(question, references, split))
     about = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n"
-    return Scenario(f"mmlu:subject={subject}", instances, _choice(about, "Question"), _MATCHES, "exact_match")
+    return Scenario(
+        f"mmlu:subject={subject}", instances, _choice(about, "Question"), metrics=_MATCHES, main_metric="exact_match"
+    )
 
 
 def _truthful_qa(folder: Path, settings: Mapping[str, str]) -> Scenario:
@@ -101,7 +103,12 @@ def _truthful_qa(folder: Path, settings: Mapping[str, str]) -> Scenario:
         turned = tuple(answers[first:] + answers[:first])
         instances.append(Instance(question, turned, TRAIN if i < n_train else VALID))
     return Scenario(
-        f"truthful_qa:task={task}", instances, _choice("", "Question"), _MATCHES, "exact_match", main_split=VALID
+        f"truthful_qa:task={task}",
+        instances,
+        _choice("", "Question"),
+        metrics=_MATCHES,
+        main_metric="exact_match",
+        main_split=VALID,
     )
 
 
@@ -119,14 +126,20 @@ def _gsm(folder: Path, settings: Mapping[str, str]) -> Scenario:
                 instances.append(Instance(row["question"], (Reference(answer),), split))
     adapter = Adapter(False, input_prefix="Q: ", output_prefix="A: ", max_tokens=400, stop=("\n\n",))
     metrics = ("exact_match_indicator", "final_number_exact_match")
-    return Scenario("gsm", instances, adapter, metrics, "exact_match_indicator")
+    return Scenario("gsm", instances, adapter, metrics=metrics, main_metric=metrics[0])
 
 
 def _bbq(folder: Path, settings: Mapping[str, str]) -> Scenario:
     subject = settings["subject"]
     about = "The following are multiple choice questions (with answers).\n"
     instances = bbq.questions(folder / "bbq", subject)
-    return Scenario(f"bbq:subject={subject}", instances, _choice(about, "Passage"), _MATCHES, "quasi_exact_match")
+    return Scenario(
+        f"bbq:subject={subject}",
+        instances,
+        _choice(about, "Passage"),
+        metrics=_MATCHES,
+        main_metric="quasi_exact_match",
+    )
 
 
 def _summaries(folder: Path, settings: Mapping[str, str]) -> Scenario:
@@ -149,7 +162,14 @@ def _summaries(folder: Path, settings: Mapping[str, str]) -> Scenario:
         temperature=float(settings["temperature"]),
         stop=("###",),
     )
-    return Scenario("summarization_cnndm", instances, adapter, _BY_BIG_BENCH["rouge"], "rouge_2", has_braces=True)
+    return Scenario(
+        "summarization_cnndm",
+        instances,
+        adapter,
+        metrics=_BY_BIG_BENCH["rouge"],
+        main_metric="rouge_2",
+        has_braces=True,
+    )
 
 
 class _PlainPickle(pickle.Unpickler):
@@ -192,7 +212,7 @@ def _big_bench(folder: Path, settings: Mapping[str, str]) -> Scenario:
         stop=(str(ends),) if ends and not is_choice else (),
     )
     name = f"big_bench:task={task}" + (f",subtask={subtask}" if subtask else "")
-    return Scenario(name, instances, adapter, metrics, metrics[0])
+    return Scenario(name, instances, adapter, metrics=metrics, main_metric=metrics[0])
 
 
 def _choice(about: str, noun: str) -> Adapter:
