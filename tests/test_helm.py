@@ -273,3 +273,16 @@ def test_what_helm_fails_on_is_said_in_one_line_and_ends_the_server(work, tmp_pa
     process = run("eval/helm.py", *flags, "--conf", tmp_path / "bad.conf", "--out_dir", tmp_path / "out", cwd=at)
     assert_one_line_error(process, "helm-run failed", "no_such_thing", "helm-run.log")
     assert not processes_of(at) and not processes_of(tmp_path)
+
+
+def test_a_run_of_helm_that_fails_leaves_the_table_of_the_others(work, tmp_path):
+    """HELM's metric of summaries needs packages that are not installed with it."""
+    needs_helm()
+    at, flags = work
+    entries = ("summarization_cnndm:model=neurips/local", "bbq:subject=Age,model=neurips/local")
+    listed = "\n".join(f'{{description: "{entry}", priority: 1}}' for entry in entries)
+    (tmp_path / "two.conf").write_text(f"entries: [\n{listed}\n]\n")
+    few = ["--conf", tmp_path / "two.conf", "--max_eval_instances", "1", "--out_dir", tmp_path / "out"]
+    process = run("eval/helm.py", *flags, *few, cwd=at)
+    assert_one_line_error(process, "1 runs of HELM failed", "summarization_cnndm", "helm-run.log")
+    assert [line.split()[0] for line in process.stdout.splitlines()] == ["scenario", "bbq:subject=Age", "mean"]
