@@ -284,5 +284,5 @@ def test_a_run_of_helm_that_fails_leaves_the_table_of_the_others(work, tmp_path)
     (tmp_path / "two.conf").write_text(f"entries: [\n{listed}\n]\n")
     few = ["--conf", tmp_path / "two.conf", "--max_eval_instances", "1", "--out_dir", tmp_path / "out"]
     process = run("eval/helm.py", *flags, *few, cwd=at)
-    assert_one_line_error(process, "1 runs of HELM failed", "summarization_cnndm", "helm-run.log")
+    assert_one_line_error(process, "1 of HELM's runs failed", "summarization_cnndm", "helm-run.log")
     assert [line.split()[0] for line in process.stdout.splitlines()] == ["scenario", "bbq:subject=Age", "mean"]
