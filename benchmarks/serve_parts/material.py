@@ -4,6 +4,7 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 from train_parts.material import Material, script
 
@@ -46,13 +47,15 @@ def make_random(material: Material) -> None:
 
     shape = {"hidden_size": 576, "intermediate_size": 1_536, "num_hidden_layers": 30, "num_attention_heads": 9}
     config = LlamaConfig(
-        **shape, num_key_value_heads=3, vocab_size=_VOCABULARY, max_position_embeddings=8_192, rope_theta=100_000.0,
+        **shape, num_key_value_heads=3, vocab_size=_VOCABULARY, max_position_embeddings=8_192,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, initializer_range=0.05,
     )  # fmt: skip
     torch.manual_seed(0)
     material.ours.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(material.ours)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(material.ours)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(material.ours)
     script("convert_hf_checkpoint", checkpoint_dir=material.ours)
 
 

@@ -137,7 +137,8 @@ def main() -> None:
 
     from lit_gpt.prompts import CHAT_TEMPLATE, open_style
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(_DEVICE)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model.eval().to(_DEVICE)
     model.generation_config.do_sample = False
     tokenizer = Tokenizer(folder)
     engine: Any = KINDS[kind](model, tokenizer)
