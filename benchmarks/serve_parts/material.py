@@ -45,7 +45,12 @@ def make_random(material: Material) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = {"hidden_size": 576, "intermediate_size": 1_536, "num_hidden_layers": 30, "num_attention_heads": 9}
+    shape: dict[str, Any] = {
+        "hidden_size": 576,
+        "intermediate_size": 1_536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+    }
     config = LlamaConfig(
         **shape, num_key_value_heads=3, vocab_size=_VOCABULARY, max_position_embeddings=8_192,
         rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
