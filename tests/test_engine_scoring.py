@@ -44,6 +44,52 @@ def test_the_answers_of_one_question_are_scored_from_where_they_begin_and_share_
     assert read <= 100 + 4 * 30 + sum(len(a) + 1 for _, a in texts)
 
 
+@pytest.mark.parametrize("kind", ["llama-gqa", "mistral", "gemma2"])
+@pytest.mark.parametrize("new", [0, 3])
+def test_prompts_that_are_scored_whole_are_computed_once_with_the_scores_of_what_they_share(kind, new, tokenizer):
+    model = tiny(kind)
+    engine = Engine(model, tokenizer, max_rows=4, max_tokens=1500, prefill_chunk=32)
+    shots = draw_ids(100, seed=1)
+    texts = [[*shots, *draw_ids(4 + i, seed=50 + i)] for i in range(8)]
+    texts += [texts[2], texts[3][:101], shots[:60]]
+    tops = [2, 0, 2, 1, 2, 0, 0, 2, 2, 1, 0]
+    requests = [Request(t, new, GREEDY, prompt_logprobs=k) for t, k in zip(texts, tops, strict=True)]
+    together = engine.complete(requests)
+    read = engine.stats().tokens_read
+    assert read <= 100 + sum(len(t) - 98 for t in texts if len(t) > 100) + 2 + 32
+    one_by_one = [engine.complete([request])[0] for request in requests]
+    assert engine.stats().tokens_read <= read + 2 * len(texts)
+    for answers in (together, one_by_one):
+        for ids, k, answer in zip(texts, tops, answers, strict=True):
+            assert_scored(answer.prompt, ids, plain(model, ids), 0, k)
+            assert len(answer.tokens) == new
+
+
+def test_scores_are_computed_again_where_more_is_asked_than_is_kept(tokenizer):
+    model = tiny("llama-gqa")
+    engine = Engine(model, tokenizer, max_rows=4, max_tokens=500)
+    ids = draw_ids(50)
+    read = 0
+    for k, begin, n in (
+        (None, 0, 49),
+        (0, 20, 30),
+        (0, 25, 1),
+        (0, 10, 40),
+        (3, 10, 40),
+        (1, 12, 1),
+        (3, 10, 1),
+        (20, 30, 20),
+        (8, 30, 1),
+        (20, 30, 20),
+    ):
+        request = Request(ids, 0 if k is not None else 1, GREEDY, prompt_logprobs=k, prompt_logprobs_from=begin)
+        (answer,) = engine.complete([request])
+        read, before = engine.stats().tokens_read, read
+        assert read - before == (50 if k is None else n), (k, begin)
+        if k is not None:
+            assert_scored(answer.prompt, ids, plain(model, ids), begin, k)
+
+
 def test_drawn_tokens_have_the_log_probability_of_the_models_own_logits_and_the_largest_is_greedy(tokenizer):
     model = tiny("gemma2")
     engine = Engine(model, tokenizer, max_rows=4, max_tokens=400)

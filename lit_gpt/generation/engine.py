@@ -247,7 +247,7 @@ class Engine:
             return
         (token,) = tokens
         first = row.n_new == 0
-        prompt = row.first_scored + tuple(row.scored) if first else ()
+        prompt = row.scored_prompt if first else ()
         row.ids.append(token.id)
         self._n_generated += 1
         may_end = row.n_new > row.request.min_new_tokens
@@ -318,9 +318,9 @@ class Engine:
 
     def _pause(self, row: Row) -> None:
         """Frees the memory of a row, which goes on later where it was."""
+        self.scheduler.leave(row, pause=True)
         if row.n_new == 0:
             row.scored = []
-        self.scheduler.leave(row, pause=True)
 
 
 def _line(error: BaseException) -> str:

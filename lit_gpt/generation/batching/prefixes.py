@@ -1,22 +1,27 @@
 """A tree of texts whose keys and values are kept, so that what begins alike is computed once.
 
-Each node owns the positions of its own tokens only: what comes before them belongs to the nodes above.
+Each node owns the positions of its own tokens only: what comes before them belongs to the nodes above. Scores of tokens
+that somebody asked for are kept, too, so that a text whose prompt is scored again is not computed again.
 """
 
 import heapq
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from itertools import count
 
 import numpy as np
 
 from lit_gpt.generation.batching.pool import Pool, Span
+from lit_gpt.generation.request import Scored
+
+_MOST_TOP = 8
+"""Most likely tokens that are kept of a score, so that scores take about a kilobyte a token at most."""
 
 
 class Node:
-    """Some tokens of a text, and where in the pool their keys and values are."""
+    """Some tokens of a text, where in the pool their keys and values are, and their scores or None."""
 
-    def __init__(self, parent: "Node | None", ids: np.ndarray, start: int) -> None:
-        self.parent, self.ids, self.start = parent, ids, start
+    def __init__(self, parent: "Node | None", ids: np.ndarray, start: int, scores: list[Scored | None]) -> None:
+        self.parent, self.ids, self.start, self.scores = parent, ids, start, scores
         self.children: dict[int, Node] = {}
         self.used = 0
 
@@ -55,19 +60,25 @@ class Prefixes:
             node.used = now
             self._watch(node)
 
-    def insert(self, key: Hashable, ids: np.ndarray, start: int) -> None:
-        """Keeps a text whose keys and values lie from `start` on; what the tree had of it already is freed."""
-        node, at, now = self.roots.setdefault(key, Node(None, ids[:0], 0)), 0, next(self._clock)
+    def insert(self, key: Hashable, ids: np.ndarray, start: int, scores: Sequence[Scored | None] = ()) -> None:
+        """Keeps a text whose keys and values lie from `start` on; what the tree had of it already is freed.
+
+        Args:
+            scores: those of its tokens, None where there is none; those of the last ones may lack.
+        """
+        scores = [*map(_short, scores), *[None] * (len(ids) - len(scores))]
+        node, at, now = self.roots.setdefault(key, Node(None, ids[:0], 0, [])), 0, next(self._clock)
         while at < len(ids) and (child := node.children.get(int(ids[at]))) is not None:
             n = common(child.ids, ids[at:])
             if n < len(child.ids) and at + n < len(ids):
                 child = self._split(child, n)
             child.used = now
+            child.scores[:n] = map(_fuller, child.scores[:n], scores[at : at + n])
             self._watch(child)
             node, at = child, at + n
         self.pool.give(start, at)
         if at < len(ids):
-            new = Node(node, ids[at:].copy(), start + at)
+            new = Node(node, ids[at:].copy(), start + at, scores[at:])
             node.children[int(ids[at])] = new
             self.n_kept += len(new.ids)
             new.used = now
@@ -114,10 +125,10 @@ class Prefixes:
 
     def _split(self, node: Node, n: int) -> Node:
         """Splits a node after its first `n` tokens; returns the upper part."""
-        upper = Node(node.parent, node.ids[:n], node.start)
+        upper = Node(node.parent, node.ids[:n], node.start, node.scores[:n])
         assert node.parent is not None
         node.parent.children[int(node.ids[0])] = upper
-        node.parent, node.ids, node.start = upper, node.ids[n:], node.start + n
+        node.parent, node.ids, node.start, node.scores = upper, node.ids[n:], node.start + n, node.scores[n:]
         upper.children[int(node.ids[0])] = node
         upper.used = node.used
         return upper
@@ -131,9 +142,35 @@ class Prefixes:
                 heapq.heapify(self._leaves)
 
 
+def _short(score: Scored | None) -> Scored | None:
+    """Returns a score without the most likely tokens that are too many to be kept."""
+    return score if score is None or len(score.top) <= _MOST_TOP else score._replace(top=score.top[:_MOST_TOP])
+
+
+def _fuller(a: Scored | None, b: Scored | None) -> Scored | None:
+    """Returns the one of two scores of a token that has more of the most likely tokens."""
+    return b if a is None or (b is not None and len(b.top) > len(a.top)) else a
+
+
 def spans(path: list[tuple[Node, int]]) -> list[Span]:
     """Returns the positions of the pool that a path of `Prefixes.match` has."""
     return [(node.start, n) for node, n in path]
+
+
+def scores_of(path: list[tuple[Node, int]]) -> list[Scored | None]:
+    """Returns the scores of the tokens of a path of `Prefixes.match`."""
+    return [score for node, n in path for score in node.scores[:n]]
+
+
+def cut(path: list[tuple[Node, int]], n: int) -> list[tuple[Node, int]]:
+    """Returns the part of a path of `Prefixes.match` that has the first `n` of its tokens."""
+    found = []
+    for node, length in path:
+        if n <= 0:
+            break
+        found.append((node, min(length, n)))
+        n -= length
+    return found
 
 
 def common(a: np.ndarray, b: np.ndarray) -> int:

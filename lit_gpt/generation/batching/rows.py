@@ -1,6 +1,6 @@
 """A request on its way through the engine: its tokens so far, and the positions of the KV cache that are its own."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,9 +108,52 @@ class Row:
         return max(row.request.prompt_logprobs or 0 for row in (self, *self.twins))
 
     @property
-    def reusable(self) -> int:
-        """Tokens of the prompt whose hidden states nobody needs: their keys and values may be those of another row."""
+    def scores_prompt(self) -> bool:
+        """Whether tokens of its prompt are still to be scored."""
+        return self.n_new == 0 and self.branches is None and self.scores_from < len(self.prompt)
+
+    @property
+    def sharable(self) -> int:
+        """Number of its first tokens that may be those of another text, if their scores are there where they are asked.
+
+        A token that is drawn or scored needs the hidden state of the one before it, which is not kept: that one is fed.
+        """
+        if self.scores_prompt:
+            return self.end
         return self.scores_from - 1 if self.n_new == 0 else len(self.ids) - 1
+
+    def usable(self, scores: Sequence[Scored | None]) -> int:
+        """Returns how many of its first tokens need not be fed if their keys and values are there, with these scores.
+
+        Args:
+            scores: those of its first tokens, or None for a token without one.
+        """
+        if not self.scores_prompt:
+            return len(scores)
+        n, n_top = min(len(scores), self.scores_from - 1), self.n_top
+        while n < len(scores) - 1 and n < self.end - 1 and _has(scores[n + 1], n_top):
+            n += 1
+        return n
+
+    def will_share(self, other: "Row", n: int) -> int:
+        """Returns how many of its first tokens need not be fed once another row has fed the `n` that they share."""
+        if not self.scores_prompt or n < self.scores_from:
+            return n
+        scored = other.branches is None and other.scores_from <= self.scores_from and other.n_top >= self.n_top
+        return min(n, self.end) - 1 if scored else self.scores_from - 1
+
+    def known(self) -> list[Scored | None]:
+        """Returns the scores of its tokens that are in the cache, or None for a token without one."""
+        if self.branches is not None or self.scores_from >= len(self.prompt):
+            return [None] * min(self.n, self.n_plain)
+        n = max(0, min(self.n, len(self.prompt)) - self.scores_from)
+        found = [*[None] * min(self.n, self.scores_from), *self.scored[:n]]
+        return [*found, *[None] * (self.n - len(found))]
+
+    def take(self, scores: Sequence[Scored | None]) -> None:
+        """Takes the scores of its first tokens as computed, as far as it wants them."""
+        if self.scores_prompt:
+            self.scored = [score for score in scores[self.scores_from :] if score is not None]
 
     @property
     def scores_until(self) -> int:
@@ -131,8 +174,13 @@ class Row:
         found = []
         for row, last in zip(members, lasts, strict=True):
             mine, n_top = [*common[row.scored_from - self.scores_from :], last], row.request.prompt_logprobs or 0
-            found.append((row, tuple(s._replace(top=s.top[:n_top]) for s in mine)))
+            found.append((row, tuple(_with_top(mine, n_top))))
         return found
+
+    @property
+    def scored_prompt(self) -> tuple[Scored, ...]:
+        """The scores of the prompt's tokens, as the request wants them, once all are there."""
+        return self.first_scored + tuple(_with_top(self.scored, self.request.prompt_logprobs or 0))
 
     @property
     def due(self) -> int:
@@ -143,3 +191,13 @@ class Row:
     def reads(self) -> bool:
         """Whether it has tokens to read, rather than one that was just drawn."""
         return self.due > 1 or self.n_new == 0
+
+
+def _has(score: Scored | None, n_top: int) -> bool:
+    """Returns whether there is a score with at least so many of the most likely tokens."""
+    return score is not None and len(score.top) >= n_top
+
+
+def _with_top(scores: Sequence[Scored], n: int) -> list[Scored]:
+    """Returns scores with `n` of the most likely tokens, of those that have more."""
+    return [s if len(s.top) == n else s._replace(top=s.top[:n]) for s in scores]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_gpt.generation.batching.pool import Pool
-from lit_gpt.generation.batching.prefixes import Node, Prefixes, common, spans
+from lit_gpt.generation.batching.prefixes import Node, Prefixes, common, cut, scores_of, spans
 from lit_gpt.generation.batching.rows import Row
 
 _WORTH_WAITING = 16
@@ -57,29 +57,36 @@ class Scheduler:
                 break
             if row.waits_for and row.waits_for[0].start is not None and row.waits_for[0].n < row.waits_for[1]:
                 continue
-            ids = np.array(row.ids[: row.reusable], dtype=np.int32)
+            ids = np.array(row.ids[: row.sharable], dtype=np.int32)
             path = self.prefixes.match(row.key, ids)
-            n_kept = sum(n for _, n in path)
-            other, n_shared = self._most_alike(row, ids)
+            scores = scores_of(path)
+            n_kept = row.usable(scores)
+            other, n_same = self._most_alike(row, ids)
+            n_shared = 0 if other is None else row.will_share(other, n_same)
             row.waits_for = None
             if other is not None and min(n_shared, other.n) > n_kept:
-                n_kept, path = min(n_shared, other.n), []
+                scores = other.known()[:n_same]
+                n_kept, path = row.usable(scores), []
             if other is not None and n_shared >= n_kept + _WORTH_WAITING:
                 row.waits_for = other, n_shared
                 continue
+            path = cut(path, n_kept)
             if not self._place(row, path, other=None if path else other, n=n_kept):
                 break
+            row.take(scores[: row.n + 1])
             begun.append(row)
         for row in begun:
             self.waiting.remove(row)
         return begun
 
     def _most_alike(self, row: Row, ids: np.ndarray) -> tuple[Row | None, int]:
-        """Returns the running row that begins most like `ids`, and how many tokens it has in common."""
+        """Returns the running row from which most can be had, and how many tokens it has in common with `ids`."""
         found: tuple[Row | None, int] = (None, 0)
+        most = 0
         for other in self.running:
-            if other.key == row.key and (n := common(other.prompt[: other.n_plain], ids)) > found[1]:
-                found = other, n
+            n = common(other.prompt[: other.n_plain], ids) if other.key == row.key else 0
+            if (shared := row.will_share(other, n)) > most:
+                found, most = (other, n), shared
         return found
 
     def _place(self, row: Row, path: list[tuple[Node, int]], other: Row | None, n: int) -> bool:
@@ -157,7 +164,7 @@ class Scheduler:
             self.running.remove(row)
             n = min(row.n, row.n_plain) if row.branches else row.n
             self.pool.give(row.start + n, row.room - n)
-            self.prefixes.insert(row.key, np.array(row.ids[:n], dtype=np.int32), row.start)
+            self.prefixes.insert(row.key, np.array(row.ids[:n], dtype=np.int32), row.start, row.known()[:n])
             row.start, row.n = None, 0
         self.most_running = max(1, len(self.running)) if pause else self.max_rows
         if pause:
