@@ -23,7 +23,7 @@ def main(
             names occur twice; downloaded if not given.
     """
     from lit_gpt.errors import UserError
-    from lit_gpt.evaluation.archives import TASKS, write_task
+    from lit_gpt.evaluation.local.archives import TASKS, write_task
 
     if unknown := [name for name in eval_tasks if name not in TASKS]:
         raise UserError(f"--eval_tasks: {unknown[0]} is none of {', '.join(TASKS)}")

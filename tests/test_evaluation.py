@@ -26,7 +26,7 @@ from lit_gpt.convert.gguf import open_gguf, write_tokenizer
 from lit_gpt.convert.names import from_hf
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.harness import LitLM
-from lit_gpt.evaluation.local_data import local_files, use_local_data
+from lit_gpt.evaluation.local.data import local_files, use_local_data
 from lit_gpt.evaluation.names import leaves, resolve
 from lit_gpt.evaluation.run import choose_style, evaluate
 from lit_gpt.evaluation.score import task_score

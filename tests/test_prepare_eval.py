@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from lit_gpt.args import EvalArgs
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation import archives
+from lit_gpt.evaluation.local import archives
 from lit_gpt.evaluation.tasks import prepare
 
 SHARED = Path("/work/shared/data/eval")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.local_data import Examples, n_shots
+from lit_gpt.evaluation.local.data import Examples, n_shots
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lit_gpt.args import EvalArgs
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.examples import check_examples, say_where_from
-from lit_gpt.evaluation.local_data import Source, config_of, local_files, misfit, one_line, use_local_data
+from lit_gpt.evaluation.local.data import Source, config_of, local_files, misfit, one_line, use_local_data
 from lit_gpt.evaluation.names import leaves, make_manager, resolve_all
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lit_gpt.args import EvalArgs
 from lit_gpt.data.prepare.entries import read_objects
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.mmlu import is_mmlu, read_mmlu, rows_as_the_hubs
+from lit_gpt.evaluation.local.mmlu import is_mmlu, read_mmlu, rows_as_the_hubs
 from lit_gpt.evaluation.names import leaves, resolve
 
 if TYPE_CHECKING:

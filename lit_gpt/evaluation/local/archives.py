@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from lit_gpt.data.prepare.download import locate
 from lit_gpt.errors import UserError
-from lit_gpt.evaluation.archive_rows import (
+from lit_gpt.evaluation.local.archive_rows import (
     Rows,
     arc_rows,
     bbh_rows,
