@@ -330,6 +330,9 @@ PATHS = [  # script, arguments, what its one line says
     ),
     ("eval/lm_eval_harness.py", ["TINY", "--finetuned_path", "out/lora/q"], ["no out/lora/q"]),
     ("eval/lm_eval_harness.py", ["TINY", "--save_filepath", "out"], ["--save_filepath out is a folder"]),
+    ("eval/helm.py", ["TINY", "--finetuned_path", "out/lora/xx"], ["did you mean out/lora/x?"]),
+    ("eval/mini_helm.py", ["TINY", "--finetuned_path", "out/lora/xx"], ["did you mean out/lora/x?"]),
+    ("scripts/prepare_submission.py", ["--finetuned_path", "out/lora/xx"], ["did you mean out/lora/x?"]),
     ("eval/validate.py", ["TINY", "--data_dir", "data/suport"], ["did you mean data/support?"]),
     (
         "scripts/prepare_csv.py",

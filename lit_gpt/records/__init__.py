@@ -6,7 +6,7 @@ refused in one line that names the file and the place, within seconds and in lit
 
 from lit_gpt.records.json_text import MAX_BYTES, parse_json, parse_object, read_json, read_object
 from lit_gpt.records.values import fits, is_file_name, misfit, require_types
-from lit_gpt.records.yaml_text import TooLargeError, compose_yaml, read_yaml
+from lit_gpt.records.yaml_text import TooLargeError, compose_yaml, parse_yaml, read_yaml
 
 __all__ = ["MAX_BYTES", "TooLargeError", "compose_yaml", "fits", "misfit", "parse_json", "parse_object", "read_json"]
-__all__ += ["is_file_name", "read_object", "read_yaml", "require_types"]
+__all__ += ["is_file_name", "parse_yaml", "read_object", "read_yaml", "require_types"]

@@ -25,15 +25,29 @@ def read_yaml(path: Path, remedy: str = "get it again") -> dict[str, Any]:
     Raises:
         UserError: the file holds something else, or is too large.
     """
+    return _names_in(path, str(path), remedy)
+
+
+def parse_yaml(text: str, where: str, remedy: str = "get it again") -> dict[str, Any]:
+    """Returns the names with values in a YAML text; see `read_yaml`.
+
+    Args:
+        where: place of the text, for messages.
+    """
+    return _names_in(text, where, remedy)
+
+
+def _names_in(source: Path | str, where: str, remedy: str) -> dict[str, Any]:
+    """Returns the names with values in a YAML file or text."""
     try:
-        node = compose_yaml(path, yaml.SafeLoader)
+        node = compose_yaml(source, yaml.SafeLoader)
         value = None if node is None else yaml.SafeLoader("").construct_document(node)
         _require_plain(value)
     except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as e:
         reason = getattr(e, "problem", None) or str(e) or type(e).__name__
-        raise UserError(f"{path} cannot be read as YAML ({reason}); {remedy}") from e
+        raise UserError(f"{where} cannot be read as YAML ({reason}); {remedy}") from e
     if not isinstance(value, dict):
-        raise UserError(f"{path} has no names with values; {remedy}")
+        raise UserError(f"{where} has no names with values; {remedy}")
     return value
 
 

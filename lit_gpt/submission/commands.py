@@ -1,7 +1,7 @@
 """The commands that repeat a run, from its own record: prepare the data, finetune with the same arguments."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lit_gpt.checkpoints.runs import Run
 from lit_gpt.data.store import META
 from lit_gpt.errors import UserError
 from lit_gpt.methods import METHODS
-from lit_gpt.records import read_object
+from lit_gpt.records import parse_yaml, read_object
 from lit_gpt.submission.toolkit import TOOLKIT
 
 PREPARED = "prepared"
@@ -124,9 +124,7 @@ def _file(found: Repetition, path: Path, what: str) -> str:
 
 def _sources(found: Repetition, text: str, folder: Path, checkpoint: str) -> Iterator[tuple[str, str]]:
     """Yields the sources of a mixture by name: files of the submission, or data that the image prepares first."""
-    sources = yaml.safe_load(text)
-    if not isinstance(sources, Mapping):
-        raise UserError(f"--sources {text} of {folder} is no mapping of names to paths")
+    sources = parse_yaml(text, f"--sources of {folder}", "prepare the mixture again")
     for name, value in sources.items():
         path = Path(str(value))
         if path.is_dir():

@@ -3,7 +3,6 @@
 https://arxiv.org/abs/2110.08193, section 4, and which letter stands for whom, as HELM tells it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -11,6 +10,7 @@ from typing import Any
 
 from lit_gpt.evaluation.helm.instances import TEST, TRAIN, Instance, Letters, Reference
 from lit_gpt.evaluation.helm.prompts import letter
+from lit_gpt.records import parse_json
 
 _CATEGORIES = (
     *("Age", "Disability_status", "Gender_identity", "Nationality", "Physical_appearance", "Race_ethnicity"),
@@ -31,7 +31,7 @@ def questions(folder: Path, subject: str) -> list[Instance]:
     for category in _CATEGORIES if subject == "all" else (subject,):
         path = folder / "data" / category
         with path.open(encoding="utf-8") as file:
-            rows += [(category, json.loads(line)) for line in file]
+            rows += [(category, parse_json(line, str(path))) for line in file]
     Random(0).shuffle(rows)
     n_train = len(rows) - _N_TEST
     return [_instance(row, category, TRAIN if i < n_train else TEST) for i, (category, row) in enumerate(rows)]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.helm.conf import Entry, parsed
 from lit_gpt.files import write_text
-from lit_gpt.records import read_object
+from lit_gpt.records import parse_json, read_object
 
 COLUMNS = ("accuracy", "robustness", "fairness")
 _MAIN = {
@@ -63,7 +63,7 @@ def read_rows(suite: Path) -> dict[str, Row]:
     for path in sorted(suite.glob("*/stats.json")):
         entry = parsed(path.parent.name if ":" in path.parent.name else f"{path.parent.name}:")
         try:
-            stats = json.loads(path.read_text(encoding="utf-8"))
+            stats = parse_json(path.read_bytes(), str(path), "run HELM again", finite=False)
             by_metric = {_key(stat): stat.get("mean") for stat in stats}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise UserError(f"{path} is no file of HELM's scores ({type(e).__name__}: {e})") from e

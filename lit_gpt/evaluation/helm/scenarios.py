@@ -4,7 +4,6 @@ Files lie where HELM puts them, in its folder `benchmark_output/scenarios`.
 """
 
 import csv
-import json
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from lit_gpt.evaluation.helm import bbq
 from lit_gpt.evaluation.helm.conf import Entry
 from lit_gpt.evaluation.helm.instances import TEST, TRAIN, VALID, Instance, Reference
 from lit_gpt.evaluation.helm.prompts import Adapter
+from lit_gpt.records import parse_json, read_object
 
 _MATCHES = ("exact_match", "quasi_exact_match", "prefix_exact_match", "quasi_prefix_exact_match")
 _BY_BIG_BENCH = {"exact_str_match": _MATCHES[:2], "rouge": ("rouge_1", "rouge_2", "rouge_l")}
@@ -120,8 +120,9 @@ def _sentence(text: str) -> str:
 def _gsm(folder: Path, settings: Mapping[str, str]) -> Scenario:
     instances: list[Instance] = []
     for split in (TRAIN, TEST):
-        with (folder / "gsm" / f"gsm_data_{split}").open(encoding="utf-8") as file:
-            for row in map(json.loads, file):
+        path = folder / "gsm" / f"gsm_data_{split}"
+        with path.open(encoding="utf-8") as file:
+            for row in (parse_json(line, str(path)) for line in file):
                 answer = row["answer"].replace("####", "The answer is").replace("\n", " ") + "."
                 instances.append(Instance(row["question"], (Reference(answer),), split))
     adapter = Adapter(False, input_prefix="Q: ", output_prefix="A: ", max_tokens=400, stop=("\n\n",))
@@ -184,7 +185,7 @@ class _PlainPickle(pickle.Unpickler):
 
 def _big_bench(folder: Path, settings: Mapping[str, str]) -> Scenario:
     task, subtask = settings["task"], settings["subtask"]
-    about = json.loads((folder / "big_bench" / task / subtask / "task.json").read_text(encoding="utf-8"))
+    about = read_object(folder / "big_bench" / task / subtask / "task.json")
     examples = about["examples"]
     Random(0).shuffle(examples)
     n_test = max(int(0.2 * len(examples)), 16)

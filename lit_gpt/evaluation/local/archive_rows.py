@@ -2,9 +2,10 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+from lit_gpt.records import parse_json, parse_object
 
 Rows = Iterable[dict[str, Any]]
 
@@ -13,10 +14,7 @@ def plain_rows(contents: Sequence[bytes], name: str) -> Iterator[dict[str, Any]]
     """Yields the objects of JSON lines as they are."""
     for line in contents[0].decode("utf-8-sig").splitlines():
         if line.strip():
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"{line[:40]!r} is not an object")
-            yield row
+            yield parse_object(line, name)
 
 
 def arc_rows(contents: Sequence[bytes], name: str) -> Iterator[dict[str, Any]]:
@@ -56,7 +54,7 @@ def piqa_rows(contents: Sequence[bytes], name: str) -> Iterator[dict[str, Any]]:
 
 def bbh_rows(contents: Sequence[bytes], name: str) -> Iterator[dict[str, Any]]:
     """Yields the rows of a task of BIG-bench hard: input, target."""
-    for row in json.loads(contents[0])["examples"]:
+    for row in parse_object(contents[0], name)["examples"]:
         yield {"input": row["input"], "target": row["target"]}
 
 
@@ -73,7 +71,7 @@ def mmlu_rows(contents: Sequence[bytes], name: str) -> Iterator[dict[str, Any]]:
 
 def truthfulqa_rows(contents: Sequence[bytes], name: str) -> Iterator[dict[str, Any]]:
     """Yields TruthfulQA's rows with choices: question, mc1_targets and mc2_targets (choices and labels each)."""
-    for row in json.loads(contents[0]):
+    for row in parse_json(contents[0], name):
         kinds = {kind: row[kind] for kind in ("mc1_targets", "mc2_targets")}
         targets = {kind: {"choices": list(t), "labels": list(t.values())} for kind, t in kinds.items()}
         yield {"question": row["question"], **targets}
@@ -81,7 +79,8 @@ def truthfulqa_rows(contents: Sequence[bytes], name: str) -> Iterator[dict[str, 
 
 def truthfulqa_texts(contents: Sequence[bytes], name: str) -> Iterator[dict[str, Any]]:
     """Yields TruthfulQA's rows to be answered in words: type, category, question, answers, source."""
-    for row in csv.DictReader(io.StringIO(contents[0].decode("utf-8-sig"), newline="")):
+    names, *rows = csv.reader(io.StringIO(contents[0].decode("utf-8-sig"), newline=""))
+    for row in (dict(zip(names, values, strict=True)) for values in rows if values):
         yield {
             "type": row["Type"],
             "category": row["Category"],

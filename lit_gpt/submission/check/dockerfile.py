@@ -1,12 +1,12 @@
 """Reads a Dockerfile as a list of steps, and checks what can be told without building it."""
 
 import io
-import json
 import shlex
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from lit_gpt.errors import UserError, shown
+from lit_gpt.records import parse_json
 
 _KNOWN = ("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER")
 _KNOWN += ("ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR")
@@ -117,8 +117,8 @@ def only_dockerfile(folder: Path) -> Path:
 def _listed(value: str) -> list[str]:
     """Returns the words of a value in JSON's form; none if it has another form."""
     try:
-        found = json.loads(value)
-    except ValueError:
+        found = parse_json(value, "the value")
+    except UserError:
         return []
     return found if isinstance(found, list) and all(isinstance(word, str) for word in found) else []
 

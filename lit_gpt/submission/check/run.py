@@ -7,11 +7,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_gpt.args.submission import CheckArgs
 from lit_gpt.errors import UserError
 from lit_gpt.planning.devices import named
+from lit_gpt.records import read_yaml
 from lit_gpt.submission.check import docker
 from lit_gpt.submission.check.dockerfile import only_dockerfile, read_steps, start_command
 from lit_gpt.submission.check.helm import replay
@@ -123,8 +122,8 @@ def _require_commands(folder: Path, text: str) -> int:
             raise UserError(f"{TRAIN}: {words[0]} does not take its arguments: {why}")
     if not any(words[0].startswith(f"{TOOLKIT}/finetune/") for words in commands):
         raise UserError(f"{TRAIN} runs no finetune script")
-    if (folder / CONFIG).is_file() and not isinstance(yaml.safe_load((folder / CONFIG).read_text("utf-8")), dict):
-        raise UserError(f"{folder / CONFIG} has no flags with values")
+    if (folder / CONFIG).is_file():
+        read_yaml(folder / CONFIG, "make the submission again")
     return len(commands)
 
 
