@@ -20,8 +20,10 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -63,6 +65,7 @@ def main() -> None:
     say(_head("random weights" if args.random else material.ours.name, args.threads))
     names = {name: None for part in parts for name in (_QUESTIONS if part == "questions" else _CHATS) if name in only}
     running: dict[str, Contender] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to stop"))  # the contenders end, too
     try:
         for name in names:
             running[name] = Contender(name, material.ours, material.theirs, args.threads)
