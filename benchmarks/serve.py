@@ -20,8 +20,10 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -63,6 +65,7 @@ def main() -> None:
     say(_head("random weights" if args.random else material.ours.name, args.threads))
     names = {name: None for part in parts for name in (_QUESTIONS if part == "questions" else _CHATS) if name in only}
     running: dict[str, Contender] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to stop"))  # the contenders end, too
     try:
         for name in names:
             running[name] = Contender(name, material.ours, material.theirs, args.threads)
@@ -106,7 +109,7 @@ def _measure_questions(running: dict[str, Contender], args: argparse.Namespace, 
     numbers = {"single": args.theirs16, "single fp32": args.theirs}
     rates: dict[str, list[float]] = {name: [] for name in running}
     same: dict[str, list[bool]] = {name: [] for name in running}
-    worst = 0.0
+    worst, likened = 0.0, "single fp32" if "single fp32" in running else next(iter(running))
     for i in range(args.rounds):
         asked = multiple_choice(rows, args.ours, args.seed + i)
         found: dict[str, Got] = {}
@@ -115,14 +118,14 @@ def _measure_questions(running: dict[str, Contender], args: argparse.Namespace, 
             with contender.awake() as url:
                 found[name] = ask(url, part, clients=32)
             rates[name].append(len(part) / found[name].seconds)
-        reference = found.get("single fp32") or next(iter(found.values()))
+        reference = found[likened]
         for name, got in found.items():
             pairs = list(zip(got.answers, reference.answers, strict=False))
             same[name] += [a["text"] == b["text"] for a, b in pairs]
             if name == "ours fp32":
                 worst = max(worst, *(_difference(a, b) for a, b in pairs))
     say(f"HELM's questions of 32 clients, {args.ours} (single: {args.theirs16}, single fp32: {args.theirs}) a round, "
-        f"requests/s: median, least, most of {args.rounds} rounds; answers as of single fp32")  # fmt: skip
+        f"requests/s: median, least, most of {args.rounds} rounds; answers as of {likened}")  # fmt: skip
     for name, r in rates.items():
         say(
             f"  {name:16}{statistics.median(r):8.3f}{min(r):8.3f}{max(r):8.3f}   {sum(same[name])} of {len(same[name])}"
