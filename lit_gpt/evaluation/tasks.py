@@ -92,8 +92,9 @@ def _check_code(task: str, manager: "TaskManager", args: EvalArgs) -> None:
 
     if not config_of(task, manager, resolve_func=False).get("unsafe_code"):
         return
-    ours = Path(lm_eval.__file__).parent in (getattr(manager.task_index[task], "yaml_path", None) or Path()).parents
-    allowed = not ours or os.environ.get(_ALLOW) == "1"
+    path = getattr(manager.task_index[task], "yaml_path", None) or Path()
+    is_theirs = Path(lm_eval.__file__).resolve().parent in path.resolve().parents  # an environment may be a link
+    allowed = not is_theirs or os.environ.get(_ALLOW) == "1"
     if not args.confirm_run_unsafe_code or not allowed:
         ways = [] if args.confirm_run_unsafe_code else ["pass --confirm_run_unsafe_code true"]
         ways += [] if allowed else [f"set {_ALLOW}=1 in the environment"]
