@@ -9,15 +9,16 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.config import Config
-from lit_gpt.generation.batching.branches import Branches
+from lit_gpt.generation.batching.batch import Batch, Piece
 from lit_gpt.generation.batching.pool import Pool
+from lit_gpt.generation.cpu.cascade import cascade_attention
 from lit_gpt.generation.cpu.products import packed
 from lit_gpt.generation.cpu.scripted import scriptable, scripted_block
 from lit_gpt.layers.cpu_matmul import upcast
@@ -26,24 +27,7 @@ from lit_gpt.layers.rope import apply_rope
 from lit_gpt.methods.lora.shared import RunSpan, SharedLinear, Updates
 from lit_gpt.model import GPT, Block, CausalSelfAttention, score_scale, softcap
 
-
-class Piece(NamedTuple):
-    """Tokens that a row feeds."""
-
-    ids: Sequence[int]
-    position: int
-    """Position of the first one in its text."""
-    start: int
-    """Where the row's extent begins in the pool."""
-    is_long: bool = False
-    """Whether LongRoPE's frequencies of long texts apply."""
-    run: str | None = None
-    """Name of the run whose updates apply."""
-    branches: Branches | None = None
-    """The tree that tokens are in, if they are not one text; `position` is an index among those that it feeds."""
-
-
-_Layer = Callable[[Tensor, Tensor, Tensor, "_Batch"], Tensor]
+_Layer = Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
 """Function of x (N, C), cos and sin (N, rope_n_elem) and the batch that computes a layer, (N, C)."""
 
 
@@ -72,6 +56,8 @@ class ExtentModel:
         self.model = _with(model, shared)
         self.in_kernels = pool.k[0].is_cuda and importlib.util.find_spec("triton") is not None
         """Whether rows that feed one token each are attended to by our Triton kernels."""
+        self.reads_once = pool.k[0].device.type == "cpu"
+        """Whether what rows share is read once for all of them."""
         self.is_fast = fast
         windows = [config.sliding_window if config.is_sliding(i) else 0 for i in range(config.n_layer)]
         self.lm_head, blocks = self.model.lm_head, list(self.model.transformer.h)
@@ -90,7 +76,14 @@ class ExtentModel:
         if not isinstance(block, Block):
             run = block.forward
             return lambda x, cos, sin, batch: run(
-                x, *batch.turns(cos, sin), keys, values, batch.places, batch.rows, batch.tree_masks(window)
+                x,
+                *batch.turns(cos, sin),
+                keys,
+                values,
+                batch.places,
+                batch.rows,
+                batch.parts,
+                batch.tree_masks(window),
             )
         beside = block.attn.beside(keys.dtype)
         attention = _ExtentAttention(block.attn, keys=keys, values=values, window=window, beside=beside)
@@ -107,7 +100,7 @@ class ExtentModel:
             groups = [list(group) for _, group in groupby(pieces, lambda piece: piece.run)]
             return torch.cat([self.hidden(group) for group in groups])
         self._spans[:] = _run_spans([(piece.run, len(piece.ids)) for piece in pieces])
-        batch = _Batch(pieces, self.model.transformer.wte.weight.device, self.in_kernels)
+        batch = Batch(pieces, self.model.transformer.wte.weight.device, self.in_kernels)
         rope = self.model.rope
         usual = rope(batch.positions, 0)
         if any(piece.is_long for piece in pieces):
@@ -130,14 +123,6 @@ class ExtentModel:
 def _fast_block(block: Any, window: int) -> nn.Module:
     """Returns a block with packed weights, compiled if possible; computes nothing, since threads know no autocast."""
     return scripted_block(block, window) if scriptable(block) else packed(block)
-
-
-def _positions(piece: Piece) -> Sequence[int]:
-    """Returns the position in its text of each token that a row feeds."""
-    stop = piece.position + len(piece.ids)
-    if piece.branches is None:
-        return range(piece.position, stop)
-    return piece.branches.positions[piece.position : stop].tolist()
 
 
 def _run_spans(parts: Sequence[tuple[str | None, int]]) -> list[RunSpan]:
@@ -164,68 +149,6 @@ def _with(module: nn.Module, others: Mapping[str, nn.Module]) -> Any:
     return twin
 
 
-class _Batch:
-    """The tokens of a forward pass, where they go in the pool, and which positions they see."""
-
-    def __init__(self, pieces: Sequence[Piece], device: torch.device, in_kernels: bool) -> None:
-        self.pieces, self.lengths = pieces, [len(piece.ids) for piece in pieces]
-        positions = [p for piece in pieces for p in _positions(piece)]
-        places = [
-            p
-            for piece in pieces
-            for p in range(piece.start + piece.position, piece.start + piece.position + len(piece.ids))
-        ]
-        ids = [i for piece in pieces for i in piece.ids]
-        is_long = [piece.is_long for piece in pieces for _ in piece.ids]
-        self.ids, self.positions, self.places = torch.tensor([ids, positions, places], device=device)
-        self.is_long = torch.tensor(is_long, device=device)
-        plain = all(piece.branches is None for piece in pieces)
-        self.in_kernels = in_kernels and len(ids) == len(pieces) and plain
-        """Whether attention is computed for all rows at once: each has one token."""
-        self.starts = self.places - self.positions
-        self._masks: dict[tuple[int, int], Tensor] = {}
-        self._tree_masks: dict[int, list[Tensor]] = {}
-        self._turns: dict[int, tuple[Tensor, Tensor]] = {}
-        self.rows = [[len(p.ids), p.position, p.start, int(p.branches is not None)] for p in pieces]
-
-    def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns cos and sin (N, n) as a compiled block takes them, (N, 1, n): half of sin with its sign changed."""
-        if id(sin) not in self._turns:
-            half = sin.size(-1) // 2
-            self._turns[id(sin)] = cos.unsqueeze(1), torch.cat((-sin[:, :half], sin[:, half:]), -1).unsqueeze(1)
-        return self._turns[id(sin)]
-
-    def tree_masks(self, window: int) -> list[Tensor]:
-        """Returns the summands of scores of those pieces that are of a tree, in order; see `Branches.mask`."""
-        if window not in self._tree_masks:
-            self._tree_masks[window] = [
-                piece.branches.mask(piece.position, piece.position + len(piece.ids), window, self.ids.device)[1]
-                for piece in self.pieces
-                if piece.branches is not None
-            ]
-        return self._tree_masks[window]
-
-    def tree_mask(self, i: int, window: int, dtype: torch.dtype) -> Tensor:
-        """Returns what is added to the scores of a piece of a tree, (T, S)."""
-        trees = [j for j, piece in enumerate(self.pieces) if piece.branches is not None]
-        return self.tree_masks(window)[trees.index(i)].to(dtype)
-
-    def mask(self, i: int, window: int, first: int, dtype: torch.dtype) -> Tensor:
-        """Returns what is added to the scores of a piece, (T, S): minus infinity where a query does not see a key.
-
-        Args:
-            i: index of the piece.
-            first: position of the first key.
-        """
-        if (i, window) not in self._masks:
-            piece, device = self.pieces[i], self.ids.device
-            queries = torch.arange(piece.position, piece.position + len(piece.ids), device=device).unsqueeze(1)
-            distance = queries - torch.arange(first, piece.position + len(piece.ids), device=device)
-            hidden = distance < 0 if not window else (distance < 0) | (distance >= window)
-            self._masks[i, window] = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf).to(dtype)
-        return self._masks[i, window]
-
-
 class _ExtentAttention(nn.Module):
     """An attention layer for tokens of many rows, which takes over the modules of `attn`.
 
@@ -241,7 +164,7 @@ class _ExtentAttention(nn.Module):
         self.pools = keys, values
         self.by_head = tuple(pool.transpose(0, 1).unsqueeze(0) for pool in self.pools)  # (1, G, P, D)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: None, batch: _Batch, *unused: Any) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: None, batch: Batch, *unused: Any) -> Tensor:
         """
         Args:
             x: (1, N, C).
@@ -254,12 +177,18 @@ class _ExtentAttention(nn.Module):
         for pool, new in zip(self.pools, (k, v), strict=True):
             pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
         queries = q[0].transpose(0, 1).unflatten(1, (k.size(1), -1)).split(batch.lengths)  # (T, G, R, D) each
-        y = torch.cat([self.attended(q, i, batch) for i, q in enumerate(queries)]).flatten(1)  # (N, H * D)
+        outputs: list[Tensor] = []
+        for i, j, start, n in batch.parts:
+            if n and not self.window and not self.attn.config.attn_logit_softcapping:
+                outputs.append(self.together(queries[i:j], batch.rows[i:j], start, n))
+            else:
+                outputs += [self.attended(queries[at], at, batch) for at in range(i, j)]
+        y = torch.cat(outputs).flatten(1)  # (N, H * D)
         if self.beside is not None:
             y = y + self.beside(q)[0].transpose(0, 1).flatten(1)
         return self.attn.proj(y.unsqueeze(0))
 
-    def decoded(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, batch: _Batch) -> Tensor:
+    def decoded(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
         """Returns attention (N, 1, H * D) of one token for each row, by our Triton kernels, for all rows at once.
 
         Args:
@@ -287,7 +216,13 @@ class _ExtentAttention(nn.Module):
             y = y + self.beside(rotated).transpose(1, 2).flatten(2)
         return y
 
-    def attended(self, q: Tensor, i: int, batch: _Batch) -> Tensor:
+    def together(self, queries: Sequence[Tensor], rows: Sequence[list[int]], shared: int, n: int) -> Tensor:
+        """Returns attention (B, G, R, D) of rows that feed one token and share `n` keys, see `cascade_attention`."""
+        starts, ends = [row[2] + n for row in rows], [row[2] + row[1] + 1 for row in rows]
+        scale = score_scale(self.attn.config)
+        return cascade_attention(torch.cat(list(queries)), *self.pools, starts, ends, shared, n, scale)
+
+    def attended(self, q: Tensor, i: int, batch: Batch) -> Tensor:
         """Returns attention (T, G, R, D) of a piece's rotated queries, of the same shape, to its row's extent."""
         piece, config = batch.pieces[i], self.attn.config
         T, end = q.size(0), piece.position + q.size(0)

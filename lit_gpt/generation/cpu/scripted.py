@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_gpt.generation.cpu.cascade import cascade_attention
 from lit_gpt.generation.cpu.products import compiled, known, product
 from lit_gpt.layers.mlp import GatedMLP, PlainMLP
 from lit_gpt.layers.norms import LayerNorm, PerHeadNorm, RMSNorm
@@ -53,6 +54,7 @@ class _Block(nn.Module):
         values: Tensor,
         places: Tensor,
         rows: list[list[int]],
+        parts: list[list[int]],
         tree_masks: list[Tensor],
     ) -> Tensor:
         """Returns the output of the block, (N, C).
@@ -64,10 +66,12 @@ class _Block(nn.Module):
             places: positions of the pool to which the tokens' keys and values go, (N,).
             rows: for each row, [T, the position of its first token, where its extent begins in the pool, whether its
                 tokens are of a tree].
+            parts: neighbours among the rows, in order: [index of the first one, of that after the last, where what they
+                share begins in the pool, its number of tokens or 0].
             tree_masks: what is added to the scores of each of those rows, (T, S).
         """
         normed = _normed(x, self.norm_1)
-        y = self.attention(normed, cos, sin, keys, values, places, rows, tree_masks)
+        y = self.attention(normed, cos, sin, keys, values, places, rows, parts, tree_masks)
         h = x + _normed(y, self.post_attention_norm)
         if not self.shared:
             normed = _normed(x if self.parallel else h, self.norm_2)
@@ -90,6 +94,7 @@ class _Block(nn.Module):
         values: Tensor,
         places: Tensor,
         rows: list[list[int]],
+        parts: list[list[int]],
         tree_masks: list[Tensor],
     ) -> Tensor:
         """Returns the projected output of attention, (N, C); arguments as in `forward`."""
@@ -107,18 +112,26 @@ class _Block(nn.Module):
         values.index_copy_(0, places, v.view(-1, G, D))
         outputs: list[Tensor] = []
         at, n_trees = 0, 0
-        for row in rows:
-            T, position, start = row[0], row[1], row[2]
-            end = start + position + T
-            if row[3] == 1:
-                mask = tree_masks[n_trees]
-                begin = end - mask.size(1)
-                outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], mask))
-                n_trees += 1
-            else:
-                begin = start + (max(0, position + 1 - self.window) if self.window > 0 else 0)
-                outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], None))
-            at += T
+        for part in parts:
+            first, stop, n = part[0], part[1], part[3]
+            if n > 0 and self.window == 0 and self.cap == 0:
+                starts = [rows[i][2] + n for i in range(first, stop)]
+                ends = [rows[i][2] + rows[i][1] + 1 for i in range(first, stop)]
+                mine = q[at : at + stop - first].view(-1, G, H // G, D)
+                y = cascade_attention(mine, keys, values, starts, ends, part[2], n, self.scale)
+                outputs.append(y.reshape(stop - first, -1))
+                at += stop - first
+                continue
+            for row in rows[first:stop]:
+                T, end = row[0], row[2] + row[1] + row[0]
+                tree_mask: Tensor | None = None
+                begin = row[2] + (max(0, row[1] + 1 - self.window) if self.window > 0 else 0)
+                if row[3] == 1:
+                    tree_mask = tree_masks[n_trees]
+                    begin = end - tree_masks[n_trees].size(1)
+                    n_trees += 1
+                outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], tree_mask))
+                at += T
         return self.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0))
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, tree_mask: Tensor | None) -> Tensor:
