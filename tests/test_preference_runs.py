@@ -1,4 +1,4 @@
-"""A run of finetune/preference.py from prepared pairs to results: reference, resuming, an SFT run as its start, plan."""
+"""A run of finetune/preference.py from pairs to results: reference, resuming, an SFT run as its start, plan."""
 
 import json
 import shutil
