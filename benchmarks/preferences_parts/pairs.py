@@ -51,7 +51,7 @@ class Pairs:
         tokenizer = Tokenizer(self.model.ours)
         found = []
         for row in json.loads(self.path.read_text(encoding="utf-8")):
-            answers = [tokenizer.encode(row[k], bos=False) + [tokenizer.eos_id] for k in ("chosen", "rejected")]
+            answers = [[*tokenizer.encode(row[k], bos=False), tokenizer.eos_id] for k in ("chosen", "rejected")]
             found.append((tokenizer.encode(row["prompt"]), *answers))
         return found
 
