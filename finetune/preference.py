@@ -8,17 +8,7 @@ Defaults are in the signature below; `--print_config > my.yaml` writes them out 
 from pathlib import Path
 from typing import Literal
 
-from lit_gpt.args import (
-    AdapterArgs,
-    FullArgs,
-    LoRAArgs,
-    PlanArgs,
-    Precision,
-    Quantization,
-    RunArgs,
-    TrainArgs,
-    ValidationArgs,
-)
+from lit_gpt.args import AdapterArgs, LoRAArgs, PlanArgs, Precision, Quantization, RunArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.preferences import PreferenceArgs
 
 
@@ -49,6 +39,7 @@ def main(
         precision: bf16-true on a GPU (bf16-mixed for full; fp16 if it has no bf16) and 32-true on a CPU if not given.
         quantize: quantize the frozen weights of the blocks to 4 or 8 bits; not quantized if not given.
     """
+    from lit_gpt.args import FullArgs
     from lit_gpt.args.finetuning import FinetuneArgs
     from lit_gpt.args.folders import default_out_dir
     from lit_gpt.fabric import make_fabric

@@ -1,13 +1,11 @@
 """Runs a finetune script, from its arguments to the files it leaves in `out_dir`."""
 
 from lit_gpt.args.finetuning import FinetuneArgs
-from lit_gpt.data.answers import Answers
 from lit_gpt.data.store import Samples
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.files import only_writer
 from lit_gpt.layers.compiled import compiling
 from lit_gpt.lightning import Fabric
-from lit_gpt.model import GPT
 from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.outcome import gauges_of, plan_of_run, settle
 from lit_gpt.training.batching import require_room_for_a_step
@@ -15,7 +13,7 @@ from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import NEXT_TOKEN
 from lit_gpt.training.offload import require_offload
 from lit_gpt.training.preferences.objective import objective_of
-from lit_gpt.training.preferences.start import as_sft_run, with_references
+from lit_gpt.training.preferences.start import Referenced, as_sft_run
 from lit_gpt.training.run.average import require_checkpoints
 from lit_gpt.training.run.budget import LEDGER, Budget
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
@@ -73,12 +71,9 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
 
     # Load the base model and inject the method; a resumed run gets its trained weights later, in `fit`. What a run on
     # preferences is held against is the model before that.
-    def at_first(model: GPT, base_digest: str) -> None:
-        nonlocal train_data, val_data
-        if isinstance(train_data, Answers) and isinstance(val_data, Answers):
-            train_data, val_data = with_references(fabric, model, (train_data, val_data), args, base_digest)
-
-    model, base_digest = load_model(fabric, args, checkpoint, at_first)
+    referenced = Referenced(fabric, args, (train_data, val_data))
+    model, base_digest = load_model(fabric, args, checkpoint, at_first=referenced.compute)
+    train_data, val_data = referenced.data
     objective = objective_of(args.preference) if args.preference else NEXT_TOKEN
     score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
     print(*description(model, train_data, args, device=fabric.device, done=position(checkpoint)), sep="\n")

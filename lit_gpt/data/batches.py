@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from lit_gpt.data.answers import Answers
 from lit_gpt.data.packing import NONE, Packing, Prefixes, packs, prefixes_of, sharing
 from lit_gpt.data.store import IGNORE, Samples
 from lit_gpt.layers.attention import Documents
+
+_Kind = TypeVar("_Kind", bound="Batch")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Batch:
         """Number of terms that the loss is a sum of: here, a target each."""
         return self.n_targets
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self: _Kind, device: torch.device) -> _Kind:
         """Returns the batch on `device`; to a GPU it is copied asynchronously, from pinned memory."""
         moved = {
             name: (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)

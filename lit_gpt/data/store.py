@@ -137,7 +137,7 @@ class Writer:
         for file in self.files:
             np.lib.format.write_array_header_1_0(file, _header(0))
 
-    def add(self, samples: Sequence[tuple[list[int], list[int]] | tuple[list[int], list[int], bool]]) -> None:
+    def add(self, samples: Sequence[tuple[Any, ...]]) -> None:
         """Appends samples, (ids, labels) each, or (ids, labels, whether it is a desired answer)."""
         for ids, *rest in samples:
             self.offsets.append(self.offsets[-1] + len(ids))

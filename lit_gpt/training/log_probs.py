@@ -24,10 +24,10 @@ def target_log_probs(model: GPT, batch: Batch, hidden_of: Hidden | None = None) 
 
 def answer_log_probs(model: GPT, batch: AnswerBatch, hidden_of: Hidden | None = None) -> Tensor:
     """Returns the log-probability of each answer, (n_answers,) in fp32: the sum over its targets."""
-    return sums(target_log_probs(model, batch, hidden_of), batch)
+    return _sums(target_log_probs(model, batch, hidden_of), batch)
 
 
-def sums(values: Tensor, batch: AnswerBatch) -> Tensor:
+def _sums(values: Tensor, batch: AnswerBatch) -> Tensor:
     """Returns the sum of a value of each target, (n_targets,), over every answer, (n_answers,)."""
     return values.new_zeros(batch.n_answers).index_add(0, batch.answer, values)
 

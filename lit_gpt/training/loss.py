@@ -36,7 +36,7 @@ class Objective(Protocol):
         ...
 
 
-class NextToken:
+class _NextToken:
     """The objective of next-token prediction."""
 
     figures: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class NextToken:
         """Returns None: this objective ends no run."""
 
 
-NEXT_TOKEN = NextToken()
+NEXT_TOKEN = _NextToken()
 
 
 def loss_sum(model: GPT, batch: Batch, hidden_of: Hidden | None = None) -> Tensor:

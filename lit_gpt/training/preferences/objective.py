@@ -28,7 +28,14 @@ class PairObjective:
         n = torch.bincount(batch.answer, minlength=batch.n_answers).clamp(min=1)
         (chosen, rejected), (n_chosen, n_rejected) = found.view(-1, 2).unbind(1), n.view(-1, 2).unbind(1)
         reference_chosen, reference_rejected = batch.reference.view(-1, 2).unbind(1)
-        pairs = Pairs(chosen, rejected, n_chosen, n_rejected, reference_chosen, reference_rejected)
+        pairs = Pairs(
+            chosen,
+            rejected,
+            n_chosen=n_chosen,
+            n_rejected=n_rejected,
+            reference_chosen=reference_chosen,
+            reference_rejected=reference_rejected,
+        )
         losses, rewards = LOSSES[self.args.loss](pairs, self.args)
         if self.args.sft_weight:
             losses = losses - self.args.sft_weight * chosen / n_chosen

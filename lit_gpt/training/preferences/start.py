@@ -77,24 +77,38 @@ def load_sft_run(fabric: Fabric, args: FinetuneArgs, sft_run: Path) -> tuple[GPT
     return model, run.base_digest
 
 
-def with_references(
-    fabric: Fabric, model: GPT, data: tuple[Answers, Answers], args: FinetuneArgs, base_digest: str
-) -> tuple[Answers, Answers]:
-    """Returns both splits with the log-probabilities of the reference, `model`, of all rows that the run sees."""
-    preference, (train, val) = args.preference, data
-    if preference is None or not preference.has_reference:
-        return data
-    weights = None
-    if preference.sft_run is not None:
-        weights = trained_path(run_folder(preference.sft_run), args.method)
-    precision = str(fabric._precision.precision)
-    made = made_of(data, base_digest, args.quantize, precision=precision, weights=weights)
-    store = ReferenceStore(args.data_dir, made)
-    n_samples = min(len(train), args.train.n_samples(len(train)))
-    seen = Order(len(train), n_samples, args.run.seed).indices(0, n_samples)
-    n_val = n_validated(len(val), args.train, args.validation)
-    found = [
-        known_references(fabric, model, split, rows, store=store, split=name, train=args.train)
-        for name, split, rows in (("train", train, seen), ("val", val, np.arange(n_val)))
-    ]
-    return replace(train, reference=found[0]), replace(val, reference=found[1])
+class Referenced:
+    """The data of a run, which gets the log-probabilities of the reference of all rows that the run sees.
+
+    Args:
+        data: training and validation samples; only rows of answers get them.
+    """
+
+    def __init__(self, fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples]) -> None:
+        self.fabric, self.args, self.data = fabric, args, data
+
+    def compute(self, model: GPT, base_digest: str) -> None:
+        """Computes what is not known yet, if the loss needs it.
+
+        Args:
+            model: the reference.
+            base_digest: digest of the checkpoint's weights.
+        """
+        args, (train, val) = self.args, self.data
+        if not isinstance(train, Answers) or not isinstance(val, Answers):
+            return
+        if args.preference is None or not args.preference.has_reference:
+            return
+        weights = None
+        if args.preference.sft_run is not None:
+            weights = trained_path(run_folder(args.preference.sft_run), args.method)
+        precision = str(self.fabric._precision.precision)
+        made = made_of((train, val), base_digest, args.quantize, precision=precision, weights=weights)
+        store = ReferenceStore(args.data_dir, made)
+        n_samples = min(len(train), args.train.n_samples(len(train)))
+        seen = Order(len(train), n_samples, args.run.seed).indices(0, n_samples)
+        n_val = n_validated(len(val), args.train, args.validation)
+        settings: dict[str, Any] = {"store": store, "train": args.train}
+        found = known_references(self.fabric, model, train, seen, split="train", **settings)
+        found_val = known_references(self.fabric, model, val, np.arange(n_val), split="val", **settings)
+        self.data = replace(train, reference=found), replace(val, reference=found_val)

@@ -61,7 +61,7 @@ class Layout:
         if self.prompt is None and all(isinstance(answer, str) for answer in answers):
             return [self._implicit(entry, answers, where, file=file, location=location, unused=unused)]
         rows = [self._row(entry, answer, where, file=file, location=location) for answer in answers]
-        return [paired(*rows, unused)]
+        return [paired(rows[0], rows[1], unused)]
 
     def _row(self, entry: Mapping[str, Any], answer: Any, where: str, *, file: str, location: str) -> Row:
         """Returns the conversation of the prompt and an answer, each a text, a message, or a list of messages."""
@@ -75,8 +75,7 @@ class Layout:
         answer = listed(answer, where, self.chosen or self.completion or "")
         if isinstance(prompt, str):
             whole = _has_prompt(answer)  # UltraFeedback's answers have the prompt in them
-            asked = "\n".join(filter(None, (prompt, context)))
-            prompt = [] if whole else [{"role": "user", "content": text(asked, where, str(self.prompt))}]
+            prompt = [] if whole else [{"role": "user", "content": text(prompt, where, str(self.prompt))}]
         messages = [*listed(prompt, where, str(self.prompt)), *answer]
         more = {key: entry[key] for key in ("tools",) if entry.get(key)}
         if self.system and entry.get(self.system):
@@ -84,7 +83,10 @@ class Layout:
         (row,) = Conversation("messages")({"messages": messages, **more}, file, location)
         if row.turns[-1].role != "assistant":
             raise RowError(f"{where}: the last message is none of the assistant", "without an answer")
-        return replace(row, is_chat=is_chat)
+        turns = row.turns
+        if context:  # which the prompt style puts where it does in training on answers
+            turns = tuple(replace(t, context=context) if t == row.first("user") else t for t in turns)
+        return replace(row, turns=turns, is_chat=is_chat)
 
     def _implicit(
         self, entry: Mapping[str, Any], answers: Sequence[str], where: str, *, file: str, location: str, unused: Any
@@ -95,7 +97,7 @@ class Layout:
         if all(_MARKS.match(answer) for answer in answers):
             parts = [_marked(answer, where) for answer in answers]
             rows = [replace(self, prompt=None)._row(entry, part, where, file=file, location=location) for part in parts]
-            return paired(*rows, unused)
+            return paired(rows[0], rows[1], unused)
         n = _common(*answers)
         given = {**entry, "prompt": answers[0][:n]}
         layout = replace(self, prompt="prompt")
@@ -103,7 +105,7 @@ class Layout:
             message = f"{where}: the answers do not begin with the same words, and there is no prompt"
             raise RowError(f"{message}; name its key with --columns", "without common prompt")
         rows = [layout._row(given, answer[n:], where, file=file, location=location) for answer in answers]
-        return paired(*rows, unused)
+        return paired(rows[0], rows[1], unused)
 
 
 @dataclass(frozen=True)
