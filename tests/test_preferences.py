@@ -23,7 +23,7 @@ from lit_gpt.model import GPT
 from lit_gpt.report.metrics import PAIR_FIGURES, read_metrics
 from lit_gpt.training.log_probs import answer_log_probs, target_log_probs
 from lit_gpt.training.loss import loss_sum
-from lit_gpt.training.preferences.losses import LOSSES, Pairs, kto
+from lit_gpt.training.preferences.losses import LOSSES, Pairs, dpo, ipo, kto, orpo, simpo
 from lit_gpt.training.preferences.objective import objective_of
 from lit_gpt.training.preferences.reference import ReferenceStore, known_references, made_of
 
@@ -139,19 +139,19 @@ def test_losses_are_what_their_papers_say(e):
     preferred = ratio**b / (1 + ratio**b)  # Bradley and Terry's probability
     want = -(1 - e) * preferred.log() - e * (1 - preferred).log()
     args = PreferenceArgs(beta=b, label_smoothing=e)
-    torch.testing.assert_close(LOSSES["dpo"](p, args)[0], want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dpo(p, args)[0], want, rtol=1e-4, atol=1e-4)
     means = [p.chosen / p.n_chosen, p.rejected / p.n_rejected]
     margin = b * means[0] - b * means[1] - 0.7
     want = -(1 - e) * (1 / (1 + (-margin).exp())).log() - e * (1 / (1 + margin.exp())).log()
     args = PreferenceArgs("simpo", beta=b, simpo_gamma=0.7, label_smoothing=e)
-    torch.testing.assert_close(LOSSES["simpo"](p, args)[0], want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(simpo(p, args)[0], want, rtol=1e-4, atol=1e-4)
     if not e:
         odds = [mean.exp() / (1 - mean.exp()) for mean in means]
         want = -means[0] + b * torch.log1p(odds[1] / odds[0])
-        torch.testing.assert_close(LOSSES["orpo"](p, PreferenceArgs("orpo", beta=b))[0], want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(orpo(p, PreferenceArgs("orpo", beta=b))[0], want, rtol=1e-4, atol=1e-4)
         h = (p.chosen - p.reference_chosen) / p.n_chosen - (p.rejected - p.reference_rejected) / p.n_rejected
         want = h**2 - h / b + 1 / (4 * b * b)
-        torch.testing.assert_close(LOSSES["ipo"](p, PreferenceArgs("ipo", beta=b))[0], want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ipo(p, PreferenceArgs("ipo", beta=b))[0], want, rtol=1e-4, atol=1e-4)
 
 
 def test_the_loss_of_labels_is_what_its_paper_says():

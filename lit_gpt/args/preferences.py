@@ -7,7 +7,7 @@ from typing import Literal
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
 
-Loss = Literal["dpo", "ipo", "simpo", "orpo", "kto"]
+_Loss = Literal["dpo", "ipo", "simpo", "orpo", "kto"]
 _DEFAULT_BETA = {"dpo": 0.1, "ipo": 0.1, "simpo": 2.0, "orpo": 0.1, "kto": 0.1}
 
 
@@ -15,7 +15,7 @@ _DEFAULT_BETA = {"dpo": 0.1, "ipo": 0.1, "simpo": 2.0, "orpo": 0.1, "kto": 0.1}
 class PreferenceArgs:
     """Arguments of learning from preferences: the loss, and what it is held against."""
 
-    loss: Loss = "dpo"
+    loss: _Loss = "dpo"
     """dpo, ipo and kto hold the model against the reference, simpo and orpo need none; kto takes answers with a label,
     and pairs as two of those (docs/preferences.md)."""
     beta: float | None = None

@@ -7,14 +7,14 @@ from typing import Literal
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
 
-CheckerName = Literal["number", "choice", "exact", "regex", "json", "python"]
+_CheckerName = Literal["number", "choice", "exact", "regex", "json", "python"]
 
 
 @dataclass(frozen=True)
 class CheckerArgs:
     """Arguments of the checker of answers."""
 
-    checker: CheckerName = "exact"
+    checker: _CheckerName = "exact"
     """When an answer is right: its last number is the row's (number), its letter is (choice), all of its text is but
     for spaces around it (exact), the pattern is found in it (regex), it is the same JSON (json), a program says so."""
     pattern: str | None = None

@@ -27,11 +27,11 @@ class Pairs:
     reference_rejected: Tensor
 
 
-Rewards = tuple[Tensor, Tensor]
+_Rewards = tuple[Tensor, Tensor]
 """Implicit rewards of the preferred and the other answer, (B,) each."""
 
 
-def dpo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, Rewards]:
+def dpo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, _Rewards]:
     """Returns DPO's loss, (B,), and rewards: -log sigmoid(r_w - r_l), where r = beta log(pi / pi_ref).
 
     https://arxiv.org/abs/2305.18290, equation 7. With label smoothing e, the loss is (1 - e) times this and e times
@@ -42,7 +42,7 @@ def dpo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, Rewards]:
     return _smoothed(chosen - rejected, args.label_smoothing), (chosen, rejected)
 
 
-def ipo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, Rewards]:
+def ipo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, _Rewards]:
     """Returns IPO's loss, (B,), and rewards: (h - 1 / (2 beta))^2, where h is the difference of the log-ratios.
 
     https://arxiv.org/abs/2310.12036, equation 17 with tau = beta. Log-ratios are means over the tokens of an answer: as
@@ -54,7 +54,7 @@ def ipo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, Rewards]:
     return loss, (args.strength * chosen, args.strength * rejected)
 
 
-def simpo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, Rewards]:
+def simpo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, _Rewards]:
     """Returns SimPO's loss, (B,), and rewards: -log sigmoid(r_w - r_l - gamma), where r = beta log(pi) / length.
 
     https://arxiv.org/abs/2405.14734, equation 6. There is no reference.
@@ -64,7 +64,7 @@ def simpo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, Rewards]:
     return _smoothed(chosen - rejected - args.simpo_gamma, args.label_smoothing), (chosen, rejected)
 
 
-def orpo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, Rewards]:
+def orpo(pairs: Pairs, args: PreferenceArgs) -> tuple[Tensor, _Rewards]:
     """Returns ORPO's loss, (B,), and rewards: NLL(w) - beta log sigmoid(log odds(w) - log odds(l)).
 
     https://arxiv.org/abs/2403.07691, equations 3 to 7: odds(y) = p / (1 - p), where p is the geometric mean of the

@@ -14,7 +14,7 @@ from lit_gpt.training.loss import Hidden
 from lit_gpt.training.preferences.losses import LOSSES, Pairs, kto
 
 
-class PairObjective:
+class _PairObjective:
     """The objective of pairs: one of LOSSES, perhaps with an SFT term."""
 
     figures: tuple[str, ...] = PAIR_FIGURES
@@ -48,7 +48,7 @@ class PairObjective:
         return _fallen(self.args.min_chosen_drop, first, latest)
 
 
-class LabelObjective:
+class _LabelObjective:
     """The objective of answers that are judged by themselves: KTO.
 
     The answer of each row is followed by one of another row (`with_others`), whose log-ratio estimates the KL
@@ -99,6 +99,6 @@ def _fallen(most: float | None, first: dict[str, float], latest: dict[str, float
     )
 
 
-def objective_of(args: PreferenceArgs) -> PairObjective | LabelObjective:
+def objective_of(args: PreferenceArgs) -> _PairObjective | _LabelObjective:
     """Returns the objective of a run."""
-    return LabelObjective(args) if args.loss == "kto" else PairObjective(args)
+    return _LabelObjective(args) if args.loss == "kto" else _PairObjective(args)

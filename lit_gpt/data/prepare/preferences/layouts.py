@@ -28,7 +28,7 @@ _NAMES = ("prompt", "context", "system", "chosen", "rejected", "completion", "la
 
 
 @dataclass(frozen=True)
-class Layout:
+class _Layout:
     """The keys of an entry; a `Parse` when called, whose rows are preferences."""
 
     chosen: str | None = None
@@ -130,7 +130,7 @@ class _Scored:
             raise RowError(f"{where}: no two answers with different scores", "with a tie", harmless=True)
         best, worst = max(scored, key=lambda x: x[0]), min(scored, key=lambda x: x[0])
         pair = {"prompt": entry["instruction"], "chosen": best[1], "rejected": worst[1]}
-        rows = Layout(prompt="prompt", chosen="chosen", rejected="rejected")(pair, file, location)
+        rows = _Layout(prompt="prompt", chosen="chosen", rejected="rejected")(pair, file, location)
         return [replace(row, unused=unused_keys(entry, ("instruction", "completions"))) for row in rows]
 
 
@@ -159,18 +159,18 @@ def _recognize(entry: Any, where: str) -> Parse:
         if prompt == "messages":  # the binarized UltraFeedback's, which are those of the preferred answer
             prompt = None
         context = "input" if prompt == "instruction" and "input" in entry else None
-        return Layout(chosen, rejected, prompt=prompt, context=context, system=system)
+        return _Layout(chosen, rejected, prompt=prompt, context=context, system=system)
     completion, label = first(_COMPLETIONS), first(_LABELS)
     if label and (completion or prompt in ("messages", "conversations")):
         context = "input" if prompt == "instruction" and "input" in entry else None
         if completion is None:
-            return Layout(completion=prompt, label=label, system=system)
-        return Layout(completion=completion, label=label, prompt=prompt, context=context, system=system)
+            return _Layout(completion=prompt, label=label, system=system)
+        return _Layout(completion=completion, label=label, prompt=prompt, context=context, system=system)
     known = "chosen+rejected; prompt+completion+label; instruction+completions"
     raise UserError(f"{where}: expected the keys {known}, found {found_keys(entry)}; name yours with --columns")
 
 
-def preference_columns(columns: Mapping[str, str]) -> Layout:
+def preference_columns(columns: Mapping[str, str]) -> _Layout:
     """Returns the layout that the names of the user's keys stand for.
 
     Args:
@@ -186,7 +186,7 @@ def preference_columns(columns: Mapping[str, str]) -> Layout:
     if pairs == ({"completion", "label"} <= columns.keys()):
         example = '--columns "{prompt: question, chosen: good, rejected: bad}"'
         raise UserError(f"--columns needs chosen and rejected, or completion and label, as in {example}")
-    return Layout(**columns)
+    return _Layout(**columns)
 
 
 def _verdict(value: Any, where: str, key: str) -> bool:

@@ -32,7 +32,7 @@ class Preference(Row):
         """Number of turns of the prompt."""
         if self.rejected is None:
             return len(self.turns) - 1
-        return n_common(self.turns, self.rejected.turns)
+        return _n_common(self.turns, self.rejected.turns)
 
 
 def paired(chosen: Row, rejected: Row, unused: tuple[str, ...]) -> Preference:
@@ -41,7 +41,7 @@ def paired(chosen: Row, rejected: Row, unused: tuple[str, ...]) -> Preference:
     Raises:
         RowError: they have nothing in common, or one of them has no answer of its own.
     """
-    n = n_common(chosen.turns, rejected.turns)
+    n = _n_common(chosen.turns, rejected.turns)
     if not n:
         raise RowError(
             f"{chosen.where}: the two conversations do not begin with the same turn", "without common prompt"
@@ -74,7 +74,7 @@ def untaught(turns: Sequence[Turn], n: int) -> tuple[Turn, ...]:
     return (*prompt, *turns[n:])
 
 
-def n_common(a: Sequence[Turn], b: Sequence[Turn]) -> int:
+def _n_common(a: Sequence[Turn], b: Sequence[Turn]) -> int:
     """Returns the number of turns that two conversations have in common at their beginning."""
     n = 0
     for x, y in zip(a, b, strict=False):
