@@ -45,6 +45,8 @@ class Job:
     seed: int = 1337
     merge: bool = False
     """Whether the merged weights are written in the end."""
+    has_reference: bool = False
+    """Whether all rows are computed once under a reference, before the first step."""
 
     @property
     def mixed(self) -> bool:
@@ -98,6 +100,7 @@ def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device) -
         device=device,
         seed=args.run.seed,
         merge=args.merge,
+        has_reference=args.preference is not None and args.preference.has_reference,
     )
 
 

@@ -68,16 +68,19 @@ class BatchLoader:
         self.has_shrunk = max_tokens is not None
         with self.autocast():
             packing = packing_of(self.model, self.train, self.device, max_tokens)
+        self.data = self.data.sharing(packing.share_up_to)
         self.packing = packing if self.shares(packing) else replace(packing, share_up_to=0)
         self.coming = None
         with self.autocast():
             if n_recomputed is None:
                 n_recomputed = blocks_to_recompute(self.model, self.train, self.most_tokens, self.device)
             self.model.n_recomputed = n_recomputed
-            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.lengths, self.train.records)
+            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.computed, self.train.records)
 
     def shares(self, packing: Packing) -> bool:
         """Returns whether samples of the first steps share prefixes, so that room for them in a recording pays."""
+        if self.data.shares_within:
+            return packing.share_up_to > 0
         size = self.train.batch_size  # of the whole run's first steps, whichever of them this process takes
         some = (self.order.rows(start, start + min(size, LOOKED_AT)) for start in range(0, _STEPS * size, size))
         return any(prefixes_of(self.data, rows, packing) for rows in some if rows)
@@ -90,7 +93,7 @@ class BatchLoader:
     @property
     def most_tokens(self) -> int:
         """Tokens of the largest forward pass: a sample that is longer than max_tokens has one of its own."""
-        return max(self.max_tokens, int(self.data.lengths.max()))
+        return max(self.max_tokens, int(self.data.computed.max()))
 
     @property
     def n_steps(self) -> int:
@@ -121,11 +124,11 @@ class BatchLoader:
 
     def largest(self) -> list[int]:
         """Returns the samples of the largest possible micro-batch: the longest, and as many more as fit."""
-        return fullest(self.data.lengths, self.max_tokens, self.train.batch_size)
+        return fullest(self.data.computed, self.max_tokens, self.train.batch_size)
 
     def shrink(self) -> bool:
         """Halves the tokens of a micro-batch, or else recomputes all blocks; returns False if both were tried."""
-        longest = int(self.data.lengths.max())
+        longest = int(self.data.computed.max())
         self.hidden_of = self.model.hidden
         gc.collect()
         if self.device.type == "cuda":

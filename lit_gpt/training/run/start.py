@@ -1,5 +1,6 @@
 """What a run starts from: data that fits the model, a free folder, and the model with the method in it."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lit_gpt.lightning import Fabric
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.training.preferences.start import answers_for, load_sft_run
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.folder import claim_out_dir
 from lit_gpt.training.run.resume import checkpoint_to_resume, require_same
@@ -25,9 +27,21 @@ def load_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
     Raises:
         UserError: no data, or data of another tokenizer or prompt style than the model's or the one asked for.
     """
-    train_data, val_data, meta = store.load(args.data_dir)
+    train_data, val_data, meta = read_data(args)
     check_compatible(meta, args.data_dir, Tokenizer(args.checkpoint_dir), args.run.prompt_style)
     check_vocabulary((train_data, val_data), args.data_dir, read_config(args.checkpoint_dir).padded_vocab_size)
+    return train_data, val_data, meta
+
+
+def read_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
+    """Returns what `load_data` does, without comparing it with the model's tokenizer.
+
+    Raises:
+        UserError: no data, or data of another kind than the run is to learn from.
+    """
+    train_data, val_data, meta = store.load(args.data_dir, judged=args.preference is not None)
+    if args.preference is not None:
+        return *answers_for(args.preference, args.data_dir, (train_data, val_data), meta), meta
     return train_data, val_data, meta
 
 
@@ -43,16 +57,27 @@ def find_checkpoint(args: FinetuneArgs, checkpoint_store: CheckpointStore) -> Pa
     return checkpoint
 
 
-def load_model(fabric: Fabric, args: FinetuneArgs, checkpoint: Path | None = None) -> tuple[GPT, str]:
+def load_model(
+    fabric: Fabric,
+    args: FinetuneArgs,
+    checkpoint: Path | None = None,
+    at_first: Callable[[GPT, str], object] = lambda model, base_digest: None,
+) -> tuple[GPT, str]:
     """Returns the model with the method in it, and the digest of the base model's weights.
 
     Args:
         checkpoint: checkpoint to resume from, whose weights are loaded later.
+        at_first: gets the model that the run begins with, before its method changes it, and the digest.
 
     Raises:
         UserError: what `load_base` raises, or base weights that were damaged since the run began.
     """
+    if args.preference is not None and args.preference.sft_run is not None:
+        model, base_digest = load_sft_run(fabric, args, args.preference.sft_run)
+        at_first(model, base_digest)
+        return model, base_digest
     model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
+    at_first(model, base_digest)
     if checkpoint:
         before = read_run(checkpoint)
         require_undamaged(args.checkpoint_dir, base_digest, before.base_digest, before.base_files)
@@ -86,7 +111,10 @@ def enter(
         base=str(args.checkpoint_dir),
         base_digest=base_digest,
         data={"folder": str(args.data_dir), **meta, "digest": train_data.digest(), "contents": contents},
-        training=asdict(args.train) | asdict(args.validation) | {"seed": args.run.seed, "precision": precision},
+        training=asdict(args.train)
+        | asdict(args.validation)
+        | (asdict(args.preference) if args.preference else {})
+        | {"seed": args.run.seed, "precision": precision},
         versions=versions(),
         quantize=args.quantize,
         base_files=origin_of(args.checkpoint_dir),
