@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _bitsandbytes(folder: Path, **settings: Any) -> Weights:
     return found
 
 
-def _compressed(folder: Path, *groups: dict[str, Any]) -> Weights:
+def _compressed(folder: Path, groups: list[dict[str, Any]]) -> Weights:
     """Returns the weights by compressed-tensors' decompression.
 
     Args:
@@ -100,10 +101,12 @@ def _compressed(folder: Path, *groups: dict[str, Any]) -> Weights:
     return {f"{name}.weight": model.get_submodule(name).weight.detach().clone() for name in chosen}
 
 
-def _by_gptqmodel(folder: Path, method: str, sym: bool, unsorted: bool = False, form: str = "gptq") -> Weights:
-    """Returns the weights by gptqmodel's layers, whose packing wrote the checkpoint; the zeros of some are 0 and 15."""
-    from gptqmodel.nn_modules.qlinear.gemm_awq import AwqGEMMLinear
+def _by_gptqmodel(
+    folder: Path, method: str, sym: bool, unsorted: bool = False, form: str = "gptq", bits: int = 4
+) -> Weights:
+    """Returns the weights by gptqmodel's layers, whose packing wrote the checkpoint; the zeros are any if not `sym`."""
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
     from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
     from gptqmodel.quantization.config import QuantizeConfig
     from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
@@ -119,23 +122,23 @@ def _by_gptqmodel(folder: Path, method: str, sym: bool, unsorted: bool = False, 
         g_idx = torch.arange(n_columns) // group
         g_idx = g_idx[torch.randperm(n_columns)] if unsorted else g_idx
         scales = torch.rand(n_rows, n_columns // group) * 0.02 + 0.01
-        zeros = torch.full_like(scales, 8.0) if sym else torch.randint(0, 16, scales.shape).float()
+        zeros = torch.full_like(scales, 8.0) if sym else torch.randint(0, 2**bits, scales.shape).float()
         linear.float()
-        options = {"bits": 4, "group_size": group, "sym": sym, "desc_act": unsorted, "in_features": n_columns}
-        layer = (AwqGEMMLinear if method == "awq" else TorchLinear)(**options, out_features=n_rows)
+        options = {"bits": bits, "group_size": group, "sym": sym, "desc_act": unsorted, "in_features": n_columns}
+        layer = (AwqTorchLinear if method == "awq" else TorchLinear)(**options, out_features=n_rows)
         if method == "awq":
             layer.pack(linear, scales, zeros, g_idx.int())
-            w = dequantize_gemm(layer.qweight, layer.qzeros, layer.scales, 4, group)
+            w = dequantize_gemm(layer.qweight, layer.qzeros, layer.scales, bits, group)
         else:
             layer.pack_original(linear, scales, zeros, g_idx.int())  # `pack` compiles C++ first
             layer.post_init()
             w = layer.dequantize_weight()
             if form == "gptq":
-                convert_gptq_v2_to_v1_format_module(layer, QuantizeConfig(bits=4, group_size=group))
+                convert_gptq_v2_to_v1_format_module(layer, QuantizeConfig(bits=bits, group_size=group))
             state[f"{name}.g_idx"] = layer.g_idx
         state |= {f"{name}.{n}": getattr(layer, n).clone() for n in ("qweight", "qzeros", "scales")}
         found[f"{name}.weight"] = w.t().contiguous()
-    settings = {"quant_method": method, "bits": 4, "group_size": group, "desc_act": unsorted, "sym": sym}
+    settings = {"quant_method": method, "bits": bits, "group_size": group, "desc_act": unsorted, "sym": sym}
     settings |= {"version": "gemm"} if method == "awq" else {"checkpoint_format": form}
     _write(folder, model.config, state, settings)
     return found
@@ -201,33 +204,35 @@ def _write(folder: Path, config: Any, state: Weights, settings: dict[str, Any]) 
     save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 
-def _int(bits: int, **more: Any) -> dict[str, Any]:
-    return {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128, **more}
-
-
 _FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True}
-_W4, _BLOCKS = _int(4), {**_FLOAT8, "strategy": "block", "block_structure": [128, 128]}
+_ROWS = {**_FLOAT8, "strategy": "channel"}
+_BLOCKS = {**_FLOAT8, "strategy": "block", "block_structure": [128, 128]}
+_INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+_W4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
+_NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+_BNB, _CT, _GPTQ = "bitsandbytes", "compressed_tensors", "gptqmodel"
+# fmt: off
 _FORMATS: dict[str, tuple[str, Callable[[Path], Weights]]] = {
-    "bitsandbytes nf4, double": ("bitsandbytes", lambda f: _bitsandbytes(
-        f, load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)),
-    "bitsandbytes fp4": ("bitsandbytes", lambda f: _bitsandbytes(f, load_in_4bit=True, bnb_4bit_quant_type="fp4")),
-    "bitsandbytes nf4, stored as bf16": ("bitsandbytes", lambda f: _bitsandbytes(
-        f, load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_quant_storage=torch.bfloat16)),
-    "bitsandbytes int8": ("bitsandbytes", lambda f: _bitsandbytes(f, load_in_8bit=True)),
+    "bitsandbytes nf4, double": (_BNB, partial(_bitsandbytes, **_NF4, bnb_4bit_use_double_quant=True)),
+    "bitsandbytes fp4": (_BNB, partial(_bitsandbytes, load_in_4bit=True, bnb_4bit_quant_type="fp4")),
+    "bitsandbytes nf4, stored as bf16": (_BNB, partial(_bitsandbytes, **_NF4, bnb_4bit_quant_storage=torch.bfloat16)),
+    "bitsandbytes int8": (_BNB, partial(_bitsandbytes, load_in_8bit=True)),
     "FP8 in blocks": ("transformers", _fp8),
     "MXFP4 experts": ("transformers", _mxfp4),
-    "compressed-tensors FP8 by row": ("compressed_tensors", lambda f: _compressed(f, {**_FLOAT8, "strategy": "channel"})),
-    "compressed-tensors FP8 by matrix": ("compressed_tensors", lambda f: _compressed(f, {**_FLOAT8, "strategy": "tensor"})),
-    "compressed-tensors FP8 in blocks": ("compressed_tensors", lambda f: _compressed(f, _BLOCKS)),
-    "compressed-tensors INT8": ("compressed_tensors", lambda f: _compressed(f, _int(8, strategy="channel", group_size=None))),
-    "compressed-tensors W4A16": ("compressed_tensors", lambda f: _compressed(f, _W4)),
-    "compressed-tensors W4A16, zeros": ("compressed_tensors", lambda f: _compressed(f, _int(4, symmetric=False))),
-    "compressed-tensors W4A16 and FP8": ("compressed_tensors", lambda f: _compressed(f, _W4, _BLOCKS)),
-    "GPTQ": ("gptqmodel", lambda f: _by_gptqmodel(f, "gptq", True)),
-    "GPTQ, any zeros, unsorted": ("gptqmodel", lambda f: _by_gptqmodel(f, "gptq", False, unsorted=True)),
-    "GPTQ version 2": ("gptqmodel", lambda f: _by_gptqmodel(f, "gptq", False, form="gptq_v2")),
-    "AWQ": ("gptqmodel", lambda f: _by_gptqmodel(f, "awq", False)),
-}  # fmt: skip
+    "compressed-tensors FP8 by row": (_CT, partial(_compressed, groups=[_ROWS])),
+    "compressed-tensors FP8 by matrix": (_CT, partial(_compressed, groups=[{**_FLOAT8, "strategy": "tensor"}])),
+    "compressed-tensors FP8 in blocks": (_CT, partial(_compressed, groups=[_BLOCKS])),
+    "compressed-tensors INT8": (_CT, partial(_compressed, groups=[_INT8])),
+    "compressed-tensors W4A16": (_CT, partial(_compressed, groups=[_W4])),
+    "compressed-tensors W4A16, zeros": (_CT, partial(_compressed, groups=[{**_W4, "symmetric": False}])),
+    "compressed-tensors W4A16 and FP8": (_CT, partial(_compressed, groups=[_W4, _BLOCKS])),
+    "GPTQ": (_GPTQ, partial(_by_gptqmodel, method="gptq", sym=True)),
+    "GPTQ, any zeros, unsorted": (_GPTQ, partial(_by_gptqmodel, method="gptq", sym=False, unsorted=True)),
+    "GPTQ version 2": (_GPTQ, partial(_by_gptqmodel, method="gptq", sym=False, form="gptq_v2")),
+    "GPTQ in 8 bits": (_GPTQ, partial(_by_gptqmodel, method="gptq", sym=False, bits=8)),
+    "AWQ": (_GPTQ, partial(_by_gptqmodel, method="awq", sym=False)),
+}
+# fmt: on
 """Format -> the package that has it, and the function that writes a checkpoint and returns its weights."""
 
 

@@ -112,7 +112,7 @@ def test_a_switch_that_transformers_has_on_by_itself_is_in_a_table(kind):
 
 QUANTIZED = {
     "GPTQ in 3 bits": {"quant_method": "gptq", "bits": 3, "group_size": 128},
-    "GPTQ in 4 bits), .* checkpoint_format='marlin'": {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+    "GPTQ in 4 bits), .*='marlin'": {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
     "AWQ in 4 bits), .* gemv": {"quant_method": "awq", "bits": 4, "version": "GEMV"},
     "HQQ": {"quant_method": "hqq", "quant_config": {}},
     "ModelOpt": {"quant_method": "modelopt", "quant_algo": "NVFP4"},

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_gpt.convert.quantized.parts import FLOATS, Parts, Weight
+from lit_gpt.convert.quantized.parts import FLOATS, Kept, Parts, Weight
 from lit_gpt.errors import shown
 from lit_gpt.layers.quantize.four_bits import VALUES, FourBits
 from lit_gpt.records import misfit, parse_object
@@ -50,7 +50,7 @@ def four_bits(parts: Parts, name: str) -> Weight:
         codes = parts.get(weight).contiguous().view(torch.uint8).flatten()
         return FourBits(codes, _scales(parts, weight, stated), block, table).dequantize(shape, dtype)
 
-    def kept() -> FourBits:
+    def as_it_is() -> FourBits:
         codes = parts.get(weight).contiguous().view(torch.uint8).view(shape[0], shape[1] // 2)
         return FourBits(codes, _scales(parts, weight, stated).view(shape[0], -1), block, table, values)
 
@@ -58,7 +58,7 @@ def four_bits(parts: Parts, name: str) -> Weight:
     is_known = values in VALUES and torch.equal(table, torch.tensor(VALUES[values]))
     if not is_known or shape[1] % block:
         return found
-    return Weight(found.shape, found.read, found.parts, kept)
+    return Weight(found.shape, found.read, found.parts, Kept(values, block, as_it_is))
 
 
 def _scales(parts: Parts, weight: str, stated: dict[str, Any]) -> Tensor:

@@ -29,8 +29,20 @@ class Weight:
     """Function that returns its values in a dtype; only then are they read."""
     parts: tuple[str, ...]
     """Names of the tensors that it is made of."""
-    four_bits: Callable[[], FourBits] | None = None
-    """Function that returns it in bitsandbytes' 4 bits, if it is in these and its blocks are parts of rows."""
+    kept: "Kept | None" = None
+    """How to have it in bitsandbytes' 4 bits, if it is in these and its blocks are parts of rows."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A weight in bitsandbytes' 4 bits that may stay in these."""
+
+    values: str
+    """Key of VALUES."""
+    block: int
+    """Number of weights of a row that share a scale."""
+    read: Callable[[], FourBits]
+    """Function that returns its codes and scales in the shape of the weight but for the last dimension."""
 
 
 @dataclass

@@ -25,12 +25,11 @@ class FourBits:
     """A weight in 4 bits, as codes and scales."""
 
     codes: Tensor
-    """uint8, two codes a byte, the first of them in its high nibble; the weight's shape but for half the columns, or
-    flat."""
+    """uint8, two codes a byte, the first of them in its high nibble; (O, I / 2) of a weight (O, I), or flat."""
     scales: Tensor
-    """fp32, one for each block of consecutive weights; the weight's shape but for the last dimension, or flat."""
+    """fp32, one for each block of consecutive weights; (O, I / block), or flat."""
     block: int
-    """Number of consecutive weights that share a scale."""
+    """Number of consecutive weights that share a scale; it is even."""
     table: Tensor
     """The value of each code, fp32 (16,)."""
     values: str = ""
@@ -39,13 +38,15 @@ class FourBits:
     def dequantize(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Returns the weight, which has this shape, rounded once from fp32 to `dtype`."""
         out = torch.empty(shape, dtype=dtype)
-        flat, codes, scales = out.view(-1), self.codes.view(-1), self.scales.reshape(-1)
-        block, table = self.block, self.table
-        step = max(1, _STEP // block) * block
+        flat, codes, scales = out.view(-1), self.codes.reshape(-1), self.scales.reshape(-1)
+        pairs = torch.stack((self.table.repeat_interleave(16), self.table.repeat(16)), 1)  # the two values of a byte
+        step = max(1, _STEP // self.block) * self.block
         for start in range(0, flat.numel(), step):
             stop = min(start + step, flat.numel())
-            some = codes[start // 2 : -(-stop // 2)]
-            found = table[torch.stack((some >> 4, some & 15), -1).view(-1).int()]
-            by = scales[start // block : -(-stop // block)].repeat_interleave(block)[: stop - start]
-            flat[start:stop] = found[: stop - start] * by
+            found = pairs.index_select(0, codes[start // 2 : -(-stop // 2)].int()).view(-1)
+            by = scales[start // self.block : -(-stop // self.block)]
+            whole = (stop - start) // self.block * self.block
+            found[:whole].view(-1, self.block).mul_(by[: whole // self.block, None])
+            found[whole:] *= by[-1]
+            flat[start:stop] = found[: stop - start]
         return out
