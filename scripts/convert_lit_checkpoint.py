@@ -44,6 +44,7 @@ def main(
     from lit_gpt.convert.export import styled
     from lit_gpt.convert.formats import write_as
     from lit_gpt.convert.modelfile import create_line
+    from lit_gpt.convert.precision import precision_of
     from lit_gpt.convert.verify import difference_read_back
     from lit_gpt.convert.vocabulary import check_vocabulary
     from lit_gpt.errors import UserError
@@ -62,6 +63,7 @@ def main(
     with_style = styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf")
     with only_writer(output_dir), with_style as (source, notes):
         print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *notes, sep="\n")
+        print(precision_of(checkpoint_dir, specs, get, options["dtype"]) if format != "gguf" else f"As {gguf_type}")
         replace_folder(output_dir, lambda folder: write_as(format, model, source, folder, **options), overwrite)
     if format == "gguf":
         print(f"For Ollama: {create_line(output_dir, config.name)}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt.args.folders import WEIGHTS
+from lit_gpt.checkpoints.four_bits import Reader
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.trained import check_fit
 from lit_gpt.config import Config
@@ -19,6 +20,7 @@ from lit_gpt.files import Spec
 from lit_gpt.files.sums import Summed
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize import quantizable, quantized, require_quantizable
+from lit_gpt.layers.quantize.four_bits import FourBits
 from lit_gpt.layers.rope import Rope
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
@@ -55,6 +57,7 @@ def build(
 
     Args:
         specs: shapes and dtypes of the weights, by name.
+        get: their reader; weights that it has in 4 bits stay as they are where `quantize` is the same kind.
         path: the file that holds them, for error messages.
 
     Raises:
@@ -70,7 +73,8 @@ def build(
         model.rope = Rope(config)  # its cos and sin are computed, not loaded
     sums: dict[str, Tensor] = {}
     read = summed(config, specs, get)
-    sampled = _fill(model, read, like=like, quantize=quantize, sums=sums)
+    four_bits = get.four_bits if isinstance(get, Reader) and quantize else lambda name: None
+    sampled = _fill(model, read, four_bits, like=like, quantize=quantize, sums=sums)
     _require_finite(sums, get, like.dtype, path)
     return model, f"{sampled}-{read.digest()}"
 
@@ -118,13 +122,21 @@ def _n_not_finite(x: Tensor) -> int:
     return int((~x.isfinite()).sum())
 
 
-def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str | None, sums: dict[str, Tensor]) -> str:
+def _fill(
+    model: GPT,
+    get: Callable[[str], Tensor],
+    four_bits: Callable[[str], FourBits | None],
+    like: Tensor,
+    quantize: str | None,
+    sums: dict[str, Tensor],
+) -> str:
     """Loads the weights into `model`, which is on the meta device, layer by layer; returns their digest.
 
     Each layer is quantized before the next one is read, so that at most one is held unquantized.
 
     Args:
         get: reads a tensor by its name.
+        four_bits: reads one in 4 bits, if it is stored in them.
         like: a tensor with the device and the dtype of weights that are not quantized.
         sums: gets the sum of each tensor by its name, which is NaN or infinite if one of its values is.
     """
@@ -144,7 +156,7 @@ def _fill(model: GPT, get: Callable[[str], Tensor], like: Tensor, quantize: str 
         if path in chosen:
             assert isinstance(module, LinearLayer) and quantize is not None, path
             parent, _, attribute = path.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, quantized(module, quantize))
+            setattr(model.get_submodule(parent), attribute, quantized(module, quantize, four_bits(f"{path}.weight")))
     if tied:
         model.lm_head.weight = model.transformer.wte.weight
     assert not any(x.is_meta for x in (*model.parameters(), *model.buffers()))

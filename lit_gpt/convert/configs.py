@@ -3,6 +3,7 @@
 from typing import Any, get_origin
 
 from lit_gpt.config import HINTS, RANGES, ROPE_SCALINGS, Config
+from lit_gpt.convert.quantized.settings import read_settings, without_settings
 from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
@@ -39,20 +40,6 @@ architecture lists one (Falcon's `activation`)."""
 NEEDED_ON = frozenset(["causal", "is_causal", "rotary", "use_rope", "use_rotary"])
 """Switches for what every model here does, which must not be off. Any other unknown switch may be off."""
 
-_QUANTIZERS = {
-    "awq": "AWQ",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed-tensors of llm-compressor",
-    "eetq": "EETQ",
-    "fbgemm_fp8": "FP8 of FBGEMM",
-    "fp8": "FP8",
-    "gptq": "GPTQ",
-    "hqq": "HQQ",
-    "mxfp4": "MXFP4",
-    "quanto": "Quanto",
-    "torchao": "torchao",
-}
-"""Common name of a quantization method, by `quant_method` in config.json."""
 _STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "padded_vocab_size", "norm_eps")
 """Config fields that config.json has to give, since no default holds for every model."""
 
@@ -70,9 +57,11 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
         where: path of the file, for messages.
 
     Raises:
-        UserError: the architecture or one of its fields is not supported; the message names it.
+        UserError: the architecture, one of its fields, or how the weights are quantized is not supported; the message
+            names it.
     """
-    _require_unquantized(hf, where)
+    read_settings(hf, where)
+    hf = without_settings(hf)
     architecture = find_architecture(hf, where)
     fields = dict(architecture.traits)
     _check_types(architecture, hf, where)
@@ -179,24 +168,6 @@ def _fields_of(architecture: Architecture, key: str) -> tuple[str, ...]:
     """Returns our Config fields that a key of config.json sets."""
     fields = architecture.config_keys.get(key, ())
     return (fields,) if isinstance(fields, str) else fields
-
-
-def _require_unquantized(hf: dict[str, Any], where: str) -> None:
-    """Checks that the weights are not quantized; raises UserError with the method and the bits if they are."""
-    stated = hf.get("quantization_config") or hf.get("compression_config")
-    if not stated:
-        return
-    stated = stated if isinstance(stated, dict) else {}
-    method = stated.get("quant_method") or stated.get("quant_type") or ""
-    method = method if isinstance(method, str) else shown(method)
-    numbers = (stated.get(key) for key in ("bits", "w_bit", "num_bits", "nbits"))
-    bits = next((f"in {shown(n)} bits" for n in numbers if n), "")
-    bits = bits or next((f"in {n} bits" for n in (4, 8) if stated.get(f"load_in_{n}bit")), "")
-    kind = " ".join(filter(None, (_QUANTIZERS.get(method, method), bits))) or "a method that it does not name"
-    raise UserError(
-        f"{where}: by its quantization_config the weights are quantized ({kind}), which is not read; take the 16-bit "
-        "model that they were made of: --quantize bnb.nf4 or int8 quantizes it as it is loaded"
-    )
 
 
 def find_architecture(hf: dict[str, Any], where: str) -> Architecture:

@@ -15,7 +15,8 @@ from torch import Tensor
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.names import VOCABULARY, stream_to_hf, to_hf
-from lit_gpt.files import Spec, save_safetensors_shards, spec_of
+from lit_gpt.convert.quantized.settings import without_settings
+from lit_gpt.files import Spec, save_safetensors_shards, spec_of, write_text
 from lit_gpt.prompts.exported import carry_style, settle_templates
 from lit_gpt.records import read_object
 from lit_gpt.tokenizer import Tokenizer
@@ -105,7 +106,8 @@ def copy_styled(checkpoint_dir: Path, folder: Path, prompt_style: str, llama_cpp
     """
     copy_tokenizer(checkpoint_dir, folder)
     if (path := checkpoint_dir / "config.json").is_file():
-        shutil.copyfile(path, folder / path.name)
+        hf = without_settings(read_object(path))  # its weights, if it was published quantized, are not now
+        write_text(folder / path.name, json.dumps(hf, indent=2) + "\n")
     return carry_style(folder, prompt_style, llama_cpp)
 
 

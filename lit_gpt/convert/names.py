@@ -1,7 +1,7 @@
 """Translates tensors between Hugging Face names and ours, by the weights table of an architecture, one at a time."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import reduce
 
 import torch
@@ -26,6 +26,7 @@ def stream_from_hf(
     get: Callable[[str], Tensor],
     dtype: torch.dtype | None = None,
     rows: int | None = None,
+    left_out: Collection[str] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields each of our tensors that the model needs, in the order in which the Hugging Face tensors are stored.
 
@@ -38,6 +39,7 @@ def stream_from_hf(
         dtype: dtype to convert to; None keeps that of the checkpoint.
         rows: number of rows of the vocabulary's tensors in the checkpoint, if fewer than the model's; zeros fill the
             rest.
+        left_out: names of our tensors that somebody else makes.
 
     Raises:
         UserError: a tensor is missing, has another shape, holds NaN, or has no counterpart in the model.
@@ -48,7 +50,7 @@ def stream_from_hf(
     wanted = {n: hf_sources(n, config) for n in shapes if not is_tied(n, config)}
     _check_names(config, names, wanted)
     order = {name: i for i, name in enumerate(names)}
-    for name in sorted(wanted, key=lambda n: order[wanted[n][1][0]]):
+    for name in sorted(wanted.keys() - set(left_out), key=lambda n: order[wanted[n][1][0]]):
         rule, sources = wanted[name]
         parts = [get(names[s]) for s in sources]
         shape = list(shapes[name])
