@@ -13,7 +13,7 @@ from lit_gpt.records import fits, misfit, require_types
 
 @dataclass
 class Config:
-    """Sizes and traits of one decoder; `lit_gpt/model.py` reads every field but the first three.
+    """Sizes and traits of one decoder; `lit_gpt/model.py` reads every field but the first four.
 
     Raises:
         UserError: sizes contradict each other, or a field has an impossible value.
@@ -25,6 +25,10 @@ class Config:
     """Hugging Face repository the weights come from, `org/name`; empty if they come from somewhere else."""
     architecture: str = ""
     """Key of `lit_gpt.families.ARCHITECTURES`, whose tensor names the checkpoint had, e.g. `gpt_neox`."""
+
+    wrapper: str = ""
+    """Class of the multimodal checkpoint that the decoder was taken from, as its config.json names it; empty if it is a
+    checkpoint of text alone."""
 
     # sizes
     n_layer: int = 16
@@ -48,18 +52,22 @@ class Config:
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
     norm_unit_offset: bool = False
-    """Whether RMS norms scale by 1 + weight (Gemma)."""
+    """Whether norms scale by 1 + weight (Gemma, Nemotron)."""
     pre_norm: bool = True
     """Whether the inputs of attention and MLP are normalized."""
     post_norm: bool = False
     """Whether the outputs of attention and MLP are normalized before they are added (Gemma 2, OLMo 2)."""
     mlp: Literal["plain", "gated", "moe"] = "plain"
     """`moe` is a mixture of gated MLPs (arXiv:2401.04088)."""
-    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "silu", "relu2", "xielu", "clamped_swiglu"] = "gelu"
+    """`relu2` is the square of ReLU (arXiv:2109.08668), `xielu` has two trained scalars in each layer
+    (arXiv:2411.13010), `clamped_swiglu` is that of gpt-oss (arXiv:2508.10925)."""
     n_expert: int = 0
     """MLPs (experts) in each layer of a mixture."""
     n_expert_per_token: int = 0
     """Experts that each token goes through."""
+    router_bias: bool = False
+    """Whether the scores by which experts are chosen have a bias (gpt-oss)."""
     parallel_residual: bool = True
     """Whether a block computes x + attn(norm(x)) + mlp(norm(x)) rather than one after the other."""
     shared_attention_norm: bool = False
@@ -73,6 +81,12 @@ class Config:
     """Whether the output projection shares its weight with the embedding table."""
     scale_embeddings: bool = False
     """Whether embeddings are multiplied by the square root of n_embd (Gemma)."""
+    embedding_factor: float = 1.0
+    """Factor of the embeddings (Granite)."""
+    residual_factor: float = 1.0
+    """Factor of the outputs of attention and MLP before they are added (Granite)."""
+    logit_divisor: float = 1.0
+    """Divisor of the logits (Granite)."""
     final_logit_softcapping: float = 0.0
     """Soft cap c of the logits x, which become c * tanh(x / c); 0 means none (arXiv:2408.00118)."""
 
@@ -80,6 +94,10 @@ class Config:
     qk_norm: Literal["none", "head", "full", "per_head"] = "none"
     """Norm of queries and keys: over a head's channels with one weight for all heads (Qwen 3), over all heads' channels
     (OLMo 2), or over a head's channels with a weight for each head (StableLM 2 12B)."""
+    rotates_first: bool = False
+    """Whether queries and keys are rotated before their norm rather than after it (Hunyuan)."""
+    attention_sinks: bool = False
+    """Whether the softmax of each head has a trained logit beside the scores, whose share is dropped (gpt-oss)."""
     query_pre_attn_scalar: float = 0.0
     """Number whose square root divides the attention scores; 0 means head_size."""
     attn_logit_softcapping: float = 0.0
@@ -188,6 +206,11 @@ class Config:
         kv = self.n_query_groups * self.head_size
         return self.n_head * self.head_size, kv, kv
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the code that is written for decoding alone, on GPUs and CPUs, knows all that this decoder has."""
+        return self.activation in ("gelu", "gelu_tanh", "silu") and not (self.attention_sinks or self.rotates_first)
+
     def is_sliding(self, layer: int) -> bool:
         """Returns whether a layer has the sliding window."""
         return self.sliding_window > 0 and (self.sliding_layers is None or layer in self.sliding_layers)
@@ -237,6 +260,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "norm_eps": (0, 1),
     "n_expert": (0, 4096),
     "n_expert_per_token": (0, 4096),
+    "embedding_factor": (1e-6, _MOST),
+    "residual_factor": (1e-6, _MOST),
+    "logit_divisor": (1e-6, _MOST),
     "final_logit_softcapping": (0, _MOST),
     "query_pre_attn_scalar": (0, _MOST),
     "attn_logit_softcapping": (0, _MOST),

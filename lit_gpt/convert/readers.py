@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_gpt.convert.gguf import open_gguf, parts_of
 from lit_gpt.errors import UserError, one_line, shown
+from lit_gpt.families.wrappers import text_names, unwrapped
 from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
 from lit_gpt.files.headers import FROM_SAFETENSORS, read_header
 from lit_gpt.files.pickles import RefusedError, load_weights
@@ -148,6 +149,8 @@ def _open_files(
         for stated in ("quantize_config.json", "quant_config.json"):
             if "quantization_config" not in hf_config and (folder / stated).is_file():
                 hf_config["quantization_config"] = read_object(folder / stated)
+    if text := text_names(specs) if unwrapped(hf_config)[1] else None:  # where both say something, the file decides
+        hf_config["tie_word_embeddings"] = "lm_head.weight" not in text
     return Source(
         hf_config, config_file, names=list(specs), get=OneFileOpen(paths, open_file), files=files, specs=specs
     )

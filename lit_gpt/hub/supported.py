@@ -25,6 +25,7 @@ def check_supported(config_file: Path, repo_id: str, base_models: Sequence[str] 
         UserError: the architecture or one of its fields is not supported, or the weights have fewer than 16 bits.
     """
     from lit_gpt.convert.configs import config_from_hf, find_architecture  # slow to import
+    from lit_gpt.families.wrappers import unwrapped
 
     try:
         hf = read_object(config_file)
@@ -39,8 +40,9 @@ def check_supported(config_file: Path, repo_id: str, base_models: Sequence[str] 
             "keeps in 4 or 8 bits where there is little memory. Its weights were not downloaded"
         )
     try:
-        find_architecture(hf, "its config.json")
-        if hf.keys() & set(_SIZES):
+        text = unwrapped(hf)[0]
+        find_architecture(text, "its config.json")
+        if text.keys() & set(_SIZES):
             config_from_hf(hf, repo_id.rpartition("/")[2], "its config.json")
     except UserError as e:
         raise UserError(f"{repo_id} cannot be converted, and its weights were not downloaded: {e}{_WAY_OUT}") from e

@@ -20,11 +20,12 @@ from lit_gpt.generation.batching.branches import Branches
 from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.cpu.products import packed
 from lit_gpt.generation.cpu.scripted import scriptable, scripted_block
+from lit_gpt.layers.attention import softmax_with_sinks
 from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.rope import apply_rope
 from lit_gpt.methods.lora.shared import RunSpan, SharedLinear, Updates
-from lit_gpt.model import GPT, Block, CausalSelfAttention, score_scale, softcap
+from lit_gpt.model import GPT, Block, CausalSelfAttention, finished_logits, score_scale, softcap
 
 
 class Piece(NamedTuple):
@@ -70,7 +71,8 @@ class ExtentModel:
         self.by_run = any(".experts." in path for path in paths)
         """Whether a pass is for one run only: experts see tokens in another order."""
         self.model = _with(model, shared)
-        self.in_kernels = pool.k[0].is_cuda and importlib.util.find_spec("triton") is not None
+        has_triton = importlib.util.find_spec("triton") is not None
+        self.in_kernels = pool.k[0].is_cuda and has_triton and config.is_plain
         """Whether rows that feed one token each are attended to by our Triton kernels."""
         self.is_fast = fast
         windows = [config.sliding_window if config.is_sliding(i) else 0 for i in range(config.n_layer)]
@@ -124,7 +126,7 @@ class ExtentModel:
     def logits(self, hidden: Tensor, runs: Sequence[str | None]) -> Tensor:
         """Returns the logits, (n, V), of hidden states (n, C) of these runs."""
         self._spans[:] = _run_spans([(run, 1) for run in runs])
-        return softcap(self.lm_head(hidden), self.model.config.final_logit_softcapping)
+        return finished_logits(self.lm_head(hidden), self.model.config)
 
 
 def _fast_block(block: Any, window: int) -> nn.Module:
@@ -239,6 +241,8 @@ class _ExtentAttention(nn.Module):
         super().__init__()
         self.attn, self.window, self.beside = attn, window, beside
         self.pools = keys, values
+        groups = attn.config.n_query_groups
+        self.sinks = None if attn.sinks is None else attn.sinks.detach().view(groups, -1, 1)  # (G, R, 1)
         self.by_head = tuple(pool.transpose(0, 1).unsqueeze(0) for pool in self.pools)  # (1, G, P, D)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: None, batch: _Batch, *unused: Any) -> Tensor:
@@ -247,7 +251,9 @@ class _ExtentAttention(nn.Module):
             x: (1, N, C).
             cos, sin: (N, rope_n_elem).
         """
-        q, k, v = self.attn.split_heads(self.attn.qkv(x))  # (1, H, N, D), (1, G, N, D) each
+        q, k, v = self.attn.split_heads(self.attn.qkv(x), cos, sin)  # (1, H, N, D), (1, G, N, D) each
+        if self.attn.config.rotates_first:
+            cos, sin = cos[..., :0], sin[..., :0]
         if batch.in_kernels:
             return self.attn.proj(self.decoded(q, k, v, cos=cos, sin=sin, batch=batch).transpose(0, 1))
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
@@ -298,28 +304,33 @@ class _ExtentAttention(nn.Module):
             first = end - tree.size(1)
         k, v = (pool.narrow(2, piece.start + first, end - first).to(q.dtype) for pool in self.by_head)  # (1, G, S, D)
         if T == 1:  # the heads of a group see the same keys: they are queries of one head
-            return _attend(q, k, v, config=config, mask=tree)
+            return _attend(q, k, v, config=config, mask=tree, sinks=self.sinks)
         q = q.permute(1, 2, 0, 3)  # (G, R, T, D)
         k, v = (x.transpose(0, 1).expand(-1, q.size(1), -1, -1) for x in (k, v))  # (G, R, S, D)
         is_whole = end - first == T and not (self.window and self.window < T) and not config.attn_logit_softcapping
-        is_whole = is_whole and tree is None
+        is_whole = is_whole and tree is None and self.sinks is None
         mask = tree
         if mask is None and not is_whole:
             mask = batch.mask(i, self.window, first=first, dtype=q.dtype)
-        return _attend(q, k, v, config=config, mask=mask, is_causal=is_whole).permute(2, 0, 1, 3)
+        sinks = None if self.sinks is None else self.sinks.unsqueeze(-1)
+        return _attend(q, k, v, config=config, mask=mask, is_causal=is_whole, sinks=sinks).permute(2, 0, 1, 3)
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, config: Config, mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, config: Config,
+    mask: Tensor | None = None, is_causal: bool = False, sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Returns attention (..., T, D) of q (..., T, D) to k and v (..., S, D).
 
     Args:
         mask: summand of the scores, (T, S); None if every query sees every key, or all up to its own.
         is_causal: whether a query sees the keys up to its own, of as many keys as queries.
+        sinks: logits beside the scores, (..., T or 1, 1).
     """
-    if not config.attn_logit_softcapping:
+    if not config.attn_logit_softcapping and sinks is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=score_scale(config))
     dtype, (q, k, v) = q.dtype, upcast(q, k, v)
     scores = softcap(q @ k.mT * score_scale(config), config.attn_logit_softcapping).float()
-    return ((scores if mask is None else scores + mask).softmax(-1).to(v.dtype) @ v).to(dtype)
+    scores = scores if mask is None else scores + mask
+    p = scores.softmax(-1) if sinks is None else softmax_with_sinks(scores, sinks)
+    return (p.to(v.dtype) @ v).to(dtype)
