@@ -90,7 +90,24 @@ class Config:
     final_logit_softcapping: float = 0.0
     """Soft cap c of the logits x, which become c * tanh(x / c); 0 means none (arXiv:2408.00118)."""
 
+    # mixing of tokens
+    mixers: list[str] | None = None
+    """What mixes the tokens in each layer: `attention`, `conv` (a short convolution, arXiv:2511.23404) or `delta` (the
+    gated delta rule, arXiv:2412.06464); None means attention in all layers."""
+    conv_size: int = 0
+    """Tokens that a short convolution sees, the present one included."""
+    conv_bias: bool = False
+    """Whether the layers with a short convolution have biases."""
+    delta_key_heads: int = 0
+    delta_value_heads: int = 0
+    """Heads of the gated delta rule; as many value heads in a row share a key head as there are more of them."""
+    delta_key_size: int = 0
+    delta_value_size: int = 0
+    """Channels of its heads."""
+
     # attention
+    attention_gate: bool = False
+    """Whether the output of attention is multiplied by the sigmoid of a projection of its input (Qwen3-Next)."""
     qk_norm: Literal["none", "head", "full", "per_head"] = "none"
     """Norm of queries and keys: over a head's channels with one weight for all heads (Qwen 3), over all heads' channels
     (OLMo 2), or over a head's channels with a weight for each head (StableLM 2 12B)."""
@@ -165,6 +182,13 @@ class Config:
             layers = getattr(self, name) or ()
             if len(layers) > RANGES["n_layer"][1] or min(layers, default=0) < 0:
                 raise UserError(f"{self.name}: {name}={shown(layers)} is no list of layers, counted from 0")
+        if self.mixers is not None and (len(self.mixers) != self.n_layer or set(self.mixers) - set(MIXERS)):
+            kinds = ", ".join(MIXERS)
+            raise UserError(f"{self.name}: mixers={shown(self.mixers)} is not one of {kinds} for each layer")
+        if self.mixers is not None and "delta" in self.mixers:
+            heads = self.delta_key_heads, self.delta_value_heads
+            if not min(*heads, self.delta_key_size, self.delta_value_size, self.conv_size) or heads[1] % heads[0]:
+                raise UserError(f"{self.name}: the heads of the gated delta rule are {heads}, which is impossible")
         if self.n_layer * self.n_expert > _MAX_EXPERTS:
             raise UserError(
                 f"{self.name}: n_layer={self.n_layer} times n_expert={self.n_expert} experts are more than "
@@ -209,7 +233,24 @@ class Config:
     @property
     def is_plain(self) -> bool:
         """Whether the code that is written for decoding alone, on GPUs and CPUs, knows all that this decoder has."""
-        return self.activation in ("gelu", "gelu_tanh", "silu") and not (self.attention_sinks or self.rotates_first)
+        special = self.attention_sinks or self.rotates_first or self.attention_gate or self.mixers is not None
+        return self.activation in ("gelu", "gelu_tanh", "silu") and not special
+
+    @property
+    def delta_sizes(self) -> tuple[int, int, int]:
+        """Channels of queries, keys and values of the gated delta rule."""
+        keys = self.delta_key_heads * self.delta_key_size
+        return keys, keys, self.delta_value_heads * self.delta_value_size
+
+    def mixer(self, layer: int) -> str:
+        """Returns what mixes the tokens in a layer, one of MIXERS."""
+        return self.mixers[layer] if self.mixers is not None else "attention"
+
+    def cached(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Returns what a layer keeps of each token, as (heads, channels) of keys and of values."""
+        head = self.n_query_groups, self.head_size
+        n = {"conv": self.n_embd, "delta": sum(self.delta_sizes) + 2 * self.delta_value_heads}.get(self.mixer(layer))
+        return (head, head) if n is None else ((1, n), (1, 0))
 
     def is_sliding(self, layer: int) -> bool:
         """Returns whether a layer has the sliding window."""
@@ -263,6 +304,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "embedding_factor": (1e-6, _MOST),
     "residual_factor": (1e-6, _MOST),
     "logit_divisor": (1e-6, _MOST),
+    **dict.fromkeys(("delta_key_heads", "delta_value_heads"), (0, 4096)),
+    **dict.fromkeys(("delta_key_size", "delta_value_size"), (0, 2**16)),
+    "conv_size": (0, 64),
     "final_logit_softcapping": (0, _MOST),
     "query_pre_attn_scalar": (0, _MOST),
     "attn_logit_softcapping": (0, _MOST),
@@ -274,6 +318,8 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Field -> its smallest and largest value: far beyond any model's, and small enough to make the modules of a model
 without its weights, and to say that they do not fit."""
+MIXERS = ("attention", "conv", "delta")
+"""What may mix the tokens in a layer."""
 _MAX_EXPERTS = 2**14
 """Largest number of experts in all layers, which are modules of their own."""
 ROPE_SCALINGS = {

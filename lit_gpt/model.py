@@ -8,6 +8,7 @@ V = padded_vocab_size, S = length of the KV cache.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -18,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.layers.attention import Documents, Heads, PackedAttention, softmax_with_sinks
+from lit_gpt.layers.conv import ShortConv
 from lit_gpt.layers.cpu_matmul import upcast
+from lit_gpt.layers.delta import GatedDeltaNet
 from lit_gpt.layers.linear import Embedding, Linear
 from lit_gpt.layers.mlp import MLPS
 from lit_gpt.layers.neftune import noisy
@@ -141,7 +144,7 @@ class Block(nn.Module):
         self.shared_attention_norm = config.shared_attention_norm
         self.residual_factor = config.residual_factor
         self.norm_1 = make_norm(config, config.pre_norm)
-        self.attn = CausalSelfAttention(config, layer)
+        self.attn = _MIXERS[config.mixer(layer)](config, layer)
         self.post_attention_norm = make_norm(config, config.post_norm)
         self.norm_2 = make_norm(config, config.pre_norm and not config.shared_attention_norm)
         self.mlp = MLPS[config.mlp](config)
@@ -182,6 +185,8 @@ class CausalSelfAttention(nn.Module):
         self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=config.qkv_bias)
         self.proj = Linear(config.n_head * config.head_size, config.n_embd, bias=config.proj_bias)
         self.norm_q, self.norm_k = (make_qk_norm(config, heads) for heads in (config.n_head, config.n_query_groups))
+        n_gates = config.n_head * config.head_size if config.attention_gate else 0
+        self.gate = Linear(config.n_embd, n_gates, bias=False) if n_gates else None
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
 
     def forward(
@@ -209,12 +214,16 @@ class CausalSelfAttention(nn.Module):
             if self.config.qk_norm != "none":
                 qkv = torch.cat([p.transpose(1, 2).flatten(2) for p in (q, k, v)], -1)
             y = self.attended_packed(qkv.flatten(0, 1), cos, sin, documents)  # a view: no copy, nor in backward
-            return self.proj(y.unsqueeze(0))
+            return self.projected(y.unsqueeze(0), x)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
         y = self.attended(q, k, v, mask)
-        return self.proj(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
+        return self.projected(y.transpose(1, 2).flatten(2), x)  # (B, H, T, D) -> (B, T, C)
+
+    def projected(self, y: Tensor, x: Tensor) -> Tensor:
+        """Returns the output of the layer, (B, T, C), for that of all heads, (B, T, H * D), and the layer's input."""
+        return self.proj(y if self.gate is None else y * self.gate(x).sigmoid())
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the output of each head, (B, H, T, D).
@@ -255,6 +264,9 @@ class CausalSelfAttention(nn.Module):
         if self.config.qk_norm != "full":
             q, k = self.norm_q(q), self.norm_k(k)
         return q, k, v
+
+
+_MIXERS = {"attention": CausalSelfAttention, "conv": ShortConv, "delta": GatedDeltaNet}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config, sinks: Tensor | None = None) -> Tensor:
@@ -330,9 +342,11 @@ class KVCache:
         if length > c.block_size:
             raise UserError(f"{length} tokens are more than the model's {c.block_size}")
         like = model.transformer.wte.weight
-        shape = (batch_size, c.n_query_groups, length, c.head_size)
         self.length = length
-        self.layers = [_LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(c.n_layer)]
+        sizes = [c.cached(i) for i in range(c.n_layer)]
+        self.layers = [
+            _LayerCache(*(like.new_zeros(batch_size, heads, length, n) for heads, n in of_layer)) for of_layer in sizes
+        ]
         self.positions = torch.arange(length, device=like.device)
 
 
@@ -341,6 +355,8 @@ class _LayerCache:
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
+        self.states: dict[str, Any] = {}
+        """What a layer that is not attention keeps besides."""
 
     def update(self, k: Tensor, v: Tensor, input_pos: Tensor | None) -> tuple[Tensor, Tensor]:
         """Writes k and v, (B, G, T, D), at positions `input_pos`, and returns all cached keys and values."""

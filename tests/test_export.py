@@ -23,6 +23,8 @@ LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-l
     "nemotron": "activation",
     "apertus": "activation",
     "gpt-oss": "attention_sinks",
+    "lfm2": "mixers",
+    "qwen3.5": "mixers",
 }
 """Kind -> the field that litgpt has no such value of."""
 

@@ -72,6 +72,8 @@ def write_hf(
     source = open_whole(config, multimodal_dir) if config.wrapper else None
     stated = str(next(iter(hf_specs.values())).dtype).removeprefix("torch.")
     if source is None:
+        if config.wrapper:
+            print(f"Only the language model is written; --multimodal_dir names the {config.wrapper} that it is of")
         save_safetensors_shards(hf_specs, converted(), folder, max_shard_bytes)
     else:
         whole = Whole(source, config)

@@ -21,7 +21,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.files import Spec, save_stream, write_text
 
 _LACKS = {"embedding_factor": 1.0, "residual_factor": 1.0, "logit_divisor": 1.0, "rotates_first": False}
-_LACKS |= {"attention_sinks": False, "router_bias": False}
+_LACKS |= {"mixers": None, "attention_gate": False, "attention_sinks": False, "router_bias": False}
 """Fields of Config that litgpt has not, with the value that is nothing to it."""
 
 

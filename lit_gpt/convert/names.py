@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lit_gpt.config import Config
-from lit_gpt.convert.packing import joined, pack, unpack
+from lit_gpt.convert.packing import joined, pack, parts_in, unpack
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
-from lit_gpt.families.family import Architecture, Part, PerHead, Rule, Stacked
+from lit_gpt.families.family import Architecture, PerHead, Rule, Stacked
 from lit_gpt.families.wrappers import text_names
 from lit_gpt.files import Spec
 from lit_gpt.model import GPT
@@ -93,13 +93,13 @@ def stream_to_hf(
         rule, sources = hf_sources(name, config)
         parts = unpack(rule, fit_rows(name, get(name), rows), config)
         for source, part in zip(sources, parts, strict=True):
-            if not isinstance(rule, Part | Stacked):
+            n_parts = parts_in(rule, config, is_query=source == sources[0])
+            if n_parts == 1:
                 yield source, part
                 continue
             waiting.setdefault(source, []).append((rule, part))
-            n_parts = rule.of if isinstance(rule, Part) else rule.n_parts * config.n_expert
             if len(waiting[source]) == n_parts:
-                yield source, joined(waiting.pop(source))
+                yield source, joined(waiting.pop(source), config)
 
 
 def _with_last_kept(get: Callable[[str], Tensor]) -> Callable[[str], Tensor]:

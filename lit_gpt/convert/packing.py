@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.config import Config
-from lit_gpt.families.family import Interleaved, Part, PerHead, Rule, Separate, Stacked
+from lit_gpt.families.family import Interleaved, OutputGate, Part, PerHead, Rule, Separate, Stacked
 from lit_gpt.layers.qkv import halves_of_pairs, interleave_qkv, pairs_of_halves, stack_qkv
 
 
@@ -16,11 +16,15 @@ def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> T
     match rule:
         case Separate():
             sizes = [[n, *shape[1:]] for n in config.qkv_sizes]
+            if rule.gated and parts[0].size(0) == 2 * config.qkv_sizes[0]:
+                parts = [_halves_of_heads(parts[0], config)[0], *parts[1:]]
             if [list(p.shape) for p in parts] != sizes:
                 return None
             if rule.pairs:
                 parts = [*(halves_of_pairs(p, config) for p in parts[:2]), parts[2]]
             return torch.cat(parts)
+        case OutputGate():
+            return _halves_of_heads(parts[0], config)[1] if parts[0].size(0) == 2 * shape[0] else None
         case Stacked():
             return _rows_of_expert(rule, parts[0], config)
         case Interleaved():
@@ -35,6 +39,12 @@ def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> T
             return torch.stack(parts) if all(list(p.shape) == shape[1:] for p in parts) else None
         case _:
             return parts[0]
+
+
+def _halves_of_heads(x: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Returns the first and the last half of the rows of each head."""
+    heads = x.unflatten(0, (config.n_head, 2, config.head_size))
+    return heads[:, 0].flatten(0, 1), heads[:, 1].flatten(0, 1)
 
 
 def _rows_of_expert(rule: Stacked, stacked: Tensor, config: Config) -> Tensor | None:
@@ -63,8 +73,12 @@ def unpack(rule: Rule, x: Tensor, config: Config) -> list[Tensor]:
             return [x]
 
 
-def joined(parts: list[tuple[Rule, Tensor]]) -> Tensor:
+def joined(parts: list[tuple[Rule, Tensor]], config: Config) -> Tensor:
     """Returns the Hugging Face tensor of which these are all parts, by their rules."""
+    if any(isinstance(rule, OutputGate) for rule, _ in parts):
+        gate, query = (x for _, x in sorted(parts, key=lambda p: isinstance(p[0], Separate)))
+        n = config.head_size
+        return torch.stack((query.unflatten(0, (-1, n)), gate.unflatten(0, (-1, n))), 1).flatten(0, 2)
     if not isinstance(parts[0][0], Stacked):
         return torch.cat([part for _, part in parts])
     experts: dict[int, dict[str, Tensor]] = {}
@@ -80,3 +94,22 @@ def joined(parts: list[tuple[Rule, Tensor]]) -> Tensor:
     stacked = torch.stack(rows)
     is_transposed = isinstance(rule := parts[0][0], Stacked) and rule.transposed and stacked.dim() == 3
     return stacked.transpose(1, 2).contiguous() if is_transposed else stacked
+
+
+def parts_in(rule: Rule, config: Config, is_query: bool) -> int:
+    """Returns the number of our tensors that a Hugging Face tensor is made from.
+
+    Args:
+        is_query: whether it is the first one that the rule names.
+    """
+    match rule:
+        case Part():
+            return rule.of
+        case Stacked():
+            return rule.n_parts * config.n_expert
+        case OutputGate():
+            return 2
+        case Separate() if rule.gated and is_query:
+            return 2
+        case _:
+            return 1

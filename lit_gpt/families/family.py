@@ -16,6 +16,8 @@ class Separate:
     names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     pairs: bool = False
     """Whether theirs rotates neighbouring channels of a head in pairs; ours are reordered, so that halves rotate."""
+    gated: bool = False
+    """Whether each head of theirs has a query and then a gate of the output, which `OutputGate` is."""
 
     @property
     def sources(self) -> list[str]:
@@ -76,7 +78,18 @@ class Stacked:
         return 1 if self.rows == "all" else 2
 
 
-Rule = str | Separate | Interleaved | Part | PerHead | Stacked
+@dataclass(frozen=True)
+class OutputGate:
+    """The gates of attention's output in a checkpoint module that has, for each head, a query and then a gate."""
+
+    name: str
+
+    @property
+    def sources(self) -> list[str]:
+        return [self.name]
+
+
+Rule = str | OutputGate | Separate | Interleaved | Part | PerHead | Stacked
 """The source of one of our modules; a string is a plain rename."""
 
 _Values = dict[str, Any]

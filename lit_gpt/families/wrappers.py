@@ -17,6 +17,7 @@ class Wrapper(NamedTuple):
 WRAPPERS = {
     "Gemma3ForConditionalGeneration": Wrapper("gemma3_text", True),
     "LlavaForConditionalGeneration": Wrapper("llama", False),
+    "Qwen3_5ForConditionalGeneration": Wrapper("qwen3_5_text", False),
     "Mistral3ForConditionalGeneration": Wrapper("mistral", True),
 }
 """Class in `architectures` of config.json -> what holds for it."""

@@ -29,7 +29,7 @@ from lit_gpt.layers.recompute import (
 )
 
 
-class XIELU(nn.Module):
+class _XIELU(nn.Module):
     """The activation xIELU with two trained scalars, https://arxiv.org/abs/2411.13010 section 4.
 
     It is p x^2 + beta x above zero and n (exp(x) - 1 - x) + beta x below, where p and n are softplus(alpha_p) and
@@ -63,7 +63,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu2": _relu2,
 }
-_WITH_WEIGHTS = {"xielu": XIELU}
+_WITH_WEIGHTS = {"xielu": _XIELU}
 """Activation that has weights -> its module."""
 GATED: dict[str, tuple] = {
     "gelu": (gelu_mul, gelu_mul_backward, "none"),

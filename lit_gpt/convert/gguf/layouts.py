@@ -70,7 +70,7 @@ class Layout:
     multipliers: bool = False
     """Whether the file states the factors of embeddings, residuals, scores and logits."""
     window_of: tuple[int, int] | None = None
-    """Number of layers by which llama.cpp recognizes the model with a window, and that window; None if the file says."""
+    """Number of layers by which llama.cpp recognizes the model with a window, and the window; None if the file says."""
     narrow: bool = False
     """Whether the channels of all heads together are those of the embeddings."""
     rotates_windows: bool = False

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from lit_gpt.config import Config
 from lit_gpt.generation.batching.branches import Branches
+from lit_gpt.generation.batching.mixing import ExtentMixing
 from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.cpu.products import packed
 from lit_gpt.generation.cpu.scripted import scriptable, scripted_block
 from lit_gpt.layers.attention import softmax_with_sinks
 from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.layers.past import Mixing
 from lit_gpt.layers.rope import apply_rope
 from lit_gpt.methods.lora.shared import RunSpan, SharedLinear, Updates
 from lit_gpt.model import GPT, Block, CausalSelfAttention, finished_logits, score_scale, softcap
@@ -40,6 +42,8 @@ class Piece(NamedTuple):
     """Whether LongRoPE's frequencies of long texts apply."""
     run: str | None = None
     """Name of the run whose updates apply."""
+    owner: int = -1
+    """Ticket of the row."""
     branches: Branches | None = None
     """The tree that tokens are in, if they are not one text; `position` is an index among those that it feeds."""
 
@@ -94,6 +98,9 @@ class ExtentModel:
             return lambda x, cos, sin, batch: run(
                 x, *batch.turns(cos, sin), keys, values, batch.places, batch.rows, batch.tree_masks(window)
             )
+        if isinstance(block.attn, Mixing):
+            twin = _with(block, {"attn": ExtentMixing(block.attn, keys)})
+            return lambda x, cos, sin, batch: twin(x.unsqueeze(0), cos, sin, None, batch)[0]
         beside = block.attn.beside(keys.dtype)
         attention = _ExtentAttention(block.attn, keys=keys, values=values, window=window, beside=beside)
         twin = _with(block, {"attn": attention})
@@ -255,7 +262,7 @@ class _ExtentAttention(nn.Module):
         if self.attn.config.rotates_first:
             cos, sin = cos[..., :0], sin[..., :0]
         if batch.in_kernels:
-            return self.attn.proj(self.decoded(q, k, v, cos=cos, sin=sin, batch=batch).transpose(0, 1))
+            return self.attn.projected(self.decoded(q, k, v, cos=cos, sin=sin, batch=batch).transpose(0, 1), x)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         for pool, new in zip(self.pools, (k, v), strict=True):
             pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
@@ -263,7 +270,7 @@ class _ExtentAttention(nn.Module):
         y = torch.cat([self.attended(q, i, batch) for i, q in enumerate(queries)]).flatten(1)  # (N, H * D)
         if self.beside is not None:
             y = y + self.beside(q)[0].transpose(0, 1).flatten(1)
-        return self.attn.proj(y.unsqueeze(0))
+        return self.attn.projected(y.unsqueeze(0), x)
 
     def decoded(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, batch: _Batch) -> Tensor:
         """Returns attention (N, 1, H * D) of one token for each row, by our Triton kernels, for all rows at once.

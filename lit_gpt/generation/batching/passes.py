@@ -88,6 +88,7 @@ class Passes:
                 start=row.start or 0,
                 is_long=row.is_long,
                 run=row.request.run,
+                owner=row.ticket,
                 branches=row.branches,
             )
             for (row, n), guess in zip(due, guesses, strict=True)

@@ -200,7 +200,9 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def scriptable(block: Block) -> bool:
     """Returns whether `scripted_block` knows everything in a block: it has no adapters, no experts."""
     mlp, attn = block.mlp, block.attn
-    if not attn.config.is_plain or type(attn) is not CausalSelfAttention or type(mlp) not in (GatedMLP, PlainMLP):
+    if type(attn) is not CausalSelfAttention or type(mlp) not in (GatedMLP, PlainMLP):
+        return False
+    if not attn.config.is_plain:
         return False
     ups = [mlp.fc_1, mlp.fc_2] if isinstance(mlp, GatedMLP) else [mlp.fc]
     return all(map(known, (attn.qkv, attn.proj, *ups, mlp.proj)))

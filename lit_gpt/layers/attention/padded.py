@@ -137,10 +137,7 @@ def _probabilities(q: Tensor, k: Tensor, heads: Heads, sinks: Tensor | None = No
         scale = heads.softcap
     hidden = unseen(q.size(1), k.size(1), heads.window, q.device)
     scores = torch.add(hidden, scores.unflatten(2, (-1, q.size(1))), alpha=scale)  # fp32, (n, G, R, L, S)
-    if sinks is None:
-        p = scores.softmax(-1)
-    else:
-        p = softmax_with_sinks(scores, sinks.view(1, k.size(2), -1, 1, 1))
+    p = scores.softmax(-1) if sinks is None else softmax_with_sinks(scores, sinks.view(1, k.size(2), -1, 1, 1))
     return p.to(q.dtype).flatten(2, 3), slope
 
 
