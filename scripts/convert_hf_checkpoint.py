@@ -34,6 +34,7 @@ def main(
     from lit_gpt.checkpoints.sizes import require_weights_for
     from lit_gpt.convert.configs import config_from_hf
     from lit_gpt.convert.gguf import TOKENIZER_FILES, write_tokenizer
+    from lit_gpt.convert.multimodal import left_behind
     from lit_gpt.convert.names import EMBEDDINGS, HEAD, lit_shapes
     from lit_gpt.convert.quantized.streamed import stream_from_source
     from lit_gpt.convert.readers import open_source
@@ -55,6 +56,8 @@ def main(
             join_vocabulary_and_merges(checkpoint_dir)
         config = pad_vocabulary(config, pad_vocab_multiple, checkpoint_dir)
         print(f"Model config {config}")
+        if config.wrapper:
+            print(left_behind(config, source.specs))
         print(f"Reading {len(source.names)} tensors from {', '.join(f.name for f in source.files)}")
         specs, tensors, notes = stream_from_source(config, source, to, rows)
         print(*notes, sep="\n", end="\n" if notes else "")

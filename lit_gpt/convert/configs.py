@@ -7,6 +7,7 @@ from lit_gpt.convert.quantized.settings import read_settings, without_settings
 from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
+from lit_gpt.families.wrappers import unwrapped
 from lit_gpt.records import misfit, require_types
 
 _MODEL_KEYS = """
@@ -16,7 +17,8 @@ _MODEL_KEYS = """
     gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
     is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id license max_sequence_length
     model_type output_attentions output_hidden_states output_router_logits pad_token_id prefix pretraining_tp
-    problem_type pruned_heads resid_pdrop return_dict router_aux_loss_coef router_jitter_noise sep_token_id
+    problem_type pruned_heads resid_pdrop residual_dropout return_dict router_aux_loss_coef router_jitter_noise
+    sep_token_id
     task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config
     transformers_version type_vocab_size unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
 """
@@ -44,7 +46,7 @@ _STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "pa
 """Config fields that config.json has to give, since no default holds for every model."""
 
 
-_TRANSLATED_KEYS = ("sliding_layers", "unrotated_layers", "rope_local_base")
+_TRANSLATED_KEYS = ("mixers", "sliding_layers", "unrotated_layers", "rope_local_base")
 """Keys that `Architecture.adapt` adds, which config.json expresses in other ways."""
 
 
@@ -61,8 +63,9 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
             names it.
     """
     read_settings(hf, where)
-    hf = without_settings(hf)
+    hf, wrapper = unwrapped(without_settings(hf))
     architecture = find_architecture(hf, where)
+    hf = {**(architecture.text_defaults if wrapper else {}), **hf}
     fields = dict(architecture.traits)
     _check_types(architecture, hf, where)
     hf = architecture.adapt({k: v for k, v in hf.items() if v is not None or not _is_number(architecture, k)})
@@ -94,6 +97,7 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
         name=name,
         hf_repo=known.get("hf_repo", ""),
         architecture=architecture.name,
+        wrapper=wrapper,
         vocab_size=known.get("vocab_size") or fields["padded_vocab_size"],
         **fields,
     )
@@ -134,7 +138,7 @@ def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> 
     """Checks that each value has the type of our field and is a possible size; raises UserError if not."""
     for key in hf.keys() & (architecture.config_keys.keys() | _NUMBERS.keys()):
         value, field = hf[key], next(iter(_fields_of(architecture, key)), "")
-        kind = _NUMBERS.get(key) or HINTS[field]
+        kind = architecture.other_types.get(key) or _NUMBERS.get(key) or HINTS[field]
         if value is None or get_origin(kind):  # what `adapt` makes of theirs, or will make
             continue
         if problem := misfit(kind, value):

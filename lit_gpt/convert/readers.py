@@ -14,6 +14,7 @@ from lit_gpt.convert.gguf import open_gguf, parts_of
 from lit_gpt.convert.quantized import dequantized, read_settings, without_settings
 from lit_gpt.convert.quantized.parts import Weight
 from lit_gpt.errors import UserError, one_line, shown
+from lit_gpt.families.wrappers import text_names, unwrapped
 from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
 from lit_gpt.files.headers import FROM_SAFETENSORS, read_header
 from lit_gpt.files.pickles import RefusedError, load_weights
@@ -156,6 +157,9 @@ def _open_files(
         for stated, method in _SETTINGS_FILES.items():
             if "quantization_config" not in hf_config and (folder / stated).is_file():
                 hf_config["quantization_config"] = {"quant_method": method, **read_object(folder / stated)}
+                hf_config["quantization_config"] = read_object(folder / stated)
+    if text := text_names(specs) if unwrapped(hf_config)[1] else None:  # where both say something, the file decides
+        hf_config["tie_word_embeddings"] = "lm_head.weight" not in text
     plain = dequantized(hf_config, specs, OneFileOpen(paths, open_file), str(config_file), dtype)
     return Source(
         without_settings(hf_config),

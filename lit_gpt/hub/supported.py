@@ -23,6 +23,7 @@ def check_supported(config_file: Path, repo_id: str, base_models: Sequence[str] 
     """
     from lit_gpt.convert.configs import config_from_hf, find_architecture  # slow to import
     from lit_gpt.convert.quantized.settings import read_settings
+    from lit_gpt.families.wrappers import unwrapped
 
     try:
         hf = read_object(config_file)
@@ -36,8 +37,9 @@ def check_supported(config_file: Path, repo_id: str, base_models: Sequence[str] 
         made_from = f" (it was made of {' or '.join(base_models)})" if base_models else ""
         raise UserError(f"{repo_id} is not read, and its weights were not downloaded: {e}{made_from}") from e
     try:
-        find_architecture(hf, "its config.json")
-        if hf.keys() & set(_SIZES):
+        text = unwrapped(hf)[0]
+        find_architecture(text, "its config.json")
+        if text.keys() & set(_SIZES):
             config_from_hf(hf, repo_id.rpartition("/")[2], "its config.json")
     except UserError as e:
         raise UserError(f"{repo_id} cannot be converted, and its weights were not downloaded: {e}{_WAY_OUT}") from e

@@ -17,15 +17,18 @@ from torch import Tensor, nn
 
 from lit_gpt.config import Config
 from lit_gpt.generation.batching.batch import Batch, Piece
+from lit_gpt.generation.batching.mixing import ExtentMixing
 from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.cpu.cascade import cascade_attention
 from lit_gpt.generation.cpu.products import packed
 from lit_gpt.generation.cpu.scripted import scriptable, scripted_block
+from lit_gpt.layers.attention import softmax_with_sinks
 from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.layers.past import Mixing
 from lit_gpt.layers.rope import apply_rope
 from lit_gpt.methods.lora.shared import RunSpan, SharedLinear, Updates
-from lit_gpt.model import GPT, Block, CausalSelfAttention, score_scale, softcap
+from lit_gpt.model import GPT, Block, CausalSelfAttention, finished_logits, score_scale, softcap
 
 _Layer = Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
 """Function of x (N, C), cos and sin (N, rope_n_elem) and the batch that computes a layer, (N, C)."""
@@ -54,7 +57,8 @@ class ExtentModel:
         self.by_run = any(".experts." in path for path in paths)
         """Whether a pass is for one run only: experts see tokens in another order."""
         self.model = _with(model, shared)
-        self.in_kernels = pool.k[0].is_cuda and importlib.util.find_spec("triton") is not None
+        has_triton = importlib.util.find_spec("triton") is not None
+        self.in_kernels = pool.k[0].is_cuda and has_triton and config.is_plain
         """Whether rows that feed one token each are attended to by our Triton kernels."""
         self.reads_once = pool.k[0].device.type == "cpu"
         """Whether what rows share is read once for all of them."""
@@ -85,6 +89,9 @@ class ExtentModel:
                 batch.parts,
                 batch.tree_masks(window),
             )
+        if isinstance(block.attn, Mixing):
+            twin = _with(block, {"attn": ExtentMixing(block.attn, keys)})
+            return lambda x, cos, sin, batch: twin(x.unsqueeze(0), cos, sin, None, batch)[0]
         beside = block.attn.beside(keys.dtype)
         attention = _ExtentAttention(block.attn, keys=keys, values=values, window=window, beside=beside)
         twin = _with(block, {"attn": attention})
@@ -117,7 +124,7 @@ class ExtentModel:
     def logits(self, hidden: Tensor, runs: Sequence[str | None]) -> Tensor:
         """Returns the logits, (n, V), of hidden states (n, C) of these runs."""
         self._spans[:] = _run_spans([(run, 1) for run in runs])
-        return softcap(self.lm_head(hidden), self.model.config.final_logit_softcapping)
+        return finished_logits(self.lm_head(hidden), self.model.config)
 
 
 def _fast_block(block: Any, window: int) -> nn.Module:
@@ -162,6 +169,8 @@ class _ExtentAttention(nn.Module):
         super().__init__()
         self.attn, self.window, self.beside = attn, window, beside
         self.pools = keys, values
+        groups = attn.config.n_query_groups
+        self.sinks = None if attn.sinks is None else attn.sinks.detach().view(groups, -1, 1)  # (G, R, 1)
         self.by_head = tuple(pool.transpose(0, 1).unsqueeze(0) for pool in self.pools)  # (1, G, P, D)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: None, batch: Batch, *unused: Any) -> Tensor:
@@ -170,23 +179,25 @@ class _ExtentAttention(nn.Module):
             x: (1, N, C).
             cos, sin: (N, rope_n_elem).
         """
-        q, k, v = self.attn.split_heads(self.attn.qkv(x))  # (1, H, N, D), (1, G, N, D) each
+        q, k, v = self.attn.split_heads(self.attn.qkv(x), cos, sin)  # (1, H, N, D), (1, G, N, D) each
+        if self.attn.config.rotates_first:
+            cos, sin = cos[..., :0], sin[..., :0]
         if batch.in_kernels:
-            return self.attn.proj(self.decoded(q, k, v, cos=cos, sin=sin, batch=batch).transpose(0, 1))
+            return self.attn.projected(self.decoded(q, k, v, cos=cos, sin=sin, batch=batch).transpose(0, 1), x)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         for pool, new in zip(self.pools, (k, v), strict=True):
             pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
         queries = q[0].transpose(0, 1).unflatten(1, (k.size(1), -1)).split(batch.lengths)  # (T, G, R, D) each
         outputs: list[Tensor] = []
         for i, j, start, n in batch.parts:
-            if n and not self.window and not self.attn.config.attn_logit_softcapping:
+            if n and not self.window and not self.attn.config.attn_logit_softcapping and self.sinks is None:
                 outputs.append(self.together(queries[i:j], batch.rows[i:j], start, n))
             else:
                 outputs += [self.attended(queries[at], at, batch) for at in range(i, j)]
         y = torch.cat(outputs).flatten(1)  # (N, H * D)
         if self.beside is not None:
             y = y + self.beside(q)[0].transpose(0, 1).flatten(1)
-        return self.attn.proj(y.unsqueeze(0))
+        return self.attn.projected(y.unsqueeze(0), x)
 
     def decoded(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
         """Returns attention (N, 1, H * D) of one token for each row, by our Triton kernels, for all rows at once.
@@ -233,28 +244,33 @@ class _ExtentAttention(nn.Module):
             first = end - tree.size(1)
         k, v = (pool.narrow(2, piece.start + first, end - first).to(q.dtype) for pool in self.by_head)  # (1, G, S, D)
         if T == 1:  # the heads of a group see the same keys: they are queries of one head
-            return _attend(q, k, v, config=config, mask=tree)
+            return _attend(q, k, v, config=config, mask=tree, sinks=self.sinks)
         q = q.permute(1, 2, 0, 3)  # (G, R, T, D)
         k, v = (x.transpose(0, 1).expand(-1, q.size(1), -1, -1) for x in (k, v))  # (G, R, S, D)
         is_whole = end - first == T and not (self.window and self.window < T) and not config.attn_logit_softcapping
-        is_whole = is_whole and tree is None
+        is_whole = is_whole and tree is None and self.sinks is None
         mask = tree
         if mask is None and not is_whole:
             mask = batch.mask(i, self.window, first=first, dtype=q.dtype)
-        return _attend(q, k, v, config=config, mask=mask, is_causal=is_whole).permute(2, 0, 1, 3)
+        sinks = None if self.sinks is None else self.sinks.unsqueeze(-1)
+        return _attend(q, k, v, config=config, mask=mask, is_causal=is_whole, sinks=sinks).permute(2, 0, 1, 3)
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, config: Config, mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, config: Config,
+    mask: Tensor | None = None, is_causal: bool = False, sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Returns attention (..., T, D) of q (..., T, D) to k and v (..., S, D).
 
     Args:
         mask: summand of the scores, (T, S); None if every query sees every key, or all up to its own.
         is_causal: whether a query sees the keys up to its own, of as many keys as queries.
+        sinks: logits beside the scores, (..., T or 1, 1).
     """
-    if not config.attn_logit_softcapping:
+    if not config.attn_logit_softcapping and sinks is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=score_scale(config))
     dtype, (q, k, v) = q.dtype, upcast(q, k, v)
     scores = softcap(q @ k.mT * score_scale(config), config.attn_logit_softcapping).float()
-    return ((scores if mask is None else scores + mask).softmax(-1).to(v.dtype) @ v).to(dtype)
+    scores = scores if mask is None else scores + mask
+    p = scores.softmax(-1) if sinks is None else softmax_with_sinks(scores, sinks)
+    return (p.to(v.dtype) @ v).to(dtype)

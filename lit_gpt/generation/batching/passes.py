@@ -97,6 +97,7 @@ class Passes:
                 is_long=row.is_long,
                 run=row.request.run,
                 shared=shared.get(row.ticket),
+                owner=row.ticket,
                 branches=row.branches,
             )
             for (row, n), guess in zip(due, guesses, strict=True)

@@ -33,7 +33,9 @@ class _Block(nn.Module):
     def __init__(self, block: Block, window: int) -> None:
         super().__init__()
         attn, mlp, c = block.attn, block.mlp, block.attn.config
-        self.parallel, self.shared = block.parallel_residual, block.shared_attention_norm
+        self.parallel, self.shared, self.residual = (
+            block.parallel_residual, block.shared_attention_norm, block.residual_factor
+        )  # fmt: skip
         self.norm_1, self.norm_2 = _norm(block.norm_1), _norm(block.norm_2)
         self.post_attention_norm, self.post_mlp_norm = _norm(block.post_attention_norm), _norm(block.post_mlp_norm)
         self.norm_q, self.norm_k = _norm(attn.norm_q), _norm(attn.norm_k)
@@ -72,10 +74,10 @@ class _Block(nn.Module):
         """
         normed = _normed(x, self.norm_1)
         y = self.attention(normed, cos, sin, keys, values, places, rows, parts, tree_masks)
-        h = x + _normed(y, self.post_attention_norm)
+        h = torch.add(x, _normed(y, self.post_attention_norm), alpha=self.residual)
         if not self.shared:
             normed = _normed(x if self.parallel else h, self.norm_2)
-        return h + _normed(self.mlp(normed), self.post_mlp_norm)
+        return torch.add(h, _normed(self.mlp(normed), self.post_mlp_norm), alpha=self.residual)
 
     def mlp(self, x: Tensor) -> Tensor:
         """Returns the output of the MLP, (N, C)."""
@@ -174,7 +176,7 @@ def _norm(norm: nn.Module) -> tuple[int, float, Tensor, Tensor]:
         weight = norm.weight.detach().float() + float(norm.unit_offset)
         return _RMS, norm.eps, torch.cat([weight, torch.zeros_like(weight)]), torch.empty(0)
     if isinstance(norm, LayerNorm):
-        return _LAYER, norm.eps, norm.weight.detach().float(), norm.bias.detach().float()
+        return _LAYER, norm.eps, norm.scale.detach().float(), norm.bias.detach().float()
     if isinstance(norm, PerHeadNorm):
         return _LAYER, norm.eps, norm.weight.detach().float(), torch.zeros(())
     return _NONE, 0.0, torch.empty(0), torch.empty(0)
@@ -212,6 +214,8 @@ def scriptable(block: Block) -> bool:
     """Returns whether `scripted_block` knows everything in a block: it has no adapters, no experts."""
     mlp, attn = block.mlp, block.attn
     if type(attn) is not CausalSelfAttention or type(mlp) not in (GatedMLP, PlainMLP):
+        return False
+    if not attn.config.is_plain:
         return False
     ups = [mlp.fc_1, mlp.fc_2] if isinstance(mlp, GatedMLP) else [mlp.fc]
     return all(map(known, (attn.qkv, attn.proj, *ups, mlp.proj)))
