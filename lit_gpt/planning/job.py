@@ -45,6 +45,8 @@ class Job:
     seed: int = 1337
     merge: bool = False
     """Whether the merged weights are written in the end."""
+    group_size: int = 0
+    """Answers that the model draws to each prompt and learns from; 0 learns from those of the data."""
     has_reference: bool = False
     """Whether all rows are computed once under a reference, before the first step."""
 
@@ -100,6 +102,7 @@ def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device) -
         device=device,
         seed=args.run.seed,
         merge=args.merge,
+        group_size=args.grpo.group_size if args.grpo else 0,
         has_reference=args.preference is not None and args.preference.has_reference,
     )
 
