@@ -24,6 +24,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "layers": {"config"},
     "model": {"config", "layers"},
     "methods": {"config", "layers", "model"},
+    # several processes that train one model, a part of it on each device
+    "parallel": {"lightning"},
     "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "prompts"},
     "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
     "hub": {"convert", "families", "files"},  # whether the converter takes what is about to be downloaded
@@ -50,14 +52,14 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     | {"tokenizer"},
     "serve": {"checkpoints", "fabric", "generation", "merge", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
-    | {"lightning", "resources", "tokenizer"},
+    | {"lightning", "parallel", "resources", "tokenizer"},
     "planning": {"checkpoints", "config", "convert", "data", "families", "files", "layers", "methods", "model"}
     | {"fabric", "lightning", "resources", "tokenizer", "training"},
     # a run as others are to have it: its own record, merged weights, and the server in the place of theirs
     "submission": {"checkpoints", "config", "data", "files", "hub", "merge", "methods", "model", "planning", "report"}
     | {"training"},
     # a finetune script's run from beginning to end
-    "finetuning": {"data", "evaluation", "files", "layers", "lightning", "planning", "training"},
+    "finetuning": {"data", "evaluation", "files", "layers", "lightning", "parallel", "planning", "training"},
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.errors import UserError
 
 
@@ -18,6 +19,10 @@ class PlanArgs:
     fit: bool = False
     """Choose micro-batch, activation checkpointing, quantization and length so that the run fits the device and
     --max_time, and print the command line."""
+
+    def started(self, cluster: ClusterArgs) -> ClusterArgs | None:
+        """Returns the devices that are to start: none besides this process, if it only plans."""
+        return None if self.dry_run else cluster
 
     def __post_init__(self) -> None:
         for name in ("fit", "device", "probe"):

@@ -38,8 +38,12 @@ def plan_of_run(fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
     return plan
 
 
-def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
-    """Returns what the monitor relates this run's figures to, after measuring a large matmul."""
+def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget, n_devices: int = 1) -> Gauges:
+    """Returns what the monitor relates this run's figures to, after measuring a large matmul.
+
+    Args:
+        n_devices: devices that train together, whose figures are added up.
+    """
     dtype = model.transformer.wte.weight.dtype
     if plan.job.mixed:
         dtype = torch.bfloat16 if "bf16" in plan.job.precision else torch.float16
@@ -47,7 +51,7 @@ def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
         device=fabric.device,
         n_samples=plan.work.n_samples,
         flops_per_token=plan.flops / plan.work.n_tokens,
-        peak=matrix_rate(fabric.device, dtype),
+        peak=n_devices * matrix_rate(fabric.device, dtype),
         n_validations=plan.work.n_validations,
         time_left=budget.deadline_in if budget.max_seconds else None,
         n_saves=plan.work.n_saves,

@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.model import GPT
+from lit_gpt.parallel.team import ALONE, Team
 
 _MAX_SKIPPED = 10
 """Number of steps in a row without a finite gradient after which a run ends."""
@@ -33,15 +34,18 @@ class Gradients:
     of it one step later.
     """
 
-    def __init__(self, fabric: Fabric, model: GPT, optimizer: FabricOptimizer, max_norm: float) -> None:
+    def __init__(
+        self, fabric: Fabric, model: GPT, optimizer: FabricOptimizer, max_norm: float, team: Team = ALONE
+    ) -> None:
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.names, self.parameters = [list(part) for part in zip(*trained, strict=True)]
-        self.fabric, self.optimizer, self.max_norm = fabric, optimizer, max_norm
+        self.fabric, self.optimizer, self.max_norm, self.team = fabric, optimizer, max_norm, team
         self.due: _Norms | None = None
         self.n_skipped = self.n_in_a_row = self.last_skipped = 0
 
     def step(self, step: int, say: Callable[[str], None] = print) -> None:
-        """Clips the gradients, takes the optimizer's step, and zeroes the gradients."""
+        """Adds up the gradients of all devices, clips them, takes the optimizer's step, and zeroes the gradients."""
+        self.gather()
         scaler = getattr(self.fabric._precision, "scaler", None)
         if scaler is not None:
             self.fabric._precision.unscale_gradients(self.optimizer.optimizer)
@@ -56,6 +60,14 @@ class Gradients:
             arrived.record()
         self.settle(say)
         self.due = _Norms(step, names, values, arrived)
+
+    def gather(self) -> None:
+        """Adds up the gradients of all devices; one that had no samples in this step adds none."""
+        if self.team.is_alone:
+            return
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        self.team.add_up(p.grad for p in self.parameters if p.grad is not None)
 
     def norms(self) -> tuple[tuple[str, ...], Tensor]:
         """Returns the names of the parameters with a gradient, and the norm of each, (n,) in fp32."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lit_gpt.data.batches import micro_batches
 from lit_gpt.data.store import Samples
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.batching import packing_of
 from lit_gpt.training.loss import loss_sum
 from lit_gpt.training.randomness import undisturbed
@@ -40,12 +42,13 @@ def validated(
     """
     session.monitor.report()
     began = time.monotonic()
-    loss = validate(fabric, model, data=data, train=train, validation=validation, stopped=lambda: stop.signal)
+    team = session.team
+    loss = validate(fabric, model, data=data, train=train, validation=validation, stopped=stop.agree, team=team)
     if loss is None:
         return progress
     loss_seconds = time.monotonic() - began
     with undisturbed(fabric.device):
-        score = session.score and session.score()
+        score = session.score and team.first(session.score)  # where each device has the whole model, one answers
     seconds = time.monotonic() - began
     session.budget.validated(seconds, loss_seconds)
     session.monitor.validated(progress.step, loss, seconds)
@@ -69,11 +72,13 @@ def validate(
     train: TrainArgs,
     validation: ValidationArgs,
     stopped: Callable[[], Any] = lambda: False,
+    team: Team = ALONE,
 ) -> float | None:
     """Returns the mean loss per target token of the validation set, or of its first `n_validated` samples.
 
     Args:
         stopped: called after each micro-batch; where it returns something true, the result is None.
+        team: the processes among which the micro-batches are dealt.
     """
     model.eval()
     n_samples = n_validated(len(data), train, validation)
@@ -81,10 +86,14 @@ def validate(
         packing = packing_of(model, train, fabric.device)
     parts = (range(start, min(start + AT_ONCE, n_samples)) for start in range(0, n_samples, AT_ONCE))
     total, n_targets = torch.zeros((), device=fabric.device, dtype=torch.float32), 0
-    for batch in (batch for part in parts for batch in micro_batches(data, part, packing)):
-        with fabric.autocast():
-            total += loss_sum(model, batch.to(fabric.device))
-        n_targets += batch.n_targets
+    batches = (batch for part in parts for batch in micro_batches(data, part, packing))
+    while round_ := list(islice(batches, team.size)):
+        if team.rank < len(round_):
+            batch = round_[team.rank]
+            with fabric.autocast():
+                total += loss_sum(model, batch.to(fabric.device))
+            n_targets += batch.n_targets
         if stopped():
             return None
-    return total.item() / max(1, n_targets)
+    loss, n_targets = team.total(total.item(), n_targets)
+    return loss / max(1, n_targets)

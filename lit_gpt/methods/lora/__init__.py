@@ -38,7 +38,8 @@ def inject(model: GPT, args: LoRAArgs, init: bool = True) -> None:
             blocks = [rows[n] for n in ranks] if names != [""] else None
             linear = model.get_submodule(path)
             assert isinstance(linear, LinearLayer), path
-            model.set_submodule(path, LoRALinear(linear, args.with_rank(max(ranks.values())), blocks, init))
+            mine = args.with_rank(max(ranks.values()))
+            model.set_submodule(path, LoRALinear(linear, mine, blocks, init, draws=model.draws))
     for name in args.whole:
         _make_own(model, name)
     for name, parameter in model.named_parameters():

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Checkpointer:
     ) -> None:
         self.fabric, self.model, self.optimizer = fabric, model, optimizer.optimizer
         self.loader, self.checkpoint_store = loader, session.checkpoint_store
-        self.monitor, self.budget = session.monitor, session.budget
+        self.monitor, self.budget, self.team = session.monitor, session.budget, session.team
         self.checkpoint, self.later_bytes, self.save_interval = session.resumed, session.later_bytes, save_interval
         self.progress = Progress()
         self.saved: Progress | None = None
@@ -55,19 +56,24 @@ class Checkpointer:
             UserError: a damaged checkpoint, or too little room on the disk.
         """
         if self.checkpoint is not None:
-            self.progress = read_progress(self.checkpoint)
+            self.progress = self.team.first(partial(self._found, self.checkpoint))
             self.saved = self.progress
             self.budget.take_up(**{name: getattr(self.progress, name) for name in self.budget.state()})
-            self.checkpoint_store.forget_after(self.progress.step)
-            self.checkpoint_store.tidy(self.progress, self.monitor.say)
             self.loader.begin_at(self.progress.step, self.progress.samples)
         else:
             self.budget.begin_anew()
         self.budget.note()
-        self.checkpoint_store.require_room(checkpoint_bytes(self.model), self.later_bytes)
+        self.team.first(partial(self.checkpoint_store.require_room, checkpoint_bytes(self.model), self.later_bytes))
         shrunk = self.progress.micro_batch_tokens
         self.loader.prepare(shrunk, self.progress.n_recomputed if shrunk else None)
         return self.progress
+
+    def _found(self, checkpoint: Path) -> Progress:
+        """Returns the progress of the checkpoint that the run goes on from, after removing those of later steps."""
+        progress = read_progress(checkpoint)
+        self.checkpoint_store.forget_after(progress.step)
+        self.checkpoint_store.tidy(progress, self.monitor.say)
+        return progress
 
     def restore(self) -> None:
         """Restores weights, optimizer, random generators and the monitor's counts, if the run is resumed.
@@ -125,7 +131,7 @@ class Checkpointer:
                     note = f"step {progress.step} is not saved ({reason(e)}). The run goes on and tries again"
                     self.monitor.say(note)
         if ends and self.saved is not None and self.is_saved:
-            self.checkpoint_store.require_weights(self.saved.step)
+            self.team.first(partial(self.checkpoint_store.require_weights, self.saved.step))
         return self.progress
 
     def _save_weights(self, error: Exception, saved: Progress) -> None:
@@ -136,7 +142,7 @@ class Checkpointer:
         """
         weights, what = self.checkpoint_store.weights, f"the checkpoint of step {self.progress.step}"
         try:
-            save_trained(self.model, weights)
+            self.team.first(partial(save_trained, self.model, weights))
         except (DiskError, OSError):
             raise DiskError(f"{what}, with the trained weights, {_unsaved(error, saved)}") from error
         self.monitor.say(f"{what} {_unsaved(error, saved)}. Its trained weights are in {weights}")
@@ -163,9 +169,14 @@ class Checkpointer:
             n_recomputed=self.model.n_recomputed,
             monitor=self.monitor.state(),
         )
-        checkpoint = self.checkpoint_store.write(self.model, self.state(), self.progress, self.monitor.say)
+        state = self.state()
+        checkpoint = self.team.first(
+            lambda: self.checkpoint_store.write(self.model, state, self.progress, self.monitor.say)
+        )
         if first := self.saved is None:
-            read_progress(checkpoint)  # what is written can be read, before the first hour is spent
+            self.team.first(
+                partial(read_progress, checkpoint)
+            )  # what is written can be read, before the first hour is spent
         seconds = time.monotonic() - began
         self.budget.saved(seconds)
         self.monitor.saved(seconds)

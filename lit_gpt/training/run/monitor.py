@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lit_gpt.data.batches import Batch
 from lit_gpt.files import replace_with
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.report.metrics import read_metrics
 from lit_gpt.training.length import Length, outlook
 from lit_gpt.training.run.disk import going_on, reason
@@ -53,6 +54,7 @@ class Monitor:
         goes_on: keep the lines of earlier processes; `restore` says up to where.
         gauges: relate the figures to the machine's peak and to the length of the run.
         logger: gets the figures, too.
+        team: processes whose figures are added up, once a step; their leader writes them.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Monitor:
         goes_on: bool = False,
         gauges: Gauges | None = None,
         logger: Logger | None = None,
+        team: Team = ALONE,
     ) -> None:
+        self.team, self.mine = team, _Counts()
         self.log_interval, self.n_samples = log_interval, n_samples
         self.gauges, self.logger = gauges or Gauges(torch.device("cpu"), n_samples), logger
         self.reported = 0
@@ -71,8 +75,8 @@ class Monitor:
         self.due: _Due | None = None
         self.logs = True
         """Whether the logger took the last figures."""
-        self.bar = tqdm(total=n_samples, dynamic_ncols=True, bar_format=_BAR) if _has_columns(sys.stderr) else None
-        self.metrics = MetricsFile(out_dir / METRICS, goes_on, self.say)
+        self.bar = tqdm(total=n_samples, dynamic_ncols=True, bar_format=_BAR) if _shows(team) else None
+        self.metrics = MetricsFile(out_dir / METRICS, goes_on, self.say) if team.leads else None
         self.start = time.perf_counter()
         self.since_line = time.perf_counter()
         self.losses: list[Tensor] = []
@@ -81,7 +85,7 @@ class Monitor:
     def mark(self) -> dict[str, Any]:
         """Returns where the monitor is, for `restore`."""
         where = {name: getattr(self, name) for name in _COUNTED}
-        return where | {"losses": list(self.losses), "n_rows": self.metrics.n_rows}
+        return where | {"losses": list(self.losses), "n_rows": self.metrics.n_rows if self.metrics else 0}
 
     def state(self) -> dict[str, Any]:
         """Returns what `mark` does in plain values, for a checkpoint, after writing the line that is due."""
@@ -98,7 +102,9 @@ class Monitor:
         self.losses = [torch.as_tensor(loss, dtype=torch.float32) for loss in mark.get("losses", [])]
         if "seconds" in mark:
             self.start = time.perf_counter() - mark["seconds"]
-        self.metrics.cut(self.iter, mark.get("n_rows"))
+        self.mine = _Counts()
+        if self.metrics is not None:
+            self.metrics.cut(self.iter, mark.get("n_rows"))
         if self.bar is not None:
             self.bar.n = self.samples
             self.bar.refresh()
@@ -116,13 +122,27 @@ class Monitor:
     def iterated(self, step: int, batch: Batch, loss: Tensor, learning_rate: float, is_step: bool) -> None:
         """Records a micro-batch, which the device may still be computing; `loss` is the sum over its targets."""
         self.report()
-        self.iter += 1
-        self.samples += batch.n_samples
-        self.losses.append(loss)
-        self.n_tokens += batch.n_tokens
-        self.n_targets += batch.n_targets
-        self.n_iterations += 1
-        if self.iter % self.log_interval and self.samples < self.n_samples:
+        self.mine.add(batch, loss)
+        if self.team.is_alone:
+            counts, self.mine = self.mine, _Counts()
+            self._count(step, counts, learning_rate, is_step)
+
+    def stepped(self, step: int, learning_rate: float) -> None:
+        """Records what all processes did in a step, if there are several; `iterated` has counted this one's part."""
+        if not self.team.is_alone:
+            counts, self.mine = self.mine.of(self.team), _Counts()
+            self._count(step, counts, learning_rate, is_step=True)
+
+    def _count(self, step: int, counts: "_Counts", learning_rate: float, is_step: bool) -> None:
+        """Adds up micro-batches, and has a line written when one is due."""
+        before = self.iter // self.log_interval
+        self.iter += counts.n_iterations
+        self.samples += counts.n_samples
+        self.losses.append(loss := torch.stack(counts.losses).sum())
+        self.n_tokens += counts.n_tokens
+        self.n_targets += counts.n_targets
+        self.n_iterations += counts.n_iterations
+        if self.iter // self.log_interval == before and self.samples < self.n_samples:
             return
         row = {
             "iter": self.iter,
@@ -190,6 +210,8 @@ class Monitor:
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes a line of metrics.csv, and its figures to the logger; an error of the disk is said once."""
+        if self.metrics is None:
+            return
         self.metrics.add({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})
         if self.logger is None:
             return
@@ -213,6 +235,8 @@ class Monitor:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+        if self.metrics is None:
+            return time.perf_counter() - self.start
         self.metrics.write()
         if self.metrics.waiting:
             self.say(f"{METRICS} lacks its last lines, for which the disk had no room")
@@ -220,6 +244,38 @@ class Monitor:
             with going_on("what --logger shows", self.say):
                 self.logger.finalize("success")
         return time.perf_counter() - self.start
+
+
+class _Counts:
+    """What some micro-batches had."""
+
+    def __init__(self) -> None:
+        self.n_samples = self.n_tokens = self.n_targets = self.n_iterations = 0
+        self.losses: list[Tensor] = []
+        """Loss of each, summed over its targets."""
+
+    def add(self, batch: Batch, loss: Tensor) -> None:
+        """Adds one."""
+        self.n_samples += batch.n_samples
+        self.n_tokens += batch.n_tokens
+        self.n_targets += batch.n_targets
+        self.n_iterations += 1
+        self.losses.append(loss)
+
+    def of(self, team: Team) -> "_Counts":
+        """Returns the sums over all processes."""
+        found, names = _Counts(), ("n_samples", "n_tokens", "n_targets", "n_iterations")
+        loss = torch.stack(self.losses).sum().item() if self.losses else 0.0
+        *sums, loss = team.total(*(getattr(self, name) for name in names), loss)
+        for name, n in zip(names, sums, strict=True):
+            setattr(found, name, int(n))
+        found.losses = [torch.tensor(loss)]
+        return found
+
+
+def _shows(team: Team) -> bool:
+    """Returns whether to draw a bar."""
+    return team.leads and _has_columns(sys.stderr)
 
 
 def _has_columns(stream: TextIO) -> bool:
