@@ -53,7 +53,29 @@ class Batch:
             (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
             for x in (self.ids, self.predicting, self.targets)
         )
-        return Batch(ids, self.documents.to(device), predicting, targets)
+        return type(self)(ids, self.documents.to(device), predicting, targets)
+
+
+class Idle(Batch):
+    """A micro-batch of nothing, for a device that has none left while others compute one: one token without a target.
+
+    Where each device keeps a part of every weight, all of them take part in each forward and backward pass.
+    """
+
+    @classmethod
+    def make(cls) -> "Idle":
+        """Returns one."""
+        token = np.zeros(1, dtype=np.int64)
+        batch = collate([(token, np.full(1, IGNORE))])
+        return cls(batch.ids, batch.documents, batch.predicting, batch.targets)
+
+    @property
+    def n_samples(self) -> int:
+        return 0
+
+    @property
+    def n_tokens(self) -> int:
+        return 0
 
 
 class Order:

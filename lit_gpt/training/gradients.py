@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import gradients_here, is_sharded, trained_here
 from lit_gpt.parallel.team import ALONE, Team
 
 _MAX_SKIPPED = 10
@@ -37,8 +38,9 @@ class Gradients:
     def __init__(
         self, fabric: Fabric, model: GPT, optimizer: FabricOptimizer, max_norm: float, team: Team = ALONE
     ) -> None:
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.names, self.parameters = [list(part) for part in zip(*trained, strict=True)]
+        trained = trained_here(model)
+        self.model, self.sharded = model, is_sharded(model)
+        self.names, self.parameters = list(trained), list(trained.values())
         self.fabric, self.optimizer, self.max_norm, self.team = fabric, optimizer, max_norm, team
         self.due: _Norms | None = None
         self.n_skipped = self.n_in_a_row = self.last_skipped = 0
@@ -63,6 +65,9 @@ class Gradients:
 
     def gather(self) -> None:
         """Adds up the gradients of all devices; one that had no samples in this step adds none."""
+        if self.sharded:
+            gradients_here(self.model)  # the backward pass has added them up
+            return
         if self.team.is_alone:
             return
         for p in self.parameters:
@@ -73,7 +78,12 @@ class Gradients:
         """Returns the names of the parameters with a gradient, and the norm of each, (n,) in fp32."""
         there = [(name, p.grad) for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None]
         names, gradients = zip(*there, strict=True)
-        return names, torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
+        norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
+        if self.sharded:
+            squares = norms.square_()
+            self.team.add_up([squares])
+            norms = squares.sqrt_()
+        return names, norms
 
     def apply(self, factor: Tensor | None, not_finite: Tensor) -> None:
         """Takes the optimizer's step with the gradients times `factor`, unless they are `not_finite`."""
@@ -106,6 +116,8 @@ class Gradients:
 
     def zero(self) -> None:
         """Zeroes the gradients in place: a recorded CUDA graph adds to these very tensors."""
+        if self.sharded:
+            gradients_here(self.model)
         self.optimizer.zero_grad(set_to_none=False)
 
     def settle(self, say: Callable[[str], None] = print) -> None:

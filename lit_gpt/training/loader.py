@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lit_gpt.args import TrainArgs
-from lit_gpt.data.batches import Batch, Order, ahead, micro_batches, steps
+from lit_gpt.data.batches import Batch, Idle, Order, ahead, micro_batches, steps
 from lit_gpt.data.packing import LOOKED_AT, Packing, fullest, prefixes_of
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import is_sharded
 from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.batching import micro_batch_tokens, packing_of
 from lit_gpt.training.graphs import recorded_hidden
@@ -45,7 +46,7 @@ class BatchLoader:
         autocast: Callable[[], AbstractContextManager],
         team: Team = ALONE,
     ) -> None:
-        model.neftune_alpha, self.team = train.neftune_alpha, team
+        model.neftune_alpha, self.team, self.sharded = train.neftune_alpha, team, is_sharded(model)
         self.model, self.data, self.train, self.device, self.autocast = model, data, train, device, autocast
         self.seed = seed
         self.begin_at()
@@ -79,7 +80,8 @@ class BatchLoader:
                 n_recomputed = blocks_to_recompute(self.model, self.train, self.most_tokens, self.device)
                 n_recomputed = self.team.most(n_recomputed)
             self.model.n_recomputed = n_recomputed
-            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.lengths, self.train.records)
+            enabled = self.train.records and not self.sharded
+            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.lengths, enabled)
 
     def shares(self, packing: Packing) -> bool:
         """Returns whether samples of the first steps share prefixes, so that room for them in a recording pays."""
@@ -118,7 +120,11 @@ class BatchLoader:
             self.coming = ahead(made, self.device)
         self.next_step = step + 1
         self.model.draws.begin(self.seed, step, self.device)
-        return next(self.coming)
+        batches = next(self.coming)
+        if self.sharded:  # all devices take part in each pass
+            n = self.team.most(len(batches))
+            batches = batches + [Idle.make().to(self.device) for _ in range(n - len(batches))]
+        return batches
 
     def n_targets(self, batches: list[Batch]) -> int:
         """Returns the targets of a step, of which these are the micro-batches of this process."""

@@ -99,6 +99,8 @@ def _attempts(loader: BatchLoader, undo: Callable[[], None]) -> Iterator[_Attemp
     while True:
         attempt = _Attempt()
         yield attempt
+        if attempt.failure is not None and loader.sharded:  # the others wait for this device in the middle of a pass
+            raise attempt.failure
         if not loader.team.is_alone:
             attempt.agree(loader.team)
         if attempt.complete:

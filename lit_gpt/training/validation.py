@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from lit_gpt.args import TrainArgs, ValidationArgs
-from lit_gpt.data.batches import micro_batches
+from lit_gpt.data.batches import Idle, micro_batches
 from lit_gpt.data.store import Samples
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import is_sharded
 from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.batching import packing_of
 from lit_gpt.training.loss import loss_sum
@@ -88,8 +89,8 @@ def validate(
     total, n_targets = torch.zeros((), device=fabric.device, dtype=torch.float32), 0
     batches = (batch for part in parts for batch in micro_batches(data, part, packing))
     while round_ := list(islice(batches, team.size)):
-        if team.rank < len(round_):
-            batch = round_[team.rank]
+        batch = round_[team.rank] if team.rank < len(round_) else Idle.make() if is_sharded(model) else None
+        if batch is not None:
             with fabric.autocast():
                 total += loss_sum(model, batch.to(fabric.device))
             n_targets += batch.n_targets

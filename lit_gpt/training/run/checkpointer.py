@@ -9,11 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lit_gpt.checkpoints.trained import check_fit, save_trained
 from lit_gpt.errors import DiskError, UserError
 from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import load_weights_here, reshard, state_here, whole_state, whole_weights
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.memory import checkpoint_bytes
@@ -93,9 +96,9 @@ class Checkpointer:
         """
         weights, state = read_state(checkpoint, self.checkpoint_store.weights.name)
         check_fit(weights, trained_parameters(self.model), checkpoint)
-        self.model.load_state_dict(weights, strict=False)
+        load_weights_here(self.model, weights, self.team)
         chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        saved = state["optimizer"]
+        saved = state_here(self.model, self.optimizer, state["optimizer"], self.team)
         self.optimizer.load_state_dict(copy.deepcopy(saved) if self.fabric.device.type == "cpu" else saved)
         for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
             group.update(values)
@@ -142,7 +145,7 @@ class Checkpointer:
         """
         weights, what = self.checkpoint_store.weights, f"the checkpoint of step {self.progress.step}"
         try:
-            self.team.first(partial(save_trained, self.model, weights))
+            self.team.first(partial(save_trained, self.weights(), weights))
         except (DiskError, OSError):
             raise DiskError(f"{what}, with the trained weights, {_unsaved(error, saved)}") from error
         self.monitor.say(f"{what} {_unsaved(error, saved)}. Its trained weights are in {weights}")
@@ -169,9 +172,9 @@ class Checkpointer:
             n_recomputed=self.model.n_recomputed,
             monitor=self.monitor.state(),
         )
-        state = self.state()
+        trained, state = self.weights(), self.state()
         checkpoint = self.team.first(
-            lambda: self.checkpoint_store.write(self.model, state, self.progress, self.monitor.say)
+            lambda: self.checkpoint_store.write(trained, state, self.progress, self.monitor.say)
         )
         if first := self.saved is None:
             self.team.first(
@@ -184,10 +187,15 @@ class Checkpointer:
             self.monitor.paused(self.budget.rehearse_finish(checkpoint))
         self.saved, self.owes = self.progress, False
 
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the trained weights; of a model that is divided among devices, they are the leader's."""
+        reshard(self.model)
+        return whole_weights(trained_parameters(self.model), self.team)
+
     def state(self) -> dict[str, Any]:
-        """Returns what state.pth holds."""
+        """Returns what state.pth holds; of a model that is divided among devices, the leader has all of it."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_state(self.model, self.optimizer, self.team),
             "precision": self.fabric._precision.state_dict(),
             "random": random_states(self.fabric.device),
         }

@@ -259,7 +259,7 @@ class _Counts:
         self.n_samples += batch.n_samples
         self.n_tokens += batch.n_tokens
         self.n_targets += batch.n_targets
-        self.n_iterations += 1
+        self.n_iterations += batch.n_samples > 0
         self.losses.append(loss)
 
     def of(self, team: Team) -> "_Counts":

@@ -13,6 +13,7 @@ from lit_gpt.data.compatibility import check_compatible, check_vocabulary
 from lit_gpt.lightning import Fabric
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import shard
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.folder import claim_out_dir
@@ -43,20 +44,30 @@ def find_checkpoint(args: FinetuneArgs, checkpoint_store: CheckpointStore) -> Pa
     return checkpoint
 
 
-def load_model(fabric: Fabric, args: FinetuneArgs, checkpoint: Path | None = None) -> tuple[GPT, str]:
+def load_model(
+    fabric: Fabric, args: FinetuneArgs, checkpoint: Path | None = None, sharded: bool = False
+) -> tuple[GPT, str]:
     """Returns the model with the method in it, and the digest of the base model's weights.
+
+    Each block gets the method, and is divided among the devices, as soon as its weights are there.
 
     Args:
         checkpoint: checkpoint to resume from, whose weights are loaded later.
+        sharded: each device keeps a part of every weight.
 
     Raises:
         UserError: what `load_base` raises, or base weights that were damaged since the run began.
     """
-    model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
+
+    def loaded(model: GPT, part: str) -> None:
+        METHODS[args.method].inject(model, args.method_args, init=checkpoint is None, part=part)
+        if sharded:
+            shard(model, part)
+
+    model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize, loaded)
     if checkpoint:
         before = read_run(checkpoint)
         require_undamaged(args.checkpoint_dir, base_digest, before.base_digest, before.base_files)
-    METHODS[args.method].inject(model, args.method_args, init=checkpoint is None)
     return model, base_digest
 
 
