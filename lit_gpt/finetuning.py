@@ -8,7 +8,7 @@ from lit_gpt.evaluation.score import task_score
 from lit_gpt.files import only_writer
 from lit_gpt.layers.compiled import compiling
 from lit_gpt.lightning import Fabric
-from lit_gpt.parallel.possible import require_possible, shards
+from lit_gpt.parallel.possible import require_divisible, require_possible
 from lit_gpt.parallel.team import Team
 from lit_gpt.parallel.watch import watched
 from lit_gpt.planning.dry_run import dry_run
@@ -75,7 +75,8 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
     require_room_for_a_step(train_data.lengths, train, planned.work.n_samples)
 
     # Load the base model and inject the method; a resumed run gets its trained weights later, in `fit`.
-    sharded = not team.is_alone and team.lead(shards(args, planned.fits))
+    if sharded := team.lead(planned.job.sharded):
+        require_divisible(args)
     model, base_digest = load_model(fabric, args, checkpoint, sharded)
     score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
     print(*description(model, train_data, args, device=fabric.device, done=position(checkpoint)), sep="\n")

@@ -25,7 +25,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "model": {"config", "layers"},
     "methods": {"config", "layers", "model"},
     # several processes that train one model, a part of it on each device
-    "parallel": {"lightning"},
+    "parallel": {"lightning", "model"},
     "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "prompts"},
     "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
     "hub": {"convert", "families", "files"},  # whether the converter takes what is about to be downloaded

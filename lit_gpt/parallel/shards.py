@@ -61,6 +61,11 @@ def here(p: nn.Parameter) -> nn.Parameter:
     return p.here  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def n_here(p: Tensor) -> int:
+    """Returns the number of values that this device keeps of a parameter."""
+    return p.to_local().numel() if hasattr(p, "to_local") else p.numel()  # pyright: ignore
+
+
 def trained_here(model: GPT) -> dict[str, nn.Parameter]:
     """Returns what this device keeps of all parameters that train, by name."""
     reshard(model)

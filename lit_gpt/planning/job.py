@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.args.cluster import Strategy
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG
 from lit_gpt.checkpoints.layouts import read_config
@@ -45,6 +46,13 @@ class Job:
     seed: int = 1337
     merge: bool = False
     """Whether the merged weights are written in the end."""
+    n_devices: int = 1
+    """Devices that train together, on all machines."""
+    strategy: Strategy = "auto"
+    sharded: bool = False
+    """Whether each device keeps a part of every weight (fsdp)."""
+    link: str = "pcie"
+    """Key of LINKS: the slowest link between any two of the devices."""
 
     @property
     def mixed(self) -> bool:
@@ -85,8 +93,13 @@ class Job:
         return model, chosen
 
 
-def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device) -> Job:
-    """Returns the job of a finetune script's arguments, with this model on this device."""
+def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device, n_devices: int | None = None) -> Job:
+    """Returns the job of a finetune script's arguments, with this model on this device.
+
+    Args:
+        n_devices: how many of them there are; None is what the arguments say.
+    """
+    n_devices = n_devices or (args.cluster.devices or 1) * args.cluster.num_nodes
     return Job(
         method=args.method,
         method_args=args.method_args,
@@ -98,6 +111,10 @@ def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device) -
         device=device,
         seed=args.run.seed,
         merge=args.merge,
+        n_devices=n_devices,
+        strategy=args.cluster.strategy,
+        sharded=args.cluster.strategy == "fsdp" and n_devices > 1,
+        link=args.plan.link or ("ethernet" if args.cluster.num_nodes > 1 else "pcie"),
     )
 
 

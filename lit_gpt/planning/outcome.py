@@ -1,6 +1,7 @@
 """A run beside its plan: what was expected, what it took, and by how much they differ."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ def plan_of_run(fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
     It is made before the model is loaded, so that the memory of the process is that of Python and torch alone.
     """
     device, precision = this_machine(fabric.device), str(fabric._precision.precision)
-    plan = make_plan(job_of(args, config_of(args.checkpoint_dir), precision, device), data)
+    if device.kind == "cpu":  # whose memory all processes of the machine share
+        device = replace(device, gib=device.gib / (args.cluster.devices or fabric.world_size))
+    job = job_of(args, config_of(args.checkpoint_dir), precision, device, n_devices=fabric.world_size)
+    plan = make_plan(job, data)
     time = f", {clock(plan.seconds)}" if plan.seconds else ""
     tokens = f"{plan.work.n_tokens:,} tokens{f', {plan.work.filled}' if plan.work.filled else ''}"
     print(f"Plan: {plan.peak / 1e9:.2f} GB at most, {tokens}{time}; --dry_run true says more")
