@@ -104,7 +104,8 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
         logger=make_logger(train.logger, out_dir, run.training) if team.leads else None,
         team=team,
     )
-    session = Session(checkpoint_store, monitor, budget, checkpoint, score, team=team, later_bytes=ending.n_bytes)
+    surroundings = {"score": score, "team": team, "later_bytes": ending.n_bytes}
+    session = Session(checkpoint_store, monitor, budget, resumed=checkpoint, **surroundings)
 
     # Train.
     progress = fit(

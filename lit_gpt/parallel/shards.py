@@ -25,7 +25,7 @@ def shard(model: GPT, part: str) -> None:
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     module = model.get_submodule(part)
-    factors = {name: p.lr_factor for name, p in module.named_parameters() if hasattr(p, "lr_factor")}
+    factors = {name: vars(p)["lr_factor"] for name, p in module.named_parameters() if hasattr(p, "lr_factor")}
     mesh = init_device_mesh(next(module.parameters()).device.type, (dist.get_world_size(),))
     fully_shard(module, mesh=mesh)
     assert isinstance(module, FSDPModule)

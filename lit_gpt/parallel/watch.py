@@ -64,7 +64,7 @@ class _Watch:
             address, port, is_master=False, timeout=timedelta(seconds=_SILENCE), wait_for_workers=False
         )
         self.store = dist.PrefixStore(f"lit_gpt/{attempt}", store)
-        self.lock = threading.Lock()
+        self.lock, self.ending = threading.Lock(), threading.Lock()
         self.beats = 0
         self.seen: dict[int, tuple[int, float]] = {}
         """Rank -> its last count, and when that was new."""
@@ -116,6 +116,7 @@ class _Watch:
 
     def say_lost(self, lost: list[int]) -> None:
         """Says which processes are gone, if it is for this one to say it, and ends."""
+        self.ending.acquire()  # whichever thread comes second waits here for the end
         left = [rank for rank in range(self.team.size) if rank not in lost]
         if left and self.team.rank == left[0]:
             which = ", ".join(map(str, lost[:4])) + (" and others" if len(lost) > 4 else "")

@@ -52,7 +52,7 @@ class Job:
     sharded: bool = False
     """Whether each device keeps a part of every weight (fsdp)."""
     link: str = "pcie"
-    """Key of LINKS: the slowest link between any two of the devices."""
+    """The slowest link between any two of the devices."""
 
     @property
     def mixed(self) -> bool:

@@ -16,7 +16,7 @@ from lit_gpt.planning.seconds import FEW_TOKENS
 from lit_gpt.planning.work import Work
 from lit_gpt.training.memory import trained_bytes
 
-LINKS = {"nvlink": (230e9, 5e-6), "pcie": (12e9, 10e-6), "ib": (22e9, 15e-6), "ethernet": (2.7e9, 50e-6)}
+_LINKS = {"nvlink": (230e9, 5e-6), "pcie": (12e9, 10e-6), "ib": (22e9, 15e-6), "ethernet": (2.7e9, 50e-6)}
 """Link -> bytes a second that go out and come in at once, and seconds until the first arrives: of a GPU for NVLink 3
 and PCIe 4.0, of a machine for InfiniBand HDR (200 Gb/s) and Ethernet (25 Gb/s). Data sheets less a tenth or two; none
 of them was measured."""
@@ -61,7 +61,7 @@ def shared(job: Job, model: GPT, work: Work, data: Samples, n: int, sharded: boo
         data: training samples.
         seconds: of a step of one device; None if unknown.
     """
-    rate, delay = LINKS[job.link]
+    rate, delay = _LINKS[job.link]
     order = Order(len(data), work.n_samples, job.seed)
     size = job.train.batch_size
     some = [order.rows(at, at + size) for at in range(0, min(_DEALT_STEPS * size, work.n_samples), size)]

@@ -70,7 +70,8 @@ class LoRALinear(nn.Module):
         self.linear = linear
         self.blocks = blocks or [(0, linear.out_features)]
         self.scaling = args.scaling
-        self.dropout, self.draws = args.lora_dropout, draws or Draws()
+        self.dropout = args.lora_dropout
+        self.draws = draws or Draws()
         self.number = self.draws.add_layer()
         like = {"device": linear.weight.device, "dtype": torch.float32}
         sizes = [stop - start for start, stop in self.blocks]
