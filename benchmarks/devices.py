@@ -120,6 +120,7 @@ def kill_runs(args: argparse.Namespace, material: Material, data: Path) -> None:
         time.sleep(draw.uniform(0, 3))
         rank = draw.randrange(2)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = [pid for pid in children if b"lora.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(int(children[0]) if rank else process.pid, signal.SIGKILL)
         began = time.monotonic()
         _, errors = process.communicate()

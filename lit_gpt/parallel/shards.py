@@ -49,7 +49,7 @@ def reshard(model: GPT) -> None:
         model.reshard()  # pyright: ignore[reportCallIssue] a method of FSDPModule, which `fully_shard` makes of it
 
 
-def here(p: nn.Parameter) -> nn.Parameter:
+def _here(p: nn.Parameter) -> nn.Parameter:
     """Returns what this device keeps of a parameter as a parameter of its own: always the same one, sharing memory."""
     if not hasattr(p, "to_local"):
         return p
@@ -69,17 +69,17 @@ def n_here(p: Tensor) -> int:
 def trained_here(model: GPT) -> dict[str, nn.Parameter]:
     """Returns what this device keeps of all parameters that train, by name."""
     reshard(model)
-    return {name: here(p) for name, p in model.named_parameters() if p.requires_grad}
+    return {name: _here(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def gradients_here(model: GPT) -> None:
     """Gives the parameters of `trained_here` their part of the gradients, which the backward pass has added up."""
     for p in model.parameters():
         if p.requires_grad and hasattr(p, "to_local"):
-            here(p).grad = None if p.grad is None else p.grad.to_local()  # pyright: ignore
+            _here(p).grad = None if p.grad is None else p.grad.to_local()  # pyright: ignore
 
 
-def own_rows(x: Tensor, shape: torch.Size, team: Team) -> Tensor:
+def _own_rows(x: Tensor, shape: torch.Size, team: Team) -> Tensor:
     """Returns the rows of a whole tensor that this device keeps, as `fully_shard` divides it.
 
     Args:
@@ -92,7 +92,7 @@ def own_rows(x: Tensor, shape: torch.Size, team: Team) -> Tensor:
     return x[start : start + shape[0]]
 
 
-def whole(part: Tensor, n_rows: int, team: Team) -> Tensor | None:
+def _whole(part: Tensor, n_rows: int, team: Team) -> Tensor | None:
     """Returns the tensor of which each device keeps a part, on the leader's host; None on the others.
 
     Args:
@@ -115,7 +115,7 @@ def whole_weights(weights: Mapping[str, Tensor], team: Team) -> dict[str, Tensor
     """
     found: dict[str, Tensor] = {}
     for name, x in weights.items():
-        full = whole(x.to_local(), len(x), team) if hasattr(x, "to_local") else x  # pyright: ignore
+        full = _whole(x.to_local(), len(x), team) if hasattr(x, "to_local") else x  # pyright: ignore
         if full is not None:
             found[name] = full
     return found if team.leads else {}
@@ -128,8 +128,8 @@ def load_weights_here(model: GPT, weights: Mapping[str, Tensor], team: Team) -> 
     with torch.no_grad():
         for name, p in model.named_parameters(remove_duplicate=False):
             if name in others and hasattr(p, "to_local"):
-                part = here(p)
-                part.copy_(own_rows(others.pop(name), part.shape, team))
+                part = _here(p)
+                part.copy_(_own_rows(others.pop(name), part.shape, team))
     model.load_state_dict(others, strict=False)
 
 
@@ -141,8 +141,8 @@ def whole_state(model: GPT, optimizer: torch.optim.Optimizer, team: Team) -> dic
         found[place] = dict(state["state"][place])
         for name in sorted(found[place]):
             x, p = found[place][name], divided.get(place)
-            if p is not None and isinstance(x, Tensor) and x.dim() and x.shape == here(p).shape:
-                found[place][name] = whole(x, len(p), team)
+            if p is not None and isinstance(x, Tensor) and x.dim() and x.shape == _here(p).shape:
+                found[place][name] = _whole(x, len(p), team)
     return {"state": found, "param_groups": state["param_groups"]} if team.leads else {}
 
 
@@ -154,13 +154,13 @@ def state_here(model: GPT, optimizer: torch.optim.Optimizer, state: Mapping[str,
         for name, x in values.items():
             p = divided.get(place)
             if p is not None and isinstance(x, Tensor) and x.shape == p.shape and x.dim():
-                found[place][name] = own_rows(x, here(p).shape, team)
+                found[place][name] = _own_rows(x, _here(p).shape, team)
     return {"state": found, "param_groups": state["param_groups"]}
 
 
 def _divided(model: GPT, optimizer: torch.optim.Optimizer) -> dict[int, nn.Parameter]:
     """Returns the parameters of which this device keeps a part, by their places in the optimizer's state."""
     reshard(model)
-    by_part = {id(here(p)): p for p in model.parameters() if p.requires_grad and hasattr(p, "to_local")}
+    by_part = {id(_here(p)): p for p in model.parameters() if p.requires_grad and hasattr(p, "to_local")}
     places = [id(p) for group in optimizer.param_groups for p in group["params"]]
     return {place: by_part[key] for place, key in enumerate(places) if key in by_part}

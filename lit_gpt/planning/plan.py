@@ -106,7 +106,7 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
         rates=rates,
         times=rates and times_of(job, model, work, rates=rates, n_again=n_again),
     )
-    return plan if job.n_devices == 1 else _of_several(plan, model, chosen, data, given)
+    return plan if job.n_devices == 1 else _of_several(plan, model, chosen, data=data, given=given)
 
 
 def _of_several(plan: Plan, model: GPT, chosen: dict[str, LinearLayer], data: Data, given: Rates | None) -> Plan:
@@ -122,7 +122,10 @@ def _of_several(plan: Plan, model: GPT, chosen: dict[str, LinearLayer], data: Da
     if job.strategy == "auto" and not plan.fits and not job.sharded:
         return make_plan(replace(job, sharded=True), data, given)
     seconds = times and times.training / n_steps
-    steps = tuple(shared(job, model, plan.work, data[0], n, job.sharded, seconds) for n in numbers(job.n_devices))
+    steps = tuple(
+        shared(job, model, plan.work, data=data[0], n=n, sharded=job.sharded, seconds=seconds)
+        for n in numbers(job.n_devices)
+    )
     if times is not None:
         times = replace(times, training=times.training / steps[-1].speedup, validating=times.validating / job.n_devices)
     return replace(

@@ -101,7 +101,7 @@ def numbers(n: int) -> list[int]:
     return [2**i for i in range((n - 1).bit_length())] + [n]
 
 
-def knee(steps: list[Shared]) -> int:
+def _knee(steps: list[Shared]) -> int:
     """Returns the number of devices from which on twice as many do not pay any more; the last one if all pay."""
     for before, after in pairwise(steps):
         if after.speedup < before.speedup * _PAYS ** log2(after.n / before.n):
@@ -127,7 +127,7 @@ def lines_of_several(job: Job, steps: list[Shared], needed: dict[bool, int]) -> 
     for step in steps:
         sent, talking = f"{step.sent / 1e6:11,.1f} MB", f"{step.talking:9.3g} s"
         yield f"  {step.n:7,}{sent}{talking}{step.balance:12.0%}{step.speedup:12.1f}"
-    if (best := knee(steps)) < job.n_devices:
+    if (best := _knee(steps)) < job.n_devices:
         last = next(step for step in steps if step.n > best)
         few = last.talking < last.computing / 2
         why = "a step has too few samples for them" if few else "they wait for each other's bytes"

@@ -43,7 +43,7 @@ def fit(
         RuntimeError: out of memory, with the smallest micro-batches and all blocks recomputed.
     """
     optimizer = prepare_optimizer(fabric, model, train)
-    gradients = make_gradients(fabric, model, optimizer, train, session.team)
+    gradients = make_gradients(fabric, model, optimizer, train=train, team=session.team)
     monitor, budget, team = session.monitor, session.budget, session.team
     loader = BatchLoader(
         model, train_data, train=train, device=fabric.device, seed=seed, autocast=fabric.autocast, team=team

@@ -68,7 +68,7 @@ def make_gradients(
     """Returns the gradients of a run: on the device, or with `offload_gradients` in the host's memory."""
     if train.offload_gradients:
         return OffloadedGradients(fabric, model, optimizer, train.max_norm)
-    return Gradients(fabric, model, optimizer, train.max_norm, team)
+    return Gradients(fabric, model, optimizer, max_norm=train.max_norm, team=team)
 
 
 def require_offload(train: TrainArgs, precision: str) -> None:
