@@ -13,7 +13,7 @@ from lit_gpt.records import fits, misfit, require_types
 
 @dataclass
 class Config:
-    """Sizes and traits of one decoder; `lit_gpt/model.py` reads every field but the first three.
+    """Sizes and traits of one decoder; `lit_gpt/model.py` reads every field but the first four.
 
     Raises:
         UserError: sizes contradict each other, or a field has an impossible value.
@@ -25,6 +25,10 @@ class Config:
     """Hugging Face repository the weights come from, `org/name`; empty if they come from somewhere else."""
     architecture: str = ""
     """Key of `lit_gpt.families.ARCHITECTURES`, whose tensor names the checkpoint had, e.g. `gpt_neox`."""
+
+    wrapper: str = ""
+    """Class of the multimodal checkpoint that the decoder was taken from, as its config.json names it; empty if it is a
+    checkpoint of text alone."""
 
     # sizes
     n_layer: int = 16
@@ -48,18 +52,22 @@ class Config:
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
     norm_unit_offset: bool = False
-    """Whether RMS norms scale by 1 + weight (Gemma)."""
+    """Whether norms scale by 1 + weight (Gemma, Nemotron)."""
     pre_norm: bool = True
     """Whether the inputs of attention and MLP are normalized."""
     post_norm: bool = False
     """Whether the outputs of attention and MLP are normalized before they are added (Gemma 2, OLMo 2)."""
     mlp: Literal["plain", "gated", "moe"] = "plain"
     """`moe` is a mixture of gated MLPs (arXiv:2401.04088)."""
-    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "silu", "relu2", "xielu", "clamped_swiglu"] = "gelu"
+    """`relu2` is the square of ReLU (arXiv:2109.08668), `xielu` has two trained scalars in each layer
+    (arXiv:2411.13010), `clamped_swiglu` is that of gpt-oss (arXiv:2508.10925)."""
     n_expert: int = 0
     """MLPs (experts) in each layer of a mixture."""
     n_expert_per_token: int = 0
     """Experts that each token goes through."""
+    router_bias: bool = False
+    """Whether the scores by which experts are chosen have a bias (gpt-oss)."""
     parallel_residual: bool = True
     """Whether a block computes x + attn(norm(x)) + mlp(norm(x)) rather than one after the other."""
     shared_attention_norm: bool = False
@@ -73,13 +81,40 @@ class Config:
     """Whether the output projection shares its weight with the embedding table."""
     scale_embeddings: bool = False
     """Whether embeddings are multiplied by the square root of n_embd (Gemma)."""
+    embedding_factor: float = 1.0
+    """Factor of the embeddings (Granite)."""
+    residual_factor: float = 1.0
+    """Factor of the outputs of attention and MLP before they are added (Granite)."""
+    logit_divisor: float = 1.0
+    """Divisor of the logits (Granite)."""
     final_logit_softcapping: float = 0.0
     """Soft cap c of the logits x, which become c * tanh(x / c); 0 means none (arXiv:2408.00118)."""
 
+    # mixing of tokens
+    mixers: list[str] | None = None
+    """What mixes the tokens in each layer: `attention`, `conv` (a short convolution, arXiv:2511.23404) or `delta` (the
+    gated delta rule, arXiv:2412.06464); None means attention in all layers."""
+    conv_size: int = 0
+    """Tokens that a short convolution sees, the present one included."""
+    conv_bias: bool = False
+    """Whether the layers with a short convolution have biases."""
+    delta_key_heads: int = 0
+    delta_value_heads: int = 0
+    """Heads of the gated delta rule; as many value heads in a row share a key head as there are more of them."""
+    delta_key_size: int = 0
+    delta_value_size: int = 0
+    """Channels of its heads."""
+
     # attention
+    attention_gate: bool = False
+    """Whether the output of attention is multiplied by the sigmoid of a projection of its input (Qwen3-Next)."""
     qk_norm: Literal["none", "head", "full", "per_head"] = "none"
     """Norm of queries and keys: over a head's channels with one weight for all heads (Qwen 3), over all heads' channels
     (OLMo 2), or over a head's channels with a weight for each head (StableLM 2 12B)."""
+    rotates_first: bool = False
+    """Whether queries and keys are rotated before their norm rather than after it (Hunyuan)."""
+    attention_sinks: bool = False
+    """Whether the softmax of each head has a trained logit beside the scores, whose share is dropped (gpt-oss)."""
     query_pre_attn_scalar: float = 0.0
     """Number whose square root divides the attention scores; 0 means head_size."""
     attn_logit_softcapping: float = 0.0
@@ -147,6 +182,13 @@ class Config:
             layers = getattr(self, name) or ()
             if len(layers) > RANGES["n_layer"][1] or min(layers, default=0) < 0:
                 raise UserError(f"{self.name}: {name}={shown(layers)} is no list of layers, counted from 0")
+        if self.mixers is not None and (len(self.mixers) != self.n_layer or set(self.mixers) - set(MIXERS)):
+            kinds = ", ".join(MIXERS)
+            raise UserError(f"{self.name}: mixers={shown(self.mixers)} is not one of {kinds} for each layer")
+        if self.mixers is not None and "delta" in self.mixers:
+            heads = self.delta_key_heads, self.delta_value_heads
+            if not min(*heads, self.delta_key_size, self.delta_value_size, self.conv_size) or heads[1] % heads[0]:
+                raise UserError(f"{self.name}: the heads of the gated delta rule are {heads}, which is impossible")
         if self.n_layer * self.n_expert > _MAX_EXPERTS:
             raise UserError(
                 f"{self.name}: n_layer={self.n_layer} times n_expert={self.n_expert} experts are more than "
@@ -187,6 +229,28 @@ class Config:
         """Output channels of q, k and v, in the order `attn.qkv` stacks them."""
         kv = self.n_query_groups * self.head_size
         return self.n_head * self.head_size, kv, kv
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the code that is written for decoding alone, on GPUs and CPUs, knows all that this decoder has."""
+        special = self.attention_sinks or self.rotates_first or self.attention_gate or self.mixers is not None
+        return self.activation in ("gelu", "gelu_tanh", "silu") and not special
+
+    @property
+    def delta_sizes(self) -> tuple[int, int, int]:
+        """Channels of queries, keys and values of the gated delta rule."""
+        keys = self.delta_key_heads * self.delta_key_size
+        return keys, keys, self.delta_value_heads * self.delta_value_size
+
+    def mixer(self, layer: int) -> str:
+        """Returns what mixes the tokens in a layer, one of MIXERS."""
+        return self.mixers[layer] if self.mixers is not None else "attention"
+
+    def cached(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Returns what a layer keeps of each token, as (heads, channels) of keys and of values."""
+        head = self.n_query_groups, self.head_size
+        n = {"conv": self.n_embd, "delta": sum(self.delta_sizes) + 2 * self.delta_value_heads}.get(self.mixer(layer))
+        return (head, head) if n is None else ((1, n), (1, 0))
 
     def is_sliding(self, layer: int) -> bool:
         """Returns whether a layer has the sliding window."""
@@ -237,6 +301,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "norm_eps": (0, 1),
     "n_expert": (0, 4096),
     "n_expert_per_token": (0, 4096),
+    "embedding_factor": (1e-6, _MOST),
+    "residual_factor": (1e-6, _MOST),
+    "logit_divisor": (1e-6, _MOST),
+    **dict.fromkeys(("delta_key_heads", "delta_value_heads"), (0, 4096)),
+    **dict.fromkeys(("delta_key_size", "delta_value_size"), (0, 2**16)),
+    "conv_size": (0, 64),
     "final_logit_softcapping": (0, _MOST),
     "query_pre_attn_scalar": (0, _MOST),
     "attn_logit_softcapping": (0, _MOST),
@@ -248,6 +318,8 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Field -> its smallest and largest value: far beyond any model's, and small enough to make the modules of a model
 without its weights, and to say that they do not fit."""
+MIXERS = ("attention", "conv", "delta")
+"""What may mix the tokens in a layer."""
 _MAX_EXPERTS = 2**14
 """Largest number of experts in all layers, which are modules of their own."""
 ROPE_SCALINGS = {

@@ -15,7 +15,10 @@ from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.outcome import gauges_of, plan_of_run, settle
 from lit_gpt.training.batching import require_room_for_a_step
 from lit_gpt.training.loop import fit
+from lit_gpt.training.loss import NEXT_TOKEN
 from lit_gpt.training.offload import require_offload
+from lit_gpt.training.preferences.objective import objective_of
+from lit_gpt.training.preferences.start import Referenced, as_sft_run
 from lit_gpt.training.run.average import require_checkpoints
 from lit_gpt.training.run.budget import LEDGER, Budget
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
@@ -39,6 +42,7 @@ def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
     Raises:
         UserError: arguments, checkpoint, data or output folder do not fit together.
     """
+    args = as_sft_run(args)
     with compiling(args.train.compile):
         if args.plan.dry_run:
             dry_run(fabric, args)
@@ -74,17 +78,23 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
     require_checkpoints(train, planned.work.n_steps)
     require_room_for_a_step(train_data.lengths, train, planned.work.n_samples)
 
-    # Load the base model and inject the method; a resumed run gets its trained weights later, in `fit`.
+    # Load the base model and inject the method; a resumed run gets its trained weights later, in `fit`. What a run on
+    # preferences is held against is the model before that.
     if sharded := team.lead(planned.job.sharded):
         require_divisible(args)
-    model, base_digest = load_model(fabric, args, checkpoint, sharded)
+    referenced = Referenced(fabric, args, (train_data, val_data))
+    model, base_digest = load_model(fabric, args, checkpoint, at_first=referenced.compute, sharded=sharded)
+    train_data, val_data = referenced.data
+    objective = objective_of(args.preference) if args.preference else NEXT_TOKEN
     score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
     print(*description(model, train_data, args, device=fabric.device, done=position(checkpoint)), sep="\n")
     # Claim the folder only now that data, flags and model have proved to work: --overwrite deletes the previous run.
     run = team.first(lambda: enter(fabric, args, data, base_digest=base_digest, checkpoint=checkpoint))
 
     # Set up what surrounds the loop: the results at the end, the time limit, and the metrics.
-    ending = Ending(fabric, model, val_data=val_data, args=args, checkpoint_store=checkpoint_store, run=run)
+    ending = Ending(
+        fabric, model, val_data=val_data, args=args, checkpoint_store=checkpoint_store, run=run, objective=objective
+    )
     budget = Budget(
         max_seconds=train.max_seconds,
         finish=ending.rehearse if team.leads else None,  # rehearsed, to know how much time the end needs
@@ -102,6 +112,7 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
         goes_on=checkpoint is not None,
         gauges=gauges,
         logger=make_logger(train.logger, out_dir, run.training) if team.leads else None,
+        figures=objective.figures,
         team=team,
     )
     surroundings = {"score": score, "team": team, "later_bytes": ending.n_bytes}
@@ -117,6 +128,7 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
         train=train,
         validation=validation,
         seed=args.run.seed,
+        objective=objective,
     )
     monitor.close()
     if not team.leads:  # what is left to do is done by one

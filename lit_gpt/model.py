@@ -8,6 +8,7 @@ V = padded_vocab_size, S = length of the KV cache.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -17,8 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
-from lit_gpt.layers.attention import Documents, Heads, PackedAttention
+from lit_gpt.layers.attention import Documents, Heads, PackedAttention, softmax_with_sinks
+from lit_gpt.layers.conv import ShortConv
 from lit_gpt.layers.cpu_matmul import upcast
+from lit_gpt.layers.delta import GatedDeltaNet
 from lit_gpt.layers.dropout import Draws
 from lit_gpt.layers.linear import Embedding, Linear
 from lit_gpt.layers.mlp import MLPS, MoE
@@ -129,13 +132,12 @@ class GPT(nn.Module):
     def embed(self, idx: Tensor) -> Tensor:
         """Returns the input of the first block, (B, T, C), for token ids (B, T)."""
         x = self.transformer.wte(idx)
-        if self.config.scale_embeddings:
-            x = x * x.new_full((), self.config.n_embd**0.5)  # the factor is rounded to x's dtype, as in Gemma
-        return x
+        factor = embedding_factor(self.config)
+        return x if factor == 1 else x * x.new_full((), factor)  # the factor is rounded to x's dtype, as in Gemma
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns the logits, (..., V), of hidden states (..., C)."""
-        return softcap(self.lm_head(hidden), self.config.final_logit_softcapping)
+        return finished_logits(self.lm_head(hidden), self.config)
 
 
 class _Transformer(nn.ModuleDict):
@@ -153,8 +155,9 @@ class Block(nn.Module):
         super().__init__()
         self.parallel_residual = config.parallel_residual
         self.shared_attention_norm = config.shared_attention_norm
+        self.residual_factor = config.residual_factor
         self.norm_1 = make_norm(config, config.pre_norm)
-        self.attn = CausalSelfAttention(config, layer)
+        self.attn = _MIXERS[config.mixer(layer)](config, layer)
         self.post_attention_norm = make_norm(config, config.post_norm)
         self.norm_2 = make_norm(config, config.pre_norm and not config.shared_attention_norm)
         self.mlp = MLPS[config.mlp](config)
@@ -171,10 +174,12 @@ class Block(nn.Module):
         documents: Documents | None = None,
     ) -> Tensor:
         normed = self.norm_1(x)
-        h = x + self.post_attention_norm(self.attn(normed, cos, sin, mask, cache, input_pos, documents))
+        y = self.post_attention_norm(self.attn(normed, cos, sin, mask, cache, input_pos, documents))
+        h = x + (y if self.residual_factor == 1 else y * self.residual_factor)
         if not self.shared_attention_norm:
             normed = self.norm_2(x if self.parallel_residual else h)
-        return h + self.post_mlp_norm(self.mlp(normed))
+        y = self.post_mlp_norm(self.mlp(normed))
+        return h + (y if self.residual_factor == 1 else y * self.residual_factor)
 
 
 class CausalSelfAttention(nn.Module):
@@ -193,6 +198,9 @@ class CausalSelfAttention(nn.Module):
         self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=config.qkv_bias)
         self.proj = Linear(config.n_head * config.head_size, config.n_embd, bias=config.proj_bias)
         self.norm_q, self.norm_k = (make_qk_norm(config, heads) for heads in (config.n_head, config.n_query_groups))
+        n_gates = config.n_head * config.head_size if config.attention_gate else 0
+        self.gate = Linear(config.n_embd, n_gates, bias=False) if n_gates else None
+        self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
 
     def forward(
         self,
@@ -212,17 +220,23 @@ class CausalSelfAttention(nn.Module):
             mask: True where a query sees a key, (T, S) or (B, 1, T, S) bool; None means plain causal attention.
             documents: the documents packed in x, (1, T, C); queries see keys of their own document only.
         """
-        q, k, v = self.split_heads(qkv := self.qkv(x))
+        q, k, v = self.split_heads(qkv := self.qkv(x), cos, sin)
+        if self.config.rotates_first:
+            cos, sin = cos[..., :0], sin[..., :0]  # nothing is left to rotate
         if documents is not None:
             if self.config.qk_norm != "none":
                 qkv = torch.cat([p.transpose(1, 2).flatten(2) for p in (q, k, v)], -1)
             y = self.attended_packed(qkv.flatten(0, 1), cos, sin, documents)  # a view: no copy, nor in backward
-            return self.proj(y.unsqueeze(0))
+            return self.projected(y.unsqueeze(0), x)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
         y = self.attended(q, k, v, mask)
-        return self.proj(y.transpose(1, 2).flatten(2))  # (B, H, T, D) -> (B, T, C)
+        return self.projected(y.transpose(1, 2).flatten(2), x)  # (B, H, T, D) -> (B, T, C)
+
+    def projected(self, y: Tensor, x: Tensor) -> Tensor:
+        """Returns the output of the layer, (B, T, C), for that of all heads, (B, T, H * D), and the layer's input."""
+        return self.proj(y if self.gate is None else y * self.gate(x).sigmoid())
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the output of each head, (B, H, T, D).
@@ -230,11 +244,11 @@ class CausalSelfAttention(nn.Module):
         Args:
             q, k, v: (B, H, T, D), (B, G, S, D) and (B, G, S, D); q and k are rotated.
         """
-        return attend(q, k, v, mask=mask, config=self.config)
+        return attend(q, k, v, mask=mask, config=self.config, sinks=self.sinks)
 
     def attended_packed(self, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents) -> Tensor:
         """Returns the output of all heads, (T, H * D), for packed qkv, (T, sum(qkv_sizes)), not rotated yet."""
-        return PackedAttention.apply(qkv, cos, sin, documents, self.heads)
+        return PackedAttention.apply(qkv, cos, sin, documents, self.heads, self.sinks)
 
     def beside(self, dtype: torch.dtype) -> nn.Module | None:
         """Returns a module whose output is added to that of attention in decoding, or None to add nothing.
@@ -246,26 +260,38 @@ class CausalSelfAttention(nn.Module):
         """
         return None
 
-    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Splits qkv (B, T, sum(qkv_sizes)) into q (B, H, T, D), k and v (B, G, T, D); applies the QK norm, if any."""
+    def split_heads(
+        self, qkv: Tensor, cos: Tensor | None = None, sin: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Splits qkv (B, T, sum(qkv_sizes)) into q (B, H, T, D), k and v (B, G, T, D); applies the QK norm, if any.
+
+        Args:
+            cos, sin: rotation of queries and keys that comes before their norm, if the model has it so.
+        """
         q, k, v = qkv.split(self.config.qkv_sizes, dim=-1)
         if self.config.qk_norm == "full":
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (p.unflatten(-1, (-1, self.config.head_size)).transpose(1, 2) for p in (q, k, v))
+        if self.config.rotates_first and cos is not None and sin is not None:
+            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if self.config.qk_norm != "full":
             q, k = self.norm_q(q), self.norm_k(k)
         return q, k, v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config) -> Tensor:
+_MIXERS = {"attention": CausalSelfAttention, "conv": ShortConv, "delta": GatedDeltaNet}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config, sinks: Tensor | None = None) -> Tensor:
     """Returns the attention output (B, H, T, D) of q (B, H, T, D), k and v (B, G, S, D).
 
     Args:
         mask: True where a query sees a key, (T, S) or (B, 1, T, S) bool; None means plain causal attention.
+        sinks: logits beside the scores, (H,).
     """
     scale = score_scale(config)
     grouped = config.n_query_groups != config.n_head
-    if not config.attn_logit_softcapping:
+    if not config.attn_logit_softcapping and sinks is None:
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
         )
@@ -275,12 +301,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config)
     scores = softcap(q @ k.mT * scale, config.attn_logit_softcapping)  # (B, H, T, S)
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    return (scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(v.dtype) @ v).to(dtype)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    p = scores.softmax(-1, dtype=torch.float32) if sinks is None else softmax_with_sinks(scores, sinks[:, None, None])
+    return (p.to(v.dtype) @ v).to(dtype)
 
 
 def score_scale(config: Config) -> float:
     """Returns the factor that attention scores are multiplied by before the softmax."""
     return (config.query_pre_attn_scalar or config.head_size) ** -0.5
+
+
+def embedding_factor(config: Config) -> float:
+    """Returns the factor that embeddings are multiplied by."""
+    return config.embedding_factor * (config.n_embd**0.5 if config.scale_embeddings else 1.0)
+
+
+def finished_logits(x: Tensor, config: Config) -> Tensor:
+    """Returns the logits for the outputs (..., V) of the output projection: divided and soft-capped."""
+    return softcap(x if config.logit_divisor == 1 else x / config.logit_divisor, config.final_logit_softcapping)
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
@@ -317,9 +355,11 @@ class KVCache:
         if length > c.block_size:
             raise UserError(f"{length} tokens are more than the model's {c.block_size}")
         like = model.transformer.wte.weight
-        shape = (batch_size, c.n_query_groups, length, c.head_size)
         self.length = length
-        self.layers = [_LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(c.n_layer)]
+        sizes = [c.cached(i) for i in range(c.n_layer)]
+        self.layers = [
+            _LayerCache(*(like.new_zeros(batch_size, heads, length, n) for heads, n in of_layer)) for of_layer in sizes
+        ]
         self.positions = torch.arange(length, device=like.device)
 
 
@@ -328,6 +368,8 @@ class _LayerCache:
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
+        self.states: dict[str, Any] = {}
+        """What a layer that is not attention keeps besides."""
 
     def update(self, k: Tensor, v: Tensor, input_pos: Tensor | None) -> tuple[Tensor, Tensor]:
         """Writes k and v, (B, G, T, D), at positions `input_pos`, and returns all cached keys and values."""

@@ -2,8 +2,8 @@
 
 python scripts/convert_hf_checkpoint.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b
 
-Reads safetensors, .bin or gguf; writes lit_model.pth and lit_config.json beside them, and tokenizer.json where
-the tokenizer is in a gguf or in vocab.json and merges.txt.
+Reads safetensors, .bin or gguf, also quantized; writes lit_model.pth and lit_config.json beside them, and
+tokenizer.json where the tokenizer is in a gguf or in vocab.json and merges.txt.
 """
 
 from pathlib import Path
@@ -21,7 +21,8 @@ def main(
     Args:
         checkpoint_dir: the folder with the downloaded files.
         model_name: what to call the model; the folder's name if not given.
-        dtype: dtype of the converted weights; as in the files if not given.
+        dtype: dtype of the converted weights; as in the files if not given. Weights in bitsandbytes' 4 bits stay in
+            these only if it is not given; quantized in another way, they get the dtype that config.json states.
         pad_vocab_multiple: pad the vocabulary's tensors with zero rows to a multiple of this; 64 suits GPUs. Tokens
             that were added to the tokenizer but not to the model get such a row, too.
     """
@@ -33,7 +34,9 @@ def main(
     from lit_gpt.checkpoints.sizes import require_weights_for
     from lit_gpt.convert.configs import config_from_hf
     from lit_gpt.convert.gguf import TOKENIZER_FILES, write_tokenizer
-    from lit_gpt.convert.names import EMBEDDINGS, HEAD, plan_from_hf, stream_from_hf
+    from lit_gpt.convert.multimodal import left_behind
+    from lit_gpt.convert.names import EMBEDDINGS, HEAD, lit_shapes
+    from lit_gpt.convert.quantized.streamed import stream_from_source
     from lit_gpt.convert.readers import open_source
     from lit_gpt.convert.vocab_merges import join_vocabulary_and_merges
     from lit_gpt.convert.vocabulary import pad_vocabulary
@@ -53,13 +56,15 @@ def main(
             join_vocabulary_and_merges(checkpoint_dir)
         config = pad_vocabulary(config, pad_vocab_multiple, checkpoint_dir)
         print(f"Model config {config}")
+        if config.wrapper:
+            print(left_behind(config, source.specs))
         print(f"Reading {len(source.names)} tensors from {', '.join(f.name for f in source.files)}")
-        specs = plan_from_hf(config, source.specs, to)
-        tensors = stream_from_hf(config, source.names, source.get, dtype=to, rows=rows)
+        specs, tensors, notes = stream_from_source(config, source, to, rows)
+        print(*notes, sep="\n", end="\n" if notes else "")
         shared = {HEAD: EMBEDDINGS} if config.tie_embeddings else {}
         save_stream(specs, tensors, checkpoint_dir / "lit_model.pth", shared)
         replace_with(checkpoint_dir / "lit_config.json", config.to_json)
-        n_parameters = sum(torch.Size(spec.shape).numel() for n, spec in specs.items() if n not in shared)
+        n_parameters = sum(shape.numel() for n, shape in lit_shapes(config).items() if n not in shared)
         print(f"Saved {n_parameters:,} parameters to {checkpoint_dir / 'lit_model.pth'}")
 
 

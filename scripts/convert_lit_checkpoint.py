@@ -23,6 +23,7 @@ def main(
     max_shard_gb: float = 5.0,
     unpad_vocab: bool = False,
     overwrite: bool = False,
+    multimodal_dir: Path | None = None,
     prompt: str = "The quick brown fox jumps over the lazy dog.",
 ) -> None:
     """Writes a checkpoint for other tools.
@@ -32,10 +33,11 @@ def main(
         output_dir: the folder to write.
         format: hf for transformers, gguf for llama.cpp, lit for litgpt.
         dtype: dtype of the weights of hf and lit; as they are if not given.
-        gguf_type: type of gguf's matrices; types other than F16, BF16 and Q8_0 need llama.cpp's llama-quantize.
+        gguf_type: type of gguf's matrices; those after Q8_0 need llama.cpp's llama-quantize.
         max_shard_gb: maximum size of a shard of hf's weights, in 10^9 bytes.
         unpad_vocab: drop the rows of the vocabulary's tensors for which the tokenizer has no token.
         overwrite: replace output_dir if it is not empty.
+        multimodal_dir: for hf, the checkpoint that a language model was taken from, whose other parts are put back.
         prompt: text on which the logits are compared.
     """
     import torch
@@ -44,11 +46,12 @@ def main(
     from lit_gpt.convert.export import styled
     from lit_gpt.convert.formats import write_as
     from lit_gpt.convert.modelfile import create_line
+    from lit_gpt.convert.precision import precision_of
     from lit_gpt.convert.verify import difference_read_back
     from lit_gpt.convert.vocabulary import check_vocabulary
     from lit_gpt.errors import UserError
     from lit_gpt.files import only_writer, replace_folder
-    from lit_gpt.merge.record import trained_style
+    from lit_gpt.merge.record import origin_of_text, trained_style
     from lit_gpt.tokenizer import Tokenizer
 
     if dtype and format == "gguf":
@@ -57,11 +60,13 @@ def main(
     check_vocabulary(config, checkpoint_dir)
     tokenizer = Tokenizer(checkpoint_dir)
     rows = tokenizer.vocab_size if unpad_vocab else None
-    options = {"dtype": getattr(torch, dtype) if dtype else None, "gguf_type": gguf_type}
-    options |= {"rows": rows, "max_shard_bytes": int(max_shard_gb * 1e9)}
+    options = {"dtype": getattr(torch, dtype) if dtype else None, "gguf_type": gguf_type, "rows": rows}
+    options |= {"max_shard_bytes": int(max_shard_gb * 1e9)}
+    options["multimodal_dir"] = origin_of_text(checkpoint_dir, multimodal_dir)
     with_style = styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf")
     with only_writer(output_dir), with_style as (source, notes):
         print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *notes, sep="\n")
+        print(precision_of(checkpoint_dir, specs, get, options["dtype"]) if format != "gguf" else f"As {gguf_type}")
         replace_folder(output_dir, lambda folder: write_as(format, model, source, folder, **options), overwrite)
     if format == "gguf":
         print(f"For Ollama: {create_line(output_dir, config.name)}")

@@ -52,7 +52,8 @@ def main(
     from lit_gpt.convert.peft.runs import read_adapter, write_adapter
 
     if to == "peft":
-        write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite=overwrite, fold_scale=fold_scale)
+        precision = write_adapter(checkpoint_dir, run_dir, peft_dir, overwrite=overwrite, fold_scale=fold_scale)
+        print(precision)
         print(f"Saved the adapter to {peft_dir}; share it with: hf upload USER/NAME {shlex.quote(str(peft_dir))}")
         print(
             "finetuned.json in it brings the very run back, and names your folders: --exclude finetuned.json leaves it"

@@ -45,6 +45,13 @@ SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_local_ba
 SHARPER = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 SHARPER |= {"attention_factor": 1.138629436111989}  # what YaRN would take anyway
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.5}
+MULTIPLIERS |= {"attention_multiplier": 0.3}
+ALPHA = {"rope_type": "dynamic", "alpha": 50.0, "rope_theta": 10000.0, "factor": 1.0}
+OSS_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+CONVS = {"layer_types": ["conv", "full_attention"], "conv_bias": True, "block_multiple_of": 8}
+DELTAS = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+DELTAS |= {"linear_key_head_dim": 8, "linear_value_head_dim": 16}
 SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' configuration, and what it sets
     "llama": ("LlamaConfig", {}),
     "llama-gqa": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -80,9 +87,21 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "qwen3-moe": ("Qwen3MoeConfig", {"num_key_value_heads": 2, "head_dim": 16, **EXPERTS}),
     "olmo2": ("Olmo2Config", {"num_key_value_heads": 2, "pad_token_id": None}),
     "olmo3": ("Olmo3Config", {"pad_token_id": None, "num_key_value_heads": 2, **SLIDING_FULL, "rope_scaling": SHARPER}),
+    "granite": ("GraniteConfig", {"num_key_value_heads": 2, "tie_word_embeddings": True, **MULTIPLIERS}),
+    "seed-oss": ("SeedOssConfig", {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": None}),
+    "exaone4": ("Exaone4Config", {"num_key_value_heads": 2, **SLIDING_FULL}),
+    "glm4": ("Glm4Config", {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": None}),
+    "hunyuan": ("HunYuanDenseV1Config", {"num_key_value_heads": 2, "head_dim": 16, "rope_scaling": ALPHA}),
+    "nemotron": ("NemotronConfig", {"num_key_value_heads": 2, "head_dim": 16}),
+    "apertus": ("ApertusConfig", {"num_key_value_heads": 2, "rope_scaling": LLAMA3}),
+    "lfm2": ("Lfm2Config", {"num_key_value_heads": 2, "pad_token_id": None, **CONVS}),
+    "qwen3.5": ("Qwen3_5TextConfig", {"num_key_value_heads": 2, "head_dim": 16, **DELTAS}),
+    "gpt-oss": ("GptOssConfig", {"num_key_value_heads": 2, "head_dim": 16, **SLIDING_FULL, **OSS_EXPERTS}),
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
     "stablelm-12b": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
 }
+WRITTEN = [kind for kind in SHAPES if kind not in ("apertus", "gpt-oss", "lfm2", "qwen3.5")]
+"""Kinds that we write as gguf; others are refused by name."""
 ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
 """Flags of LoRA on every layer."""
 VARIANTS = {

@@ -11,6 +11,7 @@ from lit_gpt.lightning import Fabric
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
 from lit_gpt.training.loop import fit
+from lit_gpt.training.loss import NEXT_TOKEN
 from lit_gpt.training.run.budget import Budget
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.monitor import Monitor
@@ -40,16 +41,29 @@ def model_with_lora(dropout=0.1):
     return model
 
 
-def trained(out, model=None, data=None, resumed=None, validation=None, score=None, **train):
+def trained(
+    out,
+    model=None,
+    data=None,
+    resumed=None,
+    validation=None,
+    score=None,
+    val=None,
+    objective=NEXT_TOKEN,
+    **train,
+):
     """Trains a model with LoRA, in a run that can be resumed; returns its trained parameters by name, and progress."""
     out.mkdir(exist_ok=True)
     model, data = model or model_with_lora(), data or make_samples(24)
     args = TrainArgs(**{"learning_rate": 1e-2, "batch_size": 4, "epochs": 2, "micro_batch_tokens": 100} | train)
-    monitor = Monitor(out, args.n_samples(len(data)), args.log_interval, goes_on=resumed is not None)
+    monitor = Monitor(
+        out, args.n_samples(len(data)), args.log_interval, goes_on=resumed is not None, figures=objective.figures
+    )
     fabric = Fabric(accelerator="cpu", devices=1)
     checkpoint_store = CheckpointStore(out, "lora", args.keep_last)
     session = Session(checkpoint_store, monitor, Budget(args.max_seconds), resumed, score)
-    progress = fit(fabric, model, data, make_samples(6, 1), session, args, validation or ValidationArgs(), 7)
+    val, validation = val or make_samples(6, 1), validation or ValidationArgs()
+    progress = fit(fabric, model, data, val, session, args, validation, 7, objective)
     monitor.close()
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, progress
 

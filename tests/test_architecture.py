@@ -46,6 +46,9 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     # runs that share a base model are loaded and applied by what answers with them
     "generation": {"checkpoints", "config", "data", "layers", "lightning", "methods", "model", "prompts", "resources"}
     | {"tokenizer"},
+    "grading": set(),
+    # answers of a model with a checker's verdicts, as rows and pairs
+    "rollouts": {"checkpoints", "data", "files", "generation", "grading", "lightning", "prompts", "tokenizer"},
     "chat": {"checkpoints", "cli", "generation", "lightning", "merge", "model", "prompts", "tokenizer"},
     # a comparison loads the base and its runs one after the other, and writes a page
     "evaluation": {"checkpoints", "data", "files", "generation", "lightning", "model", "prompts", "report"}

@@ -6,7 +6,8 @@ from conftest import ALL, write_tokenizer
 from tiny import tiny
 
 from lit_gpt.args import AdapterArgs, LoRAArgs
-from lit_gpt.generation.batching.forward import ExtentModel, Piece
+from lit_gpt.generation.batching.batch import Piece
+from lit_gpt.generation.batching.forward import ExtentModel
 from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.cpu import products
 from lit_gpt.generation.cpu.products import packed, product, speeds_up

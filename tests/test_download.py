@@ -376,11 +376,10 @@ def refused(config: dict, base: str | list[str] | None, tmp_path: Path) -> str:
         ({"model_type": "mystery"}, None, ["mystery is not an architecture", PAGE]),
         (LLAMA | {"attention_sinks": 4}, None, ["attention_sinks=4", PAGE]),
         (LLAMA | {"hidden_act": "relu"}, None, ["hidden_act='relu'", PAGE]),
-        (LLAMA | {"quantization_config": {"quant_method": "awq", "bits": 4}}, ["a/x", "a/y"], ["(awq", "a/x or a/y"]),
-        (LLAMA | {"quantization_config": {"quant_method": "fp8"}}, None, ["(fp8)", "the model that it was made from"]),
-        (LLAMA | {"quantization_config": {"_load_in_4bit": True, "quant_method": "bitsandbytes"}}, None, ["bytes, 4"]),
-        (LLAMA | {"quantization_config": {"quant_method": "compressed-tensors"}}, None, ["(compressed-tensors)"]),
-        (LLAMA | {"quantization": {"group_size": 64, "bits": 8}}, None, ["(mlx, 8 bits)"]),
+        (LLAMA | {"quantization_config": {"quant_method": "hqq", "nbits": 4}}, ["a/x", "a/y"], ["(HQQ", "a/x or a/y"]),
+        (LLAMA | {"quantization_config": {"quant_method": "quanto"}}, None, ["(Quanto)", "the 16-bit model"]),
+        (LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 2}}, None, ["(GPTQ in 2 bits)"]),
+        (LLAMA | {"quantization": {"group_size": 64, "bits": 8}}, None, ["(MLX in 8 bits)"]),
     ],
 )
 def test_what_cannot_be_converted_is_named(
@@ -391,11 +390,11 @@ def test_what_cannot_be_converted_is_named(
 
 
 def test_what_cannot_be_converted_is_refused_before_its_weights_are_fetched(hub: Hub, download: Script) -> None:
-    gptq = LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    gptq = LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 3}}
     mystery = {"architectures": ["MysteryForCausalLM"]}
     for config, parts in (
         (mystery, ["MysteryForCausalLM is not an architecture", PAGE]),
-        (gptq, ["(gptq, 4 bits)", "download meta-llama/Llama-2-7b-hf, "]),
+        (gptq, ["(GPTQ in 3 bits)", "meta-llama/Llama-2-7b-hf"]),
     ):
         files = SMALL | {"config.json": json.dumps(config).encode(), "model.safetensors": BIG}
         hub.add(REPO, files, base_model="meta-llama/Llama-2-7b-hf")
@@ -408,7 +407,8 @@ def test_what_can_be_converted_is_fetched_and_so_is_anything_that_is_asked_for(
     hub: Hub, download: Script, tmp_path: Path
 ) -> None:
     weights = {"model.safetensors": b"weights"}
-    hub.add(REPO, SMALL | weights | {"config.json": json.dumps(LLAMA).encode()})
+    four_bits = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    hub.add(REPO, SMALL | weights | {"config.json": json.dumps(LLAMA | four_bits).encode()})
     assert download("--repo_id", REPO).returncode == 0
     other = SMALL | weights | {"config.json": json.dumps({"architectures": ["MysteryForCausalLM"]}).encode()}
     hub.add("someone/mystery", other)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny import deep, tiny
 
 from lit_gpt.errors import UserError
+from lit_gpt.generation.batching import alike
 from lit_gpt.generation.engine import Engine, joined
 from lit_gpt.generation.request import GREEDY, Request, Sampling
 from lit_gpt.generation.thread import EngineThread
@@ -22,6 +23,14 @@ def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)
     return Tokenizer(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_by_few():
+    """Rows that have two tokens in common share them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alike, "_FEWEST", 2)
+        yield
 
 
 @pytest.fixture(scope="module")

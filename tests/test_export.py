@@ -17,6 +17,14 @@ LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-l
     "phi4-mini": "rope_scaling",
     "smollm3": "unrotated_layers",
     "olmo3": "rope_scaling",
+    "granite": "embedding_factor",
+    "exaone4": "unrotated_layers",
+    "hunyuan": "rotates_first",
+    "nemotron": "activation",
+    "apertus": "activation",
+    "gpt-oss": "attention_sinks",
+    "lfm2": "mixers",
+    "qwen3.5": "mixers",
 }
 """Kind -> the field that litgpt has no such value of."""
 

@@ -111,20 +111,34 @@ def test_a_switch_that_transformers_has_on_by_itself_is_in_a_table(kind):
 
 
 QUANTIZED = {
-    "GPTQ in 4 bits": {"quant_method": "gptq", "bits": 4, "group_size": 128},
-    "AWQ in 4 bits": {"quant_method": "awq", "bits": 4, "version": "gemm"},
-    "bitsandbytes in 4 bits": {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False},
-    "FP8": {"quant_method": "fp8", "weight_block_size": [128, 128]},
-    "compressed-tensors": {"quant_method": "compressed-tensors", "config_groups": {}},
+    "GPTQ in 3 bits": {"quant_method": "gptq", "bits": 3, "group_size": 128},
+    "GPTQ in 4 bits), .*='marlin'": {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+    "AWQ in 4 bits), .* gemv": {"quant_method": "awq", "bits": 4, "version": "GEMV"},
+    "HQQ": {"quant_method": "hqq", "quant_config": {}},
+    "ModelOpt": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    "MLX in 4 bits": {"group_size": 64, "bits": 4},
+    "compressed-tensors.*nvfp4": {
+        "quant_method": "compressed-tensors",
+        "format": "nvfp4-pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "float"}}},
+    },
+    "compressed-tensors.*bits=3": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"weights": {"num_bits": 3, "type": "int", "strategy": "channel"}}},
+    },
+    "compressed-tensors.*transform_config": {"quant_method": "compressed-tensors", "transform_config": {"a": {}}},
     "something_new": {"quant_method": "something_new"},
 }
 
 
 @pytest.mark.parametrize("said", QUANTIZED)
-def test_a_quantized_folder_is_named_and_the_16_bit_one_asked_for(folder, said):
+def test_a_folder_quantized_in_another_way_is_refused_by_name_before_its_weights_are_opened(folder, said):
     hf = json.loads((folder / "config.json").read_text()) | {"quantization_config": QUANTIZED[said]}
+    hf |= {"quantization": QUANTIZED[said]} if "MLX" in said else {}
     (folder / "config.json").write_text(json.dumps(hf))
-    with pytest.raises(UserError, match=rf"quantized \({said}.*take the 16-bit model"):
+    (folder / "model.safetensors").write_bytes(b"PK, no weights at all")
+    with pytest.raises(UserError, match=rf"quantized \({said.replace(')', '.')}.*or the 16-bit model"):
         convert(folder)
     assert not (folder / "lit_model.pth").exists()
 
@@ -133,7 +147,7 @@ def test_quantized_weights_whose_settings_have_a_file_of_their_own_are_named(fol
     state = {"model.layers.0.mlp.down_proj.qweight": torch.zeros(4, 4, dtype=torch.int32)}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     (folder / "quantize_config.json").write_text(json.dumps({"bits": 3, "group_size": 128}))
-    with pytest.raises(UserError, match=r"quantized \(in 3 bits"):
+    with pytest.raises(UserError, match=r"quantized \(GPTQ in 3 bits"):
         convert(folder)
 
 

@@ -9,7 +9,7 @@ from unicodedata import category, normalize
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPES, SHARED, rewrite_gguf, tiny_hf, write_tokenizer
+from conftest import SHARED, WRITTEN, rewrite_gguf, tiny_hf, write_tokenizer
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from with_llama_cpp import (
@@ -46,7 +46,7 @@ MORE = {
 SMOKE = pytest.param("llama-gqa", marks=pytest.mark.smoke)
 
 
-@pytest.mark.parametrize("kind", [SMOKE if kind == "llama-gqa" else kind for kind in (*SHAPES, *MORE)])
+@pytest.mark.parametrize("kind", [SMOKE if kind == "llama-gqa" else kind for kind in (*WRITTEN, *MORE)])
 @torch.no_grad()
 def test_llama_cpp_computes_what_transformers_does(kind, tmp_path, monkeypatch):
     """In fp32, a type that we do not offer, so that nothing is rounded but what llama.cpp rounds itself: its GELU."""

@@ -18,6 +18,7 @@ from lit_gpt.methods import lora
 from lit_gpt.model import GPT, KVCache
 
 KINDS = list(SHAPES)
+PLAIN = ("llama-gqa", "neox", "mistral", "mixtral", "gemma2", "smollm3", "gemma3")
 
 
 def both(kind, folder):
@@ -70,7 +71,7 @@ def test_the_cache_changes_nothing(kind, tmp_path):
     torch.testing.assert_close(torch.cat(pieces, 1) / scale, want / scale, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "mistral", "mixtral", "gemma2", "smollm3", "gemma3"])
+@pytest.mark.parametrize("kind", [*PLAIN, "hunyuan", "gpt-oss", "lfm2", "qwen3.5"])
 @torch.no_grad()
 def test_greedy_generation_is_the_argmax_without_a_cache_and_rows_do_not_mix(kind, tmp_path):
     ours, _ = both(kind, tmp_path)

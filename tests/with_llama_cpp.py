@@ -26,6 +26,8 @@ IDS = torch.randint(0, 264, (1, 40), generator=torch.Generator().manual_seed(1))
 SIX = ["sliding_attention"] * 5 + ["full_attention"]
 FOUR = ["sliding_attention"] * 3 + ["full_attention"]
 LLAMA_CPP = {
+    "exaone4": {"layer_types": ["full_attention"] * 2, "sliding_window": None},
+    "nemotron": {"head_dim": 8},
     "olmo3": {"num_hidden_layers": 4, "layer_types": FOUR},
     "gemma3": {"query_pre_attn_scalar": 16, "num_hidden_layers": 6, "layer_types": SIX},
     "gemma2": {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},

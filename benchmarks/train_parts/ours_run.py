@@ -34,7 +34,7 @@ class Recorder(Monitor):
     def iterated(self, step: int, batch: Batch, loss: torch.Tensor, learning_rate: float, is_step: bool) -> None:
         self.record.add(batch.n_tokens, batch.n_samples, batch.n_targets, loss.item(), batch.n_computed)
 
-    def validated(self, step: int, loss: float, seconds: float) -> None:
+    def validated(self, step: int, loss: float, seconds: float, figures: Any = None) -> None:
         pass
 
     def saved(self, seconds: float) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_gpt.args import PlanArgs, RunArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.cluster import ClusterArgs
+from lit_gpt.args.preferences import PreferenceArgs
 
 
 @dataclass(frozen=True)
@@ -33,5 +34,7 @@ class FinetuneArgs:
     """Fabric's name of the precision; None lets the device decide, also one that is planned for."""
     quantize: str | None = None
     """Key of QUANTIZATIONS, for the frozen weights; None does not quantize them."""
+    preference: PreferenceArgs | None = None
+    """How to learn from preferences; None learns to write the answers of the data."""
     merge: bool = False
     """Whether to write the merged weights at the end, within the same time limit."""

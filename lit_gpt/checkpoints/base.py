@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt.args.folders import WEIGHTS
+from lit_gpt.checkpoints.four_bits import Reader
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.trained import check_fit
 from lit_gpt.config import Config
@@ -19,6 +20,7 @@ from lit_gpt.files import Spec
 from lit_gpt.files.sums import Summed
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize import quantizable, quantized, require_quantizable
+from lit_gpt.layers.quantize.four_bits import FourBits
 from lit_gpt.layers.rope import Rope
 from lit_gpt.lightning import Fabric
 from lit_gpt.methods.parts import parts_of, within
@@ -63,6 +65,7 @@ def build(
 
     Args:
         specs: shapes and dtypes of the weights, by name.
+        get: their reader; weights that it has in 4 bits stay as they are where `quantize` is the same kind.
         path: the file that holds them, for error messages.
 
     Raises:
@@ -78,7 +81,8 @@ def build(
         model.rope = Rope(config)  # its cos and sin are computed, not loaded
     sums: dict[str, Tensor] = {}
     read = summed(config, specs, get)
-    sampled = _fill(model, read, like=like, quantize=quantize, sums=sums, loaded=loaded)
+    four_bits = get.four_bits if isinstance(get, Reader) and quantize else lambda name: None
+    sampled = _fill(model, read, four_bits, like=like, quantize=quantize, sums=sums, loaded=loaded)
     _require_finite(sums, get, like.dtype, path)
     return model, f"{sampled}-{read.digest()}"
 
@@ -129,6 +133,7 @@ def _n_not_finite(x: Tensor) -> int:
 def _fill(
     model: GPT,
     get: Callable[[str], Tensor],
+    four_bits: Callable[[str], FourBits | None],
     like: Tensor,
     quantize: str | None,
     sums: dict[str, Tensor],
@@ -140,6 +145,7 @@ def _fill(
 
     Args:
         get: reads a tensor by its name.
+        four_bits: reads one in 4 bits, if it is stored in them.
         like: a tensor with the device and the dtype of weights that are not quantized.
         sums: gets the sum of each tensor by its name, which is NaN or infinite if one of its values is.
         loaded: called with each part when it is there.
@@ -163,7 +169,7 @@ def _fill(
         if path in chosen:
             assert isinstance(module, LinearLayer) and quantize is not None, path
             parent, _, attribute = path.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, quantized(module, quantize))
+            setattr(model.get_submodule(parent), attribute, quantized(module, quantize, four_bits(f"{path}.weight")))
 
     for part in parts_of(model):
         for path in (path for path in paths if within(path, part)):

@@ -4,13 +4,13 @@ Lit-GPT 2023 kept queries, keys and values interleaved by group in `attn.attn`; 
 do, and keeps its configuration in model_config.yaml.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG, WEIGHTS, require_checkpoint
+from lit_gpt.checkpoints.four_bits import Reader, dequantizing
 from lit_gpt.checkpoints.sizes import require_weights_for
 from lit_gpt.config import HINTS, Config
 from lit_gpt.errors import UserError, shown
@@ -93,8 +93,10 @@ _KINDS |= {"rope_adjustments": dict[str, Any] | None, "sliding_window_indices": 
 """Types of the values that `translated` looks into."""
 
 
-def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[str], Tensor]]:
+def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Reader]:
     """Returns the configuration, the shapes and dtypes by our names, and a function that reads one tensor by our name.
+
+    Weights that are stored in 4 bits are those that they stand for, in the dtype of the embeddings.
 
     Raises:
         UserError: no checkpoint, a damaged one, or a configuration that we do not compute.
@@ -102,7 +104,7 @@ def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[s
     require_checkpoint(checkpoint_dir)
     config = read_config(checkpoint_dir)
     remedy = f"python scripts/convert_hf_checkpoint.py --checkpoint_dir {checkpoint_dir}"
-    specs, get = open_state(checkpoint_dir / WEIGHTS, remedy)
+    specs, get = dequantizing(*open_state(checkpoint_dir / WEIGHTS, remedy), checkpoint_dir / WEIGHTS)
     require_weights_for(config, specs, checkpoint_dir / WEIGHTS)
     theirs = {name.replace(".attn.attn.", ".attn.qkv."): name for name in specs}
 
@@ -115,7 +117,7 @@ def open_lit(checkpoint_dir: Path) -> tuple[Config, dict[str, Spec], Callable[[s
         x = get(theirs[name])
         return x if theirs[name] == name else stack_qkv(x, config)
 
-    return config, {ours: specs[name] for ours, name in theirs.items()}, read
+    return config, {ours: specs[name] for ours, name in theirs.items()}, Reader(read, get.four_bits, get.kinds)
 
 
 def read_config(checkpoint_dir: Path) -> Config:

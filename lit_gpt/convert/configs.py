@@ -3,9 +3,11 @@
 from typing import Any, get_origin
 
 from lit_gpt.config import HINTS, RANGES, ROPE_SCALINGS, Config
+from lit_gpt.convert.quantized.settings import read_settings, without_settings
 from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
+from lit_gpt.families.wrappers import unwrapped
 from lit_gpt.records import misfit, require_types
 
 _MODEL_KEYS = """
@@ -15,7 +17,8 @@ _MODEL_KEYS = """
     gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
     is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id license max_sequence_length
     model_type output_attentions output_hidden_states output_router_logits pad_token_id prefix pretraining_tp
-    problem_type pruned_heads resid_pdrop return_dict router_aux_loss_coef router_jitter_noise sep_token_id
+    problem_type pruned_heads resid_pdrop residual_dropout return_dict router_aux_loss_coef router_jitter_noise
+    sep_token_id
     task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config
     transformers_version type_vocab_size unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
 """
@@ -39,25 +42,11 @@ architecture lists one (Falcon's `activation`)."""
 NEEDED_ON = frozenset(["causal", "is_causal", "rotary", "use_rope", "use_rotary"])
 """Switches for what every model here does, which must not be off. Any other unknown switch may be off."""
 
-_QUANTIZERS = {
-    "awq": "AWQ",
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed-tensors of llm-compressor",
-    "eetq": "EETQ",
-    "fbgemm_fp8": "FP8 of FBGEMM",
-    "fp8": "FP8",
-    "gptq": "GPTQ",
-    "hqq": "HQQ",
-    "mxfp4": "MXFP4",
-    "quanto": "Quanto",
-    "torchao": "torchao",
-}
-"""Common name of a quantization method, by `quant_method` in config.json."""
 _STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "padded_vocab_size", "norm_eps")
 """Config fields that config.json has to give, since no default holds for every model."""
 
 
-_TRANSLATED_KEYS = ("sliding_layers", "unrotated_layers", "rope_local_base")
+_TRANSLATED_KEYS = ("mixers", "sliding_layers", "unrotated_layers", "rope_local_base")
 """Keys that `Architecture.adapt` adds, which config.json expresses in other ways."""
 
 
@@ -70,10 +59,13 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
         where: path of the file, for messages.
 
     Raises:
-        UserError: the architecture or one of its fields is not supported; the message names it.
+        UserError: the architecture, one of its fields, or how the weights are quantized is not supported; the message
+            names it.
     """
-    _require_unquantized(hf, where)
+    read_settings(hf, where)
+    hf, wrapper = unwrapped(without_settings(hf))
     architecture = find_architecture(hf, where)
+    hf = {**(architecture.text_defaults if wrapper else {}), **hf}
     fields = dict(architecture.traits)
     _check_types(architecture, hf, where)
     hf = architecture.adapt({k: v for k, v in hf.items() if v is not None or not _is_number(architecture, k)})
@@ -105,6 +97,7 @@ def config_from_hf(hf: dict[str, Any], name: str, where: str) -> Config:
         name=name,
         hf_repo=known.get("hf_repo", ""),
         architecture=architecture.name,
+        wrapper=wrapper,
         vocab_size=known.get("vocab_size") or fields["padded_vocab_size"],
         **fields,
     )
@@ -145,7 +138,7 @@ def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> 
     """Checks that each value has the type of our field and is a possible size; raises UserError if not."""
     for key in hf.keys() & (architecture.config_keys.keys() | _NUMBERS.keys()):
         value, field = hf[key], next(iter(_fields_of(architecture, key)), "")
-        kind = _NUMBERS.get(key) or HINTS[field]
+        kind = architecture.other_types.get(key) or _NUMBERS.get(key) or HINTS[field]
         if value is None or get_origin(kind):  # what `adapt` makes of theirs, or will make
             continue
         if problem := misfit(kind, value):
@@ -179,24 +172,6 @@ def _fields_of(architecture: Architecture, key: str) -> tuple[str, ...]:
     """Returns our Config fields that a key of config.json sets."""
     fields = architecture.config_keys.get(key, ())
     return (fields,) if isinstance(fields, str) else fields
-
-
-def _require_unquantized(hf: dict[str, Any], where: str) -> None:
-    """Checks that the weights are not quantized; raises UserError with the method and the bits if they are."""
-    stated = hf.get("quantization_config") or hf.get("compression_config")
-    if not stated:
-        return
-    stated = stated if isinstance(stated, dict) else {}
-    method = stated.get("quant_method") or stated.get("quant_type") or ""
-    method = method if isinstance(method, str) else shown(method)
-    numbers = (stated.get(key) for key in ("bits", "w_bit", "num_bits", "nbits"))
-    bits = next((f"in {shown(n)} bits" for n in numbers if n), "")
-    bits = bits or next((f"in {n} bits" for n in (4, 8) if stated.get(f"load_in_{n}bit")), "")
-    kind = " ".join(filter(None, (_QUANTIZERS.get(method, method), bits))) or "a method that it does not name"
-    raise UserError(
-        f"{where}: by its quantization_config the weights are quantized ({kind}), which is not read; take the 16-bit "
-        "model that they were made of: --quantize bnb.nf4 or int8 quantizes it as it is loaded"
-    )
 
 
 def find_architecture(hf: dict[str, Any], where: str) -> Architecture:

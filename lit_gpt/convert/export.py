@@ -14,8 +14,10 @@ from torch import Tensor
 
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
+from lit_gpt.convert.multimodal import Whole, open_whole
 from lit_gpt.convert.names import VOCABULARY, stream_to_hf, to_hf
-from lit_gpt.files import Spec, save_safetensors_shards, spec_of
+from lit_gpt.convert.quantized.settings import without_settings
+from lit_gpt.files import Spec, save_safetensors_shards, spec_of, write_text
 from lit_gpt.prompts.exported import carry_style, settle_templates
 from lit_gpt.records import read_object
 from lit_gpt.tokenizer import Tokenizer
@@ -29,6 +31,9 @@ _COPIED_FILES = (
     "chat_template*",
     "additional_chat_templates/*.jinja",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 """Patterns of the checkpoint's files that are copied unchanged."""
 
@@ -42,6 +47,7 @@ def write_hf(
     dtype: torch.dtype | None,
     rows: int | None,
     max_shard_bytes: int,
+    multimodal_dir: Path | None = None,
 ) -> None:
     """Writes config.json, the weights in shards, and the tokenizer's files into `folder`.
 
@@ -51,6 +57,7 @@ def write_hf(
         dtype: dtype of the written weights; None keeps that of the checkpoint.
         rows: number of rows of the vocabulary's tensors; None keeps all.
         max_shard_bytes: largest size of a shard.
+        multimodal_dir: the multimodal checkpoint that the decoder was taken from, whose other parts are put back.
     """
     config = replace(config, padded_vocab_size=rows or config.padded_vocab_size)
     hf = config_to_hf(config) | _special_ids(checkpoint_dir)
@@ -63,8 +70,17 @@ def write_hf(
         for name, x in stream_to_hf(config, specs, get, rows):
             yield name, x if dtype is None else x.to(dtype)
 
-    save_safetensors_shards(hf_specs, converted(), folder, max_shard_bytes)
-    hf["torch_dtype"] = str(next(iter(hf_specs.values())).dtype).removeprefix("torch.")
+    source = open_whole(config, multimodal_dir) if config.wrapper else None
+    stated = str(next(iter(hf_specs.values())).dtype).removeprefix("torch.")
+    if source is None:
+        if config.wrapper:
+            print(f"Only the language model is written; --multimodal_dir names the {config.wrapper} that it is of")
+        save_safetensors_shards(hf_specs, converted(), folder, max_shard_bytes)
+    else:
+        whole = Whole(source, config)
+        save_safetensors_shards(whole.specs(hf_specs, dtype), whole.tensors(converted, dtype), folder, max_shard_bytes)
+        hf = whole.hf_config()
+    hf["torch_dtype"] = stated
     (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
     copy_tokenizer(checkpoint_dir, folder)
 
@@ -105,7 +121,8 @@ def copy_styled(checkpoint_dir: Path, folder: Path, prompt_style: str, llama_cpp
     """
     copy_tokenizer(checkpoint_dir, folder)
     if (path := checkpoint_dir / "config.json").is_file():
-        shutil.copyfile(path, folder / path.name)
+        hf = without_settings(read_object(path))  # its weights, if it was published quantized, are not now
+        write_text(folder / path.name, json.dumps(hf, indent=2) + "\n")
     return carry_style(folder, prompt_style, llama_cpp)
 
 

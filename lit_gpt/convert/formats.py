@@ -27,6 +27,7 @@ def write_as(
     gguf_type: str,
     rows: int | None,
     max_shard_bytes: int,
+    multimodal_dir: Path | None = None,
 ) -> None:
     """Writes a checkpoint for transformers (hf), llama.cpp and Ollama (gguf), or litgpt (lit) into `folder`.
 
@@ -37,12 +38,13 @@ def write_as(
         gguf_type: type of the matrices in gguf.
         rows: number of rows of the vocabulary's tensors; None keeps all.
         max_shard_bytes: largest size of a shard in hf.
+        multimodal_dir: in hf, the checkpoint that the decoder was taken from, whose other parts are put back.
 
     Raises:
         UserError: the tool lacks the architecture, a trait of it or the kind of tokenizer.
     """
     if format == "hf":
-        write_hf(*model, source, folder, dtype, rows, max_shard_bytes)
+        write_hf(*model, source, folder, dtype, rows, max_shard_bytes, multimodal_dir)
     elif format == "gguf":
         write_modelfile(write_gguf(*model, source, folder, gguf_type, rows), source)
     else:

@@ -20,6 +20,10 @@ from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, fit_rows, is_tie
 from lit_gpt.errors import UserError
 from lit_gpt.files import Spec, save_stream, write_text
 
+_LACKS = {"embedding_factor": 1.0, "residual_factor": 1.0, "logit_divisor": 1.0, "rotates_first": False}
+_LACKS |= {"mixers": None, "attention_gate": False, "attention_sinks": False, "router_bias": False}
+"""Fields of Config that litgpt has not, with the value that is nothing to it."""
+
 
 def write_litgpt(
     config: Config,
@@ -69,6 +73,9 @@ def _litgpt_config(config: Config) -> dict[str, Any]:
         raise _unlike(config, "qk_norm" if config.qk_norm == "per_head" else "proj_bias")
     if config.unrotated_layers:
         raise _unlike(config, "unrotated_layers")
+    lacking = [f for f, default in _LACKS.items() if getattr(config, f) != default]
+    if lacking:
+        raise _unlike(config, lacking[0])
     renamed = {field: key for key, field in RENAMED.items() if key != "condense_ratio"}
     fields = {k: getattr(config, k) for k in SAME} | {key: getattr(config, k) for k, key in renamed.items()}
     fields = {k: v for k, v in fields.items() if v or k == "parallel_residual"}  # an absent key is off

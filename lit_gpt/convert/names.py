@@ -1,18 +1,20 @@
 """Translates tensors between Hugging Face names and ours, by the weights table of an architecture, one at a time."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import reduce
 
 import torch
 from torch import Tensor
 
 from lit_gpt.config import Config
+from lit_gpt.convert.packing import joined, pack, parts_in, unpack
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
-from lit_gpt.families.family import Architecture, Interleaved, Part, PerHead, Rule, Separate
+from lit_gpt.families.family import Architecture, PerHead, Rule, Stacked
+from lit_gpt.families.wrappers import text_names
 from lit_gpt.files import Spec
-from lit_gpt.layers.qkv import interleave_qkv, stack_qkv
 from lit_gpt.model import GPT
 
 HEAD, EMBEDDINGS = "lm_head.weight", "transformer.wte.weight"
@@ -26,6 +28,7 @@ def stream_from_hf(
     get: Callable[[str], Tensor],
     dtype: torch.dtype | None = None,
     rows: int | None = None,
+    left_out: Collection[str] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields each of our tensors that the model needs, in the order in which the Hugging Face tensors are stored.
 
@@ -38,17 +41,18 @@ def stream_from_hf(
         dtype: dtype to convert to; None keeps that of the checkpoint.
         rows: number of rows of the vocabulary's tensors in the checkpoint, if fewer than the model's; zeros fill the
             rest.
+        left_out: names of our tensors that somebody else makes.
 
     Raises:
         UserError: a tensor is missing, has another shape, holds NaN, or has no counterpart in the model.
     """
-    architecture = ARCHITECTURES[config.architecture]
-    names = {canonical(n, architecture): n for n in available if not n.endswith(architecture.ignore)}
+    names = stored_names(available, config)
+    get = _with_last_kept(get)
     shapes = lit_shapes(config)
     wanted = {n: hf_sources(n, config) for n in shapes if not is_tied(n, config)}
     _check_names(config, names, wanted)
     order = {name: i for i, name in enumerate(names)}
-    for name in sorted(wanted, key=lambda n: order[wanted[n][1][0]]):
+    for name in sorted(wanted.keys() - set(left_out), key=lambda n: order[wanted[n][1][0]]):
         rule, sources = wanted[name]
         parts = [get(names[s]) for s in sources]
         shape = list(shapes[name])
@@ -84,19 +88,33 @@ def stream_to_hf(
         get: returns one of our tensors by name.
         rows: number of rows of the vocabulary's tensors to keep; None keeps all.
     """
-    waiting: dict[str, list[Tensor]] = {}  # parts of a Hugging Face tensor, until all have come
+    waiting: dict[str, list[tuple[Rule, Tensor]]] = {}  # parts of a Hugging Face tensor, until all have come
     for name in names:
         if is_tied(name, config):
             continue
         rule, sources = hf_sources(name, config)
         parts = unpack(rule, fit_rows(name, get(name), rows), config)
         for source, part in zip(sources, parts, strict=True):
-            if not isinstance(rule, Part):
+            n_parts = parts_in(rule, config, is_query=source == sources[0])
+            if n_parts == 1:
                 yield source, part
                 continue
-            waiting.setdefault(source, []).append(part)
-            if len(waiting[source]) == rule.of:
-                yield source, torch.cat(waiting.pop(source))
+            waiting.setdefault(source, []).append((rule, part))
+            if len(waiting[source]) == n_parts:
+                yield source, joined(waiting.pop(source), config)
+
+
+def _with_last_kept(get: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+    """Returns `get` with the last tensor kept: one that stacks experts is asked for by each of them in turn."""
+    last: dict[str, Tensor] = {}
+
+    def read(name: str) -> Tensor:
+        if name not in last:
+            last.clear()
+            last[name] = get(name)
+        return last[name]
+
+    return read
 
 
 def from_hf(
@@ -122,8 +140,7 @@ def plan_from_hf(config: Config, hf_specs: Mapping[str, Spec], dtype: torch.dtyp
     Raises:
         UserError: a tensor is missing.
     """
-    architecture = ARCHITECTURES[config.architecture]
-    dtypes = {canonical(n, architecture): spec.dtype for n, spec in hf_specs.items()}
+    dtypes = {name: hf_specs[stored].dtype for name, stored in stored_names(hf_specs, config).items()}
     plan = {}
     for name, shape in lit_shapes(config).items():
         sources = hf_sources(EMBEDDINGS if is_tied(name, config) else name, config)[1]
@@ -175,6 +192,16 @@ def lit_shapes(config: Config) -> dict[str, torch.Size]:
     return dict(sorted(shapes.items(), key=lambda item: item[0].startswith("lm_head")))
 
 
+def stored_names(available: Iterable[str], config: Config) -> dict[str, str]:
+    """Returns the names of the decoder's tensors, as the weights table spells them -> as a checkpoint does.
+
+    Buffers, and what a multimodal checkpoint has besides the decoder, are left out.
+    """
+    architecture = ARCHITECTURES[config.architecture]
+    names = {n: n for n in available} if not config.wrapper else text_names(available)
+    return {canonical(n, architecture): stored for n, stored in names.items() if not n.endswith(architecture.ignore)}
+
+
 def canonical(name: str, architecture: Architecture) -> str:
     """Returns `name` as the weights table spells it, with aliases resolved."""
     module, _, parameter = name.rpartition(".")
@@ -192,45 +219,13 @@ def hf_sources(name: str, config: Config) -> tuple[Rule, list[str]]:
     match rule:
         case str():
             templates = [rule]
+        case Stacked():
+            numbers = number.findall(module)
+            name = rule.name.format(*numbers) + ("" if parameter == "weight" else f"_{parameter}")
+            return replace(rule, expert=int(numbers[-1])), [name]
         case PerHead():
             heads = config.n_query_groups if rule.keys else config.n_head
             templates = [rule.template.replace("{head}", str(i)) for i in range(heads)]
         case _:
             templates = rule.sources
     return rule, [f"{t.format(*number.findall(module))}.{parameter}" for t in templates]
-
-
-def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> Tensor | None:
-    """Returns our tensor of `shape` made from Hugging Face tensors; None if their shapes do not allow it.
-
-    `attn.qkv` stacks [all q | all k | all v] along dim 0.
-    """
-    match rule:
-        case Separate():
-            sizes = [[n, *shape[1:]] for n in config.qkv_sizes]
-            return torch.cat(parts) if [list(p.shape) for p in parts] == sizes else None
-        case Interleaved():
-            return stack_qkv(parts[0], config) if list(parts[0].shape) == shape else None
-        case Part():
-            if parts[0].size(0) != rule.of * shape[0]:
-                return None
-            return (
-                parts[0].chunk(rule.of)[rule.index].clone()
-            )  # a view would keep the whole Hugging Face tensor in memory
-        case PerHead():
-            return torch.stack(parts) if all(list(p.shape) == shape[1:] for p in parts) else None
-        case _:
-            return parts[0]
-
-
-def unpack(rule: Rule, x: Tensor, config: Config) -> list[Tensor]:
-    """Returns the Hugging Face tensors made from one of ours; the inverse of `pack`."""
-    match rule:
-        case Separate():
-            return list(x.split(config.qkv_sizes))
-        case Interleaved():
-            return [interleave_qkv(x, config)]
-        case PerHead():
-            return list(x)
-        case _:
-            return [x]

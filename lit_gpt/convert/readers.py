@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_gpt.convert.gguf import open_gguf, parts_of
+from lit_gpt.convert.quantized import dequantized, read_settings, without_settings
+from lit_gpt.convert.quantized.parts import Weight
 from lit_gpt.errors import UserError, one_line, shown
+from lit_gpt.families.wrappers import text_names, unwrapped
 from lit_gpt.files import OneFileOpen, Opened, Spec, spec_of
 from lit_gpt.files.headers import FROM_SAFETENSORS, read_header
 from lit_gpt.files.pickles import RefusedError, load_weights
@@ -19,6 +22,8 @@ from lit_gpt.files.tensors import DTYPES, check_names, first_line
 from lit_gpt.records import is_file_name, read_object
 
 _AGAIN = "delete it and download it again"
+_SETTINGS_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files in which AutoGPTQ and AutoAWQ describe the quantization, where config.json does not: name -> method."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,10 @@ class Source:
     files: list[Path]
     specs: dict[str, Spec]
     """Shape and dtype of each of `names`."""
+    quantized: dict[str, Weight] = field(default_factory=dict)
+    """The weights of `names` that are quantized in the files, which `get` dequantizes."""
+    quantization: str = ""
+    """What their quantization is called."""
 
 
 def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
@@ -47,14 +56,14 @@ def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
 
     Raises:
         UserError: no weights, no config.json, a shard that is missing, a file that is damaged or would run code, files
-            that do not hold what their index says.
+            that do not hold what their index says, weights that are quantized in a way that is not read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; download one with scripts/download.py --repo_id <org>/<name>")
     for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_bin)):
         files, weight_map = _weight_files(folder, name)
         if files:
-            return _open_files(folder, files, open_file, weight_map=weight_map, index=f"{name}.index.json")
+            return _open_files(folder, files, open_file, weight_map, f"{name}.index.json", dtype)
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) > 1 and ggufs != parts_of(ggufs[0]):
         raise UserError(f"{folder} has {len(ggufs)} gguf files; leave one of {', '.join(f.name for f in ggufs)}")
@@ -121,11 +130,13 @@ def _open_files(
     open_file: Callable[[Path], Opened],
     weight_map: dict[str, str] | None,
     index: str,
+    dtype: torch.dtype | None,
 ) -> Source:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{folder} has weights but no config.json; download it from where the weights came from")
     hf_config = read_object(config_file)
+    read_settings(hf_config, str(config_file))  # refuses before the files are opened
     listed: dict[str, set[str]] = {}
     for tensor, name in (weight_map or {}).items():
         listed.setdefault(name, set()).add(tensor)
@@ -142,14 +153,23 @@ def _open_files(
             )
         specs |= found
         paths |= dict.fromkeys(found, path)
-    if any(
-        name.endswith(".qweight") for name in specs
-    ):  # AutoGPTQ and AutoAWQ describe the quantization in a separate file
-        for stated in ("quantize_config.json", "quant_config.json"):
+    if any(name.endswith(".qweight") for name in specs):
+        for stated, method in _SETTINGS_FILES.items():
             if "quantization_config" not in hf_config and (folder / stated).is_file():
+                hf_config["quantization_config"] = {"quant_method": method, **read_object(folder / stated)}
                 hf_config["quantization_config"] = read_object(folder / stated)
+    if text := text_names(specs) if unwrapped(hf_config)[1] else None:  # where both say something, the file decides
+        hf_config["tie_word_embeddings"] = "lm_head.weight" not in text
+    plain = dequantized(hf_config, specs, OneFileOpen(paths, open_file), str(config_file), dtype)
     return Source(
-        hf_config, config_file, names=list(specs), get=OneFileOpen(paths, open_file), files=files, specs=specs
+        without_settings(hf_config),
+        config_file,
+        names=list(plain.specs),
+        get=plain.get,
+        files=files,
+        specs=plain.specs,
+        quantized=plain.weights,
+        quantization=plain.name,
     )
 
 

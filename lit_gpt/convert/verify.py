@@ -13,11 +13,11 @@ from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
-from lit_gpt.convert.names import EMBEDDINGS, HEAD, canonical, hf_sources, is_tied, lit_shapes, pack
+from lit_gpt.convert.names import EMBEDDINGS, HEAD, hf_sources, is_tied, lit_shapes, stored_names
+from lit_gpt.convert.packing import pack
 from lit_gpt.convert.readers import Source, open_source
-from lit_gpt.families import ARCHITECTURES
 from lit_gpt.layers.rope import Rope
-from lit_gpt.model import GPT, softcap, visible
+from lit_gpt.model import GPT, embedding_factor, finished_logits, visible
 
 _ROWS = 4096
 """Number of rows of the output projection that are upcast to fp32 at a time."""
@@ -71,8 +71,7 @@ def streamed_logits(config: Config, get: Callable[[str], Tensor], ids: list[int]
     positions = torch.arange(len(ids))
     cos_sin = Rope(config).of_layers(positions, len(ids))
     x = get(EMBEDDINGS)[torch.tensor([ids])].float()  # (1, T, C)
-    if config.scale_embeddings:
-        x = x * torch.tensor(config.n_embd**0.5, dtype=get(EMBEDDINGS).dtype).float()
+    x = x * torch.tensor(embedding_factor(config), dtype=get(EMBEDDINGS).dtype).float()
 
     def values(module: torch.nn.Module, prefix: str) -> dict[str, Tensor]:
         return {name: get(f"{prefix}.{name}").float() for name in module.state_dict()}
@@ -85,12 +84,12 @@ def streamed_logits(config: Config, get: Callable[[str], Tensor], ids: list[int]
     logits = torch.cat([F.linear(x, rows.float()) for rows in head.split(_ROWS)], dim=-1)
     if config.lm_head_bias:
         logits = logits + get("lm_head.bias").float()
-    return softcap(logits, config.final_logit_softcapping)
+    return finished_logits(logits, config)
 
 
 def _reader(config: Config, source: Source) -> Callable[[str], Tensor]:
     """Returns a function that reads one of our tensors by name from a Hugging Face checkpoint."""
-    names = {canonical(n, ARCHITECTURES[config.architecture]): n for n in source.names}
+    names = stored_names(source.names, config)
     shapes = lit_shapes(config)
 
     def get(name: str) -> Tensor:

@@ -3,16 +3,20 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lit_gpt.data.answers import Answers
 from lit_gpt.data.dealing import dealt
 from lit_gpt.data.packing import NONE, Packing, Prefixes, packs, prefixes_of, sharing
 from lit_gpt.data.store import IGNORE, Samples
 from lit_gpt.layers.attention import Documents
 from lit_gpt.layers.dropout import token_keys
+
+_Kind = TypeVar("_Kind", bound="Batch")
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,48 @@ class Batch:
     def n_targets(self) -> int:
         return len(self.targets)
 
-    def to(self, device: torch.device) -> "Batch":
+    @property
+    def n_terms(self) -> int:
+        """Number of terms that the loss is a sum of: here, a target each."""
+        return self.n_targets
+
+    def to(self: _Kind, device: torch.device) -> _Kind:
         """Returns the batch on `device`; to a GPU it is copied asynchronously, from pinned memory."""
-        ids, predicting, targets = (
-            (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
-            for x in (self.ids, self.predicting, self.targets)
-        )
-        return type(self)(ids, self.documents.to(device), predicting, targets)
+        moved = {
+            name: (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
+            for name, x in vars(self).items()
+            if isinstance(x, Tensor)
+        }
+        return replace(self, documents=self.documents.to(device), **moved)
+
+
+@dataclass(frozen=True)
+class AnswerBatch(Batch):
+    """A micro-batch of rows of answers: each document is an answer with its prompt."""
+
+    rows: tuple[int, ...]
+    """The rows of the data set, in the order of their answers."""
+    answers: tuple[int, ...]
+    """Numbers of the answers in the data set, in their order here."""
+    reference: Tensor
+    """(n_answers,) fp32: log-probability of each answer under the reference."""
+    desirable: Tensor
+    """(n_rows,) bool: whether the first answer of each row is a desired one."""
+    answer: Tensor
+    """(n_targets,) int64: the answer that each target belongs to, counted in this batch."""
+
+    @property
+    def n_samples(self) -> int:
+        return len(self.rows)
+
+    @property
+    def n_terms(self) -> int:
+        """Number of terms that the loss is a sum of: here, a row each."""
+        return len(self.rows)
+
+    @property
+    def n_answers(self) -> int:
+        return len(self.answers)
 
 
 class Idle(Batch):
@@ -138,16 +177,39 @@ def steps(
 def micro_batches(samples: Samples, indices: Sequence[int] | np.ndarray, packing: Packing) -> list[Batch]:
     """Returns the samples at `indices`, packed into micro-batches."""
     prefixes = prefixes_of(samples, indices, packing)
-    return [batch_of(samples, g, prefixes) for g in packs(samples.lengths, indices, packing.max_tokens, prefixes)]
+    samples = samples.sharing(packing.share_up_to)
+    return [batch_of(samples, g, prefixes) for g in packs(samples.computed, indices, packing.max_tokens, prefixes)]
 
 
 def batch_of(samples: Samples, group: Sequence[int], prefixes: Prefixes = NONE) -> Batch:
     """Returns a micro-batch of a group of samples, with each shared prefix laid before the samples that share it."""
+    if isinstance(samples, Answers):
+        return _answer_batch(samples, group)
     shared = sharing(group, prefixes)
     rows = [i for members in shared.values() for i in members]
     others = [i for i in group if prefixes.get(i) not in shared]
     n_sharing = [(b.n_tokens, len(members)) for b, members in shared.items()]
     return collate([samples[i] for i in rows + others], n_sharing)
+
+
+def _answer_batch(samples: Answers, group: Sequence[int]) -> AnswerBatch:
+    """Returns a micro-batch of rows of answers, with the prompts that are shared within rows laid first."""
+    rows = sorted(group, key=lambda i: not samples.n_shared[i])  # those that share come first
+    n_sharing = [(n, len(samples.of(i))) for i in rows if (n := int(samples.n_shared[i]))]
+    batch = collate([answer for i in rows for answer in samples.of(i)], n_sharing)
+    piece = torch.searchsorted(batch.documents.offsets[1:].long(), batch.predicting, right=True)
+    answers = tuple(a for i in rows for a in range(int(samples.firsts[i]), int(samples.firsts[i + 1])))
+    return AnswerBatch(
+        batch.ids,
+        batch.documents,
+        batch.predicting,
+        batch.targets,
+        rows=tuple(int(i) for i in rows),
+        answers=answers,
+        reference=torch.from_numpy(samples.reference_of(answers)),
+        desirable=torch.from_numpy(samples.desirable_of(rows)),
+        answer=piece - len(n_sharing),
+    )
 
 
 def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], n_sharing: Sequence[tuple[int, int]] = ()) -> Batch:

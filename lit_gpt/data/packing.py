@@ -48,22 +48,25 @@ def prefixes_of(samples: Samples, indices: Sequence[int] | np.ndarray, packing: 
     """Returns the shared prefixes that save the most tokens, at most one for each sample.
 
     Mostly they are the fixed text of a prompt style. Sorted by their tokens, samples with a common prefix are
-    neighbors; where to divide that order is found by dynamic programming.
+    neighbors; where to divide that order is found by dynamic programming. Samples that share their prompt within
+    themselves share nothing with others.
     """
+    if samples.shares_within:
+        return NONE
     lengths = samples.lengths
-    heads = {int(i): _head(*samples[i]) for i in indices if 1 < lengths[i] <= packing.share_up_to}
+    heads = {int(i): head(*samples[i]) for i in indices if 1 < lengths[i] <= packing.share_up_to}
     order = sorted(heads, key=lambda i: heads[i].astype(">i4").tobytes())
     found: dict[int, _Prefix] = {}
     saved = 0
     for start in range(0, len(order), _COMPARED):
         part = order[start : start + _COMPARED]
-        for first, last, n_tokens in cuts([_common_length(heads[a], heads[b]) for a, b in pairwise(part)]):
+        for first, last, n_tokens in cuts([common_length(heads[a], heads[b]) for a, b in pairwise(part)]):
             found |= dict.fromkeys(part[first:last], _Prefix(start + first, n_tokens))
             saved += (last - first - 1) * n_tokens
     return found if saved >= _LEAST_SAVED * lengths[list(heads)].sum() else NONE
 
 
-def _head(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def head(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns the tokens of a sample that it may share: those before the one that predicts the first target.
 
     A sample without targets may share all but its last token.
@@ -72,7 +75,7 @@ def _head(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.asarray(ids[: targets[0] if len(targets) else len(ids) - 1])
 
 
-def _common_length(a: np.ndarray, b: np.ndarray) -> int:
+def common_length(a: np.ndarray, b: np.ndarray) -> int:
     """Returns the length of the longest common prefix of two samples."""
     n = min(len(a), len(b))
     different = (a[:n] != b[:n]).nonzero()[0]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
 from lit_gpt.records import require_types
 
 META = "meta.json"
+PREFERENCES, MARKS = "preferences", "desirable"
+"""Key of meta.json that says what a data set of judged answers has: `pairs` or `labels`; name of the labels' array."""
 _NEEDED = ("checkpoint_dir", "tokenizer", "prompt_style", "samples")
 """Keys that meta.json must have."""
 _COUNTS = dict[str, int]
@@ -41,6 +43,7 @@ _KINDS = {
     "tokens": _COUNTS,
     "rows": dict[str, dict[str, int | bool | _COUNTS | None] | None],
     "command": list[str] | None,
+    PREFERENCES: str,
 }
 """Types of the values of meta.json that are read again."""
 
@@ -54,6 +57,8 @@ class Samples:
     offsets: np.ndarray
     largest: int | None = None
     """The largest id or label; None if nobody has looked."""
+    shares_within: ClassVar[bool] = False
+    """Whether a sample has several documents, which may share their beginning with each other and with no others."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -74,6 +79,19 @@ class Samples:
     def lengths(self) -> np.ndarray:
         """Tokens of each sample, (n,)."""
         return np.diff(self.offsets)
+
+    @property
+    def computed(self) -> np.ndarray:
+        """Tokens that a forward pass over each sample alone computes, (n,)."""
+        return self.lengths
+
+    def sharing(self, share_up_to: int) -> "Samples":
+        """Returns the same samples, which share what they have in common within themselves: here they have nothing.
+
+        Args:
+            share_up_to: most tokens of what may share its beginning.
+        """
+        return self
 
     def digest(self) -> str:
         """Returns a hash that tells these samples from others, of the lengths and a few thousand tokens and labels."""
@@ -112,15 +130,18 @@ class Writer:
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
         self.offsets = array("q", [0])
+        self.marks = array("b")
+        """The third part of each sample that has one: 1 marks a desired answer."""
         self.n_targets = 0
         self.files = [open(folder / f"{split}.{part}.npy", "wb") for part in ("ids", "labels")]  # noqa: SIM115
         for file in self.files:
             np.lib.format.write_array_header_1_0(file, _header(0))
 
-    def add(self, samples: Sequence[tuple[list[int], list[int]]]) -> None:
-        """Appends samples, (ids, labels) each."""
-        for ids, _ in samples:
+    def add(self, samples: Sequence[tuple[Any, ...]]) -> None:
+        """Appends samples, (ids, labels) each, or (ids, labels, whether it is a desired answer)."""
+        for ids, *rest in samples:
             self.offsets.append(self.offsets[-1] + len(ids))
+            self.marks.extend(map(int, rest[1:]))
         for file, part in zip(self.files, (0, 1), strict=True):
             values = np.array(list(chain.from_iterable(sample[part] for sample in samples)), dtype=np.int32)
             self.n_targets += int((values != IGNORE).sum()) if part else 0
@@ -138,6 +159,8 @@ class Writer:
             assert error[0] or file.tell() + 4 * self.offsets[-1] == end
             file.close()
         _save_array(self.folder / f"{self.split}.offsets.npy", np.array(self.offsets, dtype=np.int64))
+        if self.marks:
+            _save_array(self.folder / f"{self.split}.{MARKS}.npy", np.array(self.marks, dtype=np.int8))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -215,11 +238,14 @@ def _save_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
+def load(folder: Path, judged: bool | None = False) -> tuple[Samples, Samples, dict[str, Any]]:
     """Loads (train, val, meta) of a prepared data set, after looking once at every token and label.
 
+    Args:
+        judged: whether its samples are to be judged answers, of which some are bad; None takes both.
+
     Raises:
-        UserError: the folder holds no prepared data set, or a damaged one.
+        UserError: the folder holds no prepared data set, a damaged one, or one of the other kind.
     """
     if not (folder / META).is_file():
         raise UserError(
@@ -230,6 +256,13 @@ def load(folder: Path) -> tuple[Samples, Samples, dict[str, Any]]:
     require_types(str(folder / META), meta, _KINDS, "prepare it again")
     if missing := [key for key in _NEEDED if key not in meta]:
         raise UserError(f"{folder / META} has no {' and no '.join(missing)}; prepare the data again")
+    if judged is not None and judged != (PREFERENCES in meta):
+        raise UserError(
+            f"{folder} holds preferences, and half of their answers are not to be imitated; train on them with "
+            "finetune/preference.py"
+            if PREFERENCES in meta
+            else f"{folder} holds no preferences; make some with python scripts/prepare_preferences.py"
+        )
     opened = (open_arrays(folder, split, meta["samples"].get(split)) for split in ("train", "val"))
     train, val = (Samples(*arrays, largest=largest) for arrays, largest in opened)
     return train, val, meta

@@ -9,7 +9,7 @@ from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Architecture, Family
 
-_TOOLS = ("family", "overview", "window")
+_TOOLS = ("family", "overview", "window", "wrappers")
 """Modules of this folder that are not a family."""
 _modules = (import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__) if m.name not in _TOOLS)
 FAMILIES: list[Family] = [m.FAMILY for m in _modules]

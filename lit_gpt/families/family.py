@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from lit_gpt.config import Config
@@ -14,6 +14,10 @@ class Separate:
 
     template: str
     names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+    pairs: bool = False
+    """Whether theirs rotates neighbouring channels of a head in pairs; ours are reordered, so that halves rotate."""
+    gated: bool = False
+    """Whether each head of theirs has a query and then a gate of the output, which `OutputGate` is."""
 
     @property
     def sources(self) -> list[str]:
@@ -53,7 +57,39 @@ class PerHead:
     """Whether the modules are those of the key/value heads rather than the query heads."""
 
 
-Rule = str | Separate | Interleaved | Part | PerHead
+@dataclass(frozen=True)
+class Stacked:
+    """An expert's rows of a tensor that stacks those of all experts of a layer along a leading dimension.
+
+    The tensor's name is `name`, with `_bias` appended for a bias.
+    """
+
+    name: str
+    rows: Literal["all", "first half", "second half", "even", "odd"] = "all"
+    """The expert's rows that make up our module."""
+    transposed: bool = False
+    """Whether an expert's matrix is (inputs, outputs)."""
+    expert: int = 0
+    """Index of the expert, set where the rule is looked up."""
+
+    @property
+    def n_parts(self) -> int:
+        """Number of our modules that make up an expert's rows."""
+        return 1 if self.rows == "all" else 2
+
+
+@dataclass(frozen=True)
+class OutputGate:
+    """The gates of attention's output in a checkpoint module that has, for each head, a query and then a gate."""
+
+    name: str
+
+    @property
+    def sources(self) -> list[str]:
+        return [self.name]
+
+
+Rule = str | OutputGate | Separate | Interleaved | Part | PerHead | Stacked
 """The source of one of our modules; a string is a plain rename."""
 
 _Values = dict[str, Any]
@@ -91,6 +127,10 @@ class Architecture:
     """Other names of their modules: name in some checkpoints -> name in `weights`."""
     other_classes: tuple[str, ...] = ()
     """Older names of `hf_class`."""
+    other_types: _Values = field(default_factory=dict)
+    """Types of their keys where they are not those of other architectures."""
+    text_defaults: _Values = field(default_factory=dict)
+    """Their keys with the values that hold where the part on text of a multimodal config.json leaves them out."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Google Gemma 3 (arXiv:2503.19786), text only: a sliding window, with a smaller rotary base, in five of six layers."""
+"""Google Gemma 3 (arXiv:2503.19786), its text: a sliding window, with a smaller rotary base, in five of six layers."""
 
 from dataclasses import replace
 from typing import Any
 
-from lit_gpt.families.family import Family, table
+from lit_gpt.families.family import Family, table, variants
 from lit_gpt.families.gemma_2 import CAPS, GEMMA_2
 from lit_gpt.families.window import read_window, write_layer_types
 
@@ -39,8 +39,28 @@ _GEMMA_3 = replace(
     },
     adapt=_adapt,
     restore=write_layer_types,
+    text_defaults={
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "hidden_size": 2304,
+        "head_dim": 256,
+        "intermediate_size": 9216,
+        "max_position_embeddings": 131072,
+        "vocab_size": 262208,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 4096,
+    },
 )
 
+_WITH_IMAGES = {
+    "wrapper": "Gemma3ForConditionalGeneration",
+    "block_size": 131072,
+    "padded_vocab_size": 262208,
+    "sliding_window": 1024,
+    "rope_condense_ratio": 8.0,
+}
+_27B = {**_WITH_IMAGES, "head_size": 128, "query_pre_attn_scalar": 168}
 # fmt: off
 _SIZES = table(
     "name           n_layer n_head n_query_groups n_embd intermediate_size",
@@ -48,7 +68,12 @@ _SIZES = table(
     ("gemma-3-270m-it", 18,     4,             1,   640,             2048),
     ("gemma-3-1b-pt",   26,     4,             1,  1152,             6912),
     ("gemma-3-1b-it",   26,     4,             1,  1152,             6912),
-)
+) + variants(table(
+    "name           n_layer n_head n_query_groups n_embd intermediate_size",
+    ("gemma-3-4b",      34,     8,             4,  2560,            10240, _WITH_IMAGES),
+    ("gemma-3-12b",     48,    16,             8,  3840,            15360, _WITH_IMAGES),
+    ("gemma-3-27b",     62,    32,            16,  5376,            21504, _27B),
+), "{}-pt", "{}-it")
 # fmt: on
 FAMILY = Family(
     org="google",

@@ -1,4 +1,4 @@
-"""Mistral 7B (arXiv:2310.06825), v0.2, v0.3 and Nemo."""
+"""Mistral 7B (arXiv:2310.06825), v0.2, v0.3, Nemo and Small 3."""
 
 from dataclasses import replace
 
@@ -27,6 +27,9 @@ MISTRAL = replace(
 _SIZE = {"n_layer": 32, "n_head": 32, "n_query_groups": 8, "n_embd": 4096, "intermediate_size": 14336}
 _V2 = {**_SIZE, "sliding_window": 0, "rope_base": 1000000.0}
 _V3 = {**_V2, "vocab_size": 32768}
+_SMALL = {**_V2, "n_layer": 40, "n_embd": 5120, "head_size": 128, "intermediate_size": 32768, "vocab_size": 131072}
+_SMALL_3 = {**_SMALL, "rope_base": 100000000.0}
+_SMALL_3_1 = {**_SMALL, "rope_base": 1000000000.0, "block_size": 131072, "wrapper": "Mistral3ForConditionalGeneration"}
 _NEMO = {**_V2, "n_layer": 40, "n_embd": 5120, "head_size": 128, "vocab_size": 131072, "block_size": 131072}
 FAMILY = Family(
     org="mistralai",
@@ -40,5 +43,10 @@ FAMILY = Family(
         {"name": "Mistral-7B-Instruct-v0.3", **_V3},
         {"name": "Mistral-Nemo-Base-2407", **_NEMO},
         {"name": "Mistral-Nemo-Instruct-2407", **_NEMO},
+        {"name": "Mistral-Small-24B-Base-2501", **_SMALL_3},
+        {"name": "Mistral-Small-24B-Instruct-2501", **_SMALL_3},
+        {"name": "Mistral-Small-3.1-24B-Base-2503", **_SMALL_3_1},
+        {"name": "Mistral-Small-3.1-24B-Instruct-2503", **_SMALL_3_1},
+        {"name": "Mistral-Small-3.2-24B-Instruct-2506", **_SMALL_3_1},
     ],
 )

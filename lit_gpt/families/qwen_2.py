@@ -53,6 +53,9 @@ _V2_5 = table(
     ("Qwen2.5-72B",     80,    64,             8,  8192,            29568, _LARGE),
 )
 # fmt: on
+_CODER = [
+    {**row, "name": row["name"].replace("2.5-", "2.5-Coder-")} for row in variants(_V2_5[:6], "{}", "{}-Instruct")
+]
 FAMILY = Family(
     org="Qwen",
     architecture=QWEN_2,
@@ -63,5 +66,5 @@ FAMILY = Family(
         "norm_eps": 1e-6,
         "rope_base": 1000000.0,
     },
-    models=variants(_V2 + _V2_5, "{}", "{}-Instruct"),
+    models=variants(_V2 + _V2_5, "{}", "{}-Instruct") + _CODER,
 )

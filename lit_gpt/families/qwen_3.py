@@ -31,6 +31,8 @@ _SIZES = table(
     ("Qwen3-32B",    64,    64,             8,  5120,            25600),
 )
 # fmt: on
+_LONG = {"block_size": 262144, "rope_base": 5000000.0}
+_2507 = [row | _LONG for row in variants(_SIZES[2:3], "{}-Instruct-2507", "{}-Thinking-2507")]
 FAMILY = Family(
     org="Qwen",
     architecture=QWEN_3,
@@ -41,5 +43,5 @@ FAMILY = Family(
         "norm_eps": 1e-6,
         "rope_base": 1000000.0,
     },
-    models=variants(_SIZES[:5], "{}", "{}-Base") + _SIZES[5:],
+    models=variants(_SIZES[:5], "{}", "{}-Base") + _SIZES[5:] + _2507,
 )

@@ -9,10 +9,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from lit_gpt.errors import one_line, shown
 from lit_gpt.files.tensors import DTYPES, check_names
 
+ONLY_READ = {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0"}
+"""Dtypes of quantized weights, which are read and not written: dtype -> its name in safetensors."""
 FROM_SAFETENSORS = {name: dtype for dtype, (name, _) in DTYPES.items()}
+FROM_SAFETENSORS |= {name: dtype for dtype, name in ONLY_READ.items()}
 """Name of a dtype in safetensors -> the dtype."""
 _MAX_HEADER = 16 * 2**20
 """Largest size of a header, which has about 110 bytes for each tensor."""

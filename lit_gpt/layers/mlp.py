@@ -3,6 +3,7 @@
 Shapes: C n_embd, N tokens of a batch, K experts per token.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from lit_gpt.layers.dropout import Draws
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.recompute import (
     GatedFunction,
+    clamped_swiglu,
+    clamped_swiglu_backward,
     gelu_mul,
     gelu_mul_backward,
     recomputable,
@@ -26,15 +29,48 @@ from lit_gpt.layers.recompute import (
     silu_mul_backward,
 )
 
+
+class _XIELU(nn.Module):
+    """The activation xIELU with two trained scalars, https://arxiv.org/abs/2411.13010 section 4.
+
+    It is p x^2 + beta x above zero and n (exp(x) - 1 - x) + beta x below, where p and n are softplus(alpha_p) and
+    beta + softplus(alpha_n). The constants beta and eps are part of a checkpoint.
+    """
+
+    beta: Tensor
+    eps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p, self.alpha_n = (nn.Parameter(torch.full((1,), math.log(math.e**0.3 - 1))) for _ in range(2))
+        self.register_buffer("beta", torch.tensor(0.5))
+        self.register_buffer("eps", torch.tensor(-1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = F.softplus(self.alpha_p.float()).to(x.dtype)
+        beta, eps = self.beta.to(x.dtype), self.eps.to(x.dtype)
+        n = beta + F.softplus(self.alpha_n.float()).to(x.dtype)
+        below = (torch.expm1(torch.minimum(x, eps)) - x) * n
+        return torch.where(x > 0, p * x * x, below) + beta * x
+
+
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
+    "relu2": _relu2,
 }
+_WITH_WEIGHTS = {"xielu": _XIELU}
+"""Activation that has weights -> its module."""
 GATED: dict[str, tuple] = {
     "gelu": (gelu_mul, gelu_mul_backward, "none"),
     "gelu_tanh": (gelu_mul, gelu_mul_backward, "tanh"),
     "silu": (silu_mul, silu_mul_backward),
+    "clamped_swiglu": (clamped_swiglu, clamped_swiglu_backward),
 }
 """Activation -> the function activation(gate) * up, the function of its gradients, and further arguments of both."""
 
@@ -46,7 +82,8 @@ class PlainMLP(nn.Module):
         super().__init__()
         self.fc = Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
         self.proj = Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
-        self.activation = ACTIVATIONS[config.activation]
+        made = _WITH_WEIGHTS.get(config.activation)
+        self.activation = made() if made else ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x)
@@ -87,7 +124,7 @@ class MoE(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.n_expert_per_token = config.n_expert_per_token
-        self.gate = Linear(config.n_embd, config.n_expert, bias=False)
+        self.gate = Linear(config.n_embd, config.n_expert, bias=config.router_bias)
         self.experts = nn.ModuleList(GatedMLP(config) for _ in range(config.n_expert))
         self.draws = Draws()
         """What the experts' dropout draws from; the model's own, once it is in one."""

@@ -32,10 +32,25 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """A LayerNorm whose output may be recomputed from its input in the backward pass."""
+    """A LayerNorm whose output may be recomputed from its input in the backward pass.
+
+    Args:
+        unit_offset: scale by 1 + weight, as Nemotron does; the sum is rounded to the dtype of the weight.
+    """
+
+    def __init__(self, n: int, eps: float, unit_offset: bool = False) -> None:
+        super().__init__(n, eps=eps)
+        self.unit_offset = unit_offset
+        if unit_offset:
+            nn.init.zeros_(self.weight)
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor of each channel."""
+        return 1 + self.weight if self.unit_offset else self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # parameters that train are fp32
+        weight, bias = self.scale.to(x.dtype), self.bias.to(x.dtype)  # parameters that train are fp32
         return recomputable(F.layer_norm(x, self.normalized_shape, weight, bias, self.eps), self.forward, x)
 
 
@@ -57,7 +72,7 @@ def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.
     if not present:
         return nn.Identity()
     if config.norm == "layer":
-        return LayerNorm(n or config.n_embd, eps=config.norm_eps)
+        return LayerNorm(n or config.n_embd, config.norm_eps, config.norm_unit_offset)
     return RMSNorm(n or config.n_embd, config.norm_eps, config.norm_unit_offset)
 
 

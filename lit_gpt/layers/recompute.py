@@ -109,6 +109,27 @@ def gelu_mul_backward(dy: Tensor, gate: Tensor, up: Tensor, approximate: str) ->
     up.copy_(d_up)
 
 
+_LIMIT, _SHARPNESS = 7.0, 1.702
+"""Largest gate and largest size of what it multiplies in gpt-oss, and the factor in its sigmoid."""
+
+
+@compiled_on_gpu
+def clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Returns g sigmoid(1.702 g) (u + 1), where g is the gate up to 7 and u is `up` within -7 .. 7."""
+    gate = gate.clamp(max=_LIMIT)
+    return gate * torch.sigmoid(_SHARPNESS * gate) * (up.clamp(-_LIMIT, _LIMIT) + 1)
+
+
+@compiled_on_gpu
+def clamped_swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> None:
+    """Overwrites gate and up with their gradients."""
+    g, u = gate.clamp(max=_LIMIT), up.clamp(-_LIMIT, _LIMIT) + 1
+    share = torch.sigmoid(_SHARPNESS * g)
+    d_gate = dy * u * share * (1 + _SHARPNESS * g * (1 - share)) * (gate <= _LIMIT)
+    up.copy_(dy * g * share * (up.abs() <= _LIMIT))
+    gate.copy_(d_gate)
+
+
 class GatedFunction(Function):
     """The autograd function of activation(gate) * up, which saves only gate and up; their gradients overwrite them.
 

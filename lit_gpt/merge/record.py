@@ -31,6 +31,16 @@ def merged_runs(checkpoint_dir: Path) -> list[dict]:
     return _read_record(checkpoint_dir).get("runs", [])
 
 
+def origin_of_text(checkpoint_dir: Path, given: Path | None) -> Path:
+    """Returns the folder that has the other parts of a multimodal model whose text a checkpoint is.
+
+    Args:
+        given: what the user says; None takes the base of the last run that was merged, or the checkpoint's own folder.
+    """
+    bases = [Path(run["base"]) for run in merged_runs(checkpoint_dir) if isinstance(run.get("base"), str)]
+    return given or (bases[-1] if bases else checkpoint_dir)
+
+
 def _read_record(checkpoint_dir: Path) -> dict:
     """Returns the record of a merged checkpoint, empty if there is none; raises UserError if it is damaged."""
     path = checkpoint_dir / MERGED

@@ -24,10 +24,12 @@ from lit_gpt.checkpoints.trained import check_fit, load_trained, trained_path
 from lit_gpt.config import Config
 from lit_gpt.convert.export import copy_styled
 from lit_gpt.convert.names import EMBEDDINGS, HEAD
+from lit_gpt.convert.precision import precision_of
 from lit_gpt.errors import UserError
 from lit_gpt.files import Spec, only_writer, replace_folder, save_stream
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.quantize import quantizable, quantized
+from lit_gpt.layers.quantize.four_bits import FourBits
 from lit_gpt.merge.record import MERGED, merged_runs
 from lit_gpt.methods import lora, trained_parameters
 from lit_gpt.methods.lora.layer import LoRALinear
@@ -70,7 +72,7 @@ def write_merged(
         overwrite: replace what `out_dir` holds.
 
     Returns:
-        Lines that say which chat template is written, if it is not the checkpoint's own.
+        Lines that say which chat template is written, if it is not the checkpoint's own, and the precision.
 
     Raises:
         UserError: the run is not a LoRA run, is of another checkpoint, or is merged into it already; `out_dir` is not
@@ -99,9 +101,10 @@ def write_merged(
 
     def write(folder: Path) -> None:
         read = summed(config, specs, get)
-        _write_weights(plan, specs, read, run=run, base=base, dtype=dtype, folder=folder)
+        _write_weights(plan, specs, read, four_bits=get.four_bits, run=run, base=base, dtype=dtype, folder=folder)
         require_undamaged(checkpoint_dir, f"{sampled}-{read.digest()}", run.base_digest, run.base_files)
         message.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
+        message.append(precision_of(checkpoint_dir, specs, get, dtype))
         text = json.dumps(with_format(MERGED, record), indent=2, default=str)
         (folder / MERGED).write_text(text + "\n", encoding="utf-8")
 
@@ -142,26 +145,39 @@ def _write_weights(
     plan: _Plan,
     specs: Mapping[str, Spec],
     get: Callable[[str], Tensor],
+    four_bits: Callable[[str], FourBits | None],
     run: Run,
     base: _Base,
     dtype: torch.dtype | None,
     folder: Path,
 ) -> None:
-    """Writes the merged weights, one tensor at a time, and their configuration into `folder`."""
+    """Writes the merged weights, one tensor at a time, and their configuration into `folder`.
+
+    Args:
+        four_bits: reads a tensor of the checkpoint in 4 bits, if it is stored in them.
+    """
     shared = {HEAD: EMBEDDINGS} if plan.config.tie_embeddings else {}
     specs = {name: Spec(spec.shape, dtype or spec.dtype) for name, spec in specs.items()}
     names = [name for name in specs if name not in shared]
-    merged = ((n, _merged_tensor(n, plan, get, run=run, base=base).to(specs[n].dtype)) for n in names)
+    kept = four_bits if run.quantize else lambda name: None
+    merged = ((n, _merged_tensor(n, plan, get, four_bits=kept, run=run, base=base).to(specs[n].dtype)) for n in names)
     save_stream(specs, merged, folder / WEIGHTS, shared)
     plan.config.to_json(folder / CONFIG)
 
 
-def _merged_tensor(name: str, plan: _Plan, get: Callable[[str], Tensor], run: Run, base: _Base) -> Tensor:
+def _merged_tensor(
+    name: str,
+    plan: _Plan,
+    get: Callable[[str], Tensor],
+    four_bits: Callable[[str], FourBits | None],
+    run: Run,
+    base: _Base,
+) -> Tensor:
     """Returns one tensor of the merged checkpoint, not yet in the dtype of the file."""
     module, _, leaf = name.rpartition(".")
     x = plan.own[name] if name in plan.own else get(name)
     if base == "trained" and name not in plan.own:
-        x = _as_trained(x, run, module in plan.quantized_layers and leaf == "weight")
+        x = _as_trained(x, run, module in plan.quantized_layers and leaf == "weight", four_bits(name))
     if module in plan.layers and leaf == "weight":
         updates = {n: t for n, t in plan.trained.items() if n.startswith(f"{module}.lora_")}
         x = _merged(x, plan.layers[module], updates, module)
@@ -183,15 +199,19 @@ def _merged(weight: Tensor, layer: LoRALinear, trained: dict[str, Tensor], name:
     return x
 
 
-def _as_trained(x: Tensor, run: Run, is_quantized: bool) -> Tensor:
-    """Returns a tensor of the checkpoint as the training saw it; fp32 if it was quantized."""
+def _as_trained(x: Tensor, run: Run, is_quantized: bool, kept: FourBits | None) -> Tensor:
+    """Returns a tensor of the checkpoint as the training saw it; fp32 if it was quantized.
+
+    Args:
+        kept: the tensor in 4 bits, if the checkpoint has it in them.
+    """
     precisions: dict[str | None, torch.dtype] = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
     x = x.to(precisions.get(run.training.get("precision"), torch.float32))
     if not is_quantized or run.quantize is None:
         return x
     linear = Linear(x.size(1), x.size(0), bias=False, device="meta")
     linear.weight = nn.Parameter(x, requires_grad=False)
-    return quantized(linear, run.quantize).dequantize()
+    return quantized(linear, run.quantize, kept).dequantize()
 
 
 def identity_of(state: dict[str, Tensor]) -> str:

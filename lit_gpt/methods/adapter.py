@@ -46,6 +46,7 @@ class AdapterAttention(CausalSelfAttention):
         nn.Module.__init__(self)  # the modules of attn are reused
         self.config, self.heads = attn.config, attn.heads
         self.qkv, self.proj, self.norm_q, self.norm_k = attn.qkv, attn.proj, attn.norm_q, attn.norm_k
+        self.sinks, self.gate = attn.sinks, attn.gate
         like = {"device": attn.qkv.weight.device, "dtype": torch.float32}
         self.adapter_wte = nn.Embedding(args.adapter_prompt_length, attn.config.n_embd, **like)
         self.gating_factor = nn.Parameter(torch.zeros(1, 1, attn.config.n_head, 1, **like))  # shape as in Lit-GPT
@@ -61,7 +62,8 @@ class AdapterAttention(CausalSelfAttention):
 
     def attended_packed(self, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents) -> Tensor:
         k, v = (x[0].transpose(0, 1) for x in self.prompt(qkv.dtype))  # (P, G, D)
-        return _PromptedAttention.apply(qkv, cos, sin, k, v, self.gating_factor.flatten(), documents, self.heads)
+        gate = self.gating_factor.flatten()
+        return _PromptedAttention.apply(qkv, cos, sin, k, v, gate, documents, self.heads, self.sinks)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -107,22 +109,22 @@ class _PromptedAttention(Function):
     @torch.autocast("cpu", enabled=False)  # see `PackedAttention`
     def forward(
         ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, prompt_k: Tensor, prompt_v: Tensor, gate: Tensor,
-        documents: Documents, heads: Heads,
+        documents: Documents, heads: Heads, sinks: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """Returns the output of attention, (T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
-        y, *kept = attended(qkv, documents, heads)
+        y, *kept = attended(qkv, documents, heads, sinks)
         q, k, v = upcast(split(qkv, heads)[0], prompt_k, prompt_v)
         p, _ = _prompt_probabilities(q, k, heads)
         read = from_groups(p @ v.transpose(0, 1), q)  # (T, H, D)
         ctx.documents, ctx.heads = documents, heads
-        ctx.save_for_backward(qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept)
+        ctx.save_for_backward(qkv, cos, sin, prompt_k, prompt_v, gate, sinks, y, *kept)
         return (y + (read * gate[:, None]).to(y.dtype)).flatten(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, cos, sin, prompt_k, prompt_v, gate, y, *kept = ctx.saved_tensors
+        qkv, cos, sin, prompt_k, prompt_v, gate, sinks, y, *kept = ctx.saved_tensors
         heads = ctx.heads
         dy = dy.view_as(y)
         q, k, v = upcast(split(qkv, heads)[0], prompt_k, prompt_v)
@@ -136,10 +138,10 @@ class _PromptedAttention(Function):
         ds = (ds if slope is None else ds * slope).to(q.dtype)
         d_qkv = None
         if ctx.needs_input_grad[0]:  # not needed in the first layer with a prompt: no layer below it trains
-            dq, dk, dv = attended_backward(dy, qkv, y, *kept, documents=ctx.documents, heads=heads)
+            dq, dk, dv, *_ = attended_backward(dy, qkv, y, *kept, documents=ctx.documents, heads=heads, sinks=sinks)
             d_qkv = rotated_back(dq + from_groups(ds @ k.transpose(0, 1), q).to(dq.dtype), dk, dv, cos, sin)
         d_prompt = (x.transpose(0, 1).to(prompt_k.dtype) for x in (ds.mT @ to_groups(q, k), d_values))
-        return d_qkv, None, None, *d_prompt, d_gate.to(gate.dtype), None, None
+        return d_qkv, None, None, *d_prompt, d_gate.to(gate.dtype), None, None, None
 
 
 def _prompt_probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:

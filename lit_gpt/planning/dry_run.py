@@ -7,7 +7,6 @@ import torch
 
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import WEIGHTS
-from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_compatible, check_vocabulary
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import default_precision
@@ -28,7 +27,7 @@ from lit_gpt.training.offload import require_offload
 from lit_gpt.training.run.budget import process_seconds
 from lit_gpt.training.run.describe import description
 from lit_gpt.training.run.gauges import clock, matrix_rate
-from lit_gpt.training.run.start import load_model
+from lit_gpt.training.run.start import load_model, read_data
 
 
 def dry_run(fabric: Fabric, args: FinetuneArgs) -> None:
@@ -42,7 +41,7 @@ def dry_run(fabric: Fabric, args: FinetuneArgs) -> None:
     is_here = options.device is None or device == this_machine(fabric.device)
     there = (checkpoint_dir / WEIGHTS).is_file()
     config = config_of(checkpoint_dir)
-    train_data, val_data, meta = store.load(args.data_dir)
+    train_data, val_data, meta = read_data(args)
     if there:
         check_compatible(meta, args.data_dir, Tokenizer(checkpoint_dir), args.run.prompt_style)
         check_vocabulary((train_data, val_data), args.data_dir, config.padded_vocab_size)

@@ -53,6 +53,8 @@ class Job:
     """Whether each device keeps a part of every weight (fsdp)."""
     link: str = "pcie"
     """The slowest link between any two of the devices."""
+    has_reference: bool = False
+    """Whether all rows are computed once under a reference, before the first step."""
 
     @property
     def mixed(self) -> bool:
@@ -115,6 +117,7 @@ def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device, n
         strategy=args.cluster.strategy,
         sharded=args.cluster.strategy == "fsdp" and n_devices > 1,
         link=args.plan.link or ("ethernet" if args.cluster.num_nodes > 1 else "pcie"),
+        has_reference=args.preference is not None and args.preference.has_reference,
     )
 
 

@@ -55,8 +55,9 @@ def probe(
         group["lr"] = 0.0
     gradients = make_gradients(fabric, model, optimizer, train)
     with fabric.autocast():
-        hidden_of = recorded_hidden(model, packing, train_data.lengths, train.records)
+        hidden_of = recorded_hidden(model, packing, train_data.computed, train.records)
     model.train()
+    train_data = train_data.sharing(packing.share_up_to)
     before = time.perf_counter()
     batches = chosen(train_data, train.batch_size, packing, fabric.device)
 
@@ -110,11 +111,12 @@ def chosen(data: Samples, batch_size: int, packing: Packing, device: torch.devic
     """Returns micro-batches of a few steps as the run would have them, the largest first; of large steps only some."""
     at_once = min(batch_size, LOOKED_AT)
     rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: STEPS * at_once].tolist()
+    data = data.sharing(packing.share_up_to)
+    lengths = data.computed
     groups: list[tuple[list[int], Prefixes]] = []
     for start in range(0, len(rows), at_once):
         prefixes = prefixes_of(data, part := rows[start : start + at_once], packing)
-        groups += [(group, prefixes) for group in packs(data.lengths, part, packing.max_tokens, prefixes)]
-    lengths = data.lengths
+        groups += [(group, prefixes) for group in packs(lengths, part, packing.max_tokens, prefixes)]
     largest = max(range(len(groups)), key=lambda i: n_computed(lengths, *groups[i]))
     groups.insert(0, groups.pop(largest))
     return [batch_of(data, *those).to(device) for those in groups[:_MOST_BATCHES]]

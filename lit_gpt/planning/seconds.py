@@ -54,6 +54,8 @@ class Times:
     validating: float
     saving: float
     merging: float = 0.0
+    reference: float = 0.0
+    """Seconds of computing the answers of preferences once under the reference; 0 where that was done before."""
     ending: float = _ENDING
 
     @property
@@ -114,7 +116,13 @@ def times_of(job: Job, model: GPT, work: Work, rates: Rates, n_again: int) -> Ti
     tried = training_flops(
         model, work.largest, work.most_targets, squares=work.largest * mean_length, n_recomputed=n_again
     )
+    reference = 0.0
+    if job.has_reference:
+        share = min(1.0, work.n_rows / work.n_samples)  # of the samples of all epochs, those of the first
+        once = forward_flops(model, work.n_computed, work.n_targets, work.squares) * share / rates.validation
+        reference = once + validation
     return Times(
+        reference=reference,
         starting=rates.starting + tried / rates.training,
         training=max(training, work.n_passes * rates.shortest) + work.n_steps * rates.optimizer_seconds,
         validating=work.n_validations * validation,

@@ -82,9 +82,14 @@ def _time_lines(plan: Plan, now: datetime) -> Iterator[str]:
     rate = plan.work.n_tokens / times.training
     yield f"  {plan.flops / 1e15:.3g} PFLOP; {plan.rates.source}"
     yield f"  {times.training / plan.work.n_steps:.3g} s a step, {rate:,.0f} tokens a second"
-    parts = [("start", times.starting), ("training", times.training), ("validation", times.validating)]
+    parts = [
+        ("start", times.starting),
+        ("reference", times.reference),
+        ("training", times.training),
+        ("validation", times.validating),
+    ]
     parts += [("saves", times.saving), ("merge", times.merging), ("end", times.ending)]
-    yield "  " + ", ".join(f"{name} {clock(seconds)}" for name, seconds in parts)
+    yield "  " + ", ".join(f"{name} {clock(seconds)}" for name, seconds in parts if seconds or name != "reference")
     yield f"  {clock(times.total)} in all; started now, it ends {_when(now, times.total)}"
 
 

@@ -79,7 +79,8 @@ def work_of(
     Sums over the samples of a run are exact, forward passes and padding those of its first samples for all. However
     many samples and steps the run has, time and memory are those of the data and of a few hundred thousand samples.
     """
-    lengths, targets = train_data.lengths, targets_by_sample(train_data)
+    train_data, val_data = (data.sharing(packing.share_up_to) for data in (train_data, val_data))
+    whole, lengths, targets = train_data.lengths, train_data.computed, targets_by_sample(train_data)
     n_samples = train.n_samples(len(train_data))
     order = Order(len(lengths), n_samples, seed)
     first = order.indices(0, min(_PACKED_STEPS * train.batch_size, _PACKED_SAMPLES))
@@ -89,12 +90,12 @@ def work_of(
         prefixes = prefixes_of(train_data, part, packing)
         passes += [(group, prefixes) for group in packs(lengths, part, packing.max_tokens, prefixes)]
     computed, squares = ([n_computed(lengths, *those, power) for those in passes] for power in (1, 2))
-    left = float(sum(computed) / lengths[first].sum())
+    left = float(sum(computed) / whole[first].sum())
     left_of_squares = float(sum(squares) / np.square(lengths[first]).sum())
     first_tried = fullest(lengths, packing.max_tokens, train.batch_size)
-    val_lengths, val_targets = val_data.lengths, targets_by_sample(val_data)
+    val_whole, val_lengths, val_targets = val_data.lengths, val_data.computed, targets_by_sample(val_data)
     n_val = n_validated(len(val_lengths), train, validation)
-    n_tokens, n_steps = _total(lengths, order), -(-n_samples // train.batch_size)
+    n_tokens, n_steps = _total(whole, order), -(-n_samples // train.batch_size)
     n_validations, n_saves = _pauses(n_steps, train.save_interval, validation.eval_interval)
     return Work(
         n_rows=len(lengths),
@@ -109,8 +110,8 @@ def work_of(
         room=packing.max_tokens,
         largest=max(*computed, n_computed(lengths, first_tried)),
         most_targets=int(max(targets[g].sum() for g in [*(group for group, _ in passes), first_tried])),
-        n_val_tokens=int(val_lengths[:n_val].sum()),
-        n_val_computed=round(left * val_lengths[:n_val].sum()),
+        n_val_tokens=int(val_whole[:n_val].sum()),
+        n_val_computed=round(left * val_whole[:n_val].sum()),
         n_val_targets=int(val_targets[:n_val].sum()),
         val_squares=float(left_of_squares * np.square(val_lengths[:n_val], dtype=np.float64).sum()),
         n_validations=n_validations,

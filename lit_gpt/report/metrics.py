@@ -10,6 +10,9 @@ _NEEDED = ("iter", "step", "samples", "seconds")
 """Columns that have a value in each line."""
 _FIGURES = ("loss", "val_loss", "learning_rate", "tokens_per_sec", "n_tokens", "n_targets", "of_peak", "memory_gb")
 """Columns that have a value in some lines."""
+PAIR_FIGURES = ("chosen_reward", "rejected_reward", "margin", "accuracy", "chosen_logp")
+"""Columns of runs that learn from preferences; `val_` stands before those of validations."""
+_OBJECTIVES = (*PAIR_FIGURES, *(f"val_{name}" for name in PAIR_FIGURES), "n_terms")
 _LARGEST = 1e15
 """Largest value of a figure; the loss of a run that diverged may also be infinite or NaN."""
 _LONGEST_LINE = 10_000
@@ -20,8 +23,8 @@ class Metrics:
     """The figures of a run, one value a line and column, as numbers."""
 
     def __init__(self) -> None:
-        self.columns = {name: array("d") for name in (*_NEEDED, *_FIGURES)}
-        self.given = {name: bytearray() for name in _FIGURES}
+        self.columns = {name: array("d") for name in (*_NEEDED, *_FIGURES, *_OBJECTIVES)}
+        self.given = {name: bytearray() for name in (*_FIGURES, *_OBJECTIVES)}
         """Whether a line has a value, a byte a line."""
 
     def __len__(self) -> int:
@@ -35,7 +38,7 @@ class Metrics:
             given.append(bool(row.get(name)))
 
     def rows(self, *names: str) -> Iterator[tuple[float, ...]]:
-        """Yields the values of the lines that have one in each of these columns, which are among _FIGURES."""
+        """Yields the values of the lines that have one in each of these columns, which are not among _NEEDED."""
         given = [self.given[name] for name in names]
         for i in range(len(self)):
             if all(present[i] for present in given):
@@ -45,6 +48,11 @@ class Metrics:
         """Returns (step, value) of the lines that have a value in a column."""
         steps, values, given = self.columns["step"], self.columns[name], self.given[name]
         return [(steps[i], values[i]) for i in range(len(self)) if given[i]]
+
+    @property
+    def terms(self) -> str:
+        """Column with the number of terms that the loss is a mean of: pairs, or else targets."""
+        return "n_terms" if any(self.given["n_terms"]) else "n_targets"
 
     def by_step(self, name: str, weight: str) -> list[tuple[float, float]]:
         """Returns (step, weighted mean) of a column over the lines of each step that have a value and a weight."""
@@ -69,7 +77,7 @@ def read_metrics(path: Path) -> Metrics:
 
 def rows_in(file: TextIO) -> Iterator[dict[str, str]]:
     """Yields the lines of a metrics.csv that are whole, by column; those of unknown columns are left out."""
-    known = (*_NEEDED, *_FIGURES, "iter_time_ms")
+    known = (*_NEEDED, *_FIGURES, *_OBJECTIVES, "iter_time_ms")
     names = next(iter(_split(file)), [])
     for values in _split(file):
         row = {name: value for name, value in zip(names, values, strict=False) if name in known}

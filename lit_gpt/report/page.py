@@ -103,7 +103,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
 
 def _summary(metrics: Metrics, run: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Returns (value, name, remark) of the most important figures."""
-    train, val = metrics.by_step("loss", "n_targets"), metrics.column("val_loss")
+    train, val = metrics.by_step("loss", metrics.terms), metrics.column("val_loss")
     tokens = int(sum(n for (n,) in metrics.rows("n_tokens")))
     busy = sum(n / rate for n, rate in metrics.rows("n_tokens", "tokens_per_sec") if rate > 0)
     memory = max((y for _, y in metrics.column("memory_gb")), default=None)
@@ -113,6 +113,10 @@ def _summary(metrics: Metrics, run: dict[str, Any]) -> list[tuple[str, str, str]
     if val:
         best = min(val, key=lambda point: point[1])
         found.append((f"{val[-1][1]:.4f}", "validation loss", f"{val[0][1]:.4f} before; lowest at step {best[0]:,.0f}"))
+    if accuracy := metrics.column("val_accuracy"):
+        margin = metrics.column("val_margin")
+        remark = f"margin {margin[-1][1]:.3f}; {accuracy[0][1]:.1%} before" if margin else ""
+        found.append((f"{accuracy[-1][1]:.1%}", "preferred answers rated higher", remark))
     if train:
         found.append((f"{train[-1][1]:.4f}", "training loss", f"last of {len(train):,} steps"))
     if len(metrics):
@@ -144,17 +148,34 @@ def _tiles(entries: Sequence[tuple[str, str, str]]) -> str:
 
 def _curves(metrics: Metrics) -> str:
     loss = [
-        Line("training", metrics.by_step("loss", "n_targets")),
+        Line("training", metrics.by_step("loss", metrics.terms)),
         Line("validation", metrics.column("val_loss"), dots=True),
     ]
     speed = [Line("real tokens a second", metrics.by_step("tokens_per_sec", "n_tokens"))]
     charts = [
-        chart("Loss", loss, "nats per target token", digits=4),
+        chart("Loss", loss, "nats per target token" if metrics.terms == "n_targets" else "per row", digits=4),
+        *(chart(title, _both(metrics, name), unit, from_zero=False, digits=3) for name, title, unit in _PAIR_CHARTS),
         chart("Learning rate", [Line("learning rate", metrics.by_step("learning_rate", "n_tokens"))], "", digits=8),
         chart("Speed", speed, "tokens a second, padding not counted", digits=0),
         chart("Memory", [Line("most so far", metrics.by_step("memory_gb", "n_tokens"))], "GB", digits=2),
     ]
     return f"<section class='charts'>{''.join(charts)}</section>"
+
+
+_PAIR_CHARTS = (
+    ("margin", "Margin", "reward of preferred answers, less that of others"),
+    ("accuracy", "Accuracy", "share of the rows in which the preferred answer has the higher reward"),
+    ("chosen_logp", "Preferred answers", "log-probability, nats a token"),
+)
+"""Figure of a run on preferences, and the title and unit of its chart."""
+
+
+def _both(metrics: Metrics, name: str) -> list[Line]:
+    """Returns the curves of a figure of the objective, in training and in validation."""
+    return [
+        Line("training", metrics.by_step(name, "n_terms")),
+        Line("validation", metrics.column(f"val_{name}"), dots=True),
+    ]
 
 
 def _plan_section(plan: dict[str, Any]) -> str:

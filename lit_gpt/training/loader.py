@@ -72,6 +72,7 @@ class BatchLoader:
         self.has_shrunk = max_tokens is not None
         with self.autocast():
             packing = packing_of(self.model, self.train, self.device, max_tokens)
+        self.data = self.data.sharing(packing.share_up_to)
         self.packing = packing if self.shares(packing) else replace(packing, share_up_to=0)
         self.coming = None
         self.model.draws.begin(self.seed, 0, self.device)  # a recording reads the seeds where they are
@@ -81,10 +82,12 @@ class BatchLoader:
                 n_recomputed = self.team.most(n_recomputed)
             self.model.n_recomputed = n_recomputed
             enabled = self.train.records and not self.sharded
-            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.lengths, enabled)
+            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.computed, enabled)
 
     def shares(self, packing: Packing) -> bool:
         """Returns whether samples of the first steps share prefixes, so that room for them in a recording pays."""
+        if self.data.shares_within:
+            return packing.share_up_to > 0
         size = self.train.batch_size  # of the whole run's first steps, whichever of them this process takes
         some = (self.order.rows(start, start + min(size, LOOKED_AT)) for start in range(0, _STEPS * size, size))
         return any(prefixes_of(self.data, rows, packing) for rows in some if rows)
@@ -97,7 +100,7 @@ class BatchLoader:
     @property
     def most_tokens(self) -> int:
         """Tokens of the largest forward pass: a sample that is longer than max_tokens has one of its own."""
-        return max(self.max_tokens, int(self.data.lengths.max()))
+        return max(self.max_tokens, int(self.data.computed.max()))
 
     @property
     def n_steps(self) -> int:
@@ -126,9 +129,9 @@ class BatchLoader:
             batches = batches + [Idle.make().to(self.device) for _ in range(n - len(batches))]
         return batches
 
-    def n_targets(self, batches: list[Batch]) -> int:
-        """Returns the targets of a step, of which these are the micro-batches of this process."""
-        return int(self.team.total(sum(batch.n_targets for batch in batches))[0])
+    def n_terms(self, batches: list[Batch]) -> int:
+        """Returns the terms of a step's loss, of which these are the micro-batches of this process."""
+        return int(self.team.total(sum(batch.n_terms for batch in batches))[0])
 
     def tokens_a_step(self) -> float:
         """Returns the mean number of tokens that a step computes, if prefixes save as much as in the first steps.
@@ -144,11 +147,11 @@ class BatchLoader:
 
     def largest(self) -> list[int]:
         """Returns the samples of the largest possible micro-batch: the longest, and as many more as fit."""
-        return fullest(self.data.lengths, self.max_tokens, self.train.batch_size)
+        return fullest(self.data.computed, self.max_tokens, self.train.batch_size)
 
     def shrink(self) -> bool:
         """Halves the tokens of a micro-batch, or else recomputes all blocks; returns False if both were tried."""
-        longest = int(self.data.lengths.max())
+        longest = int(self.data.computed.max())
         self.hidden_of = self.model.hidden
         gc.collect()
         if self.device.type == "cuda":

@@ -7,6 +7,7 @@ from lit_gpt.data.store import Samples
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.training.loader import BatchLoader
+from lit_gpt.training.loss import NEXT_TOKEN, Objective
 from lit_gpt.training.offload import make_gradients
 from lit_gpt.training.optimizer import prepare_optimizer, set_learning_rate
 from lit_gpt.training.run.checkpointer import Checkpointer
@@ -26,6 +27,7 @@ def fit(
     train: TrainArgs,
     validation: ValidationArgs,
     seed: int,
+    objective: Objective = NEXT_TOKEN,
 ) -> Progress:
     """Trains the parameters of `model` that require a gradient; saves checkpoints.
 
@@ -36,6 +38,7 @@ def fit(
 
     Args:
         seed: decides the order of the samples.
+        objective: what is minimized.
 
     Raises:
         UserError: the gradients of many steps in a row are not finite.
@@ -52,7 +55,7 @@ def fit(
         fabric, model, optimizer=optimizer, loader=loader, session=session, save_interval=train.save_interval
     )
     progress = checkpointer.begin()
-    try_largest_batch(fabric, model, loader, gradients=gradients, budget=budget)
+    try_largest_batch(fabric, model, loader, gradients=gradients, budget=budget, objective=objective)
     checkpointer.restore()
 
     with stop_signals(team) as stop, checkpointer.saving_what_fails():
@@ -63,8 +66,17 @@ def fit(
             due = (ends or step % validation.eval_interval == 0) and (step == 0 or budget.has_time_to_validate())
             if due and progress.validated_step != step and not stop.signal:
                 progress = validated(
-                    fabric, model, val_data, progress, session=session, train=train, validation=validation, stop=stop
+                    fabric,
+                    model,
+                    val_data,
+                    progress,
+                    session=session,
+                    train=train,
+                    validation=validation,
+                    objective=objective,
+                    stop=stop,
                 )
+            ends = ends or objective.ends(progress.first_figures, progress.figures) is not None
             ends = ends or progress.n_without_gain >= (validation.early_stopping_patience or loader.n_steps + 1)
             ends = ends or not budget.has_time_for_a_step()  # the validation took some
             progress = checkpointer.keep(progress, ends, stops=bool(stop.signal))
@@ -81,9 +93,11 @@ def fit(
             for attempt in attempts(fabric, loader, gradients, monitor):  # another one only if the memory runs out
                 with attempt:
                     batches = loader.batches(step + 1)
-                    n_targets = loader.n_targets(batches)
+                    n_terms = loader.n_terms(batches)
                     for batch in batches:  # gradient accumulation
-                        loss = forward_backward(fabric, model, batch, n_targets, hidden_of=loader.hidden_of)
+                        loss = forward_backward(
+                            fabric, model, batch, n_terms, hidden_of=loader.hidden_of, objective=objective
+                        )
                         is_last = batch is batches[-1]
                         monitor.iterated(step + 1, batch, loss, rate, is_step=is_last)
                         if team.is_alone and not is_last and (stop.signal or budget.is_over):

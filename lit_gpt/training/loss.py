@@ -1,7 +1,7 @@
-"""The loss of next-token prediction on target positions."""
+"""What a run minimizes: an objective, of which the first is the loss of next-token prediction on target positions."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,11 +11,49 @@ from torch.autograd.function import once_differentiable
 from lit_gpt.data.batches import Batch
 from lit_gpt.model import GPT
 
+Hidden = Callable[..., Tensor]
+"""Takes the place of `model.hidden`, such as a recording of it."""
 LOGITS = 2**23
 """Approximate number of logits that exist at a time: 32 MB in fp32."""
 
 
-def loss_sum(model: GPT, batch: Batch, hidden_of: Callable[..., Tensor] | None = None) -> Tensor:
+class Objective(Protocol):
+    """What a run minimizes: a sum over the terms of a micro-batch, which a step divides by the number of its terms."""
+
+    figures: tuple[str, ...]
+    """Names of what is reported beside the loss, columns of metrics.csv."""
+
+    def __call__(self, model: GPT, batch: Any, hidden_of: Hidden | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the loss summed over the terms of a batch, a scalar in fp32, and so each of the figures, (n,)."""
+        ...
+
+    def ends(self, first: dict[str, float], latest: dict[str, float]) -> str | None:
+        """Returns why the run is to end after a validation, if it is.
+
+        Args:
+            first, latest: figures of the first validation and of this one.
+        """
+        ...
+
+
+class _NextToken:
+    """The objective of next-token prediction."""
+
+    figures: tuple[str, ...] = ()
+
+    def __call__(self, model: GPT, batch: Batch, hidden_of: Hidden | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the loss summed over the targets of a batch, and no figures."""
+        loss = loss_sum(model, batch, hidden_of)
+        return loss, loss.new_zeros(0)
+
+    def ends(self, first: dict[str, float], latest: dict[str, float]) -> None:
+        """Returns None: this objective ends no run."""
+
+
+NEXT_TOKEN = _NextToken()
+
+
+def loss_sum(model: GPT, batch: Batch, hidden_of: Hidden | None = None) -> Tensor:
     """Returns the cross entropy in nats, summed over the targets: a scalar in fp32.
 
     The output projection is computed for positions with a target only. The others carry no loss, and with masked
@@ -30,7 +68,13 @@ def loss_sum(model: GPT, batch: Batch, hidden_of: Callable[..., Tensor] | None =
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the summed loss of (n, V) logits and (n,) targets, a scalar in fp32, and its gradient by the logits.
+    """Returns the summed loss of (n, V) logits and (n,) targets, a scalar in fp32, and its gradient by the logits."""
+    losses, d_logits = token_losses(logits, targets)
+    return losses.sum(), d_logits
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the loss of each of (n, V) logits and (n,) targets, (n,) in fp32, and its gradient by the logits.
 
     The gradient overwrites the probabilities in place: they are the largest tensor of the step.
     """
@@ -38,9 +82,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     highest = h.amax(-1, keepdim=True)
     p = (h - highest).exp_()
     total = p.sum(-1, keepdim=True)
-    loss = (highest + total.log() - h.gather(-1, targets.unsqueeze(-1))).sum()
+    losses = (highest + total.log() - h.gather(-1, targets.unsqueeze(-1))).squeeze(-1)
     p.div_(total).scatter_add_(-1, targets.unsqueeze(-1), -torch.ones_like(total))
-    return loss, p.to(logits.dtype)
+    return losses, p.to(logits.dtype)
 
 
 class _HeadLoss(Function):

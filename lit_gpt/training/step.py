@@ -14,7 +14,7 @@ from lit_gpt.parallel.team import Team
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.gradients import Gradients
 from lit_gpt.training.loader import BatchLoader
-from lit_gpt.training.loss import loss_sum
+from lit_gpt.training.loss import NEXT_TOKEN, Hidden, Objective
 from lit_gpt.training.randomness import random_states, set_random_states, undisturbed
 from lit_gpt.training.run.budget import Budget
 from lit_gpt.training.run.gauges import wait
@@ -22,19 +22,27 @@ from lit_gpt.training.run.monitor import Monitor
 
 
 def forward_backward(
-    fabric: Fabric, model: GPT, batch: Batch, n_targets: int, hidden_of: Callable[..., Tensor] | None = None
+    fabric: Fabric,
+    model: GPT,
+    batch: Batch,
+    n_terms: int,
+    *,
+    hidden_of: Hidden | None = None,
+    objective: Objective = NEXT_TOKEN,
 ) -> Tensor:
-    """Adds the gradients of a micro-batch to those that are there; returns its loss, summed over its targets.
+    """Adds the gradients of a micro-batch to those that are there; returns its loss, summed over its terms.
+
+    With an objective that has figures, these follow the loss, (1 + n,).
 
     Args:
-        n_targets: target tokens of the whole optimizer step. Dividing by them makes the sum of the gradients
-            independent of how the step is cut into micro-batches.
+        n_terms: terms of the loss of the whole optimizer step: target tokens, or pairs. Dividing by them makes the sum
+            of the gradients independent of how the step is cut into micro-batches.
         hidden_of: does the work of `model.hidden`, where that is recorded as a CUDA graph.
     """
     with fabric.autocast():
-        loss = loss_sum(model, batch, hidden_of)
-    fabric.backward(loss / max(1, n_targets))
-    return loss.detach()
+        loss, figures = objective(model, batch, hidden_of)
+    fabric.backward(loss / max(1, n_terms))
+    return torch.cat([loss.detach()[None], figures]) if len(figures) else loss.detach()
 
 
 class _AbandonedError(Exception):
@@ -113,7 +121,15 @@ def _attempts(loader: BatchLoader, undo: Callable[[], None]) -> Iterator[_Attemp
         undo()  # recording CUDA graphs anew has drawn random numbers
 
 
-def try_largest_batch(fabric: Fabric, model: GPT, loader: BatchLoader, gradients: Gradients, budget: Budget) -> None:
+def try_largest_batch(
+    fabric: Fabric,
+    model: GPT,
+    loader: BatchLoader,
+    *,
+    gradients: Gradients,
+    budget: Budget,
+    objective: Objective = NEXT_TOKEN,
+) -> None:
     """Runs the largest micro-batch forward and backward and allocates the optimizer's state; trains nothing.
 
     With a time limit and no step timed yet, runs it a second time and gives the budget the expected time of a step.
@@ -128,7 +144,7 @@ def try_largest_batch(fabric: Fabric, model: GPT, loader: BatchLoader, gradients
         batch = batch_of(loader.data, loader.largest()).to(fabric.device)
         wait(fabric.device)
         began = time.monotonic()
-        forward_backward(fabric, model, batch, batch.n_targets, hidden_of=loader.hidden_of)
+        forward_backward(fabric, model, batch, batch.n_terms, hidden_of=loader.hidden_of, objective=objective)
         wait(fabric.device)
         computed = time.monotonic()
         gradients.zero()

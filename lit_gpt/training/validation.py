@@ -15,7 +15,7 @@ from lit_gpt.model import GPT
 from lit_gpt.parallel.shards import is_sharded
 from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.batching import packing_of
-from lit_gpt.training.loss import loss_sum
+from lit_gpt.training.loss import NEXT_TOKEN, Objective
 from lit_gpt.training.randomness import undisturbed
 from lit_gpt.training.run.progress import Progress
 from lit_gpt.training.run.session import Session
@@ -35,6 +35,7 @@ def validated(
     train: TrainArgs,
     validation: ValidationArgs,
     stop: Stop,
+    objective: Objective = NEXT_TOKEN,
 ) -> Progress:
     """Returns where the run is after a validation, with the score that decides what is best.
 
@@ -44,18 +45,24 @@ def validated(
     session.monitor.report()
     began = time.monotonic()
     team = session.team
-    loss = validate(fabric, model, data=data, train=train, validation=validation, stopped=stop.agree, team=team)
-    if loss is None:
+    found = means(
+        fabric, model, data, train=train, validation=validation, objective=objective, stopped=stop.agree, team=team
+    )
+    if found is None:
         return progress
+    loss, figures = found[0], dict(zip(objective.figures, found[1:], strict=True))
     loss_seconds = time.monotonic() - began
     with undisturbed(fabric.device):
         score = session.score and team.first(session.score)  # where each device has the whole model, one answers
     seconds = time.monotonic() - began
     session.budget.validated(seconds, loss_seconds)
-    session.monitor.validated(progress.step, loss, seconds)
+    session.monitor.validated(progress.step, loss, seconds, figures)
     if score is not None:
         session.monitor.say(f"step {progress.step}: {validation.best_task or 'score'} {score:.4f}")
-    return progress.validated(loss, score)
+    progress = progress.validated(loss, score, figures)
+    if why := objective.ends(progress.first_figures, progress.figures):
+        session.monitor.say(why)
+    return progress
 
 
 def n_validated(n_samples: int, train: TrainArgs, validation: ValidationArgs) -> int:
@@ -65,19 +72,29 @@ def n_validated(n_samples: int, train: TrainArgs, validation: ValidationArgs) ->
     return min(n_samples, validation.eval_iters * train.micro_batch_size)
 
 
+def validate(fabric: Fabric, model: GPT, data: Samples, train: TrainArgs, validation: ValidationArgs) -> float:
+    """Returns the mean loss per target token of the validation set, or of its first `n_validated` samples."""
+    found = means(fabric, model, data, train=train, validation=validation)
+    assert found is not None
+    return found[0]
+
+
 @torch.no_grad()
-def validate(
+def means(
     fabric: Fabric,
     model: GPT,
     data: Samples,
+    *,
     train: TrainArgs,
     validation: ValidationArgs,
+    objective: Objective = NEXT_TOKEN,
     stopped: Callable[[], Any] = lambda: False,
     team: Team = ALONE,
-) -> float | None:
-    """Returns the mean loss per target token of the validation set, or of its first `n_validated` samples.
+) -> list[float] | None:
+    """Returns loss and figures as means over the terms of the validation set, or of its first `n_validated` samples.
 
     Args:
+        objective: what is measured.
         stopped: called after each micro-batch; where it returns something true, the result is None.
         team: the processes among which the micro-batches are dealt.
     """
@@ -86,15 +103,16 @@ def validate(
     with fabric.autocast():
         packing = packing_of(model, train, fabric.device)
     parts = (range(start, min(start + AT_ONCE, n_samples)) for start in range(0, n_samples, AT_ONCE))
-    total, n_targets = torch.zeros((), device=fabric.device, dtype=torch.float32), 0
+    total, n_terms = torch.zeros(1 + len(objective.figures), device=fabric.device, dtype=torch.float32), 0
     batches = (batch for part in parts for batch in micro_batches(data, part, packing))
     while round_ := list(islice(batches, team.size)):
         batch = round_[team.rank] if team.rank < len(round_) else Idle.make() if is_sharded(model) else None
         if batch is not None:
             with fabric.autocast():
-                total += loss_sum(model, batch.to(fabric.device))
-            n_targets += batch.n_targets
+                loss, figures = objective(model, batch.to(fabric.device))
+            total += torch.cat([loss[None], figures])
+            n_terms += batch.n_terms
         if stopped():
             return None
-    loss, n_targets = team.total(total.item(), n_targets)
-    return loss / max(1, n_targets)
+    *sums, n_terms = team.total(*total.tolist(), n_terms)
+    return [x / max(1, n_terms) for x in sums]

@@ -21,9 +21,9 @@ from lit_gpt.checkpoints.trained import load_trained, trained_path
 from lit_gpt.config import Config
 from lit_gpt.convert.gguf.layouts import LAYOUTS, Piece, pieces
 from lit_gpt.convert.gguf.metadata import require_layout
-from lit_gpt.convert.gguf.values import paired
 from lit_gpt.errors import UserError
 from lit_gpt.files import only_writer, replace_folder
+from lit_gpt.layers.qkv import pairs_of_halves
 from lit_gpt.methods import METHODS, lora
 from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
@@ -86,7 +86,7 @@ def _updates(path: str, layer: LoRALinear, config: Config) -> list[_Update]:
     for (start, stop), (A, B) in zip(layer.blocks, layer.factors(), strict=True):
         i = next(i for i in range(len(sizes)) if stop <= sum(sizes[: i + 1]))
         piece, B = found[i], B * layer.scaling
-        B = paired(B, piece.heads) if piece.heads else B
+        B = pairs_of_halves(B, config) if piece.heads else B
         made.append(_Update(A=A, B=B, piece=piece, start=start - sum(sizes[:i]), rows=sizes[i]))
     return made
 

@@ -67,6 +67,14 @@ class Layout:
     head: Literal["either", "own", "tied"] = "either"
     """Whether the file must have an output projection ("own"), must not have one, so that the embeddings serve as it
     ("tied"), or may do either."""
+    multipliers: bool = False
+    """Whether the file states the factors of embeddings, residuals, scores and logits."""
+    window_of: tuple[int, int] | None = None
+    """Number of layers by which llama.cpp recognizes the model with a window, and the window; None if the file says."""
+    narrow: bool = False
+    """Whether the channels of all heads together are those of the embeddings."""
+    rotates_windows: bool = False
+    """Whether the layers without the sliding window, if the others have one, are those without rotary embeddings."""
     local_base: Literal["none", "same", "own"] = "none"
     """Rope base of the layers with a window, if their rotation is not scaled like that of the others: the same base, or
     one of their own that the file states."""
@@ -102,6 +110,22 @@ LAYOUTS = {  # our architecture -> llama.cpp's
     "qwen3_moe": Layout("qwen3moe"),
     "olmo2": Layout("olmo2", head="own"),
     "olmo3": Layout("olmo2", head="own", has_window=True, hides=True, windowless=4, local_base="same"),
+    "granite": Layout("granite", pairs=True, biases=_ALL, scalings=("yarn", "llama3"), multipliers=True),
+    "seed_oss": Layout(
+        "seed_oss", {"transformer.h.{}.norm_2": "blk.{}.post_attention_norm"}, biases=("qkv_bias",), head="own"
+    ),
+    "exaone4": Layout(
+        "exaone4",
+        has_window=True,
+        hides=True,
+        windowless=4,
+        rotates_windows=True,
+        window_of=(64, 4096),
+        scalings=("llama3",),
+    ),
+    "glm4": Layout("glm4", _GATE_UP, pairs=True, biases=("qkv_bias",)),
+    "hunyuan_v1_dense": Layout("hunyuan-dense"),
+    "nemotron": Layout("nemotron", head="own", narrow=True),
     "smollm3": Layout("smollm3", pairs=True, unrotated=4),
     "stablelm": Layout("stablelm", biases=("qkv_bias",), head="own"),
 }

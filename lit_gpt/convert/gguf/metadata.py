@@ -26,6 +26,7 @@ from lit_gpt.convert.gguf.parts import AGAIN
 from lit_gpt.convert.gguf.scaling import OLD_FACTOR, SCALING, SCALING_KINDS, scaling_from_metadata, scaling_to_metadata
 from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES
+from lit_gpt.model import score_scale
 
 _KEYS = {  # field of Config -> key below the architecture's name
     "n_layer": "block_count",
@@ -41,6 +42,9 @@ _KEYS = {  # field of Config -> key below the architecture's name
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
+_MULTIPLIERS = {"embedding_factor": "embedding_scale", "residual_factor": "residual_scale"}
+_MULTIPLIERS |= {"logit_divisor": "logit_scale"}
+_SCORES = "attention.scale"
 _FLOATS = ("rope.freq_base", "rope.freq_base_swa", "attn_logit_softcapping", "final_logit_softcapping")
 _EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
@@ -51,7 +55,7 @@ _WITHOUT_EFFECT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned",
 """Keys that follow from the tensors' shapes, or have only one value in the supported architectures."""
 _KINDS = {
     **dict.fromkeys(_KEYS.values(), SIZE),
-    **dict.fromkeys(_EPSILON.values(), FACTOR_OR_NONE),
+    **dict.fromkeys((*_EPSILON.values(), *_MULTIPLIERS.values(), _SCORES), FACTOR_OR_NONE),
     **dict.fromkeys((*_HEAD, _ROTATED, _EXPERT_LENGTH), SIZE),
     **dict.fromkeys((_WINDOW, "attention.head_count_kv", "expert_count", "expert_used_count"), SIZE_OR_NONE),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "rope.freq_base_swa"), FACTOR_OR_NONE),
@@ -80,6 +84,9 @@ def to_metadata(config: Config) -> dict[str, Any]:
     values[_EPSILON[config.norm]] = config.norm_eps
     values |= dict.fromkeys(_HEAD, config.head_size) | {_ROTATED: config.rope_n_elem}
     values["vocab_size"] = config.padded_vocab_size
+    if layout.multipliers:
+        values |= {key: float(getattr(config, field)) for field, key in _MULTIPLIERS.items()}
+        values[_SCORES] = score_scale(config)
     if layout.name in ("gptneox", "stablelm"):
         values[_PARALLEL] = config.parallel_residual
     if layout.name == "qwen3moe":
@@ -94,7 +101,11 @@ def to_metadata(config: Config) -> dict[str, Any]:
 def require_layout(config: Config) -> Layout:
     """Returns the layout of a model's architecture; raises UserError if llama.cpp lacks it or a trait of the model."""
     if config.architecture not in LAYOUTS:
-        raise UserError(f"{config.name}: llama.cpp has no {config.architecture or 'unnamed'} architecture")
+        if config.architecture:
+            raise UserError(
+                f"{config.name}: gguf files of {config.architecture} models are not written; use --format hf"
+            )
+        raise UserError(f"{config.name}: llama.cpp has no unnamed architecture")
     layout = LAYOUTS[config.architecture]
     traits = ARCHITECTURES[config.architecture].traits
     for name in ("qkv_bias", "proj_bias", "mlp_bias", "lm_head_bias"):
@@ -102,7 +113,8 @@ def require_layout(config: Config) -> Layout:
             raise unlike(config, name)
     if layout.head == "tied" and not config.tie_embeddings:
         raise unlike(config, "tie_embeddings")
-    if (config.unrotated_layers or []) != every(layout.unrotated, config.n_layer):
+    period = layout.windowless if layout.rotates_windows and config.sliding_window else layout.unrotated
+    if (config.unrotated_layers or []) != every(period, config.n_layer):
         raise unlike(config, "unrotated_layers")
     local_bases = {"none": 0.0, "same": config.rope_base, "own": config.rope_local_base}
     if config.rope_local_base != local_bases[layout.local_base]:
@@ -114,6 +126,13 @@ def require_layout(config: Config) -> Layout:
     without = [i for i in range(config.n_layer) if not config.is_sliding(i)]
     if layout.hides and config.sliding_window and without != every(layout.windowless, config.n_layer):
         raise unlike(config, "sliding_layers")
+    if layout.window_of and config.sliding_window != dict([layout.window_of]).get(config.n_layer, 0):
+        raise unlike(config, "sliding_window")
+    if layout.narrow and config.n_head * config.head_size != config.n_embd:
+        raise unlike(config, "head_size")
+    stated = () if layout.multipliers else _MULTIPLIERS
+    if changed := [field for field in stated if getattr(config, field) != 1]:
+        raise unlike(config, changed[0])
     return layout
 
 
@@ -147,7 +166,19 @@ def from_metadata(
     check_values(values, _KINDS | SCALING_KINDS, f"{path}: {kind}.")
     architecture = _find_architecture(kind, values, shapes, path)
     epsilon = _EPSILON[ARCHITECTURES[architecture].traits["norm"]]
-    known = {*_KEYS.values(), epsilon, *_HEAD, _WINDOW, _PATTERN, _PARALLEL, _ROTATED, _EXPERT_LENGTH, OLD_FACTOR}
+    known = {
+        *_KEYS.values(),
+        *_MULTIPLIERS.values(),
+        _SCORES,
+        epsilon,
+        *_HEAD,
+        _WINDOW,
+        _PATTERN,
+        _PARALLEL,
+        _ROTATED,
+        _EXPERT_LENGTH,
+        OLD_FACTOR,
+    }
     if unknown := [k for k in values if k not in {*known, *_WITHOUT_EFFECT} and not k.startswith(SCALING)]:
         value = shown(values[unknown[0]])
         raise UserError(f"{path}: {kind}.{unknown[0]}={value} is not a field this toolkit knows")
@@ -209,7 +240,13 @@ def _fields_of_metadata(
     fields |= {field: values[key] for field, key in _KEYS.items() if key in values}
     fields |= _fields_of_tensors(fields, shapes) | _window(architecture, values)
     fields["padded_vocab_size"] = shapes["token_embd.weight"][0]
-    fields["unrotated_layers"] = every(LAYOUTS[architecture].unrotated, fields["n_layer"]) or None
+    layout = LAYOUTS[architecture]
+    without_window = fields.get("sliding_window") and layout.rotates_windows
+    period = layout.windowless if without_window else layout.unrotated
+    fields["unrotated_layers"] = every(period, fields["n_layer"]) or None
+    if layout.multipliers:
+        fields |= {field: values[key] for field, key in _MULTIPLIERS.items() if values.get(key)}
+        fields["query_pre_attn_scalar"] = values[_SCORES] ** -2 if values.get(_SCORES) else 0.0
     head_size = fields["head_size"]
     fields["rotary_percentage"] = _part(values.get(_ROTATED, head_size), head_size)
     if architecture == "qwen3_moe":

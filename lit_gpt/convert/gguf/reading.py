@@ -18,11 +18,13 @@ from lit_gpt.convert.gguf.layouts import FUSED, Piece, is_norm, pieces
 from lit_gpt.convert.gguf.metadata import from_metadata
 from lit_gpt.convert.gguf.parts import AGAIN, COUNT, parts_of, require_whole
 from lit_gpt.convert.gguf.scaling import FREQUENCIES, LONG, SHORT
-from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, STEP, dequantize, unpaired
-from lit_gpt.convert.names import hf_sources, is_tied, lit_shapes, unpack
+from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, STEP, dequantize
+from lit_gpt.convert.names import hf_sources, is_tied, lit_shapes
+from lit_gpt.convert.packing import unpack
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Part, Separate
 from lit_gpt.files import Spec
+from lit_gpt.layers.qkv import halves_of_pairs, pairs_of_halves
 
 _MOST_FREQUENCIES = 2**16
 """Largest number of frequencies of rotary embeddings, half the channels of a head."""
@@ -138,11 +140,12 @@ class _GgufFile:
         found = self.pieces(name)
         if isinstance(rule, Separate) and len(found) == 3:
             x = self.read_piece(found[i])
+            x = pairs_of_halves(x, self.config) if rule.pairs and i < 2 else x
         elif isinstance(rule, Part):
             x = torch.cat([self.read_ours(name) for name, _ in parts])
         else:
             x = unpack(rule, self.read_ours(name), self.config)[i]
-        if self.config.norm_unit_offset and is_norm(name):
+        if self.config.norm_unit_offset and is_norm(name) and name.endswith(".weight"):
             x = x - 1  # llama.cpp stores the full factor 1 + weight
         return x.to(self.dtype)
 
@@ -164,7 +167,7 @@ class _GgufFile:
                 data = np.fromfile(path, np.uint8, row * len(part), offset=start)
                 dequantize(data, tensor.kind, part, self.scratch if part.numel() <= STEP else None)
                 start += data.nbytes
-        return unpaired(x, piece.heads) if piece.heads else x
+        return halves_of_pairs(x, self.config) if piece.heads else x
 
     def shape_of_piece(self, piece: Piece) -> tuple[int, ...]:
         first, *rest = self.tensors[piece.tensor].shape

@@ -64,13 +64,3 @@ def dequantize(data: np.ndarray, kind: str, out: Tensor, scratch: Tensor | None 
         rows = data.reshape(out.numel() // out.size(-1), -1)
         values = torch.from_numpy(values_of(rows, GGMLQuantizationType[kind]))
     out.copy_(values.view(out.shape))
-
-
-def paired(x: Tensor, heads: int) -> Tensor:
-    """Reorders rows of queries or keys so that channels rotated together are neighbors; ours are half a head apart."""
-    return x.view(heads, 2, -1, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
-
-
-def unpaired(x: Tensor, heads: int) -> Tensor:
-    """Restores the order of rows that `paired` changed."""
-    return x.view(heads, -1, 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)

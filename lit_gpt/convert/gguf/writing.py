@@ -17,12 +17,13 @@ from lit_gpt.convert.gguf.quantizing import TYPES, find_quantizer, quantize
 from lit_gpt.convert.gguf.reading import is_kept
 from lit_gpt.convert.gguf.scaling import rope_tensors
 from lit_gpt.convert.gguf.tokens import special_tokens, tokenizer_metadata
-from lit_gpt.convert.gguf.values import BLOCK, BYTES, encoded, paired
+from lit_gpt.convert.gguf.values import BLOCK, BYTES, encoded
 from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, fit_rows, is_tied
 from lit_gpt.errors import UserError
 from lit_gpt.files import Spec
 from lit_gpt.files.behind import Behind
 from lit_gpt.files.whole import allocate, require_room
+from lit_gpt.layers.qkv import pairs_of_halves
 from lit_gpt.tokenizer import Tokenizer
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
@@ -155,10 +156,10 @@ def _kind_of(tensor: str, shape: tuple[int, ...], kind: str) -> str:
 
 def _split(x: Tensor, found: list[Piece], config: Config, name: str) -> list[tuple[Piece, Tensor]]:
     """Returns the pieces of one of our tensors, with their values as the file has them."""
-    if config.norm_unit_offset and is_norm(name):
+    if config.norm_unit_offset and is_norm(name) and name.endswith(".weight"):
         x = x.float() + 1
     parts = x.split(config.qkv_sizes) if len(found) == 3 else (x,)
-    return [(p, paired(part, p.heads) if p.heads else part) for p, part in zip(found, parts, strict=True)]
+    return [(p, pairs_of_halves(part, config) if p.heads else part) for p, part in zip(found, parts, strict=True)]
 
 
 def _write_values(behind: Behind, path: Path, start: int, x: Tensor, kind: str, name: str) -> None:

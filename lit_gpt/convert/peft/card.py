@@ -6,12 +6,13 @@ from typing import Any
 from lit_gpt.config import Config
 
 
-def model_card(config: Config, settings: Mapping[str, Any], prompt: str | None) -> str:
+def model_card(config: Config, settings: Mapping[str, Any], prompt: str | None, precision: str) -> str:
     """Returns the model card of an adapter.
 
     Args:
         settings: content of adapter_config.json.
         prompt: the text of a prompt around {prompt}; None if the tokenizer's chat template was used.
+        precision: a sentence on the precision of the base's weights in training.
     """
     repo = config.hf_repo
     tags = ([f"base_model:adapter:{repo}"] if repo else []) + ["lora", "transformers"]
@@ -34,7 +35,7 @@ def model_card(config: Config, settings: Mapping[str, Any], prompt: str | None) 
 
 # {kind} adapter of {config.name}
 
-Rank {settings["r"]}, alpha {settings["lora_alpha"]}, on {targets}.
+Rank {settings["r"]}, alpha {settings["lora_alpha"]}, on {targets}. {precision}
 
 {prompt_form}
 

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
-from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, hf_sources, pack, unpack
+from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, hf_sources
+from lit_gpt.convert.packing import pack, unpack
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Part, Rule, Separate
 from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.layers.qkv import halves_of_pairs, pairs_of_halves
 from lit_gpt.methods import lora
 from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
@@ -54,10 +56,15 @@ class Piece:
         """Rank R with which the layer computes."""
         return self.layer.lora_A[0].size(0) * (1 if self.layer.lora_A_start is None else 2)
 
+    @property
+    def _is_paired(self) -> bool:
+        """Whether their rows are in another order, since neighbouring channels rotate in pairs."""
+        return isinstance(self.rule, Separate) and self.rule.pairs and self.block in lora.BLOCKS[:2]
+
     def spread(self, x: Tensor, config: Config) -> Tensor:
         """Returns rows of the update as rows of their module, with zeros in the others."""
         if isinstance(self.rule, Separate):
-            return x
+            return pairs_of_halves(x, config) if self._is_paired else x
         full = x.new_zeros(self.layer.linear.out_features, *x.shape[1:])
         full[self.rows] = x
         if isinstance(self.rule, Part):
@@ -68,7 +75,9 @@ class Piece:
     def gather(self, x: Tensor, config: Config) -> Tensor | None:
         """Returns the rows of the update out of those of their module; None if x has another number of rows."""
         if isinstance(self.rule, Separate):
-            return x if x.size(0) == self.rows.stop - self.rows.start else None
+            if x.size(0) != self.rows.stop - self.rows.start:
+                return None
+            return halves_of_pairs(x, config) if self._is_paired else x
         full = pack(self.rule, [x], [self.layer.linear.out_features, *x.shape[1:]], config)
         return None if full is None or full.size(0) != self.layer.linear.out_features else full[self.rows]
 

@@ -24,6 +24,7 @@ from lit_gpt.checkpoints.trained import load_trained, trained_path
 from lit_gpt.convert.export import copy_tokenizer
 from lit_gpt.convert.names import EMBEDDINGS
 from lit_gpt.convert.peft import CONFIG, PICKLED, WEIGHTS, from_peft, model_card, to_peft
+from lit_gpt.convert.precision import published_as
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, only_writer, replace_folder, save_state
 from lit_gpt.files.headers import read_header
@@ -37,8 +38,8 @@ _PRECISIONS = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}
 
 def write_adapter(
     checkpoint_dir: Path, run_dir: Path, peft_dir: Path, overwrite: bool, fold_scale: bool = False
-) -> None:
-    """Writes the run in `run_dir` as a PEFT adapter to `peft_dir`.
+) -> str:
+    """Writes the run in `run_dir` as a PEFT adapter to `peft_dir`, and returns a sentence on the base's precision.
 
     The folder gets weights, settings, a model card, the tokenizer, and the run's record.
 
@@ -63,15 +64,25 @@ def write_adapter(
     own_template = run.prompt_style == CHAT_TEMPLATE
     prompt = None if own_template else make_prompt(run.prompt_style, "{prompt}", checkpoint_dir=checkpoint_dir)
 
+    precision = _precision_in_training(run, checkpoint_dir)
+
     def write(folder: Path) -> None:
         save_file(state, folder / WEIGHTS, {"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(config, settings, prompt), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(config, settings, prompt, precision), encoding="utf-8")
         copy_tokenizer(checkpoint_dir, folder)
         shutil.copyfile(run_dir / RUN, folder / RUN)
 
     with only_writer(peft_dir):
         replace_folder(peft_dir, write, overwrite)
+    return precision
+
+
+def _precision_in_training(run: Run, checkpoint_dir: Path) -> str:
+    """Returns a sentence on the precision of the base's weights beside which a run was trained."""
+    kind = run.quantize or run.training.get("precision") or "an unknown precision"
+    published = published_as(checkpoint_dir)
+    return f"In training the base's weights were in {kind}{f' (published in {published})' if published else ''}."
 
 
 def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_style: str | None, overwrite: bool) -> str:

@@ -20,11 +20,15 @@ _VERDICTS = ("label", "kto_tag")
 
 
 class RowError(UserError):
-    """An error in a row, with a short `reason` under which such rows are counted where they are dropped."""
+    """An error in a row, with a short `reason` under which such rows are counted where they are dropped.
 
-    def __init__(self, message: str, reason: str) -> None:
+    Args:
+        harmless: such rows are counted and dropped, whatever --bad_rows says.
+    """
+
+    def __init__(self, message: str, reason: str, harmless: bool = False) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.harmless = reason, harmless
 
 
 @dataclass(frozen=True, slots=True)

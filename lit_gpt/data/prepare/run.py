@@ -66,7 +66,14 @@ def prepare_source(
     prepare(Files((path,), parse), validation, folder, checkpoint_dir=checkpoint_dir, args=args)
 
 
-def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:
+def prepare(
+    train: Files,
+    validation: Files | None,
+    folder: Path,
+    checkpoint_dir: Path,
+    args: PrepareArgs,
+    encoder: type[Encoder] = Encoder,
+) -> None:
     """Tokenizes the rows of `train` for the model of `checkpoint_dir`, stores them in `folder` and prints an account.
 
     The files are read twice: once to their end before anything is written, and once to be tokenized in batches, so
@@ -74,19 +81,27 @@ def prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir
 
     Args:
         validation: the rows to validate on; None holds out part of the rows of `train`.
+        encoder: makes samples of the rows.
 
     Raises:
         UserError: rows are not of their schema, or none are left to train or to validate on; there is no such prompt
             style or checkpoint; or, once the data is stored, the check finds that training on it would be useless.
     """
     with only_writer(folder):
-        _prepare(train, validation, folder, checkpoint_dir=checkpoint_dir, args=args)
+        _prepare(train, validation, folder, checkpoint_dir=checkpoint_dir, args=args, encoder_class=encoder)
     print(f"Saved to {folder}")
     if args.check:
         check(folder, checkpoint_dir=checkpoint_dir)
 
 
-def _prepare(train: Files, validation: Files | None, folder: Path, checkpoint_dir: Path, args: PrepareArgs) -> None:
+def _prepare(
+    train: Files,
+    validation: Files | None,
+    folder: Path,
+    checkpoint_dir: Path,
+    args: PrepareArgs,
+    encoder_class: type[Encoder],
+) -> None:
     """Writes a prepared data set into `folder`, where nobody else writes."""
     require_ready(folder, checkpoint_dir, args)
     tokenizer = Tokenizer(checkpoint_dir)
@@ -94,7 +109,7 @@ def _prepare(train: Files, validation: Files | None, folder: Path, checkpoint_di
     print_unused(scan.unused)
     args = with_style(args, scan.n_chat > 0, checkpoint_dir)
     block_size = read_config(checkpoint_dir).block_size
-    encoder = Encoder(tokenizer, args, min(args.max_seq_length or block_size, block_size))
+    encoder = encoder_class(tokenizer, args, min(args.max_seq_length or block_size, block_size))
     if validation is None:
         is_val = held_out(scan.prompts, args.test_split_fraction, args.seed, scan.systems)
         scan.prompts, scan.systems = Texts(), Texts()
@@ -262,6 +277,7 @@ def describe(
         "rows": {name: part.counts.record() for name, part in parts.items()},
         "unused_keys": dict(unused),
     }
+    meta |= encoder.more_meta()
     if isinstance(encoder.style, ChatTemplate):
         meta["chat_template"] = encoder.style.text
     if (command := noted_command()) is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from lit_gpt.data.prepare.arrow import PARQUET, read_folder, read_parquet
 from lit_gpt.data.prepare.columns import by_columns
 from lit_gpt.data.prepare.entries import read_objects, read_table
-from lit_gpt.data.prepare.rows import Row
+from lit_gpt.data.prepare.rows import Row, RowError
 from lit_gpt.data.prepare.schemas import Keys, Parse, alpaca, recognize
 from lit_gpt.errors import UserError
 
@@ -37,7 +37,10 @@ def read_rows(
 
 
 def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterator[list[Row] | UserError]:
-    """Yields the rows of each entry; with `drop`, a bad entry yields its error, else it raises UserError."""
+    """Yields the rows of each entry; with `drop`, a bad entry yields its error, else it raises UserError.
+
+    An entry whose error is harmless yields it in any case.
+    """
     for n, (location, entry) in enumerate(entries(path)):
         parse = parse or recognize(entry, f"{path}, {location}")
         if n == 0 and isinstance(parse, Keys) and _is_table(path):
@@ -45,7 +48,7 @@ def read_entries(path: Path, parse: Parse | None, drop: bool = False) -> Iterato
         try:
             rows = parse(entry, str(path), location)
         except UserError as e:
-            if not drop:
+            if not (drop or (isinstance(e, RowError) and e.harmless)):
                 raise UserError(f"{e}; mend it, or leave such rows out with --bad_rows drop") from e
             rows = e
         yield rows

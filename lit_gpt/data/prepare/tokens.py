@@ -92,6 +92,10 @@ class Encoder:
         counts.tokenized_apart += self.seams.n_apart(uncut)
         return kept
 
+    def more_meta(self) -> dict[str, str]:
+        """Returns what meta.json says of the samples besides what is in every one."""
+        return {}
+
     def exchanges(self, row: Row, turns: tuple[Turn, ...], counts: Counts) -> list[Exchange] | None:
         """Returns the prompts and answers of a row; None if it is dropped, which is counted.
 

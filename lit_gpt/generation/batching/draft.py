@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.errors import UserError, shown
-from lit_gpt.generation.batching.forward import ExtentModel, Piece
+from lit_gpt.generation.batching.batch import Piece
+from lit_gpt.generation.batching.forward import ExtentModel
 from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.batching.rows import Row
 from lit_gpt.generation.cpu.products import speeds_up

@@ -9,41 +9,28 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.config import Config
-from lit_gpt.generation.batching.branches import Branches
+from lit_gpt.generation.batching.batch import Batch, Piece
+from lit_gpt.generation.batching.mixing import ExtentMixing
 from lit_gpt.generation.batching.pool import Pool
+from lit_gpt.generation.cpu.cascade import cascade_attention
 from lit_gpt.generation.cpu.products import packed
 from lit_gpt.generation.cpu.scripted import scriptable, scripted_block
+from lit_gpt.layers.attention import softmax_with_sinks
 from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.layers.past import Mixing
 from lit_gpt.layers.rope import apply_rope
 from lit_gpt.methods.lora.shared import RunSpan, SharedLinear, Updates
-from lit_gpt.model import GPT, Block, CausalSelfAttention, score_scale, softcap
+from lit_gpt.model import GPT, Block, CausalSelfAttention, finished_logits, score_scale, softcap
 
-
-class Piece(NamedTuple):
-    """Tokens that a row feeds."""
-
-    ids: Sequence[int]
-    position: int
-    """Position of the first one in its text."""
-    start: int
-    """Where the row's extent begins in the pool."""
-    is_long: bool = False
-    """Whether LongRoPE's frequencies of long texts apply."""
-    run: str | None = None
-    """Name of the run whose updates apply."""
-    branches: Branches | None = None
-    """The tree that tokens are in, if they are not one text; `position` is an index among those that it feeds."""
-
-
-_Layer = Callable[[Tensor, Tensor, Tensor, "_Batch"], Tensor]
+_Layer = Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
 """Function of x (N, C), cos and sin (N, rope_n_elem) and the batch that computes a layer, (N, C)."""
 
 
@@ -70,8 +57,11 @@ class ExtentModel:
         self.by_run = any(".experts." in path for path in paths)
         """Whether a pass is for one run only: experts see tokens in another order."""
         self.model = _with(model, shared)
-        self.in_kernels = pool.k[0].is_cuda and importlib.util.find_spec("triton") is not None
+        has_triton = importlib.util.find_spec("triton") is not None
+        self.in_kernels = pool.k[0].is_cuda and has_triton and config.is_plain
         """Whether rows that feed one token each are attended to by our Triton kernels."""
+        self.reads_once = pool.k[0].device.type == "cpu"
+        """Whether what rows share is read once for all of them."""
         self.is_fast = fast
         windows = [config.sliding_window if config.is_sliding(i) else 0 for i in range(config.n_layer)]
         self.lm_head, blocks = self.model.lm_head, list(self.model.transformer.h)
@@ -90,8 +80,18 @@ class ExtentModel:
         if not isinstance(block, Block):
             run = block.forward
             return lambda x, cos, sin, batch: run(
-                x, *batch.turns(cos, sin), keys, values, batch.places, batch.rows, batch.tree_masks(window)
+                x,
+                *batch.turns(cos, sin),
+                keys,
+                values,
+                batch.places,
+                batch.rows,
+                batch.parts,
+                batch.tree_masks(window),
             )
+        if isinstance(block.attn, Mixing):
+            twin = _with(block, {"attn": ExtentMixing(block.attn, keys)})
+            return lambda x, cos, sin, batch: twin(x.unsqueeze(0), cos, sin, None, batch)[0]
         beside = block.attn.beside(keys.dtype)
         attention = _ExtentAttention(block.attn, keys=keys, values=values, window=window, beside=beside)
         twin = _with(block, {"attn": attention})
@@ -107,7 +107,7 @@ class ExtentModel:
             groups = [list(group) for _, group in groupby(pieces, lambda piece: piece.run)]
             return torch.cat([self.hidden(group) for group in groups])
         self._spans[:] = _run_spans([(piece.run, len(piece.ids)) for piece in pieces])
-        batch = _Batch(pieces, self.model.transformer.wte.weight.device, self.in_kernels)
+        batch = Batch(pieces, self.model.transformer.wte.weight.device, self.in_kernels)
         rope = self.model.rope
         usual = rope(batch.positions, 0)
         if any(piece.is_long for piece in pieces):
@@ -124,20 +124,12 @@ class ExtentModel:
     def logits(self, hidden: Tensor, runs: Sequence[str | None]) -> Tensor:
         """Returns the logits, (n, V), of hidden states (n, C) of these runs."""
         self._spans[:] = _run_spans([(run, 1) for run in runs])
-        return softcap(self.lm_head(hidden), self.model.config.final_logit_softcapping)
+        return finished_logits(self.lm_head(hidden), self.model.config)
 
 
 def _fast_block(block: Any, window: int) -> nn.Module:
     """Returns a block with packed weights, compiled if possible; computes nothing, since threads know no autocast."""
     return scripted_block(block, window) if scriptable(block) else packed(block)
-
-
-def _positions(piece: Piece) -> Sequence[int]:
-    """Returns the position in its text of each token that a row feeds."""
-    stop = piece.position + len(piece.ids)
-    if piece.branches is None:
-        return range(piece.position, stop)
-    return piece.branches.positions[piece.position : stop].tolist()
 
 
 def _run_spans(parts: Sequence[tuple[str | None, int]]) -> list[RunSpan]:
@@ -164,68 +156,6 @@ def _with(module: nn.Module, others: Mapping[str, nn.Module]) -> Any:
     return twin
 
 
-class _Batch:
-    """The tokens of a forward pass, where they go in the pool, and which positions they see."""
-
-    def __init__(self, pieces: Sequence[Piece], device: torch.device, in_kernels: bool) -> None:
-        self.pieces, self.lengths = pieces, [len(piece.ids) for piece in pieces]
-        positions = [p for piece in pieces for p in _positions(piece)]
-        places = [
-            p
-            for piece in pieces
-            for p in range(piece.start + piece.position, piece.start + piece.position + len(piece.ids))
-        ]
-        ids = [i for piece in pieces for i in piece.ids]
-        is_long = [piece.is_long for piece in pieces for _ in piece.ids]
-        self.ids, self.positions, self.places = torch.tensor([ids, positions, places], device=device)
-        self.is_long = torch.tensor(is_long, device=device)
-        plain = all(piece.branches is None for piece in pieces)
-        self.in_kernels = in_kernels and len(ids) == len(pieces) and plain
-        """Whether attention is computed for all rows at once: each has one token."""
-        self.starts = self.places - self.positions
-        self._masks: dict[tuple[int, int], Tensor] = {}
-        self._tree_masks: dict[int, list[Tensor]] = {}
-        self._turns: dict[int, tuple[Tensor, Tensor]] = {}
-        self.rows = [[len(p.ids), p.position, p.start, int(p.branches is not None)] for p in pieces]
-
-    def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns cos and sin (N, n) as a compiled block takes them, (N, 1, n): half of sin with its sign changed."""
-        if id(sin) not in self._turns:
-            half = sin.size(-1) // 2
-            self._turns[id(sin)] = cos.unsqueeze(1), torch.cat((-sin[:, :half], sin[:, half:]), -1).unsqueeze(1)
-        return self._turns[id(sin)]
-
-    def tree_masks(self, window: int) -> list[Tensor]:
-        """Returns the summands of scores of those pieces that are of a tree, in order; see `Branches.mask`."""
-        if window not in self._tree_masks:
-            self._tree_masks[window] = [
-                piece.branches.mask(piece.position, piece.position + len(piece.ids), window, self.ids.device)[1]
-                for piece in self.pieces
-                if piece.branches is not None
-            ]
-        return self._tree_masks[window]
-
-    def tree_mask(self, i: int, window: int, dtype: torch.dtype) -> Tensor:
-        """Returns what is added to the scores of a piece of a tree, (T, S)."""
-        trees = [j for j, piece in enumerate(self.pieces) if piece.branches is not None]
-        return self.tree_masks(window)[trees.index(i)].to(dtype)
-
-    def mask(self, i: int, window: int, first: int, dtype: torch.dtype) -> Tensor:
-        """Returns what is added to the scores of a piece, (T, S): minus infinity where a query does not see a key.
-
-        Args:
-            i: index of the piece.
-            first: position of the first key.
-        """
-        if (i, window) not in self._masks:
-            piece, device = self.pieces[i], self.ids.device
-            queries = torch.arange(piece.position, piece.position + len(piece.ids), device=device).unsqueeze(1)
-            distance = queries - torch.arange(first, piece.position + len(piece.ids), device=device)
-            hidden = distance < 0 if not window else (distance < 0) | (distance >= window)
-            self._masks[i, window] = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf).to(dtype)
-        return self._masks[i, window]
-
-
 class _ExtentAttention(nn.Module):
     """An attention layer for tokens of many rows, which takes over the modules of `attn`.
 
@@ -239,27 +169,37 @@ class _ExtentAttention(nn.Module):
         super().__init__()
         self.attn, self.window, self.beside = attn, window, beside
         self.pools = keys, values
+        groups = attn.config.n_query_groups
+        self.sinks = None if attn.sinks is None else attn.sinks.detach().view(groups, -1, 1)  # (G, R, 1)
         self.by_head = tuple(pool.transpose(0, 1).unsqueeze(0) for pool in self.pools)  # (1, G, P, D)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: None, batch: _Batch, *unused: Any) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: None, batch: Batch, *unused: Any) -> Tensor:
         """
         Args:
             x: (1, N, C).
             cos, sin: (N, rope_n_elem).
         """
-        q, k, v = self.attn.split_heads(self.attn.qkv(x))  # (1, H, N, D), (1, G, N, D) each
+        q, k, v = self.attn.split_heads(self.attn.qkv(x), cos, sin)  # (1, H, N, D), (1, G, N, D) each
+        if self.attn.config.rotates_first:
+            cos, sin = cos[..., :0], sin[..., :0]
         if batch.in_kernels:
-            return self.attn.proj(self.decoded(q, k, v, cos=cos, sin=sin, batch=batch).transpose(0, 1))
+            return self.attn.projected(self.decoded(q, k, v, cos=cos, sin=sin, batch=batch).transpose(0, 1), x)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         for pool, new in zip(self.pools, (k, v), strict=True):
             pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
         queries = q[0].transpose(0, 1).unflatten(1, (k.size(1), -1)).split(batch.lengths)  # (T, G, R, D) each
-        y = torch.cat([self.attended(q, i, batch) for i, q in enumerate(queries)]).flatten(1)  # (N, H * D)
+        outputs: list[Tensor] = []
+        for i, j, start, n in batch.parts:
+            if n and not self.window and not self.attn.config.attn_logit_softcapping and self.sinks is None:
+                outputs.append(self.together(queries[i:j], batch.rows[i:j], start, n))
+            else:
+                outputs += [self.attended(queries[at], at, batch) for at in range(i, j)]
+        y = torch.cat(outputs).flatten(1)  # (N, H * D)
         if self.beside is not None:
             y = y + self.beside(q)[0].transpose(0, 1).flatten(1)
-        return self.attn.proj(y.unsqueeze(0))
+        return self.attn.projected(y.unsqueeze(0), x)
 
-    def decoded(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, batch: _Batch) -> Tensor:
+    def decoded(self, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
         """Returns attention (N, 1, H * D) of one token for each row, by our Triton kernels, for all rows at once.
 
         Args:
@@ -287,7 +227,13 @@ class _ExtentAttention(nn.Module):
             y = y + self.beside(rotated).transpose(1, 2).flatten(2)
         return y
 
-    def attended(self, q: Tensor, i: int, batch: _Batch) -> Tensor:
+    def together(self, queries: Sequence[Tensor], rows: Sequence[list[int]], shared: int, n: int) -> Tensor:
+        """Returns attention (B, G, R, D) of rows that feed one token and share `n` keys, see `cascade_attention`."""
+        starts, ends = [row[2] + n for row in rows], [row[2] + row[1] + 1 for row in rows]
+        scale = score_scale(self.attn.config)
+        return cascade_attention(torch.cat(list(queries)), *self.pools, starts, ends, shared, n, scale)
+
+    def attended(self, q: Tensor, i: int, batch: Batch) -> Tensor:
         """Returns attention (T, G, R, D) of a piece's rotated queries, of the same shape, to its row's extent."""
         piece, config = batch.pieces[i], self.attn.config
         T, end = q.size(0), piece.position + q.size(0)
@@ -298,28 +244,33 @@ class _ExtentAttention(nn.Module):
             first = end - tree.size(1)
         k, v = (pool.narrow(2, piece.start + first, end - first).to(q.dtype) for pool in self.by_head)  # (1, G, S, D)
         if T == 1:  # the heads of a group see the same keys: they are queries of one head
-            return _attend(q, k, v, config=config, mask=tree)
+            return _attend(q, k, v, config=config, mask=tree, sinks=self.sinks)
         q = q.permute(1, 2, 0, 3)  # (G, R, T, D)
         k, v = (x.transpose(0, 1).expand(-1, q.size(1), -1, -1) for x in (k, v))  # (G, R, S, D)
         is_whole = end - first == T and not (self.window and self.window < T) and not config.attn_logit_softcapping
-        is_whole = is_whole and tree is None
+        is_whole = is_whole and tree is None and self.sinks is None
         mask = tree
         if mask is None and not is_whole:
             mask = batch.mask(i, self.window, first=first, dtype=q.dtype)
-        return _attend(q, k, v, config=config, mask=mask, is_causal=is_whole).permute(2, 0, 1, 3)
+        sinks = None if self.sinks is None else self.sinks.unsqueeze(-1)
+        return _attend(q, k, v, config=config, mask=mask, is_causal=is_whole, sinks=sinks).permute(2, 0, 1, 3)
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, config: Config, mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, config: Config,
+    mask: Tensor | None = None, is_causal: bool = False, sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Returns attention (..., T, D) of q (..., T, D) to k and v (..., S, D).
 
     Args:
         mask: summand of the scores, (T, S); None if every query sees every key, or all up to its own.
         is_causal: whether a query sees the keys up to its own, of as many keys as queries.
+        sinks: logits beside the scores, (..., T or 1, 1).
     """
-    if not config.attn_logit_softcapping:
+    if not config.attn_logit_softcapping and sinks is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=score_scale(config))
     dtype, (q, k, v) = q.dtype, upcast(q, k, v)
     scores = softcap(q @ k.mT * score_scale(config), config.attn_logit_softcapping).float()
-    return ((scores if mask is None else scores + mask).softmax(-1).to(v.dtype) @ v).to(dtype)
+    scores = scores if mask is None else scores + mask
+    p = scores.softmax(-1) if sinks is None else softmax_with_sinks(scores, sinks)
+    return (p.to(v.dtype) @ v).to(dtype)

@@ -1,14 +1,16 @@
 """One forward pass for the rows that are due: scores of their prompts, and the tokens that they draw."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 
-from lit_gpt.generation.batching.forward import ExtentModel, Piece
+from lit_gpt.generation.batching.alike import Alike
+from lit_gpt.generation.batching.batch import Piece, Shared
+from lit_gpt.generation.batching.forward import ExtentModel
 from lit_gpt.generation.batching.rows import Row
 from lit_gpt.generation.batching.scheduler import Due
 from lit_gpt.generation.batching.scored import Wanted, score, score_in_parts
@@ -61,6 +63,7 @@ class Passes:
 
     def __init__(self, model: ExtentModel, sampler: Sampler, speculation: Speculation | None) -> None:
         self.model, self.sampler, self.speculation = model, sampler, speculation
+        self.alike = Alike()
 
     def tried(self, due: list[Due]) -> _Tried:
         """Returns what each row got, where one that makes the pass fail is left out, and so are the youngest while
@@ -81,6 +84,11 @@ class Passes:
     def run(self, due: list[Due]) -> list[_Got]:
         """Returns what each row got; rows change only by what the sampler counts as drawn."""
         guesses = self._guesses(due)
+        shared = self._shared(due, guesses)
+        order = sorted(
+            range(len(due)), key=lambda i: (due[i].row.request.run or "", shared.get(due[i].row.ticket, (-1,)))
+        )
+        due, guesses = [due[i] for i in order], [guesses[i] for i in order]
         pieces = [
             Piece(
                 [*row.ids[row.n : row.n + n], *guess],
@@ -88,6 +96,8 @@ class Passes:
                 start=row.start or 0,
                 is_long=row.is_long,
                 run=row.request.run,
+                shared=shared.get(row.ticket),
+                owner=row.ticket,
                 branches=row.branches,
             )
             for (row, n), guess in zip(due, guesses, strict=True)
@@ -117,6 +127,13 @@ class Passes:
             for i, token in self._draw([row for row, _ in due], drawing, guesses, logits=logits):
                 tokens[i].append(token)
         return [_Got(row, n, s, t) for (row, n), s, t in zip(due, found, tokens, strict=True)]
+
+    def _shared(self, due: list[Due], guesses: list[list[int]]) -> Mapping[int, Shared]:
+        """Returns what rows that feed one token after their prompt share, by their ticket."""
+        if not self.model.reads_once:
+            return {}
+        single = [d.row for d, guess in zip(due, guesses, strict=True) if d.row.n_new and d.n == 1 and not guess]
+        return self.alike.of(single)
 
     def _guesses(self, due: list[Due]) -> list[list[int]]:
         """Returns tokens that each row may go on with, which the pass checks."""

@@ -89,8 +89,8 @@ class Pool:
 def _layers(model: GPT, size: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Returns room for the keys and for the values of a model's layers."""
     c, device = model.config, model.transformer.wte.weight.device
-    shape = (size, c.n_query_groups, c.head_size)
-    keys, values = ([torch.empty(shape, dtype=dtype, device=device) for _ in range(c.n_layer)] for _ in range(2))
+    sizes = [c.cached(i) for i in range(c.n_layer)]
+    keys, values = ([torch.empty(size, *s[j], dtype=dtype, device=device) for s in sizes] for j in range(2))
     return keys, values
 
 
@@ -98,7 +98,7 @@ def fitting(model: GPT, max_rows: int, dtype: torch.dtype) -> int:
     """Returns how many positions the KV cache can have: what fits into memory, up to full contexts for all rows."""
     c, device = model.config, model.transformer.wte.weight.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else total_memory()
-    position = 2 * c.n_layer * c.n_query_groups * c.head_size * dtype.itemsize
+    position = sum(heads * n for i in range(c.n_layer) for heads, n in c.cached(i)) * dtype.itemsize
     return max(1, min(max_rows * c.block_size, int(free * _SHARE.get(device.type, 0.4)) // position))
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_gpt.generation.cpu.cascade import cascade_attention
 from lit_gpt.generation.cpu.products import compiled, known, product
 from lit_gpt.layers.mlp import GatedMLP, PlainMLP
 from lit_gpt.layers.norms import LayerNorm, PerHeadNorm, RMSNorm
@@ -32,7 +33,9 @@ class _Block(nn.Module):
     def __init__(self, block: Block, window: int) -> None:
         super().__init__()
         attn, mlp, c = block.attn, block.mlp, block.attn.config
-        self.parallel, self.shared = block.parallel_residual, block.shared_attention_norm
+        self.parallel, self.shared, self.residual = (
+            block.parallel_residual, block.shared_attention_norm, block.residual_factor
+        )  # fmt: skip
         self.norm_1, self.norm_2 = _norm(block.norm_1), _norm(block.norm_2)
         self.post_attention_norm, self.post_mlp_norm = _norm(block.post_attention_norm), _norm(block.post_mlp_norm)
         self.norm_q, self.norm_k = _norm(attn.norm_q), _norm(attn.norm_k)
@@ -53,6 +56,7 @@ class _Block(nn.Module):
         values: Tensor,
         places: Tensor,
         rows: list[list[int]],
+        parts: list[list[int]],
         tree_masks: list[Tensor],
     ) -> Tensor:
         """Returns the output of the block, (N, C).
@@ -64,14 +68,16 @@ class _Block(nn.Module):
             places: positions of the pool to which the tokens' keys and values go, (N,).
             rows: for each row, [T, the position of its first token, where its extent begins in the pool, whether its
                 tokens are of a tree].
+            parts: neighbours among the rows, in order: [index of the first one, of that after the last, where what they
+                share begins in the pool, its number of tokens or 0].
             tree_masks: what is added to the scores of each of those rows, (T, S).
         """
         normed = _normed(x, self.norm_1)
-        y = self.attention(normed, cos, sin, keys, values, places, rows, tree_masks)
-        h = x + _normed(y, self.post_attention_norm)
+        y = self.attention(normed, cos, sin, keys, values, places, rows, parts, tree_masks)
+        h = torch.add(x, _normed(y, self.post_attention_norm), alpha=self.residual)
         if not self.shared:
             normed = _normed(x if self.parallel else h, self.norm_2)
-        return h + _normed(self.mlp(normed), self.post_mlp_norm)
+        return torch.add(h, _normed(self.mlp(normed), self.post_mlp_norm), alpha=self.residual)
 
     def mlp(self, x: Tensor) -> Tensor:
         """Returns the output of the MLP, (N, C)."""
@@ -90,6 +96,7 @@ class _Block(nn.Module):
         values: Tensor,
         places: Tensor,
         rows: list[list[int]],
+        parts: list[list[int]],
         tree_masks: list[Tensor],
     ) -> Tensor:
         """Returns the projected output of attention, (N, C); arguments as in `forward`."""
@@ -107,18 +114,26 @@ class _Block(nn.Module):
         values.index_copy_(0, places, v.view(-1, G, D))
         outputs: list[Tensor] = []
         at, n_trees = 0, 0
-        for row in rows:
-            T, position, start = row[0], row[1], row[2]
-            end = start + position + T
-            if row[3] == 1:
-                mask = tree_masks[n_trees]
-                begin = end - mask.size(1)
-                outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], mask))
-                n_trees += 1
-            else:
-                begin = start + (max(0, position + 1 - self.window) if self.window > 0 else 0)
-                outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], None))
-            at += T
+        for part in parts:
+            first, stop, n = part[0], part[1], part[3]
+            if n > 0 and self.window == 0 and self.cap == 0:
+                starts = [rows[i][2] + n for i in range(first, stop)]
+                ends = [rows[i][2] + rows[i][1] + 1 for i in range(first, stop)]
+                mine = q[at : at + stop - first].view(-1, G, H // G, D)
+                y = cascade_attention(mine, keys, values, starts, ends, part[2], n, self.scale)
+                outputs.append(y.reshape(stop - first, -1))
+                at += stop - first
+                continue
+            for row in rows[first:stop]:
+                T, end = row[0], row[2] + row[1] + row[0]
+                tree_mask: Tensor | None = None
+                begin = row[2] + (max(0, row[1] + 1 - self.window) if self.window > 0 else 0)
+                if row[3] == 1:
+                    tree_mask = tree_masks[n_trees]
+                    begin = end - tree_masks[n_trees].size(1)
+                    n_trees += 1
+                outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], tree_mask))
+                at += T
         return self.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0))
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, tree_mask: Tensor | None) -> Tensor:
@@ -161,7 +176,7 @@ def _norm(norm: nn.Module) -> tuple[int, float, Tensor, Tensor]:
         weight = norm.weight.detach().float() + float(norm.unit_offset)
         return _RMS, norm.eps, torch.cat([weight, torch.zeros_like(weight)]), torch.empty(0)
     if isinstance(norm, LayerNorm):
-        return _LAYER, norm.eps, norm.weight.detach().float(), norm.bias.detach().float()
+        return _LAYER, norm.eps, norm.scale.detach().float(), norm.bias.detach().float()
     if isinstance(norm, PerHeadNorm):
         return _LAYER, norm.eps, norm.weight.detach().float(), torch.zeros(())
     return _NONE, 0.0, torch.empty(0), torch.empty(0)
@@ -199,6 +214,8 @@ def scriptable(block: Block) -> bool:
     """Returns whether `scripted_block` knows everything in a block: it has no adapters, no experts."""
     mlp, attn = block.mlp, block.attn
     if type(attn) is not CausalSelfAttention or type(mlp) not in (GatedMLP, PlainMLP):
+        return False
+    if not attn.config.is_plain:
         return False
     ups = [mlp.fc_1, mlp.fc_2] if isinstance(mlp, GatedMLP) else [mlp.fc]
     return all(map(known, (attn.qkv, attn.proj, *ups, mlp.proj)))

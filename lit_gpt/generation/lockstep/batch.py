@@ -110,7 +110,7 @@ def _decoder_options(model: GPT, max_new_tokens: int, compile: bool | None) -> d
     device = model.transformer.wte.weight.device
     if compile is None:
         compile = device.type == "cuda" and max_new_tokens >= FAST_FROM
-    if not compile or model.config.mlp == "moe" or torch.is_autocast_enabled(device.type):
+    if not compile or model.config.mlp == "moe" or not model.config.is_plain or torch.is_autocast_enabled(device.type):
         return _AS_IT_IS
     if device.type != "cuda":
         return {"way": "inductor", "capture": False}

@@ -3,6 +3,8 @@
 Letters: B rows, G key/value heads, D head_size, T tokens of a call, S positions that are read.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,10 +33,12 @@ class StaticCache:
     def __init__(self, model: GPT, batch_size: int, length: int) -> None:
         c = model.config
         like = model.transformer.wte.weight
-        shape = (room(length), batch_size, c.n_query_groups, c.head_size)
-        self.length = length
-        self.k, self.v = ([like.new_zeros(shape) for _ in range(c.n_layer)] for _ in range(2))
-        self.positions = torch.arange(shape[0], device=like.device)
+        self.length, n = length, room(length)
+        sizes = [c.cached(i) for i in range(c.n_layer)]
+        self.k, self.v = ([like.new_zeros(n, batch_size, *of_layer[j]) for of_layer in sizes] for j in range(2))
+        self.states: list[dict[str, Any]] = [{} for _ in sizes]
+        """What layers that are not attention keep besides."""
+        self.positions = torch.arange(n, device=like.device)
         self.rows = torch.arange(batch_size, device=like.device)
 
     def first(self, n: int) -> "CacheSlice":
@@ -49,7 +53,8 @@ class CacheSlice(KVCache):
         self.length = cache.length
         self.positions = cache.positions[:n]
         self.layers = [
-            LayerSlice(k[:n], v[:n], self.positions, cache.rows) for k, v in zip(cache.k, cache.v, strict=True)
+            LayerSlice(k[:n], v[:n], self.positions, cache.rows, states)
+            for k, v, states in zip(cache.k, cache.v, cache.states, strict=True)
         ]
 
     def any_size(self) -> "CacheSlice":
@@ -63,8 +68,8 @@ class CacheSlice(KVCache):
 class LayerSlice:
     """Keys and values of one layer, (S, B, G, D) each."""
 
-    def __init__(self, k: Tensor, v: Tensor, positions: Tensor, rows: Tensor) -> None:
-        self.k, self.v, self.positions, self.rows = k, v, positions, rows
+    def __init__(self, k: Tensor, v: Tensor, positions: Tensor, rows: Tensor, states: dict[str, Any]) -> None:
+        self.k, self.v, self.positions, self.rows, self.states = k, v, positions, rows, states
 
     def update(self, k: Tensor, v: Tensor, input_pos: Tensor) -> tuple[Tensor, Tensor]:
         """Writes k and v, (B, G, T, D), at `input_pos`, (T,) or (B, T); returns all of the slice, (B, G, S, D) each."""

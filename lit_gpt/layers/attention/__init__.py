@@ -8,6 +8,7 @@ from lit_gpt.layers.attention.attention import PackedAttention, attended, attend
 from lit_gpt.layers.attention.documents import Documents, SharedPrefixes
 from lit_gpt.layers.attention.flash import flash_can
 from lit_gpt.layers.attention.heads import Heads, from_groups, split, to_groups
+from lit_gpt.layers.attention.sinks import softmax_with_sinks
 
 __all__ = [
     "Documents",
@@ -20,6 +21,7 @@ __all__ = [
     "from_groups",
     "rotated",
     "rotated_back",
+    "softmax_with_sinks",
     "split",
     "to_groups",
 ]

@@ -13,6 +13,7 @@ from lit_gpt.layers.attention.by_document import by_document, by_document_backwa
 from lit_gpt.layers.attention.documents import Documents
 from lit_gpt.layers.attention.flash import flash, flash_backward, flash_can
 from lit_gpt.layers.attention.heads import Heads, split
+from lit_gpt.layers.attention.sinks import sinks_gradient, with_sinks
 from lit_gpt.layers.compiled import compiled_on_gpu
 from lit_gpt.layers.cpu_matmul import upcast
 
@@ -23,42 +24,51 @@ class PackedAttention(Function):
     Args:
         qkv: (T, sum(sizes)), as `attn.qkv` stacks it.
         cos, sin: (T, n) for n rotated channels of a head.
+        sinks: logits beside the scores, (H,); None without any.
     """
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # qkv has the dtype that autocast chose: no more casts
-    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads) -> Tensor:
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, documents: Documents, heads: Heads, sinks: Tensor | None = None
+    ) -> Tensor:
         """Returns the output of attention, (T, H * D)."""
         qkv = rotated(qkv, cos, sin, heads.head_size, sum(heads.sizes[:2]) // heads.head_size)
-        y, *kept = attended(qkv, documents, heads)
+        y, *kept = attended(qkv, documents, heads, sinks)
         ctx.documents, ctx.heads = documents, heads
-        ctx.save_for_backward(qkv, cos, sin, y, *kept)
+        ctx.save_for_backward(qkv, cos, sin, sinks, y, *kept)
         return y.flatten(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, cos, sin, y, *kept = ctx.saved_tensors
-        d_qkv = attended_backward(dy.view_as(y), qkv, y, *kept, documents=ctx.documents, heads=ctx.heads)
+        qkv, cos, sin, sinks, y, *kept = ctx.saved_tensors
+        dq, dk, dv, *d_sinks = attended_backward(
+            dy.view_as(y), qkv, y, *kept, documents=ctx.documents, heads=ctx.heads, sinks=sinks
+        )
         # a rotation's transpose is the rotation by the opposite angle
-        return rotated_back(*d_qkv, cos, sin), None, None, None, None
+        return rotated_back(dq, dk, dv, cos, sin), None, None, None, None, *(d_sinks or (None,))
 
 
-def attended(qkv: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
+def attended(qkv: Tensor, documents: Documents, heads: Heads, sinks: Tensor | None = None) -> tuple[Tensor, ...]:
     """Returns attention (T, H, D) for rotated qkv (T, sum(sizes)), and what else `attended_backward` needs."""
     q, k, v = split(qkv, heads)
     if flash_can(qkv, heads):
-        return flash(q, k, v, documents=documents, heads=heads)
+        y, lse, *kept = flash(q, k, v, documents=documents, heads=heads)
+        if sinks is not None:
+            y, all_logits = with_sinks(y, lse.mT, sinks)
+            lse = all_logits.mT.contiguous()
+        return y, lse, *kept
     if qkv.device.type == "cpu":
-        y, *kept = by_document(*upcast(q, k, v), documents=documents, heads=heads)
+        y, *kept = by_document(*upcast(q, k, v), documents=documents, heads=heads, sinks=sinks)
         return y.to(qkv.dtype), *kept
-    return (padded.attend(q, k, v, lengths=documents.lengths, heads=heads),)
+    return (padded.attend(q, k, v, lengths=documents.lengths, heads=heads, sinks=sinks),)
 
 
 def attended_backward(
-    dy: Tensor, qkv: Tensor, y: Tensor, *kept: Tensor, documents: Documents, heads: Heads
+    dy: Tensor, qkv: Tensor, y: Tensor, *kept: Tensor, documents: Documents, heads: Heads, sinks: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Returns the gradients of rotated q (T, H, D), k and v (T, G, D).
+    """Returns the gradients of rotated q (T, H, D), k and v (T, G, D), and of the sinks, (H,), if there are any.
 
     Args:
         dy, y: the gradient of the output of attention and the output itself, (T, H, D).
@@ -66,11 +76,14 @@ def attended_backward(
     """
     q, k, v = split(qkv, heads)
     if flash_can(qkv, heads):
-        return flash_backward(dy, q, k, v, y, *kept, documents=documents, heads=heads)
+        gradients = flash_backward(dy, q, k, v, y, *kept, documents=documents, heads=heads)
+        return gradients if sinks is None else (*gradients, sinks_gradient(dy, y, kept[0].mT, sinks))
     if qkv.device.type == "cpu":
-        gradients = by_document_backward(*upcast(dy, q, k, v, y), kept=kept, documents=documents, heads=heads)
-        return tuple(x.to(qkv.dtype) for x in gradients)
-    return padded.attend_backward(dy, q, k=k, v=v, y=y, lengths=documents.lengths, heads=heads)
+        gradients = by_document_backward(
+            *upcast(dy, q, k, v, y), kept=kept, documents=documents, heads=heads, sinks=sinks
+        )
+        return *(x.to(qkv.dtype) for x in gradients[:3]), *gradients[3:]
+    return padded.attend_backward(dy, q, k=k, v=v, y=y, lengths=documents.lengths, heads=heads, sinks=sinks)
 
 
 @partial(compiled_on_gpu, dynamic=1)

@@ -10,23 +10,26 @@ from lit_gpt.layers.attention.heads import Heads
 _aten = torch.ops.aten
 
 
-def by_document(q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads) -> tuple[Tensor, ...]:
+def by_document(
+    q: Tensor, k: Tensor, v: Tensor, documents: Documents, heads: Heads, sinks: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Returns the output of attention (T, H, D), and the logsumexp of each piece that the fused kernel computed."""
     y, kept = torch.empty(q.shape, dtype=q.dtype), []
     for span, prefix in documents.pieces():
         here = q[span], _seen(k, span, prefix), _seen(v, span, prefix)
-        if _cpu_flash_can(q.dtype, here[1].size(0), heads):
+        if sinks is None and _cpu_flash_can(q.dtype, here[1].size(0), heads):
             y[span], lse = _cpu_flash(*here, heads=heads)
             kept.append(lse)
         else:
-            y[span] = padded.by_matmul(*(x[None] for x in here), heads=heads)[0]
+            y[span] = padded.by_matmul(*(x[None] for x in here), heads=heads, sinks=sinks)[0]
     return y, *kept
 
 
 def by_document_backward(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, kept: tuple[Tensor, ...], documents: Documents, heads: Heads
-) -> tuple[Tensor, ...]:
-    """Returns the gradients of q (T, H, D), k and v (T, G, D).
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor,
+    kept: tuple[Tensor, ...], documents: Documents, heads: Heads, sinks: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Returns the gradients of q (T, H, D), k and v (T, G, D), and of the sinks, (H,), if there are any.
 
     Args:
         kept: what `by_document` returned after the output.
@@ -35,12 +38,16 @@ def by_document_backward(
     n = sum(documents.lengths[: len(documents.n_sharing)])
     prefix_sums = [torch.zeros(n, *x.shape[1:], dtype=torch.float32) for x in (k, v)]  # fp32: sums over many documents
     lse = iter(kept)
+    d_sinks = [] if sinks is None else [torch.zeros_like(sinks)]
     for span, prefix in documents.pieces():
         here = dy[span], q[span], _seen(k, span, prefix), _seen(v, span, prefix), y[span]
-        if _cpu_flash_can(q.dtype, here[2].size(0), heads):
+        if sinks is None and _cpu_flash_can(q.dtype, here[2].size(0), heads):
             dq[span], *others = _cpu_flash_backward(*here, lse=next(lse), heads=heads)
         else:
-            dq[span], *others = (g[0] for g in padded.by_matmul_backward(*(x[None] for x in here), heads=heads))
+            found = padded.by_matmul_backward(*(x[None] for x in here), heads=heads, sinks=sinks)
+            dq[span], *others = (g[0] for g in found[:3])
+            for sum_, part in zip(d_sinks, found[3:], strict=True):
+                sum_ += part
         for whole, sums, part in zip((dk, dv), prefix_sums, others, strict=True):
             if span.stop <= n:
                 sums[span] += part
@@ -51,7 +58,7 @@ def by_document_backward(
                 part = part[at:]
             whole[span] = part
     dk[:n], dv[:n] = prefix_sums
-    return dq, dk, dv
+    return dq, dk, dv, *d_sinks
 
 
 def _seen(x: Tensor, span: slice, prefix: slice | None) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.layers.attention.heads import Heads, from_groups, to_groups
+from lit_gpt.layers.attention.sinks import softmax_with_sinks
 
 SCORES = 2**22
 """Approximate number of scores of one head that are in memory at once."""
@@ -67,46 +68,63 @@ def groups(lengths: tuple[int, ...], device: torch.device) -> list[_Group]:
     return found
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: Heads) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], heads: Heads, sinks: Tensor | None = None
+) -> Tensor:
     """Returns the output of attention (T, H, D) of q (T, H, D), k and v (T, G, D)."""
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for group in groups(lengths, q.device):
-        y[group.span] = group.unpadded(by_matmul(*(group.padded(x) for x in (q, k, v)), heads=heads))
+        y[group.span] = group.unpadded(by_matmul(*(group.padded(x) for x in (q, k, v)), heads=heads, sinks=sinks))
     return y
 
 
 def attend_backward(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lengths: tuple[int, ...], heads: Heads
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of q (T, H, D), k and v (T, G, D); the probabilities are recomputed."""
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor,
+    lengths: tuple[int, ...], heads: Heads, sinks: Tensor | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Returns the gradients of q (T, H, D), k and v (T, G, D), and of the sinks, (H,), if there are any.
+
+    The probabilities are recomputed.
+    """
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    d_sinks = [] if sinks is None else [torch.zeros_like(sinks)]
     for group in groups(lengths, q.device):
         given = group.padded_by_zeros(dy), *(group.padded(x) for x in (q, k, v, y))
-        for whole, part in zip((dq, dk, dv), by_matmul_backward(*given, heads=heads), strict=True):
+        found = by_matmul_backward(*given, heads=heads, sinks=sinks)
+        for whole, part in zip((dq, dk, dv), found[:3], strict=True):
             whole[group.span] = group.unpadded(part)
-    return dq, dk, dv
+        for sum_, part in zip(d_sinks, found[3:], strict=True):
+            sum_ += part
+    return dq, dk, dv, *d_sinks
 
 
-def by_matmul(q: Tensor, k: Tensor, v: Tensor, heads: Heads) -> Tensor:
+def by_matmul(q: Tensor, k: Tensor, v: Tensor, heads: Heads, sinks: Tensor | None = None) -> Tensor:
     """Returns attention (n, L, H, D) of the last L tokens of each document, q (n, L, H, D), to k and v (n, S, G, D)."""
-    p, _ = _probabilities(q, k, heads)
+    p, _ = _probabilities(q, k, heads, sinks)
     return from_groups(p @ v.transpose(1, 2), q)  # (n, G, R * L, D) -> (n, L, H, D)
 
 
 def by_matmul_backward(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, heads: Heads
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of q (n, L, H, D), k and v (n, S, G, D); the probabilities are recomputed."""
-    p, slope = _probabilities(q, k, heads)
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, heads: Heads, sinks: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Returns the gradients of q (n, L, H, D), k and v (n, S, G, D), and of the sinks, (H,), if there are any.
+
+    The probabilities are recomputed.
+    """
+    p, slope = _probabilities(q, k, heads, sinks)
     d_grouped, grouped = to_groups(dy, k), to_groups(q, k)
     along = to_groups((dy.float() * y).sum(-1, keepdim=True), k)
+    d_sinks = []
+    if sinks is not None:
+        left = along * (1 - p.float().sum(-1, keepdim=True))  # (n, G, R * L, 1)
+        d_sinks.append(-left.unflatten(2, (-1, q.size(1))).sum((0, 3, 4)).flatten().to(sinks.dtype))
     ds = (d_grouped @ v.permute(0, 2, 3, 1) - along).mul_(p).mul_(heads.scale)
     ds = (ds if slope is None else ds.mul_(slope)).to(q.dtype)
     dq = from_groups(ds @ k.transpose(1, 2), q)
-    return dq, (ds.mT @ grouped).transpose(1, 2), (p.mT @ d_grouped).transpose(1, 2)
+    return dq, (ds.mT @ grouped).transpose(1, 2), (p.mT @ d_grouped).transpose(1, 2), *d_sinks
 
 
-def _probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor | None]:
+def _probabilities(q: Tensor, k: Tensor, heads: Heads, sinks: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Returns the attention probabilities (n, G, R * L, S), and the derivative of the soft cap, None without one.
 
     Padding comes after the tokens of a document, and needs no mask of its own: no query of the document sees it.
@@ -119,7 +137,8 @@ def _probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, Tensor |
         scale = heads.softcap
     hidden = unseen(q.size(1), k.size(1), heads.window, q.device)
     scores = torch.add(hidden, scores.unflatten(2, (-1, q.size(1))), alpha=scale)  # fp32, (n, G, R, L, S)
-    return scores.softmax(-1).to(q.dtype).flatten(2, 3), slope
+    p = scores.softmax(-1) if sinks is None else softmax_with_sinks(scores, sinks.view(1, k.size(2), -1, 1, 1))
+    return p.to(q.dtype).flatten(2, 3), slope
 
 
 def unseen(n_queries: int, n_keys: int, window: int, device: torch.device) -> Tensor:

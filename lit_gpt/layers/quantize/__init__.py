@@ -7,7 +7,8 @@ from torch import nn
 
 from lit_gpt.errors import UserError
 from lit_gpt.layers.linear import LinearLayer
-from lit_gpt.layers.quantize.bnb import package
+from lit_gpt.layers.quantize.bnb import FourBitLinear, package
+from lit_gpt.layers.quantize.four_bits import FourBits
 from lit_gpt.layers.quantize.frozen import QuantizedLinear
 from lit_gpt.layers.quantize.kinds import QUANTIZATIONS
 
@@ -22,15 +23,18 @@ def quantizable(model: nn.Module) -> set[str]:
     return {name for name in linear if name.rpartition(".")[2] not in _NOT_QUANTIZED}
 
 
-def quantized(linear: LinearLayer, kind: str) -> QuantizedLinear:
+def quantized(linear: LinearLayer, kind: str, kept: FourBits | None = None) -> QuantizedLinear:
     """Returns a layer with the quantized weight of `linear`, on the same device.
 
     Args:
         kind: key of QUANTIZATIONS.
+        kept: the weight in 4 bits as the checkpoint has it, which is not quantized again if `kind` has its values.
 
     Raises:
         UserError: the package bitsandbytes is needed and not installed.
     """
+    if kept is not None and kind in (f"bnb.{kept.values}", f"bnb.{kept.values}-dq"):
+        return FourBitLinear(linear, kept.values, double=kind.endswith("-dq"), kept=kept)
     return QUANTIZATIONS[kind].make(linear)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.layers.cpu_matmul import in_fp32, linear_by_rows, matmul_by_rows, matmul_dtype
 from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.layers.quantize.four_bits import FourBits
 from lit_gpt.layers.quantize.frozen import QuantizedLinear, frozen
 
 
@@ -42,13 +43,19 @@ class FourBitLinear(QuantizedLinear):
     Args:
         values: nf4 (quantiles of a normal distribution) or fp4 (a float with 2 bits of exponent and 1 of mantissa).
         double: quantize the scales, too, to 8 bits (double quantization).
+        kept: the weight in 4 bits already, of these values: its codes stay, and its scales unless they are quantized.
     """
 
-    def __init__(self, linear: LinearLayer, values: str, double: bool) -> None:
+    def __init__(self, linear: LinearLayer, values: str, double: bool, kept: FourBits | None = None) -> None:
         super().__init__(linear)
-        weight, self.state = package().functional.quantize_4bit(
-            linear.weight.detach().contiguous(), blocksize=64, quant_type=values, compress_statistics=double
-        )
+        if kept is None:
+            weight, self.state = package().functional.quantize_4bit(
+                linear.weight.detach().contiguous(), blocksize=64, quant_type=values, compress_statistics=double
+            )
+        else:
+            device = linear.weight.device
+            weight = kept.codes.reshape(-1, 1).to(device, copy=True)  # a copy, which keeps no mapped file in memory
+            self.state = _state(kept, linear.weight, double)
         self.weight = frozen(weight)
 
     def matmul_of_rows(self, x: Tensor) -> Tensor:
@@ -88,6 +95,25 @@ class FourBitLinear(QuantizedLinear):
         super()._apply(*args, **kwargs)
         self.state.to(self.weight.device)
         return self
+
+
+def _state(kept: FourBits, weight: Tensor, double: bool) -> Any:
+    """Returns bitsandbytes' description of a weight in 4 bits, as `quantize_4bit` would.
+
+    Args:
+        weight: the weight that it stands for, with the shape, dtype and device of the layer's.
+        double: whether to quantize the scales; as there, the mean is taken off first, and 256 share a scale.
+    """
+    functional = package().functional
+    scales = kept.scales.reshape(-1).to(weight.device, torch.float32, copy=True)
+    state = functional.QuantState(
+        scales, weight.shape, kept.table.to(weight.device), kept.block, kept.values, weight.dtype
+    )
+    if double:
+        state.offset = scales.mean()
+        state.absmax, state.state2 = functional.quantize_blockwise(scales - state.offset, blocksize=256)
+        state.nested = True
+    return state
 
 
 def _unpacked(weight: Tensor, state: Any, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn as nn
 from lit_gpt.args import LoRAArgs
 from lit_gpt.errors import UserError, shown
 from lit_gpt.layers.linear import Linear, LinearLayer
+from lit_gpt.layers.past import Mixing
 from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.methods.parts import within
 from lit_gpt.model import GPT
@@ -54,10 +55,14 @@ def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]
     """Yields the path of each selected layer and its BLOCKS that get an update; [""] means the whole layer."""
     blocks = [name for name in BLOCKS if getattr(args, f"lora_{name}")]
     for i, block in enumerate(model.transformer.h):
-        if blocks:
+        if blocks and isinstance(block.attn, Mixing):
+            yield from ((f"transformer.h.{i}.attn.{name}", [""]) for name in block.attn.inputs)
+        elif blocks:
             yield f"transformer.h.{i}.attn.qkv", blocks
+            if args.lora_query and block.attn.gate is not None:
+                yield f"transformer.h.{i}.attn.gate", [""]
         if args.lora_projection:
-            yield f"transformer.h.{i}.attn.proj", [""]
+            yield f"transformer.h.{i}.attn.{'out_proj' if isinstance(block.attn, Mixing) else 'proj'}", [""]
         if args.lora_mlp:
             for name, module in block.mlp.named_modules():
                 if isinstance(module, LinearLayer):

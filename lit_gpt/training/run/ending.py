@@ -20,6 +20,7 @@ from lit_gpt.model import GPT
 from lit_gpt.parallel.shards import is_sharded
 from lit_gpt.report.page import REPORT, write_report
 from lit_gpt.resources import peak_memory_gb
+from lit_gpt.training.loss import NEXT_TOKEN, Objective
 from lit_gpt.training.run.average import AVERAGED, save_average, write_mean
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.disk import going_on
@@ -27,7 +28,7 @@ from lit_gpt.training.run.folder import MERGED
 from lit_gpt.training.run.metrics import METRICS
 from lit_gpt.training.run.monitor import CURVE, plot_losses
 from lit_gpt.training.run.progress import Progress
-from lit_gpt.training.validation import validate
+from lit_gpt.training.validation import means
 
 _REHEARSAL = "rehearsal"
 _NO_MORE = "all else is written first"
@@ -43,6 +44,7 @@ class Ending:
     args: FinetuneArgs
     checkpoint_store: CheckpointStore
     run: Run
+    objective: Objective = NEXT_TOKEN
 
     @property
     def n_bytes(self) -> int:
@@ -134,7 +136,17 @@ class Ending:
         self.model.load_state_dict(
             load_state(folder / self.checkpoint_store.weights.name, "the finetune script"), strict=False
         )
-        loss = validate(self.fabric, self.model, self.val_data, train=self.args.train, validation=self.args.validation)
+        args = self.args
+        found = means(
+            self.fabric,
+            self.model,
+            self.val_data,
+            train=args.train,
+            validation=args.validation,
+            objective=self.objective,
+        )
+        assert found is not None
+        loss = found[0]
         print(
             f"Mean of the checkpoints of steps {', '.join(map(str, steps))}: val loss {loss:.4f}; its weights: {folder}"
         )

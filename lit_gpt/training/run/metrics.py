@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -38,22 +38,26 @@ class MetricsFile:
     Args:
         goes_on: keep the lines of earlier processes; `cut` says up to where.
         say: prints a line.
+        more: columns besides COLUMNS.
     """
 
-    def __init__(self, path: Path, goes_on: bool = False, say: Callable[[str], None] = print) -> None:
-        self.path, self.say = path, say
+    def __init__(
+        self, path: Path, goes_on: bool = False, say: Callable[[str], None] = print, more: Sequence[str] = ()
+    ) -> None:
+        self.path, self.say, self.columns = path, say, (*COLUMNS, *more)
+        self.head = (",".join(self.columns) + "\r\n").encode()
         self.n_rows = 0
         """Lines so far, without the names of the columns."""
         self.is_new = not (goes_on and path.is_file())
         """Whether what waits is the whole file, which replaces the one that is there."""
-        self.waiting = _HEAD if self.is_new else b""
+        self.waiting = self.head if self.is_new else b""
         """What is not written yet."""
         self.is_failing = False
         self.write()
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Appends a line, or keeps it until there is room."""
-        self.waiting += _text([row])
+        self.waiting += self._text([row])
         self.n_rows += 1
         self.write()
 
@@ -94,7 +98,7 @@ class MetricsFile:
             self.say(f"{self.path.name} cannot be read ({reason(e)}) and begins anew")
             there = b""
         rows = [row for row in _rows(there + self.waiting) if float(row["iter"]) <= last_iter][:n_rows]
-        kept = _HEAD + _text(rows)
+        kept = self.head + self._text(rows)
         self.n_rows = len(rows)
         self.waiting, self.is_new = kept, True
         if there.startswith(kept):  # as it is, but for its end: cutting that needs no room
@@ -105,15 +109,11 @@ class MetricsFile:
                 self.say(f"{self.path.name} could not be cut ({reason(e)}); it is written anew")
         self.write()
 
-
-def _text(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Returns the lines of these rows."""
-    text = StringIO(newline="")
-    csv.DictWriter(text, COLUMNS, extrasaction="ignore").writerows(rows)
-    return text.getvalue().encode()
-
-
-_HEAD = (",".join(COLUMNS) + "\r\n").encode()
+    def _text(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
+        """Returns the lines of these rows."""
+        text = StringIO(newline="")
+        csv.DictWriter(text, self.columns, extrasaction="ignore").writerows(rows)
+        return text.getvalue().encode()
 
 
 def _rows(content: bytes) -> Iterator[dict[str, str]]:

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,12 +17,13 @@ from lit_gpt.files import replace_with
 from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.report.metrics import read_metrics
 from lit_gpt.training.length import Length, outlook
+from lit_gpt.training.run.counts import Counts
 from lit_gpt.training.run.disk import going_on, reason
 from lit_gpt.training.run.gauges import Gauges, memory_gb
 from lit_gpt.training.run.loggers import Logger, figures
 from lit_gpt.training.run.metrics import METRICS, MetricsFile
 
-_COUNTED = ("iter", "samples", "n_tokens", "n_targets", "n_iterations")
+_COUNTED = ("iter", "samples", "n_tokens", "n_targets", "n_terms", "n_iterations")
 """Counts of the monitor that a checkpoint keeps."""
 CURVE = "loss.png"
 """File in a run's folder with the plot of its losses."""
@@ -34,8 +36,8 @@ class _Due:
     """A line of the log that is not written yet."""
 
     row: dict[str, Any]
-    loss: Tensor
-    """Loss summed over the targets of its micro-batches, on its way to the CPU."""
+    sums: Tensor
+    """Loss and figures summed over the terms of its micro-batches, on their way to the CPU."""
     arrived: "torch.cuda.Event | None"
     n_iterations: int
     is_step: bool
@@ -54,6 +56,7 @@ class Monitor:
         goes_on: keep the lines of earlier processes; `restore` says up to where.
         gauges: relate the figures to the machine's peak and to the length of the run.
         logger: gets the figures, too.
+        figures: names of what the objective reports beside the loss.
         team: processes whose figures are added up, once a step; their leader writes them.
     """
 
@@ -65,9 +68,10 @@ class Monitor:
         goes_on: bool = False,
         gauges: Gauges | None = None,
         logger: Logger | None = None,
+        figures: Sequence[str] = (),
         team: Team = ALONE,
     ) -> None:
-        self.team, self.mine = team, _Counts()
+        self.figures, self.team, self.mine = tuple(figures), team, Counts()
         self.log_interval, self.n_samples = log_interval, n_samples
         self.gauges, self.logger = gauges or Gauges(torch.device("cpu"), n_samples), logger
         self.reported = 0
@@ -75,12 +79,17 @@ class Monitor:
         self.due: _Due | None = None
         self.logs = True
         """Whether the logger took the last figures."""
-        self.bar = tqdm(total=n_samples, dynamic_ncols=True, bar_format=_BAR) if _shows(team) else None
-        self.metrics = MetricsFile(out_dir / METRICS, goes_on, self.say) if team.leads else None
+        self.bar = (
+            tqdm(total=n_samples, dynamic_ncols=True, bar_format=_BAR)
+            if team.leads and _has_columns(sys.stderr)
+            else None
+        )
+        more = (*self.figures, *(f"val_{name}" for name in self.figures), "n_terms") if self.figures else ()
+        self.metrics = MetricsFile(out_dir / METRICS, goes_on, self.say, more) if team.leads else None
         self.start = time.perf_counter()
         self.since_line = time.perf_counter()
         self.losses: list[Tensor] = []
-        self.n_tokens = self.n_targets = self.n_iterations = 0
+        self.n_tokens = self.n_targets = self.n_terms = self.n_iterations = 0
 
     def mark(self) -> dict[str, Any]:
         """Returns where the monitor is, for `restore`."""
@@ -90,7 +99,7 @@ class Monitor:
     def state(self) -> dict[str, Any]:
         """Returns what `mark` does in plain values, for a checkpoint, after writing the line that is due."""
         self.report()
-        losses = [loss.item() for loss in self.losses]
+        losses = [loss.tolist() if self.figures else loss.item() for loss in self.losses]
         return self.mark() | {"losses": losses, "seconds": time.perf_counter() - self.start}
 
     def restore(self, mark: dict[str, Any]) -> None:
@@ -98,11 +107,10 @@ class Monitor:
         self.report()
         for name in _COUNTED:
             setattr(self, name, mark.get(name, getattr(self, name)))
-        self.reported = self.samples
+        self.reported, self.mine = self.samples, Counts()
         self.losses = [torch.as_tensor(loss, dtype=torch.float32) for loss in mark.get("losses", [])]
         if "seconds" in mark:
             self.start = time.perf_counter() - mark["seconds"]
-        self.mine = _Counts()
         if self.metrics is not None:
             self.metrics.cut(self.iter, mark.get("n_rows"))
         if self.bar is not None:
@@ -120,27 +128,30 @@ class Monitor:
             self.bar.total = length.n_samples
 
     def iterated(self, step: int, batch: Batch, loss: Tensor, learning_rate: float, is_step: bool) -> None:
-        """Records a micro-batch, which the device may still be computing; `loss` is the sum over its targets."""
+        """Records a micro-batch, which the device may still be computing.
+
+        Args:
+            loss: loss, and after it the figures, summed over the terms of the batch; without figures a scalar.
+        """
         self.report()
         self.mine.add(batch, loss)
         if self.team.is_alone:
-            counts, self.mine = self.mine, _Counts()
-            self._count(step, counts, learning_rate, is_step)
+            self._count(step, self.mine, learning_rate, is_step)
 
     def stepped(self, step: int, learning_rate: float) -> None:
         """Records what all processes did in a step, if there are several; `iterated` has counted this one's part."""
         if not self.team.is_alone:
-            counts, self.mine = self.mine.of(self.team), _Counts()
-            self._count(step, counts, learning_rate, is_step=True)
+            self._count(step, self.mine.of(self.team), learning_rate, is_step=True)
 
-    def _count(self, step: int, counts: "_Counts", learning_rate: float, is_step: bool) -> None:
+    def _count(self, step: int, counts: "Counts", learning_rate: float, is_step: bool) -> None:
         """Adds up micro-batches, and has a line written when one is due."""
-        before = self.iter // self.log_interval
+        before, self.mine = self.iter // self.log_interval, Counts()
         self.iter += counts.n_iterations
         self.samples += counts.n_samples
-        self.losses.append(loss := torch.stack(counts.losses).sum())
+        self.losses.append(loss := torch.stack(counts.losses).sum(0))
         self.n_tokens += counts.n_tokens
         self.n_targets += counts.n_targets
+        self.n_terms += counts.n_terms
         self.n_iterations += counts.n_iterations
         if self.iter // self.log_interval == before and self.samples < self.n_samples:
             return
@@ -151,13 +162,14 @@ class Monitor:
             "learning_rate": f"{learning_rate:.4g}",
             "n_tokens": self.n_tokens,
             "n_targets": self.n_targets,
+            "n_terms": self.n_terms,
         }
-        total = torch.stack(self.losses).sum().to("cpu", non_blocking=True)
+        total = torch.stack(self.losses).sum(0).to("cpu", non_blocking=True)
         arrived = torch.cuda.Event() if loss.is_cuda else None
         if arrived is not None:
             arrived.record()
         self.due = _Due(row, total, arrived, n_iterations=self.n_iterations, is_step=is_step)
-        self.losses, self.n_tokens, self.n_targets, self.n_iterations = [], 0, 0, 0
+        self.losses, self.n_tokens, self.n_targets, self.n_terms, self.n_iterations = [], 0, 0, 0, 0
         if arrived is None:  # a CPU is done with it; later, the line would include the time of the next one
             self.report()
 
@@ -168,7 +180,8 @@ class Monitor:
         due, self.due = self.due, None
         if due.arrived is not None:
             due.arrived.synchronize()
-        mean = due.loss.item() / max(1, due.row["n_targets"])
+        sums = due.sums.tolist() if self.figures else [due.sums.item()]
+        mean, *means = (total / max(1, due.row["n_terms"]) for total in sums)
         seconds = time.perf_counter() - self.since_line
         self.since_line = time.perf_counter()
         samples, step = due.row["samples"], due.row["step"]
@@ -178,22 +191,28 @@ class Monitor:
         measured = {"loss": f"{mean:.6f}", "iter_time_ms": iter_time, "tokens_per_sec": f"{rate:.1f}"}
         share = self.gauges.of_peak(rate)
         measured |= {"of_peak": "" if share is None else f"{share:.4f}"}
+        measured |= {name: f"{value:.6f}" for name, value in zip(self.figures, means, strict=True)}
         self.write(due.row | measured | {"memory_gb": f"{memory_gb(self.gauges.device):.3f}"})
         line = self.gauges.line(step, samples, rate, short=self.bar is not None)
         if self.bar is None:
             is_step = " (optimizer.step)" if due.is_step else ""
-            print(f"iter {due.row['iter']} step {step}: loss {mean:.4f}, iter time: {iter_time}ms{is_step}, {line}")
+            more = _in_words(dict(zip(self.figures, means, strict=True)))
+            print(
+                f"iter {due.row['iter']} step {step}: loss {mean:.4f}{more}, iter time: {iter_time}ms{is_step}, {line}"
+            )
         else:
             self.bar.update(samples - self.bar.n)
             of = f"/{self.gauges.length.n_steps}" if self.gauges.length is not None else ""
             self.bar.set_postfix_str(f"step {step}{of}, loss {mean:.4f}, {line}")
 
-    def validated(self, step: int, loss: float, seconds: float) -> None:
-        """Records a validation; `loss` is the mean over its targets. Call `report` before the validation."""
+    def validated(self, step: int, loss: float, seconds: float, figures: Mapping[str, float] = {}) -> None:
+        """Records a validation; loss and figures are means over its terms. Call `report` before the validation."""
         self.paused(seconds)
         self.gauges.validations.add(seconds)
-        self.write({"iter": self.iter, "step": step, "samples": self.samples, "val_loss": f"{loss:.6f}"})
-        self.say(f"iter {self.iter} step {step}: val loss {loss:.4f}, val time: {1e3 * seconds:.2f}ms")
+        found = {f"val_{name}": f"{value:.6f}" for name, value in {"loss": loss, **figures}.items()}
+        self.write({"iter": self.iter, "step": step, "samples": self.samples, **found})
+        more = _in_words(figures)
+        self.say(f"iter {self.iter} step {step}: val loss {loss:.4f}{more}, val time: {1e3 * seconds:.2f}ms")
 
     def saved(self, seconds: float) -> None:
         """Records a save. Call `report` before it."""
@@ -246,36 +265,9 @@ class Monitor:
         return time.perf_counter() - self.start
 
 
-class _Counts:
-    """What some micro-batches had."""
-
-    def __init__(self) -> None:
-        self.n_samples = self.n_tokens = self.n_targets = self.n_iterations = 0
-        self.losses: list[Tensor] = []
-        """Loss of each, summed over its targets."""
-
-    def add(self, batch: Batch, loss: Tensor) -> None:
-        """Adds one."""
-        self.n_samples += batch.n_samples
-        self.n_tokens += batch.n_tokens
-        self.n_targets += batch.n_targets
-        self.n_iterations += batch.n_samples > 0
-        self.losses.append(loss)
-
-    def of(self, team: Team) -> "_Counts":
-        """Returns the sums over all processes."""
-        found, names = _Counts(), ("n_samples", "n_tokens", "n_targets", "n_iterations")
-        loss = torch.stack(self.losses).sum().item() if self.losses else 0.0
-        *sums, loss = team.total(*(getattr(self, name) for name in names), loss)
-        for name, n in zip(names, sums, strict=True):
-            setattr(found, name, int(n))
-        found.losses = [torch.tensor(loss)]
-        return found
-
-
-def _shows(team: Team) -> bool:
-    """Returns whether to draw a bar."""
-    return team.leads and _has_columns(sys.stderr)
+def _in_words(figures: Mapping[str, float]) -> str:
+    """Returns figures as they stand in a line of the log."""
+    return "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in figures.items())
 
 
 def _has_columns(stream: TextIO) -> bool:
@@ -294,12 +286,12 @@ def plot_losses(metrics: Path, picture: Path) -> Path:
     from matplotlib import pyplot as plt
 
     found = read_metrics(metrics)
-    train, val = dict(found.by_step("loss", "n_targets")), dict(found.column("val_loss"))
+    train, val = dict(found.by_step("loss", found.terms)), dict(found.column("val_loss"))
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     axes.plot(list(train), list(train.values()), color="#4477aa", linewidth=1.2, label="training")
     axes.plot(list(val), list(val.values()), color="#cc3311", marker="o", markersize=4, label="validation")
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss per target token (nats)")
+    axes.set_ylabel("loss per target token (nats)" if found.terms == "n_targets" else "loss per row")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,6 +18,7 @@ from lit_gpt.records import is_file_name, read_object, require_types
 STATE, RECORD = "state.pth", "state.json"
 """Files of a checkpoint beside its weights."""
 _MONITOR: dict[str, Any] = dict.fromkeys(("iter", "samples", "n_tokens", "n_targets", "n_iterations", "n_rows"), int)
+_MONITOR |= {"n_terms": int}
 _MONITOR |= {"losses": list[Any], "seconds": float}
 """Types of the values of Progress.monitor."""
 
@@ -62,18 +65,27 @@ class Progress:
     """State of the monitor, as `Monitor.state` returns it."""
     stopped_by: str | None = None
     """The signal that ended the process, if one did."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Figures of the objective at the last validation."""
+    first_figures: dict[str, float] = field(default_factory=dict)
+    """Figures of the objective at the first validation."""
 
-    def validated(self, loss: float, score: float | None = None) -> "Progress":
+    def validated(
+        self, loss: float, score: float | None = None, figures: Mapping[str, float] | None = None
+    ) -> "Progress":
         """Returns the progress after a validation of this step; a loss that is not a number is no gain.
 
         Args:
             score: what counts instead of the loss; more is better.
+            figures: figures of the objective.
         """
+        latest = {name: value for name, value in (figures or {}).items() if math.isfinite(value)}
+        noted = replace(self, figures=latest, first_figures=self.first_figures or latest, validated_step=self.step)
         found = loss if score is None else score
         gain = self.best is None or (found < self.best if score is None else found > self.best)
         if gain and found == found:
-            return replace(self, best_step=self.step, best=found, n_without_gain=0, validated_step=self.step)
-        return replace(self, n_without_gain=self.n_without_gain + 1, validated_step=self.step)
+            return replace(noted, best_step=self.step, best=found, n_without_gain=0)
+        return replace(noted, n_without_gain=self.n_without_gain + 1)
 
 
 def read_progress(checkpoint: Path) -> Progress:
@@ -156,7 +168,8 @@ def _require_values(record: dict[str, Any], checkpoint: Path) -> None:
     if not isinstance(best, int | float | None) or min(record.get("step", 0), record.get("samples", 0)) < 0:
         raise UserError(f"{where}: step, samples or best are impossible; {remedy}")
     require_types(f"{where} (monitor)", monitor, _MONITOR, remedy)
-    if not all(isinstance(loss, int | float) for loss in monitor.get("losses", [])):
+    losses = monitor.get("losses", [])  # each a number, or a list of the loss and the figures of an objective
+    if not all(isinstance(x, int | float) for loss in losses for x in (loss if isinstance(loss, list) else [loss])):
         raise UserError(f"{where} (monitor): losses={shown(monitor['losses'])} are no numbers; {remedy}")
 
 

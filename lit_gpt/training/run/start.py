@@ -1,5 +1,6 @@
 """What a run starts from: data that fits the model, a free folder, and the model with the method in it."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
 from lit_gpt.parallel.shards import shard
 from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.training.preferences.start import answers_for, load_sft_run
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.folder import claim_out_dir
 from lit_gpt.training.run.resume import checkpoint_to_resume, require_same
@@ -26,9 +28,21 @@ def load_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
     Raises:
         UserError: no data, or data of another tokenizer or prompt style than the model's or the one asked for.
     """
-    train_data, val_data, meta = store.load(args.data_dir)
+    train_data, val_data, meta = read_data(args)
     check_compatible(meta, args.data_dir, Tokenizer(args.checkpoint_dir), args.run.prompt_style)
     check_vocabulary((train_data, val_data), args.data_dir, read_config(args.checkpoint_dir).padded_vocab_size)
+    return train_data, val_data, meta
+
+
+def read_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
+    """Returns what `load_data` does, without comparing it with the model's tokenizer.
+
+    Raises:
+        UserError: no data, or data of another kind than the run is to learn from.
+    """
+    train_data, val_data, meta = store.load(args.data_dir, judged=args.preference is not None)
+    if args.preference is not None:
+        return *answers_for(args.preference, args.data_dir, (train_data, val_data), meta), meta
     return train_data, val_data, meta
 
 
@@ -45,29 +59,40 @@ def find_checkpoint(args: FinetuneArgs, checkpoint_store: CheckpointStore) -> Pa
 
 
 def load_model(
-    fabric: Fabric, args: FinetuneArgs, checkpoint: Path | None = None, sharded: bool = False
+    fabric: Fabric,
+    args: FinetuneArgs,
+    checkpoint: Path | None = None,
+    at_first: Callable[[GPT, str], object] = lambda model, base_digest: None,
+    sharded: bool = False,
 ) -> tuple[GPT, str]:
     """Returns the model with the method in it, and the digest of the base model's weights.
 
-    Each block gets the method, and is divided among the devices, as soon as its weights are there.
-
     Args:
         checkpoint: checkpoint to resume from, whose weights are loaded later.
-        sharded: each device keeps a part of every weight.
+        at_first: gets the model that the run begins with, before its method changes it, and the digest; not where it
+            is sharded.
+        sharded: each device keeps a part of every weight; a block gets the method and is divided as soon as it is read.
 
     Raises:
         UserError: what `load_base` raises, or base weights that were damaged since the run began.
     """
+    if args.preference is not None and args.preference.sft_run is not None:
+        model, base_digest = load_sft_run(fabric, args, args.preference.sft_run)
+        at_first(model, base_digest)
+        return model, base_digest
 
     def loaded(model: GPT, part: str) -> None:
         METHODS[args.method].inject(model, args.method_args, init=checkpoint is None, part=part)
-        if sharded:
-            shard(model, part)
+        shard(model, part)
 
-    model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize, loaded)
+    model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize, loaded if sharded else None)
+    if not sharded:
+        at_first(model, base_digest)
     if checkpoint:
         before = read_run(checkpoint)
         require_undamaged(args.checkpoint_dir, base_digest, before.base_digest, before.base_files)
+    if not sharded:
+        METHODS[args.method].inject(model, args.method_args, init=checkpoint is None)
     return model, base_digest
 
 
@@ -97,7 +122,10 @@ def enter(
         base=str(args.checkpoint_dir),
         base_digest=base_digest,
         data={"folder": str(args.data_dir), **meta, "digest": train_data.digest(), "contents": contents},
-        training=asdict(args.train) | asdict(args.validation) | {"seed": args.run.seed, "precision": precision},
+        training=asdict(args.train)
+        | asdict(args.validation)
+        | (asdict(args.preference) if args.preference else {})
+        | {"seed": args.run.seed, "precision": precision},
         versions=versions(),
         quantize=args.quantize,
         base_files=origin_of(args.checkpoint_dir),

@@ -14,6 +14,7 @@ from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_compatible, check_tokenizer
 from lit_gpt.data.curate.check.finding import Finding, counted
 from lit_gpt.data.curate.check.lengths import PICTURE, draw, histogram
+from lit_gpt.data.curate.check.preferences import preference_findings
 from lit_gpt.data.curate.check.samples import show, spread_by_length
 from lit_gpt.data.curate.check.texts import check_language, check_texts
 from lit_gpt.data.curate.check.tokens import check_tokens, chosen, per_sample
@@ -35,17 +36,21 @@ def check(folder: Path, args: CheckArgs = CheckArgs(), checkpoint_dir: Path | No
         UserError: the data is not prepared or damaged, or training on it would be useless: another tokenizer or chat
             template, most rows without targets, or end-of-sequence tokens that are not supervised.
     """
-    train, val, meta = store.load(folder)
+    train, val, meta = store.load(folder, judged=None)
     tokenizer = tokenizer_of(folder, meta, checkpoint_dir)
     check_compatible(meta, folder, tokenizer)
     splits = {"train": train, "val": val}
     print(f"{folder}: {' and '.join(f'{len(s):,} rows of {name}' for name, s in splits.items())}")
     _print_rows(meta)
     _print_lengths(folder, splits, meta, args.epochs)
-    findings = [f for name, s in splits.items() for f in check_tokens(name, s, tokenizer, _end_ids_of(meta, tokenizer))]
     names, texts, n_train = _decoded(splits, tokenizer)
-    findings += _empty(splits, tokenizer)
-    findings += check_texts(names, texts, n_train, args.near_duplicate)
+    end_ids = _end_ids_of(meta, tokenizer)
+    if store.PREFERENCES in meta:
+        findings = preference_findings(splits, folder, meta, tokenizer=tokenizer, end_ids=end_ids)
+    else:
+        findings = [f for name, s in splits.items() for f in check_tokens(name, s, tokenizer, end_ids)]
+        findings += _empty(splits, tokenizer)
+        findings += check_texts(names, texts, n_train, args.near_duplicate)
     if args.language is not None:
         findings.append(check_language(names, texts, args.language))
     _print_samples(train, tokenizer, args.n_samples)

@@ -53,8 +53,9 @@ def check_contamination(
             after dropping, or a data set stands where the clean one is to be written.
     """
     if args.destination_path is not None:
+        store.load(folder)  # of pairs, one answer alone would be dropped
         store.require_room(args.destination_path, args.overwrite)
-    train, val, meta = store.load(folder)
+    train, val, meta = store.load(folder, judged=None)
     tokenizer = tokenizer_of(folder, meta, checkpoint_dir)
     files = task_files(args.task_data or {})
     questions, tasks = _read_all(files)

@@ -1,0 +1,56 @@
+"""Multimodal checkpoints with a decoder in them that we know, and how its tensors are called there."""
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+
+class Wrapper(NamedTuple):
+    """What transformers takes for granted of a class where config.json does not say it."""
+
+    text: str
+    """`model_type` of the part on text."""
+    is_tied: bool
+    """Whether the output projection is the embeddings."""
+
+
+WRAPPERS = {
+    "Gemma3ForConditionalGeneration": Wrapper("gemma3_text", True),
+    "LlavaForConditionalGeneration": Wrapper("llama", False),
+    "Qwen3_5ForConditionalGeneration": Wrapper("qwen3_5_text", False),
+    "Mistral3ForConditionalGeneration": Wrapper("mistral", True),
+}
+"""Class in `architectures` of config.json -> what holds for it."""
+
+_TEXT = re.compile(r"(?:model\.)?language_model\.(?:model\.(?!language_model\.))?(.+)")
+
+
+def unwrapped(hf: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Returns the part of config.json on text as a config.json of its own, and the class of the whole.
+
+    Of a model that is text only, it is config.json itself, and an empty string. Whether the head is tied is for the
+    whole to say: transformers ignores what the part says of it.
+    """
+    classes = hf.get("architectures")
+    name = next((c for c in classes if isinstance(c, str) and c in WRAPPERS), "") if isinstance(classes, list) else ""
+    text = hf.get("text_config")
+    if not name or not isinstance(text, dict):
+        return hf, ""
+    tied = hf.get("tie_word_embeddings", WRAPPERS[name].is_tied)
+    text = {"model_type": WRAPPERS[name].text, **text, "tie_word_embeddings": tied}
+    return {key: value for key, value in text.items() if key != "architectures"}, name
+
+
+def text_names(available: Iterable[str]) -> dict[str, str]:
+    """Returns the names of the decoder's tensors as a checkpoint of text alone has them -> as they are stored.
+
+    Files have `language_model.model.layers` or `model.language_model.layers`, by the version that wrote them.
+    """
+    found = {}
+    for stored in available:
+        if match := _TEXT.fullmatch(stored):
+            rest = match[1]
+            found[rest if rest.startswith("lm_head.") else f"model.{rest}"] = stored
+        elif stored.startswith("lm_head."):
+            found[stored] = stored
+    return found

@@ -1,0 +1,122 @@
+"""The tokens of a forward pass: what each row feeds, where that goes in the pool, and what it sees.
+
+Letters: N tokens of all rows, T tokens of a row, S positions that they see, n rotated channels of a head.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_gpt.generation.batching.branches import Branches
+
+
+class Shared(NamedTuple):
+    """What some rows begin with alike: each has a copy, and attention may read this one for all of them."""
+
+    start: int
+    """Where it begins in the pool."""
+    n: int
+    """Number of its tokens."""
+
+
+class Piece(NamedTuple):
+    """Tokens that a row feeds."""
+
+    ids: Sequence[int]
+    position: int
+    """Position of the first one in its text."""
+    start: int
+    """Where the row's extent begins in the pool."""
+    is_long: bool = False
+    """Whether LongRoPE's frequencies of long texts apply."""
+    run: str | None = None
+    """Name of the run whose updates apply."""
+    shared: Shared | None = None
+    """What it shares with its neighbours that have the same; it feeds one token then."""
+    branches: Branches | None = None
+    """The tree that tokens are in, if they are not one text; `position` is an index among those that it feeds."""
+
+
+class Batch:
+    """The tokens of a forward pass, where they go in the pool, and which positions they see."""
+
+    def __init__(self, pieces: Sequence[Piece], device: torch.device, in_kernels: bool) -> None:
+        self.pieces, self.lengths = pieces, [len(piece.ids) for piece in pieces]
+        positions = [p for piece in pieces for p in _positions(piece)]
+        places = [
+            p
+            for piece in pieces
+            for p in range(piece.start + piece.position, piece.start + piece.position + len(piece.ids))
+        ]
+        ids = [i for piece in pieces for i in piece.ids]
+        is_long = [piece.is_long for piece in pieces for _ in piece.ids]
+        self.ids, self.positions, self.places = torch.tensor([ids, positions, places], device=device)
+        self.is_long = torch.tensor(is_long, device=device)
+        plain = all(piece.branches is None for piece in pieces)
+        self.in_kernels = in_kernels and len(ids) == len(pieces) and plain
+        """Whether attention is computed for all rows at once: each has one token."""
+        self.starts = self.places - self.positions
+        self._masks: dict[tuple[int, int], Tensor] = {}
+        self._tree_masks: dict[int, list[Tensor]] = {}
+        self._turns: dict[int, tuple[Tensor, Tensor]] = {}
+        self.rows = [[len(p.ids), p.position, p.start, int(p.branches is not None)] for p in pieces]
+        self.parts = [
+            [first, end, *(shared or (0, 0))] for shared, first, end in _neighbours([piece.shared for piece in pieces])
+        ]
+        """Neighbours, in order: [first piece, end, where in the pool what they share begins, its length or 0]."""
+
+    def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns cos and sin (N, n) as a compiled block takes them, (N, 1, n): half of sin with its sign changed."""
+        if id(sin) not in self._turns:
+            half = sin.size(-1) // 2
+            self._turns[id(sin)] = cos.unsqueeze(1), torch.cat((-sin[:, :half], sin[:, half:]), -1).unsqueeze(1)
+        return self._turns[id(sin)]
+
+    def tree_masks(self, window: int) -> list[Tensor]:
+        """Returns the summands of scores of those pieces that are of a tree, in order; see `Branches.mask`."""
+        if window not in self._tree_masks:
+            self._tree_masks[window] = [
+                piece.branches.mask(piece.position, piece.position + len(piece.ids), window, self.ids.device)[1]
+                for piece in self.pieces
+                if piece.branches is not None
+            ]
+        return self._tree_masks[window]
+
+    def tree_mask(self, i: int, window: int, dtype: torch.dtype) -> Tensor:
+        """Returns what is added to the scores of a piece of a tree, (T, S)."""
+        trees = [j for j, piece in enumerate(self.pieces) if piece.branches is not None]
+        return self.tree_masks(window)[trees.index(i)].to(dtype)
+
+    def mask(self, i: int, window: int, first: int, dtype: torch.dtype) -> Tensor:
+        """Returns what is added to the scores of a piece, (T, S): minus infinity where a query does not see a key.
+
+        Args:
+            i: index of the piece.
+            first: position of the first key.
+        """
+        if (i, window) not in self._masks:
+            piece, device = self.pieces[i], self.ids.device
+            queries = torch.arange(piece.position, piece.position + len(piece.ids), device=device).unsqueeze(1)
+            distance = queries - torch.arange(first, piece.position + len(piece.ids), device=device)
+            hidden = distance < 0 if not window else (distance < 0) | (distance >= window)
+            self._masks[i, window] = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf).to(dtype)
+        return self._masks[i, window]
+
+
+def _positions(piece: Piece) -> Sequence[int]:
+    """Returns the position in its text of each token that a row feeds."""
+    stop = piece.position + len(piece.ids)
+    if piece.branches is None:
+        return range(piece.position, stop)
+    return piece.branches.positions[piece.position : stop].tolist()
+
+
+def _neighbours(values: Sequence[Shared | None]) -> Iterator[tuple[Shared | None, int, int]]:
+    """Yields each value that neighbours have in common, with the index of the first one and that after the last."""
+    at = 0
+    for value, group in groupby(values):
+        begin, at = at, at + len(list(group))
+        yield value, begin, at

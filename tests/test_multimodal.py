@@ -1,0 +1,109 @@
+"""The language model of a multimodal checkpoint is taken out, and put back so that the whole loads as its class."""
+
+import json
+from importlib.util import module_from_spec, spec_from_file_location
+
+import pytest
+import torch
+from conftest import ROOT, SLIDING_FULL, write_tokenizer
+
+from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.config import Config
+from lit_gpt.convert.configs import config_from_hf
+from lit_gpt.errors import UserError
+from lit_gpt.files import load_state, save_state
+from lit_gpt.hub.supported import check_supported
+from lit_gpt.model import GPT
+
+TEXT = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+PIXTRAL = {"spatial_merge_size": 1}
+TEXT |= {"max_position_embeddings": 512, "num_key_value_heads": 2, "head_dim": 16, "bos_token_id": 264}
+SIGLIP = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIGLIP |= {"image_size": 16, "patch_size": 8}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e6, "mscale": 1.0}
+YARN |= {"mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1, "beta_fast": 32.0, "beta_slow": 1.0}
+WHOLES = {
+    "gemma3": ("Gemma3", {"mm_tokens_per_image": 4}, {"model_type": "gemma3_text", **SLIDING_FULL}, SIGLIP),
+    "mistral3": ("Mistral3", PIXTRAL, {"model_type": "mistral", "sliding_window": None}, SIGLIP),
+    "ministral3": (
+        "Mistral3",
+        {"spatial_merge_size": 1},
+        {"model_type": "ministral3", "rope_parameters": YARN},
+        SIGLIP,
+    ),
+    "untied": ("Mistral3", PIXTRAL | {"tie_word_embeddings": False}, {"model_type": "mistral"}, SIGLIP),
+    "llava": ("Llava", {"image_seq_length": 4}, {"model_type": "llama"}, {"model_type": "clip_vision_model", **SIGLIP}),
+}
+
+
+def main(name):
+    spec = spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def whole(kind, folder):
+    """A tiny multimodal model of transformers with random values, in a folder as it comes from the hub."""
+    import transformers
+
+    name, more, text, vision = WHOLES[kind]
+    if name == "Mistral3":
+        vision = {"model_type": "pixtral", "head_dim": 8, **vision}
+    config = getattr(transformers, f"{name}Config")(text_config=TEXT | text, vision_config=vision, **more)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", WHOLES)
+@torch.no_grad()
+def test_the_language_model_is_taken_out_and_put_back(kind, tmp_path, capsys):
+    theirs = whole(kind, tmp_path / "there")
+    check_supported(tmp_path / "there" / "config.json", kind)
+    main("convert_hf_checkpoint")(tmp_path / "there")
+    out = capsys.readouterr().out
+    assert f"Only the language model of {type(theirs).__name__} is converted. Left behind:" in out and "vision" in out
+    config = Config.from_json(tmp_path / "there" / CONFIG)
+    state = load_state(tmp_path / "there" / WEIGHTS, "")
+    ours = GPT(config).eval()
+    ours.load_state_dict(state)
+    ids = torch.randint(0, 264, (1, 40), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    state["transformer.h.0.mlp.proj.weight"] += 0.1  # a finetuned one
+    ours.load_state_dict(state)
+    save_state(state, tmp_path / "there" / WEIGHTS)
+    main("convert_lit_checkpoint")(tmp_path / "there", tmp_path / "back")
+    assert capsys.readouterr().out.strip().endswith(": 0")
+    again, info = type(theirs).from_pretrained(tmp_path / "back", output_loading_info=True, dtype=torch.float32)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
+    torch.testing.assert_close(again.eval()(ids).logits, ours(ids), rtol=1e-4, atol=1e-4)
+    for name, x in theirs.state_dict().items():
+        assert ("layers.0.mlp.down_proj" in name and "vision" not in name) or torch.equal(x, again.state_dict()[name])
+
+
+def test_a_folder_of_another_class_is_refused_and_without_one_the_text_is_written(tmp_path, capsys):
+    whole("gemma3", tmp_path / "there")
+    main("convert_hf_checkpoint")(tmp_path / "there")
+    whole("llava", tmp_path / "other")
+    with pytest.raises(UserError, match="holds a LlavaForConditionalGeneration, and the decoder is of a Gemma3For"):
+        main("convert_lit_checkpoint")(tmp_path / "there", tmp_path / "a", multimodal_dir=tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    main("convert_lit_checkpoint")(tmp_path / "there", tmp_path / "b", multimodal_dir=tmp_path / "empty")
+    assert "Only the language model is written" in capsys.readouterr().out
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["architectures"] == ["Gemma3ForCausalLM"]
+
+
+def test_what_the_hub_leaves_out_of_the_text_is_what_transformers_takes():
+    hf = {"architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {}, "mm_tokens_per_image": 256}
+    hf["text_config"] = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    hf["text_config"] |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}
+    from lit_gpt.families import config_for
+
+    found, listed = config_from_hf(hf, "gemma-3-4b-it", "config.json"), config_for("gemma-3-4b-it")
+    listed.padding_multiple = found.padding_multiple
+    assert found == listed

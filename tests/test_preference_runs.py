@@ -1,0 +1,144 @@
+"""A run of finetune/preference.py from pairs to results: reference, resuming, an SFT run as its start, plan."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, PlanArgs, PrepareArgs, RunArgs, TrainArgs, ValidationArgs
+from lit_gpt.args.finetuning import FinetuneArgs
+from lit_gpt.args.preferences import PreferenceArgs
+from lit_gpt.checkpoints.runs import load_finetuned, read_run
+from lit_gpt.data.prepare.preferences.encoder import PreferenceEncoder
+from lit_gpt.data.prepare.preferences.layouts import parse_preference
+from lit_gpt.data.prepare.run import Files, prepare
+from lit_gpt.errors import UserError
+from lit_gpt.fabric import make_fabric
+from lit_gpt.files import load_state
+from lit_gpt.finetuning import finetune
+
+TRAIN = TrainArgs(learning_rate=0.01, batch_size=4, epochs=2, save_interval=3, keep_last=9, micro_batch_tokens=200)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, checkpoint):
+    """A folder with prepared pairs, `pairs`, and answers with labels, `labels`."""
+    place = tmp_path_factory.mktemp("preferences")
+    rows = [{"prompt": f"Say {w} {n}", "chosen": f"{w} " * (1 + n % 5), "rejected": f"no {n}"}
+            for w in ("the", "king", "thing", "and") for n in range(6)]  # fmt: skip
+    alone = [
+        {"prompt": r["prompt"], "completion": r[k], "label": k == "chosen"}
+        for r in rows
+        for k in ("chosen", "rejected")
+    ]
+    for name, entries in (("pairs", rows), ("labels", alone)):
+        (place / f"{name}.json").write_text(json.dumps(entries))
+        args = PrepareArgs(prompt_style="plain", check=False, test_split_fraction=0.2)
+        files = Files((place / f"{name}.json",), parse_preference)
+        prepare(files, None, place / name, checkpoint, args=args, encoder=PreferenceEncoder)
+    return place
+
+
+@pytest.fixture
+def learn(place, checkpoint, tmp_path):
+    """Runs what finetune/preference.py runs; returns the folder of the run."""
+
+    def learn(name="run", data="pairs", method="lora", method_args=None, **more):
+        train = replace(TRAIN, **more.pop("train", {}))
+        preference = PreferenceArgs(**more.pop("preference", {}))
+        args = FinetuneArgs(
+            method=method,
+            method_args=method_args or LoRAArgs(lora_dropout=0.0),
+            checkpoint_dir=checkpoint,
+            data_dir=place / data,
+            out_dir=tmp_path / name,
+            train=train,
+            validation=ValidationArgs(eval_interval=4),
+            preference=preference,
+            **more,
+        )
+        finetune(make_fabric("32-true", args.run.seed), args)
+        return tmp_path / name
+
+    return learn
+
+
+def weights(run_dir):
+    return load_state(next(run_dir.glob("lit_model*.pth")), "the finetune script")
+
+
+def test_a_run_is_written_and_read_back_and_its_reference_stays_beside_the_data(learn, place, checkpoint, capsys):
+    run_dir = learn(train={"epochs": 6})
+    record = read_run(run_dir)
+    assert record.training["loss"] == "dpo" and record.training["min_chosen_drop"] is None
+    model, _ = load_finetuned(make_fabric("32-true", 1), checkpoint, run_dir)
+    assert any("lora" in name for name, _ in model.named_parameters())
+    report, curve = (run_dir / "report.html").read_text(), (run_dir / "metrics.csv").read_text()
+    for part in ("Margin", "Accuracy", "Preferred answers", "preferred answers rated higher"):
+        assert part in report
+    assert "val_accuracy" in curve and (run_dir / "loss.png").is_file()
+    first = capsys.readouterr().out
+    assert "log-probabilities of 19 rows are computed once" in first and "margin" in first
+    learn("again")
+    assert "computed once" not in capsys.readouterr().out
+    assert len(list((place / "pairs").glob("reference-*.train.npy"))) == 1
+    values = np.load(next((place / "pairs").glob("reference-*.train.npy")))
+    assert values.shape == (38,) and np.isfinite(values).all()
+
+
+METHODS = {
+    "lora": LoRAArgs(lora_dropout=0.0, lora_dora=True, lora_init="pissa"),
+    "adapter": AdapterArgs(adapter_start_layer=0),
+    "adapter_v2": AdapterArgs(adapter_start_layer=0),
+    "full": FullArgs(),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_was_killed_goes_on_to_the_same_weights_with_every_method(learn, method):
+    settings = {"method": method, "method_args": METHODS[method], "train": {"learning_rate": 0.003}}
+    whole = weights(learn("whole", **settings))
+    killed = learn("killed", **settings)
+    for folder in killed.glob("checkpoints/step-*"):  # as after a kill between steps 3 and 6
+        if folder.name > "step-000003":
+            shutil.rmtree(folder)
+    resumed = weights(learn("killed", run=RunArgs(resume=True), **settings))
+    assert whole.keys() == resumed.keys() and all(torch.equal(resumed[name], x) for name, x in whole.items())
+    with pytest.raises(UserError, match="beta"):
+        learn("killed", run=RunArgs(resume=True), preference={"beta": 0.7}, **settings)
+
+
+def test_the_first_loss_is_that_of_a_model_that_equals_its_reference(learn):
+    for name, form in (("q", {"quantize": "int8"}), ("plain", {})):
+        lines = (learn(name, **form) / "metrics.csv").read_text().splitlines()
+        first = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))
+        assert float(first["val_loss"]) == pytest.approx(0.693147, abs=1e-5) and abs(float(first["val_margin"])) < 1e-5
+
+
+def test_a_run_goes_on_from_an_sft_run_that_is_its_reference(learn, checkpoint, capsys):
+    first = learn("first", preference={"loss": "orpo"})
+    second = learn("second", preference={"sft_run": first}, method_args=LoRAArgs(lora_r=2, lora_dropout=0.0))
+    assert read_run(second).method_args["lora_r"] == read_run(first).method_args["lora_r"] == 8
+    start = load_state(second / "checkpoints" / "step-000000" / "lit_model_lora_finetuned.pth", "x")
+    assert all(torch.equal(start[name], x) for name, x in weights(first).items())
+    out = capsys.readouterr().out
+    assert "step 0: val loss 0.6931" in out and "computed once" in out, "a reference of its own"
+    with pytest.raises(UserError, match="is a run of lora"):
+        learn("third", preference={"sft_run": first}, method="full", method_args=FullArgs())
+
+
+def test_labels_and_pairs_go_with_their_losses(learn, capsys):
+    learn("labels", data="labels", preference={"loss": "kto"})
+    learn("pairs", data="pairs", preference={"loss": "kto"})
+    with pytest.raises(UserError, match="--loss kto takes"):
+        learn("dpo", data="labels")
+
+
+def test_the_plan_has_the_reference_and_what_sharing_prompts_saves(learn, capsys):
+    for flags, there in (({}, True), ({"preference": {"loss": "simpo"}}, False)):
+        learn("planned", plan=PlanArgs(dry_run=True), **flags)
+        out = capsys.readouterr().out
+        assert ("reference" in out) is there and "in prefixes that samples share" in out, out
