@@ -202,12 +202,15 @@ class Checkpointer:
 
     @contextmanager
     def saving_what_fails(self) -> Iterator[None]:
-        """Saves a checkpoint before an error, such as running out of memory, ends the run."""
+        """Saves a checkpoint before an error, such as running out of memory, ends the run.
+
+        Of several processes one may have the error alone, and all take part in saving: then the last checkpoint stays.
+        """
         try:
             yield
         except (UserError, RuntimeError) as e:
             can_be_saved = is_out_of_memory(e) if isinstance(e, RuntimeError) else not isinstance(e, DiskError)
-            if can_be_saved and self.saved is not None and not self.is_saved:
+            if self.team.is_alone and can_be_saved and self.saved is not None and not self.is_saved:
                 what, then = f"the checkpoint of step {self.progress.step}", _way_on(self.saved)
                 with going_on(what, self.monitor.say, then=then):
                     self.save()
