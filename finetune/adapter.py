@@ -7,7 +7,7 @@ Defaults are in the signature below; `--print_config > my.yaml` writes them out 
 
 from pathlib import Path
 
-from lit_gpt.args import AdapterArgs, PlanArgs, Precision, Quantization, RunArgs, TrainArgs, ValidationArgs
+from lit_gpt.args import AdapterArgs, ClusterArgs, PlanArgs, Precision, Quantization, RunArgs, TrainArgs, ValidationArgs
 
 
 def main(
@@ -21,6 +21,7 @@ def main(
     validation: ValidationArgs = ValidationArgs(eval_interval=600),
     run: RunArgs = RunArgs(),
     plan: PlanArgs = PlanArgs(),
+    cluster: ClusterArgs = ClusterArgs(),
 ) -> None:
     """Finetunes a checkpoint with LLaMA-Adapter.
 
@@ -46,10 +47,11 @@ def main(
         validation=validation,
         run=run,
         plan=plan,
+        cluster=cluster,
         precision=precision,
         quantize=quantize,
     )
-    finetune(make_fabric(precision, run.seed), args)
+    finetune(make_fabric(precision, run.seed, cluster=plan.started(cluster)), args)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Defaults are in the signature below; `--print_config > my.yaml` writes them out 
 
 from pathlib import Path
 
-from lit_gpt.args import FullArgs, PlanArgs, Precision, RunArgs, TrainArgs, ValidationArgs
+from lit_gpt.args import ClusterArgs, FullArgs, PlanArgs, Precision, RunArgs, TrainArgs, ValidationArgs
 
 
 def main(
@@ -21,6 +21,7 @@ def main(
     validation: ValidationArgs = ValidationArgs(eval_interval=600),
     run: RunArgs = RunArgs(),
     plan: PlanArgs = PlanArgs(),
+    cluster: ClusterArgs = ClusterArgs(),
 ) -> None:
     """Finetunes every weight of a checkpoint.
 
@@ -46,9 +47,10 @@ def main(
         validation=validation,
         run=run,
         plan=plan,
+        cluster=cluster,
         precision=precision,
     )
-    finetune(make_fabric(precision, run.seed, mixed=True), args)
+    finetune(make_fabric(precision, run.seed, mixed=True, cluster=plan.started(cluster)), args)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Defaults are in the signature below; `--print_config > my.yaml` writes them out 
 
 from pathlib import Path
 
-from lit_gpt.args import LoRAArgs, PlanArgs, Precision, Quantization, RunArgs, TrainArgs, ValidationArgs
+from lit_gpt.args import ClusterArgs, LoRAArgs, PlanArgs, Precision, Quantization, RunArgs, TrainArgs, ValidationArgs
 
 
 def main(
@@ -22,6 +22,7 @@ def main(
     validation: ValidationArgs = ValidationArgs(eval_interval=100),
     run: RunArgs = RunArgs(),
     plan: PlanArgs = PlanArgs(),
+    cluster: ClusterArgs = ClusterArgs(),
 ) -> None:
     """Finetunes a checkpoint with LoRA.
 
@@ -49,11 +50,12 @@ def main(
         validation=validation,
         run=run,
         plan=plan,
+        cluster=cluster,
         precision=precision,
         quantize=quantize,
         merge=merge,
     )
-    finetune(make_fabric(precision, run.seed), args)
+    finetune(make_fabric(precision, run.seed, cluster=plan.started(cluster)), args)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 """Runs a finetune script, from its arguments to the files it leaves in `out_dir`."""
 
+from contextlib import nullcontext
+
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.data.store import Samples
 from lit_gpt.evaluation.score import task_score
 from lit_gpt.files import only_writer
 from lit_gpt.layers.compiled import compiling
 from lit_gpt.lightning import Fabric
+from lit_gpt.parallel.possible import require_divisible, require_possible
+from lit_gpt.parallel.team import Team
+from lit_gpt.parallel.watch import watched
 from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.outcome import gauges_of, plan_of_run, settle
 from lit_gpt.rollouts.learning import learning_from_answers
@@ -43,17 +48,21 @@ def finetune(fabric: Fabric, args: FinetuneArgs) -> None:
     with compiling(args.train.compile):
         if args.plan.dry_run:
             dry_run(fabric, args)
-        else:
+            return
+        require_possible(args, fabric.world_size)
+        team = Team.of_world()
+        with watched(fabric, team):
             data = load_data(args)
-            with lenient_output(), only_writer(args.out_dir):
-                _finetune(fabric, args, data)
+            with lenient_output(), only_writer(args.out_dir) if team.leads else nullcontext():
+                _finetune(fabric, args, data, team)
 
 
-def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, dict]) -> None:
+def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, dict], team: Team) -> None:
     """Trains, and writes the run to `args.out_dir`.
 
     Args:
         data: training samples, validation samples, and their meta.json.
+        team: the processes that train together.
 
     Raises:
         UserError: arguments, checkpoint, data or output folder do not fit together.
@@ -63,7 +72,7 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
 
     # Open the output folder, and check the flags: all that can fail without the model.
     checkpoint_store = CheckpointStore(out_dir, args.method, train.keep_last)
-    checkpoint = find_checkpoint(args, checkpoint_store)  # to resume from; None for a new run
+    checkpoint = team.first(lambda: find_checkpoint(args, checkpoint_store))  # to resume from; None for a new run
     require_logger(train.logger)
     require_offload(train, str(fabric._precision.precision))
     # The plan measures the memory of a process that holds no model yet.
@@ -73,8 +82,10 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
 
     # Load the base model and inject the method; a resumed run gets its trained weights later, in `fit`. What a run on
     # preferences is held against is the model before that.
+    if sharded := team.lead(planned.job.sharded):
+        require_divisible(args)
     referenced = Referenced(fabric, args, (train_data, val_data))
-    model, base_digest = load_model(fabric, args, checkpoint, at_first=referenced.compute)
+    model, base_digest = load_model(fabric, args, checkpoint, at_first=referenced.compute, sharded=sharded)
     train_data, val_data = referenced.data
     objective, make_loader = objective_of(args.preference) if args.preference else NEXT_TOKEN, BatchLoader
     if args.grpo is not None and args.check is not None:
@@ -82,7 +93,7 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
     score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
     print(*description(model, train_data, args, device=fabric.device, done=position(checkpoint)), sep="\n")
     # Claim the folder only now that data, flags and model have proved to work: --overwrite deletes the previous run.
-    run = enter(fabric, args, data, base_digest=base_digest, checkpoint=checkpoint)
+    run = team.first(lambda: enter(fabric, args, data, base_digest=base_digest, checkpoint=checkpoint))
 
     # Set up what surrounds the loop: the results at the end, the time limit, and the metrics.
     ending = Ending(
@@ -90,23 +101,26 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
     )
     budget = Budget(
         max_seconds=train.max_seconds,
-        finish=ending.rehearse,  # rehearsed, to know how much time the end needs
+        finish=ending.rehearse if team.leads else None,  # rehearsed, to know how much time the end needs
         validates_again=train.average_last > 0,
-        ledger=out_dir / LEDGER,
+        ledger=out_dir / LEDGER if team.leads else None,
         eval_interval=validation.eval_interval,
         save_interval=train.save_interval,
+        team=team,
     )
-    gauges = gauges_of(fabric, planned, model, budget)
+    gauges = gauges_of(fabric, planned, model, budget, n_devices=team.size)
     monitor = Monitor(
         out_dir,
         planned.work.n_samples,
         train.log_interval,
         goes_on=checkpoint is not None,
         gauges=gauges,
-        logger=make_logger(train.logger, out_dir, run.training),
+        logger=make_logger(train.logger, out_dir, run.training) if team.leads else None,
         figures=objective.figures,
+        team=team,
     )
-    session = Session(checkpoint_store, monitor, budget, resumed=checkpoint, score=score, later_bytes=ending.n_bytes)
+    surroundings = {"score": score, "team": team, "later_bytes": ending.n_bytes}
+    session = Session(checkpoint_store, monitor, budget, resumed=checkpoint, **surroundings)
 
     # Train.
     progress = fit(
@@ -122,6 +136,8 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
         make_loader=make_loader,
     )
     monitor.close()
+    if not team.leads:  # what is left to do is done by one
+        return
 
     # An interrupted run ends here: its last checkpoint is all that --resume needs.
     if progress.stopped_by:

@@ -85,6 +85,7 @@ def _import_without_the_rest() -> None:
 _import_without_the_rest()
 
 from lightning.fabric import Fabric  # noqa: E402
+from lightning.fabric.strategies import DDPStrategy  # noqa: E402
 from lightning.fabric.wrappers import _FabricOptimizer as FabricOptimizer  # noqa: E402
 
-__all__ = ["Fabric", "FabricOptimizer"]
+__all__ = ["DDPStrategy", "Fabric", "FabricOptimizer"]

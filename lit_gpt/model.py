@@ -22,8 +22,9 @@ from lit_gpt.layers.attention import Documents, Heads, PackedAttention, softmax_
 from lit_gpt.layers.conv import ShortConv
 from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.delta import GatedDeltaNet
+from lit_gpt.layers.dropout import Draws
 from lit_gpt.layers.linear import Embedding, Linear
-from lit_gpt.layers.mlp import MLPS
+from lit_gpt.layers.mlp import MLPS, MoE
 from lit_gpt.layers.neftune import noisy
 from lit_gpt.layers.norms import make_norm, make_qk_norm
 from lit_gpt.layers.rope import Rope, apply_rope
@@ -55,6 +56,12 @@ class GPT(nn.Module):
         again in the backward pass."""
         self.neftune_alpha = 0.0
         """Strength of the noise on the embeddings of packed documents while training (NEFTune); 0 adds none."""
+        self.draws = Draws()
+        """What dropout and noise draw from while training."""
+        self.noise = self.draws.add_layer()
+        for block in self.transformer.h:
+            if isinstance(block.mlp, MoE):
+                block.mlp.draws = self.draws
 
     def forward(self, idx: Tensor, input_pos: Tensor | None = None, cache: "KVCache | None" = None) -> Tensor:
         """Returns the next-token logits, (B, T, V).
@@ -83,6 +90,7 @@ class GPT(nn.Module):
         Args:
             documents: the documents packed in the single row of `idx`, (1, T); no token sees another document.
         """
+        self.draws.keys = None
         if documents is not None:
             return self.packed_hidden(idx, documents)
         T = idx.size(1)
@@ -108,13 +116,18 @@ class GPT(nn.Module):
         cos_sin = self.rope.packed(documents.positions, documents.lengths)  # (T, rope_n_elem)
         x = self.embed(idx)
         if self.training and self.neftune_alpha:
-            x = noisy(x, documents, self.neftune_alpha)
+            x = noisy(x, documents, self.neftune_alpha, seed=self.draws.seed_of(self.noise, x.device))
         for i, block in enumerate(self.transformer.h):
             if i < self.n_recomputed and torch.is_grad_enabled():
-                x = checkpoint(block, x, *cos_sin[i], documents=documents, use_reentrant=False)
+                x = checkpoint(self.packed_block, block, x, *cos_sin[i], documents, use_reentrant=False)
             else:
-                x = block(x, *cos_sin[i], documents=documents)
+                x = self.packed_block(block, x, *cos_sin[i], documents)
         return self.transformer.ln_f(x)
+
+    def packed_block(self, block: "Block", x: Tensor, cos: Tensor, sin: Tensor, documents: Documents) -> Tensor:
+        """Returns the output of a block for packed documents, (1, T, C), whose dropout is drawn by their keys."""
+        self.draws.keys = documents.keys
+        return block(x, cos, sin, documents=documents)
 
     def embed(self, idx: Tensor) -> Tensor:
         """Returns the input of the first block, (B, T, C), for token ids (B, T)."""

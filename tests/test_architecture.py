@@ -24,6 +24,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "layers": {"config"},
     "model": {"config", "layers"},
     "methods": {"config", "layers", "model"},
+    # several processes that train one model, a part of it on each device
+    "parallel": {"lightning", "model"},
     "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "prompts"},
     "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
     "hub": {"convert", "families", "files"},  # whether the converter takes what is about to be downloaded
@@ -51,7 +53,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     | {"tokenizer"},
     "serve": {"checkpoints", "fabric", "generation", "merge", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
-    | {"lightning", "resources", "tokenizer"},
+    | {"lightning", "parallel", "resources", "tokenizer"},
     # answers of a model with a checker's verdicts, as rows and pairs, or learned from as they come
     "rollouts": {"checkpoints", "data", "files", "generation", "grading", "lightning", "methods", "model", "prompts"}
     | {"report", "tokenizer", "training"},
@@ -61,7 +63,17 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "submission": {"checkpoints", "config", "data", "files", "hub", "merge", "methods", "model", "planning", "report"}
     | {"training"},
     # a finetune script's run from beginning to end
-    "finetuning": {"data", "evaluation", "files", "layers", "lightning", "planning", "rollouts", "training"},
+    "finetuning": {
+        "data",
+        "evaluation",
+        "files",
+        "layers",
+        "lightning",
+        "parallel",
+        "planning",
+        "rollouts",
+        "training",
+    },
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")
 

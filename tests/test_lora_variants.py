@@ -20,7 +20,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 from lit_gpt.layers.linear import Linear
 from lit_gpt.methods import lora
-from lit_gpt.methods.lora.layer import LoRALinear, principal
+from lit_gpt.methods.lora.layer import LoRALinear
+from lit_gpt.methods.lora.principal import principal
 from lit_gpt.training.loop import fit
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.session import Session

@@ -205,6 +205,16 @@ def test_dropout_is_independent_and_unbiased_and_the_same_for_the_same_seed(how,
     n = x.numel() ** 0.5
     assert abs(zero_a.mean() - p) < 5 / n and abs((zero_a * zero_b).mean() - p * p) < 5 / n
     assert abs(a.mean() - 1) < 10 * (p / (1 - p)) ** 0.5 / n
+    keyed = how(x, torch.tensor([1]), p, torch.randint(2**31 - 1, (1000,)).int())
+    assert abs((keyed == 0).float().mean() - p) < 10 / n  # windows may overlap: the places are not all independent
+    assert torch.equal(
+        how(x[:2], torch.tensor([1]), p, torch.tensor([5, 5]).int())[0] == 0,
+        how(x[:1], torch.tensor([1]), p, torch.tensor([5]).int())[0] == 0,
+    )
+    keys = torch.tensor([*torch.randperm(2**18)[:999].tolist(), 0]).int()
+    keyed = how(x, torch.tensor([1]), p, keys)
+    assert abs((keyed == 0).float().mean() - p) < 10 / n  # rows may overlap: the places are not all independent
+    assert torch.equal(keyed.flip(0), how(x, torch.tensor([1]), p, keys.flip(0)))
     for shift in (1, 256, 257):  # no place tells about another
         pairs = zero_a.flatten()[shift:] * zero_a.flatten()[:-shift]
         assert abs(pairs.mean() - p * p) < 5 / n

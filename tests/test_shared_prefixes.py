@@ -362,15 +362,35 @@ def test_a_recording_forgets_the_prefixes_of_the_row_before():
     assert all(torch.equal(getattr(room, n), getattr(fresh, n)) for n in ("queries", "keys", "after_prefix"))
 
 
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_dropout_is_drawn_by_the_text_and_not_by_the_micro_batch(kind):
+    """Alone, packed, and with its prefix shared, a sample loses the same: the loss of the step is the same."""
+    model = tiny(kind)
+    lora.inject(model, LoRAArgs(lora_r=3, lora_dropout=0.5, **ALL))
+    for name, p in model.named_parameters():
+        if lora.trainable(name):
+            torch.nn.init.normal_(p, std=0.1)
+    rows = [[*range(1, 25), *end] for end in ((30, 31), (32, 33, 34), (35,))] + [[7, 8, 9, 10]]
+    data = stack([(ids, [IGNORE] * (len(ids) - 1) + ids[-1:]) for ids in rows])
+    losses = []
+    for seed, how in ((1, Packing(100, 100)), (1, Packing(100)), (1, Packing(1)), (2, Packing(100))):
+        model.draws.begin(seed, 1, torch.device("cpu"))
+        batches = micro_batches(data, range(4), how)
+        assert len(batches) == (4 if how.max_tokens == 1 else 1)
+        assert sum(batch.n_computed for batch in batches) == (36 if how.share_up_to else 82)
+        losses.append(sum(loss_sum(model.train(), batch).item() for batch in batches))
+    assert losses[:3] == pytest.approx([losses[0]] * 3, rel=1e-5) and abs(losses[3] / losses[0] - 1) > 1e-3
+
+
 def test_dropout_is_drawn_once_for_a_shared_prefix_and_apart_for_what_follows():
     model = tiny("llama")
     lora.inject(model, LoRAArgs(lora_r=3, lora_dropout=0.5, **ALL))
     for name, p in model.named_parameters():
         if lora.trainable(name):
             torch.nn.init.normal_(p, std=0.1)
-    ids = [*range(30), 7, 8, 9]
-    data = stack([(ids, [IGNORE] * 31 + ids[31:])] * 2)
+    data = stack([(ids, [IGNORE] * 31 + ids[31:]) for ids in ([*range(30), 7, 8, 9], [*range(30), 4, 5, 6])])
     (batch,) = micro_batches(data, range(2), Packing(100, 100))
     assert batch.documents.lengths == (30, 3, 3)
     hidden = copy.deepcopy(model).train().hidden(batch.ids[None], documents=batch.documents)[0]
     assert not torch.equal(hidden[30:33], hidden[33:36])
+    assert len(set(batch.documents.keys.tolist())) == 36, "each token has a key of its own"

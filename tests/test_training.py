@@ -232,7 +232,7 @@ def test_noise_on_embeddings_is_bounded_by_the_length_of_its_document_and_gone_i
     """As transformers' `neftune_noise_alpha` draws it for each row of a batch, here for each document of a pack."""
     torch.manual_seed(0)
     documents, x = Documents.of((4, 1, 400)), torch.zeros(1, 405, 256)
-    noise = noisy(x, documents, 5.0)[0]
+    noise = noisy(x, documents, 5.0, torch.tensor([3]))[0]
     for start, n in ((0, 4), (4, 1), (5, 400)):
         bound, part = 5.0 / math.sqrt(n * 256), noise[start : start + n]
         assert 0.97 * bound < part.abs().max() <= bound and part.std() == pytest.approx(bound / math.sqrt(3), rel=0.1)

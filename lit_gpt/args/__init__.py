@@ -3,6 +3,7 @@
 from typing import Literal
 
 from lit_gpt.args.asking import AskArgs
+from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.args.data import PrepareArgs, SourceArgs
 from lit_gpt.args.evaluation import EvalArgs, HelmArgs
 from lit_gpt.args.methods import AdapterArgs, FullArgs, LoRAArgs, LoRARunArgs
@@ -14,7 +15,17 @@ from lit_gpt.args.training import Optimizer, RunArgs, TrainArgs, ValidationArgs
 Precision = Literal["32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
 Quantization = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training", "int8", "fp8"]
 
-__all__ = ["AdapterArgs", "AskArgs", "ChatArgs", "EvalArgs", "FullArgs", "LoRAArgs", "LoRARunArgs", "Optimizer"]
+__all__ = [
+    "AdapterArgs",
+    "AskArgs",
+    "ChatArgs",
+    "ClusterArgs",
+    "EvalArgs",
+    "FullArgs",
+    "LoRAArgs",
+    "LoRARunArgs",
+    "Optimizer",
+]
 __all__ += ["PlanArgs", "Precision", "PrepareArgs", "Quantization", "RunArgs", "SamplingArgs", "ServeArgs"]
 __all__ += ["HelmArgs", "SourceArgs", "TrainArgs"]
 __all__ += ["ValidationArgs"]

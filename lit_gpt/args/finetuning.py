@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.args import PlanArgs, RunArgs, TrainArgs, ValidationArgs
+from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
 from lit_gpt.args.rollouts import CheckerArgs
@@ -29,6 +30,8 @@ class FinetuneArgs:
     run: RunArgs = field(default_factory=RunArgs)
     plan: PlanArgs = field(default_factory=PlanArgs)
     """Whether to plan the run instead of starting it."""
+    cluster: ClusterArgs = field(default_factory=ClusterArgs)
+    """How many devices train together."""
     precision: str | None = None
     """Fabric's name of the precision; None lets the device decide, also one that is planned for."""
     quantize: str | None = None

@@ -1,7 +1,9 @@
 """Whether to plan a run in place of starting it, and for what device."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.errors import UserError
 
 
@@ -19,8 +21,16 @@ class PlanArgs:
     """Choose micro-batch, activation checkpointing, quantization and length so that the run fits the device and
     --max_time, and print the command line."""
 
+    link: Literal["nvlink", "pcie", "ib", "ethernet"] | None = None
+    """The slowest link between the --devices, for planning: pcie within a machine, and ethernet (25 Gb/s) between
+    machines, if not given; ib is InfiniBand with 200 Gb/s a machine."""
+
+    def started(self, cluster: ClusterArgs) -> ClusterArgs | None:
+        """Returns the devices that are to start: none besides this process, if it only plans."""
+        return None if self.dry_run else cluster
+
     def __post_init__(self) -> None:
-        for name in ("fit", "device", "probe"):
+        for name in ("fit", "device", "probe", "link"):
             if getattr(self, name) and not self.dry_run:
                 raise UserError(f"--{name} is for planning; add --dry_run true")
         if self.probe and self.device not in (None, "cpu"):

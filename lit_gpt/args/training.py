@@ -68,8 +68,8 @@ class TrainArgs:
     micro-batch."""
     micro_batch_tokens: int | None = _free(None)
     """Tokens per micro-batch, which is one forward and backward pass: samples are packed end to end, without padding,
-    until no other fits. Changes memory and speed, and the result only by what dropout draws. 4096 on a GPU and 512 on a
-    CPU if not given; a longer sample has a micro-batch of its own."""
+    until no other fits. Changes memory and speed, not the result. 4096 on a GPU and 512 on a CPU if not given; a longer
+    sample has a micro-batch of its own."""
     recompute: Literal["none", "auto", "all"] = _free("auto")
     """Activation checkpointing (gradient checkpointing): which blocks recompute their forward pass in the backward
     pass, for less memory and a third more time; auto takes as many as it needs to fit the GPU."""
@@ -95,10 +95,10 @@ class TrainArgs:
     """How many of the latest checkpoints are kept, besides the best one."""
     packing: bool = _free(True)
     """Packing: lay samples end to end in a micro-batch, without padding, each attending to itself only; false gives
-    each one a micro-batch of its own, with the same result but for what dropout draws."""
+    each one a micro-batch of its own, with the same result."""
     share_prefixes: bool = _free(True)
     """Prefix sharing: compute a prefix that several samples of a micro-batch share once, such as the first lines of the
-    prompt style; false computes it for each, with the same result but for what dropout draws."""
+    prompt style; false computes it for each, with the same result."""
     max_time: str | None = _free(None)
     """Time limit of the run, HH:MM:SS, from the start of the process and over all resumed ones; the learning rate has
     reached its end when the time is up."""

@@ -23,26 +23,33 @@ from lit_gpt.layers.quantize import quantizable, quantized, require_quantizable
 from lit_gpt.layers.quantize.four_bits import FourBits
 from lit_gpt.layers.rope import Rope
 from lit_gpt.lightning import Fabric
+from lit_gpt.methods.parts import parts_of, within
 from lit_gpt.model import GPT
 
 _HEAD = "lm_head.weight"
 """The output projection, which is in the file as the embeddings where both are tied."""
 
 
-def load_base(fabric: Fabric, checkpoint_dir: Path, quantize: str | None = None) -> tuple[GPT, str]:
+def load_base(
+    fabric: Fabric,
+    checkpoint_dir: Path,
+    quantize: str | None = None,
+    loaded: Callable[[GPT, str], None] | None = None,
+) -> tuple[GPT, str]:
     """Returns the pretrained model on the device and in the precision of `fabric`, and the digest of its weights.
 
     The digest is that of `digest_of`, and after a hyphen that of all bytes that were read (`origin.py`).
 
     Args:
         quantize: key of QUANTIZATIONS, applied to the linear layers that `quantizable` names; None quantizes nothing.
+        loaded: called with the model and each part of `parts_of` when that is there, before the next one is read.
 
     Raises:
         UserError: no checkpoint, a damaged one, or one that does not fit its configuration; weights that cannot be
             quantized in this precision, on this device, or with what is installed.
     """
     config, specs, get = open_lit(checkpoint_dir)
-    return build(fabric, config, specs=specs, get=get, path=checkpoint_dir / WEIGHTS, quantize=quantize)
+    return build(fabric, config, specs=specs, get=get, path=checkpoint_dir / WEIGHTS, quantize=quantize, loaded=loaded)
 
 
 def build(
@@ -52,6 +59,7 @@ def build(
     get: Callable[[str], Tensor],
     path: Path,
     quantize: str | None = None,
+    loaded: Callable[[GPT, str], None] | None = None,
 ) -> tuple[GPT, str]:
     """Returns the model with weights that `get` reads by name, and their digest; `load_base` with its inputs opened.
 
@@ -74,7 +82,7 @@ def build(
     sums: dict[str, Tensor] = {}
     read = summed(config, specs, get)
     four_bits = get.four_bits if isinstance(get, Reader) and quantize else lambda name: None
-    sampled = _fill(model, read, four_bits, like=like, quantize=quantize, sums=sums)
+    sampled = _fill(model, read, four_bits, like=like, quantize=quantize, sums=sums, loaded=loaded)
     _require_finite(sums, get, like.dtype, path)
     return model, f"{sampled}-{read.digest()}"
 
@@ -129,6 +137,7 @@ def _fill(
     like: Tensor,
     quantize: str | None,
     sums: dict[str, Tensor],
+    loaded: Callable[[GPT, str], None] | None,
 ) -> str:
     """Loads the weights into `model`, which is on the meta device, layer by layer; returns their digest.
 
@@ -139,11 +148,15 @@ def _fill(
         four_bits: reads one in 4 bits, if it is stored in them.
         like: a tensor with the device and the dtype of weights that are not quantized.
         sums: gets the sum of each tensor by its name, which is NaN or infinite if one of its values is.
+        loaded: called with each part when it is there.
     """
     chosen = quantizable(model) if quantize else ()
     tied = _HEAD if model.config.tie_embeddings else None
     samples: dict[str, str] = {}
-    for path in [path for path, _ in model.named_modules()]:  # a list of modules would keep replaced layers alive
+    paths = [path for path, _ in model.named_modules()]  # a list of modules would keep replaced layers alive
+
+    def fill_module(path: str) -> None:
+        """Loads a layer's own weights, and quantizes it."""
         module = model.get_submodule(path)
         for leaf in [leaf for leaf, _ in module.named_parameters(recurse=False)]:
             name = f"{path}.{leaf}"
@@ -157,8 +170,14 @@ def _fill(
             assert isinstance(module, LinearLayer) and quantize is not None, path
             parent, _, attribute = path.rpartition(".")
             setattr(model.get_submodule(parent), attribute, quantized(module, quantize, four_bits(f"{path}.weight")))
-    if tied:
-        model.lm_head.weight = model.transformer.wte.weight
+
+    for part in parts_of(model):
+        for path in (path for path in paths if within(path, part)):
+            fill_module(path)
+        if tied and part == "":
+            model.lm_head.weight = model.transformer.wte.weight
+        if loaded is not None:
+            loaded(model, part)
     assert not any(x.is_meta for x in (*model.parameters(), *model.buffers()))
     return digest(samples)
 

@@ -21,9 +21,9 @@ def trained_path(run_dir: Path, method: str) -> Path:
     return run_dir / f"lit_model{kind}_finetuned.pth"
 
 
-def save_trained(model: GPT, path: Path) -> None:
-    """Saves the parameters of `model` that require a gradient, and no others."""
-    save_state(trained_parameters(model), path)
+def save_trained(trained: GPT | Mapping[str, Tensor], path: Path) -> None:
+    """Saves the parameters of a model that require a gradient, or what `trained_parameters` returns of it."""
+    save_state(trained_parameters(trained) if isinstance(trained, GPT) else dict(trained), path)
 
 
 def load_trained(path: Path) -> dict[str, Tensor]:

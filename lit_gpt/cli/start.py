@@ -1,6 +1,7 @@
 """Runs a script's `main` with the command line's arguments; mistakes of the user end as one line on stderr."""
 
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Callable, Collection
@@ -117,10 +118,16 @@ def _for_less_memory(flags: list[str]) -> str:
     return "try " + " or ".join([way for flag, way in ways.items() if flag in flags] or ["a smaller model"])
 
 
+def _which() -> str:
+    """Returns which of a run's processes this is, if it is not the first one, which speaks for all."""
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) if "WORLD_SIZE" in os.environ else "0"
+    return "" if rank == "0" else f"rank {rank} on {platform.node()}: "
+
+
 def _fail(message: str, code: int) -> None:
     """Prints one line on stderr, if there is something to say, and exits."""
     if message:
-        print("error: " + one_line(message), file=sys.stderr)
+        print(f"error: {_which()}" + one_line(message), file=sys.stderr)
     else:
         sys.stderr.close()
     sys.exit(code)

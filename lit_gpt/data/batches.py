@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from lit_gpt.data.answers import Answers
+from lit_gpt.data.dealing import dealt
 from lit_gpt.data.packing import NONE, Packing, Prefixes, packs, prefixes_of, sharing
 from lit_gpt.data.store import IGNORE, Samples
 from lit_gpt.layers.attention import Documents
+from lit_gpt.layers.dropout import token_keys
 
 _Kind = TypeVar("_Kind", bound="Batch")
 
@@ -93,6 +95,28 @@ class AnswerBatch(Batch):
         return len(self.answers)
 
 
+class Idle(Batch):
+    """A micro-batch of nothing, for a device that has none left while others compute one: one token without a target.
+
+    Where each device keeps a part of every weight, all of them take part in each forward and backward pass.
+    """
+
+    @classmethod
+    def make(cls) -> "Idle":
+        """Returns one."""
+        token = np.zeros(1, dtype=np.int64)
+        batch = collate([(token, np.full(1, IGNORE))])
+        return cls(batch.ids, batch.documents, batch.predicting, batch.targets)
+
+    @property
+    def n_samples(self) -> int:
+        return 0
+
+    @property
+    def n_tokens(self) -> int:
+        return 0
+
+
 class Order:
     """The order in which a run sees the rows of a data set: for each epoch a permutation of its own.
 
@@ -128,17 +152,26 @@ class Order:
         return self.latest[1]
 
 
-def steps(samples: Samples, order: Order, batch_size: int, packing: Packing, seen: int = 0) -> Iterator[list[Batch]]:
-    """Yields the micro-batches of each optimizer step.
+def steps(
+    samples: Samples,
+    order: Order,
+    batch_size: int,
+    packing: Packing,
+    seen: int = 0,
+    mine: tuple[int, int] = (0, 1),
+) -> Iterator[list[Batch]]:
+    """Yields the micro-batches of each optimizer step, or those of one device.
 
     Which samples a step has depends on `order` and `batch_size` alone; a step may span two epochs. The step's loss is
     a sum over its samples, so which of them share a micro-batch changes memory and speed and nothing else.
 
     Args:
         seen: samples that earlier steps had; the steps resume after them.
+        mine: number of the device, from 0, and how many there are.
     """
+    i, n = mine
     for start in range(seen, order.n_samples, batch_size):
-        yield micro_batches(samples, order.rows(start, start + batch_size), packing)
+        yield micro_batches(samples, dealt(samples.lengths, order.rows(start, start + batch_size), n)[i], packing)
 
 
 def micro_batches(samples: Samples, indices: Sequence[int] | np.ndarray, packing: Packing) -> list[Batch]:
@@ -195,7 +228,14 @@ def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], n_sharing: Sequenc
     ids = torch.from_numpy(np.concatenate([ids for ids, _ in pieces]).astype(np.int64))
     labels = np.concatenate([labels for _, labels in pieces]).astype(np.int64)
     documents = Documents.of(tuple(len(ids) for ids, _ in pieces), tuple(m for _, m in n_sharing))
-    labels[documents.offsets[:-1].numpy()] = IGNORE
+    starts = documents.offsets[:-1].numpy()
+    owners = np.arange(len(pieces))
+    for i, m in enumerate(documents.n_sharing):
+        at = len(firsts) + sum(documents.n_sharing[:i])
+        owners[at : at + m] = i
+    keys = token_keys(ids.numpy(), documents.positions.numpy(), starts, owners)
+    documents = replace(documents, keys=torch.from_numpy(keys))
+    labels[starts] = IGNORE
     targets = torch.from_numpy(labels)
     predicted = (targets != IGNORE).nonzero()[:, 0]
     return Batch(ids, documents, predicted - 1, targets[predicted])
@@ -213,6 +253,6 @@ def ahead(order: Iterator[list[Batch]], device: torch.device) -> Iterator[list[B
         return
     with ThreadPoolExecutor(max_workers=1) as thread:
         coming = thread.submit(next, made, None)
-        while batches := coming.result():
+        while (batches := coming.result()) is not None:
             coming = thread.submit(next, made, None)
             yield batches

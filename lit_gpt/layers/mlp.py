@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from lit_gpt.config import Config
+from lit_gpt.layers.dropout import Draws
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.recompute import (
     GatedFunction,
@@ -125,6 +126,8 @@ class MoE(nn.Module):
         self.n_expert_per_token = config.n_expert_per_token
         self.gate = Linear(config.n_embd, config.n_expert, bias=config.router_bias)
         self.experts = nn.ModuleList(GatedMLP(config) for _ in range(config.n_expert))
+        self.draws = Draws()
+        """What the experts' dropout draws from; the model's own, once it is in one."""
 
     def forward(self, x: Tensor) -> Tensor:
         scores, chosen = self.gate(x).flatten(0, -2).topk(self.n_expert_per_token)  # (N, K)
@@ -132,9 +135,17 @@ class MoE(nn.Module):
         order = chosen.flatten().argsort(stable=True)  # sorts the N * K choices by expert
         slots = order.argsort()  # the inverse permutation: where each choice lies in the sorted order
         rows = _ToExperts.apply(x.flatten(0, -2), order, slots)  # (N * K, C)
-        parts = zip(self.experts, self.shares(rows, chosen), strict=True)
+        parts = self.shares(rows, chosen)
         # in training, experts without rows run too: their gradient is zero then, not None, and momentum is updated
-        outputs = torch.cat([expert(part) for expert, part in parts if len(part) or torch.is_grad_enabled()])
+        keys, of_rows = self.draws.keys, None
+        if keys is not None:
+            of_rows = keys.index_select(0, order // self.n_expert_per_token).split([len(part) for part in parts])
+        outputs = []
+        for i, (expert, part) in enumerate(zip(self.experts, parts, strict=True)):
+            if len(part) or torch.is_grad_enabled():
+                self.draws.keys = None if of_rows is None else of_rows[i]
+                outputs.append(expert(part))
+        self.draws.keys, outputs = keys, torch.cat(outputs)
         y = weights.unsqueeze(1) @ outputs.index_select(0, slots).unflatten(0, chosen.shape)  # (N, 1, C)
         return y.view_as(x)
 

@@ -14,8 +14,9 @@ class Method(NamedTuple):
     """A finetuning method."""
 
     inject: Callable[..., None]
-    """Function inject(model, args, init) that changes a base model in place and sets which parameters are trained.
-    With init=False it may leave the new parameters uninitialized, since the values of a run are loaded next."""
+    """Function inject(model, args, init, part) that changes a base model in place and sets which parameters are
+    trained. With init=False it may leave the new parameters uninitialized, since the values of a run are loaded next;
+    with a part, it changes that part only, and all parts in turn are the whole."""
     args: type
     """Class of the method's arguments, from `lit_gpt.args`."""
 

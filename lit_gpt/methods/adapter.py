@@ -30,6 +30,7 @@ from lit_gpt.layers.attention import (
     to_groups,
 )
 from lit_gpt.layers.cpu_matmul import upcast
+from lit_gpt.methods.parts import within
 from lit_gpt.model import GPT, CausalSelfAttention, attend
 
 
@@ -153,11 +154,12 @@ def _prompt_probabilities(q: Tensor, k: Tensor, heads: Heads) -> tuple[Tensor, T
     return scores.softmax(-1).to(q.dtype), slope
 
 
-def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
+def inject(model: GPT, args: AdapterArgs, init: bool = True, part: str | None = None) -> None:
     """Adds a prompt to the attention of the upper layers of `model`, in place, and freezes everything else.
 
     Args:
         init: ignored, since the first values cost nothing; every method's `inject` takes it.
+        part: the only part of the model that is changed, of `parts_of`; None is all of it.
 
     Raises:
         UserError: `adapter_start_layer` is above the last layer.
@@ -167,15 +169,17 @@ def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
             f"--adapter_start_layer {args.adapter_start_layer} leaves nothing to train: "
             f"the last of the model's layers is {model.config.n_layer - 1}"
         )
-    add_prompts(model, args)
+    add_prompts(model, args, part)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = trainable(name)
+        if within(name, part):
+            parameter.requires_grad = trainable(name)
 
 
-def add_prompts(model: GPT, args: AdapterArgs) -> None:
-    """Adds a prompt, in place, to the attention of the layers from `adapter_start_layer` on."""
-    for block in model.transformer.h[args.adapter_start_layer :]:
-        block.attn = AdapterAttention(block.attn, args)
+def add_prompts(model: GPT, args: AdapterArgs, part: str | None = None) -> None:
+    """Adds a prompt, in place, to the attention of the layers of a part from `adapter_start_layer` on."""
+    for i, block in enumerate(model.transformer.h):
+        if i >= args.adapter_start_layer and within(f"transformer.h.{i}", part):
+            block.attn = AdapterAttention(block.attn, args)
 
 
 def trainable(name: str) -> bool:

@@ -15,6 +15,7 @@ from lit_gpt.args import AdapterArgs
 from lit_gpt.layers.compiled import compiled_on_gpu
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.methods import adapter
+from lit_gpt.methods.parts import within
 from lit_gpt.model import GPT
 
 
@@ -80,18 +81,20 @@ def _scaled_backward(dy: Tensor, u: Tensor, bias: Tensor, scale: Tensor) -> tupl
     return (d * scale).to(dy.dtype), d.sum(rows) * scale, (d * (u.float() + bias)).sum(rows)
 
 
-def inject(model: GPT, args: AdapterArgs, init: bool = True) -> None:
+def inject(model: GPT, args: AdapterArgs, init: bool = True, part: str | None = None) -> None:
     """Adds prompts to the upper layers of `model`, wraps all its linear layers, in place, and lets its norms train.
 
     Args:
         init: ignored, since the first values cost nothing; every method's `inject` takes it.
+        part: the only part of the model that is changed, of `parts_of`; None is all of it.
     """
-    adapter.add_prompts(model, args)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, LinearLayer):
-                setattr(parent, name, AdapterLinear(child))
+    adapter.add_prompts(model, args, part)
+    layers = [(path, m) for path, m in model.named_modules() if isinstance(m, LinearLayer) and within(path, part)]
+    for path, layer in layers:
+        model.set_submodule(path, AdapterLinear(layer))
     for name, parameter in model.named_parameters():
+        if not within(name, part):
+            continue
         parameter.requires_grad = trainable(name)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

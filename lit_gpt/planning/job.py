@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lit_gpt.args import TrainArgs, ValidationArgs
+from lit_gpt.args.cluster import Strategy
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG
 from lit_gpt.checkpoints.layouts import read_config
@@ -47,6 +48,13 @@ class Job:
     """Whether the merged weights are written in the end."""
     group_size: int = 0
     """Answers that the model draws to each prompt and learns from; 0 learns from those of the data."""
+    n_devices: int = 1
+    """Devices that train together, on all machines."""
+    strategy: Strategy = "auto"
+    sharded: bool = False
+    """Whether each device keeps a part of every weight (fsdp)."""
+    link: str = "pcie"
+    """The slowest link between any two of the devices."""
     has_reference: bool = False
     """Whether all rows are computed once under a reference, before the first step."""
 
@@ -89,8 +97,13 @@ class Job:
         return model, chosen
 
 
-def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device) -> Job:
-    """Returns the job of a finetune script's arguments, with this model on this device."""
+def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device, n_devices: int | None = None) -> Job:
+    """Returns the job of a finetune script's arguments, with this model on this device.
+
+    Args:
+        n_devices: how many of them there are; None is what the arguments say.
+    """
+    n_devices = n_devices or (args.cluster.devices or 1) * args.cluster.num_nodes
     return Job(
         method=args.method,
         method_args=args.method_args,
@@ -103,6 +116,10 @@ def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device) -
         seed=args.run.seed,
         merge=args.merge,
         group_size=args.grpo.group_size if args.grpo else 0,
+        n_devices=n_devices,
+        strategy=args.cluster.strategy,
+        sharded=args.cluster.strategy == "fsdp" and n_devices > 1,
+        link=args.plan.link or ("ethernet" if args.cluster.num_nodes > 1 else "pcie"),
         has_reference=args.preference is not None and args.preference.has_reference,
     )
 

@@ -54,12 +54,46 @@ def _frozen(model: GPT) -> Iterator[torch.nn.Parameter]:
     return (p for p in model.parameters() if not p.requires_grad)
 
 
+def part_bytes(model: GPT, chosen: dict[str, LinearLayer], kind: str | None) -> tuple[int, int]:
+    """Returns the bytes of the largest block's weights, and of all weights outside of the blocks.
+
+    Args:
+        chosen: layers that are quantized to `kind`.
+    """
+    packed = {id(layer.weight): QUANTIZATIONS[kind].n_bytes(layer) for layer in chosen.values()} if kind else {}
+
+    def size(parameters: dict[int, int]) -> int:
+        return sum(parameters.values())
+
+    blocks = [
+        {id(p): packed.get(id(p), p.numel() * p.element_size()) for p in block.parameters()}
+        for block in model.transformer.h
+    ]
+    inside = {key for block in blocks for key in block}
+    rest = {id(p): p.numel() * p.element_size() for p in model.parameters() if id(p) not in inside}
+    return max(map(size, blocks)), size(rest)
+
+
+def together_bytes(job: Job, model: GPT, chosen: dict[str, LinearLayer]) -> int:
+    """Returns the bytes of the weights that a device has in whole where each keeps a part of all (fsdp).
+
+    Two blocks are together at a time, that which computes and the next one, and all that is outside of the blocks; for
+    one block, and for what is outside, also the gradients.
+    """
+    block, rest = part_bytes(model, chosen, job.quantize)
+    trained = trained_bytes(model) / max(1, sum(p.numel() * p.element_size() for p in model.parameters()))
+    return 2 * block + rest + int((block + rest) * trained)
+
+
 def blocks_recomputed(job: Job, model: GPT, chosen: dict[str, LinearLayer], work: Work) -> int:
     """Returns how many blocks the run will recompute, with --recompute auto by the device's memory."""
     free = None
     if job.device.kind != "cpu":
-        taken = CONTEXT + base_bytes(model, chosen, job.quantize) + trained_bytes(model)
-        free = job.device.n_bytes - int(taken + training_bytes(model, job.train, job.mixed))
+        own = base_bytes(model, chosen, job.quantize) + trained_bytes(model)
+        own += training_bytes(model, job.train, job.mixed)
+        if job.sharded:
+            own = own // job.n_devices + together_bytes(job, model, chosen)
+        free = job.device.n_bytes - int(CONTEXT + own)
     tokens = max(work.room, work.largest)  # a sample that is longer than a forward pass has room for goes alone
     kept = block_bytes(model, tokens, job.compute_itemsize, mixed=job.mixed, quantized=chosen.values())
     return n_recomputed(model, job.train, kept, free)

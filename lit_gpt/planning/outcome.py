@@ -1,6 +1,7 @@
 """A run beside its plan: what was expected, what it took, and by how much they differ."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ def plan_of_run(fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
     It is made before the model is loaded, so that the memory of the process is that of Python and torch alone.
     """
     device, precision = this_machine(fabric.device), str(fabric._precision.precision)
-    plan = make_plan(job_of(args, config_of(args.checkpoint_dir), precision, device), data)
+    if device.kind == "cpu":  # whose memory all processes of the machine share
+        device = replace(device, gib=device.gib / (args.cluster.devices or fabric.world_size))
+    job = job_of(args, config_of(args.checkpoint_dir), precision, device, n_devices=fabric.world_size)
+    plan = make_plan(job, data)
     time = f", {clock(plan.seconds)}" if plan.seconds else ""
     tokens = f"{plan.work.n_tokens:,} tokens{f', {plan.work.filled}' if plan.work.filled else ''}"
     print(f"Plan: {plan.peak / 1e9:.2f} GB at most, {tokens}{time}; --dry_run true says more")
@@ -38,8 +42,12 @@ def plan_of_run(fabric: Fabric, args: FinetuneArgs, data: Data) -> Plan:
     return plan
 
 
-def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
-    """Returns what the monitor relates this run's figures to, after measuring a large matmul."""
+def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget, n_devices: int = 1) -> Gauges:
+    """Returns what the monitor relates this run's figures to, after measuring a large matmul.
+
+    Args:
+        n_devices: devices that train together, whose figures are added up.
+    """
     dtype = model.transformer.wte.weight.dtype
     if plan.job.mixed:
         dtype = torch.bfloat16 if "bf16" in plan.job.precision else torch.float16
@@ -47,7 +55,7 @@ def gauges_of(fabric: Fabric, plan: Plan, model: GPT, budget: Budget) -> Gauges:
         device=fabric.device,
         n_samples=plan.work.n_samples,
         flops_per_token=plan.flops / plan.work.n_tokens,
-        peak=matrix_rate(fabric.device, dtype),
+        peak=n_devices * matrix_rate(fabric.device, dtype),
         n_validations=plan.work.n_validations,
         time_left=budget.deadline_in if budget.max_seconds else None,
         n_saves=plan.work.n_saves,

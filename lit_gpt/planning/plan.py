@@ -1,13 +1,16 @@
 """A plan: the memory and the time that a run will take, as far as they can be known before it starts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lit_gpt.data.answers import repeated
 from lit_gpt.data.store import Samples
+from lit_gpt.layers.linear import LinearLayer
+from lit_gpt.model import GPT
 from lit_gpt.planning.job import Job
 from lit_gpt.planning.memory_items import blocks_recomputed, host_bytes, memory_items, peak_of
 from lit_gpt.planning.seconds import Rates, Times, rates_of_device, times_of
+from lit_gpt.planning.several import Shared, divided_memory, numbers, shared
 from lit_gpt.planning.work import Work, work_of
 from lit_gpt.training.flops import training_flops
 from lit_gpt.training.length import Length, length_of
@@ -32,6 +35,10 @@ class Plan:
     rates: Rates | None
     """None where nothing is known about the device's speed."""
     times: Times | None
+    steps: tuple[Shared, ...] = ()
+    """A step on growing numbers of devices; none for one device."""
+    by_strategy: tuple[int, int] = (0, 0)
+    """Bytes of a device that has all of the model (ddp), and of one that has a part of it (fsdp)."""
 
     @property
     def needed(self) -> int:
@@ -91,8 +98,8 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
     model, chosen = job.model()
     work = work_of(*data, job.train, job.validation, job.packing, job.seed)
     n_again = blocks_recomputed(job, model, chosen, work)
-    rates = rates or rates_of_device(job, model, work, n_again)
-    return Plan(
+    given, rates = rates, rates or rates_of_device(job, model, work, n_again)
+    plan = Plan(
         job=job,
         work=work,
         memory=memory_items(job, model, chosen, work=work, n_again=n_again),
@@ -101,4 +108,34 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
         flops=training_flops(model, work.n_computed, work.n_targets, squares=work.squares, n_recomputed=n_again),
         rates=rates,
         times=rates and times_of(job, model, work, rates=rates, n_again=n_again),
+    )
+    return plan if job.n_devices == 1 else _of_several(plan, model, chosen, data=data, given=given)
+
+
+def _of_several(plan: Plan, model: GPT, chosen: dict[str, LinearLayer], data: Data, given: Rates | None) -> Plan:
+    """Returns the plan of a job on several devices, given that of its first one.
+
+    Args:
+        chosen: layers that are quantized.
+        data: training and validation samples.
+        given: measured rates, if there are some.
+    """
+    job, times, n_steps = plan.job, plan.times, plan.work.n_steps
+    divided = divided_memory(plan.memory, job, model, chosen)
+    if job.strategy == "auto" and not plan.fits and not job.sharded:
+        return make_plan(replace(job, sharded=True), data, given)
+    seconds = times and times.training / n_steps
+    steps = tuple(
+        shared(job, model, plan.work, data=data[0], n=n, sharded=job.sharded, seconds=seconds)
+        for n in numbers(job.n_devices)
+    )
+    if times is not None:
+        times = replace(times, training=times.training / steps[-1].speedup, validating=times.validating / job.n_devices)
+    return replace(
+        plan,
+        job=job,
+        memory=divided if job.sharded else plan.memory,
+        times=times,
+        steps=steps,
+        by_strategy=(plan.needed, sum(divided.values())),
     )

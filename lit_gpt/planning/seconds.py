@@ -17,7 +17,7 @@ _CALLED, _EAGER = 0.96, 0.47
 """Speed of a step whose kernels are called one by one, and that is not compiled either, relative to a recorded one."""
 _HOST = 0.012
 """Seconds that the host takes for a block of a micro-batch that is recomputed, and so never recorded: 0.38 s for 32."""
-_FEW_TOKENS = 160
+FEW_TOKENS = 160
 """Tokens that take as long as the fixed cost of a forward pass: with 8,192 tokens it is 2 % faster than 4,096."""
 _COMPILING, _READING, WRITING = 30.0, 1.0e9, 0.3e9
 """Seconds that compiling and recording take on a GPU; bytes a second from and to a disk, checksums included."""
@@ -88,7 +88,7 @@ def rates_of_device(job: Job, model: GPT, work: Work, n_again: int) -> Rates | N
         share *= _CALLED
     share *= 0.5 if job.weight_dtype.itemsize == 4 and not job.mixed else 1.0  # TF32 has half the rate
     tokens = work.n_computed / work.n_passes
-    share *= (tokens / (tokens + _FEW_TOKENS)) / (4096 / (4096 + _FEW_TOKENS))
+    share *= (tokens / (tokens + FEW_TOKENS)) / (4096 / (4096 + FEW_TOKENS))
     rate = job.device.rate * share
     source = f"{share:.0%} of {job.device.rate / 1e12:.0f} TFLOP/s, from the table of devices"
     n_bytes = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from lit_gpt.planning.plan import Plan
+from lit_gpt.planning.several import lines_of_several
 from lit_gpt.training.length import outlook
 from lit_gpt.training.run.gauges import clock
 
@@ -19,6 +20,8 @@ def lines_of(plan: Plan, now: datetime | None = None) -> Iterator[str]:
     """
     yield from _memory_lines(plan)
     yield from (f"  {risk}" for risk in risks(plan))
+    if plan.steps:
+        yield from lines_of_several(plan.job, list(plan.steps), dict(zip((False, True), plan.by_strategy, strict=True)))
     yield from _work_lines(plan)
     yield from _time_lines(plan, now or datetime.now())
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import gradients_here, is_sharded, trained_here
+from lit_gpt.parallel.team import ALONE, Team
 
 _MAX_SKIPPED = 10
 """Number of steps in a row without a finite gradient after which a run ends."""
@@ -33,15 +35,19 @@ class Gradients:
     of it one step later.
     """
 
-    def __init__(self, fabric: Fabric, model: GPT, optimizer: FabricOptimizer, max_norm: float) -> None:
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.names, self.parameters = [list(part) for part in zip(*trained, strict=True)]
-        self.fabric, self.optimizer, self.max_norm = fabric, optimizer, max_norm
+    def __init__(
+        self, fabric: Fabric, model: GPT, optimizer: FabricOptimizer, max_norm: float, team: Team = ALONE
+    ) -> None:
+        trained = trained_here(model)
+        self.model, self.sharded = model, is_sharded(model)
+        self.names, self.parameters = list(trained), list(trained.values())
+        self.fabric, self.optimizer, self.max_norm, self.team = fabric, optimizer, max_norm, team
         self.due: _Norms | None = None
         self.n_skipped = self.n_in_a_row = self.last_skipped = 0
 
     def step(self, step: int, say: Callable[[str], None] = print) -> None:
-        """Clips the gradients, takes the optimizer's step, and zeroes the gradients."""
+        """Adds up the gradients of all devices, clips them, takes the optimizer's step, and zeroes the gradients."""
+        self.gather()
         scaler = getattr(self.fabric._precision, "scaler", None)
         if scaler is not None:
             self.fabric._precision.unscale_gradients(self.optimizer.optimizer)
@@ -57,11 +63,27 @@ class Gradients:
         self.settle(say)
         self.due = _Norms(step, names, values, arrived)
 
+    def gather(self) -> None:
+        """Adds up the gradients of all devices; one that had no samples in this step adds none."""
+        if self.sharded:
+            gradients_here(self.model)  # the backward pass has added them up
+            return
+        if self.team.is_alone:
+            return
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        self.team.add_up(p.grad for p in self.parameters if p.grad is not None)
+
     def norms(self) -> tuple[tuple[str, ...], Tensor]:
         """Returns the names of the parameters with a gradient, and the norm of each, (n,) in fp32."""
         there = [(name, p.grad) for name, p in zip(self.names, self.parameters, strict=True) if p.grad is not None]
         names, gradients = zip(*there, strict=True)
-        return names, torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
+        norms = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
+        if self.sharded:
+            squares = norms.square_()
+            self.team.add_up([squares])
+            norms = squares.sqrt_()
+        return names, norms
 
     def apply(self, factor: Tensor | None, not_finite: Tensor) -> None:
         """Takes the optimizer's step with the gradients times `factor`, unless they are `not_finite`."""
@@ -94,6 +116,8 @@ class Gradients:
 
     def zero(self) -> None:
         """Zeroes the gradients in place: a recorded CUDA graph adds to these very tensors."""
+        if self.sharded:
+            gradients_here(self.model)
         self.optimizer.zero_grad(set_to_none=False)
 
     def settle(self, say: Callable[[str], None] = print) -> None:

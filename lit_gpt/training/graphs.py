@@ -137,7 +137,12 @@ class _Recording:
         self.shared_prefixes = SharedPrefixes.empty(size, _PREFIXES, longest, device) if shares else None
         # of the lengths, only the longest is read
         documents = self.documents = Documents(
-            (longest,), self.offsets, self.positions, n_sharing=(), shared_prefixes=self.shared_prefixes
+            (longest,),
+            self.offsets,
+            self.positions,
+            n_sharing=(),
+            shared_prefixes=self.shared_prefixes,
+            keys=torch.zeros(size, dtype=torch.int32, device=device),
         )
         trained = [p for p in model.parameters() if p.requires_grad]
         for p in trained:
@@ -176,6 +181,8 @@ class _Recording:
         n = idx.size(1)
         self.idx[:, :n].copy_(idx)
         self.positions[:n].copy_(documents.positions)
+        if self.documents.keys is not None and documents.keys is not None:
+            self.documents.keys[:n].copy_(documents.keys)
         ends = np.cumsum((n, *padding))
         tail = np.full(self.slots + 1 - len(documents.offsets), self.size, dtype=np.int32)
         tail[: len(padding)] = ends[1:]

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from lit_gpt.args import TrainArgs
-from lit_gpt.data.batches import Batch, Order, ahead, batch_of, micro_batches, steps
+from lit_gpt.data.batches import Batch, Idle, Order, ahead, batch_of, micro_batches, steps
 from lit_gpt.data.packing import LOOKED_AT, Packing, fullest, prefixes_of
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import is_sharded
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.batching import micro_batch_tokens, packing_of
 from lit_gpt.training.graphs import recorded_hidden
 from lit_gpt.training.length import length_of
@@ -31,6 +33,7 @@ class BatchLoader:
     Args:
         seed: decides the order of the samples.
         autocast: makes the context of a forward pass.
+        team: the processes among which the samples of each step are dealt.
     """
 
     def __init__(
@@ -41,8 +44,9 @@ class BatchLoader:
         device: torch.device,
         seed: int,
         autocast: Callable[[], AbstractContextManager],
+        team: Team = ALONE,
     ) -> None:
-        model.neftune_alpha = train.neftune_alpha
+        model.neftune_alpha, self.team, self.sharded = train.neftune_alpha, team, is_sharded(model)
         self.model, self.data, self.train, self.device, self.autocast = model, data, train, device, autocast
         self.seed = seed
         self.begin_at()
@@ -71,11 +75,14 @@ class BatchLoader:
         self.data = self.data.sharing(packing.share_up_to)
         self.packing = packing if self.shares(packing) else replace(packing, share_up_to=0)
         self.coming = None
+        self.model.draws.begin(self.seed, 0, self.device)  # a recording reads the seeds where they are
         with self.autocast():
             if n_recomputed is None:
                 n_recomputed = blocks_to_recompute(self.model, self.train, self.most_tokens, self.device)
+                n_recomputed = self.team.most(n_recomputed)
             self.model.n_recomputed = n_recomputed
-            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.computed, self.train.records)
+            enabled = self.train.records and not self.sharded
+            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.computed, enabled)
 
     def shares(self, packing: Packing) -> bool:
         """Returns whether samples of the first steps share prefixes, so that room for them in a recording pays."""
@@ -105,22 +112,38 @@ class BatchLoader:
         return self.order.rows(self.length.seen_after(step - 1), self.length.seen_after(step))
 
     def batches(self, step: int) -> list[Batch]:
-        """Returns the micro-batches of a step on the device; those of the next step are made in the background."""
+        """Returns the micro-batches of a step on the device, whose dropout is drawn from now on.
+
+        Those of the next step are made in the background.
+        """
         if self.coming is None or self.next_step != step:
             seen = self.length.seen_after(step - 1)
-            made = steps(self.data, self.order, self.train.batch_size, packing=self.packing, seen=seen)
+            mine = (self.team.rank, self.team.size)
+            made = steps(self.data, self.order, self.train.batch_size, packing=self.packing, seen=seen, mine=mine)
             self.coming = ahead(made, self.device)
         self.next_step = step + 1
-        return next(self.coming)
+        self.model.draws.begin(self.seed, step, self.device)
+        batches = next(self.coming)
+        if self.sharded:  # all devices take part in each pass
+            n = self.team.most(len(batches))
+            batches = batches + [Idle.make().to(self.device) for _ in range(n - len(batches))]
+        return batches
+
+    def n_terms(self, batches: list[Batch]) -> int:
+        """Returns the terms of a step's loss, of which these are the micro-batches of this process."""
+        return int(self.team.total(sum(batch.n_terms for batch in batches))[0])
 
     def tokens_a_step(self) -> float:
-        """Returns the mean number of tokens that a step computes, if prefixes save as much as in the first steps."""
+        """Returns the mean number of tokens that a step computes, if prefixes save as much as in the first steps.
+
+        With several processes, it is what each of them computes.
+        """
         size, at_once = self.train.batch_size, min(self.train.batch_size, LOOKED_AT)
         rows = self.order.rows(0, _STEPS * at_once)
         parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
         first = [batch for part in parts for batch in micro_batches(self.data, part, self.packing)]
         share = sum(batch.n_computed for batch in first) / sum(batch.n_tokens for batch in first)
-        return share * min(size, self.order.n_samples) * float(self.data.lengths.mean())
+        return share * min(size, self.order.n_samples) * float(self.data.lengths.mean()) / self.team.size
 
     def largest(self) -> list[int]:
         """Returns the samples of the largest possible micro-batch: the longest, and as many more as fit."""

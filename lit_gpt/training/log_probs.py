@@ -19,7 +19,7 @@ def target_log_probs(model: GPT, batch: Batch, hidden_of: Hidden | None = None) 
     """
     hidden = (hidden_of or model.hidden)(batch.ids[None], documents=batch.documents).flatten(0, 1)  # (T, C)
     trained = [p for p in model.lm_head.parameters() if p.requires_grad]
-    return _HeadLogProbs.apply(hidden, batch.predicting, batch.targets, model, *trained)
+    return _HeadLogProbs.apply(hidden, batch.predicting, batch.targets, batch.documents.keys, model, *trained)
 
 
 def answer_log_probs(model: GPT, batch: AnswerBatch, hidden_of: Hidden | None = None) -> Tensor:
@@ -41,14 +41,17 @@ class _HeadLogProbs(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, predicting: Tensor, targets: Tensor, model: GPT, *trained: Tensor) -> Tensor:
-        ctx.model, ctx.shape = model, hidden.shape
+    def forward(
+        ctx: Any, hidden: Tensor, predicting: Tensor, targets: Tensor, keys: Tensor | None, model: GPT, *trained: Tensor
+    ) -> Tensor:
+        ctx.model, ctx.shape, ctx.keys = model, hidden.shape, keys
         ctx.again = bool(trained) and any(ctx.needs_input_grad)
         ctx.autocast = torch.is_autocast_enabled(hidden.device.type), torch.get_autocast_dtype(hidden.device.type)
         found, kept = [], []
         for at, wanted in _parts(predicting, targets, model):
             with torch.set_grad_enabled(ctx.needs_input_grad[0] and not ctx.again):
                 x = hidden.index_select(0, at).detach().requires_grad_(ctx.needs_input_grad[0])
+                model.draws.keys = None if keys is None else keys.index_select(0, at)
                 logits = model.logits(x)
             losses, d_logits = token_losses(logits.detach(), wanted)
             found.append(-losses)
@@ -66,7 +69,7 @@ class _HeadLogProbs(Function):
         rows = torch.cat(saved)
         d_hidden = rows.new_zeros(ctx.shape)
         d_hidden.index_copy_(0, predicting, rows * d_out[:, None].to(rows.dtype))
-        return d_hidden, None, None, None
+        return d_hidden, None, None, None, None
 
 
 def _computed_again(
@@ -80,6 +83,7 @@ def _computed_again(
     with torch.enable_grad(), torch.autocast(hidden.device.type, dtype, enabled):
         for (at, wanted), weights in parts:
             x = hidden.index_select(0, at).detach().requires_grad_(has_hidden)
+            ctx.model.draws.keys = None if ctx.keys is None else ctx.keys.index_select(0, at)
             logits = ctx.model.logits(x)
             d_logits = token_losses(logits.detach(), wanted)[1] * -weights[:, None].to(logits.dtype)
             gradients = list(torch.autograd.grad(logits, [x, *trained] if has_hidden else trained, d_logits))
@@ -87,7 +91,7 @@ def _computed_again(
                 d_hidden.index_copy_(0, at, gradients.pop(0).to(hidden.dtype))
             for sum_, g in zip(d_trained, gradients, strict=True):
                 sum_ += g
-    return d_hidden if has_hidden else None, None, None, None, *d_trained
+    return d_hidden if has_hidden else None, None, None, None, None, *d_trained
 
 
 def _n_rows(model: GPT) -> int:

@@ -49,9 +49,11 @@ def fit(
         RuntimeError: out of memory, with the smallest micro-batches and all blocks recomputed.
     """
     optimizer = prepare_optimizer(fabric, model, train)
-    gradients = make_gradients(fabric, model, optimizer, train)
-    loader = make_loader(model, train_data, train=train, device=fabric.device, seed=seed, autocast=fabric.autocast)
-    monitor, budget = session.monitor, session.budget
+    gradients = make_gradients(fabric, model, optimizer, train=train, team=session.team)
+    monitor, budget, team = session.monitor, session.budget, session.team
+    loader = make_loader(
+        model, train_data, train=train, device=fabric.device, seed=seed, autocast=fabric.autocast, team=team
+    )
     checkpointer = Checkpointer(
         fabric, model, optimizer=optimizer, loader=loader, session=session, save_interval=train.save_interval
     )
@@ -59,8 +61,9 @@ def fit(
     try_largest_batch(fabric, model, loader, gradients=gradients, budget=budget, objective=objective)
     checkpointer.restore()
 
-    with stop_signals() as stop, checkpointer.saving_what_fails():
+    with stop_signals(team) as stop, checkpointer.saving_what_fails():
         while True:
+            stop.agree()
             step = progress.step
             ends = step >= loader.n_steps or not budget.has_time_for_a_step()
             due = (ends or step % validation.eval_interval == 0) and (step == 0 or budget.has_time_to_validate())
@@ -93,15 +96,16 @@ def fit(
             for attempt in attempts(fabric, loader, gradients, monitor):  # another one only if the memory runs out
                 with attempt:
                     batches = loader.batches(step + 1)
-                    n_terms = sum(batch.n_terms for batch in batches)
+                    n_terms = loader.n_terms(batches)
                     for batch in batches:  # gradient accumulation
                         loss = forward_backward(
                             fabric, model, batch, n_terms, hidden_of=loader.hidden_of, objective=objective
                         )
                         is_last = batch is batches[-1]
                         monitor.iterated(step + 1, batch, loss, rate, is_step=is_last)
-                        if not is_last and (stop.signal or budget.is_over):
+                        if team.is_alone and not is_last and (stop.signal or budget.is_over):
                             attempt.abandon()
             if attempt.complete:
+                monitor.stepped(step + 1, rate)
                 gradients.step(step + 1, monitor.say)
                 progress = replace(progress, step=step + 1, samples=loader.length.seen_after(step + 1))

@@ -68,7 +68,7 @@ def loss_sum(model: GPT, batch: Batch, hidden_of: Hidden | None = None) -> Tenso
     """
     hidden = (hidden_of or model.hidden)(batch.ids[None], documents=batch.documents).flatten(0, 1)  # (T, C)
     trained = [p for p in model.lm_head.parameters() if p.requires_grad]
-    return _HeadLoss.apply(hidden, batch.predicting, batch.targets, model, *trained)
+    return _HeadLoss.apply(hidden, batch.predicting, batch.targets, batch.documents.keys, model, *trained)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,12 +100,15 @@ class _HeadLoss(Function):
         hidden: (T, C).
         predicting: (n_targets,), the rows of `hidden` that predict a target.
         targets: (n_targets,).
+        keys: key of each row of `hidden` for dropout, (T,), or None.
         model: whose `logits` are taken.
         trained: what trains in the output projection.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, predicting: Tensor, targets: Tensor, model: GPT, *trained: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, predicting: Tensor, targets: Tensor, keys: Tensor | None, model: GPT, *trained: Tensor
+    ) -> Tensor:
         rows = max(16, LOGITS // model.config.padded_vocab_size)
         ctx.has_hidden, needed = ctx.needs_input_grad[0], any(ctx.needs_input_grad)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -114,6 +117,7 @@ class _HeadLoss(Function):
         for at, wanted in zip(predicting.split(rows), targets.split(rows), strict=True):
             with torch.set_grad_enabled(needed):
                 x = hidden.index_select(0, at).detach().requires_grad_(ctx.has_hidden)
+                model.draws.keys = None if keys is None else keys.index_select(0, at)
                 logits = model.logits(x)
             loss, d_logits = cross_entropy(logits.detach(), wanted)
             total += loss
@@ -131,4 +135,4 @@ class _HeadLoss(Function):
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [g.mul_(d_loss.to(g.dtype)) for g in ctx.saved_tensors]
         d_hidden = scaled.pop(0) if ctx.has_hidden else None
-        return d_hidden, None, None, None, *scaled
+        return d_hidden, None, None, None, None, *scaled

@@ -9,6 +9,7 @@ from lit_gpt.config import Config
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import n_here
 from lit_gpt.training.optimizer import STATE_BYTES
 
 WORKSPACE = 2 * 1024**3
@@ -62,28 +63,28 @@ def lowest_trained(model: GPT) -> int:
 
 
 def trained_bytes(model: GPT) -> int:
-    """Returns the bytes of all weights that train."""
-    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    """Returns the bytes that this device keeps of all weights that train."""
+    return sum(n_here(p) * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 def checkpoint_bytes(model: GPT) -> int:
     """Returns the bytes of a checkpoint of the run: what is trained, and two states of the optimizer for each value."""
     starts = sum(x.numel() * x.element_size() for name, x in model.named_buffers() if lora.trainable(name))
-    return 3 * trained_bytes(model) + starts
+    return 3 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) + starts
 
 
 def gradient_bytes(model: GPT, train: TrainArgs) -> int:
     """Returns the bytes of the gradients on the device; offloaded, the largest one and what is added to it."""
     if not train.offload_gradients:
         return trained_bytes(model)
-    return 2 * max((p.numel() * p.element_size() for p in model.parameters() if p.requires_grad), default=0)
+    return 2 * max((n_here(p) * p.element_size() for p in model.parameters() if p.requires_grad), default=0)
 
 
 def state_bytes(model: GPT, optimizer: str) -> int:
     """Returns the bytes of the optimizer's state on the device."""
     per_value = STATE_BYTES[optimizer]
     trained = (p for p in model.parameters() if p.requires_grad)
-    return sum(p.numel() * (2 * p.element_size() if per_value is None else per_value) for p in trained)
+    return sum(n_here(p) * (2 * p.element_size() if per_value is None else per_value) for p in trained)
 
 
 def cast_bytes(model: GPT) -> int:

@@ -9,6 +9,7 @@ from lit_gpt.args import TrainArgs
 from lit_gpt.errors import UserError
 from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.model import GPT
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.gradients import Gradients
 
 SCALED = "16-mixed"
@@ -61,10 +62,13 @@ class OffloadedGradients(Gradients):
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def make_gradients(fabric: Fabric, model: GPT, optimizer: FabricOptimizer, train: TrainArgs) -> Gradients:
+def make_gradients(
+    fabric: Fabric, model: GPT, optimizer: FabricOptimizer, train: TrainArgs, team: Team = ALONE
+) -> Gradients:
     """Returns the gradients of a run: on the device, or with `offload_gradients` in the host's memory."""
-    kind = OffloadedGradients if train.offload_gradients else Gradients
-    return kind(fabric, model, optimizer, train.max_norm)
+    if train.offload_gradients:
+        return OffloadedGradients(fabric, model, optimizer, train.max_norm)
+    return Gradients(fabric, model, optimizer, max_norm=train.max_norm, team=team)
 
 
 def require_offload(train: TrainArgs, precision: str) -> None:

@@ -9,6 +9,7 @@ from lit_gpt.args import TrainArgs
 from lit_gpt.errors import UserError
 from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import trained_here
 
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
 """Value of --optimizer -> its class in bitsandbytes."""
@@ -40,10 +41,9 @@ def make_optimizer(model: GPT, train: TrainArgs, fused: bool = True) -> torch.op
         UserError: bitsandbytes is missing, or cannot do this on the model's device.
     """
     by_kind: dict[tuple[float, float], list[torch.Tensor]] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            kind = (getattr(p, "lr_factor", 1.0), train.weight_decay if _decays(name, p) else 0.0)
-            by_kind.setdefault(kind, []).append(p)
+    for name, p in trained_here(model).items():
+        kind = (getattr(p, "lr_factor", 1.0), train.weight_decay if _decays(name, p) else 0.0)
+        by_kind.setdefault(kind, []).append(p)
     groups = [
         {"params": trained, "lr_factor": factor, "weight_decay": decay} for (factor, decay), trained in by_kind.items()
     ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_gpt.data.batches import Batch
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
+from lit_gpt.parallel.team import Team
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.gradients import Gradients
 from lit_gpt.training.loader import BatchLoader
@@ -61,6 +62,13 @@ class _Attempt:
         """Leaves the block; `attempts` then undoes what was done of the step, which can be taken again later."""
         raise _AbandonedError
 
+    def agree(self, team: Team) -> None:
+        """Has the attempt fail in all processes if the memory ran out in one of them."""
+        out_of_memory = [rank for rank, failed in enumerate(team.every(self.failure is not None)) if failed]
+        if out_of_memory:
+            self.complete = False
+            self.failure = self.failure or torch.OutOfMemoryError(f"rank {out_of_memory[0]} ran out of memory")
+
     def __enter__(self) -> "_Attempt":
         return self
 
@@ -92,10 +100,17 @@ def attempts(fabric: Fabric, loader: BatchLoader, gradients: Gradients, monitor:
 
 
 def _attempts(loader: BatchLoader, undo: Callable[[], None]) -> Iterator[_Attempt]:
-    """Yields attempts until one does not run out of memory; `undo` takes back what an incomplete one did."""
+    """Yields attempts until one does not run out of memory; `undo` takes back what an incomplete one did.
+
+    An attempt of several processes is complete if it is in all of them.
+    """
     while True:
         attempt = _Attempt()
         yield attempt
+        if attempt.failure is not None and loader.sharded:  # the others wait for this device in the middle of a pass
+            raise attempt.failure
+        if not loader.team.is_alone:
+            attempt.agree(loader.team)
         if attempt.complete:
             return
         undo()

@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
 
 from lit_gpt.args import TrainArgs, ValidationArgs
-from lit_gpt.data.batches import micro_batches
+from lit_gpt.data.batches import Idle, micro_batches
 from lit_gpt.data.store import Samples
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import is_sharded
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.batching import packing_of
 from lit_gpt.training.loss import NEXT_TOKEN, Objective
 from lit_gpt.training.randomness import undisturbed
@@ -41,15 +44,16 @@ def validated(
     """
     session.monitor.report()
     began = time.monotonic()
+    team = session.team
     found = means(
-        fabric, model, data, train=train, validation=validation, objective=objective, stopped=lambda: stop.signal
+        fabric, model, data, train=train, validation=validation, objective=objective, stopped=stop.agree, team=team
     )
     if found is None:
         return progress
     loss, figures = found[0], dict(zip(objective.figures, found[1:], strict=True))
     loss_seconds = time.monotonic() - began
     with undisturbed(fabric.device):
-        score = session.score and session.score()
+        score = session.score and team.first(session.score)  # where each device has the whole model, one answers
     seconds = time.monotonic() - began
     session.budget.validated(seconds, loss_seconds)
     session.monitor.validated(progress.step, loss, seconds, figures)
@@ -85,12 +89,14 @@ def means(
     validation: ValidationArgs,
     objective: Objective = NEXT_TOKEN,
     stopped: Callable[[], Any] = lambda: False,
+    team: Team = ALONE,
 ) -> list[float] | None:
     """Returns loss and figures as means over the terms of the validation set, or of its first `n_validated` samples.
 
     Args:
         objective: what is measured.
         stopped: called after each micro-batch; where it returns something true, the result is None.
+        team: the processes among which the micro-batches are dealt.
     """
     model.eval()
     n_samples = n_validated(len(data), train, validation)
@@ -100,11 +106,15 @@ def means(
         packing = packing_of(model, train, fabric.device)
     parts = (range(start, min(start + AT_ONCE, n_samples)) for start in range(0, n_samples, AT_ONCE))
     total, n_terms = torch.zeros(1 + len(objective.figures), device=fabric.device, dtype=torch.float32), 0
-    for batch in (batch for part in parts for batch in micro_batches(data, part, packing)):
-        with fabric.autocast():
-            loss, figures = objective(model, batch.to(fabric.device))
-        total += torch.cat([loss[None], figures])
-        n_terms += batch.n_terms
+    batches = (batch for part in parts for batch in micro_batches(data, part, packing))
+    while round_ := list(islice(batches, team.size)):
+        batch = round_[team.rank] if team.rank < len(round_) else Idle.make() if is_sharded(model) else None
+        if batch is not None:
+            with fabric.autocast():
+                loss, figures = objective(model, batch.to(fabric.device))
+            total += torch.cat([loss[None], figures])
+            n_terms += batch.n_terms
         if stopped():
             return None
-    return [x / max(1, n_terms) for x in total.tolist()]
+    *sums, n_terms = team.total(*total.tolist(), n_terms)
+    return [x / max(1, n_terms) for x in sums]

@@ -100,6 +100,8 @@ class Documents:
     n_sharing: tuple[int, ...] = ()
     """Number of documents that begin with each prefix; empty without shared prefixes."""
     shared_prefixes: SharedPrefixes | None = None
+    keys: Tensor | None = None
+    """Key of each token, (T,) int32, by which dropout draws (`lit_gpt.layers.dropout`); None tells it by its place."""
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], n_sharing: tuple[int, ...] = ()) -> "Documents":
@@ -129,6 +131,7 @@ class Documents:
             self.positions.to(**move),
             n_sharing=self.n_sharing,
             shared_prefixes=c,
+            keys=None if self.keys is None else self.keys.to(**move),
         )
 
     @property

@@ -14,24 +14,26 @@ from lit_gpt.errors import UserError, shown
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.past import Mixing
 from lit_gpt.methods.lora.layer import LoRALinear
+from lit_gpt.methods.parts import within
 from lit_gpt.model import GPT
 
 BLOCKS = ("query", "key", "value")
 """Names of the blocks of output channels of `attn.qkv`, each of which has an update of its own."""
 
 
-def inject(model: GPT, args: LoRAArgs, init: bool = True) -> None:
+def inject(model: GPT, args: LoRAArgs, init: bool = True, part: str | None = None) -> None:
     """Wraps the layers of `model` that the flags select, in place, and freezes everything else.
 
     Args:
         init: False if the updates of a run are loaded next, so that PiSSA's first values need not be computed.
+        part: the only part of the model that is changed, of `parts_of`; None is all of it.
 
     Raises:
         UserError: PiSSA is requested for quantized weights.
     """
     sizes = model.config.qkv_sizes
     rows = {name: (sum(sizes[:i]), sum(sizes[: i + 1])) for i, name in enumerate(BLOCKS)}
-    for path, names in list(_adapted_layers(model, args)):
+    for path, names in [(path, names) for path, names in _adapted_layers(model, args) if within(path, part)]:
         ranks = {name: args.lora_r for name in names}
         if args.ranks is not None:
             ranks = {n: r for n in names if (r := args.ranks.get(update_name(path, n)))}
@@ -39,11 +41,14 @@ def inject(model: GPT, args: LoRAArgs, init: bool = True) -> None:
             blocks = [rows[n] for n in ranks] if names != [""] else None
             linear = model.get_submodule(path)
             assert isinstance(linear, LinearLayer), path
-            model.set_submodule(path, LoRALinear(linear, args.with_rank(max(ranks.values())), blocks, init))
+            mine = args.with_rank(max(ranks.values()))
+            model.set_submodule(path, LoRALinear(linear, mine, blocks, init, draws=model.draws))
     for name in args.whole:
-        _make_own(model, name)
+        if within(name, part):
+            _make_own(model, name)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = trainable(name) or name in args.whole
+        if within(name, part):
+            parameter.requires_grad = trainable(name) or name in args.whole
 
 
 def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]]]:

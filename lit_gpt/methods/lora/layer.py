@@ -17,12 +17,11 @@ from torch.autograd.function import once_differentiable
 from lit_gpt.args import LoRAArgs
 from lit_gpt.errors import UserError
 from lit_gpt.layers.cpu_matmul import add_matmul, matmul, without_autocast
-from lit_gpt.layers.dropout import add_dropped, dropped
+from lit_gpt.layers.dropout import Draws, add_dropped, dropped
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.recompute import save, saved
+from lit_gpt.methods.lora.principal import principal
 
-_OVERSAMPLING, _ITERATIONS = 8, 16
-"""Settings of the randomized SVD (https://arxiv.org/abs/0909.4061 algorithm 4.4)."""
 SMALLEST_NORM = 1e-30
 """Lower bound of the norm of a channel's weights, so that rows of zeros, as in a padded vocabulary, stay zeros."""
 
@@ -50,6 +49,7 @@ class LoRALinear(nn.Module):
         blocks: (start, stop) of the output channels that get an update; None is one block, all of them.
         init: False if values of a run are loaded next: PiSSA's initial factors, which take long to compute, are left
             out.
+        draws: what dropout draws from; the model's.
 
     Raises:
         UserError: PiSSA is requested for quantized weights.
@@ -59,13 +59,20 @@ class LoRALinear(nn.Module):
     lora_B_start: Tensor | None
 
     def __init__(
-        self, linear: LinearLayer, args: LoRAArgs, blocks: list[tuple[int, int]] | None = None, init: bool = True
+        self,
+        linear: LinearLayer,
+        args: LoRAArgs,
+        blocks: list[tuple[int, int]] | None = None,
+        init: bool = True,
+        draws: Draws | None = None,
     ) -> None:
         super().__init__()
         self.linear = linear
         self.blocks = blocks or [(0, linear.out_features)]
         self.scaling = args.scaling
         self.dropout = args.lora_dropout
+        self.draws = draws or Draws()
+        self.number = self.draws.add_layer()
         like = {"device": linear.weight.device, "dtype": torch.float32}
         sizes = [stop - start for start, stop in self.blocks]
         self.lora_A = _parameters([(args.lora_r, linear.in_features) for _ in sizes], like)
@@ -146,16 +153,6 @@ class LoRALinear(nn.Module):
         return weight
 
 
-def principal(weight: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns U (m, r), S (r,) and V^T (r, n) for the r largest singular values of an (m, n) weight, or for all."""
-    if 4 * (r + _OVERSAMPLING) >= min(weight.shape):
-        U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
-    else:
-        U, S, V = torch.svd_lowrank(weight, q=r + _OVERSAMPLING, niter=_ITERATIONS)
-        Vh = V.T
-    return U[:, :r], S[:r], Vh[:r]
-
-
 def _parameters(shapes: Sequence[tuple[int, ...]], like: dict) -> nn.ParameterList:
     """Returns uninitialized parameters of these shapes."""
     return nn.ParameterList(nn.Parameter(torch.empty(shape, **like)) for shape in shapes)
@@ -179,15 +176,18 @@ class _LoRAFunction(Function):
         y = layer.linear.forward_no_grad(x)
         rows, out = x.flatten(0, -2), y.flatten(0, -2)  # (N, in_features), (N, out_features); out is a view of y
         A, Bs = _factors(layer, trained, y.dtype)
-        seed = torch.randint(2**31 - 1, (1,), device=x.device) if p else None
-        h = matmul((rows if seed is None else dropped(rows, seed, p)).to(y.dtype), A.T)  # (N, blocks * R)
+        drawn = [layer.draws.seed_of(layer.number, x.device)] if p else []
+        if p and layer.draws.keys is not None:
+            drawn.append(layer.draws.keys)
+        h = matmul(_dropped(rows, p, drawn).to(y.dtype), A.T)  # (N, blocks * R)
         norms = _channel_norms(layer, A, Bs) if len(layer.lora_magnitude) else []
         Bs = _scale_channels(layer, out, Bs, norms=norms, trained=trained)
         for (start, stop), B, part in zip(layer.blocks, Bs, h.split(Bs[0].size(1), 1), strict=True):
             add_matmul(out[:, start:stop], part, B.T, layer.scaling)
-        ctx.layer, ctx.p, ctx.shape, ctx.dtype, ctx.n_norms = layer, p, x.shape, x.dtype, len(norms)
+        ctx.layer, ctx.p, ctx.shape, ctx.dtype = layer, p, x.shape, x.dtype
+        ctx.n_drawn, ctx.n_norms = len(drawn), len(norms)
         ctx.autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
-        save(ctx, x, h, *([] if seed is None else [seed]), *norms, *trained)
+        save(ctx, x, h, *drawn, *norms, *trained)
         return y
 
     @staticmethod
@@ -195,7 +195,7 @@ class _LoRAFunction(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, h, *rest = saved(ctx)
         layer, p, r = ctx.layer, ctx.p, ctx.layer.lora_A[0].size(0)
-        seed = rest.pop(0) if p else None
+        drawn, rest = rest[: ctx.n_drawn], rest[ctx.n_drawn :]
         norms, trained = rest[: ctx.n_norms], rest[ctx.n_norms :]
         rows, d_out = x.flatten(0, -2), dy.flatten(0, -2)
         A, Bs = _factors(layer, trained, dy.dtype)
@@ -209,17 +209,26 @@ class _LoRAFunction(Function):
         d_blocks = [d_out[:, start:stop] for start, stop in layer.blocks]
         dBs = [matmul(d.T, part[:, :r]).float() * layer.scaling for d, part in zip(d_blocks, parts, strict=True)]
         dh = torch.cat([matmul(d, B) for d, B in zip(d_blocks, Bs, strict=True)], 1) * layer.scaling  # (N, blocks * R)
-        dA = matmul(dh.T, (rows if seed is None else dropped(rows, seed, p)).to(dy.dtype))
+        dA = matmul(dh.T, _dropped(rows, p, drawn).to(dy.dtype))
         dAs = [dA_of_block[:r] for dA_of_block in dA.float().split(Bs[0].size(1))]
         dx = None
         if ctx.needs_input_grad[0]:
             dx = layer.linear.grad_input(d_out)
-            if seed is None:
+            if not drawn:
                 add_matmul(dx, dh, A, 1.0)
             else:
-                dx = add_dropped(dx, matmul(dh, A), seed, p)
+                dx = add_dropped(dx, matmul(dh, A), drawn[0], p, *drawn[1:])
             dx = dx.to(ctx.dtype).view(ctx.shape)
         return dx, None, None, *dAs, *dBs, *dms
+
+
+def _dropped(rows: Tensor, p: float, drawn: Sequence[Tensor]) -> Tensor:
+    """Returns `rows` under dropout, or themselves if nothing was drawn.
+
+    Args:
+        drawn: nothing, a seed, or a seed and the key of each row.
+    """
+    return dropped(rows, drawn[0], p, *drawn[1:]) if drawn else rows
 
 
 def _factors(layer: "LoRALinear", trained: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.length import Length
 
 LEDGER = "seconds_used.txt"
@@ -44,6 +45,7 @@ class Budget:
         validates_again: what follows the training includes another validation.
         ledger: file that keeps the time used, so that the time of a killed process counts.
         eval_interval, save_interval: optimizer steps between validations, and between saves; None is never.
+        team: the processes that go by the clock of their leader.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Budget:
         ledger: Path | None = None,
         eval_interval: int | None = None,
         save_interval: int | None = None,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self.max_seconds, self.finish, self.validates_again = max_seconds, finish, validates_again
         self.ledger, self.noted = ledger, -math.inf
         self.eval_interval, self.save_interval = eval_interval, save_interval
@@ -183,11 +187,15 @@ class Budget:
 
     def has_time_to_validate(self) -> bool:
         """Returns whether there is time for a last validation and for what follows the training."""
-        return self.left + 1.2 * self.validation_seconds > 0
+        return self._led(self.left + 1.2 * self.validation_seconds > 0)
 
     def has_time_for_a_step(self) -> bool:
         """Returns whether another step ends in time, by the steps timed so far; untimed ones are tried."""
-        return self.left > 0 and (not self.durations or self.left >= self.step_seconds)
+        return self._led(self.left > 0 and (not self.durations or self.left >= self.step_seconds))
+
+    def _led(self, decision: bool) -> bool:
+        """Returns the leader's decision; without a limit, all decide alike."""
+        return decision if self.max_seconds is None else self.team.lead(decision)
 
     def cut(self, length: Length, step: int) -> Length:
         """Returns the length of the run: `length`, or less if the time is up before.
@@ -197,7 +205,11 @@ class Budget:
         Args:
             step: optimizer steps that are done.
         """
-        if self.max_seconds is None or not self.step_seconds:
+        return length if self.max_seconds is None else self.team.lead(self._cut(length, step))
+
+    def _cut(self, length: Length, step: int) -> Length:
+        """Returns what `cut` does, by this process's clock."""
+        if not self.step_seconds:
             return length
         more = range(1, min(max(1, length.n_steps - step), _MOST_STEPS) + 1)
         fitting = bisect.bisect_right(more, self.left, key=lambda n: self.seconds_of(step, n))

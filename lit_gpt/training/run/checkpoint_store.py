@@ -9,17 +9,18 @@ out/<method>/<name>/best                         a link to the best checkpoint
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lit_gpt.args.folders import RUN
 from lit_gpt.args.formats import with_format
 from lit_gpt.checkpoints.trained import CHECKPOINTS, save_trained, trained_path
 from lit_gpt.errors import UserError
 from lit_gpt.files import remove, replace_folder, require_room, save_state, temporary_beside
-from lit_gpt.model import GPT
 from lit_gpt.training.run.disk import going_on
 from lit_gpt.training.run.pointers import Pointers
 from lit_gpt.training.run.progress import (
@@ -68,10 +69,17 @@ class CheckpointStore:
         steps = (int(name[5:]) for name in names if name[5:].isdecimal() and len(name) < 24)
         return sorted(step for step in steps if self.folder_of(step).name in names)
 
-    def write(self, model: GPT, state: dict[str, Any], progress: Progress, say: Callable[[str], None] = print) -> Path:
+    def write(
+        self,
+        weights: Mapping[str, Tensor],
+        state: dict[str, Any],
+        progress: Progress,
+        say: Callable[[str], None] = print,
+    ) -> Path:
         """Writes a checkpoint, then removes those that are no longer kept; returns its folder.
 
         Args:
+            weights: the trained ones, by name.
             state: the optimizer and the random generators, as `torch.save` with `weights_only` takes it.
             say: prints a line.
 
@@ -81,7 +89,7 @@ class CheckpointStore:
         checkpoint = self.folder_of(progress.step)
 
         def fill(folder: Path) -> None:
-            save_trained(model, folder / self.weights.name)
+            save_trained(weights, folder / self.weights.name)
             save_state(state, folder / STATE)
             if (self.out_dir / RUN).is_file():
                 shutil.copyfile(self.out_dir / RUN, folder / RUN)

@@ -5,14 +5,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lit_gpt.checkpoints.trained import check_fit, save_trained
 from lit_gpt.errors import DiskError, UserError
 from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import load_weights_here, reshard, state_here, whole_state, whole_weights
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.memory import checkpoint_bytes
@@ -40,7 +44,7 @@ class Checkpointer:
     ) -> None:
         self.fabric, self.model, self.optimizer = fabric, model, optimizer.optimizer
         self.loader, self.checkpoint_store = loader, session.checkpoint_store
-        self.monitor, self.budget = session.monitor, session.budget
+        self.monitor, self.budget, self.team = session.monitor, session.budget, session.team
         self.checkpoint, self.later_bytes, self.save_interval = session.resumed, session.later_bytes, save_interval
         self.progress = Progress()
         self.saved: Progress | None = None
@@ -55,19 +59,24 @@ class Checkpointer:
             UserError: a damaged checkpoint, or too little room on the disk.
         """
         if self.checkpoint is not None:
-            self.progress = read_progress(self.checkpoint)
+            self.progress = self.team.first(partial(self._found, self.checkpoint))
             self.saved = self.progress
             self.budget.take_up(**{name: getattr(self.progress, name) for name in self.budget.state()})
-            self.checkpoint_store.forget_after(self.progress.step)
-            self.checkpoint_store.tidy(self.progress, self.monitor.say)
             self.loader.begin_at(self.progress.step, self.progress.samples)
         else:
             self.budget.begin_anew()
         self.budget.note()
-        self.checkpoint_store.require_room(checkpoint_bytes(self.model), self.later_bytes)
+        self.team.first(partial(self.checkpoint_store.require_room, checkpoint_bytes(self.model), self.later_bytes))
         shrunk = self.progress.micro_batch_tokens
         self.loader.prepare(shrunk, self.progress.n_recomputed if shrunk else None)
         return self.progress
+
+    def _found(self, checkpoint: Path) -> Progress:
+        """Returns the progress of the checkpoint that the run goes on from, after removing those of later steps."""
+        progress = read_progress(checkpoint)
+        self.checkpoint_store.forget_after(progress.step)
+        self.checkpoint_store.tidy(progress, self.monitor.say)
+        return progress
 
     def restore(self) -> None:
         """Restores weights, optimizer, random generators and the monitor's counts, if the run is resumed.
@@ -87,9 +96,9 @@ class Checkpointer:
         """
         weights, state = read_state(checkpoint, self.checkpoint_store.weights.name)
         check_fit(weights, trained_parameters(self.model), checkpoint)
-        self.model.load_state_dict(weights, strict=False)
+        load_weights_here(self.model, weights, self.team)
         chosen = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        saved = state["optimizer"]
+        saved = state_here(self.model, self.optimizer, state["optimizer"], self.team)
         self.optimizer.load_state_dict(copy.deepcopy(saved) if self.fabric.device.type == "cpu" else saved)
         for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
             group.update(values)
@@ -125,7 +134,7 @@ class Checkpointer:
                     note = f"step {progress.step} is not saved ({reason(e)}). The run goes on and tries again"
                     self.monitor.say(note)
         if ends and self.saved is not None and self.is_saved:
-            self.checkpoint_store.require_weights(self.saved.step)
+            self.team.first(partial(self.checkpoint_store.require_weights, self.saved.step))
         return self.progress
 
     def _save_weights(self, error: Exception, saved: Progress) -> None:
@@ -136,7 +145,7 @@ class Checkpointer:
         """
         weights, what = self.checkpoint_store.weights, f"the checkpoint of step {self.progress.step}"
         try:
-            save_trained(self.model, weights)
+            self.team.first(partial(save_trained, self.weights(), weights))
         except (DiskError, OSError):
             raise DiskError(f"{what}, with the trained weights, {_unsaved(error, saved)}") from error
         self.monitor.say(f"{what} {_unsaved(error, saved)}. Its trained weights are in {weights}")
@@ -163,9 +172,14 @@ class Checkpointer:
             n_recomputed=self.model.n_recomputed,
             monitor=self.monitor.state(),
         )
-        checkpoint = self.checkpoint_store.write(self.model, self.state(), self.progress, self.monitor.say)
+        trained, state = self.weights(), self.state()
+        checkpoint = self.team.first(
+            lambda: self.checkpoint_store.write(trained, state, self.progress, self.monitor.say)
+        )
         if first := self.saved is None:
-            read_progress(checkpoint)  # what is written can be read, before the first hour is spent
+            self.team.first(
+                partial(read_progress, checkpoint)
+            )  # what is written can be read, before the first hour is spent
         seconds = time.monotonic() - began
         self.budget.saved(seconds)
         self.monitor.saved(seconds)
@@ -173,22 +187,30 @@ class Checkpointer:
             self.monitor.paused(self.budget.rehearse_finish(checkpoint))
         self.saved, self.owes = self.progress, False
 
+    def weights(self) -> dict[str, Tensor]:
+        """Returns the trained weights; of a model that is divided among devices, they are the leader's."""
+        reshard(self.model)
+        return whole_weights(trained_parameters(self.model), self.team)
+
     def state(self) -> dict[str, Any]:
-        """Returns what state.pth holds."""
+        """Returns what state.pth holds; of a model that is divided among devices, the leader has all of it."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole_state(self.model, self.optimizer, self.team),
             "precision": self.fabric._precision.state_dict(),
             "random": random_states(self.fabric.device),
         }
 
     @contextmanager
     def saving_what_fails(self) -> Iterator[None]:
-        """Saves a checkpoint before an error, such as running out of memory, ends the run."""
+        """Saves a checkpoint before an error, such as running out of memory, ends the run.
+
+        Of several processes one may have the error alone, and all take part in saving: then the last checkpoint stays.
+        """
         try:
             yield
         except (UserError, RuntimeError) as e:
             can_be_saved = is_out_of_memory(e) if isinstance(e, RuntimeError) else not isinstance(e, DiskError)
-            if can_be_saved and self.saved is not None and not self.is_saved:
+            if self.team.is_alone and can_be_saved and self.saved is not None and not self.is_saved:
                 what, then = f"the checkpoint of step {self.progress.step}", _way_on(self.saved)
                 with going_on(what, self.monitor.say, then=then):
                     self.save()

@@ -16,8 +16,8 @@ from lit_gpt.errors import DiskError, UserError
 from lit_gpt.files import load_state, temporary_beside
 from lit_gpt.lightning import Fabric
 from lit_gpt.merge.write import write_merged
-from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import is_sharded
 from lit_gpt.report.page import REPORT, write_report
 from lit_gpt.resources import peak_memory_gb
 from lit_gpt.training.loss import NEXT_TOKEN, Objective
@@ -50,8 +50,7 @@ class Ending:
     def n_bytes(self) -> int:
         """Approximate bytes that `finish` writes."""
         merged = (self.args.checkpoint_dir / WEIGHTS).stat().st_size if self.args.merge else 0
-        tensors = {x.data_ptr(): x for x in trained_parameters(self.model).values()}  # a tied head is stored once
-        trained = sum(x.numel() * x.element_size() for x in tensors.values())
+        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
         return merged + (trained if self.args.train.average_last else 0)
 
     def rehearse(self, checkpoint: Path) -> None:
@@ -130,6 +129,9 @@ class Ending:
             raise
         except UserError as e:  # a run that its deadline ended early has all else that was asked for
             print(f"There is no mean: {e}")
+            return
+        if is_sharded(self.model):
+            print(f"Mean of the checkpoints of steps {', '.join(map(str, steps))}; its weights: {folder}")
             return
         self.model.load_state_dict(
             load_state(folder / self.checkpoint_store.weights.name, "the finetune script"), strict=False

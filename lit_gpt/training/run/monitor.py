@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from lit_gpt.data.batches import Batch
 from lit_gpt.files import replace_with
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.report.metrics import read_metrics
 from lit_gpt.training.length import Length, outlook
+from lit_gpt.training.run.counts import Counts
 from lit_gpt.training.run.disk import going_on, reason
 from lit_gpt.training.run.gauges import Gauges, memory_gb
 from lit_gpt.training.run.loggers import Logger, figures
@@ -55,6 +57,7 @@ class Monitor:
         gauges: relate the figures to the machine's peak and to the length of the run.
         logger: gets the figures, too.
         figures: names of what the objective reports beside the loss.
+        team: processes whose figures are added up, once a step; their leader writes them.
     """
 
     def __init__(
@@ -66,8 +69,9 @@ class Monitor:
         gauges: Gauges | None = None,
         logger: Logger | None = None,
         figures: Sequence[str] = (),
+        team: Team = ALONE,
     ) -> None:
-        self.figures = tuple(figures)
+        self.figures, self.team, self.mine = tuple(figures), team, Counts()
         self.log_interval, self.n_samples = log_interval, n_samples
         self.gauges, self.logger = gauges or Gauges(torch.device("cpu"), n_samples), logger
         self.reported = 0
@@ -75,9 +79,13 @@ class Monitor:
         self.due: _Due | None = None
         self.logs = True
         """Whether the logger took the last figures."""
-        self.bar = tqdm(total=n_samples, dynamic_ncols=True, bar_format=_BAR) if _has_columns(sys.stderr) else None
+        self.bar = (
+            tqdm(total=n_samples, dynamic_ncols=True, bar_format=_BAR)
+            if team.leads and _has_columns(sys.stderr)
+            else None
+        )
         more = (*self.figures, *(f"val_{name}" for name in self.figures), "n_terms") if self.figures else ()
-        self.metrics = MetricsFile(out_dir / METRICS, goes_on, self.say, more)
+        self.metrics = MetricsFile(out_dir / METRICS, goes_on, self.say, more) if team.leads else None
         self.start = time.perf_counter()
         self.since_line = time.perf_counter()
         self.losses: list[Tensor] = []
@@ -86,7 +94,7 @@ class Monitor:
     def mark(self) -> dict[str, Any]:
         """Returns where the monitor is, for `restore`."""
         where = {name: getattr(self, name) for name in _COUNTED}
-        return where | {"losses": list(self.losses), "n_rows": self.metrics.n_rows}
+        return where | {"losses": list(self.losses), "n_rows": self.metrics.n_rows if self.metrics else 0}
 
     def state(self) -> dict[str, Any]:
         """Returns what `mark` does in plain values, for a checkpoint, after writing the line that is due."""
@@ -99,11 +107,12 @@ class Monitor:
         self.report()
         for name in _COUNTED:
             setattr(self, name, mark.get(name, getattr(self, name)))
-        self.reported = self.samples
+        self.reported, self.mine = self.samples, Counts()
         self.losses = [torch.as_tensor(loss, dtype=torch.float32) for loss in mark.get("losses", [])]
         if "seconds" in mark:
             self.start = time.perf_counter() - mark["seconds"]
-        self.metrics.cut(self.iter, mark.get("n_rows"))
+        if self.metrics is not None:
+            self.metrics.cut(self.iter, mark.get("n_rows"))
         if self.bar is not None:
             self.bar.n = self.samples
             self.bar.refresh()
@@ -125,14 +134,26 @@ class Monitor:
             loss: loss, and after it the figures, summed over the terms of the batch; without figures a scalar.
         """
         self.report()
-        self.iter += 1
-        self.samples += batch.n_samples
-        self.losses.append(loss)
-        self.n_tokens += batch.n_tokens
-        self.n_targets += batch.n_targets
-        self.n_terms += batch.n_terms
-        self.n_iterations += 1
-        if self.iter % self.log_interval and self.samples < self.n_samples:
+        self.mine.add(batch, loss)
+        if self.team.is_alone:
+            self._count(step, self.mine, learning_rate, is_step)
+
+    def stepped(self, step: int, learning_rate: float) -> None:
+        """Records what all processes did in a step, if there are several; `iterated` has counted this one's part."""
+        if not self.team.is_alone:
+            self._count(step, self.mine.of(self.team), learning_rate, is_step=True)
+
+    def _count(self, step: int, counts: "Counts", learning_rate: float, is_step: bool) -> None:
+        """Adds up micro-batches, and has a line written when one is due."""
+        before, self.mine = self.iter // self.log_interval, Counts()
+        self.iter += counts.n_iterations
+        self.samples += counts.n_samples
+        self.losses.append(loss := torch.stack(counts.losses).sum(0))
+        self.n_tokens += counts.n_tokens
+        self.n_targets += counts.n_targets
+        self.n_terms += counts.n_terms
+        self.n_iterations += counts.n_iterations
+        if self.iter // self.log_interval == before and self.samples < self.n_samples:
             return
         row = {
             "iter": self.iter,
@@ -208,6 +229,8 @@ class Monitor:
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes a line of metrics.csv, and its figures to the logger; an error of the disk is said once."""
+        if self.metrics is None:
+            return
         self.metrics.add({"seconds": f"{time.perf_counter() - self.start:.2f}", **row})
         if self.logger is None:
             return
@@ -231,6 +254,8 @@ class Monitor:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+        if self.metrics is None:
+            return time.perf_counter() - self.start
         self.metrics.write()
         if self.metrics.waiting:
             self.say(f"{METRICS} lacks its last lines, for which the disk had no room")

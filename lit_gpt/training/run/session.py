@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.run.budget import Budget
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.monitor import Monitor
@@ -20,5 +21,7 @@ class Session:
     """Checkpoint that the run resumes from; None for a new run."""
     score: Callable[[], float] | None = None
     """Returns the score by which a checkpoint is the best; None decides by the lowest validation loss."""
+    team: Team = ALONE
+    """The processes that train together."""
     later_bytes: int = 0
     """Bytes that are written after the training."""

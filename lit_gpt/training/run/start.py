@@ -15,6 +15,7 @@ from lit_gpt.data.compatibility import check_compatible, check_vocabulary
 from lit_gpt.lightning import Fabric
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import shard
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.preferences.start import answers_for, load_sft_run
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
@@ -70,12 +71,15 @@ def load_model(
     args: FinetuneArgs,
     checkpoint: Path | None = None,
     at_first: Callable[[GPT, str], object] = lambda model, base_digest: None,
+    sharded: bool = False,
 ) -> tuple[GPT, str]:
     """Returns the model with the method in it, and the digest of the base model's weights.
 
     Args:
         checkpoint: checkpoint to resume from, whose weights are loaded later.
-        at_first: gets the model that the run begins with, before its method changes it, and the digest.
+        at_first: gets the model that the run begins with, before its method changes it, and the digest; not where it
+            is sharded.
+        sharded: each device keeps a part of every weight; a block gets the method and is divided as soon as it is read.
 
     Raises:
         UserError: what `load_base` raises, or base weights that were damaged since the run began.
@@ -84,12 +88,19 @@ def load_model(
         model, base_digest = load_sft_run(fabric, args, args.first_run)
         at_first(model, base_digest)
         return model, base_digest
-    model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
-    at_first(model, base_digest)
+
+    def loaded(model: GPT, part: str) -> None:
+        METHODS[args.method].inject(model, args.method_args, init=checkpoint is None, part=part)
+        shard(model, part)
+
+    model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize, loaded if sharded else None)
+    if not sharded:
+        at_first(model, base_digest)
     if checkpoint:
         before = read_run(checkpoint)
         require_undamaged(args.checkpoint_dir, base_digest, before.base_digest, before.base_files)
-    METHODS[args.method].inject(model, args.method_args, init=checkpoint is None)
+    if not sharded:
+        METHODS[args.method].inject(model, args.method_args, init=checkpoint is None)
     return model, base_digest
 
 

@@ -1,0 +1,1 @@
+"""Several processes that train one model together, one for each device."""

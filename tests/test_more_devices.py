@@ -1,0 +1,206 @@
+"""Several devices train what one trains: the same steps, weights and checkpoints, whoever keeps which part of them."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_hf, write_tokenizer
+from device_runs import GLOO, finetune, together
+from script_processes import run, start
+
+from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.convert.configs import config_from_hf
+from lit_gpt.convert.names import from_hf
+from lit_gpt.convert.readers import open_source
+from lit_gpt.data.dealing import balance, dealt
+from lit_gpt.files import save_state
+from lit_gpt.report.metrics import read_metrics
+from lit_gpt.training.run.metrics import METRICS
+
+KINDS = {"mha": "llama", "gqa": "llama-gqa", "moe": "mixtral", "tied": "llama-tied"}
+ROWS = [{"instruction": f"Say {i}", "input": "", "output": f"{i} " * (1 + i * 7 % 13)} for i in range(60)]
+FLAGS = ["--data_dir", "data", "--batch_size", 6, "--micro_batch_tokens", 150, "--learning_rate", 1e-3]
+FLAGS += ["--warmup_steps", 0, "--save_interval", 10, "--eval_interval", 10, "--precision", "32-true"]
+OF_METHOD = {
+    "lora": ["--lora_dropout", 0.2, "--lora_r", 4, "--lora_mlp", "true", "--lora_head", "true"],
+    "adapter": ["--adapter_start_layer", 1],
+    "adapter_v2": ["--adapter_start_layer", 0],
+    "full": [],
+}
+SWEEP = os.environ.get("LIT_GPT_SWEEP", "0") not in ("", "0")
+"""Whether all combinations are run, which takes half an hour; some of them otherwise."""
+SETTINGS = [  # method, kind, strategy, quantization
+    ("lora", "gqa", "ddp", None),
+    ("lora", "tied", "fsdp", "bnb.nf4"),
+    ("adapter", "mha", "ddp", None),
+    ("adapter_v2", "moe", "fsdp", "int8"),
+    ("full", "tied", "fsdp", None),
+]
+if SWEEP:
+    SETTINGS = [
+        (method, kind, strategy, quantize)
+        for method in OF_METHOD
+        for kind in KINDS
+        for strategy in ("ddp", "fsdp")
+        for quantize in (None, "int8", "bnb.nf4")
+        if method != "full" or quantize is None
+    ]
+N_STEPS = 20
+CLOSE = {None: 1e-6, "bnb.nf4": 1e-6, "int8": 1e-4}
+"""How far apart the weights may be; int8 layers also round what they are given, to the one or the other side."""
+
+
+def out_of(setting, n):
+    return f"{'-'.join(map(str, setting))}-{n}"
+
+
+def command(setting, n, *flags, steps=N_STEPS):
+    method, kind, strategy, quantize = setting
+    argv = [method, "--checkpoint_dir", kind, *FLAGS, *OF_METHOD[method], "--max_steps", steps]
+    argv += ["--quantize", quantize] if quantize else []
+    argv += ["--strategy", strategy] if n > 1 else []
+    return [*argv, "--out_dir", out_of(setting, n), *flags]
+
+
+def weights(folder):
+    (path,) = folder.glob("lit_model*_finetuned.pth")
+    return torch.load(path, weights_only=True)
+
+
+def difference(a, b):
+    """Of all weights together, relative to their size."""
+    assert a.keys() == b.keys() and a
+    squares = [
+        [(x.double() - y.double()).square().sum(), x.double().square().sum()]
+        for x, y in zip(a.values(), b.values(), strict=True)
+    ]
+    off, size = map(sum, zip(*squares, strict=True))
+    return float((off / size).sqrt())
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+REFUSED = [
+    (["--strategy", "fsdp", "--optimizer", "adamw8bit"], "--optimizer adamw8bit does not go with --strategy fsdp"),
+    (["--strategy", "fsdp", "--precision", "16-mixed"], "--precision 16-mixed does not go with --strategy fsdp"),
+    (["--strategy", "fsdp", "--best_task", "arc_easy"], "--best_task does not go with --strategy fsdp"),
+    (["--offload_gradients", "true"], "--offload_gradients true is for one device"),
+    (["--devices", 3], "--devices 3 --num_nodes 1: torchrun started 2 processes"),
+]
+LORA, NF4 = ("lora", "gqa", "ddp", None), ("lora", "tied", "fsdp", "bnb.nf4")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with checkpoints of several kinds and data, and runs of each setting by one process and by two."""
+    place = tmp_path_factory.mktemp("devices")
+    for name, kind in KINDS.items():
+        hf = tiny_hf(kind, hidden_size=64, intermediate_size=96) if name != "moe" else tiny_hf(kind)
+        hf.save_pretrained(place / name)
+        write_tokenizer(place / name)
+        source = open_source(place / name)
+        config = config_from_hf(source.hf_config, name, "config.json")
+        save_state(from_hf(config, source.names, source.get), place / name / WEIGHTS)
+        config.to_json(place / name / CONFIG)
+    (place / "rows.json").write_text(json.dumps(ROWS))
+    flags = ("--data_file", "rows.json", "--destination_path", "data", "--prompt_style", "plain")
+    p = run("scripts/prepare_alpaca.py", "--checkpoint_dir", "gqa", *flags, cwd=place)
+    assert p.returncode == 0, p.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for setting in SETTINGS:
+            finetune(command(setting, 1))
+    shutil.copytree(place / out_of(NF4, 1), place / "from-1")  # to be gone on with from its half by two
+    return place
+
+
+@pytest.fixture(scope="module")
+def ran(place):
+    """How the runs of two processes ended, by rank, and what the first one said."""
+    runs = [command(setting, 2) for setting in SETTINGS]
+    runs += [[*command(NF4, 2), "--out_dir", "from-1", "--resume", "from-1/checkpoints/step-000010"]]
+    runs += [[*command(LORA, 1), *flags, "--out_dir", "refused"] for flags, _ in REFUSED]
+    return together(runs, 2, place, free_port())
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: "-".join(map(str, s)))
+def test_two_processes_end_with_the_weights_of_one(place, ran, setting):
+    ended, _ = ran
+    assert [of_rank[SETTINGS.index(setting)] for of_rank in ended] == [None, None]
+    one, two = (weights(place / out_of(setting, n)) for n in (1, 2))
+    assert difference(one, two) < CLOSE[setting[3]]
+    half = weights(place / out_of(setting, 1) / "checkpoints" / "step-000010")
+    assert difference(one, half) > 10 * CLOSE[setting[3]], "they go on learning"
+
+
+def test_one_goes_on_from_what_two_wrote_and_two_from_what_one_wrote(place, ran, monkeypatch):
+    monkeypatch.chdir(place)
+    assert ran[0][0][len(SETTINGS)] is None
+    one, from_2 = weights(place / out_of(NF4, 1)), out_of(NF4, 2)
+    assert difference(one, weights(place / "from-1")) < CLOSE[NF4[3]]
+    finetune([*command(NF4, 1), "--out_dir", from_2, "--resume", f"{from_2}/checkpoints/step-000010"])
+    assert difference(one, weights(place / from_2)) < CLOSE[NF4[3]]
+
+
+def test_what_several_devices_cannot_do_is_refused_by_name_before_anything_is_loaded(place, ran):
+    for of_rank in ran[0]:
+        for (_, message), said in zip(REFUSED, of_rank[-len(REFUSED) :], strict=True):
+            assert message in said
+    assert not (place / "refused").exists()
+
+
+def test_the_leader_alone_speaks_and_writes_the_figures_of_all(place, ran):
+    assert ran[1].count("Number of trainable parameters") == len(SETTINGS) + 1, "once for each run"
+    one, two = (read_metrics(place / out_of(LORA, n) / METRICS) for n in (1, 2))
+    for name in ("loss", "val_loss"):
+        losses = [dict(m.by_step("loss", "n_targets") if name == "loss" else m.column(name)) for m in (one, two)]
+        assert losses[0].keys() == losses[1].keys()
+        for step, loss in losses[0].items():
+            assert losses[1][step] == pytest.approx(loss, abs=2e-5)
+    assert one.columns["samples"][-1] == two.columns["samples"][-1] == 6 * N_STEPS
+
+
+def test_a_process_that_is_killed_ends_all_with_one_line_and_the_run_goes_on_from_its_checkpoint(place, monkeypatch):
+    flags = ["--devices", 2, "--save_interval", 2, "--out_dir", "killed"]
+    process = start(
+        "finetune/lora.py", *command(LORA, 1)[1:], *flags, cwd=place, env=GLOO, stderr=subprocess.PIPE, anew=True
+    )
+    for line in process.stdout:
+        if " step 5: " in line:
+            break
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()  # a template's host, too
+    (child,) = (int(pid) for pid in children if b"lora.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(child, signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - began < 60
+    said = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert said == [
+        "error: rank 1 was ended by SIGKILL; the newest whole checkpoint stays, and --resume true goes on from it"
+    ]
+    assert "Traceback" not in errors
+    monkeypatch.chdir(place)
+    finetune([*command(LORA, 1), "--out_dir", "killed", "--resume", "true"])
+    assert difference(weights(place / out_of(LORA, 1)), weights(place / "killed")) < CLOSE[None]
+
+
+def test_samples_are_dealt_evenly_and_each_once():
+    lengths = np.random.default_rng(0).integers(5, 400, 500)
+    rows = np.random.default_rng(1).permutation(500)[:128].tolist()
+    for n in (1, 2, 3, 8):
+        hands = dealt(lengths, rows, n)
+        assert sorted(row for hand in hands for row in hand) == sorted(rows) and len(hands) == n
+        assert balance(lengths, [rows], n) > 0.98
+    assert dealt(lengths, rows[:1], 3) == [rows[:1], [], []] and dealt(lengths, rows, 1) == [rows]
