@@ -64,10 +64,19 @@ MODELS = (
     "SmolLM3-3B",
     "stablelm-3b-4e1t",
     "stablelm-2-12b",
+    "granite-3.3-2b-instruct",
+    "EXAONE-4.0-1.2B",
+    "GLM-4-9B-0414",
+    "Hunyuan-7B-Instruct",
+    "Nemotron-Mini-4B-Instruct",
+    "Apertus-8B-2509",
+    "Ministral-3-8B-Base-2512",
+    "gpt-oss-20b",
+    "LFM2-1.2B",
 )
-"""One of each architecture, and of what differs within one."""
+"""One of each architecture, and of what differs within one; of Qwen 3.5, transformers packs no documents."""
 ATTENTION = LoRAArgs(lora_r=8, lora_dropout=0.0, lora_key=True, lora_projection=True)
-THEIRS = ["q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "dense"]
+THEIRS = ["q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "dense", "in_proj", "out_proj"]
 """The same layers by transformers' names."""
 
 
@@ -164,6 +173,7 @@ def shape(name: str, on_gpu: bool) -> Config:
         field: None if (of := getattr(c, field)) is None else [i for i in of if i < n_layer]
         for field in ("sliding_layers", "unrotated_layers")
     }
+    layers["mixers"] = c.mixers and c.mixers[:n_layer]
     if on_gpu:
         return replace(c, n_layer=n_layer, **layers)
     n_head = 8

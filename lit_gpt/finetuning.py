@@ -13,7 +13,9 @@ from lit_gpt.parallel.team import Team
 from lit_gpt.parallel.watch import watched
 from lit_gpt.planning.dry_run import dry_run
 from lit_gpt.planning.outcome import gauges_of, plan_of_run, settle
+from lit_gpt.rollouts.learning import learning_from_answers
 from lit_gpt.training.batching import require_room_for_a_step
+from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import NEXT_TOKEN
 from lit_gpt.training.offload import require_offload
@@ -85,7 +87,9 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
     referenced = Referenced(fabric, args, (train_data, val_data))
     model, base_digest = load_model(fabric, args, checkpoint, at_first=referenced.compute, sharded=sharded)
     train_data, val_data = referenced.data
-    objective = objective_of(args.preference) if args.preference else NEXT_TOKEN
+    objective, make_loader = objective_of(args.preference) if args.preference else NEXT_TOKEN, BatchLoader
+    if args.grpo is not None and args.check is not None:
+        objective, make_loader = learning_from_answers(fabric, args, meta, args.grpo, check=args.check)
     score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
     print(*description(model, train_data, args, device=fabric.device, done=position(checkpoint)), sep="\n")
     # Claim the folder only now that data, flags and model have proved to work: --overwrite deletes the previous run.
@@ -129,6 +133,7 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
         validation=validation,
         seed=args.run.seed,
         objective=objective,
+        make_loader=make_loader,
     )
     monitor.close()
     if not team.leads:  # what is left to do is done by one

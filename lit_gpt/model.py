@@ -199,7 +199,7 @@ class CausalSelfAttention(nn.Module):
         self.proj = Linear(config.n_head * config.head_size, config.n_embd, bias=config.proj_bias)
         self.norm_q, self.norm_k = (make_qk_norm(config, heads) for heads in (config.n_head, config.n_query_groups))
         n_gates = config.n_head * config.head_size if config.attention_gate else 0
-        self.gate = Linear(config.n_embd, n_gates, bias=False) if n_gates else None
+        self.out_gate = Linear(config.n_embd, n_gates, bias=False) if n_gates else None
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
 
     def forward(
@@ -236,7 +236,7 @@ class CausalSelfAttention(nn.Module):
 
     def projected(self, y: Tensor, x: Tensor) -> Tensor:
         """Returns the output of the layer, (B, T, C), for that of all heads, (B, T, H * D), and the layer's input."""
-        return self.proj(y if self.gate is None else y * self.gate(x).sigmoid())
+        return self.proj(y if self.out_gate is None else y * self.out_gate(x).sigmoid())
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the output of each head, (B, H, T, D).

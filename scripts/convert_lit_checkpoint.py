@@ -52,21 +52,18 @@ def main(
     from lit_gpt.errors import UserError
     from lit_gpt.files import only_writer, replace_folder
     from lit_gpt.merge.record import origin_of_text, trained_style
-    from lit_gpt.tokenizer import Tokenizer
 
     if dtype and format == "gguf":
         raise UserError(f"--dtype {dtype} is for hf and lit; pass --gguf_type F16, BF16, Q8_0 or Q4_K_M")
     config, specs, get = model = open_lit(checkpoint_dir)
-    check_vocabulary(config, checkpoint_dir)
-    tokenizer = Tokenizer(checkpoint_dir)
-    rows = tokenizer.vocab_size if unpad_vocab else None
-    options = {"dtype": getattr(torch, dtype) if dtype else None, "gguf_type": gguf_type, "rows": rows}
-    options |= {"max_shard_bytes": int(max_shard_gb * 1e9)}
+    tokenizer = check_vocabulary(config, checkpoint_dir)
+    said = precision_of(checkpoint_dir, specs, get, gguf_type if format == "gguf" else dtype)
+    options = {"dtype": getattr(torch, dtype) if dtype else None, "gguf_type": gguf_type}
+    options |= {"rows": tokenizer.vocab_size if unpad_vocab else None, "max_shard_bytes": int(max_shard_gb * 1e9)}
     options["multimodal_dir"] = origin_of_text(checkpoint_dir, multimodal_dir)
     with_style = styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf")
     with only_writer(output_dir), with_style as (source, notes):
-        print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *notes, sep="\n")
-        print(precision_of(checkpoint_dir, specs, get, options["dtype"]) if format != "gguf" else f"As {gguf_type}")
+        print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *notes, said, sep="\n")
         replace_folder(output_dir, lambda folder: write_as(format, model, source, folder, **options), overwrite)
     if format == "gguf":
         print(f"For Ollama: {create_line(output_dir, config.name)}")

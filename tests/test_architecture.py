@@ -47,8 +47,6 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "generation": {"checkpoints", "config", "data", "layers", "lightning", "methods", "model", "prompts", "resources"}
     | {"tokenizer"},
     "grading": set(),
-    # answers of a model with a checker's verdicts, as rows and pairs
-    "rollouts": {"checkpoints", "data", "files", "generation", "grading", "lightning", "prompts", "tokenizer"},
     "chat": {"checkpoints", "cli", "generation", "lightning", "merge", "model", "prompts", "tokenizer"},
     # a comparison loads the base and its runs one after the other, and writes a page
     "evaluation": {"checkpoints", "data", "files", "generation", "lightning", "model", "prompts", "report"}
@@ -56,13 +54,26 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "serve": {"checkpoints", "fabric", "generation", "merge", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
     | {"lightning", "parallel", "resources", "tokenizer"},
+    # answers of a model with a checker's verdicts, as rows and pairs, or learned from as they come
+    "rollouts": {"checkpoints", "data", "files", "generation", "grading", "lightning", "methods", "model", "prompts"}
+    | {"report", "tokenizer", "training"},
     "planning": {"checkpoints", "config", "convert", "data", "families", "files", "layers", "methods", "model"}
     | {"fabric", "lightning", "resources", "tokenizer", "training"},
     # a run as others are to have it: its own record, merged weights, and the server in the place of theirs
     "submission": {"checkpoints", "config", "data", "files", "hub", "merge", "methods", "model", "planning", "report"}
     | {"training"},
     # a finetune script's run from beginning to end
-    "finetuning": {"data", "evaluation", "files", "layers", "lightning", "parallel", "planning", "training"},
+    "finetuning": {
+        "data",
+        "evaluation",
+        "files",
+        "layers",
+        "lightning",
+        "parallel",
+        "planning",
+        "rollouts",
+        "training",
+    },
 }
 SCRIPTS = ("scripts", "finetune", "generate", "eval")
 

@@ -56,6 +56,7 @@ def test_rows_get_what_each_gets_alone(kind, pack, tokenizer, parts):
     for request, answer, alone in zip(
         requests, Engine(model, tokenizer, max_tokens=900, pack=pack).complete(requests), want, strict=True
     ):
+        assert len(answer.tokens) == 12 and not answer.error
         assert [t.id for t in answer.tokens] == [t.id for t in alone.tokens], len(request.ids)
         for one, other in zip(answer.tokens, alone.tokens, strict=True):
             assert one.logprob == pytest.approx(other.logprob, abs=2e-5)

@@ -14,7 +14,8 @@ from lit_gpt.convert.names import from_hf, to_hf
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES, config_for
 from lit_gpt.families.overview import overview
-from lit_gpt.model import GPT
+from lit_gpt.layers.attention import Documents
+from lit_gpt.model import GPT, _LayerCache
 
 
 def test_the_page_on_models_has_the_table_of_families():
@@ -23,7 +24,7 @@ def test_the_page_on_models_has_the_table_of_families():
 
 def test_the_example_of_the_docs_is_a_family(monkeypatch):
     page = (ROOT / "docs" / "add_a_family.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     scope: dict = {}
     exec(code, scope)
     acme = scope["ACME"]
@@ -48,6 +49,21 @@ def test_the_example_of_the_docs_is_a_family(monkeypatch):
     back = from_hf(config, theirs, theirs.__getitem__)
     assert all(torch.equal(back[name], x) for name, x in state.items())
     assert list(scope["FAMILY"].configs) == ["acme-1b"]
+
+
+def test_the_mixing_layer_of_the_docs_sees_its_own_document_and_what_is_in_the_cache():
+    page = (ROOT / "docs" / "add_a_family.md").read_text(encoding="utf-8")
+    _, code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    scope: dict = {}
+    exec(code, scope)
+    layer = scope["TokenShift"](replace(config_for("pythia-70m"), n_embd=16))
+    x, cache = torch.randn(1, 12, 16), _LayerCache(torch.zeros(1, 1, 12, 16), torch.zeros(1, 1, 12, 0))
+    with torch.no_grad():
+        alone = [layer(part, x, x) for part in x.split((5, 7), 1)]
+        packed = layer(x, x, x, documents=Documents.of((5, 7)))
+        torch.testing.assert_close(packed, torch.cat(alone, 1))
+        steps = [layer(x[:, at], x, x, None, cache, at) for at in torch.arange(12).split((6, 1, 5))]
+        torch.testing.assert_close(torch.cat(steps, 1), layer(x, x, x))
 
 
 HUB = {  # what config.json says in repositories of the hub, the keys that decide and some that do not

@@ -6,7 +6,9 @@ from typing import Any
 
 from lit_gpt.args import PlanArgs, RunArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.cluster import ClusterArgs
+from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
+from lit_gpt.args.rollouts import CheckerArgs
 
 
 @dataclass(frozen=True)
@@ -36,5 +38,16 @@ class FinetuneArgs:
     """Key of QUANTIZATIONS, for the frozen weights; None does not quantize them."""
     preference: PreferenceArgs | None = None
     """How to learn from preferences; None learns to write the answers of the data."""
+    grpo: GrpoArgs | None = None
+    """How to learn from graded answers of the model's own; None learns from those of the data."""
+    check: CheckerArgs | None = None
+    """Who grades them."""
+    sft_run: Path | None = None
+    """Run to go on from, with its method and weights; None begins with the base model."""
     merge: bool = False
     """Whether to write the merged weights at the end, within the same time limit."""
+
+    @property
+    def first_run(self) -> Path | None:
+        """Run whose weights the training begins with; None is the base model."""
+        return self.sft_run or (self.preference and self.preference.sft_run)

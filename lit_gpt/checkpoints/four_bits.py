@@ -40,7 +40,7 @@ def scales_name(name: str, values: str) -> str:
     return f"{name}.{values}"
 
 
-def stored_as(specs: Mapping[str, Spec], name: str) -> str | None:
+def _stored_as(specs: Mapping[str, Spec], name: str) -> str | None:
     """Returns the kind of values that a weight of a file is in 4 bits of; None if it is not in 4 bits."""
     return next((values for values in VALUES if scales_name(name, values) in specs), None)
 
@@ -56,7 +56,7 @@ def dequantizing(specs: dict[str, Spec], get: Callable[[str], Tensor], path: Pat
     Raises:
         UserError: the scales of a weight in 4 bits do not fit its codes.
     """
-    kinds = {name: values for name in specs if (values := stored_as(specs, name))}
+    kinds = {name: values for name in specs if (values := _stored_as(specs, name))}
     dtype = specs[_EMBEDDINGS].dtype if _EMBEDDINGS in specs else torch.float32
     shapes = {name: _shape(specs, name, values, path) for name, values in kinds.items()}
     scales = {scales_name(name, values) for name, values in kinds.items()}
@@ -67,7 +67,7 @@ def dequantizing(specs: dict[str, Spec], get: Callable[[str], Tensor], path: Pat
             return None
         codes, by = get(name), get(scales_name(name, kinds[name]))
         block = shapes[name][1] // by.size(1)
-        return FourBits(codes, by, block, torch.tensor(VALUES[kinds[name]]), kinds[name])
+        return FourBits(codes, by, block, torch.tensor(VALUES[kinds[name]]), values=kinds[name])
 
     def read(name: str) -> Tensor:
         kept = four_bits(name)

@@ -23,7 +23,9 @@ from lit_gpt import __version__
 from lit_gpt.args import Precision, TrainArgs, ValidationArgs
 from lit_gpt.args.folders import RUN, require_run, run_folder
 from lit_gpt.args.formats import read_record, require_known, with_format
+from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
+from lit_gpt.args.rollouts import CheckerArgs
 from lit_gpt.checkpoints.base import build, digest_of, load_base
 from lit_gpt.checkpoints.layouts import open_lit, read_config
 from lit_gpt.checkpoints.origin import changed_origin, is_other, origin_of, require_undamaged
@@ -43,6 +45,8 @@ _KINDS_OF_TRAINING: dict[str, Any] = {
     **get_type_hints(TrainArgs),
     **get_type_hints(ValidationArgs),
     **get_type_hints(PreferenceArgs),
+    **get_type_hints(GrpoArgs),
+    **get_type_hints(CheckerArgs),
     "seed": int,
     "precision": Precision | None,
 }

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from lit_gpt.checkpoints.four_bits import Reader
 from lit_gpt.convert.quantized.settings import read_settings
 from lit_gpt.errors import UserError
@@ -12,17 +10,17 @@ from lit_gpt.files import Spec
 from lit_gpt.records import read_object
 
 
-def precision_of(checkpoint_dir: Path, specs: Mapping[str, Spec], get: Reader, dtype: torch.dtype | None = None) -> str:
+def precision_of(checkpoint_dir: Path, specs: Mapping[str, Spec], get: Reader, kind: str | None = None) -> str:
     """Returns a sentence on the precision of weights that are written anew from a checkpoint.
 
     Args:
         checkpoint_dir: folder of the checkpoint, whose config.json, if it is there still, says how it was published.
         specs: shapes and dtypes of its tensors.
         get: their reader.
-        dtype: dtype of what is written; None is that of the checkpoint.
+        kind: dtype or type of what is written; None is that of the checkpoint.
     """
-    dtypes = sorted({str(dtype or spec.dtype).removeprefix("torch.") for spec in specs.values()})
-    return f"The weights are in {' and '.join(dtypes)}{_before(checkpoint_dir, get)}"
+    kinds = sorted({kind or str(spec.dtype).removeprefix("torch.") for spec in specs.values()})
+    return f"The weights are in {' and '.join(kinds)}{_before(checkpoint_dir, get)}"
 
 
 def published_as(checkpoint_dir: Path) -> str | None:

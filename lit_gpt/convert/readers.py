@@ -63,7 +63,8 @@ def open_source(folder: Path, dtype: torch.dtype | None = None) -> Source:
     for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_bin)):
         files, weight_map = _weight_files(folder, name)
         if files:
-            return _open_files(folder, files, open_file, weight_map, f"{name}.index.json", dtype)
+            index = f"{name}.index.json"
+            return _open_files(folder, files, open_file, weight_map=weight_map, index=index, dtype=dtype)
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) > 1 and ggufs != parts_of(ggufs[0]):
         raise UserError(f"{folder} has {len(ggufs)} gguf files; leave one of {', '.join(f.name for f in ggufs)}")
@@ -157,10 +158,10 @@ def _open_files(
         for stated, method in _SETTINGS_FILES.items():
             if "quantization_config" not in hf_config and (folder / stated).is_file():
                 hf_config["quantization_config"] = {"quant_method": method, **read_object(folder / stated)}
-                hf_config["quantization_config"] = read_object(folder / stated)
     if text := text_names(specs) if unwrapped(hf_config)[1] else None:  # where both say something, the file decides
         hf_config["tie_word_embeddings"] = "lm_head.weight" not in text
-    plain = dequantized(hf_config, specs, OneFileOpen(paths, open_file), str(config_file), dtype)
+    get = OneFileOpen(paths, open_file)
+    plain = dequantized(hf_config, specs, get, where=str(config_file), dtype=dtype)
     return Source(
         without_settings(hf_config),
         config_file,

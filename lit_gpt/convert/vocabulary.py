@@ -12,9 +12,10 @@ _N_NAMED = 5
 """Number of tokens without a row that a message names."""
 
 
-def check_vocabulary(config: Config, checkpoint_dir: Path) -> None:
-    """Checks that the model has a row for each token of the tokenizer; raises UserError if not."""
+def check_vocabulary(config: Config, checkpoint_dir: Path) -> Tokenizer:
+    """Returns the tokenizer of a model that has a row for each of its tokens; raises UserError if it has not."""
     pad_vocabulary(config, 1, checkpoint_dir)
+    return Tokenizer(checkpoint_dir)
 
 
 def pad_vocabulary(config: Config, multiple: int, checkpoint_dir: Path) -> Config:

@@ -143,6 +143,15 @@ def grouped(samples: Samples, firsts: np.ndarray, desirable: np.ndarray | None =
     )
 
 
+def repeated(samples: Samples, n: int) -> Answers:
+    """Returns rows of n answers, which all are the sample's own: what a run computes that draws as many to a prompt."""
+    times = np.repeat(np.arange(len(samples)), n)
+    parts = [samples[int(i)] for i in times]
+    ids, labels = (np.concatenate([np.asarray(part[k]) for part in parts]) for k in (0, 1))
+    offsets = np.cumsum([0, *(len(part[0]) for part in parts)], dtype=np.int64)
+    return grouped(Samples(ids, labels, offsets, samples.largest), np.arange(0, len(times) + 1, n))
+
+
 def judged_alone(answers: Answers) -> Answers:
     """Returns each answer of pairs as a row of its own, of which the first of each pair is a desired one."""
     if answers.desirable is not None:

@@ -48,7 +48,8 @@ def scores(
     """
     if not asked:
         return
-    groups = _grouped(asked, model.rope.long_from)
+    together = _TOGETHER if model.config.mixers is None else 0
+    groups = _grouped(asked, model.rope.long_from, together)
     longest = max(len(text) + sum(map(len, answers)) for text, answers in groups)
     batch_size = rows_that_fit(model, longest, len(groups)) if batch_size is None else batch_size
     engine = Engine(
@@ -84,11 +85,14 @@ def _request(group: _Group, run: str | None) -> Request:
     return Request([*text, *answer], 0, run=run, prompt_logprobs=0, prompt_logprobs_from=len(text))
 
 
-def _grouped(asked: Mapping[int, tuple[Sequence[int], int]], long_from: int | None) -> list[_Group]:
+def _grouped(
+    asked: Mapping[int, tuple[Sequence[int], int]], long_from: int | None, together: int = _TOGETHER
+) -> list[_Group]:
     """Returns the texts with their continuations; texts that begin alike are neighbours.
 
     Args:
         long_from: length from which on LongRoPE has other frequencies: longer texts share nothing with shorter ones.
+        together: most tokens of continuations that are one request; 0 where a layer's state has no branches.
     """
     found: dict[tuple[tuple[int, ...], bool], list[dict[tuple[int, ...], list[int]]]] = {}
     for key, (ids, first) in asked.items():
@@ -97,7 +101,7 @@ def _grouped(asked: Mapping[int, tuple[Sequence[int], int]], long_from: int | No
         parts = found.setdefault((text, is_long), [{}])
         if (
             not any(answer in part for part in parts)
-            and sum(map(len, parts[-1])) + len(answer) > _TOGETHER
+            and sum(map(len, parts[-1])) + len(answer) > together
             and parts[-1]
         ):
             parts.append({})

@@ -64,7 +64,7 @@ QWEN_3_5 = replace(
     weights={
         **LLAMA.weights,
         "transformer.h.{}.attn.qkv": Separate("model.layers.{}.self_attn.{qkv}", gated=True),
-        "transformer.h.{}.attn.gate": OutputGate("model.layers.{}.self_attn.q_proj"),
+        "transformer.h.{}.attn.out_gate": OutputGate("model.layers.{}.self_attn.q_proj"),
         "transformer.h.{}.attn.norm_q": "model.layers.{}.self_attn.q_norm",
         "transformer.h.{}.attn.norm_k": "model.layers.{}.self_attn.k_norm",
         "transformer.h.{}.attn": _DELTA,

@@ -25,6 +25,12 @@ def require_answerable(request: Request, config: Config, runs: Collection[str]) 
         raise UserError(f"token {wrong[0]} is not one of the model's {V:,}")
     if n - (request.max_new_tokens == 0) > config.block_size:
         raise UserError(f"the prompt has {n:,} tokens, and the model has room for {config.block_size:,} in all")
+    if request.continuations and config.mixers is not None:
+        kinds = ", ".join(sorted(set(config.mixers) - {"attention"}))
+        raise UserError(
+            f"continuations of one prompt cannot be scored together by {config.name}, whose layers of kind {kinds} "
+            "read one text; ask for each of them with prompt_logprobs"
+        )
     longest = max(map(len, request.continuations), default=0)
     if longest and n + longest - 1 > config.block_size:
         raise UserError(

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_gpt.config import Config
 from lit_gpt.layers.conv import CausalConv
 from lit_gpt.layers.linear import Linear
+from lit_gpt.layers.norms import RMSNorm
 from lit_gpt.layers.past import Mixing, Past
 
 _CHUNK = 64
@@ -89,15 +90,13 @@ class GatedDeltaNet(Mixing):
         super().__init__()
         self.sizes = config.delta_sizes
         self.K, self.V = config.delta_key_heads, config.delta_value_heads
-        self.eps = config.norm_eps
         self.in_qkv = Linear(config.n_embd, sum(self.sizes), bias=False)
         self.in_z = Linear(config.n_embd, self.sizes[2], bias=False)
         self.in_b, self.in_a = (Linear(config.n_embd, self.V, bias=False) for _ in range(2))
         self.conv = CausalConv(sum(self.sizes), config.conv_size, bias=False)
         self.A_log = nn.Parameter(torch.zeros(self.V))
         self.dt_bias = nn.Parameter(torch.ones(self.V))
-        self.norm = nn.Module()
-        self.norm.weight = nn.Parameter(torch.ones(config.delta_value_size))
+        self.norm = RMSNorm(config.delta_value_size, config.norm_eps)
         self.out_proj = Linear(self.sizes[2], config.n_embd, bias=False)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,9 +106,7 @@ class GatedDeltaNet(Mixing):
     def mixed(self, kept: Tensor, gate: Tensor, past: Past) -> Tensor:
         """Returns the output of the layer, (B, T, C); see `features`."""
         y = past.run(_rule, self.tensors, kept)  # (B, T, V, dv) in fp32
-        y = y.to(kept.dtype).float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        y = self.norm.weight * y.to(kept.dtype)
+        y = self.norm(y.to(kept.dtype))
         y = (y.float() * F.silu(gate.unflatten(-1, (self.V, -1)).float())).to(kept.dtype)
         return self.out_proj(y.flatten(-2))
 

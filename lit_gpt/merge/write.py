@@ -104,7 +104,7 @@ def write_merged(
         _write_weights(plan, specs, read, four_bits=get.four_bits, run=run, base=base, dtype=dtype, folder=folder)
         require_undamaged(checkpoint_dir, f"{sampled}-{read.digest()}", run.base_digest, run.base_files)
         message.extend(copy_styled(checkpoint_dir, folder, run.prompt_style))
-        message.append(precision_of(checkpoint_dir, specs, get, dtype))
+        message.append(precision_of(checkpoint_dir, specs, get, str(dtype).removeprefix("torch.") if dtype else None))
         text = json.dumps(with_format(MERGED, record), indent=2, default=str)
         (folder / MERGED).write_text(text + "\n", encoding="utf-8")
 

@@ -46,7 +46,7 @@ class AdapterAttention(CausalSelfAttention):
         nn.Module.__init__(self)  # the modules of attn are reused
         self.config, self.heads = attn.config, attn.heads
         self.qkv, self.proj, self.norm_q, self.norm_k = attn.qkv, attn.proj, attn.norm_q, attn.norm_k
-        self.sinks, self.gate = attn.sinks, attn.gate
+        self.sinks, self.out_gate = attn.sinks, attn.out_gate
         like = {"device": attn.qkv.weight.device, "dtype": torch.float32}
         self.adapter_wte = nn.Embedding(args.adapter_prompt_length, attn.config.n_embd, **like)
         self.gating_factor = nn.Parameter(torch.zeros(1, 1, attn.config.n_head, 1, **like))  # shape as in Lit-GPT

@@ -12,8 +12,9 @@ def require_possible(args: FinetuneArgs, n_devices: int) -> None:
     """
     if n_devices == 1:
         return
-    if args.preference is not None:
-        raise UserError("learning from preferences takes one device so far; leave --devices out, and torchrun")
+    if args.preference is not None or args.grpo is not None:
+        learning = "preferences" if args.preference else "answers that the model draws"
+        raise UserError(f"learning from {learning} takes one device so far; leave --devices out, and torchrun")
     if args.train.offload_gradients:
         raise UserError("--offload_gradients true is for one device; on several, --strategy fsdp divides the gradients")
     if args.cluster.strategy == "fsdp":

@@ -46,6 +46,8 @@ class Job:
     seed: int = 1337
     merge: bool = False
     """Whether the merged weights are written in the end."""
+    group_size: int = 0
+    """Answers that the model draws to each prompt and learns from; 0 learns from those of the data."""
     n_devices: int = 1
     """Devices that train together, on all machines."""
     strategy: Strategy = "auto"
@@ -113,6 +115,7 @@ def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device, n
         device=device,
         seed=args.run.seed,
         merge=args.merge,
+        group_size=args.grpo.group_size if args.grpo else 0,
         n_devices=n_devices,
         strategy=args.cluster.strategy,
         sharded=args.cluster.strategy == "fsdp" and n_devices > 1,

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lit_gpt.data.answers import repeated
 from lit_gpt.data.store import Samples
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.model import GPT
@@ -92,6 +93,8 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
         data: training and validation samples.
         rates: measured ones; the table's if not given.
     """
+    if job.group_size:  # as if the answers were as long as those of the data
+        data = repeated(data[0], job.group_size), data[1]
     model, chosen = job.model()
     work = work_of(*data, job.train, job.validation, job.packing, job.seed)
     n_again = blocks_recomputed(job, model, chosen, work)

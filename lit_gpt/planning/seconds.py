@@ -21,6 +21,8 @@ FEW_TOKENS = 160
 """Tokens that take as long as the fixed cost of a forward pass: with 8,192 tokens it is 2 % faster than 4,096."""
 _COMPILING, _READING, WRITING = 30.0, 1.0e9, 0.3e9
 """Seconds that compiling and recording take on a GPU; bytes a second from and to a disk, checksums included."""
+_DRAWING = 3.0
+"""How many times as long a token takes that is drawn as one that is read, with some dozens of answers at once."""
 _TO_HOST = 20e9
 """Bytes a second between GPU and host over PCIe 4.0 with 16 lanes: an estimate, not measured."""
 _STARTING, _ENDING = 12.0, 1.5
@@ -56,6 +58,8 @@ class Times:
     merging: float = 0.0
     reference: float = 0.0
     """Seconds of computing the answers of preferences once under the reference; 0 where that was done before."""
+    rollouts: float = 0.0
+    """Seconds of drawing the answers that the model learns from."""
     ending: float = _ENDING
 
     @property
@@ -121,8 +125,13 @@ def times_of(job: Job, model: GPT, work: Work, rates: Rates, n_again: int) -> Ti
         share = min(1.0, work.n_rows / work.n_samples)  # of the samples of all epochs, those of the first
         once = forward_flops(model, work.n_computed, work.n_targets, work.squares) * share / rates.validation
         reference = once + validation
+    rollouts = 0.0
+    if job.group_size:  # each token of an answer by itself
+        drawn = forward_flops(model, work.n_targets, work.n_targets, work.squares) / rates.validation
+        rollouts = _DRAWING * drawn + work.n_validations * _DRAWING * validation
     return Times(
         reference=reference,
+        rollouts=rollouts,
         starting=rates.starting + tried / rates.training,
         training=max(training, work.n_passes * rates.shortest) + work.n_steps * rates.optimizer_seconds,
         validating=work.n_validations * validation,

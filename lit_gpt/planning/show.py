@@ -85,11 +85,13 @@ def _time_lines(plan: Plan, now: datetime) -> Iterator[str]:
     parts = [
         ("start", times.starting),
         ("reference", times.reference),
+        ("rollouts", times.rollouts),
         ("training", times.training),
         ("validation", times.validating),
     ]
     parts += [("saves", times.saving), ("merge", times.merging), ("end", times.ending)]
-    yield "  " + ", ".join(f"{name} {clock(seconds)}" for name, seconds in parts if seconds or name != "reference")
+    shown = [(name, seconds) for name, seconds in parts if seconds or name not in ("reference", "rollouts")]
+    yield "  " + ", ".join(f"{name} {clock(seconds)}" for name, seconds in shown)
     yield f"  {clock(times.total)} in all; started now, it ends {_when(now, times.total)}"
 
 

@@ -12,7 +12,10 @@ _FIGURES = ("loss", "val_loss", "learning_rate", "tokens_per_sec", "n_tokens", "
 """Columns that have a value in some lines."""
 PAIR_FIGURES = ("chosen_reward", "rejected_reward", "margin", "accuracy", "chosen_logp")
 """Columns of runs that learn from preferences; `val_` stands before those of validations."""
-_OBJECTIVES = (*PAIR_FIGURES, *(f"val_{name}" for name in PAIR_FIGURES), "n_terms")
+ROLLOUT_FIGURES = ("reward", "answer_tokens", "idle", "clipped", "kl")
+"""Columns of runs that learn from graded answers; `idle` is the share of answers whose group has one reward."""
+_EITHER = (*PAIR_FIGURES, *ROLLOUT_FIGURES)
+_OBJECTIVES = (*_EITHER, *(f"val_{name}" for name in _EITHER), "n_terms")
 _LARGEST = 1e15
 """Largest value of a figure; the loss of a run that diverged may also be infinite or NaN."""
 _LONGEST_LINE = 10_000

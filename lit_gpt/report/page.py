@@ -154,7 +154,10 @@ def _curves(metrics: Metrics) -> str:
     speed = [Line("real tokens a second", metrics.by_step("tokens_per_sec", "n_tokens"))]
     charts = [
         chart("Loss", loss, "nats per target token" if metrics.terms == "n_targets" else "per row", digits=4),
-        *(chart(title, _both(metrics, name), unit, from_zero=False, digits=3) for name, title, unit in _PAIR_CHARTS),
+        *(
+            chart(title, _both(metrics, name), unit, from_zero=False, digits=3)
+            for name, title, unit in _OBJECTIVE_CHARTS
+        ),
         chart("Learning rate", [Line("learning rate", metrics.by_step("learning_rate", "n_tokens"))], "", digits=8),
         chart("Speed", speed, "tokens a second, padding not counted", digits=0),
         chart("Memory", [Line("most so far", metrics.by_step("memory_gb", "n_tokens"))], "GB", digits=2),
@@ -162,12 +165,14 @@ def _curves(metrics: Metrics) -> str:
     return f"<section class='charts'>{''.join(charts)}</section>"
 
 
-_PAIR_CHARTS = (
+_OBJECTIVE_CHARTS = (
     ("margin", "Margin", "reward of preferred answers, less that of others"),
     ("accuracy", "Accuracy", "share of the rows in which the preferred answer has the higher reward"),
     ("chosen_logp", "Preferred answers", "log-probability, nats a token"),
+    ("reward", "Reward", "mean over the answers; in validation, of the most probable ones"),
+    ("answer_tokens", "Length", "tokens of an answer"),
 )
-"""Figure of a run on preferences, and the title and unit of its chart."""
+"""Figure of an objective, and the title and unit of its chart."""
 
 
 def _both(metrics: Metrics, name: str) -> list[Line]:

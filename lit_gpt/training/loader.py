@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.args import TrainArgs
-from lit_gpt.data.batches import Batch, Idle, Order, ahead, micro_batches, steps
+from lit_gpt.data.batches import Batch, Idle, Order, ahead, batch_of, micro_batches, steps
 from lit_gpt.data.packing import LOOKED_AT, Packing, fullest, prefixes_of
 from lit_gpt.data.store import Samples
 from lit_gpt.model import GPT
@@ -148,6 +148,10 @@ class BatchLoader:
     def largest(self) -> list[int]:
         """Returns the samples of the largest possible micro-batch: the longest, and as many more as fit."""
         return fullest(self.data.computed, self.max_tokens, self.train.batch_size)
+
+    def largest_batch(self) -> Batch:
+        """Returns the largest possible micro-batch."""
+        return batch_of(self.data, self.largest())
 
     def shrink(self) -> bool:
         """Halves the tokens of a micro-batch, or else recomputes all blocks; returns False if both were tried."""

@@ -1,5 +1,6 @@
 """The training loop. It knows nothing of finetuning methods: it trains what requires a gradient and saves that."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from lit_gpt.args import TrainArgs, ValidationArgs
@@ -28,6 +29,7 @@ def fit(
     validation: ValidationArgs,
     seed: int,
     objective: Objective = NEXT_TOKEN,
+    make_loader: Callable[..., BatchLoader] = BatchLoader,
 ) -> Progress:
     """Trains the parameters of `model` that require a gradient; saves checkpoints.
 
@@ -39,6 +41,7 @@ def fit(
     Args:
         seed: decides the order of the samples.
         objective: what is minimized.
+        make_loader: makes the batch loader.
 
     Raises:
         UserError: the gradients of many steps in a row are not finite.
@@ -48,7 +51,7 @@ def fit(
     optimizer = prepare_optimizer(fabric, model, train)
     gradients = make_gradients(fabric, model, optimizer, train=train, team=session.team)
     monitor, budget, team = session.monitor, session.budget, session.team
-    loader = BatchLoader(
+    loader = make_loader(
         model, train_data, train=train, device=fabric.device, seed=seed, autocast=fabric.autocast, team=team
     )
     checkpointer = Checkpointer(

@@ -22,6 +22,9 @@ class Objective(Protocol):
 
     figures: tuple[str, ...]
     """Names of what is reported beside the loss, columns of metrics.csv."""
+    measure: Callable[..., list[float] | None] | None
+    """Function (model, data, n, stopped) that returns loss and figures of the first n samples of the validation set, or
+    None where it was stopped; None computes this objective on them."""
 
     def __call__(self, model: GPT, batch: Any, hidden_of: Hidden | None = None) -> tuple[Tensor, Tensor]:
         """Returns the loss summed over the terms of a batch, a scalar in fp32, and so each of the figures, (n,)."""
@@ -40,6 +43,7 @@ class _NextToken:
     """The objective of next-token prediction."""
 
     figures: tuple[str, ...] = ()
+    measure: Callable[..., list[float] | None] | None = None
 
     def __call__(self, model: GPT, batch: Batch, hidden_of: Hidden | None = None) -> tuple[Tensor, Tensor]:
         """Returns the loss summed over the targets of a batch, and no figures."""

@@ -24,12 +24,26 @@ def kept_values(config: Config) -> int:
     that it takes back, too, and those that it hands out where its experts train.
     """
     c = config
-    q, k, v = c.qkv_sizes
-    values = q + k + v + q
-    values += (q + k + v) * (c.qk_norm != "none") + 2 * c.n_embd * c.post_norm
+    values = max(_kept_by_mixer(c, kind) for kind in set(c.mixers or ["attention"]))
+    values += 2 * c.n_embd * c.post_norm
     values += c.n_embd * (1 if c.parallel_residual else 2)
     per_mlp = c.intermediate_size * (1 if c.mlp == "plain" else 2)
     return values + (c.n_expert_per_token * (per_mlp + 2 * c.n_embd) if c.n_expert else per_mlp)
+
+
+def _kept_by_mixer(c: Config, kind: str) -> int:
+    """Returns the values that what mixes the tokens of a block keeps for each of them.
+
+    The rule of the delta layers is computed again in the backward pass: its arguments are kept, in fp32.
+    """
+    if kind == "conv":
+        return 8 * c.n_embd
+    if kind == "delta":
+        keys, _, values = c.delta_sizes
+        shared = c.delta_value_heads // c.delta_key_heads
+        return 5 * (2 * keys + values) + 2 * (2 * keys * shared + values) + 6 * values
+    q, k, v = c.qkv_sizes
+    return q + k + v + q + (q + k + v) * (c.qk_norm != "none") + (3 * q if c.attention_gate else 0)
 
 
 def kept_by_wrappers(model: GPT) -> float:

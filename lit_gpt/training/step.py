@@ -7,7 +7,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from lit_gpt.data.batches import Batch, batch_of
+from lit_gpt.data.batches import Batch
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.parallel.team import Team
@@ -141,7 +141,7 @@ def try_largest_batch(
 
     def timed() -> float:
         """Returns the seconds that a step is expected to take."""
-        batch = batch_of(loader.data, loader.largest()).to(fabric.device)
+        batch = loader.largest_batch().to(fabric.device)
         wait(fabric.device)
         began = time.monotonic()
         forward_backward(fabric, model, batch, batch.n_terms, hidden_of=loader.hidden_of, objective=objective)

@@ -100,6 +100,8 @@ def means(
     """
     model.eval()
     n_samples = n_validated(len(data), train, validation)
+    if objective.measure is not None:
+        return objective.measure(model, data, n_samples, stopped)
     with fabric.autocast():
         packing = packing_of(model, train, fabric.device)
     parts = (range(start, min(start + AT_ONCE, n_samples)) for start in range(0, n_samples, AT_ONCE))

@@ -16,9 +16,9 @@ from torch import Tensor
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
 from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, hf_sources
-from lit_gpt.convert.packing import pack, unpack
+from lit_gpt.convert.packing import joined, pack, unpack
 from lit_gpt.errors import UserError
-from lit_gpt.families.family import Part, Rule, Separate
+from lit_gpt.families.family import OutputGate, Part, Rule, Separate
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.qkv import halves_of_pairs, pairs_of_halves
 from lit_gpt.methods import lora
@@ -61,8 +61,20 @@ class Piece:
         """Whether their rows are in another order, since neighbouring channels rotate in pairs."""
         return isinstance(self.rule, Separate) and self.rule.pairs and self.block in lora.BLOCKS[:2]
 
+    @property
+    def _slot(self) -> int | None:
+        """Which half of each head's rows in their module it changes; None if the module has no such halves."""
+        if isinstance(self.rule, OutputGate):
+            return 1
+        is_query = isinstance(self.rule, Separate) and self.rule.gated and self.block == lora.BLOCKS[0]
+        return 0 if is_query else None
+
     def spread(self, x: Tensor, config: Config) -> Tensor:
         """Returns rows of the update as rows of their module, with zeros in the others."""
+        if (slot := self._slot) is not None:
+            heads = x.unflatten(0, (config.n_head, config.head_size))
+            other = torch.zeros_like(heads)
+            return torch.stack((other, heads) if slot else (heads, other), 1).flatten(0, 2)
         if isinstance(self.rule, Separate):
             return pairs_of_halves(x, config) if self._is_paired else x
         full = x.new_zeros(self.layer.linear.out_features, *x.shape[1:])
@@ -74,6 +86,10 @@ class Piece:
 
     def gather(self, x: Tensor, config: Config) -> Tensor | None:
         """Returns the rows of the update out of those of their module; None if x has another number of rows."""
+        if (slot := self._slot) is not None:
+            if x.size(0) != 2 * config.n_head * config.head_size:
+                return None
+            return x.unflatten(0, (config.n_head, 2, config.head_size))[:, slot].flatten(0, 1)
         if isinstance(self.rule, Separate):
             if x.size(0) != self.rows.stop - self.rows.start:
                 return None
@@ -120,7 +136,9 @@ def flag_of(piece: Piece) -> str:
         return f"lora_{piece.block}"
     if piece.path == "lm_head":
         return "lora_head"
-    return "lora_projection" if piece.path.endswith("attn.proj") else "lora_mlp"
+    if piece.path.endswith(("attn.proj", "attn.out_proj")):
+        return "lora_projection"
+    return "lora_query" if ".attn." in piece.path else "lora_mlp"
 
 
 class Base:
@@ -171,15 +189,17 @@ class Base:
     def theirs(self, name: str) -> Tensor | None:
         """Returns one of their parameters; None if the Hugging Face model has none of this name."""
         module, _, leaf = name.rpartition(".")
-        found = {}
+        found: list[tuple[Rule, Tensor]] = []
         for path in self.modules.get(module, ()):
             ours = f"{path}.{leaf}"
             if self.shape(ours) is None:
                 return None
             rule, sources = hf_sources(ours, self.config)
-            part = rule.index if isinstance(rule, Part) else 0
-            found[part] = dict(zip(sources, unpack(rule, self.ours(ours), self.config), strict=True))[name]
-        return torch.cat([found[i] for i in sorted(found)]) if found else None
+            part = dict(zip(sources, unpack(rule, self.ours(ours), self.config), strict=True))[name]
+            found.append((rule, part))
+        if len(found) < 2:
+            return found[0][1] if found else None
+        return joined(sorted(found, key=lambda p: p[0].index if isinstance(p[0], Part) else 0), self.config)
 
     def known(self, name: str) -> Tensor:
         """Returns one of their parameters, which their model must have."""

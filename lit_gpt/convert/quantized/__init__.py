@@ -16,7 +16,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.files import Spec
 from lit_gpt.files.headers import ONLY_READ
 
-__all__ = ["Dequantized", "dequantized", "read_settings", "without_settings"]
+__all__ = ["dequantized", "read_settings", "without_settings"]
 
 _Reader = Callable[[Parts, str], Weight]
 _FINDERS: dict[str, tuple[tuple[str, str, _Reader], ...]] = {
@@ -42,7 +42,7 @@ _COMPANIONS += (f"_proj{BLOCKS}", "_proj_scales", f"{STATE}nf4", f"{STATE}fp4", 
 """Endings of tensors that belong to quantized weights."""
 
 
-class Dequantized(NamedTuple):
+class _Dequantized(NamedTuple):
     """The tensors of a checkpoint whose weights are quantized, as those of one in 16 bits."""
 
     specs: dict[str, Spec]
@@ -59,7 +59,7 @@ def dequantized(
     get: Callable[[str], Tensor],
     where: str,
     dtype: torch.dtype | None = None,
-) -> Dequantized:
+) -> _Dequantized:
     """Returns the tensors of a checkpoint with each quantized weight in the place of those that it is stored as.
 
     No values of weights are read here: shapes and dtypes tell whether they can be, besides what some formats keep in
@@ -94,7 +94,7 @@ def dequantized(
     def read(name: str) -> Tensor:
         return weights[name].read(to) if name in weights else get(name)
 
-    return Dequantized({**specs, **plan}, read, weights, settings.name if settings and weights else "")
+    return _Dequantized({**specs, **plan}, read, weights, settings.name if settings and weights else "")
 
 
 def _stated_dtype(hf: Mapping[str, Any]) -> torch.dtype:
@@ -106,7 +106,7 @@ def _stated_dtype(hf: Mapping[str, Any]) -> torch.dtype:
 
 def _require_plain(specs: Mapping[str, Spec], where: str, method: str) -> None:
     """Checks that no tensors of quantized weights are left; raises UserError with the first if there are."""
-    for name, spec in specs.items():
+    for name, spec in sorted(specs.items(), key=lambda item: item[1].dtype not in ONLY_READ):
         if spec.dtype in ONLY_READ or name.endswith(_COMPANIONS):
             kind = f"{str(spec.dtype).removeprefix('torch.')} {list(spec.shape)}"
             said = f"does not say how ({method} has no such tensor)" if method else "says nothing of it"

@@ -52,7 +52,7 @@ def four_bits(parts: Parts, name: str) -> Weight:
 
     def as_it_is() -> FourBits:
         codes = parts.get(weight).contiguous().view(torch.uint8).view(shape[0], shape[1] // 2)
-        return FourBits(codes, _scales(parts, weight, stated).view(shape[0], -1), block, table, values)
+        return FourBits(codes, _scales(parts, weight, stated).view(shape[0], -1), block, table, values=values)
 
     found = parts.weight(shape, read)
     is_known = values in VALUES and torch.equal(table, torch.tensor(VALUES[values]))

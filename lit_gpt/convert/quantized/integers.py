@@ -57,7 +57,7 @@ def packed(parts: Parts, name: str) -> Weight:
 
         def each(x: Tensor, start: int, stop: int) -> Tensor:
             if columns is None:
-                return spread(x, block, start, stop, shape[1])
+                return spread(x, block, start, stop=stop, n_columns=shape[1])
             return x[start:stop].index_select(1, columns)
 
         def rows(start: int, stop: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_gpt.convert.quantized.parts import FLOATS, Parts, Weight, by_rows
 from lit_gpt.convert.quantized.settings import Block
 
-FP8 = (torch.float8_e4m3fn,)
+_FP8 = (torch.float8_e4m3fn,)
 _EXPONENTS = torch.float8_e8m0fnu
 """Dtype of scales that are powers of two."""
 _LARGEST = 127.0
@@ -22,7 +22,7 @@ def fp8(parts: Parts, name: str) -> Weight:
 
     They are multiplied, whatever the name says: transformers' FineGrainedFP8, as DeepSeek publishes it.
     """
-    return _scaled(parts, name, f"{name}_scale_inv", FP8)
+    return _scaled(parts, name, f"{name}_scale_inv", _FP8)
 
 
 def compressed(parts: Parts, name: str) -> Weight:
@@ -30,10 +30,10 @@ def compressed(parts: Parts, name: str) -> Weight:
     zeros = f"{name}_zero_point"
     if zeros in parts.specs:
         shape = parts.specs[zeros].shape
-        parts.take(zeros, (torch.int8, *FP8, *FLOATS), len(shape))
+        parts.take(zeros, (torch.int8, *_FP8, *FLOATS), len(shape))
         if parts.get(zeros).float().count_nonzero():
             raise parts.misfit(f"{zeros!r} is not zero, which is read of packed weights only")
-    return _scaled(parts, name, f"{name}_scale", (*FP8, torch.int8))
+    return _scaled(parts, name, f"{name}_scale", (*_FP8, torch.int8))
 
 
 def _scaled(parts: Parts, name: str, scales: str, dtypes: tuple[torch.dtype, ...]) -> Weight:
@@ -43,7 +43,9 @@ def _scaled(parts: Parts, name: str, scales: str, dtypes: tuple[torch.dtype, ...
 
     def load() -> Callable[[int, int], Tensor]:
         codes, scale = parts.get(name), parts.get(scales).float().view(at if len(at) == 2 else (-1, 1))
-        return lambda start, stop: codes[start:stop].float() * spread(scale, block, start, stop, shape[1])
+        return lambda start, stop: (
+            codes[start:stop].float() * spread(scale, block, start, stop=stop, n_columns=shape[1])
+        )
 
     return parts.weight(shape, by_rows(shape, load))
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from lit_gpt.errors import UserError, shown
 from lit_gpt.records import require_types
 
-KEYS = ("quantization_config", "compression_config")
+_KEYS = ("quantization_config", "compression_config")
 """Keys of config.json with the settings; the second is the older one of compressed-tensors."""
 _MLX = "quantization"
 _NAMES = {
@@ -67,7 +67,7 @@ def read_settings(hf: Mapping[str, Any], where: str) -> Settings | None:
     Raises:
         UserError: the weights are quantized in a way that is not read; the message names it.
     """
-    stated = next((hf[key] for key in (*KEYS, _MLX) if hf.get(key)), None)
+    stated = next((hf[key] for key in (*_KEYS, _MLX) if hf.get(key)), None)
     if stated is None:
         return None
     stated = stated if isinstance(stated, dict) else {}
@@ -81,7 +81,7 @@ def read_settings(hf: Mapping[str, Any], where: str) -> Settings | None:
 
 def without_settings(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Returns config.json of the same model with weights that are not quantized."""
-    return {key: value for key, value in hf.items() if key not in KEYS}
+    return {key: value for key, value in hf.items() if key not in _KEYS}
 
 
 def _name(method: Any, stated: Mapping[str, Any]) -> str:

@@ -34,6 +34,8 @@ class Piece(NamedTuple):
     """Whether LongRoPE's frequencies of long texts apply."""
     run: str | None = None
     """Name of the run whose updates apply."""
+    owner: int = -1
+    """Ticket of the row."""
     shared: Shared | None = None
     """What it shares with its neighbours that have the same; it feeds one token then."""
     branches: Branches | None = None

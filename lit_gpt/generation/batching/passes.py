@@ -85,10 +85,10 @@ class Passes:
         """Returns what each row got; rows change only by what the sampler counts as drawn."""
         guesses = self._guesses(due)
         shared = self._shared(due, guesses)
-        order = sorted(
-            range(len(due)), key=lambda i: (due[i].row.request.run or "", shared.get(due[i].row.ticket, (-1,)))
-        )
-        due, guesses = [due[i] for i in order], [guesses[i] for i in order]
+        if shared:  # rows that share are neighbours, and so are those of a run
+            keys = [(row.request.run or "", shared.get(row.ticket, (-1, 0))) for row, _ in due]
+            order = sorted(range(len(due)), key=keys.__getitem__)
+            due, guesses = [due[i] for i in order], [guesses[i] for i in order]
         pieces = [
             Piece(
                 [*row.ids[row.n : row.n + n], *guess],

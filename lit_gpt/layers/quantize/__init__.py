@@ -12,9 +12,10 @@ from lit_gpt.layers.quantize.four_bits import FourBits
 from lit_gpt.layers.quantize.frozen import QuantizedLinear
 from lit_gpt.layers.quantize.kinds import QUANTIZATIONS
 
-_NOT_QUANTIZED = ("lm_head", "gate")
+_NOT_QUANTIZED = ("lm_head", "gate", "in_a", "in_b")
 """Layers that are not quantized: the output head, which every logit depends on and which may be tied to the embeddings,
-and the router of a mixture of experts, which is small and whose errors send tokens to other experts."""
+the router of a mixture of experts, which is small and whose errors send tokens to other experts, and the projections
+to the decay and the strength of the gated delta rule, which have one channel a head."""
 
 
 def quantizable(model: nn.Module) -> set[str]:

@@ -59,8 +59,8 @@ def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]
             yield from ((f"transformer.h.{i}.attn.{name}", [""]) for name in block.attn.inputs)
         elif blocks:
             yield f"transformer.h.{i}.attn.qkv", blocks
-            if args.lora_query and block.attn.gate is not None:
-                yield f"transformer.h.{i}.attn.gate", [""]
+            if args.lora_query and block.attn.out_gate is not None:
+                yield f"transformer.h.{i}.attn.out_gate", [""]
         if args.lora_projection:
             yield f"transformer.h.{i}.attn.{'out_proj' if isinstance(block.attn, Mixing) else 'proj'}", [""]
         if args.lora_mlp:

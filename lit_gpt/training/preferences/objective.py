@@ -1,6 +1,7 @@
 """The objectives of preferences: what a micro-batch of judged answers contributes to the loss of a step."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ class _PairObjective:
     """The objective of pairs: one of LOSSES, perhaps with an SFT term."""
 
     figures: tuple[str, ...] = PAIR_FIGURES
+    measure: Callable[..., list[float] | None] | None = None
 
     def __init__(self, args: PreferenceArgs) -> None:
         self.args = args
@@ -56,6 +58,7 @@ class _LabelObjective:
     """
 
     figures: tuple[str, ...] = PAIR_FIGURES
+    measure: Callable[..., list[float] | None] | None = None
 
     def __init__(self, args: PreferenceArgs) -> None:
         self.args = args

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.args.folders import RUN, results_of
 from lit_gpt.args.formats import without_format
+from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
+from lit_gpt.args.rollouts import CheckerArgs
 from lit_gpt.args.training import free_flags
 from lit_gpt.checkpoints.origin import changed_origin
 from lit_gpt.checkpoints.runs import Run, run_text
@@ -110,7 +112,7 @@ def _changed_contents(run: Run, earlier: Run) -> dict[str, str]:
 
 def _defaults(method: str) -> dict[str, Any]:
     """Returns the default of every flag that a record has, by its name."""
-    kinds = (TrainArgs, ValidationArgs, PreferenceArgs, METHODS[method].args)
+    kinds = (TrainArgs, ValidationArgs, PreferenceArgs, GrpoArgs, CheckerArgs, METHODS[method].args)
     return {f.name: f.default for kind in kinds for f in fields(kind)}
 
 
@@ -121,7 +123,7 @@ def _facts(run: Run) -> dict[str, Any]:
     training = {
         name: value
         for name, value in run.training.items()
-        if name not in free_flags(TrainArgs, ValidationArgs, PreferenceArgs)
+        if name not in free_flags(TrainArgs, ValidationArgs, PreferenceArgs, GrpoArgs)
     }
     record = {k: v for k, v in asdict(run).items() if k in ("method", "prompt_style", "quantize")}
     record["base_digest"] = run.base_digest.partition("-")[0]  # all bytes are `require_undamaged`'s

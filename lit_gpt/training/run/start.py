@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.checkpoints.base import load_base
@@ -46,6 +47,13 @@ def read_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
     return train_data, val_data, meta
 
 
+def _of_objective(args: FinetuneArgs) -> dict[str, Any]:
+    """Returns the arguments of what is minimized, where that is not the loss of next tokens."""
+    if args.grpo is not None and args.check is not None:
+        return asdict(args.grpo) | asdict(args.check) | {"sft_run": args.sft_run}
+    return asdict(args.preference) if args.preference else {}
+
+
 def find_checkpoint(args: FinetuneArgs, checkpoint_store: CheckpointStore) -> Path | None:
     """Returns the checkpoint to resume from; None for a new run, whose folder has to be free.
 
@@ -76,8 +84,8 @@ def load_model(
     Raises:
         UserError: what `load_base` raises, or base weights that were damaged since the run began.
     """
-    if args.preference is not None and args.preference.sft_run is not None:
-        model, base_digest = load_sft_run(fabric, args, args.preference.sft_run)
+    if args.first_run is not None:
+        model, base_digest = load_sft_run(fabric, args, args.first_run)
         at_first(model, base_digest)
         return model, base_digest
 
@@ -124,7 +132,7 @@ def enter(
         data={"folder": str(args.data_dir), **meta, "digest": train_data.digest(), "contents": contents},
         training=asdict(args.train)
         | asdict(args.validation)
-        | (asdict(args.preference) if args.preference else {})
+        | _of_objective(args)
         | {"seed": args.run.seed, "precision": precision},
         versions=versions(),
         quantize=args.quantize,
