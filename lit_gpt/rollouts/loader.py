@@ -67,6 +67,7 @@ class RolloutLoader(BatchLoader):
         found = self._batches(self.latest[1], range(before, before + len(self.rows(step))))
         if n == 1:
             self.latest = None
+        self.model.draws.begin(self.seed, step, self.device)  # of this step's dropout
         return [batch.to(self.device) for batch in found]
 
     def _batches(self, rollout: Rollout, rows: range) -> list[RolloutBatch]:
