@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class Rollout:
         """Writes the rollout, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         a = self.answers
-        arrays = {"ids": a.ids, "labels": a.labels, "inner": a.inner, "firsts": a.firsts}
+        arrays: dict[str, Any] = {"ids": a.ids, "labels": a.labels, "inner": a.inner, "firsts": a.firsts}
         arrays |= {"rewards": self.rewards, "old": self.old, "base": self.base}
 
         def fill(path: Path) -> None:

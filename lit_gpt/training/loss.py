@@ -22,9 +22,14 @@ class Objective(Protocol):
 
     figures: tuple[str, ...]
     """Names of what is reported beside the loss, columns of metrics.csv."""
-    measure: Callable[..., list[float] | None] | None
-    """Function (model, data, n, stopped) that returns loss and figures of the first n samples of the validation set, or
-    None where it was stopped; None computes this objective on them."""
+
+    @property
+    def measure(self) -> Callable[..., list[float] | None] | None:
+        """Function (model, data, n, stopped) that returns loss and figures of the first n validation samples.
+
+        It returns None where it was stopped. Without it, this objective is computed on them.
+        """
+        ...
 
     def __call__(self, model: GPT, batch: Any, hidden_of: Hidden | None = None) -> tuple[Tensor, Tensor]:
         """Returns the loss summed over the terms of a batch, a scalar in fp32, and so each of the figures, (n,)."""
