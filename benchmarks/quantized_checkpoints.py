@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ Weights = dict[str, Tensor]
 
 
 def _llama(dtype: torch.dtype = torch.bfloat16) -> Any:
-    import transformers
+    transformers: Any = import_module("transformers")
 
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_SIZES)).to(dtype).eval()
@@ -40,8 +41,8 @@ def _llama(dtype: torch.dtype = torch.bfloat16) -> Any:
 
 def _bitsandbytes(folder: Path, **settings: Any) -> Weights:
     """Returns the weights by bitsandbytes' functions, in fp32; before any forward, which may round the scales."""
-    import bitsandbytes.functional as F
-    import transformers
+    F: Any = import_module("bitsandbytes.functional")
+    transformers: Any = import_module("transformers")
 
     _llama().save_pretrained(folder / "plain")
     config = transformers.BitsAndBytesConfig(**settings)
@@ -67,15 +68,14 @@ def _compressed(folder: Path, groups: list[dict[str, Any]]) -> Weights:
     Args:
         groups: the settings of the weights, each for a part of the layers.
     """
-    from compressed_tensors.compressors import ModelCompressor
-    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
-    from compressed_tensors.quantization.utils.helpers import calculate_qparams
+    quantization: Any = import_module("compressed_tensors.quantization")
+    calculate_qparams: Any = import_module("compressed_tensors.quantization.utils.helpers").calculate_qparams
 
     targets = [["re:.*self_attn.*"], ["re:.*mlp.*"]] if len(groups) > 1 else [["Linear"]]
     model = _llama()
     config = {f"group_{i}": {"targets": t, "weights": g} for i, (t, g) in enumerate(zip(targets, groups, strict=True))}
-    made = QuantizationConfig(config_groups=config, ignore=["lm_head"])
-    apply_quantization_config(model, made)
+    made = quantization.QuantizationConfig(config_groups=config, ignore=["lm_head"])
+    quantization.apply_quantization_config(model, made)
     for module in model.modules():
         scheme = getattr(module, "quantization_scheme", None)
         if scheme is None:
@@ -91,8 +91,7 @@ def _compressed(folder: Path, groups: list[dict[str, Any]]) -> Weights:
         module.weight_scale.data = scale.to(torch.bfloat16).view(module.weight_scale.shape)
         if hasattr(module, "weight_zero_point"):
             module.weight_zero_point.data = zero.to(module.weight_zero_point.dtype).view(module.weight_scale.shape)
-    compressor = ModelCompressor.from_pretrained_model(model)
-    assert compressor is not None
+    compressor: Any = import_module("compressed_tensors.compressors").ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     model.save_pretrained(folder)
     compressor.update_config(str(folder))
@@ -105,11 +104,11 @@ def _by_gptqmodel(
     folder: Path, method: str, sym: bool, unsorted: bool = False, form: str = "gptq", bits: int = 4
 ) -> Weights:
     """Returns the weights by gptqmodel's layers, whose packing wrote the checkpoint; the zeros are any if not `sym`."""
-    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
-    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
-    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
-    from gptqmodel.quantization.config import QuantizeConfig
-    from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
+    name_of = {"gptq": ("torch", "TorchLinear"), "awq": ("torch_awq", "AwqTorchLinear")}[method]
+    layer_class: Any = getattr(import_module(f"gptqmodel.nn_modules.qlinear.{name_of[0]}"), name_of[1])
+    dequantize_gemm: Any = import_module("gptqmodel.quantization.awq.utils.packing_utils").dequantize_gemm
+    as_version_1: Any = import_module("gptqmodel.utils.model").convert_gptq_v2_to_v1_format_module
+    settings_of: Any = import_module("gptqmodel.quantization.config").QuantizeConfig
 
     group = 32
     model = _llama(torch.float16)
@@ -125,7 +124,7 @@ def _by_gptqmodel(
         zeros = torch.full_like(scales, 8.0) if sym else torch.randint(0, 2**bits, scales.shape).float()
         linear.float()
         options = {"bits": bits, "group_size": group, "sym": sym, "desc_act": unsorted, "in_features": n_columns}
-        layer = (AwqTorchLinear if method == "awq" else TorchLinear)(**options, out_features=n_rows)
+        layer = layer_class(**options, out_features=n_rows)
         if method == "awq":
             layer.pack(linear, scales, zeros, g_idx.int())
             w = dequantize_gemm(layer.qweight, layer.qzeros, layer.scales, bits, group)
@@ -134,7 +133,7 @@ def _by_gptqmodel(
             layer.post_init()
             w = layer.dequantize_weight()
             if form == "gptq":
-                convert_gptq_v2_to_v1_format_module(layer, QuantizeConfig(bits=bits, group_size=group))
+                as_version_1(layer, settings_of(bits=bits, group_size=group))
             state[f"{name}.g_idx"] = layer.g_idx
         state |= {f"{name}.{n}": getattr(layer, n).clone() for n in ("qweight", "qzeros", "scales")}
         found[f"{name}.weight"] = w.t().contiguous()
@@ -163,7 +162,7 @@ def _fp8(folder: Path) -> Weights:
 
 def _mxfp4(folder: Path) -> Weights:
     """Returns the experts by transformers' loader of gpt-oss, from random codes and exponents, subnormal ones too."""
-    import transformers
+    transformers: Any = import_module("transformers")
 
     torch.manual_seed(0)
     config = transformers.GptOssConfig(
@@ -189,7 +188,7 @@ def _by_transformers(
     folder: Path, config: Any, state: Weights, settings: dict[str, Any], ending: str | tuple[str, ...]
 ) -> Weights:
     """Writes a checkpoint and returns what transformers loads of the weights with an ending."""
-    import transformers
+    transformers: Any = import_module("transformers")
 
     _write(folder, config, state, settings)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="cpu")

@@ -6,10 +6,8 @@ python scripts/convert_lit_checkpoint.py --checkpoint_dir checkpoints/openlm-res
 from pathlib import Path
 from typing import Literal
 
-# fmt: off
 GgufType = Literal["F16", "BF16", "Q8_0", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_K_S", "Q4_K_M", "Q5_0",
-                   "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS"]
-# fmt: on
+                   "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS"]  # fmt: skip
 
 
 def main(
@@ -56,9 +54,9 @@ def main(
     config, specs, get = model = open_lit(checkpoint_dir)
     tokenizer = check_vocabulary(config, checkpoint_dir)
     said = precision_of(checkpoint_dir, specs, get, gguf_type if format == "gguf" else dtype)
-    options = {"dtype": getattr(torch, dtype) if dtype else None, "gguf_type": gguf_type}
-    options |= {"rows": tokenizer.vocab_size if unpad_vocab else None, "max_shard_bytes": int(max_shard_gb * 1e9)}
-    options["multimodal_dir"] = origin_of_text(checkpoint_dir, multimodal_dir)
+    whole, max_shard_bytes = origin_of_text(checkpoint_dir, multimodal_dir), int(max_shard_gb * 1e9)
+    options = {"dtype": getattr(torch, dtype) if dtype else None, "gguf_type": gguf_type, "multimodal_dir": whole}
+    options |= {"rows": tokenizer.vocab_size if unpad_vocab else None, "max_shard_bytes": max_shard_bytes}
     with_style = styled(checkpoint_dir, trained_style(checkpoint_dir), format == "gguf")
     with only_writer(output_dir), with_style as (source, notes):
         print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *notes, said, sep="\n")

@@ -8,14 +8,17 @@ from torch import Tensor
 
 from lit_gpt.checkpoints.four_bits import scales_name
 from lit_gpt.config import Config
-from lit_gpt.convert.names import canonical, hf_sources, pack, plan_from_hf, stream_from_hf
+from lit_gpt.convert.names import hf_sources, pack, plan_from_hf, stored_names, stream_from_hf
 from lit_gpt.convert.quantized.parts import Kept
 from lit_gpt.convert.readers import Source
 from lit_gpt.errors import UserError
-from lit_gpt.families import ARCHITECTURES
+from lit_gpt.families.family import Interleaved, Part, Separate
 from lit_gpt.files import Spec
 from lit_gpt.layers.quantize import quantizable
 from lit_gpt.model import GPT
+
+_OF_ROWS = (str, Separate, Interleaved, Part)
+"""Rules by which whole rows are put together, which may be of codes and scales as well as of weights."""
 
 
 def stream_from_source(
@@ -49,15 +52,18 @@ def stream_from_source(
 
 def _kept(config: Config, source: Source) -> dict[str, list[Kept]]:
     """Returns our weights that may stay in 4 bits, each with what it is made of: those that --quantize quantizes."""
-    theirs = {canonical(name, ARCHITECTURES[config.architecture]): name for name in source.quantized}
+    theirs = stored_names(source.quantized, config)
     with torch.device("meta"):
         names = [f"{path}.weight" for path in quantizable(GPT(config))]
     found = {}
     for name in sorted(names):
-        parts = [source.quantized[theirs[n]].kept for n in hf_sources(name, config)[1] if n in theirs]
+        rule, sources = hf_sources(name, config)
+        if not isinstance(rule, _OF_ROWS):
+            continue
+        parts = [source.quantized[theirs[n]].kept for n in sources if n in theirs]
         kept = [part for part in parts if part is not None]
         same = len({(part.values, part.block) for part in kept}) == 1
-        if same and len(kept) == len(hf_sources(name, config)[1]):
+        if same and len(kept) == len(sources):
             found[name] = kept
     return found
 
