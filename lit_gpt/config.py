@@ -182,8 +182,8 @@ class Config:
             layers = getattr(self, name) or ()
             if len(layers) > RANGES["n_layer"][1] or min(layers, default=0) < 0:
                 raise UserError(f"{self.name}: {name}={shown(layers)} is no list of layers, counted from 0")
-        if self.mixers is not None and (len(self.mixers) != self.n_layer or set(self.mixers) - set(MIXERS)):
-            kinds = ", ".join(MIXERS)
+        if self.mixers is not None and (len(self.mixers) != self.n_layer or set(self.mixers) - set(_MIXERS)):
+            kinds = ", ".join(_MIXERS)
             raise UserError(f"{self.name}: mixers={shown(self.mixers)} is not one of {kinds} for each layer")
         if self.mixers is not None and "delta" in self.mixers:
             heads = self.delta_key_heads, self.delta_value_heads
@@ -243,7 +243,7 @@ class Config:
         return keys, keys, self.delta_value_heads * self.delta_value_size
 
     def mixer(self, layer: int) -> str:
-        """Returns what mixes the tokens in a layer, one of MIXERS."""
+        """Returns what mixes the tokens in a layer, one of _MIXERS."""
         return self.mixers[layer] if self.mixers is not None else "attention"
 
     def cached(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -318,7 +318,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Field -> its smallest and largest value: far beyond any model's, and small enough to make the modules of a model
 without its weights, and to say that they do not fit."""
-MIXERS = ("attention", "conv", "delta")
+_MIXERS = ("attention", "conv", "delta")
 """What may mix the tokens in a layer."""
 _MAX_EXPERTS = 2**14
 """Largest number of experts in all layers, which are modules of their own."""

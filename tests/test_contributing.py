@@ -165,7 +165,7 @@ def test_a_family_that_is_added_as_its_page_says_is_converted_trained_and_writte
     from safetensors.torch import save_file
 
     page = (ROOT / "docs" / "add_a_family.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     (tree.root / "lit_gpt" / "families" / "acme.py").write_text(code, encoding="utf-8")
     base = tree.place / "acme"
     model = tiny_hf("qwen3", tie_word_embeddings=False, attention_bias=True, head_dim=8)

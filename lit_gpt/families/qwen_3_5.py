@@ -13,7 +13,7 @@ _KINDS = {"linear_attention": "delta", "full_attention": "attention"}
 _ROPE_OF_IMAGES = ("mrope_section", "mrope_interleaved")
 
 
-def adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     """Returns config.json with the layers' kinds, as listed or by the period of those with attention."""
     hf = dict(hf)
     n, period = hf.get("num_hidden_layers", 0), hf.pop("full_attention_interval", None) or 4
@@ -30,13 +30,13 @@ def adapt(hf: dict[str, Any]) -> dict[str, Any]:
     return hf
 
 
-def restore(config: Any) -> dict[str, Any]:
+def _restore(config: Any) -> dict[str, Any]:
     kinds = {ours: theirs for theirs, ours in _KINDS.items()}
     return {"layer_types": [kinds[config.mixer(i)] for i in range(config.n_layer)]}
 
 
 _DELTA = "model.layers.{}.linear_attn"
-QWEN_3_5 = replace(
+_QWEN_3_5 = replace(
     LLAMA,
     name="qwen3_5",
     model_type="qwen3_5_text",
@@ -73,15 +73,15 @@ QWEN_3_5 = replace(
         "transformer.h.{}.attn.out_proj": f"{_DELTA}.out_proj",
         **{f"transformer.h.{{}}.attn.in_{x}": f"{_DELTA}.in_proj_{x}" for x in ("qkv", "z", "b", "a")},
     },
-    adapt=adapt,
-    restore=restore,
+    adapt=_adapt,
+    restore=_restore,
 )
 
 _DELTA_OF_9B = {"delta_key_heads": 16, "delta_value_heads": 32, "delta_key_size": 128, "delta_value_size": 128}
 # fmt: off
 FAMILY = Family(
     org="Qwen",
-    architecture=QWEN_3_5,
+    architecture=_QWEN_3_5,
     common={
         "vocab_size": 248320, "padded_vocab_size": 248320, "block_size": 262144, "norm_eps": 1e-6,
         "rope_base": 10000000.0, "wrapper": "Qwen3_5ForConditionalGeneration",

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
-class Wrapper(NamedTuple):
+class _Wrapper(NamedTuple):
     """What transformers takes for granted of a class where config.json does not say it."""
 
     text: str
@@ -14,11 +14,11 @@ class Wrapper(NamedTuple):
     """Whether the output projection is the embeddings."""
 
 
-WRAPPERS = {
-    "Gemma3ForConditionalGeneration": Wrapper("gemma3_text", True),
-    "LlavaForConditionalGeneration": Wrapper("llama", False),
-    "Qwen3_5ForConditionalGeneration": Wrapper("qwen3_5_text", False),
-    "Mistral3ForConditionalGeneration": Wrapper("mistral", True),
+_WRAPPERS = {
+    "Gemma3ForConditionalGeneration": _Wrapper("gemma3_text", True),
+    "LlavaForConditionalGeneration": _Wrapper("llama", False),
+    "Qwen3_5ForConditionalGeneration": _Wrapper("qwen3_5_text", False),
+    "Mistral3ForConditionalGeneration": _Wrapper("mistral", True),
 }
 """Class in `architectures` of config.json -> what holds for it."""
 
@@ -32,12 +32,12 @@ def unwrapped(hf: dict[str, Any]) -> tuple[dict[str, Any], str]:
     whole to say: transformers ignores what the part says of it.
     """
     classes = hf.get("architectures")
-    name = next((c for c in classes if isinstance(c, str) and c in WRAPPERS), "") if isinstance(classes, list) else ""
+    name = next((c for c in classes if isinstance(c, str) and c in _WRAPPERS), "") if isinstance(classes, list) else ""
     text = hf.get("text_config")
     if not name or not isinstance(text, dict):
         return hf, ""
-    tied = hf.get("tie_word_embeddings", WRAPPERS[name].is_tied)
-    text = {"model_type": WRAPPERS[name].text, **text, "tie_word_embeddings": tied}
+    tied = hf.get("tie_word_embeddings", _WRAPPERS[name].is_tied)
+    text = {"model_type": _WRAPPERS[name].text, **text, "tie_word_embeddings": tied}
     return {key: value for key, value in text.items() if key != "architectures"}, name
 
 

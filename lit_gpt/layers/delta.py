@@ -24,7 +24,7 @@ from lit_gpt.layers.past import Mixing, Past
 _CHUNK = 64
 
 
-def gated_delta(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
+def _gated_delta(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns the output (N, V, dv) of texts that lie end to end, and the state after each, (n, V, dk, dv), in fp32.
 
     Args:
@@ -111,7 +111,7 @@ class GatedDeltaNet(Mixing):
         return self.out_proj(y.flatten(-2))
 
     def tensors(self, kept: Tensor, past: Past) -> tuple[Tensor, ...]:
-        """Returns the arguments of `gated_delta`, (B, T, V, ...), for features (B, T, F)."""
+        """Returns the arguments of `_gated_delta`, (B, T, V, ...), for features (B, T, F)."""
         n = sum(self.sizes)
         qkv, b, a = kept.split((n, self.V, self.V), -1)
         q, k, v = F.silu(self.conv(qkv, past)).split(self.sizes, -1)
@@ -123,7 +123,7 @@ class GatedDeltaNet(Mixing):
 
 
 def _rule(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Does what `gated_delta` does; what it computes on the way is computed again in the backward pass."""
+    """Does what `_gated_delta` does; what it computes on the way is computed again in the backward pass."""
     if not torch.is_grad_enabled():
-        return gated_delta(tensors, lengths, initial)
-    return checkpoint(gated_delta, tensors, lengths, initial, use_reentrant=False)
+        return _gated_delta(tensors, lengths, initial)
+    return checkpoint(_gated_delta, tensors, lengths, initial, use_reentrant=False)

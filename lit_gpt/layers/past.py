@@ -37,7 +37,7 @@ class Past(Protocol):
         ...
 
 
-class Fresh:
+class _Fresh:
     """Rows that begin with the first token of a call."""
 
     def taps(self, x: Tensor, n: int) -> list[Tensor]:
@@ -49,7 +49,7 @@ class Fresh:
         return rule([t.flatten(0, 1) for t in tensors(x, self)], (T,) * B, None)[0].unflatten(0, (B, T))
 
 
-class Packed:
+class _Packed:
     """Documents that lie end to end in a single row, of which some begin with prefixes that lie before them."""
 
     def __init__(self, documents: Documents) -> None:
@@ -74,7 +74,7 @@ class Packed:
         return torch.cat((first, rest))[None]
 
 
-class Cached:
+class _Cached:
     """Rows whose features at earlier positions are in a cache.
 
     Args:
@@ -113,7 +113,7 @@ class Cached:
 def state_after(rule: Rule, tensors: Tensors, features: Tensor) -> Tensor:
     """Returns the state after tokens with these features, (T, F), from the first one on."""
     x = features[None]
-    return rule([t.flatten(0, 1) for t in tensors(x, Fresh())], (x.size(1),), None)[1][0]
+    return rule([t.flatten(0, 1) for t in tensors(x, _Fresh())], (x.size(1),), None)[1][0]
 
 
 def stacked(states: Sequence[Tensor | None]) -> Tensor | None:
@@ -181,9 +181,9 @@ class Mixing(nn.Module):
         """
         kept, gate = self.features(x)
         if documents is not None:
-            return self.mixed(kept, gate, Packed(documents))
+            return self.mixed(kept, gate, _Packed(documents))
         if cache is None:
-            return self.mixed(kept, gate, Fresh())
+            return self.mixed(kept, gate, _Fresh())
         positions = torch.arange(x.size(1), device=x.device) if input_pos is None else input_pos
         features, _ = cache.update(kept.unsqueeze(1), kept[:, None, :, :0], positions)
-        return self.mixed(kept, gate, Cached(features[:, 0], positions, cache.states))
+        return self.mixed(kept, gate, _Cached(features[:, 0], positions, cache.states))

@@ -63,7 +63,7 @@ class Piece:
 
     @property
     def _slot(self) -> int | None:
-        """Which half of each head's rows in their module it changes; None if the module has no such halves."""
+        """Index of the half of each head's rows in their module that the update changes; None if it has no halves."""
         if isinstance(self.rule, OutputGate):
             return 1
         is_query = isinstance(self.rule, Separate) and self.rule.gated and self.block == lora.BLOCKS[0]

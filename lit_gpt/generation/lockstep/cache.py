@@ -53,7 +53,7 @@ class CacheSlice(KVCache):
         self.length = cache.length
         self.positions = cache.positions[:n]
         self.layers = [
-            LayerSlice(k[:n], v[:n], self.positions, cache.rows, states)
+            LayerSlice(k[:n], v[:n], self.positions, rows=cache.rows, states=states)
             for k, v, states in zip(cache.k, cache.v, cache.states, strict=True)
         ]
 
