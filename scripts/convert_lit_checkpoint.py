@@ -1,8 +1,6 @@
 """Convert a checkpoint of this toolkit for other tools: a Hugging Face folder, gguf, or litgpt's layout.
 
 python scripts/convert_lit_checkpoint.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b --output_dir out/hf
-
-Writes the weights, the configuration and the tokenizer, reads them back, and compares the logits.
 """
 
 from pathlib import Path
@@ -65,8 +63,7 @@ def main(
     with only_writer(output_dir), with_style as (source, notes):
         print(f"Writing {len(specs)} tensors of {config.name} to {output_dir}", *notes, said, sep="\n")
         replace_folder(output_dir, lambda folder: write_as(format, model, source, folder, **options), overwrite)
-    if format == "gguf":
-        print(f"For Ollama: {create_line(output_dir, config.name)}")
+    print(f"For Ollama: {create_line(output_dir, config.name)}\n" if format == "gguf" else "", end="")
     ids = tokenizer.encode(prompt)
     print(f"Logits, read back, on {len(ids)} tokens: {difference_read_back(config, get, output_dir, ids)}")
 
