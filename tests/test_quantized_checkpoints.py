@@ -21,6 +21,7 @@ from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
+from lit_gpt.model import GPT
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
 GROUP = 32
@@ -200,23 +201,31 @@ def test_experts_in_mxfp4_are_what_transformers_makes_of_them(tmp_path):
 
     draw, state = torch.Generator().manual_seed(0), {}
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
-    config = transformers.GptOssConfig(**sizes, num_key_value_heads=2, vocab_size=320, num_local_experts=3, head_dim=16)
+    config = transformers.GptOssConfig(
+        **sizes, num_key_value_heads=2, vocab_size=320, num_local_experts=3, num_experts_per_tok=2, head_dim=16
+    )
     for name, p in transformers.GptOssForCausalLM(config).to(torch.bfloat16).state_dict().items():
         state[name] = p.clone()
         if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             n, i, o = state.pop(name).shape
             state[f"{name}_blocks"] = draw_codes(draw, n, o, i // 32, 16, bits=8).to(torch.uint8)
-            state[f"{name}_scales"] = torch.randint(100, 130, (n, o, i // 32), generator=draw).to(torch.uint8)
+            state[f"{name}_scales"] = torch.randint(112, 122, (n, o, i // 32), generator=draw).to(torch.uint8)
             state[f"{name}_scales"][0, :4] = 0  # subnormal in bf16
     config.save_pretrained(tmp_path)
     settle(tmp_path, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": []}, dtype="bfloat16")
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     source = open_source(tmp_path)
-    want = loaded(tmp_path).state_dict()
+    theirs = loaded(tmp_path)
+    want = theirs.state_dict()
     assert len(source.quantized) == 2
     for name in source.quantized:
         assert torch.equal(source.get(name), want[name]), name
         assert source.specs[name].shape == want[name].shape
+    model = GPT(config_from_hf(source.hf_config, "tiny", "config.json")).eval()
+    model.load_state_dict(from_hf(model.config, source.names, source.get))
+    ids = torch.randint(0, 320, (1, 16), generator=draw)
+    with torch.no_grad():
+        torch.testing.assert_close(model.float()(ids), theirs.float()(ids).logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
