@@ -157,7 +157,7 @@ def _fp8(folder: Path) -> Weights:
         state[name] = (blocks / scale).reshape(p.shape).to(torch.float8_e4m3fn)
         state[f"{name}_scale_inv"] = scale.view(blocks.size(0), blocks.size(2))
     settings = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic", "fmt": "e4m3"}
-    return _by_transformers(folder, model.config, state, settings, "proj.weight")
+    return _by_transformers(folder, model.config, state, settings=settings, ending="proj.weight")
 
 
 def _mxfp4(folder: Path) -> Weights:
@@ -181,7 +181,7 @@ def _mxfp4(folder: Path) -> Weights:
         "quant_method": "mxfp4",
         "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"],
     }
-    return _by_transformers(folder, config, state, settings, ("gate_up_proj", "experts.down_proj"))
+    return _by_transformers(folder, config, state, settings=settings, ending=("gate_up_proj", "experts.down_proj"))
 
 
 def _by_transformers(

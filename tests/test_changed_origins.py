@@ -14,7 +14,7 @@ from runs import run_of
 from tiny import make_samples
 
 from lit_gpt.args import LoRAArgs
-from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.args.folders import CONFIG, RUN, WEIGHTS
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.origin import origin_of
 from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run, save_run
@@ -99,6 +99,14 @@ def test_a_changed_configuration_is_named_by_whatever_uses_the_run(base, finetun
     require_same(replace(now, base_files=origin_of(base)), now, allow_changes=False)  # an old run recorded nothing
 
 
+def test_a_record_whose_configuration_is_none_is_named(finetuned):
+    record = json.loads((finetuned / RUN).read_text())
+    for damaged in (5, ["n_layer"], "x", True):
+        (finetuned / RUN).write_text(json.dumps(record | {"base_files": record["base_files"] | {"config": damaged}}))
+        with pytest.raises(UserError, match=r"base_files.*config"):
+            read_run(finetuned)
+
+
 def test_a_changed_weight_is_noticed_wherever_it_is(base, finetuned):
     before = origin_of(base)
     change_weight(base, by=0.0)
@@ -155,7 +163,7 @@ def flip_in_place(base, index=4, bit=1, name="transformer.h.1.mlp.fc_1.weight"):
 
 def resumes(base, finetuned):
     """Loads the base as a run does that goes on from a checkpoint, for which the run's folder stands here."""
-    args = SimpleNamespace(method="lora", method_args=LoRAArgs(), checkpoint_dir=base, quantize=None)
+    args = SimpleNamespace(method="lora", method_args=LoRAArgs(), checkpoint_dir=base, quantize=None, first_run=None)
     return load_model(make_fabric("32-true"), args, finetuned)
 
 

@@ -96,7 +96,7 @@ def test_attention_in_two_parts_is_attention(scripted_too, dtype, error):
     keys, values = (torch.randn(200, 2, 16, generator=g).to(dtype) for _ in range(2))
     q = (3 * torch.randn(3, 2, 4, 16, generator=g)).to(dtype)
     function = torch.jit.script(cascade_attention) if scripted_too else cascade_attention
-    y = function(q, keys, values, [90, 120, 150], [91, 150, 190], 10, 70, 0.3)
+    y = function(q, keys, values, [90, 120, 150], ends=[91, 150, 190], shared=10, n=70, scale=0.3)
     for i, (begin, end) in enumerate([(90, 91), (120, 150), (150, 190)]):
         at = [*range(10, 80), *range(begin, end)]
         k, v = keys[at].transpose(0, 1).double(), values[at].transpose(0, 1).double()
@@ -138,7 +138,7 @@ def test_a_thousand_rows_are_grouped():
 def test_windows_and_caps_are_left_as_they_are(tokenizer, parts, monkeypatch):
     """Their keys are not those of a whole text."""
 
-    def unexpected(*args):
+    def unexpected(*args, **options):
         raise AssertionError("keys beyond a window were read")
 
     monkeypatch.setattr(forward, "cascade_attention", unexpected)

@@ -128,6 +128,7 @@ GOOD = '{"instruction": "a", "output": "b"}'
 GZIPPED = gzip.compress(GOOD.encode(), mtime=0)  # the same bytes, which name a test, in each process
 FLIPPED = bytearray(GZIPPED)
 FLIPPED[12] ^= 255
+TO_COMPLETE = '{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}'
 BAD = [  # name, bytes, what the message says
     ("x.jsonl", f"{GOOD}\n" + GOOD[:-4], ["line 2", "column", "is the file cut?"]),
     ("x.json", f"[{GOOD},\n{GOOD[:-9]}", ["entry 2", "line 2", "is the file cut?"]),
@@ -159,6 +160,11 @@ BAD = [  # name, bytes, what the message says
     ("x.jsonl", turns("user", "tool"), ["line 1", "turn 2", "expected assistant, found tool"]),
     ("x.jsonl", turns(), ["at least one turn"]),
     ("x.jsonl", turns("user").replace('"x"', "null"), ["messages[0]", "'content'", "null"]),
+    (
+        "x.jsonl",
+        f"{TO_COMPLETE}\n" + TO_COMPLETE.replace("completion", "complation"),
+        ["line 2", "no key 'completion'"],
+    ),
     ("x.jsonl", '{"conversations": "hi"}', ["'conversations' must be a list", "text"]),
     ("x.jsonl", '{"text": "hi"}', ["instruction+output", "found 'text'", "--columns"]),
     ("x.jsonl", f"{GOOD}\n" + '{"text": "hi"}', ["line 2", "no key 'instruction'", "'text'"]),

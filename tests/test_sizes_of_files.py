@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import zipfile
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lit_gpt.checkpoints.sizes import require_weights_for
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.gguf import open_gguf, write_gguf
 from lit_gpt.convert.gguf import write_tokenizer as write_tokenizer_of
-from lit_gpt.convert.names import from_hf
+from lit_gpt.convert.names import from_hf, to_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, save_state, spec_of, unpickling
@@ -236,6 +237,14 @@ def test_a_configuration_that_needs_more_than_the_files_hold_is_named(kind, chan
     config.to_json(tmp_path / "lit_config.json")
     save_state({name: source.get(name) for name in source.names}, tmp_path / "lit_model.pth")
     refused(lambda: open_lit(tmp_path), str(tmp_path / "lit_model.pth"), says)
+
+
+def test_a_configuration_of_other_shapes_is_named_by_the_export(hub):
+    source = open_source(hub["llama-gqa"])
+    config = config_from_hf(source.hf_config, "tiny", "config.json")
+    state = from_hf(config, source.names, source.get)
+    changed = replace(config, n_query_groups=config.n_head)
+    refused(lambda: to_hf(changed, state), "transformer.h.0.attn.qkv.weight is [64, 32], not [96, 32]")
 
 
 def test_a_configuration_that_fits_is_taken(hub):

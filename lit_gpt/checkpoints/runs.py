@@ -54,6 +54,9 @@ _KINDS_OF_TRAINING: dict[str, Any] = {
 _KINDS_OF_DATA = {"folder": str, "end_ids": list[int]}
 """Entry of `Run.data` that is read again, and not only compared -> its type."""
 
+_KINDS_OF_BASE = {"config": dict[str, Any]}
+"""Entry of `Run.base_files` that is read again -> its type."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -174,6 +177,7 @@ def read_run(run_dir: Path) -> Run:
         raise UserError(f"{path} is damaged ({e}); {_REMEDY}") from e
     require_types(f"{path} (training)", run.training, _KINDS_OF_TRAINING, _REMEDY)
     require_types(f"{path} (data)", run.data, _KINDS_OF_DATA, _REMEDY)
+    require_types(f"{path} (base_files)", run.base_files or {}, _KINDS_OF_BASE, _REMEDY)
     if run.quantize is not None and run.quantize not in QUANTIZATIONS:
         raise UserError(f"{path} names the weights {shown(run.quantize)}; known are {', '.join(QUANTIZATIONS)}")
     if message := reworded(run.data):

@@ -87,13 +87,20 @@ def stream_to_hf(
         names: names of our tensors.
         get: returns one of our tensors by name.
         rows: number of rows of the vocabulary's tensors to keep; None keeps all.
+
+    Raises:
+        UserError: a tensor has another shape than the configuration says.
     """
     waiting: dict[str, list[tuple[Rule, Tensor]]] = {}  # parts of a Hugging Face tensor, until all have come
+    shapes = lit_shapes(config)
     for name in names:
         if is_tied(name, config):
             continue
+        x = get(name)
+        if name not in VOCABULARY and x.shape != (shape := shapes.get(name, x.shape)):
+            raise UserError(f"{config.name}: {name} is {list(x.shape)}, not {list(shape)} as in its configuration")
         rule, sources = hf_sources(name, config)
-        parts = unpack(rule, fit_rows(name, get(name), rows), config)
+        parts = unpack(rule, fit_rows(name, x, rows), config)
         for source, part in zip(sources, parts, strict=True):
             n_parts = parts_in(rule, config, is_query=source == sources[0])
             if n_parts == 1:

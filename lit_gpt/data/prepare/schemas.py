@@ -116,6 +116,7 @@ def _prompt_completion(entry: Any, file: str, location: str) -> list[Row]:
     prompt = entry.get("prompt")
     if not isinstance(prompt, list):
         return _completion(entry, file, location)
+    require_object(entry, f"{file}, {location}", _completion.needed)
     answer = entry["completion"]
     answer = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
     rest = {key: value for key, value in entry.items() if key not in ("prompt", "completion")}

@@ -1,4 +1,4 @@
-"""Which rows that draw begin alike, so that a step reads the keys and values of what they share once."""
+"""Finds rows that begin alike, so that a step reads the keys and values of what they share once."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

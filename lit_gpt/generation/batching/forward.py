@@ -231,7 +231,8 @@ class _ExtentAttention(nn.Module):
         """Returns attention (B, G, R, D) of rows that feed one token and share `n` keys, see `cascade_attention`."""
         starts, ends = [row[2] + n for row in rows], [row[2] + row[1] + 1 for row in rows]
         scale = score_scale(self.attn.config)
-        return cascade_attention(torch.cat(list(queries)), *self.pools, starts, ends, shared, n, scale)
+        q, (keys, values) = torch.cat(list(queries)), self.pools
+        return cascade_attention(q, keys, values, starts, ends=ends, shared=shared, n=n, scale=scale)
 
     def attended(self, q: Tensor, i: int, batch: Batch) -> Tensor:
         """Returns attention (T, G, R, D) of a piece's rotated queries, of the same shape, to its row's extent."""

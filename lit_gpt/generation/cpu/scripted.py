@@ -120,7 +120,7 @@ class _Block(nn.Module):
                 starts = [rows[i][2] + n for i in range(first, stop)]
                 ends = [rows[i][2] + rows[i][1] + 1 for i in range(first, stop)]
                 mine = q[at : at + stop - first].view(-1, G, H // G, D)
-                y = cascade_attention(mine, keys, values, starts, ends, part[2], n, self.scale)
+                y = cascade_attention(mine, keys, values, starts, ends=ends, shared=part[2], n=n, scale=self.scale)
                 outputs.append(y.reshape(stop - first, -1))
                 at += stop - first
                 continue
