@@ -15,6 +15,7 @@ from tiny import TINY, make_samples
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.errors import UserError
 from lit_gpt.training.length import length_of
+from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.optimizer import learning_rate
 from lit_gpt.training.run import budget as budget_module
 from lit_gpt.training.run.budget import Budget
@@ -150,6 +151,17 @@ def test_the_rehearsal_and_the_limit_that_is_not_reached_change_nothing(tmp_path
     assert_equal(plain, limited)
     monkeypatch.setattr("lit_gpt.training.loop.try_largest_batch", lambda *a, **k: None)
     assert_equal(plain, trained(tmp_path / "bold")[0])
+
+
+@pytest.mark.parametrize(("long", "n_tried"), [(0.0, 1), (1e9, 2)])
+def test_a_long_pass_is_not_tried_twice_for_its_time(tmp_path, monkeypatch, long, n_tried):
+    """A sample of a hundred thousand tokens takes a minute, each time."""
+    tried = []
+    largest = BatchLoader.largest_batch
+    monkeypatch.setattr(BatchLoader, "largest_batch", lambda self: tried.append(0) or largest(self))
+    monkeypatch.setattr("lit_gpt.training.step._LONG", long)
+    trained(tmp_path / "limited", max_time="10:00:00")
+    assert len(tried) == n_tried
 
 
 def spoil(model, which):

@@ -45,6 +45,10 @@ def forward_backward(
     return torch.cat([loss.detach()[None], figures]) if len(figures) else loss.detach()
 
 
+_LONG = 5.0
+"""Seconds of a pass on a CPU of which warming up takes a small part."""
+
+
 class _AbandonedError(Exception):
     """Leaves the `with` block of an attempt."""
 
@@ -132,7 +136,8 @@ def try_largest_batch(
 ) -> None:
     """Runs the largest micro-batch forward and backward and allocates the optimizer's state; trains nothing.
 
-    With a time limit and no step timed yet, runs it a second time and gives the budget the expected time of a step.
+    With a time limit and no step timed yet, gives the budget the expected time of a step: that of a second run, since
+    in the first one kernels are compiled and memory is allocated; where that is little of a long one, of the first.
 
     Raises:
         RuntimeError: out of memory, with the smallest micro-batches and all blocks recomputed.
@@ -152,9 +157,12 @@ def try_largest_batch(
         wait(fabric.device)
         return (computed - began) * loader.tokens_a_step() / batch.n_computed + time.monotonic() - computed
 
+    began, seconds = time.monotonic(), 0.0
     with undisturbed(fabric.device):
         for attempt in _attempts(loader, gradients.zero):
             with attempt:
-                timed()
+                began = time.monotonic()
+                seconds = timed()
         if budget.max_seconds is not None and not budget.step_seconds:
-            budget.expected_seconds = timed()  # the first time, kernels were compiled and memory was allocated
+            is_long = time.monotonic() - began > _LONG and fabric.device.type == "cpu" and loader.team.is_alone
+            budget.expected_seconds = seconds if is_long else timed()
