@@ -307,6 +307,15 @@ PATHS = [  # script, arguments, what its one line says
         ["scripts/merge_lora.py --checkpoint_dir checkpoints/org/tiny --finetuned_"],
     ),
     ("finetune/full.py", ["--checkpoint_dir", "out/adapter/y"], ["generate/adapter.py --checkpoint_dir"]),
+    ("finetune/preference.py", ["TINY", "--data_dir", "data/suport"], ["did you mean data/support?"]),
+    ("finetune/preference.py", ["TINY", "DATA", "--sft_run", "out/lora/xx"], ["did you mean out/lora/x?"]),
+    ("finetune/grpo.py", ["TINY", "--data_dir", "data/suport"], ["did you mean data/support?"]),
+    ("scripts/sample_answers.py", ["TINY", "--json_path", "row.jsonl"], ["did you mean rows.jsonl?"]),
+    (
+        "scripts/sample_answers.py",
+        ["TINY", "--json_path", "rows.jsonl", "--finetuned_path", "out/lora/xx"],
+        ["did you mean out/lora/x?"],
+    ),
     (
         "generate/base.py",
         ["--checkpoint_dir", "out/full/z"],

@@ -14,6 +14,8 @@ _FOLDERS = ("task_path", "best_task_path")
 """Flags of _READ that may also name a folder."""
 _READ_MANY = ("task_data", "best_task_data", "sources")
 """Flags that name a file or folder, or several by name."""
+_RUNS = ("runs", "sft_run")
+"""Flags that name a run, or several, beside --finetuned_path."""
 _MADE = ("out_dir", "destination_path", "output_dir")
 """Flags that name a folder to be made."""
 _WRITTEN = ("save_filepath",)
@@ -53,7 +55,8 @@ def _checks(given: Mapping[str, Any], takes_runs: bool) -> dict[str, Callable[[A
     if not given.get("dry_run"):  # a plan needs no weights
         checks["checkpoint_dir"] = lambda path: folders.require_checkpoint(path, takes_runs)
     checks |= {"data_dir": folders.require_data, "finetuned_path": _check_finetuned, "json_path": _check_rows}
-    checks["runs"] = _check_runs
+    for name in _RUNS:
+        checks[name] = lambda value, name=name: _check_runs(name, value)
     for name in _READ:
         require = folders.require_there if name in _FOLDERS else folders.require_file
         checks[name] = lambda path, name=name, require=require: require(name, path)
@@ -85,13 +88,12 @@ def _check_finetuned(value: Path | Sequence[Path]) -> None:
         folders.require_run(run_dir)
 
 
-def _check_runs(run_dirs: Sequence[Path]) -> None:
-    """Checks that each of --runs is a run."""
-    for run_dir in run_dirs:
-        try:
-            folders.require_run(run_dir)
-        except UserError as e:
-            raise UserError(str(e).replace("--finetuned_path", "--runs")) from None
+def _check_runs(name: str, value: Path | Sequence[Path]) -> None:
+    """Checks that a flag of another name than --finetuned_path names a run, or several."""
+    try:
+        _check_finetuned(value)
+    except UserError as e:
+        raise UserError(str(e).replace("--finetuned_path", f"--{name}")) from None
 
 
 def _check_rows(name: str) -> None:
