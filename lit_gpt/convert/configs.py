@@ -136,10 +136,11 @@ def config_to_hf(config: Config) -> dict[str, Any]:
 
 def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> None:
     """Checks that each value has the type of our field and is a possible size; raises UserError if not."""
-    for key in hf.keys() & (architecture.config_keys.keys() | _NUMBERS.keys()):
+    for key in hf.keys() & (architecture.config_keys.keys() | architecture.other_types.keys() | _NUMBERS.keys()):
         value, field = hf[key], next(iter(_fields_of(architecture, key)), "")
         kind = architecture.other_types.get(key) or _NUMBERS.get(key) or HINTS[field]
-        if value is None or get_origin(kind):  # what `adapt` makes of theirs, or will make
+        # what `adapt` makes of theirs, or will make
+        if value is None or (get_origin(kind) and key not in architecture.other_types):
             continue
         if problem := misfit(kind, value):
             raise UserError(f"{where}: {key}={shown(value)} {problem}")

@@ -20,7 +20,7 @@ def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     if types is None:
         types = ["full_attention" if attention is None or i in attention else "conv" for i in range(n)]
     hf["mixers"] = [_KINDS.get(kind, kind) for kind in types]
-    multiple, factor = hf.pop("block_multiple_of", 256), hf.pop("block_ffn_dim_multiplier", 1.0)
+    multiple, factor = hf.pop("block_multiple_of", None) or 256, hf.pop("block_ffn_dim_multiplier", 1.0)
     if hf.pop("block_auto_adjust_ff_dim", True) and isinstance(hf.get("intermediate_size"), int):
         width = int((factor or 1.0) * int(2 * hf["intermediate_size"] / 3))
         hf["intermediate_size"] = multiple * -(-width // multiple)
@@ -49,6 +49,7 @@ _LFM_2 = replace(
         "conv_bias": "conv_bias",
         "mixers": "mixers",
     },
+    other_types={"block_multiple_of": int, "block_ffn_dim_multiplier": float, "full_attn_idxs": list[int]},
     config_values={"hidden_act": ("silu",), "use_pos_enc": (True,)},
     weights={
         "transformer.wte": "model.embed_tokens",

@@ -1,6 +1,5 @@
 """The checkers, each a function of an answer and what was expected; `checker_of` gives the one that the flags name."""
 
-import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,6 +8,7 @@ from typing import Any
 from lit_gpt.args.rollouts import CheckerArgs
 from lit_gpt.errors import UserError
 from lit_gpt.grading.program import Program
+from lit_gpt.records import parse_json
 
 Checker = Callable[[str, str, str], float]
 """Function (prompt, answer, expected) that returns a score from 0, wrong, to 1, right."""
@@ -68,11 +68,11 @@ def _same_json(answer: str, expected: str) -> bool:
         UserError: what is expected is not JSON.
     """
     try:
-        wanted = json.loads(expected)
-    except ValueError as e:
+        wanted = parse_json(expected, "the row's own answer")
+    except UserError as e:
         raise UserError(f"--checker json: the row's own answer is not JSON: {expected[:60]!r}") from e
-    with suppress(ValueError, RecursionError):
-        return _strict(json.loads(answer)) == _strict(wanted)
+    with suppress(UserError):
+        return _strict(parse_json(answer, "the answer")) == _strict(wanted)
     return False
 
 

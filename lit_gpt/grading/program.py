@@ -92,7 +92,7 @@ class Program:
             return None
         try:
             return json.loads(line) if line is not None else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
 
