@@ -155,7 +155,8 @@ def _check_types(architecture: Architecture, hf: dict[str, Any], where: str) -> 
         stated = hf.get(key)
         if stated is None or stated == []:
             continue
-        if not isinstance(stated, list) or len(stated) < (hf.get("num_hidden_layers") or 0):
+        entries = stated if isinstance(stated, list) and all(isinstance(x, str | int) for x in stated) else []
+        if not entries or len(entries) < (hf.get("num_hidden_layers") or 0):
             raise UserError(f"{where}: {key}={shown(stated)} is not a list with an entry for each layer")
     for key in _ROPE_OBJECTS:
         if not isinstance(hf.get(key) or {}, dict):
