@@ -16,6 +16,7 @@ from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.data.batches import Order
 from lit_gpt.data.store import stack
 from lit_gpt.errors import UserError
+from lit_gpt.layers.dropout import Draws
 from lit_gpt.lightning import Fabric
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
@@ -113,7 +114,7 @@ def test_the_samples_of_a_run_in_parts_are_those_of_one_in_their_order(n, legs):
     data, seen, step = numbered(n), [], 0
     for name, limit, batch_size in legs:
         train = TrainArgs(**{name: limit / 4 if name == "epochs" else limit}, batch_size=batch_size)
-        loader = BatchLoader(SimpleNamespace(hidden=None), data, train, torch.device("cpu"), 3, None)
+        loader = BatchLoader(SimpleNamespace(hidden=None, draws=Draws()), data, train, torch.device("cpu"), 3, None)
         loader.begin_at(step, len(seen))
         while step < loader.n_steps:
             step += 1
