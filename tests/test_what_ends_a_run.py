@@ -114,7 +114,7 @@ def test_right_after_a_resume_the_learning_rate_is_that_of_the_same_schedule(tmp
     assert whole == true_schedule(len(whole)) and len(whole) > 12
     rates = trained(tmp_path / "out", clock, "00:02:30", killed_at, save_interval=1)
     monkeypatch.setattr(f"{__name__}.STARTED", 0.0)
-    monkeypatch.setattr("lit_gpt.training.step.batch_of", no_time(clock))
+    monkeypatch.setattr("lit_gpt.training.loader.batch_of", no_time(clock))
     rates |= trained(tmp_path / "out", clock, "00:02:30")
     assert rates == whole
 
