@@ -637,7 +637,10 @@ def test_tensors_that_we_do_not_read_are_named_by_their_dtype(tmp_path):
     (tmp_path / "s").mkdir()
     paths = make_source(tmp_path / "s", "safetensors")
     save_file({"x": torch.ones(2).to(torch.float8_e4m3fn)}, paths[0])
-    assert_refused(tmp_path / "s", f"{paths[0]}: 'x' is of dtype F8_E4M3", "get the model in one of")
+    says = f"{tmp_path / 's' / 'config.json'}: the files hold 'x' (float8_e4m3fn [2])"
+    assert_refused(tmp_path / "s", says, "quantization_config", "get config.json from where the weights came from")
+    save_file({"x": torch.ones(2).to(torch.uint16)}, paths[0])
+    assert_refused(tmp_path / "s", f"{paths[0]}: 'x' is of dtype U16", "get the model in one of")
 
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path):
