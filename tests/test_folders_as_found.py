@@ -138,7 +138,7 @@ def test_a_folder_quantized_in_another_way_is_refused_by_name_before_its_weights
     hf |= {"quantization": QUANTIZED[said]} if "MLX" in said else {}
     (folder / "config.json").write_text(json.dumps(hf))
     (folder / "model.safetensors").write_bytes(b"PK, no weights at all")
-    with pytest.raises(UserError, match=rf"quantized \({said.replace(')', '.')}.*or get the model in 16 bits"):
+    with pytest.raises(UserError, match=rf"quantized \({said.replace(')', '.')}.*or the 16-bit model"):
         convert(folder)
     assert not (folder / "lit_model.pth").exists()
 

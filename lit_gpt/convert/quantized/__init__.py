@@ -112,5 +112,6 @@ def _require_plain(specs: Mapping[str, Spec], where: str, method: str) -> None:
             said = f"does not say how ({method} has no such tensor)" if method else "says nothing of it"
             raise UserError(
                 f"{where}: the files hold {name!r} ({kind}), as quantized weights have it, and the "
-                f"quantization_config {said}; get config.json from where the weights came from, or get the model in 16 bits"
+                f"quantization_config {said}; get config.json from where the weights came from, or get the model in "
+                "16 bits"
             )

@@ -29,7 +29,7 @@ _NAMES = {
 _BITS = (4, 8)
 _READ = (
     "bitsandbytes in 4 and 8 bits, FP8, compressed-tensors (FP8, INT8, W4A16), GPTQ, AWQ and MXFP4 are; take one of "
-    "these, or get the model in 16 bits that it was made of, which --quantize quantizes as it loads"
+    "these, or the 16-bit model that it was made of, which --quantize quantizes as it loads"
 )
 _PACKED, _PLAIN = "pack-quantized", ("float-quantized", "int-quantized", "naive-quantized", "dense", "mixed-precision")
 
