@@ -7,6 +7,7 @@ from tiny import tiny
 
 from lit_gpt.generation.batching import alike, forward
 from lit_gpt.generation.batching.batch import Batch, Shared
+from lit_gpt.generation.batching.scheduler import Due
 from lit_gpt.generation.cpu import scripted
 from lit_gpt.generation.cpu.cascade import cascade_attention
 from lit_gpt.generation.engine import Engine
@@ -87,6 +88,19 @@ def test_the_shared_part_is_computed_for_all_rows_at_once(tokenizer, parts, monk
         pass
     got = [[t.id for d in deltas[t] for t in d.tokens] for t in tickets]
     assert got == [[t.id for t in a.tokens] for a in want]
+
+
+def test_a_row_that_reads_its_text_again_shares_nothing(tokenizer, parts):
+    """After it had to give up its memory, it may feed a single token in the middle of what it shares."""
+    engine = Engine(tiny("llama-gqa"), tokenizer, max_tokens=900)
+    rows = [engine._rows[engine.submit(Request([*A, i], 30, GREEDY), lambda delta: None)] for i in range(3)]
+    while not all(row.n_new for row in rows):
+        engine.step()
+    due, guesses = [Due(row, 1) for row in rows], [[], [], []]
+    assert engine.passes._shared(due, guesses).keys() == {row.ticket for row in rows}
+    rows[0].n = 5
+    assert engine.passes._shared(due, guesses).keys() == {row.ticket for row in rows[1:]}
+    assert not engine.passes._shared(due, [[], [7], []])  # a guess makes it two tokens
 
 
 @pytest.mark.parametrize("scripted_too", [False, True])

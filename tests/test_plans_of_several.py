@@ -1,11 +1,18 @@
 """Plans for several devices: what each holds, which strategy that needs, and from which number on more do not pay."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from jobs import DATA, job_of
 
+from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
+from lit_gpt.args.finetuning import FinetuneArgs
+from lit_gpt.args.grpo import GrpoArgs
+from lit_gpt.args.preferences import PreferenceArgs
+from lit_gpt.errors import UserError
 from lit_gpt.families import config_for
+from lit_gpt.parallel.possible import require_possible
 from lit_gpt.planning.devices import named
 from lit_gpt.planning.plan import make_plan
 from lit_gpt.planning.show import lines_of
@@ -43,3 +50,15 @@ def test_more_devices_than_a_step_has_samples_or_the_network_feeds_do_not_pay():
     assert any("they wait for each other's bytes" in line for line in lines_of(plan_of(8, link="ethernet")))
     fast, slow = plan_of(8), plan_of(8, link="ethernet")
     assert slow.times.training > 3 * fast.times.training and fast.times.total < plan_of(1).times.total
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"preference": PreferenceArgs()}, "preferences"), ({"grpo": GrpoArgs()}, "answers that the model draws")],
+)
+def test_what_learns_on_one_device_only_is_refused_on_several_by_name(given, says):
+    folders = {name: Path(name) for name in ("checkpoint_dir", "data_dir", "out_dir")}
+    args = FinetuneArgs("lora", LoRAArgs(), **folders, train=TrainArgs(), validation=ValidationArgs(), **given)
+    require_possible(args, 1)
+    with pytest.raises(UserError, match=f"learning from {says} takes one device so far; leave --devices out"):
+        require_possible(args, 2)

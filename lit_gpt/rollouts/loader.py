@@ -9,7 +9,6 @@ import torch
 from lit_gpt.data.batches import micro_batches
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import IGNORE
-from lit_gpt.errors import UserError
 from lit_gpt.rollouts.drawing import Drawing, prompt_of, require_switch, seeds_of, switched_off
 from lit_gpt.rollouts.rollout import Rollout, RolloutBatch, batches_of, load_rollout, rollout_of
 from lit_gpt.training.batching import packing_of
@@ -29,7 +28,7 @@ class RolloutLoader(BatchLoader):
         folder: where rollouts of several steps are kept.
 
     Raises:
-        UserError: several processes train together, or the updates cannot be switched off where they have to be.
+        UserError: the updates cannot be switched off where they have to be.
     """
 
     def __init__(self, *args: Any, drawing: Drawing, folder: Path, **kwargs: Any) -> None:
@@ -37,8 +36,6 @@ class RolloutLoader(BatchLoader):
         self.drawing, self.folder = drawing, folder
         self.latest: tuple[int, Rollout] | None = None
         """The first step of the rollout that is at hand, and it."""
-        if not self.team.is_alone:
-            raise UserError("finetune/grpo.py draws its answers on one device; leave --devices out")
         require_switch(self.model, drawing.args)
 
     def shares(self, packing: Packing) -> bool:

@@ -129,10 +129,10 @@ class Passes:
         return [_Got(row, n, s, t) for (row, n), s, t in zip(due, found, tokens, strict=True)]
 
     def _shared(self, due: list[Due], guesses: list[list[int]]) -> Mapping[int, Shared]:
-        """Returns what rows that feed one token after their prompt share, by their ticket."""
+        """Returns what rows share that feed one token, the last one of their text, by their ticket."""
         if not self.model.reads_once:
             return {}
-        single = [d.row for d, guess in zip(due, guesses, strict=True) if d.row.n_new and d.n == 1 and not guess]
+        single = [d.row for d, guess in zip(due, guesses, strict=True) if not d.row.reads and not guess]
         return self.alike.of(single)
 
     def _guesses(self, due: list[Due]) -> list[list[int]]:
