@@ -34,6 +34,9 @@ class Recorder(Monitor):
     def iterated(self, step: int, batch: Batch, loss: torch.Tensor, learning_rate: float, is_step: bool) -> None:
         self.record.add(batch.n_tokens, batch.n_samples, batch.n_targets, loss.item(), batch.n_computed)
 
+    def stepped(self, step: int, learning_rate: float) -> None:
+        pass
+
     def validated(self, step: int, loss: float, seconds: float, figures: Any = None) -> None:
         pass
 
