@@ -1,17 +1,16 @@
 """Adapters begin as the base, compute what the papers say, train all they have and nothing else, and are read back."""
 
 import copy
-import csv
 import json
 import math
 import shutil
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import assert_one_line_error
 from draws import fast, plainly
+from published import PUBLISHED, n_parameters
 from runs import train_briefly
 from script_processes import run
 from tiny import assert_same, deep, documents_of, gradients, kept_by, plain_loss, tiny
@@ -42,9 +41,6 @@ KINDS = ("llama", "llama-gqa", "llama-mqa", "llama-tied", "mixtral", "qwen3", "o
          "falcon", "mistral", "gemma")  # fmt: skip
 """MHA, GQA, MQA, mixture, the three norms of queries and keys, parallel blocks, soft caps and windows."""
 
-with open(Path(__file__).with_name("published_counts.csv"), encoding="utf-8") as file:
-    COUNTS = {row["name"]: row for row in csv.DictReader(file)}
-
 
 def adapted(kind, method, args=FROM_1, moved=True, **overrides):
     """A tiny model with adapters, which have random values if `moved`."""
@@ -68,12 +64,9 @@ def method(request):
     return request.param
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_trainable_counts_are_the_published_ones(name, method):
-    with torch.device("meta"):
-        model = GPT(config_for(name))
-        V[method].inject(model, AdapterArgs())
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == int(COUNTS[name][method])
+    assert n_parameters(config_for(name), V[method].inject, AdapterArgs()) == int(PUBLISHED[name][method])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
