@@ -29,6 +29,7 @@ SECTIONS = {  # name -> (seconds it may take, what it is), in the order of their
     "quantized": (130, "LoRA, r 8 on q and v, on 8-bit and 4-bit weights"),
     "peers": (120, "peers, the same documents"),
     "decoding": (90, "decode, batch 1"),
+    "engine": (75, "the engine: many rows, guessed tokens"),
     "breakdown": (60, "where the time of a step goes"),
     "kernels": (60, "small functions: eager, ours, liger-kernel's"),
 }

@@ -1,10 +1,12 @@
-"""What stands in for a part of a run in the benchmarks still fits it: each trains a tiny model with the loop itself."""
+"""What stands in for a part of ours in the benchmarks still fits it, on a tiny model."""
 
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 from tiny import TINY, make_samples
 
@@ -14,6 +16,8 @@ from lit_gpt.methods import full
 from lit_gpt.model import GPT
 
 sys.path.append(str(ROOT / "benchmarks"))
+from gpu_parts import engine
+from gpu_parts.context import Context
 from preferences_parts import ours as our_preferences
 from preferences_parts.pairs import STEP, Pairs
 from preferences_parts.tally import heard
@@ -52,3 +56,13 @@ def test_preferences_tell_the_figures_of_all_steps_but_the_first(tmp_path, check
     figures = heard(capsys.readouterr().out)
     assert figures.first_loss == pytest.approx(0.6931, abs=1e-3)  # ln 2: the model is its own reference
     assert figures.pairs_per_sec > 0 and figures.reference_seconds > 0
+
+
+def test_the_engine_of_the_gpu_s_table_answers_every_request_in_full(monkeypatch, capsys):
+    monkeypatch.setattr(engine, "_KINDS", ("bf16",))
+    context = Context(torch.device("cpu"), tiny=True, ends=time.monotonic() + 60)
+
+    engine.run(context)
+
+    assert context.figures.keys() == {"engine.bf16.rows.tokens_per_sec", "engine.bf16.guessed.tokens_per_sec"}
+    assert "FAILED" not in capsys.readouterr().out
