@@ -20,6 +20,9 @@ _LOAD_MEMORY, _ENCODE_MEMORY = 16, 500
 """Bytes of memory that are allowed for each byte of a file, and for each character of texts."""
 _CHUNK = 2**20
 """Most characters that are encoded in one call, unless one text has more; limits grow with them."""
+_FIRST_DECODES, _FEW_IDS = 24, 1000
+"""Texts of at most so many ids that are decoded in the other process first: the first words of an answer need not wait
+until the file is loaded in this one, which takes 0.2 s."""
 _MOST_LOOKUPS = 100
 """Tokens and ids that are looked up in the other process, before the file is loaded in this one as well."""
 
@@ -27,7 +30,7 @@ _MOST_LOOKUPS = 100
 class Guarded:
     """A backend whose file is loaded and whose texts are encoded within limits of time and memory.
 
-    Both happen in the process for foreign code. This process loads the file, too, where texts are decoded or many
+    Both happen in the process for foreign code. This process loads the file, too, where many texts are decoded or many
     tokens are looked up: that runs no expression of the file over texts from outside, and is called for each token.
 
     Raises:
@@ -39,6 +42,7 @@ class Guarded:
         n_bytes = path.stat().st_size
         self._loading = Limits(_SECONDS + n_bytes / _LOAD_RATE, _MEMORY + _LOAD_MEMORY * n_bytes)
         self._known: dict[tuple[str, str | int], Any] = {}
+        self._n_decoded = 0
         try:
             self._remote = Remote(f"the tokenizer {path}", _HOSTED, path, settings, limits=self._loading)
             self.facts = self._remote.call("facts", limits=self._loading, doing="when it is loaded")
@@ -85,6 +89,9 @@ class Guarded:
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids, special tokens left out."""
+        if "local" not in vars(self) and self._n_decoded < _FIRST_DECODES and len(ids) <= _FEW_IDS:
+            self._n_decoded += 1
+            return self._asked("decode", ids)
         return self.local.decode(ids)
 
     def token_to_id(self, token: str) -> int | None:
@@ -111,7 +118,7 @@ class Guarded:
             UserError: the library fails.
         """
         try:
-            return self._remote.call("run", method, *args, limits=self._loading, doing="when it is asked for a token")
+            return self._remote.call("run", method, *args, limits=self._loading, doing="when it is asked for tokens")
         except RaisedError as e:
             raise self._failed(e) from e
 

@@ -11,7 +11,7 @@ from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run, require_base
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.run import choose_style, measured
 from lit_gpt.generation.batching.runs import load_shared
-from lit_gpt.generation.cpu.products import release
+from lit_gpt.generation.cpu.compiling import release
 from lit_gpt.lightning import Fabric
 from lit_gpt.tokenizer import Tokenizer
 

@@ -10,11 +10,8 @@ Letters: N rows, K input channels, M output channels.
 """
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
-from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_gpt.generation.cpu.compiling import compiled, identity_of, one_by_one
 from lit_gpt.layers.cpu_matmul import MISSING
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.quantize.eight_bit import Int8Linear
@@ -51,18 +49,9 @@ def _exact(weight: Tensor) -> bool:
     """Returns whether fp16 keeps a weight (M, K), as said above."""
     if weight.dtype != torch.float32:
         return weight.dtype == torch.float16 or bool(torch.stack(weight.aminmax()).abs().max() <= _LARGEST)
-    return all(bool((part - part.half()).abs().max() <= _ROUNDING) for part in weight.split(1024))
-
-
-_LOCK = Lock()
-
-
-@contextmanager
-def _one_by_one() -> Iterator[None]:
-    """Lets one thread in at a time, as TorchScript compiles in one, without warnings of removals in later releases."""
-    with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    few = min(_FEW, len(weight))  # most weights that fp16 does not keep are found by these
+    parts = (weight[:few], *weight[few:].split(1024))
+    return all(bool((part - part.half()).abs().max() <= _ROUNDING) for part in parts if len(part))
 
 
 class _Packed(nn.Module):
@@ -104,7 +93,7 @@ class _Digits(nn.Module):
     def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         zeros = torch.zeros(len(scale), dtype=torch.long)
-        with _one_by_one():
+        with one_by_one():
             whole = torch._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
         self.packed = torch.ops.quantized.linear_prepack(whole, None)
         self.bias = bias
@@ -134,38 +123,6 @@ class _Plain(nn.Module):
         y = torch.cat([F.linear(x, w) for w in self.weights], -1)
         bias = self.bias
         return y if bias is None else y + bias
-
-
-_KEPT: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
-"""Module -> its parameters' identity and what was compiled of it, which takes seconds for a whole model."""
-
-
-_SPED_UP: WeakKeyDictionary[GPT, tuple[Any, bool]] = WeakKeyDictionary()
-"""Model -> its parameters' identity and the result of `speeds_up`."""
-
-
-def _identity(module: nn.Module) -> list[tuple[int, torch.dtype, int]]:
-    """Returns what changes if a parameter is replaced or written to."""
-    return [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in module.parameters()]
-
-
-def compiled(module: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
-    """Returns what `make` makes of a module, compiled by TorchScript.
-
-    That of an earlier call is returned if the module's parameters have not changed since.
-    """
-    identity = _identity(module)
-    found = _KEPT.get(module)
-    if found is None or found[0] != identity:
-        made = make()
-        with _one_by_one():
-            found = _KEPT[module] = identity, torch.jit.script(made)
-    return found[1]
-
-
-def release() -> None:
-    """Frees what `compiled` made and keeps, with the packed weights in it; it is made again when it is asked for."""
-    _KEPT.clear()
 
 
 def product(*layers: Linear | Int8Linear) -> nn.Module:
@@ -240,11 +197,15 @@ def _digits_work() -> bool:
     return bool(((y.double() - x.double() @ codes.double().T).abs() < 0.5 + 1e-6 * y.abs()).all())
 
 
+_SPED_UP: WeakKeyDictionary[GPT, tuple[Any, bool]] = WeakKeyDictionary()
+"""Model -> its parameters' identity and the result of `speeds_up`."""
+
+
 def speeds_up(model: GPT) -> bool:
     """Returns whether `packed` layers serve a model: on a CPU, in a dtype that they keep, with room for the copy."""
     if model.transformer.wte.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    identity = _identity(model)
+    identity = identity_of(model)
     found = _SPED_UP.get(model)
     if found is None or found[0] != identity:
         found = _SPED_UP[model] = identity, _keeps(model)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.generation.cpu.cascade import cascade_attention
-from lit_gpt.generation.cpu.products import compiled, known, product
+from lit_gpt.generation.cpu.compiling import compiled
+from lit_gpt.generation.cpu.products import known, product
 from lit_gpt.layers.mlp import GatedMLP, PlainMLP
 from lit_gpt.layers.norms import LayerNorm, PerHeadNorm, RMSNorm
 from lit_gpt.model import Block, CausalSelfAttention, score_scale
