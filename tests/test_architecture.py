@@ -26,7 +26,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "methods": {"config", "layers", "model"},
     # several processes that train one model, a part of it on each device
     "parallel": {"lightning", "model"},
-    "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "prompts"},
+    # each of several processes reads its part of a base
+    "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "parallel", "prompts"},
     "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
     "hub": {"convert", "families", "files"},  # whether the converter takes what is about to be downloaded
     "data": {"checkpoints", "files", "foreign", "layers", "prompts", "tokenizer"},

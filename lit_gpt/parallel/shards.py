@@ -87,9 +87,7 @@ def _own_rows(x: Tensor, shape: torch.Size, team: Team) -> Tensor:
     """
     if x.shape == shape:
         return x
-    size = -(-x.size(0) // team.size)
-    start = min(team.rank * size, x.size(0))
-    return x[start : start + shape[0]]
+    return x[team.rows(x.size(0))]
 
 
 def _whole(part: Tensor, n_rows: int, team: Team) -> Tensor | None:
