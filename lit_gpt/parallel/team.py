@@ -95,6 +95,11 @@ class Team:
         dist.all_reduce(sums, group=self.group)
         return sums.tolist()
 
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if not self.is_alone:
+            dist.all_reduce(torch.zeros(1), group=self.group)  # of half a barrier's time
+
     def any(self, value: Any) -> bool:
         """Returns whether the value of at least one process is true."""
         return self.total(bool(value))[0] > 0

@@ -16,6 +16,7 @@ from lit_gpt.data.compatibility import check_compatible, check_vocabulary
 from lit_gpt.lightning import Fabric
 from lit_gpt.methods import METHODS, reads_base
 from lit_gpt.model import GPT
+from lit_gpt.parallel.host import host_gather
 from lit_gpt.parallel.shards import shard
 from lit_gpt.parallel.team import Team
 from lit_gpt.tokenizer import Tokenizer
@@ -92,11 +93,13 @@ def load_model(
         at_first(model, base_digest)
         return model, base_digest
 
-    def loaded(model: GPT, part: str) -> None:
-        METHODS[args.method].inject(model, args.method_args, init=checkpoint is None, part=part)
-        shard(model, part)
-
     if among is not None:
+        gather = host_gather(among) if fabric.device.type == "cpu" else None
+
+        def loaded(model: GPT, part: str) -> None:
+            METHODS[args.method].inject(model, args.method_args, init=checkpoint is None, part=part)
+            shard(model, part, gather)
+
         shares = Shares(among, all_rows=reads_base(args.method_args))
         model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize, loaded, shares)
     else:
