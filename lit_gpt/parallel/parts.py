@@ -67,7 +67,8 @@ class Parts:
             dist.gather(mine.view(torch.uint8), dst=0, group=self.team.group)
             return None
         whole = mine.new_empty(size * self.team.size, *mine.shape[1:])
-        dist.gather(mine.view(torch.uint8), list(whole.view(torch.uint8).split(size)), dst=0, group=self.team.group)
+        pieces = [piece.view(torch.uint8) for piece in whole.split(size)]
+        dist.gather(mine.view(torch.uint8), pieces, dst=0, group=self.team.group)
         return whole[:n_rows]
 
 
