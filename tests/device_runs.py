@@ -35,7 +35,7 @@ def together(runs, n, cwd, port, last):
     lines = [list(map(str, argv)) for argv in [*runs, last]]
     command = [*TORCHRUN, str(port), "--nproc-per-node", str(n), __file__, json.dumps(lines)]
     environment = os.environ | GLOO | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1500)
     paths = [cwd / f"ended-{rank}.json" for rank in range(n)]
     assert done.returncode and all(path.is_file() for path in paths), done.stdout[-3000:] + done.stderr[-6000:]
     return [json.loads(path.read_text()) for path in paths], done.stdout, done.stderr

@@ -28,15 +28,17 @@ from lit_gpt.training.run.metrics import METRICS
 KINDS = {"mha": "llama", "gqa": "llama-gqa", "moe": "mixtral", "tied": "llama-tied"}
 ROWS = [{"instruction": f"Say {i}", "input": "", "output": f"{i} " * (1 + i * 7 % 13)} for i in range(60)]
 FLAGS = ["--data_dir", "data", "--batch_size", 6, "--micro_batch_tokens", 150, "--learning_rate", 1e-3]
-FLAGS += ["--warmup_steps", 0, "--precision", "32-true"]
+FLAGS += ["--warmup_steps", 0]
 OF_METHOD = {
     "lora": ["--lora_dropout", 0.2, "--lora_r", 4, "--lora_mlp", "true", "--lora_head", "true"],
     "adapter": ["--adapter_start_layer", 1],
     "adapter_v2": ["--adapter_start_layer", 0],
     "full": [],
 }
-SWEEP = os.environ.get("LIT_GPT_SWEEP", "0") not in ("", "0")
-"""Whether all combinations are run, which takes half an hour; some of them otherwise."""
+SWEEP = os.environ.get("LIT_GPT_SWEEP", "0").replace("0", "")
+"""1 runs all combinations, which takes half an hour, and another text those whose name begins with it; bf16-true and
+bf16-mixed run the usual ones in that precision. The differences are printed. Nothing runs some of them in fp32."""
+BF16 = SWEEP.startswith("bf16")
 SETTINGS = [  # method, kind, strategy, quantization
     ("lora", "gqa", "ddp", None),
     ("lora", "tied", "fsdp", "bnb.nf4"),
@@ -44,14 +46,14 @@ SETTINGS = [  # method, kind, strategy, quantization
     ("adapter_v2", "moe", "fsdp", "int8"),
     ("full", "tied", "fsdp", None),
 ]
-if SWEEP:
+if SWEEP and not BF16:
     SETTINGS = [
         (method, kind, strategy, quantize)
         for method in OF_METHOD
         for kind in KINDS
         for strategy in ("ddp", "fsdp")
         for quantize in (None, "int8", "bnb.nf4")
-        if method != "full" or quantize is None
+        if (method != "full" or quantize is None) and f"{method}-{kind}-".startswith(SWEEP.replace("1", ""))
     ]
 N_STEPS = 20 if SWEEP else 10
 FLAGS += ["--save_interval", N_STEPS // 2, "--eval_interval", N_STEPS // 2]
@@ -69,6 +71,7 @@ def command(setting, n, *flags, steps=N_STEPS):
     argv = [f"finetune/{method}.py", "--checkpoint_dir", kind, *FLAGS, *OF_METHOD[method], "--max_steps", steps]
     argv += ["--quantize", quantize] if quantize else []
     argv += ["--strategy", strategy] if n > 1 else []
+    argv += ["--precision", SWEEP if BF16 and not quantize else "32-true"]
     return [*argv, "--out_dir", out_of(setting, n), *flags]
 
 
@@ -159,32 +162,25 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         script(["scripts/prepare_alpaca.py", "--checkpoint_dir", "gqa", *flags])
-        script(
-            [
-                "scripts/prepare_preferences.py",
-                "--checkpoint_dir",
-                "gqa",
-                "--json_path",
-                "pairs.json",
-                *flags[2:3],
-                "pairs",
-            ]
-        )
+        flags = ["--json_path", "pairs.json", "--destination_path", "pairs"]
+        script(["scripts/prepare_preferences.py", "--checkpoint_dir", "gqa", *flags])
         for setting in SETTINGS:
             script(command(setting, 1))
-    shutil.copytree(place / out_of(NF4, 1), place / "from-1")  # to be gone on with from its half by two
+    if not SWEEP:
+        shutil.copytree(place / out_of(NF4, 1), place / "from-1")  # to be gone on with from its half by two
     return place
 
 
 @pytest.fixture(scope="module")
 def ran(place):
     """How the runs of two processes ended, by rank, and what the first one said."""
-    runs = [command(setting, 2) for setting in SETTINGS]
+    runs, last = [command(setting, 2) for setting in SETTINGS], [*command(FULL, 2), "--out_dir", "no-memory"]
+    if SWEEP:
+        return together(runs, 2, place, free_port(), last)
     runs += [[*command(NF4, 2), "--out_dir", "from-1", "--resume", f"from-1/{HALF}"]]
     runs += [[*command(FULL, 2), "--checkpoint_dir", "poisoned-{rank}", "--out_dir", "by-rows"]]
     runs += [[*EVALUATION, "--save_filepath", "scores-2.json"], VALIDATION, [*PREFERENCE, "--out_dir", "prefer-2"]]
     runs += [[*command(LORA, 1), *flags, "--out_dir", "refused"] for flags, _ in REFUSED]
-    last = [*command(FULL, 2), "--out_dir", "no-memory"]
     return together(runs, 2, place, free_port(), last)
 
 
@@ -193,9 +189,10 @@ def test_two_processes_end_with_the_weights_of_one(place, ran, setting):
     ended, *_ = ran
     assert [of_rank[SETTINGS.index(setting)] for of_rank in ended] == [None, None]
     one, two = (weights(place / out_of(setting, n)) for n in (1, 2))
-    assert difference(one, two) < CLOSE[setting[3]]
+    print(f"{out_of(setting, 2)} {SWEEP if BF16 else 'fp32'}: weights {difference(one, two):.1e} off")
+    assert difference(one, two) < (0.1 if BF16 else CLOSE[setting[3]])
     half = weights(place / out_of(setting, 1) / HALF)
-    assert difference(one, half) > 10 * CLOSE[setting[3]], "they go on learning"
+    assert BF16 or difference(one, half) > 10 * CLOSE[setting[3]], "they go on learning"
 
 
 def test_one_goes_on_from_what_two_wrote_and_two_from_what_one_wrote(place, ran, monkeypatch):
