@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def script(argv):
     main(**parse(main, words))
 
 
-def together(runs, n, cwd, port, last):
+def together(runs, n, cwd, last):
     """Runs all of these command lines in each of `n` processes, and returns what every one said and how it ended.
 
     Args:
@@ -33,12 +34,18 @@ def together(runs, n, cwd, port, last):
         Rank -> for each run, the message of the user's mistake that ended it, or None; what all said, and their errors.
     """
     lines = [list(map(str, argv)) for argv in [*runs, last]]
-    command = [*TORCHRUN, str(port), "--nproc-per-node", str(n), __file__, json.dumps(lines)]
+    command = [*TORCHRUN, str(_free_port()), "--nproc-per-node", str(n), __file__, json.dumps(lines)]
     environment = os.environ | GLOO | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1500)
     paths = [cwd / f"ended-{rank}.json" for rank in range(n)]
     assert done.returncode and all(path.is_file() for path in paths), done.stdout[-3000:] + done.stderr[-6000:]
     return [json.loads(path.read_text()) for path in paths], done.stdout, done.stderr
+
+
+def _free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def _run_all(runs):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -91,12 +90,6 @@ def difference(a, b):
     return float((off / size).sqrt())
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 REFUSED = [
     (["--strategy", "fsdp", "--optimizer", "adamw8bit"], "--optimizer adamw8bit does not go with --strategy fsdp"),
     (["--strategy", "fsdp", "--precision", "16-mixed"], "--precision 16-mixed does not go with --strategy fsdp"),
@@ -176,12 +169,12 @@ def ran(place):
     """How the runs of two processes ended, by rank, and what the first one said."""
     runs, last = [command(setting, 2) for setting in SETTINGS], [*command(FULL, 2), "--out_dir", "no-memory"]
     if SWEEP:
-        return together(runs, 2, place, free_port(), last)
+        return together(runs, 2, place, last)
     runs += [[*command(NF4, 2), "--out_dir", "from-1", "--resume", f"from-1/{HALF}"]]
     runs += [[*command(FULL, 2), "--checkpoint_dir", "poisoned-{rank}", "--out_dir", "by-rows"]]
     runs += [[*EVALUATION, "--save_filepath", "scores-2.json"], VALIDATION, [*PREFERENCE, "--out_dir", "prefer-2"]]
     runs += [[*command(LORA, 1), *flags, "--out_dir", "refused"] for flags, _ in REFUSED]
-    return together(runs, 2, place, free_port(), last)
+    return together(runs, 2, place, last)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: "-".join(map(str, s)))
