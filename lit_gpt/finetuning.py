@@ -84,8 +84,9 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
     # preferences is held against is the model before that.
     if sharded := team.lead(planned.job.sharded):
         require_divisible(args)
-    referenced = Referenced(fabric, args, (train_data, val_data))
-    model, base_digest = load_model(fabric, args, checkpoint, at_first=referenced.compute, sharded=sharded)
+    referenced = Referenced(fabric, args, (train_data, val_data), team)
+    among = team if sharded else None
+    model, base_digest = load_model(fabric, args, checkpoint, at_first=referenced.compute, among=among)
     train_data, val_data = referenced.data
     objective, make_loader = objective_of(args.preference) if args.preference else NEXT_TOKEN, BatchLoader
     if args.grpo is not None and args.check is not None:

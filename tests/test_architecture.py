@@ -25,8 +25,9 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "model": {"config", "layers"},
     "methods": {"config", "layers", "model"},
     # several processes that train one model, a part of it on each device
-    "parallel": {"lightning", "model"},
-    "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "prompts"},
+    "parallel": {"files", "lightning", "model"},
+    # each of several processes reads its part of a base
+    "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "parallel", "prompts"},
     "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
     "hub": {"convert", "families", "files"},  # whether the converter takes what is about to be downloaded
     "data": {"checkpoints", "files", "foreign", "layers", "prompts", "tokenizer"},
@@ -49,8 +50,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "grading": set(),
     "chat": {"checkpoints", "cli", "generation", "lightning", "merge", "model", "prompts", "tokenizer"},
     # a comparison loads the base and its runs one after the other, and writes a page
-    "evaluation": {"checkpoints", "data", "files", "generation", "lightning", "model", "prompts", "report"}
-    | {"tokenizer"},
+    "evaluation": {"checkpoints", "data", "files", "generation", "lightning", "model", "parallel", "prompts"}
+    | {"report", "tokenizer"},
     "serve": {"checkpoints", "fabric", "generation", "merge", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
     | {"lightning", "parallel", "resources", "tokenizer"},

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_hf, write_tokenizer
-from device_runs import GLOO, finetune, together
-from script_processes import run, start
+from device_runs import GLOO, script, together
+from script_processes import start
 
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.convert.configs import config_from_hf
@@ -28,15 +27,17 @@ from lit_gpt.training.run.metrics import METRICS
 KINDS = {"mha": "llama", "gqa": "llama-gqa", "moe": "mixtral", "tied": "llama-tied"}
 ROWS = [{"instruction": f"Say {i}", "input": "", "output": f"{i} " * (1 + i * 7 % 13)} for i in range(60)]
 FLAGS = ["--data_dir", "data", "--batch_size", 6, "--micro_batch_tokens", 150, "--learning_rate", 1e-3]
-FLAGS += ["--warmup_steps", 0, "--save_interval", 10, "--eval_interval", 10, "--precision", "32-true"]
+FLAGS += ["--warmup_steps", 0]
 OF_METHOD = {
     "lora": ["--lora_dropout", 0.2, "--lora_r", 4, "--lora_mlp", "true", "--lora_head", "true"],
     "adapter": ["--adapter_start_layer", 1],
     "adapter_v2": ["--adapter_start_layer", 0],
     "full": [],
 }
-SWEEP = os.environ.get("LIT_GPT_SWEEP", "0") not in ("", "0")
-"""Whether all combinations are run, which takes half an hour; some of them otherwise."""
+SWEEP = os.environ.get("LIT_GPT_SWEEP", "0").replace("0", "")
+"""1 runs all combinations, which takes half an hour, and another text those whose name begins with it; bf16-true and
+bf16-mixed run the usual ones in that precision. The differences are printed. Nothing runs some of them in fp32."""
+BF16 = SWEEP.startswith("bf16")
 SETTINGS = [  # method, kind, strategy, quantization
     ("lora", "gqa", "ddp", None),
     ("lora", "tied", "fsdp", "bnb.nf4"),
@@ -44,16 +45,18 @@ SETTINGS = [  # method, kind, strategy, quantization
     ("adapter_v2", "moe", "fsdp", "int8"),
     ("full", "tied", "fsdp", None),
 ]
-if SWEEP:
+if SWEEP and not BF16:
     SETTINGS = [
         (method, kind, strategy, quantize)
         for method in OF_METHOD
         for kind in KINDS
         for strategy in ("ddp", "fsdp")
         for quantize in (None, "int8", "bnb.nf4")
-        if method != "full" or quantize is None
+        if (method != "full" or quantize is None) and f"{method}-{kind}-".startswith(SWEEP.replace("1", ""))
     ]
-N_STEPS = 20
+N_STEPS = 20 if SWEEP else 10
+FLAGS += ["--save_interval", N_STEPS // 2, "--eval_interval", N_STEPS // 2]
+HALF = f"checkpoints/step-{N_STEPS // 2:06d}"
 CLOSE = {None: 1e-6, "bnb.nf4": 1e-6, "int8": 1e-4}
 """How far apart the weights may be; int8 layers also round what they are given, to the one or the other side."""
 
@@ -64,9 +67,10 @@ def out_of(setting, n):
 
 def command(setting, n, *flags, steps=N_STEPS):
     method, kind, strategy, quantize = setting
-    argv = [method, "--checkpoint_dir", kind, *FLAGS, *OF_METHOD[method], "--max_steps", steps]
+    argv = [f"finetune/{method}.py", "--checkpoint_dir", kind, *FLAGS, *OF_METHOD[method], "--max_steps", steps]
     argv += ["--quantize", quantize] if quantize else []
     argv += ["--strategy", strategy] if n > 1 else []
+    argv += ["--precision", SWEEP if BF16 and not quantize else "32-true"]
     return [*argv, "--out_dir", out_of(setting, n), *flags]
 
 
@@ -86,12 +90,6 @@ def difference(a, b):
     return float((off / size).sqrt())
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 REFUSED = [
     (["--strategy", "fsdp", "--optimizer", "adamw8bit"], "--optimizer adamw8bit does not go with --strategy fsdp"),
     (["--strategy", "fsdp", "--precision", "16-mixed"], "--precision 16-mixed does not go with --strategy fsdp"),
@@ -99,7 +97,41 @@ REFUSED = [
     (["--offload_gradients", "true"], "--offload_gradients true is for one device"),
     (["--devices", 3], "--devices 3 --num_nodes 1: torchrun started 2 processes"),
 ]
-LORA, NF4 = ("lora", "gqa", "ddp", None), ("lora", "tied", "fsdp", "bnb.nf4")
+LORA, NF4, FULL = ("lora", "gqa", "ddp", None), ("lora", "tied", "fsdp", "bnb.nf4"), ("full", "tied", "fsdp", None)
+EVALUATION = ["eval/lm_eval_harness.py", "--checkpoint_dir", "gqa", "--eval_tasks", "[sums,words]"]
+EVALUATION += ["--task_path", "tasks", "--bootstrap_iters", 0, "--log_samples", "true"]
+PAIRS = [{"prompt": f"Say {i}", "chosen": f"{i} " * (1 + i % 5), "rejected": f"no {i % 7}"} for i in range(40)]
+PREFERENCE = ["finetune/preference.py", "--checkpoint_dir", "gqa", "--data_dir", "pairs", "--batch_size", 6]
+PREFERENCE += ["--micro_batch_tokens", 150, "--max_steps", 5, "--learning_rate", 1e-3, "--warmup_steps", 0]
+VALIDATION = ["eval/validate.py", "--checkpoint_dir", "gqa", "--data_dir", "data"]
+TASK = """
+dataset_path: json
+dataset_kwargs: {data_files: {test: tasks/rows.jsonl}}
+test_split: test
+doc_to_text: "{{text}}"
+doc_to_target: gold
+"""
+
+
+def write_tasks(folder):
+    """Two tasks of lm-eval: one asks for log-probabilities, one for texts."""
+    folder.mkdir()
+    rows = [{"text": f"{n} and {n} is", "answers": [str(2 * n), "nothing", "a number"], "gold": 0} for n in range(9)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kinds = {"sums": 'output_type: multiple_choice\ndoc_to_choice: "{{answers}}"\nmetric_list: [{metric: acc}]\n'}
+    kinds["words"] = "output_type: generate_until\ngeneration_kwargs: {max_gen_toks: 6, until: []}\n"
+    for name, more in kinds.items():
+        (folder / f"{name}.yaml").write_text(f"task: {name}\n{TASK}{more}")
+
+
+def poison(folder, copy, rank):
+    """A copy of a checkpoint in which only the rows are numbers that one of two processes keeps."""
+    shutil.copytree(folder, copy)
+    state = torch.load(folder / WEIGHTS, weights_only=True)
+    for x in {x.data_ptr(): x for x in state.values()}.values():
+        half = -(-len(x) // 2)
+        (x[half:] if rank == 0 else x[:half]).fill_(float("nan"))
+    save_state(state, copy / WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -115,34 +147,45 @@ def place(tmp_path_factory):
         save_state(from_hf(config, source.names, source.get), place / name / WEIGHTS)
         config.to_json(place / name / CONFIG)
     (place / "rows.json").write_text(json.dumps(ROWS))
-    flags = ("--data_file", "rows.json", "--destination_path", "data", "--prompt_style", "plain")
-    p = run("scripts/prepare_alpaca.py", "--checkpoint_dir", "gqa", *flags, cwd=place)
-    assert p.returncode == 0, p.stderr
+    (place / "pairs.json").write_text(json.dumps(PAIRS))
+    write_tasks(place / "tasks")
+    for rank in range(2):
+        poison(place / FULL[1], place / f"poisoned-{rank}", rank)
+    flags = ["--data_file", "rows.json", "--destination_path", "data", "--prompt_style", "plain"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
+        script(["scripts/prepare_alpaca.py", "--checkpoint_dir", "gqa", *flags])
+        flags = ["--json_path", "pairs.json", "--destination_path", "pairs"]
+        script(["scripts/prepare_preferences.py", "--checkpoint_dir", "gqa", *flags])
         for setting in SETTINGS:
-            finetune(command(setting, 1))
-    shutil.copytree(place / out_of(NF4, 1), place / "from-1")  # to be gone on with from its half by two
+            script(command(setting, 1))
+    if not SWEEP:
+        shutil.copytree(place / out_of(NF4, 1), place / "from-1")  # to be gone on with from its half by two
     return place
 
 
 @pytest.fixture(scope="module")
 def ran(place):
     """How the runs of two processes ended, by rank, and what the first one said."""
-    runs = [command(setting, 2) for setting in SETTINGS]
-    runs += [[*command(NF4, 2), "--out_dir", "from-1", "--resume", "from-1/checkpoints/step-000010"]]
+    runs, last = [command(setting, 2) for setting in SETTINGS], [*command(FULL, 2), "--out_dir", "no-memory"]
+    if SWEEP:
+        return together(runs, 2, place, last)
+    runs += [[*command(NF4, 2), "--out_dir", "from-1", "--resume", f"from-1/{HALF}"]]
+    runs += [[*command(FULL, 2), "--checkpoint_dir", "poisoned-{rank}", "--out_dir", "by-rows"]]
+    runs += [[*EVALUATION, "--save_filepath", "scores-2.json"], VALIDATION, [*PREFERENCE, "--out_dir", "prefer-2"]]
     runs += [[*command(LORA, 1), *flags, "--out_dir", "refused"] for flags, _ in REFUSED]
-    return together(runs, 2, place, free_port())
+    return together(runs, 2, place, last)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: "-".join(map(str, s)))
 def test_two_processes_end_with_the_weights_of_one(place, ran, setting):
-    ended, _ = ran
+    ended, *_ = ran
     assert [of_rank[SETTINGS.index(setting)] for of_rank in ended] == [None, None]
     one, two = (weights(place / out_of(setting, n)) for n in (1, 2))
-    assert difference(one, two) < CLOSE[setting[3]]
-    half = weights(place / out_of(setting, 1) / "checkpoints" / "step-000010")
-    assert difference(one, half) > 10 * CLOSE[setting[3]], "they go on learning"
+    print(f"{out_of(setting, 2)} {SWEEP if BF16 else 'fp32'}: weights {difference(one, two):.1e} off")
+    assert difference(one, two) < (0.1 if BF16 else CLOSE[setting[3]])
+    half = weights(place / out_of(setting, 1) / HALF)
+    assert BF16 or difference(one, half) > 10 * CLOSE[setting[3]], "they go on learning"
 
 
 def test_one_goes_on_from_what_two_wrote_and_two_from_what_one_wrote(place, ran, monkeypatch):
@@ -150,8 +193,55 @@ def test_one_goes_on_from_what_two_wrote_and_two_from_what_one_wrote(place, ran,
     assert ran[0][0][len(SETTINGS)] is None
     one, from_2 = weights(place / out_of(NF4, 1)), out_of(NF4, 2)
     assert difference(one, weights(place / "from-1")) < CLOSE[NF4[3]]
-    finetune([*command(NF4, 1), "--out_dir", from_2, "--resume", f"{from_2}/checkpoints/step-000010"])
+    script([*command(NF4, 1), "--out_dir", from_2, "--resume", f"{from_2}/{HALF}"])
     assert difference(one, weights(place / from_2)) < CLOSE[NF4[3]]
+
+
+def test_a_process_reads_no_rows_but_those_that_it_keeps(place, ran):
+    assert [of_rank[len(SETTINGS) + 1] for of_rank in ran[0]] == [None, None]
+    assert difference(weights(place / out_of(FULL, 2)), weights(place / "by-rows")) == 0
+
+
+def test_files_are_those_of_one_process(place, ran):
+    for name in ("lit_model_finetuned.pth", "state.pth"):
+        one, two = (place / out_of(FULL, n) / HALF / name for n in (1, 2))
+        assert two.stat().st_size == pytest.approx(one.stat().st_size, rel=0.05), "a tied weight is there once"
+    a, b = (torch.load(place / out_of(FULL, n) / HALF / "state.pth", weights_only=True) for n in (1, 2))
+    for name, x in a["optimizer"]["state"][0].items():
+        assert torch.allclose(b["optimizer"]["state"][0][name], x, atol=1e-6)
+
+
+def test_an_evaluation_and_a_validation_by_two_processes_are_those_of_one(place, ran, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    at = len(SETTINGS) + 2
+    assert [of_rank[at : at + 2] for of_rank in ran[0]] == [[None, None]] * 2
+    script([*EVALUATION, "--save_filepath", "scores-1.json"])
+    one, two = (json.loads((place / f"scores-{n}.json").read_text()) for n in (1, 2))
+    assert one["results"] == two["results"] and two["n-samples"]["sums"]["effective"] == 9
+    for name in ("sums", "words"):
+        for a, b in zip(one["samples"][name], two["samples"][name], strict=True):
+            if name == "words":
+                assert a["resps"] == b["resps"] and a["resps"][0][0]
+            else:
+                found = [[float(answer[0][0]) for answer in sample["resps"]] for sample in (a, b)]
+                assert found[0] == pytest.approx(found[1], rel=1e-5)
+    capsys.readouterr()
+    script(VALIDATION)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("val loss")]
+    assert ran[1].count(said) == 1
+
+
+def test_what_two_processes_learn_from_preferences_is_what_one_learns(place, ran, monkeypatch):
+    monkeypatch.chdir(place)
+    assert [of_rank[len(SETTINGS) + 4] for of_rank in ran[0]] == [None, None]
+    script([*PREFERENCE, "--out_dir", "prefer-1"])  # with the reference's figures that two have computed
+    assert difference(weights(place / "prefer-1"), weights(place / "prefer-2")) < CLOSE[None]
+
+
+def test_a_device_without_memory_ends_a_divided_run_with_one_line(place, ran):
+    said = [line for line in ran[2].splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "rank 1 on " in said[0] and "the GPU has too little memory" in said[0]
+    assert "OutOfMemoryError" not in ran[2] and (place / "no-memory" / "checkpoints" / "step-000000").is_dir()
 
 
 def test_what_several_devices_cannot_do_is_refused_by_name_before_anything_is_loaded(place, ran):
@@ -192,7 +282,7 @@ def test_a_process_that_is_killed_ends_all_with_one_line_and_the_run_goes_on_fro
     ]
     assert "Traceback" not in errors
     monkeypatch.chdir(place)
-    finetune([*command(LORA, 1), "--out_dir", "killed", "--resume", "true"])
+    script([*command(LORA, 1), "--out_dir", "killed", "--resume", "true"])
     assert difference(weights(place / out_of(LORA, 1)), weights(place / "killed")) < CLOSE[None]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.checkpoints.four_bits import Reader
 from lit_gpt.checkpoints.layouts import open_lit
+from lit_gpt.checkpoints.shares import Shares
 from lit_gpt.checkpoints.trained import check_fit
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
@@ -35,6 +36,7 @@ def load_base(
     checkpoint_dir: Path,
     quantize: str | None = None,
     loaded: Callable[[GPT, str], None] | None = None,
+    shares: Shares = Shares(),
 ) -> tuple[GPT, str]:
     """Returns the pretrained model on the device and in the precision of `fabric`, and the digest of its weights.
 
@@ -43,13 +45,15 @@ def load_base(
     Args:
         quantize: key of QUANTIZATIONS, applied to the linear layers that `quantizable` names; None quantizes nothing.
         loaded: called with the model and each part of `parts_of` when that is there, before the next one is read.
+        shares: what this process reads of the weights, of which it keeps a part; the others are not set.
 
     Raises:
         UserError: no checkpoint, a damaged one, or one that does not fit its configuration; weights that cannot be
             quantized in this precision, on this device, or with what is installed.
     """
     config, specs, get = open_lit(checkpoint_dir)
-    return build(fabric, config, specs=specs, get=get, path=checkpoint_dir / WEIGHTS, quantize=quantize, loaded=loaded)
+    path = checkpoint_dir / WEIGHTS
+    return build(fabric, config, specs=specs, get=get, path=path, quantize=quantize, loaded=loaded, shares=shares)
 
 
 def build(
@@ -60,6 +64,7 @@ def build(
     path: Path,
     quantize: str | None = None,
     loaded: Callable[[GPT, str], None] | None = None,
+    shares: Shares = Shares(),
 ) -> tuple[GPT, str]:
     """Returns the model with weights that `get` reads by name, and their digest; `load_base` with its inputs opened.
 
@@ -80,36 +85,42 @@ def build(
         like = torch.empty(0)
         model.rope = Rope(config)  # its cos and sin are computed, not loaded
     sums: dict[str, Tensor] = {}
-    read = summed(config, specs, get)
+    read = summed(config, specs, get, shares.part)
     four_bits = get.four_bits if isinstance(get, Reader) and quantize else lambda name: None
-    sampled = _fill(model, read, four_bits, like=like, quantize=quantize, sums=sums, loaded=loaded)
-    _require_finite(sums, get, like.dtype, path)
-    return model, f"{sampled}-{read.digest()}"
+    samples = _fill(model, read, four_bits, like=like, quantize=quantize, sums=sums, loaded=loaded, shares=shares)
+    _require_finite(sums, get, like.dtype, path=path, shares=shares)
+    return model, f"{digest(samples, shares)}-{read.digest(shares.every)}"
 
 
-def summed(config: Config, names: Iterable[str], get: Callable[[str], Tensor]) -> Summed:
+def summed(
+    config: Config, names: Iterable[str], get: Callable[[str], Tensor], part: tuple[int, int] = (0, 1)
+) -> Summed:
     """Returns a reader of a checkpoint's tensors, which can say afterwards what all of their bytes were.
 
     Args:
         names: names of the tensors.
         get: reads one of them.
+        part: as of `Summed`.
     """
-    return Summed(get, (name for name in names if not (config.tie_embeddings and name == _HEAD)))
+    return Summed(get, (name for name in names if not (config.tie_embeddings and name == _HEAD)), part)
 
 
-def _require_finite(sums: dict[str, Tensor], get: Callable[[str], Tensor], dtype: torch.dtype, path: Path) -> None:
+def _require_finite(
+    sums: dict[str, Tensor], get: Callable[[str], Tensor], dtype: torch.dtype, *, path: Path, shares: Shares
+) -> None:
     """Checks that no weight is NaN or infinite; a tensor is read again only if its sum is.
 
     Args:
-        sums: the sum of each tensor, by name.
+        sums: the sum of each tensor, by name, or of what this process has read of it.
         dtype: dtype of the weights in the model.
         path: the file that holds them.
 
     Raises:
         UserError: some are; the message names the first tensor with them.
     """
-    finite = torch.stack([x.float() for x in sums.values()]).isfinite().tolist()
-    suspects = [name for name, is_finite in zip(sums, finite, strict=True) if not is_finite]
+    finite = torch.stack([x.float() for x in sums.values()]).isfinite().tolist() if sums else []
+    mine = [name for name, is_finite in zip(sums, finite, strict=True) if not is_finite]
+    suspects = list(dict.fromkeys(name for names in shares.every(mine) for name in names))
     counts = {name: _n_not_finite(get(name)) for name in suspects}  # the sum of large numbers may be infinite, too
     bad = {name: n for name, n in counts.items() if n}
     for name, n in bad.items():
@@ -132,14 +143,15 @@ def _n_not_finite(x: Tensor) -> int:
 
 def _fill(
     model: GPT,
-    get: Callable[[str], Tensor],
+    get: Summed,
     four_bits: Callable[[str], FourBits | None],
     like: Tensor,
     quantize: str | None,
     sums: dict[str, Tensor],
     loaded: Callable[[GPT, str], None] | None,
-) -> str:
-    """Loads the weights into `model`, which is on the meta device, layer by layer; returns their digest.
+    shares: Shares,
+) -> dict[str, str]:
+    """Loads the weights into `model`, which is on the meta device, layer by layer; returns a `sample` of each.
 
     Each layer is quantized before the next one is read, so that at most one is held unquantized.
 
@@ -155,47 +167,71 @@ def _fill(
     samples: dict[str, str] = {}
     paths = [path for path, _ in model.named_modules()]  # a list of modules would keep replaced layers alive
 
-    def fill_module(path: str) -> None:
-        """Loads a layer's own weights, and quantizes it."""
+    def fill_module(path: str, whole: bool) -> None:
+        """Loads a layer's own weights, or what this process reads of them."""
         module = model.get_submodule(path)
         for leaf in [leaf for leaf, _ in module.named_parameters(recurse=False)]:
             name = f"{path}.{leaf}"
-            x = get(name)
-            samples[name] = sample(name, x)
+            x = get.read(name, (0, 1)) if whole else get(name)
+            samples[name] = sample(name, x, (0, 1) if whole else shares.part)
             if name != tied:
-                weight = like.new_empty(x.shape).copy_(x)
-                sums[name] = weight.sum()
+                rows = slice(None) if whole else shares.rows(x)
+                weight = like.new_empty(x.shape)  # where other processes read the rows, none of its pages is touched
+                weight[rows].copy_(x[rows])
+                sums[name] = weight[rows].sum()
                 setattr(module, leaf, nn.Parameter(weight))
-        if path in chosen:
+
+    def quantize_layer(path: str) -> None:
+        """Loads a layer's weights and puts the quantized layer in its place; or leaves that to another process."""
+        module = model.get_submodule(path)
+        if shares.makes(path):
+            fill_module(path, whole=True)
             assert isinstance(module, LinearLayer) and quantize is not None, path
-            parent, _, attribute = path.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, quantized(module, quantize, four_bits(f"{path}.weight")))
+            model.set_submodule(path, quantized(module, quantize, four_bits(f"{path}.weight")))
+            return
+        for name in [f"{path}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]:
+            get.leave(name)
+            samples[name] = ""
 
     for part in parts_of(model):
-        for path in (path for path in paths if within(path, part)):
-            fill_module(path)
+        inside = [path for path in paths if within(path, part)]
+        for path in inside:
+            if path in chosen:
+                quantize_layer(path)
+            else:
+                fill_module(path, whole=False)
+        for path in (path for path in inside if path in chosen):
+            model.set_submodule(path, shares.sent(path, model.get_submodule(path)).to(like.device))
         if tied and part == "":
             model.lm_head.weight = model.transformer.wte.weight
         if loaded is not None:
             loaded(model, part)
     assert not any(x.is_meta for x in (*model.parameters(), *model.buffers()))
-    return digest(samples)
+    return samples
 
 
-def sample(name: str, x: Tensor) -> str:
-    """Returns a text of a tensor's name, shape and a few values, the same for equal values in any of our dtypes."""
-    flat = x.flatten()
-    few = flat[:: max(1, flat.numel() // 16)][:16].to(torch.bfloat16)
-    return f"{name} {list(x.shape)} {few.float().tolist()}"
+def sample(name: str, x: Tensor, part: tuple[int, int] = (0, 1)) -> str:
+    """Returns a text of a tensor's name, shape and a few values, the same for equal values in any of our dtypes.
+
+    Args:
+        part: (i, n) returns the i-th of n parts of the text, counted from 0, and reads about so much of the tensor.
+    """
+    (i, of), flat = part, x.flatten()
+    few = flat[:: max(1, flat.numel() // 16)][:16]
+    start, stop = len(few) * i // of, len(few) * (i + 1) // of
+    values = ", ".join(map(str, few[start:stop].to(torch.bfloat16).float().tolist()))
+    before = f"{name} {list(x.shape)} [" if i == 0 else ", " if values and start else ""
+    return f"{before}{values}{']' if i == of - 1 else ''}"
 
 
-def digest(samples: dict[str, str]) -> str:
+def digest(samples: dict[str, str], shares: Shares = Shares()) -> str:
     """Returns a hash that tells the weights of one checkpoint from those of another.
 
     Args:
-        samples: `sample` of each tensor, by name.
+        samples: `sample` of each tensor, by name, or this process's part of it.
     """
-    return hashlib.sha256("".join(samples[name] for name in sorted(samples)).encode()).hexdigest()[:16]
+    texts = shares.every([samples[name] for name in sorted(samples)])
+    return hashlib.sha256("".join(map("".join, zip(*texts, strict=True))).encode()).hexdigest()[:16]
 
 
 def digest_of(names: Iterable[str], get: Callable[[str], Tensor]) -> str:

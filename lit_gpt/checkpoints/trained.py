@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.files import Spec, load_state, save_state
+from lit_gpt.files import Later, Spec, load_state, save_state
 from lit_gpt.files.checksums import require_intact
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
@@ -21,7 +21,7 @@ def trained_path(run_dir: Path, method: str) -> Path:
     return run_dir / f"lit_model{kind}_finetuned.pth"
 
 
-def save_trained(trained: GPT | Mapping[str, Tensor], path: Path) -> None:
+def save_trained(trained: GPT | Mapping[str, Tensor | Later], path: Path) -> None:
     """Saves the parameters of a model that require a gradient, or what `trained_parameters` returns of it."""
     save_state(trained_parameters(trained) if isinstance(trained, GPT) else dict(trained), path)
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.evaluation.conversation import conversation_text
+from lit_gpt.evaluation.dealing import Answerer
 from lit_gpt.evaluation.drawing import generation_settings
-from lit_gpt.evaluation.scoring import scores
-from lit_gpt.evaluation.writing import Writer
 from lit_gpt.generation.batching.runs import SharedRun
 from lit_gpt.model import GPT
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.prompts import open_style, stop_ids
 from lit_gpt.tokenizer import Tokenizer
 
@@ -45,6 +45,7 @@ class LitLM(TemplateLM):
         name: name for lm-eval's caches.
         autocast: context of every forward pass, e.g. `fabric.autocast`.
         run: a LoRA run that answers in place of `model`, which is its base.
+        team: the processes that answer together; this one leads.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class LitLM(TemplateLM):
         name: str = "",
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         run: SharedRun | None = None,
+        team: Team = ALONE,
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
-        self.prompt_style, self.name, self.autocast, self.run = prompt_style, name, autocast, run
+        self.answerer = Answerer(model, tokenizer, batch_size, autocast=autocast, run=run, team=team)
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.prompt_style, self.name = prompt_style, name
         self.style = open_style(prompt_style or "plain", tokenizer.path.parent, tokenizer)
         self.lead: str = getattr(self.style, "lead", "")  # text that the model writes first in an answer
         self._warned: set[str] = set()
@@ -140,9 +143,7 @@ class LitLM(TemplateLM):
             asked[i] = ids, len(ids) - len(continuation)
         self._warn_of_truncation(sum(len(c) + len(a) > self.max_length + 1 for _, c, a in requests), len(requests))
         progress = tqdm(total=len(requests), initial=len(answers), desc="Log-likelihoods", disable=disable_tqdm)
-        for i, answer in scores(
-            self.model, self.tokenizer, asked, batch_size=self.batch_size, autocast=self.autocast, run=self.run
-        ):
+        for i, answer in self.answerer.scores(asked):
             answers[i] = answer
             if (texts := requests[i][0]) is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -208,15 +209,7 @@ class LitLM(TemplateLM):
         groups: dict[str, list[int]] = {}  # settings -> requests
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.arguments[1], sort_keys=True, default=str), []).append(i)
-        ends = stop_ids(self.style, self.tokenizer)
-        writer = Writer(
-            self.model,
-            self.tokenizer,
-            frozenset(ends),
-            batch_size=self.batch_size,
-            autocast=self.autocast,
-            run=self.run,
-        )
+        ends = frozenset(stop_ids(self.style, self.tokenizer))
         texts = [""] * len(requests)
         progress = tqdm(total=len(requests), desc="Generating", disable=disable_tqdm)
         for members in groups.values():
@@ -231,7 +224,7 @@ class LitLM(TemplateLM):
             prompts = {i: self.tok_encode(requests[i].args[0].removesuffix(self.lead)) for i in members}
             self._warn_of_truncation(sum(len(ids) > room for ids in prompts.values()), len(prompts), room)
             prompts = {i: (ids or [self.prefix_token_id])[-room:] for i, ids in prompts.items()}
-            for i, text in writer.texts(prompts, settings):
+            for i, text in self.answerer.texts(prompts, settings, ends):
                 texts[i] = text
                 self.cache_hook.add_partial("generate_until", requests[i].args, text)
                 progress.update()

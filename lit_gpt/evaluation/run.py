@@ -2,16 +2,22 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.args import EvalArgs
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.dealing import Answerer
 from lit_gpt.evaluation.harness import LitLM
 from lit_gpt.files import write_text
 from lit_gpt.generation.batching.runs import SharedRun
+from lit_gpt.layers.compiled import compiling
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
+from lit_gpt.parallel.team import ALONE, Team
+from lit_gpt.parallel.watch import watched
 from lit_gpt.prompts import ChatTemplate, open_style
 from lit_gpt.tokenizer import Tokenizer
 
@@ -35,27 +41,41 @@ def choose_style(args: EvalArgs, trained_with: str | None = None, checkpoint_dir
     return style
 
 
+@contextmanager
+def answering_together(fabric: Fabric) -> Iterator[Team]:
+    """Yields the processes of an evaluation, which end together; what is worth compiling is compiled."""
+    team = Team.of_world()
+    with watched(fabric, team), compiling():
+        yield team
+
+
 def evaluate(
     fabric: Fabric,
     model: GPT,
     tokenizer: Tokenizer,
-    tasks: tuple[Any, list[Any]],
+    tasks: tuple[Any, list[Any]] | None,
     args: EvalArgs,
     style: str | None,
     about: dict[str, Any],
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Prints the scores of `model` as a table, writes them to args.save_filepath, and returns them.
 
-    The scores are returned and written in lm-eval's schema.
+    The scores are returned and written in lm-eval's schema. A process that does not lead answers its part of the
+    questions, and returns none.
 
     Args:
-        tasks: the result of `prepare`.
+        tasks: the result of `prepare`, which only the leader needs.
         style: the result of `choose_style`.
         about: origin of the model; written as `config.model_args`.
+        team: the processes that answer together.
     """
     from lm_eval.utils import make_table
 
-    results = measured(fabric, model, tokenizer=tokenizer, tasks=tasks, args=args, style=style, about=about)
+    if tasks is None:
+        Answerer(model, tokenizer, args.batch_size, autocast=fabric.autocast, team=team).follow()
+        return {}
+    results = measured(fabric, model, tokenizer=tokenizer, tasks=tasks, args=args, style=style, about=about, team=team)
     print(make_table(results))
     if results.get("groups"):
         print(make_table(results, "groups"))
@@ -74,6 +94,7 @@ def measured(
     style: str | None,
     about: dict[str, Any],
     run: SharedRun | None = None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Returns the scores of a model in lm-eval's schema; arguments as those of `evaluate`.
 
@@ -83,7 +104,8 @@ def measured(
     from lm_eval.evaluator import simple_evaluate
 
     manager, chosen = tasks
-    lm = LitLM(model, tokenizer, args.batch_size, style, name=model.config.name, autocast=fabric.autocast, run=run)
+    about_lm = {"name": model.config.name, "autocast": fabric.autocast, "run": run, "team": team}
+    lm = LitLM(model, tokenizer, args.batch_size, style, **about_lm)
     as_turns = args.fewshot_as_multiturn
     as_turns = isinstance(lm.style, ChatTemplate) if as_turns is None else as_turns
     results: Any = simple_evaluate(
@@ -105,6 +127,7 @@ def measured(
         torch_random_seed=args.seed,
         fewshot_random_seed=args.seed,
     )
+    lm.answerer.finish()
     about = {name: str(value) if isinstance(value, Path) else value for name, value in about.items()}
     results["config"] |= {
         "model": "lit_gpt",

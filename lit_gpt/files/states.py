@@ -4,7 +4,7 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +19,7 @@ from lit_gpt.files.behind import Behind, FileBehind
 from lit_gpt.files.pickles import RefusedError, load_weights, mapper
 from lit_gpt.files.tensors import (
     DTYPES,
+    Later,
     OneFileOpen,
     Opened,
     Spec,
@@ -34,12 +35,26 @@ _ALIGNMENT = 64
 """Number of bytes to whose multiples tensors are aligned in torch files, as by `torch.save`."""
 
 
-def save_state(state: dict[str, Tensor], path: Path) -> None:
+def save_state(state: Mapping[str, Any], path: Path) -> None:
     """Writes tensors that are in memory to `path`, completely or not at all (a temporary name, then a rename).
+
+    Tensors that are `Later` are made and written one after the other.
+
+    Args:
+        state: what `torch.save` takes and `load_objects` reads, with `Later` in the place of some tensors.
 
     Raises:
         DiskError: the disk is full or fails.
     """
+    leaves: dict[int, tuple[str, Tensor | Later]] = {}
+    saved = _with_leaves(state, leaves)
+    if any(isinstance(leaf, Later) for _, leaf in leaves.values()):
+        stored = {key: leaf.spec if isinstance(leaf, Later) else spec_of(leaf) for key, leaf in leaves.values()}
+        tensors = ((key, leaf.get() if isinstance(leaf, Later) else leaf) for key, leaf in leaves.values())
+        require_room(sum(spec.n_bytes for spec in stored.values()), path)
+        made = checked(stored, tensors)
+        replace_with(path, lambda temporary: _write_archive(_pickled(saved), stored, made, temporary))
+        return
 
     def write(temporary: Path) -> None:
         try:
@@ -147,15 +162,29 @@ def save_stream(
 def _write_state(
     specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], path: Path, shared: Mapping[str, str]
 ) -> None:
-    """Writes torch's zip archive: data.pkl, byteorder, version, and data/0, data/1 ... with the values.
-
-    https://docs.pytorch.org/docs/stable/notes/serialization.html#serialized-file-format-for-torch-save
-    """
+    """Writes torch's zip archive: data.pkl, byteorder, version, and data/0, data/1 ... with the values."""
     stored = {name: Spec(*spec) for name, spec in specs.items() if name not in shared}
     assert all(specs[name] == specs[owner] and owner in stored for name, owner in shared.items()), shared
     keys = {name: str(i) for i, name in enumerate(stored)}
-    records = {"data.pkl": _pickled({n: _Saved(keys[shared.get(n, n)], Spec(*spec)) for n, spec in specs.items()})}
-    records |= {"byteorder": sys.byteorder.encode(), "version": b"3\n"}
+    pickled = _pickled({n: _Saved(keys[shared.get(n, n)], Spec(*spec)) for n, spec in specs.items()})
+    by_key = {keys[name]: spec for name, spec in stored.items()}
+
+    def with_keys() -> Iterator[tuple[str, Tensor]]:
+        for name, x in checked(stored, tensors):
+            yield keys[name], x
+            del x  # before the next one is made
+
+    _write_archive(pickled, by_key, with_keys(), path)
+
+
+def _write_archive(
+    pickled: bytes, stored: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], path: Path
+) -> None:
+    """Writes the archive; the tensors are named by their keys in the pickle.
+
+    https://docs.pytorch.org/docs/stable/notes/serialization.html#serialized-file-format-for-torch-save
+    """
+    records = {"data.pkl": pickled, "byteorder": sys.byteorder.encode(), "version": b"3\n"}
     with open(path, "wb") as made:
         allocate(made, sum(spec.n_bytes for spec in stored.values()))
     with Behind() as behind:
@@ -163,8 +192,8 @@ def _write_state(
         with zipfile.ZipFile(file, "w") as archive:
             for name, content in records.items():
                 _write_record(archive, file, name, content)
-            for name, x in checked(stored, tensors):
-                _write_record(archive, file, f"data/{keys[name]}", raw(x))
+            for key, x in tensors:
+                _write_record(archive, file, f"data/{key}", raw(x))
                 del x  # before the next one is made
 
 
@@ -207,7 +236,23 @@ class _StatePickler(pickle.Pickler):
         return "storage", DTYPES[obj.spec.dtype][1], obj.key, "cpu", torch.Size(obj.spec.shape).numel()
 
 
-def _pickled(state: dict[str, _Saved]) -> bytes:
+def _with_leaves(value: Any, leaves: dict[int, tuple[str, Tensor | Later]]) -> Any:
+    """Returns a value with a `_Saved` in the place of each tensor in it.
+
+    Args:
+        leaves: gets the tensors, with their keys.
+    """
+    if isinstance(value, Tensor | Later):
+        key, _ = leaves.setdefault(id(value), (str(len(leaves)), value))
+        return _Saved(key, spec_of(value) if isinstance(value, Tensor) else value.spec)
+    if isinstance(value, Mapping):
+        return {k: _with_leaves(v, leaves) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_with_leaves(v, leaves) for v in value])
+    return value
+
+
+def _pickled(state: Any) -> bytes:
     buffer = BytesIO()
     _StatePickler(buffer, protocol=2).dump(state)  # the protocol that weights_only reads
     return buffer.getvalue()

@@ -23,33 +23,56 @@ class Summed:
     Args:
         get: reads a tensor by its name.
         names: names of the tensors whose bytes count.
+        part: number of this reader, from 0, and how many there are: each sums up its part of every tensor, unless
+            `read` is told another one.
     """
 
-    def __init__(self, get: Callable[[str], Tensor], names: Iterable[str]) -> None:
-        self._get = get
+    def __init__(self, get: Callable[[str], Tensor], names: Iterable[str], part: tuple[int, int] = (0, 1)) -> None:
+        self._get, self._part = get, part
         self._sums: dict[str, bytes | None] = dict.fromkeys(sorted(names))
 
     def __call__(self, name: str) -> Tensor:
+        return self.read(name, self._part)
+
+    def read(self, name: str, part: tuple[int, int]) -> Tensor:
+        """Returns a tensor, after summing up a part of it."""
         x = self._get(name)
         if self._sums.get(name, b"") is None:
-            self._sums[name] = sums_of(x)
+            self._sums[name] = sums_of(x, part)
         return x
 
-    def digest(self) -> str:
-        """Returns a hash of all bytes of the tensors; those that nobody asked for are read now."""
+    def leave(self, name: str) -> None:
+        """Leaves a tensor to another reader, which sums up all of it."""
+        if name in self._sums:
+            self._sums[name] = b""
+
+    def digest(self, every: Callable[[list[bytes]], list[list[bytes]]] = lambda mine: [mine]) -> str:
+        """Returns a hash of all bytes of the tensors; those that nobody asked for are read now.
+
+        Args:
+            every: returns what each reader has found, in their order, for what this one has.
+        """
+        mine = [sums_of(self._get(n), self._part) if sums is None else sums for n, sums in self._sums.items()]
         known = hashlib.sha256()
-        for name, sums in self._sums.items():
-            known.update(f"{name}\n".encode() + (sums_of(self._get(name)) if sums is None else sums))
+        for name, *sums in zip(self._sums, *every(mine), strict=True):
+            known.update(f"{name}\n".encode() + b"".join(sums))
         return known.hexdigest()[:16]
 
 
-def sums_of(x: Tensor) -> bytes:
-    """Returns dtype, shape and sums of all bytes of a tensor; tensors with the same ones have the same bytes."""
-    content = raw(x)
+def sums_of(x: Tensor, part: tuple[int, int] = (0, 1)) -> bytes:
+    """Returns dtype, shape and sums of all bytes of a tensor; tensors with the same ones have the same bytes.
+
+    Args:
+        part: (i, n) returns, and reads, the i-th of n parts, counted from 0; the parts together are the whole.
+    """
+    (i, of), content = part, raw(x)
     words = content[: content.size // 8 * 8].view(np.int64)  # numpy minds no odd address
-    n = words.size // _BLOCK * _BLOCK
-    parts = [f"{x.dtype} {tuple(x.shape)}".encode()]
-    if n:
-        parts.append(torch.from_numpy(words[:n]).view(-1, _BLOCK).sum(1).numpy().tobytes())
-    parts += [np.add.reduce(words[n:]).tobytes(), content[words.nbytes :].tobytes()]
-    return b" ".join(parts)
+    n = words.size // _BLOCK
+    found = f"{x.dtype} {tuple(x.shape)} ".encode() if i == 0 else b""
+    start, stop = n * i // of * _BLOCK, n * (i + 1) // of * _BLOCK
+    if stop > start:
+        found += torch.from_numpy(words[start:stop]).view(-1, _BLOCK).sum(1).numpy().tobytes()
+    if i == of - 1:
+        found += b" " if n else b""
+        found += np.add.reduce(words[n * _BLOCK :]).tobytes() + b" " + content[words.nbytes :].tobytes()
+    return found

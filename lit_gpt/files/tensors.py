@@ -1,6 +1,7 @@
 """Reads and writes tensors one at a time, so that a model need not fit in memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import ref
@@ -43,6 +44,19 @@ class Spec(NamedTuple):
 def spec_of(x: Tensor) -> Spec:
     """Returns the shape and dtype of `x`, which may be on the meta device."""
     return Spec(tuple(x.shape), x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Later:
+    """A tensor that is made when a file is written, and not kept."""
+
+    spec: Spec
+    get: Callable[[], Tensor]
+    """Function that makes it, on the CPU."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
 
 
 class Opened(NamedTuple):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lit_gpt.args import AdapterArgs, FullArgs, LoRARunArgs
+from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, LoRARunArgs
 from lit_gpt.methods import adapter, adapter_v2, full, lora
 from lit_gpt.model import GPT
 
@@ -28,6 +28,11 @@ METHODS: dict[str, Method] = {
     "full": Method(full.inject, FullArgs),
 }
 """Name of a method, as in finetuned.json -> the method."""
+
+
+def reads_base(args: LoRARunArgs | AdapterArgs | FullArgs) -> bool:
+    """Returns whether `inject` computes with the base's weights, as PiSSA and DoRA do."""
+    return isinstance(args, LoRAArgs) and (args.lora_dora or args.lora_init == "pissa")
 
 
 def trained_parameters(model: GPT) -> dict[str, Tensor]:

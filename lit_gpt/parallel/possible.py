@@ -12,9 +12,10 @@ def require_possible(args: FinetuneArgs, n_devices: int) -> None:
     """
     if n_devices == 1:
         return
-    if args.preference is not None or args.grpo is not None:
-        learning = "preferences" if args.preference else "answers that the model draws"
-        raise UserError(f"learning from {learning} takes one device so far; leave --devices out, and torchrun")
+    if args.grpo is not None:
+        raise UserError("learning from answers that the model draws takes one device; leave --devices out")
+    if args.preference is not None and args.preference.loss == "kto":
+        raise UserError("--loss kto takes one device, as it compares the rows of a micro-batch; leave --devices out")
     if args.train.offload_gradients:
         raise UserError("--offload_gradients true is for one device; on several, --strategy fsdp divides the gradients")
     if args.cluster.strategy == "fsdp":
@@ -27,6 +28,8 @@ def require_divisible(args: FinetuneArgs) -> None:
     Raises:
         UserError: it does not.
     """
+    if args.preference is not None or args.first_run is not None:
+        raise UserError("--strategy fsdp is not for preferences, nor to go on from a run; take --strategy ddp")
     if args.train.optimizer != "adamw":
         raise UserError(
             f"--optimizer {args.train.optimizer} does not go with --strategy fsdp: the blocks of its state "

@@ -12,11 +12,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_gpt.model import GPT
+from lit_gpt.parallel.host import HostGather
 from lit_gpt.parallel.team import Team
 
 
-def shard(model: GPT, part: str) -> None:
+def shard(model: GPT, part: str, gather: HostGather | None = None) -> None:
     """Divides a part of the model among all devices, in place; the last part, "", goes last.
+
+    Args:
+        gather: puts the weights together in the place of the devices' network.
 
     Raises:
         RuntimeError: the devices are not connected.
@@ -31,6 +35,8 @@ def shard(model: GPT, part: str) -> None:
     assert isinstance(module, FSDPModule)
     module.set_gradient_divide_factor(1.0)  # the loss is divided by the targets of all devices already
     module.set_force_sum_reduction_for_comms(True)  # gloo has no other one
+    if gather is not None:
+        module.set_custom_all_gather(gather)  # pyright: ignore[reportArgumentType] it has what torch's class asks for
     for name, p in module.named_parameters():
         if name in factors:
             p.lr_factor = factors[name]  # pyright: ignore[reportAttributeAccessIssue] a tensor takes attributes
@@ -66,6 +72,11 @@ def n_here(p: Tensor) -> int:
     return p.to_local().numel() if hasattr(p, "to_local") else p.numel()  # pyright: ignore
 
 
+def n_rows_here(p: nn.Parameter) -> int:
+    """Returns the number of rows that this device keeps of a divided parameter."""
+    return len(_here(p))
+
+
 def trained_here(model: GPT) -> dict[str, nn.Parameter]:
     """Returns what this device keeps of all parameters that train, by name."""
     reshard(model)
@@ -79,46 +90,9 @@ def gradients_here(model: GPT) -> None:
             _here(p).grad = None if p.grad is None else p.grad.to_local()  # pyright: ignore
 
 
-def _own_rows(x: Tensor, shape: torch.Size, team: Team) -> Tensor:
-    """Returns the rows of a whole tensor that this device keeps, as `fully_shard` divides it.
-
-    Args:
-        shape: of what this device keeps of it.
-    """
-    if x.shape == shape:
-        return x
-    size = -(-x.size(0) // team.size)
-    start = min(team.rank * size, x.size(0))
-    return x[start : start + shape[0]]
-
-
-def _whole(part: Tensor, n_rows: int, team: Team) -> Tensor | None:
-    """Returns the tensor of which each device keeps a part, on the leader's host; None on the others.
-
-    Args:
-        n_rows: rows of the whole.
-    """
-    size = -(-n_rows // team.size)
-    mine = torch.zeros(size, *part.shape[1:], dtype=part.dtype)
-    mine[: len(part)] = part.detach().cpu()
-    parts = [torch.empty_like(mine) for _ in range(team.size)] if team.leads else None
-    sent = [x.view(torch.uint8) for x in parts] if parts is not None else None
-    dist.gather(mine.view(torch.uint8), sent, dst=0, group=team.group)
-    return None if parts is None else torch.cat(parts)[:n_rows].clone()
-
-
-def whole_weights(weights: Mapping[str, Tensor], team: Team) -> dict[str, Tensor]:
-    """Returns tensors of the model, each of them whole, at the leader; an empty dict on the others.
-
-    Args:
-        weights: by name; those that are divided are put together, one after the other.
-    """
-    found: dict[str, Tensor] = {}
-    for name, x in weights.items():
-        full = _whole(x.to_local(), len(x), team) if hasattr(x, "to_local") else x  # pyright: ignore
-        if full is not None:
-            found[name] = full
-    return found if team.leads else {}
+def _own_rows(x: Tensor, team: Team) -> Tensor:
+    """Returns the rows of a whole tensor that this device keeps."""
+    return x[team.rows(len(x))]
 
 
 def load_weights_here(model: GPT, weights: Mapping[str, Tensor], team: Team) -> None:
@@ -129,36 +103,23 @@ def load_weights_here(model: GPT, weights: Mapping[str, Tensor], team: Team) -> 
         for name, p in model.named_parameters(remove_duplicate=False):
             if name in others and hasattr(p, "to_local"):
                 part = _here(p)
-                part.copy_(_own_rows(others.pop(name), part.shape, team))
+                part.copy_(_own_rows(others.pop(name), team))
     model.load_state_dict(others, strict=False)
-
-
-def whole_state(model: GPT, optimizer: torch.optim.Optimizer, team: Team) -> dict[str, Any]:
-    """Returns the state of an optimizer of `trained_here` with whole tensors, at the leader; an empty one elsewhere."""
-    state, divided = optimizer.state_dict(), _divided(model, optimizer)
-    found: dict[int, dict[str, Any]] = {}
-    for place in sorted(state["state"]):
-        found[place] = dict(state["state"][place])
-        for name in sorted(found[place]):
-            x, p = found[place][name], divided.get(place)
-            if p is not None and isinstance(x, Tensor) and x.dim() and x.shape == _here(p).shape:
-                found[place][name] = _whole(x, len(p), team)
-    return {"state": found, "param_groups": state["param_groups"]} if team.leads else {}
 
 
 def state_here(model: GPT, optimizer: torch.optim.Optimizer, state: Mapping[str, Any], team: Team) -> dict[str, Any]:
     """Returns the part of an optimizer's whole state that belongs to `optimizer`, which is one of `trained_here`."""
-    divided, found = _divided(model, optimizer), {}
+    of_part, found = divided(model, optimizer), {}
     for place, values in state["state"].items():
         found[place] = dict(values)
         for name, x in values.items():
-            p = divided.get(place)
+            p = of_part.get(place)
             if p is not None and isinstance(x, Tensor) and x.shape == p.shape and x.dim():
-                found[place][name] = _own_rows(x, _here(p).shape, team)
+                found[place][name] = _own_rows(x, team)
     return {"state": found, "param_groups": state["param_groups"]}
 
 
-def _divided(model: GPT, optimizer: torch.optim.Optimizer) -> dict[int, nn.Parameter]:
+def divided(model: GPT, optimizer: torch.optim.Optimizer) -> dict[int, nn.Parameter]:
     """Returns the parameters of which this device keeps a part, by their places in the optimizer's state."""
     reshard(model)
     by_part = {id(_here(p)): p for p in model.parameters() if p.requires_grad and hasattr(p, "to_local")}

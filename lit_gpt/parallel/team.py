@@ -45,13 +45,19 @@ class Team:
     def is_alone(self) -> bool:
         return self.size == 1
 
-    def lead(self, value: _T) -> _T:
-        """Returns the leader's value in all processes."""
+    def lead(self, value: _T, rank: int = 0) -> _T:
+        """Returns the leader's value, or that of another rank, in all processes."""
         if self.is_alone:
             return value
-        box = [value if self.leads else None]
-        dist.broadcast_object_list(box, src=0, group=self.group)
-        return box[0]  # pyright: ignore[reportReturnType] it is the leader's
+        box = [value if self.rank == rank else None]
+        dist.broadcast_object_list(box, src=rank, group=self.group)
+        return box[0]  # pyright: ignore[reportReturnType] it is that rank's
+
+    def rows(self, n: int) -> slice:
+        """Returns which of a tensor's `n` rows this process keeps where each keeps a part, as `fully_shard` does."""
+        size = -(-n // self.size)
+        start = min(self.rank * size, n)
+        return slice(start, min(start + size, n))
 
     def first(self, do: Callable[[], _T]) -> _T:
         """Returns the result of `do`, which the leader alone calls, in all processes.
@@ -88,6 +94,11 @@ class Team:
         sums = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sums, group=self.group)
         return sums.tolist()
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if not self.is_alone:
+            dist.all_reduce(torch.zeros(1), group=self.group)  # of half a barrier's time
 
     def any(self, value: Any) -> bool:
         """Returns whether the value of at least one process is true."""

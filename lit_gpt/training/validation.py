@@ -72,9 +72,15 @@ def n_validated(n_samples: int, train: TrainArgs, validation: ValidationArgs) ->
     return min(n_samples, validation.eval_iters * train.micro_batch_size)
 
 
-def validate(fabric: Fabric, model: GPT, data: Samples, train: TrainArgs, validation: ValidationArgs) -> float:
-    """Returns the mean loss per target token of the validation set, or of its first `n_validated` samples."""
-    found = means(fabric, model, data, train=train, validation=validation)
+def validate(
+    fabric: Fabric, model: GPT, data: Samples, train: TrainArgs, validation: ValidationArgs, team: Team = ALONE
+) -> float:
+    """Returns the mean loss per target token of the validation set, or of its first `n_validated` samples.
+
+    Args:
+        team: the processes among which the micro-batches are dealt.
+    """
+    found = means(fabric, model, data, train=train, validation=validation, team=team)
     assert found is not None
     return found[0]
 

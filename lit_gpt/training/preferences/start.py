@@ -19,6 +19,7 @@ from lit_gpt.lightning import Fabric
 from lit_gpt.methods import METHODS
 from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.preferences.reference import ReferenceStore, known_references, made_of
 from lit_gpt.training.validation import n_validated
 
@@ -82,10 +83,11 @@ class Referenced:
 
     Args:
         data: training and validation samples; only rows of answers get them.
+        team: the processes that train together, of which the leader computes.
     """
 
-    def __init__(self, fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples]) -> None:
-        self.fabric, self.args, self.data = fabric, args, data
+    def __init__(self, fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples], team: Team = ALONE) -> None:
+        self.fabric, self.args, self.data, self.team = fabric, args, data, team
 
     def compute(self, model: GPT, base_digest: str) -> None:
         """Computes what is not known yet, if the loss needs it.
@@ -108,7 +110,11 @@ class Referenced:
         n_samples = min(len(train), args.train.n_samples(len(train)))
         seen = Order(len(train), n_samples, args.run.seed).indices(0, n_samples)
         n_val = n_validated(len(val), args.train, args.validation)
-        settings: dict[str, Any] = {"store": store, "train": args.train}
-        found = known_references(self.fabric, model, train, seen, split="train", **settings)
-        found_val = known_references(self.fabric, model, val, np.arange(n_val), split="val", **settings)
+
+        def computed() -> tuple[np.ndarray, np.ndarray]:
+            settings: dict[str, Any] = {"store": store, "train": args.train}
+            found = known_references(self.fabric, model, train, seen, split="train", **settings)
+            return found, known_references(self.fabric, model, val, np.arange(n_val), split="val", **settings)
+
+        found, found_val = self.team.first(computed)
         self.data = replace(train, reference=found), replace(val, reference=found_val)

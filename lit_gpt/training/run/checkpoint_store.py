@@ -20,7 +20,7 @@ from lit_gpt.args.folders import RUN
 from lit_gpt.args.formats import with_format
 from lit_gpt.checkpoints.trained import CHECKPOINTS, save_trained, trained_path
 from lit_gpt.errors import UserError
-from lit_gpt.files import remove, replace_folder, require_room, save_state, temporary_beside
+from lit_gpt.files import Later, remove, replace_folder, require_room, save_state, temporary_beside
 from lit_gpt.training.run.disk import going_on
 from lit_gpt.training.run.pointers import Pointers
 from lit_gpt.training.run.progress import (
@@ -71,7 +71,7 @@ class CheckpointStore:
 
     def write(
         self,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor | Later],
         state: dict[str, Any],
         progress: Progress,
         say: Callable[[str], None] = print,
@@ -80,7 +80,7 @@ class CheckpointStore:
 
         Args:
             weights: the trained ones, by name.
-            state: the optimizer and the random generators, as `torch.save` with `weights_only` takes it.
+            state: the optimizer and the random generators, as `save_state` takes it.
             say: prints a line.
 
         Raises:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from lit_gpt.checkpoints.trained import check_fit, save_trained
 from lit_gpt.errors import DiskError, UserError
+from lit_gpt.files import Later
 from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
-from lit_gpt.parallel.shards import load_weights_here, reshard, state_here, whole_state, whole_weights
+from lit_gpt.parallel.parts import Parts, state_later, weights_later
+from lit_gpt.parallel.shards import load_weights_here, state_here
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.memory import checkpoint_bytes
@@ -144,8 +146,10 @@ class Checkpointer:
             DiskError: they have no room, either.
         """
         weights, what = self.checkpoint_store.weights, f"the checkpoint of step {self.progress.step}"
+        parts = Parts(self.team)
+        trained = self.weights(parts)
         try:
-            self.team.first(partial(save_trained, self.weights(), weights))
+            parts.first(partial(save_trained, trained, weights))
         except (DiskError, OSError):
             raise DiskError(f"{what}, with the trained weights, {_unsaved(error, saved)}") from error
         self.monitor.say(f"{what} {_unsaved(error, saved)}. Its trained weights are in {weights}")
@@ -172,10 +176,9 @@ class Checkpointer:
             n_recomputed=self.model.n_recomputed,
             monitor=self.monitor.state(),
         )
-        trained, state = self.weights(), self.state()
-        checkpoint = self.team.first(
-            lambda: self.checkpoint_store.write(trained, state, self.progress, self.monitor.say)
-        )
+        parts = Parts(self.team)
+        trained, state = self.weights(parts), self.state(parts)
+        checkpoint = parts.first(lambda: self.checkpoint_store.write(trained, state, self.progress, self.monitor.say))
         if first := self.saved is None:
             self.team.first(
                 partial(read_progress, checkpoint)
@@ -187,15 +190,14 @@ class Checkpointer:
             self.monitor.paused(self.budget.rehearse_finish(checkpoint))
         self.saved, self.owes = self.progress, False
 
-    def weights(self) -> dict[str, Tensor]:
-        """Returns the trained weights; of a model that is divided among devices, they are the leader's."""
-        reshard(self.model)
-        return whole_weights(trained_parameters(self.model), self.team)
+    def weights(self, parts: Parts) -> dict[str, Tensor | Later]:
+        """Returns the trained weights; those that are divided among devices come when the leader writes them."""
+        return weights_later(self.model, trained_parameters(self.model), parts)
 
-    def state(self) -> dict[str, Any]:
-        """Returns what state.pth holds; of a model that is divided among devices, the leader has all of it."""
+    def state(self, parts: Parts) -> dict[str, Any]:
+        """Returns what state.pth holds, in the same way."""
         return {
-            "optimizer": whole_state(self.model, self.optimizer, self.team),
+            "optimizer": state_later(self.model, self.optimizer, parts),
             "precision": self.fabric._precision.state_dict(),
             "random": random_states(self.fabric.device),
         }

@@ -10,12 +10,15 @@ from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.checkpoints.origin import origin_of, require_undamaged
 from lit_gpt.checkpoints.runs import Run, read_run, save_run, versions
+from lit_gpt.checkpoints.shares import Shares
 from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_compatible, check_vocabulary
 from lit_gpt.lightning import Fabric
-from lit_gpt.methods import METHODS
+from lit_gpt.methods import METHODS, reads_base
 from lit_gpt.model import GPT
+from lit_gpt.parallel.host import host_gather
 from lit_gpt.parallel.shards import shard
+from lit_gpt.parallel.team import Team
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.preferences.start import answers_for, load_sft_run
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
@@ -71,7 +74,7 @@ def load_model(
     args: FinetuneArgs,
     checkpoint: Path | None = None,
     at_first: Callable[[GPT, str], object] = lambda model, base_digest: None,
-    sharded: bool = False,
+    among: Team | None = None,
 ) -> tuple[GPT, str]:
     """Returns the model with the method in it, and the digest of the base model's weights.
 
@@ -79,7 +82,8 @@ def load_model(
         checkpoint: checkpoint to resume from, whose weights are loaded later.
         at_first: gets the model that the run begins with, before its method changes it, and the digest; not where it
             is sharded.
-        sharded: each device keeps a part of every weight; a block gets the method and is divided as soon as it is read.
+        among: the processes that keep a part of every weight each, and read no other; a block gets the method and is
+            divided as soon as it is read. None keeps all of them here.
 
     Raises:
         UserError: what `load_base` raises, or base weights that were damaged since the run began.
@@ -89,17 +93,22 @@ def load_model(
         at_first(model, base_digest)
         return model, base_digest
 
-    def loaded(model: GPT, part: str) -> None:
-        METHODS[args.method].inject(model, args.method_args, init=checkpoint is None, part=part)
-        shard(model, part)
+    if among is not None:
+        gather = host_gather(among) if fabric.device.type == "cpu" else None
 
-    model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize, loaded if sharded else None)
-    if not sharded:
+        def loaded(model: GPT, part: str) -> None:
+            METHODS[args.method].inject(model, args.method_args, init=checkpoint is None, part=part)
+            shard(model, part, gather)
+
+        shares = Shares(among, all_rows=reads_base(args.method_args))
+        model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize, loaded, shares)
+    else:
+        model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
         at_first(model, base_digest)
     if checkpoint:
         before = read_run(checkpoint)
         require_undamaged(args.checkpoint_dir, base_digest, before.base_digest, before.base_files)
-    if not sharded:
+    if among is None:
         METHODS[args.method].inject(model, args.method_args, init=checkpoint is None)
     return model, base_digest
 
