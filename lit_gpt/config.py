@@ -8,7 +8,8 @@ from typing import Any, Literal, get_type_hints
 
 from lit_gpt.args.formats import read_record, with_format
 from lit_gpt.errors import UserError, shown
-from lit_gpt.records import fits, misfit, require_types
+from lit_gpt.limits import check_rope_scaling, check_values
+from lit_gpt.records import require_types
 
 
 @dataclass
@@ -66,8 +67,26 @@ class Config:
     """MLPs (experts) in each layer of a mixture."""
     n_expert_per_token: int = 0
     """Experts that each token goes through."""
+    router: Literal["softmax", "sigmoid", "sigmoid_of_inputs"] = "softmax"
+    """What weighs the chosen experts: the softmax of their scores, or the sigmoid of each, divided by the sum
+    (arXiv:2412.19437); with `sigmoid_of_inputs` it scales what the expert reads, undivided (Llama 4)."""
+    router_scale: float = 1.0
+    """Factor of the weights that are divided by their sum."""
     router_bias: bool = False
     """Whether the scores by which experts are chosen have a bias (gpt-oss)."""
+    router_choice_bias: bool = False
+    """Whether the sigmoids have a bias that counts in choosing experts and not in their weights (GLM-4.5)."""
+    router_groups: int = 1
+    router_groups_per_token: int = 1
+    """Groups of experts, and how many of them the experts of a token may come from."""
+    shared_expert_size: int = 0
+    """Hidden channels of an expert that all tokens go through besides; 0 means that there is none."""
+    shared_expert_gate: bool = False
+    """Whether its output is multiplied by the sigmoid of a projection of its input (Qwen3-Next)."""
+    dense_layers: list[int] | None = None
+    """Layers of a mixture that have a single gated MLP instead."""
+    dense_size: int = 0
+    """Hidden channels of that MLP; 0 means intermediate_size."""
     parallel_residual: bool = True
     """Whether a block computes x + attn(norm(x)) + mlp(norm(x)) rather than one after the other."""
     shared_attention_norm: bool = False
@@ -140,7 +159,7 @@ class Config:
     rotation as in other layers."""
 
     def __post_init__(self) -> None:
-        self._check_values()
+        check_values(self, HINTS)
         if not self.head_size:
             if self.n_embd % self.n_head:
                 raise UserError(f"{self.name}: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
@@ -163,61 +182,7 @@ class Config:
         rounded_up = math.ceil(self.vocab_size / self.padding_multiple) * self.padding_multiple
         self.padded_vocab_size = self.padded_vocab_size or rounded_up
         self.vocab_size = min(self.vocab_size, self.padded_vocab_size)
-        self._check_rope_scaling()
-
-    def _check_values(self) -> None:
-        """Checks each field by itself, and the number of modules.
-
-        Raises:
-            UserError: one is of another type, or out of the range that any model needs.
-        """
-        for name, kind in HINTS.items():
-            value = getattr(self, name)
-            if problem := misfit(kind, value):
-                raise UserError(f"{shown(self.name)}: {name}={shown(value)} {problem}")
-            low, high = RANGES.get(name, (-math.inf, math.inf))
-            if value is not None and not isinstance(value, str | dict | list) and not low <= value <= high:
-                raise UserError(f"{self.name}: {name}={shown(value)} is not between {low:,} and {high:,}")
-        for name in ("sliding_layers", "unrotated_layers"):
-            layers = getattr(self, name) or ()
-            if len(layers) > RANGES["n_layer"][1] or min(layers, default=0) < 0:
-                raise UserError(f"{self.name}: {name}={shown(layers)} is no list of layers, counted from 0")
-        if self.mixers is not None and (len(self.mixers) != self.n_layer or set(self.mixers) - set(_MIXERS)):
-            kinds = ", ".join(_MIXERS)
-            raise UserError(f"{self.name}: mixers={shown(self.mixers)} is not one of {kinds} for each layer")
-        if self.mixers is not None and "delta" in self.mixers:
-            heads = self.delta_key_heads, self.delta_value_heads
-            if not min(*heads, self.delta_key_size, self.delta_value_size, self.conv_size) or heads[1] % heads[0]:
-                raise UserError(f"{self.name}: the heads of the gated delta rule are {heads}, which is impossible")
-        if self.n_layer * self.n_expert > _MAX_EXPERTS:
-            raise UserError(
-                f"{self.name}: n_layer={self.n_layer} times n_expert={self.n_expert} experts are more than "
-                f"{_MAX_EXPERTS:,}"
-            )
-
-    def _check_rope_scaling(self) -> None:
-        """Checks the parameters of another rope scaling; raises UserError if one is missing or impossible."""
-        if self.rope_scaling is None:
-            return
-        kind = self.rope_scaling.get("type")
-        if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
-            raise UserError(f"{self.name}: rope_scaling has type={shown(kind)}, none of {', '.join(ROPE_SCALINGS)}")
-        for name, (annotation, least) in _SCALING_VALUES.items():
-            value = self.rope_scaling.get(name)
-            if value is None:
-                continue
-            values = value if isinstance(value, list) else [value]
-            if not fits(annotation, value) or any(not least <= x <= _MOST for x in values):
-                raise UserError(f"{self.name}: rope_scaling has {name}={shown(value)}, which scales nothing")
-            if isinstance(value, list) and len(value) != self.rope_n_elem // 2:
-                raise UserError(
-                    f"{self.name}: rope_scaling has {len(value)} numbers in {name}, and {self.rope_n_elem // 2} pairs "
-                    "of channels are rotated"
-                )
-        if missing := [name for name in ROPE_SCALINGS[kind] if self.rope_scaling.get(name) is None]:
-            raise UserError(f"{self.name}: rope_scaling of type {kind} lacks {missing[0]}")
-        if kind == "llama3" and self.rope_scaling["low_freq_factor"] >= self.rope_scaling["high_freq_factor"]:
-            raise UserError(f"{self.name}: rope_scaling has low_freq_factor that is not below high_freq_factor")
+        check_rope_scaling(self)
 
     @property
     def rope_n_elem(self) -> int:
@@ -242,8 +207,14 @@ class Config:
         keys = self.delta_key_heads * self.delta_key_size
         return keys, keys, self.delta_value_heads * self.delta_value_size
 
+    def mlp_of(self, layer: int) -> tuple[str, int]:
+        """Returns the kind of a layer's MLP and its hidden channels, those of one expert in a mixture."""
+        if self.mlp == "moe" and layer in (self.dense_layers or ()):
+            return "gated", self.dense_size or self.intermediate_size
+        return self.mlp, self.intermediate_size
+
     def mixer(self, layer: int) -> str:
-        """Returns what mixes the tokens in a layer, one of _MIXERS."""
+        """Returns what mixes the tokens in a layer, one of lit_gpt.limits.MIXERS."""
         return self.mixers[layer] if self.mixers is not None else "attention"
 
     def cached(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -286,60 +257,3 @@ class Config:
 
 HINTS = get_type_hints(Config)
 """Type of each field."""
-_MOST = 1e15
-RANGES: dict[str, tuple[float, float]] = {
-    "n_layer": (1, 1024),
-    "n_head": (1, 4096),
-    "n_embd": (1, 2**20),
-    "head_size": (0, 2**16),
-    "n_query_groups": (0, 4096),
-    "intermediate_size": (0, 2**24),
-    "block_size": (1, 2**31 - 1),
-    "vocab_size": (1, 2**24),
-    "padding_multiple": (1, 2**24),
-    "padded_vocab_size": (0, 2**24),
-    "norm_eps": (0, 1),
-    "n_expert": (0, 4096),
-    "n_expert_per_token": (0, 4096),
-    "embedding_factor": (1e-6, _MOST),
-    "residual_factor": (1e-6, _MOST),
-    "logit_divisor": (1e-6, _MOST),
-    **dict.fromkeys(("delta_key_heads", "delta_value_heads"), (0, 4096)),
-    **dict.fromkeys(("delta_key_size", "delta_value_size"), (0, 2**16)),
-    "conv_size": (0, 64),
-    "final_logit_softcapping": (0, _MOST),
-    "query_pre_attn_scalar": (0, _MOST),
-    "attn_logit_softcapping": (0, _MOST),
-    "sliding_window": (0, 2**31 - 1),
-    "rotary_percentage": (0, 1),
-    "rope_base": (2, _MOST),
-    "rope_condense_ratio": (1e-6, _MOST),
-    "rope_local_base": (0, _MOST),
-}
-"""Field -> its smallest and largest value: far beyond any model's, and small enough to make the modules of a model
-without its weights, and to say that they do not fit."""
-_MIXERS = ("attention", "conv", "delta")
-"""What may mix the tokens in a layer."""
-_MAX_EXPERTS = 2**14
-"""Largest number of experts in all layers, which are modules of their own."""
-ROPE_SCALINGS = {
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor",),
-    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
-}
-"""Kind of rope scaling -> its required parameters."""
-_SCALING_VALUES: dict[str, tuple[Any, float]] = {
-    "factor": (float, 1e-6),
-    "low_freq_factor": (float, 1e-6),
-    "high_freq_factor": (float, 1e-6),
-    "original_max_position_embeddings": (int, 2),
-    "beta_fast": (float, 0),
-    "beta_slow": (float, 0),
-    "attention_factor": (float, 1e-6),
-    "mscale": (float, 0),
-    "mscale_all_dim": (float, 0),
-    "truncate": (bool, 0),
-    "short_factor": (list[float], 1e-6),
-    "long_factor": (list[float], 1e-6),
-}
-"""Parameter of a rope scaling -> its type and smallest value."""

@@ -19,7 +19,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "tokenizer": {"foreign"},
     "prompts": {"foreign", "tokenizer"},
     "report": {"files"},
-    "config": set(),
+    "limits": set(),
+    "config": {"limits"},
     "families": {"config"},
     "layers": {"config"},
     "model": {"config", "layers"},
@@ -28,7 +29,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "parallel": {"files", "lightning", "model"},
     # each of several processes reads its part of a base
     "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "parallel", "prompts"},
-    "convert": {"checkpoints", "config", "families", "files", "layers", "methods", "model", "prompts", "tokenizer"},
+    "convert": {"checkpoints", "config", "families", "files", "layers", "limits", "methods", "model", "prompts"}
+    | {"tokenizer"},
     "hub": {"convert", "families", "files"},  # whether the converter takes what is about to be downloaded
     "data": {"checkpoints", "files", "foreign", "layers", "prompts", "tokenizer"},
     "merge": {

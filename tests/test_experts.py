@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_gpt.config import Config
-from lit_gpt.layers.mlp import MoE
+from lit_gpt.layers.moe import MoE
 
 
 def mixture(n_expert, n_expert_per_token):

@@ -12,7 +12,8 @@ from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.mlp import ACTIVATIONS
 from lit_gpt.layers.quantize import quantized
 from lit_gpt.layers.rope import apply_rope
-from lit_gpt.model import GPT, attend, visible
+from lit_gpt.layers.self_attention import attend
+from lit_gpt.model import GPT, visible
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

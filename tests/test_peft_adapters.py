@@ -96,6 +96,7 @@ def read_back(bases, kind: str, folder: Path, run_dir: Path):
 DORA, NEOX = {"use_dora": True}, {"target_modules": ["query_key_value"]}
 EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BOTH = ["embed_tokens", "lm_head"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 SETTINGS = {  # name -> kind of model, what LoraConfig is given
     "plain": ("llama-gqa", {"target_modules": QV}),
     "all layers": ("llama-gqa", {"target_modules": "all-linear", "lora_alpha": 5}),
@@ -179,6 +180,13 @@ SETTINGS = {  # name -> kind of model, what LoraConfig is given
     "phi": ("phi", {"target_modules": "all-linear", "bias": "all"}),
     "gemma, norms": ("gemma", {"target_modules": QV, "modules_to_save": ["post_attention_layernorm"]}),
     "qwen 3": ("qwen3", {"target_modules": "all-linear", "use_rslora": True}),
+    "experts": ("mixtral", {"target_modules": QV, "target_parameters": EXPERTS}),
+    "some experts": ("gpt-oss", {"target_modules": [], "target_parameters": EXPERTS[1:]}),
+    "experts, patterns, router": (
+        "qwen3-moe",
+        {"target_modules": QV, "target_parameters": [*EXPERTS, "mlp.gate.weight"], "use_rslora": True}
+        | {"rank_pattern": {"gate_up_proj": 3, "mlp.gate.weight": 2}, "alpha_pattern": {"experts.down_proj": 7}},
+    ),
 }  # fmt: skip
 
 
@@ -242,7 +250,6 @@ def test_an_adapter_in_a_pickle_is_read_as_data(bases, tmp_path):
 
 REFUSED = {  # what adapter_config.json says -> parts of the refusal
     "layer_replication": ([[0, 2], [1, 2]], "unload()"),
-    "target_parameters": (["mlp.experts.gate_up_proj"], "merge_and_unload"),
     "use_bdlora": ({"nblocks": 2}, "merge_and_unload"),
     "kasa_config": ({"beta": 0.1}, "merge_and_unload"),
     "monteclora_config": ({"num_samples": 2}, "merge_and_unload"),
@@ -280,16 +287,18 @@ def test_what_nothing_here_computes_is_refused_by_setting_and_value_with_a_way_o
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", ["experts", "another method", "router"])
+@pytest.mark.parametrize("case", ["embeddings as a parameter", "another method"])
 def test_merged_by_peft_and_converted_what_was_refused_computes_the_same(case, bases, tmp_path):
     """The advice of most refusals, followed."""
     import peft
     from transformers import AutoModelForCausalLM
 
     kind, config = {
-        "experts": ("mixtral", peft.LoraConfig(target_modules=[], target_parameters=["mlp.experts.down_proj"])),
+        "embeddings as a parameter": (
+            "mixtral",
+            peft.LoraConfig(target_modules=[], target_parameters=[BOTH[0] + ".weight"]),
+        ),
         "another method": ("llama-gqa", peft.LoHaConfig(r=4, target_modules=QV)),
-        "router": ("mixtral", peft.LoraConfig(target_modules=QV, modules_to_save=["gate"])),
     }[case]
     model = peft.get_peft_model(tiny_hf(kind), config).eval()
     for p in model.parameters():
@@ -367,6 +376,7 @@ def random_run(folder: Path, base: Path, style: str = "alpaca", **flags):
 ROUND_TRIPS = [(kind, variant, False) for kind in ("llama-tied", "neox") for variant in VARIANTS]
 ROUND_TRIPS += [(kind, variant, False) for kind in ("falcon", "phi3") for variant in ("plain", "all")]
 ROUND_TRIPS += [(kind, "plain", False) for kind in ("glm4", "lfm2", "qwen3.5")]
+ROUND_TRIPS += [("mixtral", "plain", False), ("gpt-oss", "pissa", False), ("qwen3-moe", "rslora", False)]
 ROUND_TRIPS += [(kind, variant, True) for kind in ("llama-tied", "neox", "phi3") for variant in ("rslora", "all")]
 
 
@@ -540,3 +550,9 @@ def test_the_script_says_where_to_go_on(bases, tmp_path, capsys):
         main("lit", **common, finetuned_path=tmp_path / "again", fold_scale=True)
     with pytest.raises(UserError, match="--prompt_style is for --to lit"):
         main("peft", **common, finetuned_path=tmp_path / "run", prompt_style="plain", overwrite=True)
+
+
+def test_magnitudes_of_experts_are_refused_for_peft_has_none(bases, tmp_path):
+    random_run(tmp_path / "run", bases("mixtral"), lora_mlp=True, lora_dora=True)
+    with pytest.raises(UserError, match=r"PEFT has no DoRA for experts.*merge the run"):
+        write_adapter(bases("mixtral"), tmp_path / "run", tmp_path / "peft", overwrite=False)

@@ -2,12 +2,13 @@
 
 from typing import Any, get_origin
 
-from lit_gpt.config import HINTS, RANGES, ROPE_SCALINGS, Config
+from lit_gpt.config import HINTS, Config
 from lit_gpt.convert.quantized.settings import read_settings, without_settings
 from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.families.family import Architecture
 from lit_gpt.families.wrappers import unwrapped
+from lit_gpt.limits import RANGES, ROPE_SCALINGS
 from lit_gpt.records import misfit, require_types
 
 _MODEL_KEYS = """

@@ -215,14 +215,19 @@ def canonical(name: str, architecture: Architecture) -> str:
     return f"{architecture.aliases.get(module, module)}.{parameter}"
 
 
-def hf_sources(name: str, config: Config) -> tuple[Rule, list[str]]:
+def hf_sources(name: str, config: Config, in_memory: bool = False) -> tuple[Rule, list[str]]:
     """Returns the rule of the weights table for one of our tensors, and the Hugging Face tensors that it names.
 
     `transformer.h.3.mlp.fc.bias` -> ("gpt_neox.layers.{}.mlp...", ["gpt_neox.layers.3.mlp....bias"])
+
+    Args:
+        in_memory: name what a loaded model of transformers has, rather than its files.
     """
     module, _, parameter = name.rpartition(".")
     number = re.compile(r"(?<=\.)\d+(?=\.|$)")
-    rule = ARCHITECTURES[config.architecture].weights[number.sub("{}", module)]
+    architecture, template = ARCHITECTURES[config.architecture], number.sub("{}", module)
+    rule = architecture.in_memory.get(template) if in_memory else None
+    rule = rule or architecture.weights[template]
     match rule:
         case str():
             templates = [rule]

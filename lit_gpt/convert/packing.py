@@ -32,9 +32,8 @@ def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> T
         case Part():
             if parts[0].size(0) != rule.of * shape[0]:
                 return None
-            return (
-                parts[0].chunk(rule.of)[rule.index].clone()
-            )  # a view would keep the whole Hugging Face tensor in memory
+            x = parts[0][rule.index :: rule.of] if rule.alternating else parts[0].chunk(rule.of)[rule.index]
+            return x.clone()  # a view would keep the whole Hugging Face tensor in memory
         case PerHead():
             return torch.stack(parts) if all(list(p.shape) == shape[1:] for p in parts) else None
         case _:
@@ -79,8 +78,10 @@ def joined(parts: list[tuple[Rule, Tensor]], config: Config) -> Tensor:
         gate, query = (x for _, x in sorted(parts, key=lambda p: isinstance(p[0], Separate)))
         n = config.head_size
         return torch.stack((query.unflatten(0, (-1, n)), gate.unflatten(0, (-1, n))), 1).flatten(0, 2)
-    if not isinstance(parts[0][0], Stacked):
-        return torch.cat([part for _, part in parts])
+    if not isinstance(rule := parts[0][0], Stacked):
+        blocks = [part for _, part in parts]
+        alternate = isinstance(rule, Part) and rule.alternating
+        return torch.stack(blocks, 1).flatten(0, 1) if alternate else torch.cat(blocks)
     experts: dict[int, dict[str, Tensor]] = {}
     for rule, part in parts:
         assert isinstance(rule, Stacked)
@@ -92,8 +93,7 @@ def joined(parts: list[tuple[Rule, Tensor]], config: Config) -> Tensor:
         else:
             rows.append(torch.cat([by_rows[key] for key in ("all", "first half", "second half") if key in by_rows]))
     stacked = torch.stack(rows)
-    is_transposed = isinstance(rule := parts[0][0], Stacked) and rule.transposed and stacked.dim() == 3
-    return stacked.transpose(1, 2).contiguous() if is_transposed else stacked
+    return stacked.transpose(1, 2).contiguous() if rule.transposed and stacked.dim() == 3 else stacked
 
 
 def parts_in(rule: Rule, config: Config, is_query: bool) -> int:

@@ -42,6 +42,8 @@ class Part:
     name: str
     index: int
     of: int = 2
+    alternating: bool = False
+    """Whether the rows of all blocks alternate, rather than lie one block after the other."""
 
     @property
     def sources(self) -> list[str]:
@@ -125,6 +127,8 @@ class Architecture:
     """Suffixes of tensor names in their checkpoints that are buffers rather than weights."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Other names of their modules: name in some checkpoints -> name in `weights`."""
+    in_memory: dict[str, Rule] = field(default_factory=dict)
+    """Our module -> theirs in a loaded model of transformers, where it is called otherwise than in files."""
     other_classes: tuple[str, ...] = ()
     """Older names of `hf_class`."""
     other_types: _Values = field(default_factory=dict)
@@ -151,6 +155,22 @@ class Family:
         a = self.architecture
         shared = {"architecture": a.name, **a.traits, **self.common}
         return {m["name"]: {**shared, "hf_repo": f"{self.org}/{m['name']}", **m} for m in self.models}
+
+
+def fused_experts(mlp: str, gate: str = "gate") -> dict[str, Rule]:
+    """Returns where a loaded model of transformers has the experts and the router that its files have one by one.
+
+    Args:
+        mlp: their module that is the mixture.
+        gate: name of the router in it.
+    """
+    ours, theirs = "transformer.h.{}.mlp.experts.{}.", f"{mlp}.experts."
+    return {
+        "transformer.h.{}.mlp.gate": f"{mlp}.{gate}",
+        f"{ours}fc_1": Stacked(f"{theirs}gate_up_proj", "first half"),
+        f"{ours}fc_2": Stacked(f"{theirs}gate_up_proj", "second half"),
+        f"{ours}proj": Stacked(f"{theirs}down_proj"),
+    }
 
 
 def table(header: str, *rows: tuple[Any, ...]) -> list[dict[str, Any]]:

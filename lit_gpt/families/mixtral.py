@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lit_gpt.families.family import Family, table, variants
+from lit_gpt.families.family import Family, fused_experts, table, variants
 from lit_gpt.families.mistral import MISTRAL
 
 _EXPERT = "model.layers.{}.block_sparse_moe.experts.{}."
@@ -23,6 +23,7 @@ _MIXTRAL = replace(
         "transformer.h.{}.mlp.experts.{}.fc_2": _EXPERT + "w3",
         "transformer.h.{}.mlp.experts.{}.proj": _EXPERT + "w2",
     },
+    in_memory=fused_experts("model.layers.{}.mlp"),
 )
 
 # fmt: off

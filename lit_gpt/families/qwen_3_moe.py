@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from lit_gpt.families.family import Family, table
+from lit_gpt.families.family import Family, fused_experts, table
 from lit_gpt.families.qwen_3 import QWEN_3
 from lit_gpt.families.window import read_window, write_window
 
@@ -49,6 +49,7 @@ _QWEN_3_MOE = replace(
         "transformer.h.{}.mlp.experts.{}.fc_2": _EXPERT + "up_proj",
         "transformer.h.{}.mlp.experts.{}.proj": _EXPERT + "down_proj",
     },
+    in_memory=fused_experts("model.layers.{}.mlp"),
     adapt=_adapt,
     restore=_restore,
 )

@@ -1,22 +1,15 @@
-"""The MLPs of a block: plain, gated, and mixtures of experts (MoE).
-
-Shapes: C n_embd, N tokens of a batch, K experts per token.
-"""
+"""The MLPs of a block: plain and gated; mixtures of gated ones are in `lit_gpt.layers.moe`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from lit_gpt.config import Config
-from lit_gpt.layers.dropout import Draws
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.recompute import (
     GatedFunction,
@@ -76,12 +69,17 @@ GATED: dict[str, tuple] = {
 
 
 class PlainMLP(nn.Module):
-    """An MLP of two linear layers with an activation in between."""
+    """An MLP of two linear layers with an activation in between.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        size: hidden channels; 0 means the configuration's.
+    """
+
+    def __init__(self, config: Config, size: int = 0) -> None:
         super().__init__()
-        self.fc = Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.proj = Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
+        size = size or config.intermediate_size
+        self.fc = Linear(config.n_embd, size, bias=config.mlp_bias)
+        self.proj = Linear(size, config.n_embd, bias=config.mlp_bias)
         made = _WITH_WEIGHTS.get(config.activation)
         self.activation = made() if made else ACTIVATIONS[config.activation]
 
@@ -94,89 +92,29 @@ class GatedMLP(nn.Module):
     """An MLP with a gated activation, such as SwiGLU: proj(activation(fc_1(x)) * fc_2(x)).
 
     Source: https://arxiv.org/abs/2002.05202 equation 6.
+
+    Args:
+        size: hidden channels; 0 means the configuration's.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, size: int = 0) -> None:
         super().__init__()
-        self.fc_1 = Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.fc_2 = Linear(config.n_embd, config.intermediate_size, bias=config.mlp_bias)
-        self.proj = Linear(config.intermediate_size, config.n_embd, bias=config.mlp_bias)
+        size = size or config.intermediate_size
+        self.fc_1 = Linear(config.n_embd, size, bias=config.mlp_bias)
+        self.fc_2 = Linear(config.n_embd, size, bias=config.mlp_bias)
+        self.proj = Linear(size, config.n_embd, bias=config.mlp_bias)
         self.forward_, self.backward_, *self.settings = GATED[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.fc_1(x), self.fc_2(x)
+        return self.proj(self.gated(self.fc_1(x), self.fc_2(x)))
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Returns activation(gate) * up, which autograd does not keep."""
         if not (gate.requires_grad or up.requires_grad):
-            return self.proj(self.forward_(gate, up, *self.settings))
+            return self.activated(gate, up)
         y = GatedFunction.apply(gate, up, self.forward_, self.backward_, *self.settings)
-        return self.proj(recomputable(y, self.activated, gate, up))
+        return recomputable(y, self.activated, gate, up)
 
     def activated(self, gate: Tensor, up: Tensor) -> Tensor:
         """Returns activation(gate) * up."""
         return self.forward_(gate, up, *self.settings)
-
-
-class MoE(nn.Module):
-    """A mixture of experts, https://arxiv.org/abs/2401.04088 section 2.1: each token is routed to K gated MLPs.
-
-    Rows are sorted by expert, N * K in all, so that each expert multiplies one contiguous slice of them.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.n_expert_per_token = config.n_expert_per_token
-        self.gate = Linear(config.n_embd, config.n_expert, bias=config.router_bias)
-        self.experts = nn.ModuleList(GatedMLP(config) for _ in range(config.n_expert))
-        self.draws = Draws()
-        """What the experts' dropout draws from; the model's own, once it is in one."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores, chosen = self.gate(x).flatten(0, -2).topk(self.n_expert_per_token)  # (N, K)
-        weights = scores.softmax(-1, dtype=torch.float32).to(x.dtype)
-        order = chosen.flatten().argsort(stable=True)  # sorts the N * K choices by expert
-        slots = order.argsort()  # the inverse permutation: where each choice lies in the sorted order
-        rows = _ToExperts.apply(x.flatten(0, -2), order, slots)  # (N * K, C)
-        parts = self.shares(rows, chosen)
-        # in training, experts without rows run too: their gradient is zero then, not None, and momentum is updated
-        keys, of_rows = self.draws.keys, None
-        if keys is not None:
-            of_rows = keys.index_select(0, order // self.n_expert_per_token).split([len(part) for part in parts])
-        outputs = []
-        for i, (expert, part) in enumerate(zip(self.experts, parts, strict=True)):
-            if len(part) or torch.is_grad_enabled():
-                self.draws.keys = None if of_rows is None else of_rows[i]
-                outputs.append(expert(part))
-        self.draws.keys, outputs = keys, torch.cat(outputs)
-        y = weights.unsqueeze(1) @ outputs.index_select(0, slots).unflatten(0, chosen.shape)  # (N, 1, C)
-        return y.view_as(x)
-
-    def shares(self, rows: Tensor, chosen: Tensor) -> Sequence[Tensor]:
-        """Splits the sorted rows, (N * K, C), into those of each expert."""
-        if chosen.is_meta:  # without values, when operations are counted: an equal share for each
-            return rows.tensor_split(len(self.experts))
-        return rows.split(chosen.flatten().bincount(minlength=len(self.experts)).tolist())
-
-
-class _ToExperts(Function):
-    """Copies each row of (N, C) to the K slots of its choices, sorted by expert: (N * K, C).
-
-    The gradient adds up each token's choices in a fixed order, so that it is deterministic on a GPU, too.
-
-    Args:
-        order: (N * K,), the choices sorted by expert; choice i belongs to token i // K.
-        slots: (N * K,), the inverse permutation of `order`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, slots: Tensor) -> Tensor:
-        ctx.shape = len(x), len(order) // len(x)
-        ctx.save_for_backward(slots)
-        return x.index_select(0, order // ctx.shape[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        (slots,) = ctx.saved_tensors
-        return dy.index_select(0, slots).unflatten(0, ctx.shape).sum(1), None, None
-
-
-MLPS = {"plain": PlainMLP, "gated": GatedMLP, "moe": MoE}

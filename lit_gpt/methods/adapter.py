@@ -30,8 +30,9 @@ from lit_gpt.layers.attention import (
     to_groups,
 )
 from lit_gpt.layers.cpu_matmul import upcast
+from lit_gpt.layers.self_attention import CausalSelfAttention, attend
 from lit_gpt.methods.parts import within
-from lit_gpt.model import GPT, CausalSelfAttention, attend
+from lit_gpt.model import GPT
 
 
 class AdapterAttention(CausalSelfAttention):

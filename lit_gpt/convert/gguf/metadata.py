@@ -26,7 +26,7 @@ from lit_gpt.convert.gguf.parts import AGAIN
 from lit_gpt.convert.gguf.scaling import OLD_FACTOR, SCALING, SCALING_KINDS, scaling_from_metadata, scaling_to_metadata
 from lit_gpt.errors import UserError, shown
 from lit_gpt.families import ARCHITECTURES
-from lit_gpt.model import score_scale
+from lit_gpt.layers.self_attention import score_scale
 
 _KEYS = {  # field of Config -> key below the architecture's name
     "n_layer": "block_count",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.convert.names import EMBEDDINGS, HEAD, canonical, hf_sources
+from lit_gpt.convert.peft.experts import parameter_of
 from lit_gpt.convert.peft.pieces import Base
 from lit_gpt.convert.peft.settings import MERGE, Scaling, token_indices
 from lit_gpt.errors import UserError, shown
@@ -42,7 +43,7 @@ class Adapter:
     whole: dict[str, Tensor] = field(default_factory=dict)
     """Whole parameters by their name, in their own dtype."""
     raw: dict[str, str] = field(default_factory=dict)
-    """Name of each module in the adapter, which may be newer than that in our tables."""
+    """Name of each module or parameter in the adapter's settings, which may be newer than that in our tables."""
 
 
 def read_weights(base: Base, state: Mapping[str, Tensor]) -> Adapter:
@@ -68,7 +69,7 @@ def read_weights(base: Base, state: Mapping[str, Tensor]) -> Adapter:
                 f"the adapter changes {groups['module']}, which has no counterpart in {base.config.name}; if the "
                 f"adapter is of this model, {MERGE}"
             )
-        found.raw[module] = groups["module"]
+        found.raw[module] = parameter_of(module, base.modules[module]) or groups["module"]
         if "leaf" in groups:
             found.whole[f"{module}.{groups['leaf']}"] = x
         elif groups["kind"] == "trainable_tokens":

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
-from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, hf_sources
+from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY
 from lit_gpt.convert.packing import joined, pack, unpack
+from lit_gpt.convert.peft.experts import sources_in_memory
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import OutputGate, Part, Rule, Separate
 from lit_gpt.layers.linear import LinearLayer
@@ -81,7 +82,7 @@ class Piece:
         full[self.rows] = x
         if isinstance(self.rule, Part):
             parts = [full if i == self.rule.index else torch.zeros_like(full) for i in range(self.rule.of)]
-            return torch.cat(parts)
+            return joined([(self.rule, part) for part in parts], config)
         return unpack(self.rule, full, config)[0]
 
     def gather(self, x: Tensor, config: Config) -> Tensor | None:
@@ -99,13 +100,7 @@ class Piece:
 
 
 def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
-    """Returns every update of a run, without values.
-
-    Raises:
-        UserError: the Hugging Face model has no module for one of the updates.
-    """
-    if config.mlp == "moe" and args.lora_mlp:
-        raise UserError("PEFT has no linear layers for the experts of a mixture; a run with --lora_mlp cannot be one")
+    """Returns every update of a run, without values."""
     with torch.device("meta"):
         model = GPT(config)
         lora.inject(model, args)
@@ -114,7 +109,7 @@ def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
     for path, layer in model.named_modules():
         if not isinstance(layer, LoRALinear):
             continue
-        rule, names = hf_sources(f"{path}.weight", config)
+        rule, names = sources_in_memory(f"{path}.weight", config)
         for index, (start, _) in enumerate(layer.blocks):
             block_index = starts.index(start) if path.endswith("attn.qkv") else 0
             name = names[block_index if isinstance(rule, Separate) else 0].removesuffix(".weight")
@@ -125,7 +120,7 @@ def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
 
 def all_pieces(config: Config) -> list[Piece]:
     """Returns every update that their modules can have."""
-    targets = ("query", "key", "value", "projection", "head", *(() if config.mlp == "moe" else ("mlp",)))
+    targets = ("query", "key", "value", "projection", "mlp", "head")
     flags: dict[str, Any] = {f"lora_{name}": True for name in targets}
     return pieces(config, LoRAArgs(lora_r=1, **flags))
 
@@ -158,7 +153,7 @@ class Base:
         self.modules: dict[str, list[str]] = {}
         """Names of our modules that each of their modules holds."""
         for path in dict.fromkeys(name.rpartition(".")[0] for name in self.shapes):
-            for source in hf_sources(f"{path}.weight", config)[1]:
+            for source in sources_in_memory(f"{path}.weight", config)[1]:
                 self.modules.setdefault(source.removesuffix(".weight"), []).append(path)
 
     def shape(self, name: str) -> list[int] | None:
@@ -194,7 +189,7 @@ class Base:
             ours = f"{path}.{leaf}"
             if self.shape(ours) is None:
                 return None
-            rule, sources = hf_sources(ours, self.config)
+            rule, sources = sources_in_memory(ours, self.config)
             part = dict(zip(sources, unpack(rule, self.ours(ours), self.config), strict=True))[name]
             found.append((rule, part))
         if len(found) < 2:
@@ -240,7 +235,7 @@ class Base:
             module, _, leaf = name.rpartition(".")
             for path in self.modules[module]:
                 ours = f"{path}.{leaf}"
-                rule, sources = hf_sources(ours, self.config)
+                rule, sources = sources_in_memory(ours, self.config)
                 parts, shape = [theirs[s] if s in theirs else self.known(s) for s in sources], self.shape(ours)
                 assert shape is not None, ours
                 x = pack(rule, parts, shape, self.config)

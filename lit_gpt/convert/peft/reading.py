@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_gpt.args import LoRAArgs, LoRARunArgs
 from lit_gpt.config import Config
+from lit_gpt.convert.peft.experts import unstacked
 from lit_gpt.convert.peft.parameters import Adapter, changed_parameters, read_weights
 from lit_gpt.convert.peft.pieces import Base, Piece, all_pieces, flag_of, pieces
 from lit_gpt.convert.peft.settings import MERGE, Scaling, read_settings
@@ -45,7 +46,7 @@ def from_peft(
     """
     scaling = read_settings(settings)
     base = Base(config, get)
-    adapter = read_weights(base, state)
+    adapter = read_weights(base, unstacked(base, state))
     start = settings.get("init_lora_weights")
     if start in STARTS:
         follow_tied_start(base, adapter, scaling, start)

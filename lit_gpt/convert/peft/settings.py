@@ -30,7 +30,6 @@ _REFUSED = {
         "AutoModelForCausalLM.from_config(its config), save_pretrained that with the tokenizer, convert it with "
         "scripts/convert_hf_checkpoint.py, and write null for it in adapter_config.json"
     ),
-    "target_parameters": MERGE,
     "use_bdlora": MERGE,
     "kasa_config": MERGE,
     "monteclora_config": MERGE,
@@ -161,17 +160,24 @@ def token_indices(settings: Mapping[str, Any], module: str) -> list[int]:
 
 
 def write_settings(
-    config: Config, args: LoRAArgs, ranks: Mapping[str, int | None], is_folded: bool, more: Mapping[str, Any]
+    config: Config,
+    args: LoRAArgs,
+    ranks: Mapping[str, int | None],
+    parameters: Mapping[str, int | None],
+    is_folded: bool,
+    more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the content of adapter_config.json for a run.
 
     Args:
         ranks: rank of each of their linear modules; None for a module without an update.
+        parameters: the same for the parameters that PEFT adapts in place of modules: experts and their routers.
         is_folded: whether the scale is multiplied into the weights already.
         more: settings besides those of the updates.
     """
     is_root = args.lora_scaling == "rslora" and not is_folded
-    r = Counter(rank for rank in ranks.values() if rank).most_common(1)[0][0] if any(ranks.values()) else args.lora_r
+    counted = Counter(rank for rank in (*ranks.values(), *parameters.values()) if rank)
+    r = counted.most_common(1)[0][0] if counted else args.lora_r
 
     def alpha(rank: int) -> float:
         scale = 1 if is_folded else args.scaling
@@ -180,6 +186,8 @@ def write_settings(
         return int(exact) if exact == int(exact) else exact
 
     named = {name: rank for name, rank in _shortened(ranks).items() if rank}
+    stacks = {name: rank for name, rank in _shortened(parameters, 3).items() if rank}
+    others = {name: rank for name, rank in (*named.items(), *stacks.items()) if rank != r}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -187,10 +195,11 @@ def write_settings(
         "inference_mode": True,
         "r": r,
         "lora_alpha": alpha(r),
-        "lora_dropout": args.lora_dropout,
+        "lora_dropout": 0.0 if stacks else args.lora_dropout,  # PEFT has none for parameters
         "target_modules": sorted(named),
-        "rank_pattern": {name: rank for name, rank in named.items() if rank != r},
-        "alpha_pattern": {name: alpha(rank) for name, rank in named.items() if rank != r},
+        **({"target_parameters": sorted(stacks)} if stacks else {}),
+        "rank_pattern": others,
+        "alpha_pattern": {name: alpha(rank) for name, rank in others.items()},
         "use_rslora": is_root,
         "use_dora": args.lora_dora,
         "bias": "none",
@@ -201,9 +210,9 @@ def write_settings(
     }
 
 
-def _shortened(ranks: Mapping[str, int | None]) -> dict[str, int | None]:
-    """Returns the ranks by the last part of a module's name if all modules with it agree, else by the full name."""
-    last = {module: module.rpartition(".")[2] for module in ranks}
+def _shortened(ranks: Mapping[str, int | None], n: int = 1) -> dict[str, int | None]:
+    """Returns the ranks by the last n parts of a name if all names with them agree, else by the full name."""
+    last = {name: ".".join(name.split(".")[-n:]) for name in ranks}
     alike = {name for name in last.values() if len({ranks[m] for m in ranks if last[m] == name}) == 1}
     return {last[module] if last[module] in alike else module: rank for module, rank in ranks.items()}
 

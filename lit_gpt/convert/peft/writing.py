@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
-from lit_gpt.convert.names import hf_sources
+from lit_gpt.convert.peft.experts import parameter_of, sources_in_memory, stacked
 from lit_gpt.convert.peft.pieces import Base, Piece, pieces
 from lit_gpt.convert.peft.settings import write_settings
 from lit_gpt.errors import UserError
@@ -38,8 +38,7 @@ def to_peft(
         rows: number of rows of the vocabulary in the model that the adapter is for; None is the checkpoint's.
 
     Raises:
-        UserError: the Hugging Face model has no module for an update, or magnitudes are trained for a part of one of
-            their modules.
+        UserError: magnitudes are trained for a part of one of their modules, or for experts.
     """
     modules: dict[str, list[Piece]] = {}
     for piece in _with_values(pieces(config, args), trained):
@@ -49,7 +48,8 @@ def to_peft(
         r = max((len(weights["A"]) for weights in updates.values()), default=args.lora_r)
         updates = {module: _folded(weights, args.scaling, r) for module, weights in updates.items()}
     base = Base(config, get or (lambda name: torch.empty(0)))
-    linear = [module for module, ours in base.modules.items() if any(path in base.linear for path in ours)]
+    parameters = {m: name for m, ours in base.modules.items() if (name := parameter_of(m, ours))}
+    linear = [m for m, ours in base.modules.items() if m not in parameters and any(x in base.linear for x in ours)]
     if not updates:  # PEFT refuses an adapter without updates
         out_features, in_features = base.their_shape(f"{linear[0]}.weight")
         updates[linear[0]] = {"A": torch.zeros(1, in_features), "B": torch.zeros(out_features, 1)}
@@ -58,7 +58,10 @@ def to_peft(
     if args.whole:
         own = {name.replace(".linear.", "."): trained[name] for name in args.whole}
         state, more = _parameters(base, own, 1 if fold_scale else args.scaling, set(modules))
+    experts = stacked(updates, config)
     for module, weights in updates.items():
+        if parameters.get(module, f"{module}.weight") != f"{module}.weight":  # an expert, which is in a stack
+            continue
         state |= {f"{module}.lora_{kind}.weight": x for kind, x in weights.items() if kind != "magnitude_vector"}
         if "magnitude_vector" in weights:
             state[f"{module}.lora_magnitude_vector"] = weights["magnitude_vector"]
@@ -67,7 +70,12 @@ def to_peft(
     if more.get("modules_to_save"):
         whole: set[str] = more["modules_to_save"]
         more["modules_to_save"] = sorted(newer.get(module, module) for module in whole)
-    return _keys(base, state, newer, rows), write_settings(config, args, ranks, is_folded=fold_scale, more=more)
+    adapted: dict[str, int | None] = {}
+    for module, name in parameters.items():
+        rank = len(updates[module]["A"]) if module in updates else 0
+        adapted[name] = max(adapted.get(name) or 0, rank) or None
+    settings = write_settings(config, args, ranks, adapted, is_folded=fold_scale, more=more)
+    return _keys(base, state, newer, rows) | experts, settings
 
 
 def _keys(base: Base, state: dict[str, Tensor], newer: dict[str, str], rows: int | None) -> dict[str, Tensor]:
@@ -136,7 +144,7 @@ def _parameters(base: Base, own: dict[str, Tensor], scale: float, adapted: set[s
     state: dict[str, Tensor] = {}
     saved: set[str] = set()
     settings: dict[str, Any] = {}
-    names = {source: name for name in own for source in hf_sources(name, base.config)[1]}
+    names = {source: name for name in own for source in sources_in_memory(name, base.config)[1]}
     for name, ours in names.items():
         module, _, leaf = name.rpartition(".")
         if ours not in base.shapes:

@@ -27,8 +27,9 @@ from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.past import Mixing
 from lit_gpt.layers.rope import apply_rope
+from lit_gpt.layers.self_attention import CausalSelfAttention, score_scale, softcap
 from lit_gpt.methods.lora.shared import RunSpan, SharedLinear, Updates
-from lit_gpt.model import GPT, Block, CausalSelfAttention, finished_logits, score_scale, softcap
+from lit_gpt.model import GPT, Block, finished_logits
 
 _Layer = Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
 """Function of x (N, C), cos and sin (N, rope_n_elem) and the batch that computes a layer, (N, C)."""

@@ -16,7 +16,8 @@ from lit_gpt.generation.cpu.compiling import compiled
 from lit_gpt.generation.cpu.products import known, product
 from lit_gpt.layers.mlp import GatedMLP, PlainMLP
 from lit_gpt.layers.norms import LayerNorm, PerHeadNorm, RMSNorm
-from lit_gpt.model import Block, CausalSelfAttention, score_scale
+from lit_gpt.layers.self_attention import CausalSelfAttention, score_scale
+from lit_gpt.model import Block
 
 _NONE, _RMS, _LAYER = 0, 1, 2
 """Kinds of norms; TorchScript knows no names of a module but its functions."""

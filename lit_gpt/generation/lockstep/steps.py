@@ -21,7 +21,8 @@ from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.mlp import GatedMLP
 from lit_gpt.layers.quantize.eight_bit import EightBitLinear
 from lit_gpt.layers.rope import apply_rope
-from lit_gpt.model import GPT, Block, CausalSelfAttention, score_scale, softcap, visible
+from lit_gpt.layers.self_attention import CausalSelfAttention, score_scale, softcap
+from lit_gpt.model import GPT, Block, visible
 
 _MOST_VARIANTS = 64
 """Limit on the variants of a compiled block in a process: one for each model, dtype and number of rows."""
@@ -222,7 +223,7 @@ class _CompiledAttention(nn.Module):
 
 
 def _attend_one(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, config: Config) -> Tensor:
-    """Returns the result of `lit_gpt.model.attend` for q (B, H, 1, D), by sums in fp32 instead of matmuls."""
+    """Returns the result of `self_attention.attend` for q (B, H, 1, D), by sums in fp32 instead of matmuls."""
     q = q.unflatten(1, (k.size(1), -1)).float()  # (B, G, H / G, 1, D)
     k, v = k.unsqueeze(2).float(), v.unsqueeze(2)  # (B, G, 1, S, D)
     scores = (q * k).sum(-1) * score_scale(config)  # (B, G, H / G, S)

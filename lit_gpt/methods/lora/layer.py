@@ -20,6 +20,7 @@ from lit_gpt.layers.cpu_matmul import add_matmul, matmul, without_autocast
 from lit_gpt.layers.dropout import Draws, add_dropped, dropped
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.recompute import save, saved
+from lit_gpt.methods.lora.experts import experts_output
 from lit_gpt.methods.lora.principal import principal
 
 SMALLEST_NORM = 1e-30
@@ -57,6 +58,7 @@ class LoRALinear(nn.Module):
 
     lora_A_start: Tensor | None
     lora_B_start: Tensor | None
+    of_experts = staticmethod(experts_output)
 
     def __init__(
         self,
