@@ -41,15 +41,14 @@ def main(
         quantize: quantize the frozen weights of the blocks to 4 or 8 bits; not quantized if not given.
         sft_run: run to go on from, with its method and weights.
     """
-    from lit_gpt.args import FullArgs
-    from lit_gpt.args.finetuning import FinetuneArgs
+    from lit_gpt.args.finetuning import FinetuneArgs, args_of
     from lit_gpt.args.folders import default_out_dir
     from lit_gpt.fabric import make_fabric
     from lit_gpt.finetuning import finetune
 
     args = FinetuneArgs(
         method=method,
-        method_args={"lora": lora, "full": FullArgs()}.get(method, adapter),
+        method_args=args_of(method, lora, adapter),
         checkpoint_dir=checkpoint_dir,
         data_dir=data_dir,
         out_dir=out_dir or default_out_dir("grpo", checkpoint_dir),

@@ -21,6 +21,7 @@ def main(
     merge: bool = False,
     precision: Precision | None = None,
     quantize: Quantization | None = None,
+    sft_run: Path | None = None,
     preference: PreferenceArgs = PreferenceArgs(loss="dpo"),
     lora: LoRAArgs = LoRAArgs(lora_r=16, lora_alpha=32, lora_dropout=0.0, lora_key=True, lora_projection=True),
     adapter: AdapterArgs = AdapterArgs(),
@@ -40,16 +41,17 @@ def main(
         merge: also write a checkpoint with the merged weights of a LoRA run to out_dir/merged at the end.
         precision: bf16-true on a GPU (bf16-mixed for full; fp16 if it has no bf16) and 32-true on a CPU if not given.
         quantize: quantize the frozen weights of the blocks to 4 or 8 bits; not quantized if not given.
+        sft_run: run to go on from: its method and weights, with which the training begins and which are the reference.
+            If not given, both are the checkpoint.
     """
-    from lit_gpt.args import FullArgs
-    from lit_gpt.args.finetuning import FinetuneArgs
+    from lit_gpt.args.finetuning import FinetuneArgs, args_of
     from lit_gpt.args.folders import default_out_dir
     from lit_gpt.fabric import make_fabric
     from lit_gpt.finetuning import finetune
 
     args = FinetuneArgs(
         method=method,
-        method_args={"lora": lora, "full": FullArgs()}.get(method, adapter),
+        method_args=args_of(method, lora, adapter),
         checkpoint_dir=checkpoint_dir,
         data_dir=data_dir,
         out_dir=out_dir or default_out_dir("preference", checkpoint_dir),
@@ -60,6 +62,7 @@ def main(
         cluster=cluster,
         precision=precision,
         quantize=quantize,
+        sft_run=sft_run,
         preference=preference,
         merge=merge,
     )

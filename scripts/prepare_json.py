@@ -32,15 +32,10 @@ def main(
         validation_file: file with rows for validation, of the same schema; a part of the rows is held out if not given.
     """
     from lit_gpt.data.prepare.columns import by_columns
-    from lit_gpt.data.prepare.download import fetched_rows
-    from lit_gpt.data.prepare.run import Files, require_ready
-    from lit_gpt.data.prepare.run import prepare as prepare_files
+    from lit_gpt.data.prepare.given import prepare_given
 
     parse = by_columns(columns) if columns else None
-    require_ready(destination_path, checkpoint_dir, prepare)  # before a download
-    path, validation_path = fetched_rows(json_path, validation_file, hub, destination_path)
-    validation = Files((validation_path,), parse) if validation_path else None
-    prepare_files(Files((path,), parse), validation, destination_path, checkpoint_dir=checkpoint_dir, args=prepare)
+    prepare_given(json_path, validation_file, hub, destination_path, checkpoint_dir, parse=parse, args=prepare)
 
 
 if __name__ == "__main__":

@@ -36,19 +36,12 @@ def main(
     """
     from lit_gpt.args.curation import ContaminationArgs
     from lit_gpt.data.curate.contamination import check_contamination
-    from lit_gpt.data.prepare.download import fetched_rows
+    from lit_gpt.data.prepare.given import prepare_given
     from lit_gpt.data.prepare.preferences.encoder import PreferenceEncoder
     from lit_gpt.data.prepare.preferences.layouts import parse_preference, preference_columns
-    from lit_gpt.data.prepare.run import Files, require_ready
-    from lit_gpt.data.prepare.run import prepare as prepare_files
 
-    parse = preference_columns(columns) if columns else parse_preference
-    require_ready(destination_path, checkpoint_dir, prepare)  # before a download
-    path, validation_path = fetched_rows(json_path, validation_file, hub, destination_path)
-    validation = Files((validation_path,), parse) if validation_path else None
-    prepare_files(
-        Files((path,), parse), validation, destination_path, checkpoint_dir, args=prepare, encoder=PreferenceEncoder
-    )
+    how = {"parse": preference_columns(columns) if columns else parse_preference, "encoder": PreferenceEncoder}
+    prepare_given(json_path, validation_file, hub, destination_path, checkpoint_dir, args=prepare, **how)
     if task_data is not None:
         check_contamination(destination_path, ContaminationArgs(task_data=task_data), checkpoint_dir)
 

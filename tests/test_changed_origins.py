@@ -163,7 +163,7 @@ def flip_in_place(base, index=4, bit=1, name="transformer.h.1.mlp.fc_1.weight"):
 
 def resumes(base, finetuned):
     """Loads the base as a run does that goes on from a checkpoint, for which the run's folder stands here."""
-    args = SimpleNamespace(method="lora", method_args=LoRAArgs(), checkpoint_dir=base, quantize=None, first_run=None)
+    args = SimpleNamespace(method="lora", method_args=LoRAArgs(), checkpoint_dir=base, quantize=None, sft_run=None)
     return load_model(make_fabric("32-true"), args, finetuned)
 
 

@@ -140,31 +140,35 @@ def weights(run_dir):
     return load_state(run_dir / "lit_model_lora_finetuned.pth", "the finetune script")
 
 
+def forget_after_two_steps(run_dir):
+    """Leaves what a run had that was killed there: between steps of one rollout, if there are several."""
+    (run_dir / "lit_model_lora_finetuned.pth").unlink()
+    for folder in run_dir.glob("checkpoints/step-*"):
+        if folder.name > "step-000002":
+            shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("grpo", [{}, {"steps_per_rollout": 3, "kl_weight": 0.1}], ids=["each step", "several steps"])
 def test_a_run_that_was_killed_goes_on_to_the_same_weights_bit_for_bit(learn, grpo):
-    whole = learn("whole", grpo=grpo)
-    killed = learn("killed", grpo=grpo)
-    for folder in killed.glob("checkpoints/step-*"):
-        if folder.name > "step-000002":  # between steps that learn from one rollout, if there are several
-            shutil.rmtree(folder)
-    learn("killed", grpo=grpo, run=RunArgs(resume=True))
-    one, two = weights(whole), weights(killed)
-    assert one.keys() == two.keys() and all(torch.equal(two[name], x) for name, x in one.items())
-    start = load_state(whole / "checkpoints" / "step-000000" / "lit_model_lora_finetuned.pth", "x")
+    run_dir = learn("killed", grpo=grpo)
+    one = weights(run_dir)
+    start = load_state(run_dir / "checkpoints" / "step-000002" / "lit_model_lora_finetuned.pth", "x")
     assert any(not torch.equal(start[name], x) for name, x in one.items())
-    rewards = [value for _, value in read_metrics(whole / "metrics.csv").by_step("reward", "n_terms")]
+    rewards = [value for _, value in read_metrics(run_dir / "metrics.csv").by_step("reward", "n_terms")]
     assert len(rewards) == 5 and any(0 < reward < 1 for reward in rewards), "there is something to learn"
+    forget_after_two_steps(run_dir)
+    learn("killed", grpo=grpo, run=RunArgs(resume=True))
+    two = weights(run_dir)
+    assert one.keys() == two.keys() and all(torch.equal(two[name], x) for name, x in one.items())
     if grpo:
-        for folder in killed.glob("checkpoints/step-*"):
-            if folder.name > "step-000002":
-                shutil.rmtree(folder)
-        shutil.rmtree(killed / "rollouts")
+        forget_after_two_steps(run_dir)
+        shutil.rmtree(run_dir / "rollouts")
         with pytest.raises(UserError, match="are gone or damaged"):
             learn("killed", grpo=grpo, run=RunArgs(resume=True))
 
 
 def test_rewards_rise_and_are_reported(learn, capsys):
-    run_dir = learn("up", {"max_steps": 40, "batch_size": 6, "save_interval": 40})
+    run_dir = learn("up", {"max_steps": 24, "batch_size": 6, "save_interval": 40})
     metrics = read_metrics(run_dir / "metrics.csv")
     rewards = [value for _, value in metrics.by_step("reward", "n_terms")]
     assert np.mean(rewards[-8:]) > np.mean(rewards[:8]) + 0.15, rewards

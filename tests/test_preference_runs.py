@@ -20,7 +20,7 @@ from lit_gpt.fabric import make_fabric
 from lit_gpt.files import load_state
 from lit_gpt.finetuning import finetune
 
-TRAIN = TrainArgs(learning_rate=0.01, batch_size=4, epochs=2, save_interval=3, keep_last=9, micro_batch_tokens=200)
+TRAIN = TrainArgs(learning_rate=0.01, batch_size=4, max_steps=2, save_interval=2, keep_last=9, micro_batch_tokens=200)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def weights(run_dir):
 
 
 def test_a_run_is_written_and_read_back_and_its_reference_stays_beside_the_data(learn, place, checkpoint, capsys):
-    run_dir = learn(train={"epochs": 6})
+    run_dir = learn(train={"max_steps": 6})
     record = read_run(run_dir)
     assert record.training["loss"] == "dpo" and record.training["min_chosen_drop"] is None
     model, _ = load_finetuned(make_fabric("32-true", 1), checkpoint, run_dir)
@@ -99,12 +99,13 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_was_killed_goes_on_to_the_same_weights_with_every_method(learn, method):
-    settings = {"method": method, "method_args": METHODS[method], "train": {"learning_rate": 0.003}}
-    whole = weights(learn("whole", **settings))
-    killed = learn("killed", **settings)
-    for folder in killed.glob("checkpoints/step-*"):  # as after a kill between steps 3 and 6
-        if folder.name > "step-000003":
-            shutil.rmtree(folder)
+    settings = {"method": method, "method_args": METHODS[method], "train": {"learning_rate": 0.003, "max_steps": 4}}
+    run_dir = learn("killed", **settings)
+    whole = weights(run_dir)
+    start = load_state(next(run_dir.glob("checkpoints/step-000002/*.pth")), "x")
+    assert any(not torch.equal(start[name], x) for name, x in whole.items())
+    for path in [*run_dir.glob("checkpoints/step-000004"), *run_dir.glob("lit_model*.pth")]:  # as if it never got there
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     resumed = weights(learn("killed", run=RunArgs(resume=True), **settings))
     assert whole.keys() == resumed.keys() and all(torch.equal(resumed[name], x) for name, x in whole.items())
     with pytest.raises(UserError, match="beta"):
@@ -120,14 +121,14 @@ def test_the_first_loss_is_that_of_a_model_that_equals_its_reference(learn):
 
 def test_a_run_goes_on_from_an_sft_run_that_is_its_reference(learn, checkpoint, capsys):
     first = learn("first", preference={"loss": "orpo"})
-    second = learn("second", preference={"sft_run": first}, method_args=LoRAArgs(lora_r=2, lora_dropout=0.0))
+    second = learn("second", sft_run=first, method_args=LoRAArgs(lora_r=2, lora_dropout=0.0))
     assert read_run(second).method_args["lora_r"] == read_run(first).method_args["lora_r"] == 8
     start = load_state(second / "checkpoints" / "step-000000" / "lit_model_lora_finetuned.pth", "x")
     assert all(torch.equal(start[name], x) for name, x in weights(first).items())
     out = capsys.readouterr().out
     assert "step 0: val loss 0.6931" in out and "computed once" in out, "a reference of its own"
     with pytest.raises(UserError, match="is a run of lora"):
-        learn("third", preference={"sft_run": first}, method="full", method_args=FullArgs())
+        learn("third", sft_run=first, method="full", method_args=FullArgs())
 
 
 def test_labels_and_pairs_go_with_their_losses(learn, capsys):

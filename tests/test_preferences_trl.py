@@ -1,5 +1,7 @@
-"""Losses and gradients of preferences are those of TRL's trainers on the same batch, in fp32; needs trl."""
+"""Losses and gradients of preferences and of GRPO are those of TRL's trainers on the same batch, in fp32; needs trl."""
 
+import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +9,18 @@ import pytest
 import torch
 from conftest import ours_of, tiny_hf, write_tokenizer
 
+from lit_gpt.args import TrainArgs
+from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
 from lit_gpt.convert.names import from_hf
 from lit_gpt.data.answers import grouped, judged_alone, with_others
 from lit_gpt.data.batches import batch_of
+from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import IGNORE, stack
+from lit_gpt.rollouts.drawing import Drawing
+from lit_gpt.rollouts.loader import RolloutLoader
+from lit_gpt.rollouts.objective import GrpoObjective
+from lit_gpt.rollouts.rollout import batches_of, rollout_of
 from lit_gpt.training.log_probs import answer_log_probs
 from lit_gpt.training.preferences.objective import objective_of
 
@@ -154,3 +163,85 @@ def test_kto(models, trainer_of):
     rows = [dict(zip(keys, sides(data, i), strict=True)) | {"label": bool(data.desirable[i])} for i in range(len(data))]
     found = trainer.compute_loss(models[0], trainer.data_collator(rows))
     assert_same(models, found, data, PreferenceArgs("kto", beta=0.3, **settings))
+
+
+PROMPTS = ("the thing and an", "in", "theanin")
+REWARDS = ((1.0, 0.0, 0.5, 0.0), (1.0, 1.0, 1.0, 1.0), (0.0, 0.25, 1.0, 1.0))
+"""Of each prompt's answers; those to the second teach nothing but the divergence."""
+
+
+def grpo_trainer(folder, reference, answers, args):
+    """TRL's trainer of a model whose answers these are, with the reference of a folder."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    write_tokenizer(folder)
+    reference.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = "</s>"
+    policy = tiny_hf(KIND)
+    policy.config._name_or_path = str(folder)  # where TRL takes the reference from
+    of_prompt = dict(zip(PROMPTS, answers, strict=True))
+
+    def drawn(prompts, trainer):
+        ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        groups = {prompt: iter(group) for prompt, group in of_prompt.items()}
+        return {"prompt_ids": ids, "completion_ids": [next(groups[prompt]) for prompt in prompts], "logprobs": None}
+
+    settings = {"per_device_train_batch_size": 4, "steps_per_generation": len(PROMPTS), "num_generations": 4}
+    settings |= {
+        "loss_type": args.normalization,
+        "scale_rewards": "none" if args.normalization == "dr_grpo" else "group",
+    }
+    settings |= {"beta": args.kl_weight, "epsilon": args.clip, "max_completion_length": args.max_new_tokens}
+    config = GRPOConfig(output_dir=str(folder / "out"), report_to=[], use_cpu=True, bf16=False, **settings)
+    flat = [reward for group in REWARDS for reward in group]
+    return GRPOTrainer(
+        policy,
+        reward_funcs=lambda prompts, completions, **more: flat,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": list(PROMPTS)}),
+        processing_class=tokenizer,
+        rollout_func=drawn,
+    )
+
+
+@pytest.mark.parametrize("normalization, kl_weight", [("dr_grpo", 0.0), ("dr_grpo", 0.3), ("grpo", 0.0), ("grpo", 0.3)])
+def test_grpo(normalization, kl_weight, models, tmp_path):
+    """A rollout, then a step on weights that are others by then: advantages, ratios, clip, divergence, division."""
+    rng = np.random.default_rng(3)
+    args = GrpoArgs(group_size=4, max_new_tokens=9, normalization=normalization, kl_weight=kl_weight)
+    answers = [[rng.integers(1, 256, int(n)).tolist() for n in rng.integers(1, 9, 4)] for _ in PROMPTS]
+    trainer = grpo_trainer(tmp_path, models[1], answers, args)
+    policy = trainer.model.train()
+    before = copy.deepcopy(policy)
+    batch = trainer._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS for _ in range(4)])
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(torch.randn_like(p) * 0.03)
+    loss = trainer.compute_loss(policy.eval(), batch)
+    want = theirs(policy, loss)
+
+    prompts = [trainer.processing_class(prompt)["input_ids"] for prompt in PROMPTS]
+    rollout = rollout_of(prompts, answers, np.array(REWARDS, dtype=np.float32).reshape(-1))
+    ours, drawing = ours_of(policy, KIND), Drawing(None, None, args, [1], nullcontext)  # type: ignore[arg-type]
+    for model, into in ((before, rollout.old), (models[1], rollout.base)):
+        settings = {"train": TrainArgs(), "device": torch.device("cpu"), "seed": 1, "autocast": nullcontext}
+        made = replace(args, kl_weight=0.0)  # no updates to switch off: the reference is another model here
+        other = Drawing(None, None, made, [1], nullcontext)  # type: ignore[arg-type]
+        loader = RolloutLoader(ours_of(model, KIND), rollout.answers, drawing=other, folder=tmp_path, **settings)
+        loader._compute(rollout, into)
+    for p in ours.parameters():
+        p.requires_grad_(True)
+    batches = batches_of(rollout, range(3), Packing(30, 512), normalization=normalization, keeps_all=kl_weight > 0)
+    assert len(batches) > 1
+    found = [GrpoObjective(drawing)(ours, batch) for batch in batches]
+    total = sum(part for part, _ in found) / sum(batch.n_terms for batch in batches)
+    torch.testing.assert_close(total, loss.detach(), rtol=1e-5, atol=1e-5)
+    assert sum(figures for _, figures in found)[3] > 0.5, "some tokens are clipped"
+    total.backward()
+    for name, p in ours.named_parameters():
+        size = want[name].abs().max() + 1e-9
+        torch.testing.assert_close(p.grad / size, want[name] / size, rtol=1e-5, atol=1e-5, msg=name)

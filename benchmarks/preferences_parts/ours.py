@@ -33,7 +33,7 @@ class StepRecorder(Recorder):
         self.tally, self.n, self.loss = Tally(), 0, 0.0
 
     def iterated(self, step: int, batch: Batch, loss: torch.Tensor, learning_rate: float, is_step: bool) -> None:
-        self.n, self.loss = self.n + batch.n_samples, self.loss + float(loss[0])
+        self.n, self.loss = self.n + batch.n_terms, self.loss + float(loss[0])
         if is_step:
             self.tally.add(self.n, self.loss)
             self.n, self.loss = 0, 0.0

@@ -1,4 +1,4 @@
-"""The pairs that both peers learn from, made of the demo's orders, and the model in both formats."""
+"""The pairs, or the prompts of GRPO, that both peers learn from: the demo's orders; and the model in both formats."""
 
 import json
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ PROMPT = "Below is an instruction.\n\n### Instruction:\nWrite each order as a JS
 STEP, BETA, RATE, SEED = 8, 0.1, 1e-4, 1337
 """Pairs of an optimizer step, beta, learning rate, seed."""
 RANK, ALPHA = 8, 16
+PROMPTS, GROUP, NEW_TOKENS = 4, 8, 32
+"""Of GRPO: prompts of a step, answers to each, tokens of an answer."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,16 @@ class Pairs:
         prompts, good, bad = (np.array([len(row[k]) for row in self.tokens()]) for k in range(3))
         means = f"prompts of {prompts.mean():.0f} tokens, answers of {good.mean():.0f} and {bad.mean():.0f}"
         return f"{self.n} pairs, steps of {STEP}: {means}; LoRA r {RANK} on q, k, v and o, fp32"
+
+    def described_groups(self) -> str:
+        """How long prompts and answers of GRPO are."""
+        mean = np.array([len(prompt) for prompt, _, _ in self.tokens()]).mean()
+        return (
+            f"steps of {PROMPTS} prompts of {mean:.0f} tokens with {GROUP} answers of {NEW_TOKENS} tokens each; "
+            f"LoRA r {RANK} on q, k, v and o, fp32"
+        )
+
+
+def score(text: str) -> float:
+    """The checker of GRPO: the share of digits, so that no two answers of a group are likely to be equal."""
+    return sum(c.isdigit() for c in text) / max(1, len(text))

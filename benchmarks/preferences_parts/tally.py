@@ -11,37 +11,42 @@ from train_parts.record import MARK, peak_gb
 class Figures:
     """What a run took, its first step left out of the rate."""
 
-    pairs_per_sec: float
+    per_sec: float
+    """Pairs of DPO, or answers of GRPO, a second."""
+    per_processor_sec: float
+    """The same by the processor's time of all threads, which others on the machine disturb less."""
     peak_gb: float
     first_loss: float
-    """Mean over the pairs of the first step."""
+    """Mean over the pairs or answers of the first step."""
     mean_loss: float
     reference_seconds: float
     """Seconds of the reference, where it is computed once before the first step."""
 
     def with_reference(self, n_pairs: int) -> float:
         """Returns the pairs a second if the reference's time is counted, and every pair is seen once."""
-        return n_pairs / (n_pairs / self.pairs_per_sec + self.reference_seconds)
+        return n_pairs / (n_pairs / self.per_sec + self.reference_seconds)
 
 
 class Tally:
-    """Filled while a peer trains: (pairs, loss summed over them, when it was done) of each step."""
+    """Filled while a peer trains: (pairs or answers, their loss, clock and processor's time) of each step."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[int, float, float]] = []
+        self.steps: list[tuple[int, float, float, float]] = []
         self.reference_seconds = 0.0
 
-    def add(self, n_pairs: int, loss: float) -> None:
-        self.steps.append((n_pairs, loss, time.perf_counter()))
+    def add(self, n: int, loss: float) -> None:
+        self.steps.append((n, loss, time.perf_counter(), time.process_time()))
 
     def tell(self) -> None:
         """Print the figures for the process that started this one."""
-        n_timed, seconds = sum(n for n, _, _ in self.steps[1:]), self.steps[-1][2] - self.steps[0][2]
+        n_timed = sum(step[0] for step in self.steps[1:])
+        seconds, processor_seconds = (self.steps[-1][k] - self.steps[0][k] for k in (2, 3))
         found = Figures(
-            pairs_per_sec=n_timed / seconds,
+            per_sec=n_timed / seconds,
+            per_processor_sec=n_timed / processor_seconds,
             peak_gb=peak_gb(),
             first_loss=self.steps[0][1] / self.steps[0][0],
-            mean_loss=sum(loss for _, loss, _ in self.steps) / sum(n for n, _, _ in self.steps),
+            mean_loss=sum(step[1] for step in self.steps) / sum(step[0] for step in self.steps),
             reference_seconds=self.reference_seconds,
         )
         print(MARK + json.dumps(asdict(found)), flush=True)

@@ -1,6 +1,7 @@
 """trl's run: its DPOTrainer with a LoRA adapter of peft, whose reference is the model with the adapter off."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
@@ -12,9 +13,14 @@ from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportMissingImports] m
 
 
 class Recording(TrainerCallback):
-    """Adds up the micro-batches of each step."""
+    """Adds up the micro-batches of each step.
 
-    def __init__(self) -> None:
+    Args:
+        counted: number of pairs or answers in a micro-batch.
+    """
+
+    def __init__(self, counted: Callable[[Any], int]) -> None:
+        self.counted = counted
         self.tally, self.n, self.loss = Tally(), 0, 0.0
 
     def around(self, trainer: Any) -> None:
@@ -23,7 +29,7 @@ class Recording(TrainerCallback):
 
         def computed(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             found = compute_loss(model, inputs, *args, **kwargs)
-            loss, n = found[0] if isinstance(found, tuple) else found, len(inputs["input_ids"]) // 2
+            loss, n = found[0] if isinstance(found, tuple) else found, self.counted(inputs)
             self.n, self.loss = self.n + n, self.loss + float(loss.detach()) * n
             return found
 
@@ -67,7 +73,7 @@ def run(material: Pairs) -> None:
     )
     data = Dataset.from_list(json.loads(material.path.read_text(encoding="utf-8")))
     trainer = DPOTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=adapter)
-    recording = Recording()
+    recording = Recording(lambda inputs: len(inputs["input_ids"]) // 2)
     recording.around(trainer)
     trainer.train()
     recording.tally.tell()

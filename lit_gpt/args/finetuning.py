@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.args import PlanArgs, RunArgs, TrainArgs, ValidationArgs
+from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, PlanArgs, RunArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
@@ -43,11 +43,12 @@ class FinetuneArgs:
     check: CheckerArgs | None = None
     """Who grades them."""
     sft_run: Path | None = None
-    """Run to go on from, with its method and weights; None begins with the base model."""
+    """Run to go on from, with its method and weights; None begins with the base model. What the training begins with is
+    what preferences are held against."""
     merge: bool = False
     """Whether to write the merged weights at the end, within the same time limit."""
 
-    @property
-    def first_run(self) -> Path | None:
-        """Run whose weights the training begins with; None is the base model."""
-        return self.sft_run or (self.preference and self.preference.sft_run)
+
+def args_of(method: str, lora: LoRAArgs, adapter: AdapterArgs) -> LoRAArgs | AdapterArgs | FullArgs:
+    """Returns the arguments of a method, where a script takes those of all."""
+    return {"lora": lora, "full": FullArgs()}.get(method, adapter)

@@ -1,7 +1,6 @@
 """Arguments of learning from preferences."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from lit_gpt.args.require import require
@@ -31,9 +30,6 @@ class PreferenceArgs:
     """Weight of kto's desired answers; where they are fewer, raise it (the paper balances both to within 4/3)."""
     undesirable_weight: float = 1.0
     """Weight of kto's undesired answers."""
-    sft_run: Path | None = None
-    """Run to go on from: its method and weights, with which the training begins and which are the reference. If not
-    given, both are the checkpoint."""
     min_chosen_drop: float | None = field(default=None, metadata={"free": True})
     """End the run at a validation where preferred answers have become less probable by more than this, in nats a token
     since the start; such runs increase the margin and write worse. 0 allows none; not watched if not given."""

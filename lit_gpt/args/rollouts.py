@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lit_gpt.args.require import require
+from lit_gpt.args.sampling import require_ranges
 from lit_gpt.errors import UserError
 
 _CheckerName = Literal["number", "choice", "exact", "regex", "json", "python"]
@@ -51,12 +52,9 @@ class SampleArgs:
     """Seed of all answers: the same one gives the same."""
 
     def __post_init__(self) -> None:
-        require("k", self.k, at_least=1)
-        require("max_new_tokens", self.max_new_tokens, at_least=1)
-        require("temperature", self.temperature, at_least=0)
-        require("max_rows", self.max_rows, at_least=1)
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top_p {self.top_p} must be more than 0 and at most 1")
+        for name in ("k", "max_new_tokens", "max_rows"):
+            require(name, getattr(self, name), at_least=1)
+        require_ranges(self)
 
 
 @dataclass(frozen=True)

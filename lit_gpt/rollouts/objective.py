@@ -18,8 +18,9 @@ from lit_gpt.training.loss import Hidden
 def grpo(logs: Tensor, old: Tensor, base: Tensor, advantage: Tensor, args: GrpoArgs) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the loss of each token, (n,), whether it is clipped, and its divergence from the base.
 
-    -min(r A, clip(r, 1 - e, 1 + e) A) + beta (exp(d) - d - 1), where r = pi / pi_old and d = log pi_base - log pi
-    (https://arxiv.org/abs/2402.03300, equations 3 and 4).
+    -min(r A, clip(r, 1 - e, 1 + e) A) + beta r (exp(d) - d - 1), where r = pi / pi_old and d = log pi_base - log pi
+    (https://arxiv.org/abs/2402.03300, equations 3 and 4). The divergence is weighted by r, as tokens were drawn from
+    pi_old: without that, its gradient is not that of the divergence, even where r is 1 (arXiv:2512.02556).
 
     Args:
         logs, old, base: (n,): log-probabilities of now, at the rollout, and without the updates.
@@ -32,7 +33,7 @@ def grpo(logs: Tensor, old: Tensor, base: Tensor, advantage: Tensor, args: GrpoA
     if not args.kl_weight:
         return losses, is_clipped, torch.zeros_like(logs)
     d = base - logs
-    kl = torch.exp(d) - d - 1
+    kl = ratio * (torch.exp(d) - d - 1)
     return losses + args.kl_weight * kl, is_clipped, kl.detach()
 
 

@@ -47,14 +47,14 @@ def as_sft_run(args: FinetuneArgs) -> FinetuneArgs:
     Raises:
         UserError: there is no such run, or it was made with another method or base weights in another form.
     """
-    if args.first_run is None:
+    if args.sft_run is None:
         return args
-    run = read_run(run_folder(args.first_run))
+    run = read_run(run_folder(args.sft_run))
     if run.method != args.method:
-        raise UserError(f"--sft_run {args.first_run} is a run of {run.method}; pass --method {run.method}")
+        raise UserError(f"--sft_run {args.sft_run} is a run of {run.method}; pass --method {run.method}")
     if args.quantize is not None and args.quantize != run.quantize:
         raise UserError(
-            f"--sft_run {args.first_run} was trained on weights in {run.quantize or 'full precision'}; "
+            f"--sft_run {args.sft_run} was trained on weights in {run.quantize or 'full precision'}; "
             f"leave --quantize {args.quantize} out"
         )
     method_args = METHODS[run.method].args(**run.method_args)
@@ -102,8 +102,8 @@ class Referenced:
         if args.preference is None or not args.preference.has_reference:
             return
         weights = None
-        if args.first_run is not None:
-            weights = trained_path(run_folder(args.first_run), args.method)
+        if args.sft_run is not None:
+            weights = trained_path(run_folder(args.sft_run), args.method)
         precision = str(self.fabric._precision.precision)
         made = made_of((train, val), base_digest, args.quantize, precision=precision, weights=weights)
         store = ReferenceStore(args.data_dir, made)

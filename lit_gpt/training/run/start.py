@@ -52,9 +52,10 @@ def read_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
 
 def _of_objective(args: FinetuneArgs) -> dict[str, Any]:
     """Returns the arguments of what is minimized, where that is not the loss of next tokens."""
-    if args.grpo is not None and args.check is not None:
-        return asdict(args.grpo) | asdict(args.check) | {"sft_run": args.sft_run}
-    return asdict(args.preference) if args.preference else {}
+    found: dict[str, Any] = {}
+    for kind in (args.preference, args.grpo, args.check):
+        found |= asdict(kind) if kind is not None else {}
+    return found and found | {"sft_run": args.sft_run}
 
 
 def find_checkpoint(args: FinetuneArgs, checkpoint_store: CheckpointStore) -> Path | None:
@@ -88,8 +89,8 @@ def load_model(
     Raises:
         UserError: what `load_base` raises, or base weights that were damaged since the run began.
     """
-    if args.first_run is not None:
-        model, base_digest = load_sft_run(fabric, args, args.first_run)
+    if args.sft_run is not None:
+        model, base_digest = load_sft_run(fabric, args, args.sft_run)
         at_first(model, base_digest)
         return model, base_digest
 
