@@ -28,7 +28,7 @@ def require_divisible(args: FinetuneArgs) -> None:
     Raises:
         UserError: it does not.
     """
-    if args.preference is not None or args.first_run is not None:
+    if args.preference is not None or args.sft_run is not None:
         raise UserError("--strategy fsdp is not for preferences, nor to go on from a run; take --strategy ddp")
     if args.train.optimizer != "adamw":
         raise UserError(
