@@ -47,7 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {
 without its weights, and to say that they do not fit."""
 MIXERS = ("attention", "conv", "delta")
 """What may mix the tokens in a layer."""
-_MAX_EXPERTS = 2**14
+_MAX_EXPERTS = 2**15
 """Largest number of experts in all layers, which are modules of their own."""
 ROPE_SCALINGS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),

@@ -52,6 +52,12 @@ OSS_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 CONVS = {"layer_types": ["conv", "full_attention"], "conv_bias": True, "block_multiple_of": 8}
 DELTAS = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4}
 DELTAS |= {"linear_key_head_dim": 8, "linear_value_head_dim": 16}
+SHARED_EXPERT = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SHARED_EXPERT |= {"shared_expert_intermediate_size": 40}
+NEXT = DELTAS | SHARED_EXPERT | {"mlp_only_layers": [1], "num_hidden_layers": 3}
+NEXT |= {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+GROUPED = {"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_shared_experts": 2}
+GROUPED |= {"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5, "use_qk_norm": True, "attention_bias": True}
 SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' configuration, and what it sets
     "llama": ("LlamaConfig", {}),
     "llama-gqa": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -96,11 +102,18 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "apertus": ("ApertusConfig", {"num_key_value_heads": 2, "rope_scaling": LLAMA3}),
     "lfm2": ("Lfm2Config", {"num_key_value_heads": 2, "pad_token_id": None, **CONVS}),
     "qwen3.5": ("Qwen3_5TextConfig", {"num_key_value_heads": 2, "head_dim": 16, **DELTAS}),
+    "qwen3-next": ("Qwen3NextConfig", {"num_key_value_heads": 2, "head_dim": 16, **NEXT}),
+    "qwen3.5-moe": ("Qwen3_5MoeTextConfig", {"num_key_value_heads": 2, "head_dim": 16, **DELTAS, **SHARED_EXPERT}),
+    "glm4-moe": ("Glm4MoeConfig", {"num_key_value_heads": 2, "head_dim": 16, **GROUPED}),
     "gpt-oss": ("GptOssConfig", {"num_key_value_heads": 2, "head_dim": 16, **SLIDING_FULL, **OSS_EXPERTS}),
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
     "stablelm-12b": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
 }
-WRITTEN = [kind for kind in SHAPES if kind not in ("apertus", "gpt-oss", "lfm2", "qwen3.5")]
+WRITTEN = [
+    kind
+    for kind in SHAPES
+    if kind not in ("apertus", "glm4-moe", "gpt-oss", "lfm2", "qwen3-next", "qwen3.5", "qwen3.5-moe")
+]
 """Kinds that we write as gguf; others are refused by name."""
 ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
 """Flags of LoRA on every layer."""
@@ -138,6 +151,9 @@ def tiny_hf(kind: str, **overrides):
             torch.nn.init.normal_(p, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.2)
         else:
             torch.nn.init.normal_(p, std=0.3)
+    for name, x in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            torch.nn.init.normal_(x, std=0.2)
     return model
 
 

@@ -180,6 +180,12 @@ def _fill(
                 weight[rows].copy_(x[rows])
                 sums[name] = weight[rows].sum()
                 setattr(module, leaf, nn.Parameter(weight))
+        for leaf, kept in list(module.named_buffers(recurse=False)):
+            if kept.is_meta and leaf not in module._non_persistent_buffers_set:
+                x = get(name := f"{path}.{leaf}")
+                samples[name] = sample(name, x, shares.part)
+                setattr(module, leaf, x.to(like.device, copy=True))  # in its own dtype: nothing is multiplied by it
+                sums[name] = x.sum()
 
     def quantize_layer(path: str) -> None:
         """Loads a layer's weights and puts the quantized layer in its place; or leaves that to another process."""

@@ -49,7 +49,8 @@ def stream_from_hf(
     names = stored_names(available, config)
     get = _with_last_kept(get)
     shapes = lit_shapes(config)
-    wanted = {n: hf_sources(n, config) for n in shapes if not is_tied(n, config)}
+    fused = _is_fused(config, names)
+    wanted = {n: hf_sources(n, config, fused) for n in shapes if not is_tied(n, config)}
     _check_names(config, names, wanted)
     order = {name: i for i, name in enumerate(names)}
     for name in sorted(wanted.keys() - set(left_out), key=lambda n: order[wanted[n][1][0]]):
@@ -99,7 +100,7 @@ def stream_to_hf(
         x = get(name)
         if name not in VOCABULARY and x.shape != (shape := shapes.get(name, x.shape)):
             raise UserError(f"{config.name}: {name} is {list(x.shape)}, not {list(shape)} as in its configuration")
-        rule, sources = hf_sources(name, config)
+        rule, sources = hf_sources(name, config, in_memory=bool(config.wrapper))  # a multimodal file has them so
         parts = unpack(rule, fit_rows(name, x, rows), config)
         for source, part in zip(sources, parts, strict=True):
             n_parts = parts_in(rule, config, is_query=source == sources[0])
@@ -148,14 +149,22 @@ def plan_from_hf(config: Config, hf_specs: Mapping[str, Spec], dtype: torch.dtyp
         UserError: a tensor is missing.
     """
     dtypes = {name: hf_specs[stored].dtype for name, stored in stored_names(hf_specs, config).items()}
-    plan = {}
+    plan, fused = {}, _is_fused(config, dtypes)
     for name, shape in lit_shapes(config).items():
-        sources = hf_sources(EMBEDDINGS if is_tied(name, config) else name, config)[1]
+        sources = hf_sources(EMBEDDINGS if is_tied(name, config) else name, config, fused)[1]
         if missing := [source for source in sources if source not in dtypes]:
             raise UserError(f"{config.name}: the checkpoint has no tensor {missing[0]!r} (for {name})")
         together = reduce(torch.promote_types, [dtypes[source] for source in sources])
         plan[name] = Spec(tuple(shape), dtype or together)
     return plan
+
+
+def _is_fused(config: Config, names: Collection[str]) -> bool:
+    """Returns whether a checkpoint of these tensors has the experts as a loaded model has them, in one tensor."""
+    rules = ARCHITECTURES[config.architecture].in_memory.values()
+    return any(
+        rule.name.format(i) in names for rule in rules if isinstance(rule, Stacked) for i in range(config.n_layer)
+    )
 
 
 def _check_tied(config: Config, names: Mapping[str, str], get: Callable[[str], Tensor], embeddings: Tensor) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.config import Config
-from lit_gpt.families.family import Interleaved, OutputGate, Part, PerHead, Rule, Separate, Stacked
+from lit_gpt.families.family import Interleaved, KeyHeads, OutputGate, Part, PerHead, Rule, Separate, Stacked
 from lit_gpt.layers.qkv import halves_of_pairs, interleave_qkv, pairs_of_halves, stack_qkv
 
 
@@ -25,6 +25,8 @@ def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> T
             return torch.cat(parts)
         case OutputGate():
             return _halves_of_heads(parts[0], config)[1] if parts[0].size(0) == 2 * shape[0] else None
+        case KeyHeads():
+            return _part_of_key_heads(rule, parts[0], config)
         case Stacked():
             return _rows_of_expert(rule, parts[0], config)
         case Interleaved():
@@ -44,6 +46,34 @@ def _halves_of_heads(x: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """Returns the first and the last half of the rows of each head."""
     heads = x.unflatten(0, (config.n_head, 2, config.head_size))
     return heads[:, 0].flatten(0, 1), heads[:, 1].flatten(0, 1)
+
+
+def _key_head_sizes(rule: KeyHeads, config: Config) -> dict[str, list[int]]:
+    """Returns the rows of a key head that each part has: of qkv, those of queries, keys and values."""
+    shared = config.delta_value_heads // config.delta_key_heads
+    values = shared * config.delta_value_size
+    sizes = {"qkv": [config.delta_key_size, config.delta_key_size, values], "z": [values], "b": [shared], "a": [shared]}
+    return {part: sizes[part] for part in rule.parts}
+
+
+def _part_of_key_heads(rule: KeyHeads, x: Tensor, config: Config) -> Tensor | None:
+    """Returns our rows of a tensor that stacks all parts once per key head; None if it has another number of rows."""
+    sizes = _key_head_sizes(rule, config)
+    rows = [n for of_part in sizes.values() for n in of_part]
+    if len(x) != config.delta_key_heads * sum(rows):
+        return None
+    found = iter(x.unflatten(0, (config.delta_key_heads, -1)).split(rows, 1))
+    by_part = {part: [next(found) for _ in of_part] for part, of_part in sizes.items()}
+    return torch.cat([piece.flatten(0, 1) for piece in by_part[rule.part]])
+
+
+def _joined_key_heads(parts: dict[str, Tensor], rule: KeyHeads, config: Config) -> Tensor:
+    """Returns the tensor that stacks all parts once per key head; a part that is not there is zeros."""
+    K, like, pieces = config.delta_key_heads, next(iter(parts.values())), []
+    for part, sizes in _key_head_sizes(rule, config).items():
+        x = parts.get(part, like.new_zeros(K * sum(sizes), *like.shape[1:]))
+        pieces += [piece.unflatten(0, (K, -1)) for piece in x.split([K * n for n in sizes])]
+    return torch.cat(pieces, 1).flatten(0, 1)
 
 
 def _rows_of_expert(rule: Stacked, stacked: Tensor, config: Config) -> Tensor | None:
@@ -78,7 +108,10 @@ def joined(parts: list[tuple[Rule, Tensor]], config: Config) -> Tensor:
         gate, query = (x for _, x in sorted(parts, key=lambda p: isinstance(p[0], Separate)))
         n = config.head_size
         return torch.stack((query.unflatten(0, (-1, n)), gate.unflatten(0, (-1, n))), 1).flatten(0, 2)
-    if not isinstance(rule := parts[0][0], Stacked):
+    rule = parts[0][0]
+    if isinstance(rule, KeyHeads):
+        return _joined_key_heads({r.part: x for r, x in parts if isinstance(r, KeyHeads)}, rule, config)
+    if not isinstance(rule, Stacked):
         blocks = [part for _, part in parts]
         alternate = isinstance(rule, Part) and rule.alternating
         return torch.stack(blocks, 1).flatten(0, 1) if alternate else torch.cat(blocks)
@@ -105,6 +138,8 @@ def parts_in(rule: Rule, config: Config, is_query: bool) -> int:
     match rule:
         case Part():
             return rule.of
+        case KeyHeads():
+            return len(rule.parts)
         case Stacked():
             return rule.n_parts * config.n_expert
         case OutputGate():

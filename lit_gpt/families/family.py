@@ -91,7 +91,21 @@ class OutputGate:
         return [self.name]
 
 
-Rule = str | OutputGate | Separate | Interleaved | Part | PerHead | Stacked
+@dataclass(frozen=True)
+class KeyHeads:
+    """Rows of a checkpoint module that stacks [q k v.. z..], or [b.. a..], once per key head of the delta rule."""
+
+    name: str
+    part: str
+    """What our module has of it, one of `parts`."""
+    parts: tuple[str, ...]
+
+    @property
+    def sources(self) -> list[str]:
+        return [self.name]
+
+
+Rule = str | OutputGate | KeyHeads | Separate | Interleaved | Part | PerHead | Stacked
 """The source of one of our modules; a string is a plain rename."""
 
 _Values = dict[str, Any]

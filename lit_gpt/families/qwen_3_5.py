@@ -13,7 +13,7 @@ _KINDS = {"linear_attention": "delta", "full_attention": "attention"}
 _ROPE_OF_IMAGES = ("mrope_section", "mrope_interleaved")
 
 
-def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def read_mixers(hf: dict[str, Any]) -> dict[str, Any]:
     """Returns config.json with the layers' kinds, as listed or by the period of those with attention."""
     hf = dict(hf)
     n, period = hf.get("num_hidden_layers", 0), hf.pop("full_attention_interval", None) or 4
@@ -24,19 +24,19 @@ def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     for key in ("rope_parameters", "rope_scaling"):  # positions of text are the same in all three sections
         if isinstance(hf.get(key), dict):
             hf[key] = {k: v for k, v in hf[key].items() if k not in _ROPE_OF_IMAGES}
-    for key in ("mtp_num_hidden_layers", "num_nextn_predict_layers", "mtp_use_dedicated_embeddings", "mlp_only_layers"):
+    for key in ("mtp_num_hidden_layers", "num_nextn_predict_layers", "mtp_use_dedicated_embeddings"):
         hf.pop(key, None)
     hf.pop("mamba_ssm_dtype", None)  # the state is fp32 here, too
     return hf
 
 
-def _restore(config: Any) -> dict[str, Any]:
+def write_mixers(config: Any) -> dict[str, Any]:
     kinds = {ours: theirs for theirs, ours in _KINDS.items()}
     return {"layer_types": [kinds[config.mixer(i)] for i in range(config.n_layer)]}
 
 
 _DELTA = "model.layers.{}.linear_attn"
-_QWEN_3_5 = replace(
+QWEN_3_5 = replace(
     LLAMA,
     name="qwen3_5",
     model_type="qwen3_5_text",
@@ -73,15 +73,15 @@ _QWEN_3_5 = replace(
         "transformer.h.{}.attn.out_proj": f"{_DELTA}.out_proj",
         **{f"transformer.h.{{}}.attn.in_{x}": f"{_DELTA}.in_proj_{x}" for x in ("qkv", "z", "b", "a")},
     },
-    adapt=_adapt,
-    restore=_restore,
+    adapt=read_mixers,
+    restore=write_mixers,
 )
 
 _DELTA_OF_9B = {"delta_key_heads": 16, "delta_value_heads": 32, "delta_key_size": 128, "delta_value_size": 128}
 # fmt: off
 FAMILY = Family(
     org="Qwen",
-    architecture=_QWEN_3_5,
+    architecture=QWEN_3_5,
     common={
         "vocab_size": 248320, "padded_vocab_size": 248320, "block_size": 262144, "norm_eps": 1e-6,
         "rope_base": 10000000.0, "wrapper": "Qwen3_5ForConditionalGeneration",

@@ -18,6 +18,7 @@ _WRAPPERS = {
     "Gemma3ForConditionalGeneration": _Wrapper("gemma3_text", True),
     "LlavaForConditionalGeneration": _Wrapper("llama", False),
     "Qwen3_5ForConditionalGeneration": _Wrapper("qwen3_5_text", False),
+    "Qwen3_5MoeForConditionalGeneration": _Wrapper("qwen3_5_moe_text", False),
     "Mistral3ForConditionalGeneration": _Wrapper("mistral", True),
 }
 """Class in `architectures` of config.json -> what holds for it."""

@@ -26,14 +26,14 @@ class MoE(nn.Module):
     experts are frozen, or have low-rank updates, each is computed for all experts in one pass.
     """
 
-    choice_bias: Tensor | None
+    e_score_correction_bias: Tensor | None
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config, self.n_expert_per_token = config, config.n_expert_per_token
         self.gate = Linear(config.n_embd, config.n_expert, bias=config.router_bias)
-        bias = torch.zeros(config.n_expert) if config.router_choice_bias else None
-        self.register_buffer("choice_bias", bias)
+        bias = torch.zeros(config.n_expert, dtype=torch.float32) if config.router_choice_bias else None
+        self.register_buffer("e_score_correction_bias", bias)
         self.experts = nn.ModuleList(GatedMLP(config) for _ in range(config.n_expert))
         size = config.shared_expert_size
         self.shared = GatedMLP(config, size) if size else None
@@ -42,11 +42,10 @@ class MoE(nn.Module):
         """What the experts' dropout draws from; the model's own, once it is in one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(0, -2)
-        weights, chosen = self.route(tokens)  # (N, K)
+        weights, chosen = self.route(x)  # (N, K)
         order = chosen.flatten().argsort(stable=True)  # sorts the choices by expert
         slots = order.argsort()  # the inverse permutation: where each choice lies in the sorted order
-        rows = _ToExperts.apply(tokens, order, slots)  # (R, C)
+        rows = _ToExperts.apply(x.flatten(0, -2), order, slots)  # (R, C)
         if self.config.router == "sigmoid_of_inputs":
             rows = rows * weights.flatten().index_select(0, order).unsqueeze(1)
             weights = torch.ones_like(weights)
@@ -61,25 +60,25 @@ class MoE(nn.Module):
         beside = self.shared(x)
         return y + (beside if self.shared_gate is None else beside * self.shared_gate(x).sigmoid())
 
-    def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the weights of the experts that each token goes through, and which they are, (N, K) both.
 
         Args:
-            tokens: (N, C).
+            x: (..., C), N tokens in all.
         """
-        c, logits = self.config, self.gate(tokens)
+        c, logits = self.config, self.gate(x).flatten(0, -2)
         if c.router == "softmax":  # of the chosen ones, or of all and then divided by the sum of the chosen: the same
             scores, chosen = logits.topk(self.n_expert_per_token)
-            return scores.softmax(-1, dtype=torch.float32).to(tokens.dtype), chosen
+            return scores.softmax(-1, dtype=torch.float32).to(x.dtype), chosen
         scores = logits.float().sigmoid()
-        wanted = scores if self.choice_bias is None else scores + self.choice_bias
+        wanted = scores if self.e_score_correction_bias is None else scores + self.e_score_correction_bias
         if c.router_groups > 1:
             wanted = _within_groups(wanted, c.router_groups, c.router_groups_per_token)
         chosen = wanted.topk(self.n_expert_per_token).indices
         weights = scores.gather(1, chosen)
         if c.router == "sigmoid":
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * c.router_scale
-        return weights.to(tokens.dtype), chosen
+        return weights.to(x.dtype), chosen
 
     def of_experts(self, rows: Tensor, counts: Sequence[int], keys: Tensor | None) -> Tensor:
         """Returns the outputs of the experts for their rows, (R, C).

@@ -19,7 +19,7 @@ from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY
 from lit_gpt.convert.packing import joined, pack, unpack
 from lit_gpt.convert.peft.experts import sources_in_memory
 from lit_gpt.errors import UserError
-from lit_gpt.families.family import OutputGate, Part, Rule, Separate
+from lit_gpt.families.family import KeyHeads, OutputGate, Part, Rule, Separate
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.qkv import halves_of_pairs, pairs_of_halves
 from lit_gpt.methods import lora
@@ -80,6 +80,8 @@ class Piece:
             return pairs_of_halves(x, config) if self._is_paired else x
         full = x.new_zeros(self.layer.linear.out_features, *x.shape[1:])
         full[self.rows] = x
+        if isinstance(self.rule, KeyHeads):
+            return joined([(self.rule, full)], config)
         if isinstance(self.rule, Part):
             parts = [full if i == self.rule.index else torch.zeros_like(full) for i in range(self.rule.of)]
             return joined([(self.rule, part) for part in parts], config)
