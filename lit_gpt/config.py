@@ -111,18 +111,24 @@ class Config:
 
     # mixing of tokens
     mixers: list[str] | None = None
-    """What mixes the tokens in each layer: `attention`, `conv` (a short convolution, arXiv:2511.23404) or `delta` (the
-    gated delta rule, arXiv:2412.06464); None means attention in all layers."""
+    """What mixes the tokens in each layer: `attention`, `conv` (a short convolution, arXiv:2511.23404), `delta` (the
+    gated delta rule, arXiv:2412.06464) or `mamba2` (arXiv:2405.21060); None means attention in all layers."""
     conv_size: int = 0
     """Tokens that a short convolution sees, the present one included."""
     conv_bias: bool = False
-    """Whether the layers with a short convolution have biases."""
+    """Whether short convolutions have biases, and in LFM2 the other parts of their layers."""
     delta_key_heads: int = 0
     delta_value_heads: int = 0
     """Heads of the gated delta rule; as many value heads in a row share a key head as there are more of them."""
     delta_key_size: int = 0
     delta_value_size: int = 0
     """Channels of its heads."""
+    ssm_heads: int = 0
+    ssm_head_size: int = 0
+    ssm_state_size: int = 0
+    ssm_groups: int = 1
+    """Heads of Mamba-2, their channels, those of a head's state, and groups of heads that share what is written to the
+    state and read from it."""
 
     # attention
     attention_gate: bool = False
@@ -207,6 +213,12 @@ class Config:
         keys = self.delta_key_heads * self.delta_key_size
         return keys, keys, self.delta_value_heads * self.delta_value_size
 
+    @property
+    def ssm_sizes(self) -> tuple[int, int, int]:
+        """Channels of inputs, of what is written to the state, and of what is read from it (Mamba-2)."""
+        groups = self.ssm_groups * self.ssm_state_size
+        return self.ssm_heads * self.ssm_head_size, groups, groups
+
     def mlp_of(self, layer: int) -> tuple[str, int]:
         """Returns the kind of a layer's MLP and its hidden channels, those of one expert in a mixture."""
         if self.mlp == "moe" and layer in (self.dense_layers or ()):
@@ -220,7 +232,9 @@ class Config:
     def cached(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Returns what a layer keeps of each token, as (heads, channels) of keys and of values."""
         head = self.n_query_groups, self.head_size
-        n = {"conv": self.n_embd, "delta": sum(self.delta_sizes) + 2 * self.delta_value_heads}.get(self.mixer(layer))
+        others = {"conv": self.n_embd, "delta": sum(self.delta_sizes) + 2 * self.delta_value_heads}
+        others["mamba2"] = sum(self.ssm_sizes) + self.ssm_heads
+        n = others.get(self.mixer(layer))
         return (head, head) if n is None else ((1, n), (1, 0))
 
     def is_sliding(self, layer: int) -> bool:

@@ -33,6 +33,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "logit_divisor": (1e-6, _MOST),
     **dict.fromkeys(("delta_key_heads", "delta_value_heads"), (0, 4096)),
     **dict.fromkeys(("delta_key_size", "delta_value_size"), (0, 2**16)),
+    **dict.fromkeys(("ssm_heads", "ssm_groups"), (0, 4096)),
+    **dict.fromkeys(("ssm_head_size", "ssm_state_size"), (0, 2**16)),
     "conv_size": (0, 64),
     "final_logit_softcapping": (0, _MOST),
     "query_pre_attn_scalar": (0, _MOST),
@@ -45,7 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Field -> its smallest and largest value: far beyond any model's, and small enough to make the modules of a model
 without its weights, and to say that they do not fit."""
-MIXERS = ("attention", "conv", "delta")
+MIXERS = ("attention", "conv", "delta", "mamba2")
 """What may mix the tokens in a layer."""
 _MAX_EXPERTS = 2**15
 """Largest number of experts in all layers, which are modules of their own."""
@@ -99,6 +101,10 @@ def check_values(config: "Config", hints: Mapping[str, Any]) -> None:
         heads = config.delta_key_heads, config.delta_value_heads
         if not min(*heads, config.delta_key_size, config.delta_value_size, config.conv_size) or heads[1] % heads[0]:
             raise UserError(f"{config.name}: the heads of the gated delta rule are {heads}, which is impossible")
+    if config.mixers is not None and "mamba2" in config.mixers:
+        sizes = config.ssm_heads, config.ssm_groups, config.ssm_head_size, config.ssm_state_size
+        if not min(*sizes, config.conv_size) or sizes[0] % sizes[1]:
+            raise UserError(f"{config.name}: the heads, groups and sizes of Mamba-2 are {sizes}, which is impossible")
     if config.n_layer * config.n_expert > _MAX_EXPERTS:
         raise UserError(
             f"{config.name}: n_layer={config.n_layer} times n_expert={config.n_expert} experts are more than "

@@ -21,6 +21,7 @@ from lit_gpt.layers.conv import ShortConv
 from lit_gpt.layers.delta import GatedDeltaNet
 from lit_gpt.layers.dropout import Draws
 from lit_gpt.layers.linear import Embedding, Linear
+from lit_gpt.layers.mamba import Mamba2
 from lit_gpt.layers.mlp import GatedMLP, PlainMLP
 from lit_gpt.layers.moe import MoE
 from lit_gpt.layers.neftune import noisy
@@ -182,7 +183,7 @@ class Block(nn.Module):
         return h + (y if self.residual_factor == 1 else y * self.residual_factor)
 
 
-_MIXERS = {"attention": CausalSelfAttention, "conv": ShortConv, "delta": GatedDeltaNet}
+_MIXERS = {"attention": CausalSelfAttention, "conv": ShortConv, "delta": GatedDeltaNet, "mamba2": Mamba2}
 
 
 def embedding_factor(config: Config) -> float:

@@ -58,6 +58,9 @@ NEXT = DELTAS | SHARED_EXPERT | {"mlp_only_layers": [1], "num_hidden_layers": 3}
 NEXT |= {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 GROUPED = {"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_shared_experts": 2}
 GROUPED |= {"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5, "use_qk_norm": True, "attention_bias": True}
+MAMBAS = {"layer_types": ["linear_attention", "full_attention"], "mamba_n_heads": 8, "mamba_d_head": 8}
+MAMBAS |= {"mamba_d_state": 16, "mamba_n_groups": 2, "num_local_experts": 0, "shared_intermediate_size": 40}
+SMALL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "position_embedding_type": "rope"}
 SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' configuration, and what it sets
     "llama": ("LlamaConfig", {}),
     "llama-gqa": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -105,6 +108,8 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "qwen3-next": ("Qwen3NextConfig", {"num_key_value_heads": 2, "head_dim": 16, **NEXT}),
     "qwen3.5-moe": ("Qwen3_5MoeTextConfig", {"num_key_value_heads": 2, "head_dim": 16, **DELTAS, **SHARED_EXPERT}),
     "glm4-moe": ("Glm4MoeConfig", {"num_key_value_heads": 2, "head_dim": 16, **GROUPED}),
+    "granite4": ("GraniteMoeHybridConfig", {"num_key_value_heads": 2, **MULTIPLIERS, **MAMBAS}),
+    "granite4-moe": ("GraniteMoeHybridConfig", {"num_key_value_heads": 2, **MAMBAS, **SMALL_EXPERTS}),
     "gpt-oss": ("GptOssConfig", {"num_key_value_heads": 2, "head_dim": 16, **SLIDING_FULL, **OSS_EXPERTS}),
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
     "stablelm-12b": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
@@ -112,7 +117,18 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
 WRITTEN = [
     kind
     for kind in SHAPES
-    if kind not in ("apertus", "glm4-moe", "gpt-oss", "lfm2", "qwen3-next", "qwen3.5", "qwen3.5-moe")
+    if kind
+    not in (
+        "apertus",
+        "glm4-moe",
+        "gpt-oss",
+        "granite4",
+        "granite4-moe",
+        "lfm2",
+        "qwen3-next",
+        "qwen3.5",
+        "qwen3.5-moe",
+    )
 ]
 """Kinds that we write as gguf; others are refused by name."""
 ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}

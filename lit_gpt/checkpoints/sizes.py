@@ -26,7 +26,8 @@ def require_weights_for(config: Config, specs: Mapping[str, Spec], path: Path) -
         UserError: the configuration has more layers or experts than the files have tensors, or several times as many
             parameters.
     """
-    n_blocks = config.n_layer * max(1, config.n_expert)
+    mlps = [config.mlp_of(i) for i in range(config.n_layer)]
+    n_blocks = sum(config.n_expert if kind == "moe" else 1 for kind, _ in mlps)
     if n_blocks > sum(_n_stacked(spec) for spec in specs.values()):
         kind = "layers" if config.n_expert <= 1 else "experts in all layers"
         raise UserError(
@@ -51,6 +52,7 @@ def _n_stacked(spec: Spec) -> int:
 def _least_parameters(config: Config) -> int:
     """Returns the number of parameters of the matrices of a model."""
     attention = sum(config.qkv_sizes) + config.n_head * config.head_size
-    n_matrices = (2 if config.mlp == "plain" else 3) * (config.n_expert if config.mlp == "moe" else 1)
-    blocks = config.n_layer * (attention + n_matrices * config.intermediate_size)
+    mlps = [config.mlp_of(i) for i in range(config.n_layer)]
+    widths = sum(size * (config.n_expert if kind == "moe" else 1) for kind, size in mlps)
+    blocks = config.n_layer * attention + (2 if config.mlp == "plain" else 3) * widths
     return config.n_embd * (blocks + config.padded_vocab_size * (1 if config.tie_embeddings else 2))

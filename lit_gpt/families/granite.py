@@ -7,19 +7,19 @@ from lit_gpt.families.family import Family, table, variants
 from lit_gpt.families.llama import LLAMA
 
 
-def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
+def read_multipliers(hf: dict[str, Any]) -> dict[str, Any]:
     """Returns config.json with the factor of the attention scores as the number whose root divides them."""
     hf = dict(hf)
     factor = hf.pop("attention_multiplier", 1.0)
     return {**hf, "query_pre_attn_scalar": factor**-2 if isinstance(factor, int | float) and factor > 0 else factor}
 
 
-def _restore(config: Any) -> dict[str, Any]:
+def write_multipliers(config: Any) -> dict[str, Any]:
     """Returns the factor of the attention scores, with the digits that a file would state."""
     return {"attention_multiplier": float(f"{(config.query_pre_attn_scalar or config.head_size) ** -0.5:.12g}")}
 
 
-_GRANITE = replace(
+GRANITE = replace(
     LLAMA,
     name="granite",
     hf_class="GraniteForCausalLM",
@@ -31,8 +31,8 @@ _GRANITE = replace(
         "logits_scaling": "logit_divisor",
         "query_pre_attn_scalar": "query_pre_attn_scalar",
     },
-    adapt=_adapt,
-    restore=_restore,
+    adapt=read_multipliers,
+    restore=write_multipliers,
 )
 
 _SHARED = {"embedding_factor": 12.0, "residual_factor": 0.22, "tie_embeddings": True}
@@ -41,7 +41,7 @@ _8B = {**_SHARED, "logit_divisor": 16.0, "query_pre_attn_scalar": 128.0**2}
 # fmt: off
 FAMILY = Family(
     org="ibm-granite",
-    architecture=_GRANITE,
+    architecture=GRANITE,
     common={"vocab_size": 49159, "padded_vocab_size": 49159, "block_size": 131072, "rope_base": 10000000.0},
     models=variants(
         table(

@@ -1,27 +1,24 @@
 """The gated delta rule (arXiv:2412.06464): linear attention whose state forgets, and corrects what it has of a key.
 
 The state S (dk, dv) of a head reads a token with key k, value v, decay a and strength b: S becomes
-a S + b k (v - a S^T k)^T, and the output is S^T q. Tokens are taken in chunks of L: within a chunk all corrections come
-from one triangular system (arXiv:2406.06484, section 3), and the state goes from chunk to chunk.
+a S + b k (v - a S^T k)^T, and the output is S^T q. Tokens are taken in chunks of L, see `lit_gpt.layers.recurrence`:
+within a chunk all corrections come from one triangular system (arXiv:2406.06484, section 3).
 
 Letters: N tokens of all texts, n texts, K key heads, V value heads, dk and dv their channels, M chunks of L tokens.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.config import Config
 from lit_gpt.layers.conv import CausalConv
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.norms import RMSNorm
-from lit_gpt.layers.past import Mixing, Past
-
-_CHUNK = 64
+from lit_gpt.layers.past import Mixing, Past, recomputed
+from lit_gpt.layers.recurrence import Chunks, decays, from_chunk_to_chunk
 
 
 def _gated_delta(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -33,49 +30,18 @@ def _gated_delta(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Ten
         lengths: number of tokens of each text.
         initial: state before each text, (n, V, dk, dv); None means zeros.
     """
-    q, k, v, log_decay, strength = tensors
-    L = min(_CHUNK, max(lengths))
-    n_chunks = [-(-n // L) for n in lengths]
-    slots = _slots(tuple(lengths), L).to(q.device)
-
-    def chunked(x: Tensor) -> Tensor:
-        """Returns x (N, V, ...) in chunks, (M, V, L, ...); padding is zeros, which change no state."""
-        padded = x.new_zeros(sum(n_chunks) * L, *x.shape[1:]).index_copy(0, slots, x)
-        return padded.unflatten(0, (-1, L)).transpose(1, 2)
-
-    q, k, v, log_decay, strength = (chunked(x) for x in (q, k, v, log_decay, strength))
-    so_far = log_decay.cumsum(-1)  # (M, V, L)
-    later = torch.ones(L, L, dtype=torch.bool, device=q.device).triu(1)
-    decay = (so_far.unsqueeze(-1) - so_far.unsqueeze(-2)).masked_fill(later, -torch.inf).exp()
+    chunks = Chunks(lengths, tensors[0].device)
+    q, k, v, log_decay, strength = (chunks.cut(x) for x in tensors)
+    so_far, decay = decays(log_decay)
     strong = k * strength.unsqueeze(-1)
     system = (strong @ k.mT * decay).tril(-1)  # (M, V, L, L)
     right = torch.cat((v * strength.unsqueeze(-1), strong * so_far.exp().unsqueeze(-1)), -1)
     solved = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     values, of_state = solved.split((v.size(-1), k.size(-1)), -1)
     within = q @ k.mT * decay
-    q = q * so_far.exp().unsqueeze(-1)
-    k = k * (so_far[..., -1:] - so_far).exp().unsqueeze(-1)
-    whole = so_far[..., -1, None, None].exp()  # (M, V, 1, 1)
-    ends = list(accumulate(n_chunks))
-    outputs: list[Tensor] = [values] * len(values)
-    states = list(initial) if initial is not None else [v.new_zeros(v.size(1), k.size(-1), v.size(-1))] * len(lengths)
-    for step in range(max(n_chunks)):  # all texts that are so long at once
-        here = [i for i, n in enumerate(n_chunks) if n > step]
-        at = [ends[i] - n_chunks[i] + step for i in here]
-        S = torch.stack([states[i] for i in here])
-        new = values[at] - of_state[at] @ S
-        y = q[at] @ S + within[at] @ new
-        S = S * whole[at] + k[at].mT @ new
-        for i, chunk, state, output in zip(here, at, S, y, strict=True):
-            states[i], outputs[chunk] = state, output
-    y = torch.stack(outputs).transpose(1, 2).flatten(0, 1)  # (M L, V, dv)
-    return y.index_select(0, slots), torch.stack(states)
-
-
-def _slots(lengths: tuple[int, ...], L: int) -> Tensor:
-    """Returns the slot of each token in chunks of L of which every text begins a new one, (N,)."""
-    starts = [0, *accumulate(-(-n // L) * L for n in lengths)]
-    return torch.cat([torch.arange(n) + start for n, start in zip(lengths, starts, strict=False)])
+    return from_chunk_to_chunk(
+        q, k, values=values, so_far=so_far, within=within, chunks=chunks, initial=initial, of_state=of_state
+    )
 
 
 class GatedDeltaNet(Mixing):
@@ -105,7 +71,7 @@ class GatedDeltaNet(Mixing):
 
     def mixed(self, kept: Tensor, gate: Tensor, past: Past) -> Tensor:
         """Returns the output of the layer, (B, T, C); see `features`."""
-        y = past.run(_rule, self.tensors, kept)  # (B, T, V, dv) in fp32
+        y = past.run(recomputed(_gated_delta), self.tensors, kept)  # (B, T, V, dv) in fp32
         y = self.norm(y.to(kept.dtype))
         y = (y.float() * F.silu(gate.unflatten(-1, (self.V, -1)).float())).to(kept.dtype)
         return self.out_proj(y.flatten(-2))
@@ -120,10 +86,3 @@ class GatedDeltaNet(Mixing):
         log_decay = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
         v = v.unflatten(-1, (self.V, -1)).float()
         return q * q.size(-1) ** -0.5, k, v, log_decay, b.sigmoid().float()
-
-
-def _rule(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Does what `_gated_delta` does; what it computes on the way is computed again in the backward pass."""
-    if not torch.is_grad_enabled():
-        return _gated_delta(tensors, lengths, initial)
-    return checkpoint(_gated_delta, tensors, lengths, initial, use_reentrant=False)

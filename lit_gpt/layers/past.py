@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.layers.attention.documents import Documents
 
@@ -114,6 +115,17 @@ def state_after(rule: Rule, tensors: Tensors, features: Tensor) -> Tensor:
     """Returns the state after tokens with these features, (T, F), from the first one on."""
     x = features[None]
     return rule([t.flatten(0, 1) for t in tensors(x, _Fresh())], (x.size(1),), None)[1][0]
+
+
+def recomputed(rule: Rule) -> Rule:
+    """Returns a rule that does the same; what it computes on the way is computed again in the backward pass."""
+
+    def run(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled():
+            return rule(tensors, lengths, initial)
+        return checkpoint(rule, tensors, lengths, initial, use_reentrant=False)
+
+    return run
 
 
 def stacked(states: Sequence[Tensor | None]) -> Tensor | None:

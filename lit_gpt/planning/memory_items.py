@@ -148,7 +148,8 @@ def host_bytes(job: Job, model: GPT) -> dict[str, int]:
 def _passing_bytes(job: Job, chosen: dict[str, LinearLayer], tokens: int) -> int:
     """Returns the bytes of one block's temporary tensors: gradients, recomputed activations, dequantized weights."""
     c = job.config
-    per_token = c.intermediate_size * (c.n_expert_per_token or 1) + 4 * c.n_embd + sum(c.qkv_sizes)
+    mlp = max(c.intermediate_size * (c.n_expert_per_token or 1) + c.shared_expert_size, c.dense_size)
+    per_token = mlp + 4 * c.n_embd + sum(c.qkv_sizes)
     unpacked = 0
     if chosen:
         largest = max(layer.in_features * layer.out_features for layer in chosen.values())

@@ -28,7 +28,10 @@ def kept_values(config: Config) -> int:
     values += 2 * c.n_embd * c.post_norm
     values += c.n_embd * (1 if c.parallel_residual else 2)
     per_mlp = c.intermediate_size * (1 if c.mlp == "plain" else 2)
-    return values + (c.n_expert_per_token * (per_mlp + 2 * c.n_embd) if c.n_expert else per_mlp)
+    if not c.n_expert:
+        return values + per_mlp
+    shared = 2 * c.shared_expert_size + (c.n_embd + 1) * c.shared_expert_gate
+    return values + max(c.n_expert_per_token * (per_mlp + 2 * c.n_embd) + shared, 2 * c.dense_size)
 
 
 def _kept_by_mixer(c: Config, kind: str) -> int:
@@ -42,6 +45,9 @@ def _kept_by_mixer(c: Config, kind: str) -> int:
         keys, _, values = c.delta_sizes
         shared = c.delta_value_heads // c.delta_key_heads
         return 5 * (2 * keys + values) + 2 * (2 * keys * shared + values) + 6 * values
+    if kind == "mamba2":
+        width = c.ssm_sizes[0]
+        return 5 * sum(c.ssm_sizes) + 2 * (2 * c.ssm_heads * c.ssm_state_size + 2 * width) + 6 * width
     q, k, v = c.qkv_sizes
     return q + k + v + q + (q + k + v) * (c.qk_norm != "none") + (3 * q if c.attention_gate else 0)
 
