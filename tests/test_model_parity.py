@@ -166,3 +166,14 @@ def test_every_model_we_list_has_a_configuration(name):
 def test_an_unknown_name_shows_close_matches():
     with pytest.raises(UserError, match="pythia-160m"):
         config_for("EleutherAI/pythia-165m")
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "glm4-moe", "qwen3.5-moe", "granite4-moe"])
+def test_experts_that_a_file_has_in_one_tensor_are_read_and_written_too(kind, tmp_path):
+    """As a loaded model of transformers has them; of Qwen 3.5, files of both kinds are about."""
+    ours, theirs = both(kind, tmp_path)
+    fused = theirs.state_dict()
+    read = from_hf(ours.config, fused, fused.__getitem__)
+    assert all(torch.equal(x, read[name]) for name, x in ours.state_dict().items())
+    back = to_hf(ours.config, read, fused=True)
+    assert back.keys() == fused.keys() and all(torch.equal(x, fused[name]) for name, x in back.items())

@@ -209,7 +209,7 @@ _NUMBERS |= dict.fromkeys(ROPE[:4], float)
 _ROPE_OBJECTS = ROPE[4:]
 _LARGEST = 10**15
 """Largest number for a key that sets none of our fields."""
-_PER_LAYER = ("layer_types", "no_rope_layers")
+_PER_LAYER = ("layer_types", "layers_block_type", "no_rope_layers")
 """Keys whose value is a list with an entry for each layer."""
 
 

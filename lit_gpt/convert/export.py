@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.multimodal import Whole, open_whole
-from lit_gpt.convert.names import VOCABULARY, stream_to_hf, to_hf
+from lit_gpt.convert.names import VOCABULARY, is_fused, stored_names, stream_to_hf, to_hf
 from lit_gpt.convert.quantized.settings import without_settings
 from lit_gpt.files import Spec, save_safetensors_shards, spec_of, write_text
 from lit_gpt.prompts.exported import carry_style, settle_templates
@@ -64,13 +64,14 @@ def write_hf(
     meta = {n: torch.empty(shape, dtype=dtype or d, device="meta") for n, (shape, d) in specs.items()}
     if rows:
         meta |= {n: meta[n][:rows] for n in VOCABULARY if n in meta}
-    hf_specs = {name: spec_of(x) for name, x in to_hf(config, meta).items()}
+    source = open_whole(config, multimodal_dir) if config.wrapper else None
+    fused = source is not None and is_fused(config, stored_names(source.names, config))  # as the original has them
+    hf_specs = {name: spec_of(x) for name, x in to_hf(config, meta, fused).items()}
 
     def converted() -> Iterator[tuple[str, Tensor]]:
-        for name, x in stream_to_hf(config, specs, get, rows):
+        for name, x in stream_to_hf(config, specs, get, rows, fused):
             yield name, x if dtype is None else x.to(dtype)
 
-    source = open_whole(config, multimodal_dir) if config.wrapper else None
     stated = str(next(iter(hf_specs.values())).dtype).removeprefix("torch.")
     if source is None:
         if config.wrapper:

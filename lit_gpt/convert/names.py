@@ -49,7 +49,7 @@ def stream_from_hf(
     names = stored_names(available, config)
     get = _with_last_kept(get)
     shapes = lit_shapes(config)
-    fused = _is_fused(config, names)
+    fused = is_fused(config, names)
     wanted = {n: hf_sources(n, config, fused) for n in shapes if not is_tied(n, config)}
     _check_names(config, names, wanted)
     order = {name: i for i, name in enumerate(names)}
@@ -78,7 +78,7 @@ def stream_from_hf(
 
 
 def stream_to_hf(
-    config: Config, names: Iterable[str], get: Callable[[str], Tensor], rows: int | None = None
+    config: Config, names: Iterable[str], get: Callable[[str], Tensor], rows: int | None = None, fused: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields the Hugging Face tensors made from ours; the inverse of `stream_from_hf`.
 
@@ -88,6 +88,7 @@ def stream_to_hf(
         names: names of our tensors.
         get: returns one of our tensors by name.
         rows: number of rows of the vocabulary's tensors to keep; None keeps all.
+        fused: write the experts as a loaded model has them, see `is_fused`.
 
     Raises:
         UserError: a tensor has another shape than the configuration says.
@@ -100,7 +101,7 @@ def stream_to_hf(
         x = get(name)
         if name not in VOCABULARY and x.shape != (shape := shapes.get(name, x.shape)):
             raise UserError(f"{config.name}: {name} is {list(x.shape)}, not {list(shape)} as in its configuration")
-        rule, sources = hf_sources(name, config, in_memory=bool(config.wrapper))  # a multimodal file has them so
+        rule, sources = hf_sources(name, config, fused)
         parts = unpack(rule, fit_rows(name, x, rows), config)
         for source, part in zip(sources, parts, strict=True):
             n_parts = parts_in(rule, config, is_query=source == sources[0])
@@ -133,9 +134,9 @@ def from_hf(
     return state | {HEAD: state[EMBEDDINGS]} if config.tie_embeddings else state
 
 
-def to_hf(config: Config, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_hf(config: Config, state: dict[str, Tensor], fused: bool = False) -> dict[str, Tensor]:
     """Returns what `stream_to_hf` yields as a whole state dict; tensors on the meta device give the shapes only."""
-    return dict(stream_to_hf(config, state, state.__getitem__))
+    return dict(stream_to_hf(config, state, state.__getitem__, fused=fused))
 
 
 def plan_from_hf(config: Config, hf_specs: Mapping[str, Spec], dtype: torch.dtype | None = None) -> dict[str, Spec]:
@@ -149,7 +150,7 @@ def plan_from_hf(config: Config, hf_specs: Mapping[str, Spec], dtype: torch.dtyp
         UserError: a tensor is missing.
     """
     dtypes = {name: hf_specs[stored].dtype for name, stored in stored_names(hf_specs, config).items()}
-    plan, fused = {}, _is_fused(config, dtypes)
+    plan, fused = {}, is_fused(config, dtypes)
     for name, shape in lit_shapes(config).items():
         sources = hf_sources(EMBEDDINGS if is_tied(name, config) else name, config, fused)[1]
         if missing := [source for source in sources if source not in dtypes]:
@@ -159,7 +160,7 @@ def plan_from_hf(config: Config, hf_specs: Mapping[str, Spec], dtype: torch.dtyp
     return plan
 
 
-def _is_fused(config: Config, names: Collection[str]) -> bool:
+def is_fused(config: Config, names: Collection[str]) -> bool:
     """Returns whether a checkpoint of these tensors has the experts as a loaded model has them, in one tensor."""
     rules = ARCHITECTURES[config.architecture].in_memory.values()
     return any(

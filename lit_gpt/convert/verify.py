@@ -13,7 +13,7 @@ from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
-from lit_gpt.convert.names import EMBEDDINGS, HEAD, hf_sources, is_tied, lit_shapes, stored_names
+from lit_gpt.convert.names import EMBEDDINGS, HEAD, hf_sources, is_fused, is_tied, lit_shapes, stored_names
 from lit_gpt.convert.packing import pack
 from lit_gpt.convert.readers import Source, open_source
 from lit_gpt.layers.rope import Rope
@@ -90,10 +90,10 @@ def streamed_logits(config: Config, get: Callable[[str], Tensor], ids: list[int]
 def _reader(config: Config, source: Source) -> Callable[[str], Tensor]:
     """Returns a function that reads one of our tensors by name from a Hugging Face checkpoint."""
     names = stored_names(source.names, config)
-    shapes = lit_shapes(config)
+    shapes, fused = lit_shapes(config), is_fused(config, names)
 
     def get(name: str) -> Tensor:
-        rule, sources = hf_sources(name, config)
+        rule, sources = hf_sources(name, config, fused)
         x = pack(rule, [source.get(names[s]) for s in sources], list(shapes[name]), config)
         assert x is not None, name  # we wrote it
         return x

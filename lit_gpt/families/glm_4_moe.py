@@ -14,7 +14,7 @@ def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
     if "num_local_experts" in hf:  # the key that transformers 5 knows, too
         hf.setdefault("n_routed_experts", hf.pop("num_local_experts"))
     width = hf.get("moe_intermediate_size")
-    hf["shared_expert_intermediate_size"] = n_shared * width if isinstance(width, int) else width
+    hf["shared_expert_intermediate_size"] = (n_shared or 0) * width if isinstance(width, int) else width
     hf["dense_layers"] = list(range(min(n_dense or 0, hf.get("num_hidden_layers", 0)))) or None
     hf["qk_norm"] = "head" if hf.pop("use_qk_norm", False) else "none"
     hf.pop("num_nextn_predict_layers", None)  # layers that guess further tokens

@@ -23,7 +23,7 @@ def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
         hf |= {"mlp": "gated", "intermediate_size": hf.pop("shared_intermediate_size")}
         hf = {k: v for k, v in hf.items() if k not in ("num_local_experts", "num_experts_per_tok")}
     if hf.get("mamba_d_head", "auto") == "auto":  # as many channels as make the width
-        width, heads = hf.get("mamba_expand", 2) * hf.get("hidden_size", 0), hf["mamba_n_heads"]
+        width, heads = int((hf.get("mamba_expand") or 2) * hf.get("hidden_size", 0)), hf["mamba_n_heads"]
         hf["mamba_d_head"] = width // heads if heads else 0
     return {k: v for k, v in hf.items() if k not in ("mamba_expand", "mamba_chunk_size", "logits_to_keep")}
 
