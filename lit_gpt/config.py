@@ -133,11 +133,12 @@ class Config:
     # attention
     attention_gate: bool = False
     """Whether the output of attention is multiplied by the sigmoid of a projection of its input (Qwen3-Next)."""
-    qk_norm: Literal["none", "head", "full", "per_head"] = "none"
+    qk_norm: Literal["none", "head", "full", "per_head", "unweighted"] = "none"
     """Norm of queries and keys: over a head's channels with one weight for all heads (Qwen 3), over all heads' channels
-    (OLMo 2), or over a head's channels with a weight for each head (StableLM 2 12B)."""
+    (OLMo 2), over a head's channels with a weight for each head (StableLM 2 12B), or without a weight in the layers
+    that rotate (Llama 4)."""
     rotates_first: bool = False
-    """Whether queries and keys are rotated before their norm rather than after it (Hunyuan)."""
+    """Whether queries and keys are rotated before their norm rather than after it (Hunyuan, Llama 4)."""
     attention_sinks: bool = False
     """Whether the softmax of each head has a trained logit beside the scores, whose share is dropped (gpt-oss)."""
     query_pre_attn_scalar: float = 0.0

@@ -54,13 +54,14 @@ DELTAS = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key
 DELTAS |= {"linear_key_head_dim": 8, "linear_value_head_dim": 16}
 SHARED_EXPERT = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 SHARED_EXPERT |= {"shared_expert_intermediate_size": 40}
-NEXT = DELTAS | SHARED_EXPERT | {"mlp_only_layers": [1], "num_hidden_layers": 3}
-NEXT |= {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+NEXT = DELTAS | SHARED_EXPERT | {"mlp_only_layers": [1]}
 GROUPED = {"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_shared_experts": 2}
 GROUPED |= {"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5, "use_qk_norm": True, "attention_bias": True}
-MAMBAS = {"layer_types": ["linear_attention", "full_attention"], "mamba_n_heads": 8, "mamba_d_head": 8}
+MAMBAS = {"layer_types": ["linear_attention", "full_attention"], "mamba_n_heads": 8, "mamba_d_head": "auto"}
 MAMBAS |= {"mamba_d_state": 16, "mamba_n_groups": 2, "num_local_experts": 0, "shared_intermediate_size": 40}
 SMALL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "position_embedding_type": "rope"}
+SCOUT = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size_mlp": 40, "moe_layers": [0]}
+SCOUT |= {"no_rope_layers": [1, 0], "pad_token_id": None}
 SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' configuration, and what it sets
     "llama": ("LlamaConfig", {}),
     "llama-gqa": ("LlamaConfig", {"num_key_value_heads": 2}),
@@ -110,27 +111,17 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "glm4-moe": ("Glm4MoeConfig", {"num_key_value_heads": 2, "head_dim": 16, **GROUPED}),
     "granite4": ("GraniteMoeHybridConfig", {"num_key_value_heads": 2, **MULTIPLIERS, **MAMBAS}),
     "granite4-moe": ("GraniteMoeHybridConfig", {"num_key_value_heads": 2, **MAMBAS, **SMALL_EXPERTS}),
+    "llama4": ("Llama4TextConfig", {"num_key_value_heads": 2, "head_dim": 16, **SCOUT}),
     "gpt-oss": ("GptOssConfig", {"num_key_value_heads": 2, "head_dim": 16, **SLIDING_FULL, **OSS_EXPERTS}),
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
     "stablelm-12b": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
 }
-WRITTEN = [
-    kind
-    for kind in SHAPES
-    if kind
-    not in (
-        "apertus",
-        "glm4-moe",
-        "gpt-oss",
-        "granite4",
-        "granite4-moe",
-        "lfm2",
-        "qwen3-next",
-        "qwen3.5",
-        "qwen3.5-moe",
-    )
-]
+_NOT_WRITTEN = ("apertus", "glm4-moe", "gpt-oss", "granite4", "granite4-moe", "lfm2", "llama4", "qwen3-next")
+_NOT_WRITTEN += ("qwen3.5", "qwen3.5-moe")
+WRITTEN = [kind for kind in SHAPES if kind not in _NOT_WRITTEN]
 """Kinds that we write as gguf; others are refused by name."""
+OF_CLASSES = list({name: kind for kind, (name, _) in reversed(SHAPES.items())}.values())
+"""The first kind of each class of transformers: enough for what a family's tables say of its config.json."""
 ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
 """Flags of LoRA on every layer."""
 VARIANTS = {
@@ -143,8 +134,8 @@ VARIANTS = {
 """Name -> flags of LoRA."""
 
 
-def tiny_hf(kind: str, **overrides):
-    """A random model of transformers with a vocabulary of 320, of one of SHAPES."""
+def tiny_hf_config(kind: str, **overrides):
+    """The configuration of a tiny model of transformers with a vocabulary of 320, of one of SHAPES."""
     import transformers
 
     name, shape = SHAPES[kind]
@@ -159,7 +150,14 @@ def tiny_hf(kind: str, **overrides):
     }
     heads = {} if name in ("GPTNeoXConfig", "FalconConfig") else {"num_key_value_heads": 4}
     hidden = {"FalconConfig": {}, "GPTNeoXConfig": {"intermediate_size": 64}}.get(name, {"intermediate_size": 48})
-    config = getattr(transformers, name)(**sizes | heads | hidden | copy.deepcopy(shape) | overrides)
+    return getattr(transformers, name)(**sizes | heads | hidden | copy.deepcopy(shape) | overrides)
+
+
+def tiny_hf(kind: str, **overrides):
+    """A random model of transformers, see `tiny_hf_config`."""
+    import transformers
+
+    config = tiny_hf_config(kind, **overrides)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for name, p in model.named_parameters():  # fresh norms and biases are 1 and 0: move them, or mistakes stay hidden

@@ -4,7 +4,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from conftest import SHAPES, write_tokenizer
+from conftest import write_tokenizer
+from parts import ONE_OF_EACH
 from tiny import tiny
 
 from lit_gpt.fabric import make_fabric
@@ -49,7 +50,7 @@ def plain_logits(model, ids, cos_sin):
     return model.logits(model.transformer.ln_f(x))[0]
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
 def test_rows_of_different_lengths_get_what_each_gets_alone(kind, tokenizer):
     model = tiny(kind)
     engine = Engine(model, tokenizer, max_rows=4, max_tokens=300, prefill_chunk=16)

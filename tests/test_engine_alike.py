@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import SHAPES, write_tokenizer
+from conftest import write_tokenizer
+from parts import ONE_OF_EACH
 from tiny import tiny
 
 from lit_gpt.generation.batching import alike, forward
@@ -47,7 +48,8 @@ PROMPTS = [A + draw_ids(5, 4), A + B + draw_ids(9, 5), [*C, 7], A + B + [3], C +
 
 
 @pytest.mark.parametrize(
-    ("kind", "pack"), [*((kind, True) for kind in SHAPES), ("llama-gqa", False), ("phi3-long", False), ("neox", False)]
+    ("kind", "pack"),
+    [*((kind, True) for kind in ONE_OF_EACH), ("llama-gqa", False), ("phi3-long", False), ("neox", False)],
 )
 def test_rows_get_what_each_gets_alone(kind, pack, tokenizer, parts):
     model = tiny(kind).bfloat16().float()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import SHAPES, tiny_hf
+from parts import ONE_OF_EACH, parts_of
 from published import PUBLISHED, n_parameters
 
 from lit_gpt.args import LoRAArgs
@@ -19,20 +20,29 @@ KINDS = list(SHAPES)
 PLAIN = ("llama-gqa", "neox", "mistral", "mixtral", "gemma2", "smollm3", "gemma3")
 
 
-def both(kind, folder):
-    """Our model and theirs, by way of the files that transformers writes."""
-    theirs = tiny_hf(kind)
-    theirs.save_pretrained(folder)
-    source = open_source(folder)
-    config = config_from_hf(source.hf_config, kind, "config.json")
-    ours = GPT(config).eval()
-    ours.load_state_dict(from_hf(config, source.names, source.get))
-    return ours, theirs
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Function of a kind that returns our model and theirs, by way of the files that transformers writes, made once."""
+    pairs = {}
+
+    def pair(kind):
+        if kind not in pairs:
+            folder = tmp_path_factory.mktemp("made")
+            theirs = tiny_hf(kind)
+            theirs.save_pretrained(folder)
+            source = open_source(folder)
+            config = config_from_hf(source.hf_config, kind, "config.json")
+            ours = GPT(config).eval()
+            ours.load_state_dict(from_hf(config, source.names, source.get))
+            pairs[kind] = ours, theirs, source
+        return pairs[kind]
+
+    return pair
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_and_gradients_are_those_of_transformers(kind, tmp_path):
-    ours, theirs = both(kind, tmp_path)
+def test_logits_and_gradients_are_those_of_transformers(kind, made):
+    ours, theirs, _ = made(kind)
     ids = torch.randint(0, 320, (2, 40), generator=torch.Generator().manual_seed(1))
     want, got = theirs(ids).logits, ours(ids)
     scale = max(1.0, float(want.detach().abs().max()))  # of logits that run into the hundreds, fp32 keeps five digits
@@ -44,9 +54,8 @@ def test_logits_and_gradients_are_those_of_transformers(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_names_and_configuration_come_back_as_they_were(kind, tmp_path):
-    ours, _ = both(kind, tmp_path)
-    source = open_source(tmp_path)
+def test_names_and_configuration_come_back_as_they_were(kind, made):
+    ours, _, _ = made(kind)
     back = to_hf(ours.config, ours.state_dict())
     aliases = {"lm_head.weight": "embed_out.weight"} if kind.startswith("neox") else {}
     stored = {aliases.get(n, n): source.get(n) for n in source.names}
@@ -57,10 +66,17 @@ def test_names_and_configuration_come_back_as_they_were(kind, tmp_path):
     assert again == ours.config
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_kinds_have_every_part_that_any_has(made):
+    """So that what holds for each part is shown by them; see tests/parts.py."""
+    parts = {kind: parts_of(made(kind)[0].config) for kind in KINDS}
+    missing = set().union(*parts.values()) - set().union(*(parts[kind] for kind in ONE_OF_EACH))
+    assert not missing, f"tests/parts.py: no kind of ONE_OF_EACH has {missing}"
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
 @torch.no_grad()
-def test_the_cache_changes_nothing(kind, tmp_path):
-    ours, _ = both(kind, tmp_path)
+def test_the_cache_changes_nothing(kind, made):
+    ours, _, _ = made(kind)
     ids = torch.randint(0, 320, (1, 20), generator=torch.Generator().manual_seed(1))
     want, cache = ours(ids), KVCache(ours, 1, 20)
     pieces = [ours(ids[:, :7], torch.arange(7), cache)]
@@ -71,8 +87,8 @@ def test_the_cache_changes_nothing(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", [*PLAIN, "hunyuan", "gpt-oss", "lfm2", "qwen3.5"])
 @torch.no_grad()
-def test_greedy_generation_is_the_argmax_without_a_cache_and_rows_do_not_mix(kind, tmp_path):
-    ours, _ = both(kind, tmp_path)
+def test_greedy_generation_is_the_argmax_without_a_cache_and_rows_do_not_mix(kind, made):
+    ours, _, _ = made(kind)
     prompts = [[5, 9, 200], [7], [1, 2, 3, 4, 5, 6, 7, 8, 9]]
     columns = list(generate_batch(ours, prompts, 12, temperature=0))
     for row, prompt in enumerate(prompts):
@@ -86,16 +102,16 @@ def test_greedy_generation_is_the_argmax_without_a_cache_and_rows_do_not_mix(kin
         assert list(generate(ours, prompt, 12, temperature=0, stop_ids={stop})) == ids[len(prompt) :][:until]
 
 
-def test_generation_stops_where_the_model_is_full(tmp_path):
-    ours, _ = both("llama", tmp_path)
+def test_generation_stops_where_the_model_is_full(made):
+    ours, _, _ = made("llama")
     assert len(list(generate(ours, [1] * 504, 50, temperature=0))) == 8
     with pytest.raises(UserError, match="512"):
         list(generate(ours, [1] * 512, 5))
 
 
-def test_positions_stay_apart_in_16_bits(tmp_path):
+def test_positions_stay_apart_in_16_bits(made):
     """In bf16 positions above 256 would round to each other; Fabric builds models under that default dtype."""
-    ours, _ = both("llama", tmp_path)
+    ours, _, _ = made("llama")
     torch.set_default_dtype(torch.bfloat16)
     try:
         model = GPT(ours.config)

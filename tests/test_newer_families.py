@@ -13,7 +13,7 @@ from lit_gpt.training.loss import loss_sum
 
 pytest.importorskip("bitsandbytes")
 KINDS = ("granite", "seed-oss", "exaone4", "glm4", "hunyuan", "nemotron", "apertus", "lfm2", "qwen3.5", "gpt-oss")
-KINDS += ("glm4-moe", "qwen3-next", "qwen3.5-moe", "granite4", "granite4-moe")
+KINDS += ("glm4-moe", "llama4", "qwen3-next", "qwen3.5-moe", "granite4", "granite4-moe")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import ALL, SHAPES
+from conftest import ALL
+from parts import ONE_OF_EACH
 from tiny import LENGTHS, assert_same, documents_of, gradients, kept_by, tiny
 
 from lit_gpt.args import LoRAArgs, TrainArgs
@@ -30,7 +31,7 @@ def few_logits(monkeypatch):
     monkeypatch.setattr(loss_module, "LOGITS", 16 * 320)
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_loss_and_gradients_are_those_of_each_document_alone(kind, method, few_logits):
     model = tiny(kind, num_hidden_layers=2)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import SHAPES, tiny_hf
+from conftest import OF_CLASSES, tiny_hf
 from damage import LONGEST_MESSAGE, outcome_of
 from script_processes import ROOT
 from tiny import TINY
@@ -142,7 +142,7 @@ def test_layers_and_experts_are_compared_with_the_tensors_that_are_there(kind):
         require_weights_for(config, specs, Path("tiny"))
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("kind", OF_CLASSES)
 def test_nulls_and_types_that_a_family_computes_with_are_no_obstacle_to_a_message(kind):
     model = tiny_hf(kind)
     hf = {**model.config.to_dict(), "architectures": [type(model).__name__]}

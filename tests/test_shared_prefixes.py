@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ALL, SHAPES
+from conftest import ALL
+from parts import ONE_OF_EACH
 from tiny import gradients, plain_loss, tiny
 
 from lit_gpt.args import AdapterArgs, LoRAArgs, TrainArgs, ValidationArgs
@@ -45,7 +46,7 @@ def arrays(samples):
     return [tuple(np.array(x, dtype=np.int32) for x in sample) for sample in samples]
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
 @pytest.mark.parametrize("method", ["lora", "full", "adapter"])
 def test_loss_and_gradients_are_those_of_each_sample_alone(kind, method):
     model = tiny(kind, num_hidden_layers=2)

@@ -38,7 +38,7 @@ def _restore(config: Any) -> dict[str, Any]:
         "num_local_experts": config.n_expert,
         "num_experts_per_tok": config.n_expert_per_token,
         "shared_intermediate_size": config.shared_expert_size if has_experts else config.intermediate_size,
-        "mamba_expand": config.ssm_sizes[0] / config.n_embd,
+        "mamba_expand": config.ssm_sizes[0] // config.n_embd,
         "mlp": None,
     }  # fmt: skip
 

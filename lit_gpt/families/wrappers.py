@@ -19,6 +19,7 @@ _WRAPPERS = {
     "LlavaForConditionalGeneration": _Wrapper("llama", False),
     "Qwen3_5ForConditionalGeneration": _Wrapper("qwen3_5_text", False),
     "Qwen3_5MoeForConditionalGeneration": _Wrapper("qwen3_5_moe_text", False),
+    "Llama4ForConditionalGeneration": _Wrapper("llama4_text", False),
     "Mistral3ForConditionalGeneration": _Wrapper("mistral", True),
 }
 """Class in `architectures` of config.json -> what holds for it."""

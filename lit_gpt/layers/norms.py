@@ -67,6 +67,18 @@ class PerHeadNorm(nn.Module):
         return (F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight.unsqueeze(1)).to(x.dtype)
 
 
+class UnweightedNorm(nn.Module):
+    """RMSNorm without a weight, with statistics in fp32."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.float()
+        return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
 def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.Module:
     """Returns the model's norm over `n` channels (default n_embd), or `nn.Identity` if it is not `present`."""
     if not present:
@@ -76,8 +88,10 @@ def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.
     return RMSNorm(n or config.n_embd, config.norm_eps, config.norm_unit_offset)
 
 
-def make_qk_norm(config: Config, heads: int) -> nn.Module:
-    """Returns the QK norm of `heads` heads of queries or keys; `nn.Identity` if the model has none."""
+def make_qk_norm(config: Config, heads: int, layer: int = 0) -> nn.Module:
+    """Returns the QK norm of `heads` heads of queries or keys in a layer; `nn.Identity` if it has none."""
+    if config.qk_norm == "unweighted":
+        return nn.Identity() if config.rotation(layer) == "none" else UnweightedNorm(config.norm_eps)
     if config.qk_norm == "per_head":
         return PerHeadNorm(heads, config.head_size, config.norm_eps)
     n = {"none": 0, "head": config.head_size, "full": heads * config.head_size}[config.qk_norm]

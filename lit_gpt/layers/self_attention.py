@@ -33,7 +33,9 @@ class CausalSelfAttention(nn.Module):
         )
         self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=config.qkv_bias)
         self.proj = Linear(config.n_head * config.head_size, config.n_embd, bias=config.proj_bias)
-        self.norm_q, self.norm_k = (make_qk_norm(config, heads) for heads in (config.n_head, config.n_query_groups))
+        self.norm_q, self.norm_k = (
+            make_qk_norm(config, heads, layer) for heads in (config.n_head, config.n_query_groups)
+        )
         n_gates = config.n_head * config.head_size if config.attention_gate else 0
         self.out_gate = Linear(config.n_embd, n_gates, bias=False) if n_gates else None
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
