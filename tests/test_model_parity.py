@@ -55,7 +55,7 @@ def test_logits_and_gradients_are_those_of_transformers(kind, made):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_and_configuration_come_back_as_they_were(kind, made):
-    ours, _, _ = made(kind)
+    ours, _, source = made(kind)
     back = to_hf(ours.config, ours.state_dict())
     aliases = {"lm_head.weight": "embed_out.weight"} if kind.startswith("neox") else {}
     stored = {aliases.get(n, n): source.get(n) for n in source.names}
@@ -185,9 +185,9 @@ def test_an_unknown_name_shows_close_matches():
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "glm4-moe", "qwen3.5-moe", "granite4-moe"])
-def test_experts_that_a_file_has_in_one_tensor_are_read_and_written_too(kind, tmp_path):
+def test_experts_that_a_file_has_in_one_tensor_are_read_and_written_too(kind, made):
     """As a loaded model of transformers has them; of Qwen 3.5, files of both kinds are about."""
-    ours, theirs = both(kind, tmp_path)
+    ours, theirs, _ = made(kind)
     fused = theirs.state_dict()
     read = from_hf(ours.config, fused, fused.__getitem__)
     assert all(torch.equal(x, read[name]) for name, x in ours.state_dict().items())
