@@ -73,8 +73,11 @@ MODELS = (
     "Ministral-3-8B-Base-2512",
     "gpt-oss-20b",
     "LFM2-1.2B",
+    "GLM-4.5-Air",
+    "Llama-4-Scout-17B-16E",
 )
-"""One of each architecture, and of what differs within one; of Qwen 3.5, transformers packs no documents."""
+"""One of each architecture, and of what differs within one; of those with the delta rule or Mamba-2 (Qwen 3.5 and Next,
+Granite 4), transformers packs no documents."""
 ATTENTION = LoRAArgs(lora_r=8, lora_dropout=0.0, lora_key=True, lora_projection=True)
 THEIRS = ["q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "dense", "in_proj", "out_proj"]
 """The same layers by transformers' names."""
@@ -171,7 +174,7 @@ def shape(name: str, on_gpu: bool) -> Config:
     n_layer = 2 if c.mlp == "moe" and on_gpu else 4
     layers = {
         field: None if (of := getattr(c, field)) is None else [i for i in of if i < n_layer]
-        for field in ("sliding_layers", "unrotated_layers")
+        for field in ("sliding_layers", "unrotated_layers", "dense_layers")
     }
     layers["mixers"] = c.mixers and c.mixers[:n_layer]
     if on_gpu:
@@ -185,7 +188,10 @@ def shape(name: str, on_gpu: bool) -> Config:
         n_head=n_head,
         head_size=64,
         n_query_groups=max(1, n_head // shared),
-        intermediate_size=round(512 * c.intermediate_size / c.n_embd / 32) * 32,
+        **{
+            width: round(512 * getattr(c, width) / c.n_embd / 32) * 32
+            for width in ("intermediate_size", "shared_expert_size", "dense_size")
+        },
         rotary_percentage=round(8 * c.rotary_percentage) / 8,  # of fewer channels, still an even number of them
         n_expert=min(c.n_expert, 32),
         vocab_size=8192,

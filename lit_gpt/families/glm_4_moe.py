@@ -80,6 +80,7 @@ _GLM_4_MOE = replace(
     restore=_restore,
 )
 
+# sizes as remembered, held to the number of parameters by tests/test_sizes_of_models.py
 # fmt: off
 FAMILY = Family(
     org="zai-org",

@@ -93,6 +93,7 @@ _GRANITE_4 = replace(
     restore=_restore,
 )
 
+# sizes as remembered, held to the number of parameters by tests/test_sizes_of_models.py
 _1B = {"embedding_factor": 12.0, "residual_factor": 0.22, "logit_divisor": 6.0, "query_pre_attn_scalar": 128.0**2}
 # fmt: off
 FAMILY = Family(

@@ -94,6 +94,7 @@ _LLAMA_4 = replace(
     restore=_restore,
 )
 
+# sizes as remembered, held to the number of parameters by tests/test_sizes_of_models.py
 _SCOUT = {"qk_norm": "unweighted", "n_expert": 16}
 _MAVERICK = {"n_expert": 128, "dense_layers": list(range(0, 48, 2))}
 # fmt: off

@@ -37,6 +37,8 @@ def _traits(family: Family) -> str:
         "sliding window": some("sliding_window"),
         "soft caps": some("final_logit_softcapping"),
         "short convolutions": any("conv" in (f.get("mixers") or ()) for f in fields),
+        "shared expert": some("shared_expert_size"),
+        "Mamba-2": any("mamba2" in (f.get("mixers") or ()) for f in fields),
         "gated delta rule": any("delta" in (f.get("mixers") or ()) for f in fields),
         "gated attention": some("attention_gate"),
         "attention sinks": some("attention_sinks"),

@@ -25,6 +25,7 @@ _QWEN_3_5_MOE = replace(
     in_memory=fused_experts("model.layers.{}.mlp"),
 )
 
+# sizes as remembered, held to the number of parameters by tests/test_sizes_of_models.py
 # fmt: off
 FAMILY = Family(
     org="Qwen",

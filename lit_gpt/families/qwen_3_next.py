@@ -69,6 +69,7 @@ _QWEN_3_NEXT = replace(
 
 _DELTA = {"delta_key_heads": 16, "delta_value_heads": 32, "delta_key_size": 128, "delta_value_size": 128}
 # fmt: off
+# sizes as remembered, held to the number of parameters by tests/test_sizes_of_models.py
 _SIZES = table(
     "name              n_layer n_head n_query_groups n_embd intermediate_size n_expert n_expert_per_token",
     ("Qwen3-Next-80B-A3B-Instruct", 48, 16,        2,  2048,              512,     512,                10),
