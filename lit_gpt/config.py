@@ -227,7 +227,7 @@ class Config:
         return self.mlp, self.intermediate_size
 
     def mixer(self, layer: int) -> str:
-        """Returns what mixes the tokens in a layer, one of lit_gpt.limits.MIXERS."""
+        """Returns what mixes the tokens in a layer, `attention`, `conv`, `delta` or `mamba2`."""
         return self.mixers[layer] if self.mixers is not None else "attention"
 
     def cached(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:

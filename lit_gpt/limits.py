@@ -2,13 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lit_gpt.errors import UserError, shown
 from lit_gpt.records import fits, misfit
-
-if TYPE_CHECKING:
-    from lit_gpt.config import Config
 
 _MOST = 1e15
 RANGES: dict[str, tuple[float, float]] = {
@@ -47,7 +44,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Field -> its smallest and largest value: far beyond any model's, and small enough to make the modules of a model
 without its weights, and to say that they do not fit."""
-MIXERS = ("attention", "conv", "delta", "mamba2")
+_MIXERS = ("attention", "conv", "delta", "mamba2")
 """What may mix the tokens in a layer."""
 _MAX_EXPERTS = 2**15
 """Largest number of experts in all layers, which are modules of their own."""
@@ -74,7 +71,7 @@ _SCALING_VALUES: dict[str, tuple[Any, float]] = {
 """Parameter of a rope scaling -> its type and smallest value."""
 
 
-def check_values(config: "Config", hints: Mapping[str, Any]) -> None:
+def check_values(config: Any, hints: Mapping[str, Any]) -> None:
     """Checks each field by itself, and the number of modules.
 
     Args:
@@ -94,8 +91,8 @@ def check_values(config: "Config", hints: Mapping[str, Any]) -> None:
         layers = getattr(config, name) or ()
         if len(layers) > RANGES["n_layer"][1] or min(layers, default=0) < 0:
             raise UserError(f"{config.name}: {name}={shown(layers)} is no list of layers, counted from 0")
-    if config.mixers is not None and (len(config.mixers) != config.n_layer or set(config.mixers) - set(MIXERS)):
-        kinds = ", ".join(MIXERS)
+    if config.mixers is not None and (len(config.mixers) != config.n_layer or set(config.mixers) - set(_MIXERS)):
+        kinds = ", ".join(_MIXERS)
         raise UserError(f"{config.name}: mixers={shown(config.mixers)} is not one of {kinds} for each layer")
     if config.mixers is not None and "delta" in config.mixers:
         heads = config.delta_key_heads, config.delta_value_heads
@@ -112,7 +109,7 @@ def check_values(config: "Config", hints: Mapping[str, Any]) -> None:
         )
 
 
-def check_rope_scaling(config: "Config") -> None:
+def check_rope_scaling(config: Any) -> None:
     """Checks the parameters of another rope scaling; raises UserError if one is missing or impossible."""
     if config.rope_scaling is None:
         return

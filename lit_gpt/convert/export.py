@@ -69,7 +69,7 @@ def write_hf(
     hf_specs = {name: spec_of(x) for name, x in to_hf(config, meta, fused).items()}
 
     def converted() -> Iterator[tuple[str, Tensor]]:
-        for name, x in stream_to_hf(config, specs, get, rows, fused):
+        for name, x in stream_to_hf(config, specs, get, rows, fused=fused):
             yield name, x if dtype is None else x.to(dtype)
 
     stated = str(next(iter(hf_specs.values())).dtype).removeprefix("torch.")

@@ -112,7 +112,7 @@ def joined(parts: list[tuple[Rule, Tensor]], config: Config) -> Tensor:
     if isinstance(rule, KeyHeads):
         return _joined_key_heads({r.part: x for r, x in parts if isinstance(r, KeyHeads)}, rule, config)
     if not isinstance(rule, Stacked):
-        blocks = [part for _, part in parts]
+        blocks = [x for _, x in sorted(parts, key=lambda part: part[0].index if isinstance(part[0], Part) else 0)]
         alternate = isinstance(rule, Part) and rule.alternating
         return torch.stack(blocks, 1).flatten(0, 1) if alternate else torch.cat(blocks)
     experts: dict[int, dict[str, Tensor]] = {}

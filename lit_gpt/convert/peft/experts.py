@@ -8,8 +8,7 @@ Letters: E experts, r rank.
 """
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
@@ -17,9 +16,6 @@ from lit_gpt.config import Config
 from lit_gpt.convert.names import hf_sources
 from lit_gpt.errors import UserError
 from lit_gpt.families.family import Part, Rule, Stacked
-
-if TYPE_CHECKING:
-    from lit_gpt.convert.peft.pieces import Base
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)(?P<nested>(?:\.base_layer)*)\.lora_(?P<kind>[AB])\.weight")
 _EXPERT = re.compile(r"(?P<module>.+\.experts)\.(?P<parameter>\w+)\.(?P<number>\d+)")
@@ -49,14 +45,20 @@ def parameter_of(module: str, ours: list[str]) -> str | None:
     return f"{module}.weight" if ours[0].endswith(".mlp.gate") else None  # transformers' routers are no linear layers
 
 
-def unstacked(base: "Base", state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unstacked(
+    config: Config, state: Mapping[str, Tensor], modules: Iterable[str], shape_of: Callable[[str], list[int]]
+) -> dict[str, Tensor]:
     """Returns an adapter's weights, in which those of stacked experts are cut into each expert's own.
+
+    Args:
+        modules: names of their modules.
+        shape_of: returns the shape of one of their parameters.
 
     Raises:
         UserError: an update of experts fits no parameter of the model.
     """
     stacks: dict[str, list[str]] = {}  # their module -> its parameters that stack experts
-    for module in base.modules:
+    for module in modules:
         if (match := _EXPERT.fullmatch(module)) and match["number"] == "0":
             stacks.setdefault(match["module"], []).append(match["parameter"])
     found, waiting = {}, {}
@@ -66,15 +68,15 @@ def unstacked(base: "Base", state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             waiting.setdefault((match["module"], match["nested"]), {})[match["kind"]] = x
         else:
             found[key] = x
-    E = base.config.n_expert
+    E = config.n_expert
     for (module, _), weights in waiting.items():
         A, B = weights.get("A"), weights.get("B")
         if A is None or B is None or A.dim() != 2 or B.dim() != 2 or len(A) % E or B.size(1) != len(A):
             raise UserError(f"the adapter's update of {module} is not whole; save it again")
         shape = [B.size(0), A.size(1)]
-        fitting = [p for p in stacks[module] if base.their_shape(f"{module}.{p}.0.weight") == shape]
+        fitting = [p for p in stacks[module] if shape_of(f"{module}.{p}.0.weight") == shape]
         if not fitting:
-            raise UserError(f"the adapter's update of {module} is of matrices of {shape}; {base.config.name} has none")
+            raise UserError(f"the adapter's update of {module} is of matrices of {shape}; {config.name} has none")
         for i, (a, b) in enumerate(zip(A.unflatten(0, (E, -1)), B.unflatten(1, (-1, E)).unbind(2), strict=True)):
             name = f"{module}.{fitting[0]}.{i}"
             found |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}

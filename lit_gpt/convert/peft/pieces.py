@@ -196,7 +196,7 @@ class Base:
             found.append((rule, part))
         if len(found) < 2:
             return found[0][1] if found else None
-        return joined(sorted(found, key=lambda p: p[0].index if isinstance(p[0], Part) else 0), self.config)
+        return joined(found, self.config)
 
     def known(self, name: str) -> Tensor:
         """Returns one of their parameters, which their model must have."""

@@ -46,7 +46,7 @@ def from_peft(
     """
     scaling = read_settings(settings)
     base = Base(config, get)
-    adapter = read_weights(base, unstacked(base, state))
+    adapter = read_weights(base, unstacked(config, state, base.modules, base.their_shape))
     start = settings.get("init_lora_weights")
     if start in STARTS:
         follow_tied_start(base, adapter, scaling, start)

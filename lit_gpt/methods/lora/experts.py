@@ -4,7 +4,7 @@ Letters: E experts, R rows of all of them, r rank in the matmuls (twice that of 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,18 +15,15 @@ from lit_gpt.layers.dropout import add_dropped, dropped
 from lit_gpt.layers.experts import grouped, grouped_outer, input_gradients, outputs
 from lit_gpt.layers.recompute import save, saved
 
-if TYPE_CHECKING:
-    from lit_gpt.methods.lora.layer import LoRALinear
 
-
-def experts_output(layers: Sequence["LoRALinear"], rows: Tensor, counts: Sequence[int]) -> Tensor | None:
+def experts_output(layers: Sequence[Any], rows: Tensor, counts: Sequence[int]) -> Tensor | None:
     """Returns the outputs of the layers for their rows, (R, out_features); None if they are called one by one.
 
     That is so with magnitudes (DoRA), and where the layers have other ranks or scales. Dropout draws as the first
     layer does: what a token loses is the same in all of its experts.
 
     Args:
-        layers: those of one name in all experts.
+        layers: those of one name in all experts, each a `LoRALinear`.
         rows: (R, in_features), sorted by expert.
         counts: number of rows of each expert, R in sum.
     """
@@ -49,7 +46,7 @@ class _ExpertsFunction(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, layers: Sequence["LoRALinear"], counts: Sequence[int], p: float, *trained: Tensor
+        ctx: Any, rows: Tensor, layers: Sequence[Any], counts: Sequence[int], p: float, *trained: Tensor
     ) -> Tensor:
         first = layers[0]
         y = outputs([layer.linear for layer in layers], rows, counts)
@@ -83,7 +80,7 @@ class _ExpertsFunction(Function):
         return dx, None, None, None, *dA.unbind(), *dB.unbind()
 
 
-def _stacked(layers: Sequence["LoRALinear"], trained: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _stacked(layers: Sequence[Any], trained: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Returns A (E, r, in_features) and B (E, out_features, r) of all experts, initial factors included."""
     A, B = torch.stack(tuple(trained[: len(layers)])), torch.stack(tuple(trained[len(layers) :]))
     if layers[0].lora_A_start is not None:
