@@ -1,7 +1,7 @@
 """The sizes of listed models give as many parameters as their names state, or as is known of those that round.
 
 No published config.json was at hand for the families that came last: their sizes are remembered, and this holds a
-width, a number of layers or of experts to the whole. A conversion takes all sizes from the checkpoint's own config.json.
+width, a number of layers or of experts to the whole. A conversion takes all sizes from the checkpoint's config.json.
 """
 
 import re
