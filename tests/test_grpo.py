@@ -177,7 +177,7 @@ def test_rewards_rise_and_are_reported(learn, capsys):
 
 
 def test_the_plan_knows_rollouts(learn, capsys):
-    learn("planned", plan=PlanArgs(dry_run=True))
+    learn("planned", plan=PlanArgs(dry_run=True, device="rtx4090"))
     assert "rollouts" in capsys.readouterr().out
 
 

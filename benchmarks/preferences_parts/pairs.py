@@ -11,7 +11,7 @@ PROMPT = "Below is an instruction.\n\n### Instruction:\nWrite each order as a JS
 STEP, BETA, RATE, SEED = 8, 0.1, 1e-4, 1337
 """Pairs of an optimizer step, beta, learning rate, seed."""
 RANK, ALPHA = 8, 16
-PROMPTS, GROUP, NEW_TOKENS = 4, 8, 32
+PROMPTS, GROUP, NEW_TOKENS = 2, 8, 32
 """Of GRPO: prompts of a step, answers to each, tokens of an answer."""
 
 

@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,12 +15,11 @@ from train_parts.material import ROOT
 class Took:
     """What a command took."""
 
-    seconds: float
     processor_seconds: float
     said: str
 
     def __add__(self, other: "Took") -> "Took":
-        return Took(self.seconds + other.seconds, self.processor_seconds + other.processor_seconds, other.said)
+        return Took(self.processor_seconds + other.processor_seconds, other.said)
 
 
 def command(folder: Path, script: str, **flags: object) -> Took:
@@ -35,11 +33,11 @@ def command(folder: Path, script: str, **flags: object) -> Took:
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     }
     print(f"$ python {script} {' '.join(words)}", file=sys.stderr, flush=True)
-    began, before = time.perf_counter(), _processor_seconds()
+    before = _processor_seconds()
     done = subprocess.run([sys.executable, str(ROOT / script), *words], capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"error: {script} failed\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    took = Took(time.perf_counter() - began, _processor_seconds() - before, done.stdout)
+    took = Took(_processor_seconds() - before, done.stdout)
     path.write_text(json.dumps({"key": key, "took": asdict(took)}), encoding="utf-8")
     return took
 
