@@ -1,6 +1,7 @@
 """Runs the main workflow on a small model that comes as a package: convert, ask, prepare, finetune, ask, score.
 
-It calls the same scripts as a user would, and prints each command before it runs. Files that exist are used again.
+It calls the same scripts as a user would, and prints each command before it runs. Files that exist are used again, and
+a finetuning that was interrupted goes on.
 """
 
 import importlib.util
@@ -46,8 +47,10 @@ def main() -> None:
         "batch_size": 30,
     }
     command("eval/lm_eval_harness.py", **task, save_filepath=BEFORE, makes=BEFORE)
+    interrupted = {"resume": True} if (OUT / "checkpoints").is_dir() else {}
     command(
         "finetune/lora.py",
+        **interrupted,
         checkpoint_dir=CHECKPOINT,
         data_dir=DATA,
         out_dir=OUT,
