@@ -29,14 +29,15 @@ TRAIN = ("--batch_size", 8, "--epochs", 1, "--learning_rate", 0.01)
 
 def call(script, *flags, cwd):
     """Runs a script in this process, which has imported what it takes, from another folder."""
-    before = sys.argv, Path.cwd()
+    argv, folder, environment = sys.argv, Path.cwd(), dict(os.environ)
     sys.argv = [str(ROOT / script), *map(str, flags)]
     os.chdir(cwd)
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     finally:
-        sys.argv = before[0]
-        os.chdir(before[1])
+        sys.argv = argv
+        os.chdir(folder)
+        os.environ.clear(), os.environ.update(environment)
 
 
 def submitted_run(checkpoint, folder):
