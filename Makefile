@@ -48,11 +48,14 @@ helm: .venv/ready .venv-helm/ready
 
 # Random requests to a server that is running at URL, by the schemas of its /openapi.json. It is loaded, not harmed: what
 # it answers must be in those schemas and never a failure of its own. Valid requests may still not fit its model.
+# EXAMPLES is how many are made up for an operation; a tiny model takes some minutes.
 URL ?= http://127.0.0.1:8000
+EXAMPLES ?= 50
 schemathesis:
 	$(PYTHON) -m venv .venv-schemathesis
 	.venv-schemathesis/bin/python $(PIP) schemathesis
-	.venv-schemathesis/bin/st run $(URL)/openapi.json --max-examples 50 --phases examples,coverage,fuzzing \
+	.venv-schemathesis/bin/st run $(URL)/openapi.json --max-examples $(EXAMPLES) \
+		--phases examples,coverage,fuzzing --request-timeout 60 \
 		--exclude-checks positive_data_acceptance,unsupported_method
 
 smoke: .venv/ready

@@ -39,10 +39,14 @@ def main() -> int:
     arguments.add_argument("--numbers", type=int, default=100, help="questions with solved examples that are scored")
     arguments.add_argument("--texts", type=int, default=8, help="questions that are answered with a text")
     arguments.add_argument("--beside", type=int, default=20, help="questions for llama.cpp")
+    arguments.add_argument("--types", default=",".join(beside_llama_cpp.KINDS), help="gguf files for llama.cpp")
     args = arguments.parse_args()
     parts = args.parts.split(",")
     if unknown := [part for part in parts if part not in _PARTS]:
         arguments.error(f"no part {unknown[0]}; there are {', '.join(_PARTS)}")
+    kinds = args.types.split(",")
+    if unknown := [kind for kind in kinds if kind not in beside_llama_cpp.KINDS]:
+        arguments.error(f"no type {unknown[0]}; there are {', '.join(beside_llama_cpp.KINDS)}")
     folder, checkpoint_dir, data = (path.resolve() for path in (args.folder, args.checkpoint_dir, args.data))
     folder.mkdir(parents=True, exist_ok=True)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "lm_eval", "xllamacpp"))
@@ -57,7 +61,7 @@ def main() -> int:
                 print(f"{line}{'' if holds else '  <- more than it may be'}", flush=True)
                 is_right &= holds
     if "llama.cpp" in parts:
-        for line in beside_llama_cpp.rows(checkpoint_dir, data, folder, args.beside):
+        for line in beside_llama_cpp.rows(checkpoint_dir, data, folder, args.beside, kinds):
             print(line, flush=True)
     return int(not is_right)
 

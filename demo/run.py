@@ -1,7 +1,8 @@
 """Runs the main workflow on a small model that comes as a package: convert, ask, prepare, finetune, ask, score.
 
-It calls the same scripts as a user would, and prints each command before it runs. Files that exist are used again.
-Each command has a process of its own, forked where there is fork: torch is imported once and not by each of them.
+It calls the same scripts as a user would, and prints each command before it runs. Files that exist are used again, and
+a finetuning that was interrupted goes on. Each command has a process of its own, forked where there is fork: torch is
+imported once and not by each of them.
 """
 
 import importlib.util
@@ -50,8 +51,10 @@ def main() -> None:
         "batch_size": 30,
     }
     command("eval/lm_eval_harness.py", **task, save_filepath=BEFORE, makes=BEFORE)
+    interrupted = {"resume": True} if (OUT / "checkpoints").is_dir() else {}
     command(
         "finetune/lora.py",
+        **interrupted,
         checkpoint_dir=CHECKPOINT,
         data_dir=DATA,
         out_dir=OUT,

@@ -165,6 +165,11 @@ class Config:
     """Base for the layers with the sliding window, whose rotation is not scaled (arXiv:2503.19786); 0 means the same
     rotation as in other layers."""
 
+    def __str__(self) -> str:
+        """Returns the fields whose values are not the default ones."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+
     def __post_init__(self) -> None:
         check_values(self, HINTS)
         if not self.head_size:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from chats import save_run_of
+from conftest import ROOT
 from hub_server import Hub
-from script_processes import run
 
 from lit_gpt.args.submission import RefusalArgs
 from lit_gpt.checkpoints.runs import read_run, save_run
@@ -26,18 +27,27 @@ ROWS = [
 TRAIN = ("--batch_size", 8, "--epochs", 1, "--learning_rate", 0.01)
 
 
+def call(script, *flags, cwd):
+    """Runs a script in this process, which has imported what it takes, from another folder."""
+    argv, folder, environment = sys.argv, Path.cwd(), dict(os.environ)
+    sys.argv = [str(ROOT / script), *map(str, flags)]
+    os.chdir(cwd)
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        sys.argv = argv
+        os.chdir(folder)
+        os.environ.clear(), os.environ.update(environment)
+
+
 def submitted_run(checkpoint, folder):
     """Prepares rows.json as data/ and trains out/ on it, as a user does; returns their folder."""
     folder.mkdir(exist_ok=True)
     (folder / "rows.json").write_text("[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]")
     base, data = ("--checkpoint_dir", checkpoint), folder / "data"
     rows = ("--json_path", folder / "rows.json", "--test_split_fraction", 0.2, "--prompt_style", "plain")
-    for argv in (
-        ("scripts/prepare_json.py", *base, *rows, "--destination_path", data),
-        ("finetune/lora.py", *base, "--data_dir", data, "--out_dir", folder / "out", *TRAIN),
-    ):
-        done = run(*argv, cwd=folder)
-        assert done.returncode == 0, done.stderr
+    call("scripts/prepare_json.py", *base, *rows, "--destination_path", data, cwd=folder)
+    call("finetune/lora.py", *base, "--data_dir", data, "--out_dir", folder / "out", *TRAIN, cwd=folder)
     return folder
 
 

@@ -445,3 +445,17 @@ def test_every_script_with_a_path_to_read_is_among_those():
     for script in set(SCRIPTS) - twins:
         if reading & set(flags_of(main_of(script))):
             assert script in {row[0] for row in PATHS}, script
+
+
+def test_a_progress_bar_does_not_fill_a_log_file(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import time\nfrom lit_gpt.cli import run\ndef main():\n    from tqdm import tqdm\n"
+        "    for _ in tqdm(range(40)):\n        time.sleep(0.02)\nrun(main)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for pace, most in ((None, 3), ("0.01", 100)):
+        own = {} if pace is None else {"TQDM_MININTERVAL": pace}
+        command = [sys.executable, "script.py"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env | own, timeout=60)
+        n = done.stderr.count("%|")
+        assert done.returncode == 0 and n <= most and (n > 10) == (pace is not None), done.stderr

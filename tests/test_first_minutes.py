@@ -2,17 +2,23 @@
 
 import io
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 
 from lit_gpt import __version__
+from lit_gpt.checkpoints.runs import Run
+from lit_gpt.errors import UserError
+from lit_gpt.training.run.resume import require_same
 
 
 def test_a_signal_that_comes_while_a_line_is_written_is_noted_all_the_same(monkeypatch, capfd):
@@ -230,6 +236,20 @@ def test_a_name_of_any_length_is_one_line(tmp_path):
     assert process.returncode == 1 and process.stderr.count("\n") == 1 and len(process.stderr) < 1_100
 
 
+def test_a_demo_whose_finetuning_was_interrupted_goes_on(tmp_path, monkeypatch):
+    demo = SimpleNamespace(**runpy.run_path(str(ROOT / "demo" / "run.py")))
+    asked = {}
+    names = demo.main.__globals__
+    names |= {"fetch_model": lambda: None, "score": lambda path: 0.5}
+    names["command"] = lambda script, **flags: asked.update({script: flags})
+    monkeypatch.chdir(tmp_path)
+    demo.main()
+    assert "resume" not in asked["finetune/lora.py"]
+    (demo.OUT / "checkpoints").mkdir(parents=True)
+    demo.main()
+    assert asked["finetune/lora.py"]["resume"] is True
+
+
 def test_a_mac_computes_on_its_cpu(monkeypatch):
     from lightning.fabric.accelerators import MPSAccelerator
 
@@ -253,12 +273,6 @@ def test_a_mac_computes_on_its_cpu(monkeypatch):
     ],
 )
 def test_resuming_with_other_arguments_offers_only_what_can_work(change, offered, allow_changes, capsys):
-    from dataclasses import replace
-
-    from lit_gpt.checkpoints.runs import Run
-    from lit_gpt.errors import UserError
-    from lit_gpt.training.run.resume import require_same
-
     before = Run(
         method="lora",
         method_args={"lora_r": 8, "lora_alpha": 16},
@@ -277,3 +291,16 @@ def test_resuming_with_other_arguments_offers_only_what_can_work(change, offered
         require_same(replace(before, **change), before, allow_changes)
     assert ("--allow_changes true goes on" in str(caught.value)) is offered
     assert ("or start a new run with another --out_dir" in str(caught.value)) is not offered
+
+
+def test_a_run_is_resumed_where_its_files_were_moved_to():
+    def data(place, contents="a", rows=3):
+        mix = {"sources": {"one": {"path": f"{place}/one", "source": f"{place}/1.json", "rows": rows}}}
+        paths = {"source": f"{place}/x.json", "validation_source": f"{place}/y.json", "folder": f"{place}/data"}
+        return {**paths, "mix": mix, "contents": {"train": contents}}
+
+    before = Run("lora", {}, "plain", base="x", base_digest="0", data=data("/a"), training={}, versions={})
+    require_same(replace(before, data=data("/b")), before, allow_changes=False)
+    for other, said in ((data("/b", contents="b"), "tokens or labels of train"), (data("/b", rows=4), "data mix was")):
+        with pytest.raises(UserError, match=said):
+            require_same(replace(before, data=other), before, allow_changes=False)

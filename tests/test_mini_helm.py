@@ -20,10 +20,10 @@ from script_processes import run
 from lit_gpt.args import HelmArgs, ValidationArgs
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.helm import programs
 from lit_gpt.evaluation.helm.conf import challenge, parsed, read_conf, write_conf
 from lit_gpt.evaluation.helm.instances import TRAIN
 from lit_gpt.evaluation.helm.metrics import Stat, stats_of
-from lit_gpt.evaluation.helm.programs import run_program
 from lit_gpt.evaluation.helm.prompts import Window, prompts
 from lit_gpt.evaluation.helm.results import Row, compared, read_rows
 from lit_gpt.evaluation.helm.run import load_tasks, row_of
@@ -188,6 +188,25 @@ def test_word_lists_that_are_missing_are_named(data, tmp_path):
         load_tasks(HelmArgs(conf=tmp_path / "run_specs.conf", scenario_data=tmp_path))
 
 
+def test_the_misspellings_are_those_of_the_helm_that_eval_helm_would_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "_ENVIRONMENT", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert programs.find_misspellings() is None
+    for name in ("own", "theirs"):
+        slips = tmp_path / name / "lib/python3.11/site-packages/helm/benchmark/augmentations"
+        slips.mkdir(parents=True)
+        (slips / "correct_to_misspelling.json").write_text("{}")
+        (tmp_path / name / "bin").mkdir()
+        (tmp_path / name / "bin" / "helm-run").touch(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "helm-run").symlink_to(tmp_path / "theirs" / "bin" / "helm-run")
+    found = programs.find_misspellings()
+    assert found and found.is_relative_to(tmp_path / "theirs") and found.is_file()
+    monkeypatch.setattr(programs, "_ENVIRONMENT", tmp_path / "own")
+    found = programs.find_misspellings()
+    assert found and found.is_relative_to(tmp_path / "own") and programs.helm_program("helm-run").parts[-3] == "own"
+
+
 def test_the_script_scores_a_model_and_compares_it_with_stored_results(checkpoint, data, tmp_path):
     write_conf(tmp_path / "run_specs.conf", [parsed(FEW), parsed("bbq:subject=Age")])
     flags = ["--checkpoint_dir", checkpoint, "--conf", tmp_path / "run_specs.conf", "--scenario_data", data]
@@ -236,7 +255,7 @@ def test_a_program_of_helm_ends_with_the_server_that_it_asks(tmp_path):
     log, waits = tmp_path / "log", "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
     started = time.monotonic()
     with pytest.raises(UserError, match="the server ended"):
-        run_program([sys.executable, "-c", waits], folder=tmp_path, log=log, environment={}, server=server)
+        programs.run_program([sys.executable, "-c", waits], folder=tmp_path, log=log, environment={}, server=server)
     assert time.monotonic() - started < 20
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)

@@ -30,6 +30,7 @@ def place(tmp_path_factory, downloaded):
     (place / "rows.json").write_text(json.dumps(ROWS))
     p = run("scripts/convert_hf_checkpoint.py", "--checkpoint_dir", "checkpoints/org/tiny", cwd=place)
     assert p.returncode == 0, p.stderr
+    assert "Model config Config(name='tiny', " in p.stdout and "softcapping" not in p.stdout  # what is as usual
     p = run("scripts/prepare_alpaca.py", "--checkpoint_dir", "checkpoints/org/tiny", "--data_file", "rows.json",
             "--destination_path", "data/rows", "--prompt_style", "plain", "--test_split_fraction", 0.2,
             cwd=place)  # fmt: skip

@@ -16,7 +16,7 @@ import yaml
 from chats import save_run_of
 from conftest import assert_one_line_error
 from script_processes import run as run_script
-from submissions import fresh_submission, run_alone, submitted_run
+from submissions import call, fresh_submission, run_alone, submitted_run
 
 from lit_gpt.args.submission import RefusalArgs, SubmissionArgs
 from lit_gpt.checkpoints.base import digest_of
@@ -256,6 +256,21 @@ def test_a_run_that_nobody_could_repeat_is_refused_with_the_way_out(trained, che
     assert "trained on other weights" in refused(run, checkpoint, tmp_path / "made")
 
 
+def test_a_base_that_came_in_a_gguf_file_is_no_download_of_its_repository(trained, checkpoint, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    shutil.copyfile(checkpoint / "lit_model.pth", base / "lit_model.pth")
+    config = json.loads((checkpoint / "lit_config.json").read_text())
+    (base / "lit_config.json").write_text(json.dumps(config | {"hf_repo": "org/tiny"}))
+    (base / "tiny.Q4_1.gguf").touch()
+    for args in (SubmissionArgs(), SubmissionArgs(weights="copy")):  # whose training downloads it
+        said = refused(trained / "out", base, tmp_path / "made", args=args)
+        assert "converted from tiny.Q4_1.gguf" in said and "--weights copy --train_image false" in said
+    assert read_subject(trained / "out", base, ARGS).other_file is None  # whoever names a repository knows it
+    (base / "model.safetensors").touch()
+    assert read_subject(trained / "out", base, SubmissionArgs()).other_file is None
+
+
 def test_a_mixture_is_repeated_from_its_sources_on(trained, checkpoint, tmp_path):
     base = ("--checkpoint_dir", checkpoint)
     mix = (
@@ -264,8 +279,7 @@ def test_a_mixture_is_repeated_from_its_sources_on(trained, checkpoint, tmp_path
         "--sizes",
         "{one: 10, two: 10}",
     )
-    done = run_script("scripts/prepare_mix.py", *base, *mix, "--destination_path", "mixed", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    call("scripts/prepare_mix.py", *base, *mix, "--destination_path", "mixed", cwd=tmp_path)
     run = copied_run(trained, tmp_path)
     record = read_run(run)
     meta = json.loads((tmp_path / "mixed" / "meta.json").read_text())
@@ -293,7 +307,9 @@ def test_train_sh_is_a_good_shell_script(submission):
     assert not done.returncode, done.stdout
 
 
-def test_train_sh_downloads_prepares_and_trains_the_very_same_weights(submission, trained, downloaded, tmp_path):
+def test_train_sh_downloads_prepares_and_trains_the_very_same_weights(
+    submission, trained, downloaded, tmp_path, capsys
+):
     """As Dockerfile.train starts it, but for the hub, which is one on this machine."""
     place = tmp_path / "submission"
     shutil.copytree(submission, place)
@@ -304,9 +320,9 @@ def test_train_sh_downloads_prepares_and_trains_the_very_same_weights(submission
     assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
     assert (place / "out" / "model" / "lit_model.pth").is_file()
     flags = ("--submission_dir", submission, "--trained", place / "out" / "run")
-    told = run_script("scripts/check_submission.py", *flags, cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    assert "the same tokens and labels" in told.stdout and "in the submitted run" in told.stdout
+    call("scripts/check_submission.py", *flags, cwd=tmp_path)
+    told = capsys.readouterr().out
+    assert "the same tokens and labels" in told and "in the submitted run" in told
     record = read_run(place / "out" / "run")
     save_run(replace(record, data=record.data | {"contents": {"train": "others"}}), place / "out" / "run")
     assert_one_line_error(run_script("scripts/check_submission.py", *flags, cwd=tmp_path), "other tokens or labels")

@@ -30,17 +30,18 @@ class _Question(NamedTuple):
     answers: list[list[int]]
 
 
-def rows(checkpoint_dir: Path, data: Path, folder: Path, n: int) -> Iterator[str]:
+def rows(checkpoint_dir: Path, data: Path, folder: Path, n: int, kinds: Sequence[str]) -> Iterator[str]:
     """Yields a line for each type of gguf files: how far the log-probabilities of both servers are apart.
 
     Args:
         data: folder with truthfulqa_mc.jsonl.
         folder: where the gguf files and our checkpoints of them are written.
         n: number of questions.
+        kinds: some of KINDS.
     """
     tokenizer = Tokenizer(checkpoint_dir)
     questions, texts = _questions(data / "truthfulqa_mc.jsonl", tokenizer, n)
-    for kind in KINDS:
+    for kind in kinds:
         path = _gguf(checkpoint_dir, folder / kind, kind)
         with serving(folder / kind, "--precision", "32-true") as (url, _):
             ours = [[_ours(url, q.prompt, answer) for answer in q.answers] for q in questions]

@@ -21,6 +21,8 @@ from lit_gpt.errors import CommandLineError, UserError, one_line
 _BUG = f"This is a bug of lit-gpt {__version__} and not your mistake: please report it with these lines."
 _TRACEBACK = "LIT_GPT_TRACEBACK"
 """Environment variable that prints the traceback of an error above its line, unless it is 0 or empty."""
+_BAR_PACE = {"TQDM_MININTERVAL": "30", "TQDM_MAXINTERVAL": "60"}
+"""Seconds between two states of a progress bar, ours or of a library, that no terminal shows: they pile up in a log."""
 
 
 def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str | None = None) -> None:
@@ -38,6 +40,9 @@ def run(main: Callable[..., None], unchecked: Collection[str] = (), method: str 
         sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each line at once
         with suppress(OSError):  # of what was a file when it was opened and is none any more
             sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number
+    if sys.stderr is None or not sys.stderr.isatty():
+        for name, value in _BAR_PACE.items():
+            os.environ.setdefault(name, value)
     try:
         asked = read(sys.argv[1:], flags_of(main))
         if asked.help:

@@ -45,9 +45,8 @@ def prepare_submission(
     """
     subject = read_subject(finetuned_path, checkpoint_dir, args)
     refuse(subject, refusals)
-    if subject.repo is None and (args.weights == "fetch" or args.train_image):
-        raise UserError(f"{subject.checkpoint_dir} does not say which model of the hub it is; pass --base_repo "
-                        "org/name, or --weights copy --train_image false")  # fmt: skip
+    if args.weights == "fetch" or args.train_image:
+        _require_download(subject)
     base = texts.folder_of_base(subject)
     repetition = repetition_of(subject.run, base, args.prepare_command) if args.train_image else None
     subject = replace(subject, run=_portable(subject.run, base, repetition))
@@ -69,6 +68,19 @@ def prepare_submission(
         check += ["--base_dir", str(subject.checkpoint_dir)]
     first = f"Saved the submission to {output_dir} ({n_bytes / _MB:,.1f} MB)"
     return [first, *said, f"next: python {shlex.join(check)} --device a100-40gb"]
+
+
+def _require_download(subject: Subject) -> None:
+    """Checks that the images can download the base that the run was trained on; raises UserError if they cannot."""
+    if subject.repo is None:
+        raise UserError(f"{subject.checkpoint_dir} does not say which model of the hub it is; pass --base_repo "
+                        "org/name, or --weights copy --train_image false")  # fmt: skip
+    if subject.other_file is not None:
+        raise UserError(
+            f"the base was converted from {subject.other_file}, and the weights of {subject.repo} on the hub are not "
+            "those of that file, so that no image could use them; pass --base_repo org/name if a repository has the "
+            "file, or --weights copy --train_image false"
+        )
 
 
 def _portable(run: Run, base: str, repetition: Repetition | None) -> Run:

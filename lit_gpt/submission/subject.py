@@ -38,6 +38,8 @@ class Subject:
     """org/name of the base on the hub; None if nobody knows."""
     revision: str | None
     """Commit of the base on the hub; None if nobody knows."""
+    other_file: str | None = None
+    """A gguf file that the base was converted from, which nobody knows to be that of `repo`; None if there is none."""
 
     @property
     def trained(self) -> Path:
@@ -70,7 +72,15 @@ def read_subject(finetuned_path: Path, checkpoint_dir: Path | None, args: Submis
     repo = args.base_repo or read_config(checkpoint_dir).hf_repo or None
     noted = checkpoint_dir / ".download" / REVISION
     revision = args.base_revision or (noted.read_text(encoding="utf-8").strip() if noted.is_file() else None)
-    return Subject(run_dir, run, checkpoint_dir, repo=repo, revision=revision)
+    other = None if args.base_repo or noted.is_file() else _gguf_of(checkpoint_dir)
+    return Subject(run_dir, run, checkpoint_dir, repo=repo, revision=revision, other_file=other)
+
+
+def _gguf_of(checkpoint_dir: Path) -> str | None:
+    """Returns the name of the gguf file that a checkpoint was converted from; None if it has other files of weights."""
+    if any(checkpoint_dir.glob("*.safetensors")) or any(checkpoint_dir.glob("pytorch_model*.bin")):
+        return None
+    return next((path.name for path in sorted(checkpoint_dir.glob("*.gguf"))), None)
 
 
 def refuse(subject: Subject, args: RefusalArgs) -> None:

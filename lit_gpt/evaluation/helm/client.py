@@ -47,7 +47,7 @@ def run_helm(flags: Sequence[str | Path], args: HelmArgs, out_dir: Path) -> tupl
             server=process,
         )
     said = log.read_text(encoding="utf-8", errors="replace")
-    rows = read_rows(_suite(out_dir))
+    rows = read_rows(_suite(out_dir), read_conf(conf))
     failed = _FAILED.findall(said) if status else []
     if not rows or (status and not failed):
         raise UserError(f"helm-run failed: {_reason(said)}; {log} has all that it said")

@@ -24,16 +24,23 @@ _POLL = 0.2
 
 def helm_program(name: str) -> Path:
     """Returns a program of HELM; raises UserError if it is not installed."""
+    found = _found(name)
+    if found is None:
+        raise UserError(f"HELM is not installed here (no {_ENVIRONMENT / 'bin' / name}); run: make helm")
+    return found
+
+
+def _found(name: str) -> Path | None:
+    """Returns a program of HELM, as `make helm` has installed it or else from the PATH; None if there is none."""
     own = _ENVIRONMENT / "bin" / name
     found = str(own) if own.is_file() else shutil.which(name)
-    if found is None:
-        raise UserError(f"HELM is not installed here (no {own}); run: make helm")
-    return Path(found)
+    return None if found is None else Path(found)
 
 
 def find_misspellings() -> Path | None:
-    """Returns HELM's list of misspellings, where `make helm` has put HELM; None if it has not."""
-    return next(iter(sorted(_ENVIRONMENT.glob(_LIST))), None)
+    """Returns the list of misspellings of the HELM that is installed here; None if none is."""
+    program = _found("helm-run")
+    return None if program is None else next(iter(sorted(program.resolve().parents[1].glob(_LIST))), None)
 
 
 @contextmanager

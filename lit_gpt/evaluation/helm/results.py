@@ -42,7 +42,7 @@ class Row(NamedTuple):
     """Questions, without perturbed ones, in that split."""
 
 
-def _short_name(entry: Entry) -> str:
+def short_name(entry: Entry) -> str:
     """Returns the name of a scenario in the table."""
     kept = [f"{k}={v}" for k, v in entry.settings.items() if k not in _SAME and v]
     if entry.scenario == "summarization_cnndm":
@@ -50,11 +50,12 @@ def _short_name(entry: Entry) -> str:
     return entry.scenario + (f":{','.join(kept)}" if kept else "")
 
 
-def read_rows(suite: Path) -> dict[str, Row]:
+def read_rows(suite: Path, listed: Sequence[Entry] = ()) -> dict[str, Row]:
     """Returns the rows of a suite that `helm-run` wrote, by name.
 
     Args:
         suite: folder with a folder for each run.
+        listed: the entries in the order of which the rows are returned; others come last.
 
     Raises:
         UserError: a run has no scores, or its files are not HELM's.
@@ -67,8 +68,9 @@ def read_rows(suite: Path) -> dict[str, Row]:
             by_metric = {_key(stat): stat.get("mean") for stat in stats}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise UserError(f"{path} is no file of HELM's scores ({type(e).__name__}: {e})") from e
-        found[_short_name(entry)] = _row(entry.scenario, by_metric)
-    return found
+        found[short_name(entry)] = _row(entry.scenario, by_metric)
+    places = {short_name(entry): i for i, entry in enumerate(listed)}
+    return dict(sorted(found.items(), key=lambda row: places.get(row[0], len(places))))
 
 
 def _key(stat: Mapping[str, Any]) -> tuple[str, str, str]:

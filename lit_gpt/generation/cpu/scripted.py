@@ -35,6 +35,7 @@ class _Block(nn.Module):
     def __init__(self, block: Block, window: int) -> None:
         super().__init__()
         attn, mlp, c = block.attn, block.mlp, block.attn.config
+        assert isinstance(mlp, GatedMLP | PlainMLP)
         self.parallel, self.shared, self.residual = (
             block.parallel_residual, block.shared_attention_norm, block.residual_factor
         )  # fmt: skip
@@ -215,7 +216,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def scriptable(block: Block) -> bool:
     """Returns whether `scripted_block` knows everything in a block: it has no adapters, no experts."""
     mlp, attn = block.mlp, block.attn
-    if type(attn) is not CausalSelfAttention or type(mlp) not in (GatedMLP, PlainMLP):
+    if type(attn) is not CausalSelfAttention or not isinstance(mlp, GatedMLP | PlainMLP):
         return False
     if not attn.config.is_plain:
         return False

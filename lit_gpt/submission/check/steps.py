@@ -26,6 +26,8 @@ from lit_gpt.submission.subject import contents_of_base
 
 _OPERATORS = "&|;<>$`*(){}"
 """Characters that only a shell understands."""
+_DOWNLOAD = "download.py"
+"""The script that fetches the base."""
 _LINKED = 50 * 2**20
 """Bytes from which a file is linked instead of copied."""
 _PATIENCE = 3 * 3600
@@ -69,12 +71,14 @@ def carried_out(dockerfile: Path, *, base_dir: Path | None, contents: str | None
     Raises:
         UserError: a step fails, or the model cannot be had; the message names the step.
     """
+    steps = read_steps(dockerfile)
+    _require_base(dockerfile, steps, base_dir=base_dir, contents=contents, fetch=fetch)
     with TemporaryDirectory(prefix="submission-") as folder:
         built = Built(Path(folder) / "root", _environment(Path(folder) / "env"))
         built.root.mkdir()
-        for step in read_steps(dockerfile):
+        for step in steps:
             try:
-                _carry_out(built, step, dockerfile=dockerfile, base_dir=base_dir, contents=contents, fetch=fetch)
+                _carry_out(built, step, dockerfile=dockerfile, base_dir=base_dir, fetch=fetch)
             except OSError as e:
                 raise UserError(f"{dockerfile}, line {step.line}: {step}: {e.strerror or e}") from e
         yield built
@@ -91,9 +95,39 @@ def _environment(folder: Path) -> Path:
     return python
 
 
-def _carry_out(
-    built: Built, step: Step, *, dockerfile: Path, base_dir: Path | None, contents: str | None, fetch: bool
+def _require_base(
+    dockerfile: Path, steps: list[Step], *, base_dir: Path | None, contents: str | None, fetch: bool
 ) -> None:
+    """Checks that the base is there which an image would download; raises UserError before anything is carried out."""
+    runs = [step for step in steps if step.instruction == "RUN" and not _needs_shell(step)]
+    wanted = next((step for step in runs if any(_script(c) == _DOWNLOAD for c in _commands(step))), None)
+    if wanted is None or (base_dir is None and fetch):
+        return
+    if base_dir is None:
+        raise UserError(f"{dockerfile}, line {wanted.line}: the image downloads the base, and nothing is downloaded "
+                        "here; pass the converted base as --base_dir, or --fetch true")  # fmt: skip
+    require_checkpoint(base_dir)
+    if contents is not None and contents_of_base(base_dir) != contents:
+        raise UserError(f"--base_dir {base_dir} has other weights in {WEIGHTS} than the base of the run")
+
+
+def _needs_shell(step: Step) -> bool:
+    """Returns whether a RUN is more than commands that are joined by `&&`."""
+    return any(c in step.value.replace("&&", "") for c in _OPERATORS)
+
+
+def _commands(step: Step) -> list[str]:
+    """Returns the commands of a RUN."""
+    return [command.strip() for command in step.value.split("&&")]
+
+
+def _script(command: str) -> str | None:
+    """Returns the file name of the Python script that a command runs; None if it runs none."""
+    words = shlex.split(command)
+    return PurePosixPath(words[1]).name if len(words) > 1 and words[0] in ("python", "python3") else None
+
+
+def _carry_out(built: Built, step: Step, *, dockerfile: Path, base_dir: Path | None, fetch: bool) -> None:
     """Carries out one step, or notes why not."""
     if step.instruction == "ENV":
         built.env |= variables(dockerfile, step)
@@ -103,7 +137,7 @@ def _carry_out(
     elif step.instruction == "COPY":
         _copy(built, *copied(dockerfile, step), context=dockerfile.parent)
     elif step.instruction == "RUN":
-        _run(built, step, dockerfile=dockerfile, base_dir=base_dir, contents=contents, fetch=fetch)
+        _run(built, step, dockerfile=dockerfile, base_dir=base_dir, fetch=fetch)
         return
     elif step.instruction == "FROM":
         built.left_out.append(f"{step}: the packages of this machine's Python stand for the image's")
@@ -139,38 +173,34 @@ def _place(path: Path, target: Path) -> None:
     shutil.copyfile(path, target)
 
 
-def _run(
-    built: Built, step: Step, *, dockerfile: Path, base_dir: Path | None, contents: str | None, fetch: bool
-) -> None:
+def _run(built: Built, step: Step, *, dockerfile: Path, base_dir: Path | None, fetch: bool) -> None:
     """Carries out the commands of a RUN that are known to stay in the folder, and notes why not of others."""
-    if any(c in step.value.replace("&&", "") for c in _OPERATORS):
+    if _needs_shell(step):
         built.left_out.append(f"{step}: a shell's command, which could change this machine")
         return
     where = f"{dockerfile}, line {step.line}"
-    for command in step.value.split("&&"):
-        one = Step("RUN", command.strip(), step.line)
-        _run_one(built, one, where=where, base_dir=base_dir, contents=contents, fetch=fetch)
+    for command in _commands(step):
+        _run_one(built, Step("RUN", command, step.line), where=where, base_dir=base_dir, fetch=fetch)
 
 
-def _run_one(built: Built, step: Step, *, where: str, base_dir: Path | None, contents: str | None, fetch: bool) -> None:
+def _run_one(built: Built, step: Step, *, where: str, base_dir: Path | None, fetch: bool) -> None:
     """Carries out one command, or notes why not."""
     words = shlex.split(step.value)
     if any(word.startswith("/") or ".." in PurePosixPath(word).parts for word in words):
         built.left_out.append(f"{step}: a path outside of the folder, which here is one of this machine")
         return
-    script = PurePosixPath(words[1]).name if words[0] in ("python", "python3") and len(words) > 1 else None
+    script = _script(step.value)
     if words[:2] == ["rm", "-rf"] and len(words) > 2 and all(built.at(word) != built.at() for word in words[2:]):
         for word in words[2:]:
             remove(built.at(word))
         built.done += 1
     elif words[:2] == ["pip", "install"]:
         _install(built, step, words, fetch=fetch, where=where)
-    elif script == "download.py" and base_dir is not None:
+    elif script == _DOWNLOAD and base_dir is not None:
         name = words[words.index("--repo_id") + 1]
-        _take_base(built, base_dir, built.at(f"checkpoints/{name}"), contents)
+        for path in filter(Path.is_file, base_dir.iterdir()):
+            _place(path, built.at(f"checkpoints/{name}") / path.name)
         built.left_out.append(f"{step}: --base_dir {base_dir} stands for it")
-    elif script == "download.py" and not fetch:
-        raise UserError(f"{where}: {step} needs a network; pass the converted base as --base_dir, or --fetch true")
     elif script == "convert_hf_checkpoint.py" and base_dir is not None:
         built.left_out.append(f"{step}: --base_dir is converted")
     elif script is not None and (built.at(words[1])).is_file():
@@ -188,7 +218,8 @@ def _install(built: Built, step: Step, words: list[str], *, fetch: bool, where: 
     for path in local:
         if not (built.at(path) / "pyproject.toml").is_file():
             raise UserError(f"{where}: {step}: there is no package in {path}")
-        flags = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
+        flags = ["--no-deps", "--no-index", "--no-build-isolation", "--no-compile", "--quiet"]
+        flags.append("--disable-pip-version-check")
         _call(built, [str(built.python), "-m", "pip", "install", *flags, path], where, step)
     built.left_out.append(
         f"{step}: its requirements; the packages of this machine stand for them (--fetch true installs)"
@@ -210,13 +241,3 @@ def last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if "error: " in line.lower()]
     return one_line((told or lines or ["it said nothing"])[-1], 400)
-
-
-def _take_base(built: Built, base_dir: Path, target: Path, contents: str | None) -> None:
-    """Puts the converted base where the download would have; raises UserError if it is another one."""
-    require_checkpoint(base_dir)
-    if contents is not None and contents_of_base(base_dir) != contents:
-        raise UserError(f"--base_dir {base_dir} has other weights in {WEIGHTS} than the base of the run")
-    for path in base_dir.iterdir():
-        if path.is_file():
-            _place(path, target / path.name)

@@ -20,8 +20,8 @@ from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.progress import RECORD, DamagedError, read_progress
 from lit_gpt.training.run.refusal import impossible, refusal
 
-_ELSEWHERE = ("folder", "checkpoint_dir", "source", "command")
-"""Keys of meta.json with paths and how it was asked for, which may have changed."""
+_ELSEWHERE = ("folder", "checkpoint_dir", "source", "validation_source", "path", "command")
+"""Keys of meta.json, and of a mixture's sources in it, with paths and how it was asked for, which may have changed."""
 _CONTENTS = "contents"
 """Key of a run's data with a hash of all tokens and labels of each split."""
 
@@ -116,10 +116,17 @@ def _defaults(method: str) -> dict[str, Any]:
     return {f.name: f.default for kind in kinds for f in fields(kind)}
 
 
+def _without_paths(value: Any) -> Any:
+    """Returns what the record of a data set says, but for where its files were and how it was asked for."""
+    if isinstance(value, dict):
+        return {name: _without_paths(x) for name, x in value.items() if name not in _ELSEWHERE}
+    return value
+
+
 def _facts(run: Run) -> dict[str, Any]:
     """Returns what identifies a run, by the name of the flag or key, as JSON values."""
     run = Run(**without_format(Path(RUN), json.loads(run_text(run))))
-    data = {f"data {name}": value for name, value in run.data.items() if name not in (*_ELSEWHERE, _CONTENTS)}
+    data = {f"data {name}": value for name, value in _without_paths(run.data).items() if name != _CONTENTS}
     training = {
         name: value
         for name, value in run.training.items()
