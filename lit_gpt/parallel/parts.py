@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_gpt.files import Later, Spec
 from lit_gpt.model import GPT
-from lit_gpt.parallel.shards import divided, n_rows_here, reshard
+from lit_gpt.parallel.shards import divided, n_rows_here
 from lit_gpt.parallel.team import Team
 
 _T = TypeVar("_T")
@@ -73,8 +73,11 @@ class Parts:
 
 
 def weights_later(model: GPT, weights: Mapping[str, Tensor], parts: Parts) -> dict[str, Tensor | Later]:
-    """Returns tensors of the model by name, the divided ones as `Later`; one with two names is the same under both."""
-    reshard(model)
+    """Returns tensors of the model by name, the divided ones as `Later`; one with two names is the same under both.
+
+    Args:
+        weights: the tensors; all are divided, after `reshard`, that are to be.
+    """
     owners: dict[int, str] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(p), name)

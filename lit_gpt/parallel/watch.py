@@ -90,7 +90,8 @@ class _Watch:
             if self.is_over:
                 return
             if others:
-                os._exit(1)  # who failed says so
+                time.sleep(2.5 * _BEAT)  # who failed says so, before torchrun ends all as this process has ended
+                os._exit(1)
             lost = self.ended_children() or lost
             if lost:
                 self.say_lost(lost)
@@ -143,8 +144,8 @@ class _Watch:
         except Exception:
             first = self.team.rank == 1
         if not first:
+            time.sleep(2.5 * _BEAT)
             os._exit(1)
-        time.sleep(2.5 * _BEAT)
 
     def find_lost(self) -> None:
         """Ends this process after an error of the network, and says which others do not count any more."""

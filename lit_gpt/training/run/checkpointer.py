@@ -18,7 +18,7 @@ from lit_gpt.lightning import Fabric, FabricOptimizer
 from lit_gpt.methods import trained_parameters
 from lit_gpt.model import GPT
 from lit_gpt.parallel.parts import Parts, state_later, weights_later
-from lit_gpt.parallel.shards import load_weights_here, state_here
+from lit_gpt.parallel.shards import load_weights_here, reshard, state_here
 from lit_gpt.resources import is_out_of_memory
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.memory import checkpoint_bytes
@@ -192,6 +192,7 @@ class Checkpointer:
 
     def weights(self, parts: Parts) -> dict[str, Tensor | Later]:
         """Returns the trained weights; those that are divided among devices come when the leader writes them."""
+        reshard(self.model)
         return weights_later(self.model, trained_parameters(self.model), parts)
 
     def state(self, parts: Parts) -> dict[str, Any]:
