@@ -376,6 +376,7 @@ def random_run(folder: Path, base: Path, style: str = "alpaca", **flags):
 ROUND_TRIPS = [(kind, variant, False) for kind in ("llama-tied", "neox") for variant in VARIANTS]
 ROUND_TRIPS += [(kind, variant, False) for kind in ("falcon", "phi3") for variant in ("plain", "all")]
 ROUND_TRIPS += [(kind, "plain", False) for kind in ("glm4", "lfm2", "qwen3.5")]
+ROUND_TRIPS += [(kind, "plain", False) for kind in ("granite4-moe", "llama4")]
 ROUND_TRIPS += [("mixtral", "plain", False), ("gpt-oss", "pissa", False), ("qwen3-moe", "rslora", False)]
 ROUND_TRIPS += [(kind, variant, True) for kind in ("llama-tied", "neox", "phi3") for variant in ("rslora", "all")]
 
@@ -550,6 +551,19 @@ def test_the_script_says_where_to_go_on(bases, tmp_path, capsys):
         main("lit", **common, finetuned_path=tmp_path / "again", fold_scale=True)
     with pytest.raises(UserError, match="--prompt_style is for --to lit"):
         main("peft", **common, finetuned_path=tmp_path / "run", prompt_style="plain", overwrite=True)
+
+
+def test_what_peft_would_take_for_experts_is_refused(bases, tmp_path):
+    """A shared expert's modules have the names that experts have in files; attention beside them goes to PEFT."""
+    from peft import PeftModel
+
+    random_run(tmp_path / "run", bases("qwen3-next"), lora_mlp=True)
+    with pytest.raises(UserError, match=r"would take the update of .*shared_expert\.gate_proj for one of the experts"):
+        write_adapter(bases("qwen3-next"), tmp_path / "run", tmp_path / "peft", overwrite=False)
+    want = random_run(tmp_path / "other", bases("qwen3-next"), lora_projection=True)
+    write_adapter(bases("qwen3-next"), tmp_path / "other", tmp_path / "peft", overwrite=False)
+    with torch.no_grad():
+        close(PeftModel.from_pretrained(tiny_hf("qwen3-next"), tmp_path / "peft").eval()(IDS).logits, want, 1e-5)
 
 
 def test_magnitudes_of_experts_are_refused_for_peft_has_none(bases, tmp_path):

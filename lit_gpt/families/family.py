@@ -143,6 +143,8 @@ class Architecture:
     """Other names of their modules: name in some checkpoints -> name in `weights`."""
     in_memory: dict[str, Rule] = field(default_factory=dict)
     """Our module -> theirs in a loaded model of transformers, where it is called otherwise than in files."""
+    swaps_factors: bool = False
+    """Whether PEFT takes the inputs of stacked experts for their outputs, as their class does not say how they lie."""
     other_classes: tuple[str, ...] = ()
     """Older names of `hf_class`."""
     other_types: _Values = field(default_factory=dict)

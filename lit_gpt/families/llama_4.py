@@ -90,6 +90,7 @@ _LLAMA_4 = replace(
         "transformer.h.{}.mlp.shared.fc_2": f"{_MLP}.shared_expert.up_proj",
         "transformer.h.{}.mlp.shared.proj": f"{_MLP}.shared_expert.down_proj",
     },
+    swaps_factors=True,
     adapt=_adapt,
     restore=_restore,
 )

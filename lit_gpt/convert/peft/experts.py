@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_gpt.config import Config
 from lit_gpt.convert.names import hf_sources
 from lit_gpt.errors import UserError
+from lit_gpt.families import ARCHITECTURES
 from lit_gpt.families.family import Part, Rule, Stacked
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+?)(?P<nested>(?:\.base_layer)*)\.lora_(?P<kind>[AB])\.weight")
@@ -45,6 +46,23 @@ def parameter_of(module: str, ours: list[str]) -> str | None:
     return f"{module}.weight" if ours[0].endswith(".mlp.gate") else None  # transformers' routers are no linear layers
 
 
+def require_told_apart(modules: Iterable[str], config: Config) -> None:
+    """Checks that PEFT does not take modules beside the experts for theirs.
+
+    It turns the names that experts have in files (`gate_proj`) into those of the stacks, wherever the module lies.
+
+    Raises:
+        UserError: a module has such a name.
+    """
+    weights = ARCHITECTURES[config.architecture].weights
+    taken = {rule.rpartition(".")[2] for ours, rule in weights.items() if ".experts." in ours and isinstance(rule, str)}
+    if beside := [m for m in modules if m.rpartition(".")[2] in taken and not _EXPERT.fullmatch(m)]:
+        raise UserError(
+            f"PEFT would take the update of {beside[0]} for one of the experts, whose modules have that name in "
+            "files; merge the run with scripts/merge_lora.py"
+        )
+
+
 def unstacked(
     config: Config, state: Mapping[str, Tensor], modules: Iterable[str], shape_of: Callable[[str], list[int]]
 ) -> dict[str, Tensor]:
@@ -68,16 +86,17 @@ def unstacked(
             waiting.setdefault((match["module"], match["nested"]), {})[match["kind"]] = x
         else:
             found[key] = x
-    E = config.n_expert
+    E, swaps = config.n_expert, ARCHITECTURES[config.architecture].swaps_factors
     for (module, _), weights in waiting.items():
         A, B = weights.get("A"), weights.get("B")
         if A is None or B is None or A.dim() != 2 or B.dim() != 2 or len(A) % E or B.size(1) != len(A):
             raise UserError(f"the adapter's update of {module} is not whole; save it again")
-        shape = [B.size(0), A.size(1)]
+        shape = [A.size(1), B.size(0)] if swaps else [B.size(0), A.size(1)]
         fitting = [p for p in stacks[module] if shape_of(f"{module}.{p}.0.weight") == shape]
         if not fitting:
             raise UserError(f"the adapter's update of {module} is of matrices of {shape}; {config.name} has none")
         for i, (a, b) in enumerate(zip(A.unflatten(0, (E, -1)), B.unflatten(1, (-1, E)).unbind(2), strict=True)):
+            a, b = (b.T, a.T) if swaps else (a, b)
             name = f"{module}.{fitting[0]}.{i}"
             found |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     return found
@@ -95,6 +114,8 @@ def stacked(updates: Mapping[str, Mapping[str, Tensor]], config: Config) -> dict
             continue
         if "magnitude_vector" in weights:
             raise UserError(f"PEFT has no DoRA for experts, and the run has magnitudes of {name}; merge the run")
+        if ARCHITECTURES[config.architecture].swaps_factors:
+            weights = {"A": weights["B"].T, "B": weights["A"].T}
         of_module = parts.setdefault(match["module"], {})
         of_module.setdefault(match["parameter"], {})[int(match["number"])] = weights
     state = {}
