@@ -18,7 +18,7 @@ from lit_gpt.convert.gguf.layouts import FUSED, Piece, is_norm, pieces
 from lit_gpt.convert.gguf.metadata import from_metadata
 from lit_gpt.convert.gguf.parts import AGAIN, COUNT, parts_of, require_whole
 from lit_gpt.convert.gguf.scaling import FREQUENCIES, LONG, SHORT
-from lit_gpt.convert.gguf.values import DTYPES, QUANTIZED, STEP, dequantize
+from lit_gpt.convert.gguf.values import CACHED, DTYPES, QUANTIZED, STEP, dequantize
 from lit_gpt.convert.names import hf_sources, is_tied, lit_shapes
 from lit_gpt.convert.packing import unpack
 from lit_gpt.errors import UserError
@@ -64,7 +64,7 @@ class _GgufFile:
     """
 
     def __init__(self, path: Path, dtype: torch.dtype | None) -> None:
-        self.path, self.scratch = path, torch.empty(STEP)
+        self.path, self.scratch = path, torch.empty(CACHED)
         parts = parts_of(path)
         headers = [read(part) for part in parts]
         found = [
@@ -165,7 +165,7 @@ class _GgufFile:
             row = n_bytes // (x.numel() // shape[-1])
             for part in x.view(-1, shape[-1]).split(max(1, STEP // shape[-1])):
                 data = np.fromfile(path, np.uint8, row * len(part), offset=start)
-                dequantize(data, tensor.kind, part, self.scratch if part.numel() <= STEP else None)
+                dequantize(data, tensor.kind, part, self.scratch)
                 start += data.nbytes
         return halves_of_pairs(x, self.config) if piece.heads else x
 

@@ -10,6 +10,8 @@ BLOCK = 32
 """Number of values of a row that share a scale in Q8_0."""
 STEP = 2**21
 """Number of values that are converted at a time, since each takes several copies."""
+CACHED = 2**18
+"""Number of values that are dequantized at a time: their copies stay in the processor's cache."""
 _BELOW_HALF = 0.5 - 2**-25
 """Number added before rounding down: with the largest fp32 below a half, halves are rounded away from zero as in
 llama.cpp, and the largest number below a half does not become 1."""
@@ -49,18 +51,18 @@ def dequantize(data: np.ndarray, kind: str, out: Tensor, scratch: Tensor | None 
     """Dequantizes bytes of a type of `QUANTIZED` into `out`, whose last dimension is a row of the file.
 
     Args:
-        scratch: an fp32 buffer with at least as many values as `out`; allocating one for each call takes as long as
-            the work itself.
+        scratch: an fp32 buffer of CACHED values; allocating one for each call takes as long as the work itself.
     """
     if kind == "Q8_0":
+        scratch = torch.empty(min(CACHED, out.numel())) if scratch is None else scratch
         blocks = torch.from_numpy(data).view(-1, BLOCK + 2)
-        scales = blocks[:, :2].contiguous().view(torch.float16).float()
-        scratch = torch.empty(out.numel()) if scratch is None else scratch[: out.numel()]
-        values = torch.mul(blocks[:, 2:].view(torch.int8), scales, out=scratch.view(-1, BLOCK))
-    else:
-        from gguf import GGMLQuantizationType
-        from gguf import dequantize as values_of
+        for part, into in zip(blocks.split(CACHED // BLOCK), out.view(-1).split(CACHED), strict=True):
+            scales = part[:, :2].contiguous().view(torch.float16).float()
+            buffer = scratch[: into.numel()].view(-1, BLOCK)
+            into.copy_(torch.mul(part[:, 2:].view(torch.int8), scales, out=buffer).view(-1))
+        return
+    from gguf import GGMLQuantizationType
+    from gguf import dequantize as values_of
 
-        rows = data.reshape(out.numel() // out.size(-1), -1)
-        values = torch.from_numpy(values_of(rows, GGMLQuantizationType[kind]))
-    out.copy_(values.view(out.shape))
+    rows = data.reshape(out.numel() // out.size(-1), -1)
+    out.copy_(torch.from_numpy(values_of(rows, GGMLQuantizationType[kind])).view(out.shape))
