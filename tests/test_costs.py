@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data import packing as packing_module
 from lit_gpt.data.batches import Order, batch_of
-from lit_gpt.data.packing import Packing, packs
+from lit_gpt.data.packing import Packing, fullest, packs
 from lit_gpt.data.store import IGNORE, Samples, Writer, stack
 from lit_gpt.errors import UserError
 from lit_gpt.lightning import Fabric
@@ -159,6 +159,18 @@ def test_a_plan_looks_at_few_samples_however_many_a_step_has(monkeypatch, flags)
     loader = BatchLoader(GPT(TINY), data, train, device=torch.device("cpu"), seed=3, autocast=nullcontext)
     loader.shares(packing)
     assert loader.tokens_a_step() > 0 and sum(seen) <= 2 * 2**14
+
+
+def test_the_largest_micro_batch_takes_the_longest_samples_that_fit():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        lengths, room, most = rng.integers(1, rng.integers(2, 90), 30), int(rng.integers(1, 200)), rng.integers(1, 20)
+        picked, left = [], room
+        for i in sorted(range(30), key=lambda i: -lengths[i]):
+            if len(picked) < most and (not picked or lengths[i] <= left):
+                picked.append(i)
+                left -= lengths[i]
+        assert fullest(lengths, room, int(most)) == picked
 
 
 def test_what_is_assumed_of_later_samples_is_near_what_they_are(monkeypatch):

@@ -1,5 +1,7 @@
 """Decoding on a CPU by packed weights and compiled blocks gives what the plain model gives."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from conftest import ALL, write_tokenizer
@@ -8,8 +10,9 @@ from tiny import tiny
 from lit_gpt.args import AdapterArgs, LoRAArgs
 from lit_gpt.generation.batching.batch import Piece
 from lit_gpt.generation.batching.forward import ExtentModel
+from lit_gpt.generation.batching.passes import in_pass
 from lit_gpt.generation.batching.pool import Pool
-from lit_gpt.generation.cpu import products
+from lit_gpt.generation.cpu import compiling, products
 from lit_gpt.generation.cpu.products import packed, product, speeds_up
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import GREEDY, Request
@@ -150,6 +153,37 @@ def test_a_packed_layer_is_made_once_and_keeps_its_weight():
     linear = model.lm_head
     assert packed(linear).product is packed(linear).product
     assert packed(linear).weight is linear.weight
+
+
+@pytest.mark.parametrize("kind", ["llama-biases", "gemma3", "neox"])
+def test_blocks_of_the_same_structure_are_compiled_once_and_keep_their_own_values(kind, monkeypatch):
+    script, made = torch.jit.script, []
+
+    def counted(x, **more):
+        made.extend([x] if isinstance(x, torch.nn.Module) else [])  # it is called for functions, too
+        return script(x, **more)
+
+    monkeypatch.setattr(torch.jit, "script", counted)
+    model = tiny(kind).eval()
+    found = logits(model)
+    assert len(model.transformer.h) > 1 and len(made) == 2, "a block, and the output projection"
+    torch.testing.assert_close(found, plain_logits(model), rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(compiling, "_structure", id)  # none is like another one
+    compiling.release()
+    assert torch.equal(logits(model), found) and len(made) == 2 + len(model.transformer.h) + 1
+
+
+def test_what_differs_in_more_than_values_is_compiled_on_its_own(monkeypatch):
+    layers = [Linear(8, 4), Linear(8, 4, bias=False), Linear(8, 6).bfloat16(), Linear(8, 5)]
+    kinds = {compiling._structure(product(layer)) for layer in layers}
+    assert len(kinds) == (3 if products._packs() else 2), "with a bias, without one, and packed"
+
+
+def test_a_pass_runs_as_it_is_written():
+    assert torch._C._get_graph_executor_optimize()
+    with in_pass(nullcontext):
+        assert not torch._C._get_graph_executor_optimize()
+    assert torch._C._get_graph_executor_optimize()
 
 
 @needs_packing

@@ -164,7 +164,8 @@ def faults_of(cases):
 
 def read_tokenizer(folder):
     tokenizer = Tokenizer(folder)
-    tokenizer.decode(tokenizer.encode("Hello, the end of 12 \u00e9\u4e2d"))
+    ids = tokenizer.encode("Hello, the end of 12 \u00e9\u4e2d")
+    assert tokenizer.decode(ids) == tokenizer.backend.local.decode(ids)
     tokenizer.encode_batch(["and so on"], eos=True)
     tokenizer.fingerprint()
 

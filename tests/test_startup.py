@@ -13,6 +13,9 @@ from lit_gpt.errors import UserError
 from lit_gpt.files import open_state, save_state, tensors
 from lit_gpt.foreign import remote, start
 from lit_gpt.foreign.remote import _Host
+from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.tokenizer.guarded import _FIRST_DECODES
+from lit_gpt.tokenizer.stream import StreamDecoder
 
 SLOW = ("transformers", "torchmetrics", "torch._dynamo", "sympy", "pandas", "scipy", "matplotlib", "lightning.pytorch")
 """What `import lightning.fabric` imports as it comes, and other packages that take long."""
@@ -99,3 +102,16 @@ def test_the_process_for_tokenizers_starts_without_being_waited_for():
     assert hosts.running() is host, "it is the process that the first request goes to"
     if isinstance(host, _Host):
         assert host.has_started
+
+
+def test_the_first_words_are_decoded_where_the_tokenizer_is_loaded_already(checkpoint):
+    tokenizer = Tokenizer(checkpoint)
+    ids = tokenizer.encode("The llama")
+    decoder = StreamDecoder(tokenizer, ids[:1])
+    texts = [decoder.push(i) for i in ids[1:3]]
+    assert "local" not in vars(tokenizer.backend), "loading it takes longer than the first token"
+    first = tokenizer.decode(ids)
+    assert [tokenizer.decode(ids) for _ in range(_FIRST_DECODES)] == [first] * _FIRST_DECODES
+    assert "local" in vars(tokenizer.backend), "then each call is one of this process"
+    again = StreamDecoder(tokenizer, ids[:1])
+    assert [again.push(i) for i in ids[1:3]] == texts

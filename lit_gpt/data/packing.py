@@ -179,12 +179,15 @@ def n_computed(lengths: np.ndarray, group: Sequence[int], prefixes: Prefixes = N
 
 def fullest(lengths: np.ndarray, max_tokens: int, batch_size: int) -> list[int]:
     """Returns the samples of the largest micro-batch of a step: the longest ones that fit into it together."""
+    longest = (-lengths).argsort(kind="stable")
+    falling = -lengths[longest]
     picked: list[int] = []
-    room = max_tokens
-    for i in (-lengths).argsort(kind="stable"):
-        if not picked or lengths[i] <= room:
-            picked.append(int(i))
-            room -= int(lengths[i])
-        if room <= 0 or len(picked) == batch_size:
-            break
+    room, at = max_tokens, 0
+    while at < len(longest) and len(picked) < batch_size and (room > 0 or not picked):
+        if picked and -falling[at] > room:  # on to the first one that fits, without a look at those between
+            at = int(falling.searchsorted(-room))
+            continue
+        picked.append(int(longest[at]))
+        room += int(falling[at])
+        at += 1
     return picked
