@@ -1,10 +1,13 @@
 """Runs the main workflow on a small model that comes as a package: convert, ask, prepare, finetune, ask, score.
 
 It calls the same scripts as a user would, and prints each command before it runs. Files that exist are used again.
+Each command has a process of its own, forked where there is fork: torch is imported once and not by each of them.
 """
 
 import importlib.util
 import json
+import multiprocessing
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -28,6 +31,7 @@ PROMPT = (
 def main() -> None:
     start = time.perf_counter()
     fetch_model()
+    import_libraries()
     command("scripts/convert_hf_checkpoint.py", checkpoint_dir=CHECKPOINT, makes=CHECKPOINT / "lit_model.pth")
     command("generate/base.py", checkpoint_dir=CHECKPOINT, prompt=PROMPT, temperature=0)
     command(
@@ -93,10 +97,34 @@ def command(script: str, makes: Path | None = None, **flags: object) -> None:
         print(f"{makes} is there already")
         return
     start = time.perf_counter()
-    code = subprocess.run([sys.executable, str(ROOT / script), *words]).returncode
-    if code:
+    if code := run(str(ROOT / script), words):
         sys.exit(code)
     print(f"[{time.perf_counter() - start:.0f} s]", flush=True)
+
+
+def import_libraries() -> None:
+    """Imports what most commands import; computes nothing, since threads that compute do not survive a fork."""
+    import torch  # noqa: F401
+
+    import lit_gpt.finetuning
+    import lit_gpt.generation.answer  # noqa: F401
+
+
+def run(script: str, words: list[str]) -> int:
+    """Runs a script in a process of its own and returns its exit code."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return subprocess.run([sys.executable, script, *words]).returncode
+    process = multiprocessing.get_context("fork").Process(target=_script, args=(script, words))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _script(script: str, words: list[str]) -> None:
+    """Runs a script as Python does that is started with it."""
+    sys.argv = [script, *words]
+    runpy.run_path(script, run_name="__main__")
 
 
 def score(results: Path) -> float:
