@@ -70,6 +70,8 @@ def main(
             engine.passes.alike = way
             ms, texts[name] = _timed(engine, _prompts(rows, common, own, model.config.vocab_size, i), steps)
             found[name] += [ms] if i >= 0 else []
+        if i >= 0:
+            print(f"  round {i + 1}: " + ", ".join(f"{name} {ms[-1]:.1f} ms" for name, ms in found.items()), flush=True)
     for name, ms in found.items():
         print(f"  {name:15} {statistics.median(ms):6.1f} ms a step ({min(ms):.1f} to {max(ms):.1f})")
     ratios = [a / b for a, b in zip(*found.values(), strict=True)]

@@ -15,6 +15,7 @@ from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.runs import Run, save_run
 from lit_gpt.checkpoints.trained import save_trained, trained_path
 from lit_gpt.errors import UserError
+from lit_gpt.evaluation.comparing.page import explained, text_table
 from lit_gpt.evaluation.comparing.statistics import bootstrap_interval, mcnemar, mcnemar_needs
 from lit_gpt.evaluation.comparing.verdicts import SHOWN, compare
 from lit_gpt.lightning import Fabric
@@ -230,6 +231,15 @@ def test_few_changed_answers_show_nothing_and_the_reason_says_what_would():
     ((c,), _) = compared([0] * 8 + [1] * 6, [1] * 8 + [0] * 6)
     assert "12 of these 14 on one side would count" in c.reason and len(c.flips) == 14
     assert [f.values for f in c.flips[:4]] == [(0, 1), (1, 0)] * 2  # won and lost ones in turn
+
+
+def test_a_table_says_why_an_interval_without_0_shows_no_difference_and_has_no_zero_with_a_minus():
+    (five, _) = compared([1] * 60, [0] * 5 + [1] * 55)
+    assert not five[0].interval[0] <= 0 <= five[0].interval[1] and five[0].verdict.startswith("no difference")
+    assert any("the test counts" in text for text in explained({"run": five}))
+    (tiny, _) = compared([0.5] * 9, [0.49999] * 8 + [0.5])
+    assert not any("the test counts" in text for text in explained({"run": tiny}))
+    assert "0.0000" in text_table(tiny) and "-0.0000" not in text_table(tiny).splitlines()[1]
 
 
 def test_a_question_is_compared_by_each_filter_and_a_single_question_says_nothing():

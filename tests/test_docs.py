@@ -15,10 +15,12 @@ from conftest import ROOT
 from hub_server import Hub
 from script_processes import run
 
+MADE = ("checkpoints", "data", "out", "submission")
+"""Folders that the scripts write to."""
 PAGES = sorted(
     path
     for path in ROOT.rglob("*.md")
-    if not any(part in ("checkpoints", "data") or part.startswith(".") for part in path.relative_to(ROOT).parts)
+    if not any(part.startswith(".") or part in MADE for part in path.relative_to(ROOT).parts)
 )
 PAGES += [ROOT / "checkpoints" / "README.md", ROOT / "data" / "README.md"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

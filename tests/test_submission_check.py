@@ -133,17 +133,14 @@ def test_each_part_that_is_broken_is_named_before_anything_is_built(copy, kind):
     assert message.startswith(step) and said in message
 
 
-def test_a_build_that_cannot_be_carried_out_names_its_step(copy, submission, checkpoint, tmp_path):
+def test_a_base_that_is_missing_or_another_is_told_before_anything_is_built(copy, checkpoint):
+    """Weights that merging refuses are test_merge.py's, and steps that fail test_submission_parts.py's."""
+    swap(copy / "Dockerfile", "COPY constraints.txt ./", "COPY main.py main.py\nRUN python main.py")  # which would fail
+    signed(copy)
     assert "pass the converted base as --base_dir" in failure(copy)
     found = json.loads((copy / MANIFEST).read_text())
     put(copy / MANIFEST, json.dumps(found | {"base": found["base"] | {"contents": "another"}}))
     assert "has other weights in lit_model.pth" in failure(copy, base_dir=str(checkpoint))
-    whole = copied(submission, tmp_path / "whole")
-    swap(whole / "Dockerfile", 'RUN pip install -c constraints.txt "./lit-gpt[serve]"', "ENV PYTHONPATH=lit-gpt")
-    swap(whole / "run" / "finetuned.json", found["base"]["digest"], "0123456789abcdef")
-    signed(whole)
-    message = failure(whole, base_dir=str(checkpoint))
-    assert "merge_lora.py" in message and "was trained on other weights" in message
 
 
 def test_what_is_no_submission_is_told_in_one_line(tmp_path):

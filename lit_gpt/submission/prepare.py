@@ -121,7 +121,7 @@ def _write(folder: Path, subject: Subject, *, args: SubmissionArgs, repetition: 
                     "than those of the training end the build")  # fmt: skip
     if subject.repo and is_instructed(subject.repo):
         said.append(
-            f"note: the challenge takes bases without instruction tuning, and {subject.repo} is none by its name"
+            f"note: the challenge takes bases without instruction tuning, and by its name {subject.repo} has had one"
         )
     here = sys.version_info[:2]
     if here != _PYTHON and args.base_image == SubmissionArgs().base_image:

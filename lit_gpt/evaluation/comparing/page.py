@@ -27,9 +27,15 @@ def text_table(comparisons: Sequence[Comparison]) -> str:
 
 def _cells(c: Comparison) -> tuple[str, ...]:
     low, high = c.interval
-    interval = f"{low:+.4f} to {high:+.4f}" if math.isfinite(low) else "unknown"
+    interval = f"{_signed(low)} to {_signed(high)}" if math.isfinite(low) else "unknown"
     scores = (f"{x:.4f}" for x in c.scores)
-    return (c.task, c.metric, *scores, f"{c.difference:+.4f}", interval, str(c.won), str(c.lost), c.verdict)
+    return (c.task, c.metric, *scores, _signed(c.difference), interval, str(c.won), str(c.lost), c.verdict)
+
+
+def _signed(x: float) -> str:
+    """Returns a difference with its sign, which one that is 0 when it is rounded has not."""
+    text = f"{x:+.4f}"
+    return text if float(text) else text[1:]
 
 
 def as_json(comparisons: Mapping[str, Sequence[Comparison]], notes: Sequence[str], about: dict[str, Any]) -> dict:
@@ -72,18 +78,28 @@ def _section(title: str, texts: Sequence[str]) -> str:
 
 def explained(comparisons: Mapping[str, Sequence[Comparison]]) -> list[str]:
     """Returns sentences on what the verdicts rest on."""
-    n = sum(map(len, comparisons.values()))
+    n = len(_all(comparisons))
     texts = [
         f"Both models answered the same questions. The interval holds the difference in the long run with {LEVEL:.0%} "
         "confidence, by resampling questions. For metrics that are 0 or 1, McNemar's exact test decides: of the "
         "questions that changed, chance would give each model half.",
         "Questions stand for the task; another seed of the training may differ by more than they show.",
     ]
+    if any(c.p is not None and c.p >= 1 - LEVEL and not c.interval[0] <= 0 <= c.interval[1] for c in _all(comparisons)):
+        texts.append(
+            "Where few questions changed, an interval may leave 0 out although the test, which is exact, sees no "
+            "difference: the test counts."
+        )
     if n > 1:
         texts.append(
             f"Of {n} comparisons without any difference, chance would call {n * (1 - LEVEL):.1f} better or worse."
         )
     return texts
+
+
+def _all(comparisons: Mapping[str, Sequence[Comparison]]) -> list[Comparison]:
+    """Returns the comparisons of all runs."""
+    return [c for found in comparisons.values() for c in found]
 
 
 def _flips(c: Comparison) -> str:
