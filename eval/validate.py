@@ -1,7 +1,6 @@
 """Measure the mean loss per target token of a pretrained model, or of a run of any method, on a validation set.
 
-python eval/validate.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b \
-    --finetuned_path out/lora/open_llama_7b
+python eval/validate.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b --finetuned_path out/lora/my_run
 
 It is the loss that the run itself measures; without --data_dir, it is measured on the run's own validation set.
 """
@@ -32,8 +31,7 @@ def main(
         quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, a run is quantized as
             in its training, and a pretrained model is not.
         micro_batch_tokens: tokens per forward pass; 4096 on a GPU and 512 on a CPU if not given.
-        devices: GPUs of this machine, or processes on a CPU, that share the samples, with a whole model each; 1, or as
-            many as torchrun started, if not given.
+        devices: GPUs, or processes on a CPU, that share the samples; 1, or as many as torchrun started, if not given.
     """
     from lit_gpt.args.cluster import ClusterArgs
     from lit_gpt.args.folders import require_checkpoint, run_folder
@@ -44,8 +42,7 @@ def main(
     from lit_gpt.data.compatibility import check_compatible, check_vocabulary
     from lit_gpt.errors import UserError
     from lit_gpt.fabric import make_fabric
-    from lit_gpt.parallel.team import Team
-    from lit_gpt.parallel.watch import watched
+    from lit_gpt.parallel.watch import together
     from lit_gpt.tokenizer import Tokenizer
     from lit_gpt.training.validation import validate
 
@@ -55,22 +52,20 @@ def main(
     trained_on = record.data.get("folder") if record else None
     if data_dir is None:
         if trained_on is None:
-            adapter = f"the adapter that {run_dir} was made of"
-            whose = f"{adapter} does not name its" if record else "a pretrained model has no"
+            whose = f"the adapter that {run_dir} was made of names no" if record else "a pretrained model has no"
             raise UserError(f"--data_dir is missing; {whose} data")
         data_dir = Path(trained_on)
     _, data, meta = store.load(data_dir)
     check_compatible(meta, data_dir, Tokenizer(checkpoint_dir), record and record.prompt_style)
     check_vocabulary((data,), data_dir, read_config(checkpoint_dir).padded_vocab_size)
     fabric = make_fabric(precision or (record and record.training.get("precision")), cluster=ClusterArgs(devices))
-    team = Team.of_world()
-    with watched(fabric, team):
+    with together(fabric) as team:
         if run_dir is None:
             model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
         else:
             model, _ = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
-        train = TrainArgs(micro_batch_tokens=micro_batch_tokens)
-        loss = validate(fabric, model, data, train=train, validation=ValidationArgs(), team=team)
+        train, validation = TrainArgs(micro_batch_tokens=micro_batch_tokens), ValidationArgs()
+        loss = validate(fabric, model, data, train=train, validation=validation, team=team)
     print(f"val loss {loss:.4f} on the {len(data):,} samples of {data_dir}")
 
 

@@ -52,9 +52,10 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "grading": set(),
     "chat": {"checkpoints", "cli", "generation", "lightning", "merge", "model", "prompts", "tokenizer"},
     # a comparison loads the base and its runs one after the other, and writes a page
-    "evaluation": {"checkpoints", "data", "files", "generation", "lightning", "model", "parallel", "prompts"}
+    "evaluation": {"checkpoints", "data", "files", "generation", "layers", "lightning", "model", "parallel", "prompts"}
     | {"report", "tokenizer"},
-    "serve": {"checkpoints", "fabric", "generation", "merge", "prompts", "tokenizer"},
+    # one port for the servers of several devices
+    "serve": {"checkpoints", "fabric", "generation", "lightning", "merge", "parallel", "prompts", "tokenizer"},
     "training": {"checkpoints", "config", "data", "files", "layers", "merge", "methods", "model", "report"}
     | {"lightning", "parallel", "resources", "tokenizer"},
     # answers of a model with a checker's verdicts, as rows and pairs, or learned from as they come

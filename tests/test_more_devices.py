@@ -185,7 +185,7 @@ def test_two_processes_end_with_the_weights_of_one(place, ran, setting):
     print(f"{out_of(setting, 2)} {SWEEP if BF16 else 'fp32'}: weights {difference(one, two):.1e} off")
     assert difference(one, two) < (0.1 if BF16 else CLOSE[setting[3]])
     half = weights(place / out_of(setting, 1) / HALF)
-    assert BF16 or difference(one, half) > 10 * CLOSE[setting[3]], "they go on learning"
+    assert BF16 or difference(one, half) > 5 * CLOSE[setting[3]], "they go on learning"
 
 
 def test_one_goes_on_from_what_two_wrote_and_two_from_what_one_wrote(place, ran, monkeypatch):
@@ -252,7 +252,7 @@ def test_what_several_devices_cannot_do_is_refused_by_name_before_anything_is_lo
 
 
 def test_the_leader_alone_speaks_and_writes_the_figures_of_all(place, ran):
-    assert ran[1].count("Number of trainable parameters") == len(SETTINGS) + 1, "once for each run"
+    assert ran[1].count("Number of trainable parameters") == len(SETTINGS) + 4, "once for each run"
     one, two = (read_metrics(place / out_of(LORA, n) / METRICS) for n in (1, 2))
     for name in ("loss", "val_loss"):
         losses = [dict(m.by_step("loss", "n_targets") if name == "loss" else m.column(name)) for m in (one, two)]

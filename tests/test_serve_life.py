@@ -223,6 +223,22 @@ def test_sigterm_lets_what_runs_end_and_refuses_the_rest(checkpoint):
     assert process.stderr.read() == ""
 
 
+def test_the_servers_of_two_devices_share_a_port_give_the_same_answers_and_end_together(checkpoint, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    process, url = start(checkpoint, "--devices", "2")
+    asked = [httpx.post(f"{url}/v1/completions", json=SHORT | {"temperature": 0}, timeout=PATIENCE) for _ in range(12)]
+    assert len({response.json()["choices"][0]["text"] for response in asked}) == 1
+    answered, name = set(), 'lit_gpt_http_requests_total{path="/v1/completions",status="200"} '
+    for _ in range(40):  # each connection goes to either of them
+        lines = httpx.get(f"{url}/metrics", timeout=PATIENCE).text.splitlines()
+        answered |= {float(line.removeprefix(name)) for line in lines if line.startswith(name)}
+    assert (sum(answered) == 12 and len(answered) == 2) or answered == {6.0}
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0 and process.stderr.read() == ""
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
 def test_what_runs_longer_than_the_limit_is_told_so(checkpoint):
     process, url = start(checkpoint, "--drain_seconds", "0")
     found, body = [], LONG | {"stream": True, "n": 60}

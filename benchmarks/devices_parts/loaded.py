@@ -33,6 +33,9 @@ def main(checkpoint_dir: Path, quantize: str, out: Path) -> None:
         validation=ValidationArgs(),
         quantize=None if quantize == "none" else quantize,
     )
+    import torch.distributed.fsdp  # what the libraries take is not the weights'
+    import torch.distributed.tensor  # noqa: F401
+
     tensors.MAPPED_BYTES = 2**62  # what was touched stays mapped, to be counted
     before = anonymous()
     with Peaks(checkpoint_dir / "lit_model.pth") as peaks:

@@ -33,11 +33,16 @@ class ServeArgs:
     """Most megabytes of a request."""
     drain_seconds: float = 30
     """Seconds that running requests get to end after SIGTERM or Ctrl-C; a second one ends the server at once."""
+    devices: int | None = None
+    """GPUs of this machine, or processes on a CPU, each of which has a copy of the model and gets a part of the
+    connections; the limits are those of each. 1, or as many as torchrun started, if not given."""
 
     def __post_init__(self) -> None:
         require("port", self.port, at_least=0, at_most=65_535)
         for name in ("max_rows", "max_new_tokens"):
             require(name, getattr(self, name), at_least=1)
+        if self.devices is not None:
+            require("devices", self.devices, at_least=1)
         require("max_waiting", self.max_waiting, at_least=0)
         require("drain_seconds", self.drain_seconds, at_least=0)
         for name in ("max_seconds", "max_body_mb"):

@@ -17,7 +17,7 @@ from lit_gpt.layers.compiled import compiling
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
 from lit_gpt.parallel.team import ALONE, Team
-from lit_gpt.parallel.watch import watched
+from lit_gpt.parallel.watch import together
 from lit_gpt.prompts import ChatTemplate, open_style
 from lit_gpt.tokenizer import Tokenizer
 
@@ -44,8 +44,7 @@ def choose_style(args: EvalArgs, trained_with: str | None = None, checkpoint_dir
 @contextmanager
 def answering_together(fabric: Fabric) -> Iterator[Team]:
     """Yields the processes of an evaluation, which end together; what is worth compiling is compiled."""
-    team = Team.of_world()
-    with watched(fabric, team), compiling():
+    with together(fabric) as team, compiling():
         yield team
 
 

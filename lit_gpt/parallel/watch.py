@@ -47,6 +47,14 @@ def watched(fabric: Fabric, team: Team) -> Iterator[None]:
         watch.is_over = True
 
 
+@contextmanager
+def together(fabric: Fabric) -> Iterator[Team]:
+    """Yields the team of all processes of a script, which end together."""
+    team = Team.of_world()
+    with watched(fabric, team):
+        yield team
+
+
 class _Watch:
     """The thread that counts and looks.
 

@@ -74,7 +74,7 @@ class Job:
     @property
     def room(self) -> int:
         """Tokens of a forward pass."""
-        return micro_batch_tokens(self.train, self.device.kind)
+        return micro_batch_tokens(self.train, self.device.kind, self.sharded)
 
     @property
     def packing(self) -> Packing:

@@ -12,6 +12,7 @@ from lit_gpt.fabric import make_fabric
 from lit_gpt.generation.batching.runs import load_shared
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import GREEDY, Request
+from lit_gpt.lightning import Fabric
 from lit_gpt.merge.record import trained_style
 from lit_gpt.prompts import CHAT_TEMPLATE, ChatTemplate, Style, open_style, read_template
 from lit_gpt.serve.models import Registry, Served, names_of
@@ -43,14 +44,17 @@ class Loaded:
     block_size: int
 
 
-def load(what: What, args: ServeArgs) -> Loaded:
+def load(what: What, args: ServeArgs, fabric: Fabric | None = None) -> Loaded:
     """Returns the models of a server, warmed up.
+
+    Args:
+        fabric: the device; made here if not given.
 
     Raises:
         UserError: there is no such checkpoint or run, or they do not go together.
     """
     require_checkpoint(what.checkpoint_dir, takes_runs=True)
-    fabric = make_fabric(what.precision)
+    fabric = fabric or make_fabric(what.precision)
     tokenizer = Tokenizer(what.checkpoint_dir)
     limits = {"max_rows": args.max_rows, "max_tokens": args.max_tokens}
     if what.finetuned_path is not None:

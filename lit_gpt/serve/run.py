@@ -11,13 +11,18 @@ from types import FrameType
 import uvicorn
 
 from lit_gpt.args import ServeArgs
+from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.errors import UserError
+from lit_gpt.fabric import make_fabric
 from lit_gpt.generation.thread import EngineThread
+from lit_gpt.parallel.team import Team
+from lit_gpt.parallel.watch import watched
 from lit_gpt.serve.app import make_app
 from lit_gpt.serve.connection import Connection
 from lit_gpt.serve.doors import Doors
 from lit_gpt.serve.guard import LOOPBACK, Guard
 from lit_gpt.serve.load import Loaded, What, load
+from lit_gpt.serve.replicas import Replicas
 
 try:
     import resource
@@ -41,16 +46,27 @@ def serve(what: What, args: ServeArgs) -> None:
     """
     key = _key_of(args)
     _allow_connections()
-    listening = listen(args)
-    if not _is_loopback(args.host) and key is None:
-        print(
-            f"warning: everybody who reaches {args.host} can use this server; --api_key env:NAME asks for a key",
-            file=sys.stderr,
-        )
-    try:
-        asyncio.run(Server(lambda: load(what, args), args, key, listening).main())
-    finally:
-        listening.close()
+    fabric = make_fabric(what.precision, cluster=ClusterArgs(args.devices))
+    team = Team.of_world()
+    replicas = Replicas(fabric, team)
+
+    def loaded() -> Loaded:
+        models = load(what, args, fabric)
+        team.wait()  # none answers before all can
+        return models
+
+    with watched(fabric, team):
+        listening = replicas.listen(args, listen)
+        if not _is_loopback(args.host) and key is None and team.leads:
+            print(
+                f"warning: everybody who reaches {args.host} can use this server; --api_key env:NAME asks for a key",
+                file=sys.stderr,
+            )
+        try:
+            asyncio.run(Server(loaded, args, key, listening, replicas).main())
+        finally:
+            listening.close()
+        replicas.end()
 
 
 def _allow_connections() -> None:
@@ -75,8 +91,12 @@ def _key_of(args: ServeArgs) -> str | None:
     return key
 
 
-def listen(args: ServeArgs) -> socket.socket:
-    """Returns a socket that listens, before minutes of loading show that it cannot; raises UserError if it cannot."""
+def listen(args: ServeArgs, shared: bool = False) -> socket.socket:
+    """Returns a socket that listens, before minutes of loading show that it cannot; raises UserError if it cannot.
+
+    Args:
+        shared: whether other processes listen on the same port.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             args.host, args.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -86,6 +106,8 @@ def listen(args: ServeArgs) -> socket.socket:
         raise UserError(f"--host {args.host} is no address of this machine ({e.strerror or e})") from e
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind(address)
         listening.listen(_BACKLOG)
     except OSError as e:
@@ -108,10 +130,19 @@ class Server(uvicorn.Server):
         load: loads what is served; called on a thread of its own.
         key: key that requests have to carry; None for none.
         listening: a socket that listens.
+        replicas: the other servers on its port.
     """
 
-    def __init__(self, load: Callable[[], Loaded], args: ServeArgs, key: str | None, listening: socket.socket) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        args: ServeArgs,
+        key: str | None,
+        listening: socket.socket,
+        replicas: Replicas | None = None,
+    ) -> None:
         self.load_models, self.args, self.listening = load, args, listening
+        self.replicas = replicas or Replicas()
         self.doors = Doors(args, key)
         self.admission, self.metrics, self.serving = self.doors.admission, self.doors.metrics, self.doors.state
         hosts = {*LOOPBACK, args.host} if _is_loopback(args.host) else None
@@ -168,6 +199,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Lets what runs end at the first signal, and ends at once at the second one."""
+        if not self.replicas.take_signal(sig):
+            return
         if self._closing is None and self.serving.service is not None and self.loop is not None:
             self._closing = self.loop.create_task(self._close())
             self.loop.call_soon_threadsafe(lambda: None)  # wakes the loop, which a signal does not

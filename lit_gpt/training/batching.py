@@ -11,6 +11,7 @@ from lit_gpt.data.packing import Packing
 from lit_gpt.errors import UserError
 from lit_gpt.layers.attention import Documents, Heads, attended, attended_backward, flash_can
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import is_sharded
 from lit_gpt.resources import total_memory
 
 _BYTES_A_TOKEN = 24
@@ -29,18 +30,19 @@ def packing_of(model: GPT, train: TrainArgs, device: torch.device, max_tokens: i
         dtype = torch.get_autocast_dtype("cuda") if mixed else weight.dtype
         if not can_share(model.transformer.h[0].attn.heads, dtype, device):
             up_to = 0
-    return Packing(max_tokens or micro_batch_tokens(train, device.type), up_to)
+    return Packing(max_tokens or micro_batch_tokens(train, device.type, is_sharded(model)), up_to)
 
 
-def micro_batch_tokens(train: TrainArgs, device_type: str) -> int:
+def micro_batch_tokens(train: TrainArgs, device_type: str, sharded: bool = False) -> int:
     """Returns the tokens of a forward pass: --micro_batch_tokens, or what keeps a device of this type busy.
 
     Args:
         device_type: cuda or cpu.
+        sharded: each device keeps a part of every weight, and all of them are brought together in each pass.
     """
     if not train.packing:
         return 1  # a longer sample goes alone
-    return train.micro_batch_tokens or (4096 if device_type == "cuda" else 512)
+    return train.micro_batch_tokens or (4096 if device_type == "cuda" else 2048 if sharded else 512)
 
 
 def require_room_for_a_step(lengths: np.ndarray, train: TrainArgs, n_samples: int) -> None:

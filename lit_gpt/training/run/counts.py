@@ -24,12 +24,17 @@ class Counts:
         self.n_iterations += batch.n_samples > 0
         self.losses.append(loss)
 
-    def of(self, team: Team) -> "Counts":
-        """Returns the sums over all processes, which have no figures."""
+    def of(self, team: Team, n_figures: int = 0) -> "Counts":
+        """Returns the sums over all processes.
+
+        Args:
+            n_figures: figures that follow each loss.
+        """
         found, names = Counts(), ("n_samples", "n_tokens", "n_targets", "n_terms", "n_iterations")
-        loss = torch.stack(self.losses).sum().item() if self.losses else 0.0
-        *sums, loss = team.total(*(getattr(self, name) for name in names), loss)
-        for name, n in zip(names, sums, strict=True):
+        mine = torch.stack(self.losses).sum(0).view(-1).tolist() if self.losses else [0.0] * (1 + n_figures)
+        sums = team.total(*(getattr(self, name) for name in names), *mine)
+        for name, n in zip(names, sums, strict=False):
             setattr(found, name, int(n))
-        found.losses = [torch.tensor(loss)]
+        losses = torch.tensor(sums[len(names) :])
+        found.losses = [losses if n_figures else losses[0]]
         return found

@@ -9,6 +9,7 @@ from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.data.store import Samples
 from lit_gpt.methods import METHODS
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import is_sharded
 from lit_gpt.training.batching import micro_batch_tokens
 from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.length import length_of
@@ -42,7 +43,7 @@ def description(
     longest = data.lengths.max()
     yield f"The longest training sample has {longest} tokens, the model has room for {model.config.block_size}"
     length = round(float(data.lengths.mean()))
-    n = max(1, micro_batch_tokens(train, device.type) // length)
+    n = max(1, micro_batch_tokens(train, device.type, is_sharded(model)) // length)
     size = f"(one forward and backward pass of {n} x {length} tokens, the mean length)"
     yield f"Estimated TFLOPs: {estimated_flops(counted, n, length) / 1e12:.2f} {size}"
     yield f"Measured TFLOPs: {measured_flops(counted, n, length) / 1e12:.2f} {size}"

@@ -141,7 +141,7 @@ class Monitor:
     def stepped(self, step: int, learning_rate: float) -> None:
         """Records what all processes did in a step, if there are several; `iterated` has counted this one's part."""
         if not self.team.is_alone:
-            self._count(step, self.mine.of(self.team), learning_rate, is_step=True)
+            self._count(step, self.mine.of(self.team, len(self.figures)), learning_rate, is_step=True)
 
     def _count(self, step: int, counts: "Counts", learning_rate: float, is_step: bool) -> None:
         """Adds up micro-batches, and has a line written when one is due."""
