@@ -1,4 +1,4 @@
-"""Which process reads what of a base's weights, where several load a model of which each keeps a part."""
+"""Says what a process reads of a base's weights, where several load a model of which each keeps a part."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar

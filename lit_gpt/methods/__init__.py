@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, LoRARunArgs
+from lit_gpt.args import AdapterArgs, FullArgs, LoRARunArgs
 from lit_gpt.methods import adapter, adapter_v2, full, lora
 from lit_gpt.model import GPT
 
@@ -32,7 +32,7 @@ METHODS: dict[str, Method] = {
 
 def reads_base(args: LoRARunArgs | AdapterArgs | FullArgs) -> bool:
     """Returns whether `inject` computes with the base's weights, as PiSSA and DoRA do."""
-    return isinstance(args, LoRAArgs) and (args.lora_dora or args.lora_init == "pissa")
+    return getattr(args, "lora_dora", False) or getattr(args, "lora_init", None) == "pissa"
 
 
 def trained_parameters(model: GPT) -> dict[str, Tensor]:

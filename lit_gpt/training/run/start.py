@@ -102,7 +102,7 @@ def load_model(
             shard(model, part, gather)
 
         shares = Shares(among, all_rows=reads_base(args.method_args))
-        model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize, loaded, shares)
+        model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize, loaded=loaded, shares=shares)
     else:
         model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
         at_first(model, base_digest)
