@@ -63,7 +63,7 @@ def serve(what: What, args: ServeArgs) -> None:
                 file=sys.stderr,
             )
         try:
-            asyncio.run(Server(loaded, args, key, listening, replicas).main())
+            asyncio.run(Server(loaded, args, key, listening, replicas=replicas).main())
         finally:
             listening.close()
         replicas.end()
