@@ -68,7 +68,9 @@ def main(
     for i in range(-1, rounds):  # the first one warms up
         for name, way in ways.items():
             engine.passes.alike = way
-            ms, texts[name] = _timed(engine, _prompts(rows, common, own, model.config.vocab_size, i), steps)
+            ms, texts[name] = _timed(
+                engine, _prompts(rows, common, own, n_vocab=model.config.vocab_size, seed=i), steps
+            )
             found[name] += [ms] if i >= 0 else []
         if i >= 0:
             print(f"  round {i + 1}: " + ", ".join(f"{name} {ms[-1]:.1f} ms" for name, ms in found.items()), flush=True)

@@ -35,7 +35,9 @@ def main(
     from lit_gpt.data.prepare.given import prepare_given
 
     parse = by_columns(columns) if columns else None
-    prepare_given(json_path, validation_file, hub, destination_path, checkpoint_dir, parse=parse, args=prepare)
+    prepare_given(
+        json_path, validation_file, hub, destination_path, checkpoint_dir=checkpoint_dir, parse=parse, args=prepare
+    )
 
 
 if __name__ == "__main__":

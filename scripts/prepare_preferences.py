@@ -41,7 +41,7 @@ def main(
     from lit_gpt.data.prepare.preferences.layouts import parse_preference, preference_columns
 
     how = {"parse": preference_columns(columns) if columns else parse_preference, "encoder": PreferenceEncoder}
-    prepare_given(json_path, validation_file, hub, destination_path, checkpoint_dir, args=prepare, **how)
+    prepare_given(json_path, validation_file, hub, destination_path, checkpoint_dir=checkpoint_dir, args=prepare, **how)
     if task_data is not None:
         check_contamination(destination_path, ContaminationArgs(task_data=task_data), checkpoint_dir)
 

@@ -55,7 +55,7 @@ def test_preferences_tell_the_figures_of_all_steps_but_the_first(tmp_path, check
 
     figures = heard(capsys.readouterr().out)
     assert figures.first_loss == pytest.approx(0.6931, abs=1e-3)  # ln 2: the model is its own reference
-    assert figures.pairs_per_sec > 0 and figures.reference_seconds > 0
+    assert figures.per_sec > 0 and figures.reference_seconds > 0
 
 
 def test_the_engine_of_the_gpu_s_table_answers_every_request_in_full(monkeypatch, capsys):
