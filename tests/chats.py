@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,14 @@ class Screen:
                 raise AssertionError(f"no {pattern!r} in {self.shown[self.at :]!r}")
         start, self.at = self.at, found.end()
         return self.shown[start : self.at]
+
+    def interrupt(self, pattern, times=3, seconds=15):
+        """Types ctrl-C until a pattern comes: one that meets the prompt just as it is shown may be lost, see `type`."""
+        for _ in range(times):
+            self.type("\x03")
+            with suppress(AssertionError):
+                return self.until(pattern, seconds)
+        raise AssertionError(f"no {pattern!r} after {times} ctrl-C in {self.shown[self.at :]!r}")
 
     def ended(self, seconds=60):
         """Reads to the end, and returns the exit code."""

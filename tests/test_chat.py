@@ -278,8 +278,7 @@ def test_a_user_in_a_terminal(folder, tmp_path):
         stopped = False
         while not stopped:  # the answer may be whole before ctrl-C comes
             screen.until("\n(?:\x1b\\[\\?2004l\r?)?[^\\s\x1b>]")  # its first character is there before its last is made
-            screen.type("\x03")
-            stopped = "/retry asks again]" in screen.until(r"(leaves|asks again|ones)\].*> ")
+            stopped = "/retry asks again]" in screen.interrupt(r"(leaves|asks again|ones)\].*> ")
             screen.type("" if stopped else "/retry\n")
         screen.type("/stats\n")
         screen.until(r"in the cache; first token after .*> ")
