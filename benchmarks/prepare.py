@@ -1,9 +1,10 @@
-"""Rows a second and peak memory of preparing data, beside Lit-GPT's way, on the same rows and tokenizer.
+"""Rows a second and peak memory of preparing data, beside Lit-GPT's way and datasets', on the same rows and tokenizer.
 
 python benchmarks/prepare.py --checkpoint_dir checkpoints/HuggingFaceTB/SmolLM2-135M-Instruct --folder /tmp/prepare
 
-Lit-GPT's way: all rows in memory; for each, one by one, the prompt is tokenized and then prompt and response together,
-both become tensors, and the list of all samples is pickled. Each way runs in a process of its own, in turns.
+Lit-GPT's way (original): all rows in memory; for each, one by one, the prompt is tokenized and then prompt and response
+together, both become tensors, and the list of all samples is pickled. The way of datasets: its `map` in batches, with
+the fast tokenizer of transformers; both have to be installed. Each way runs in a process of its own, in turns.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +30,8 @@ def main() -> None:
     arguments.add_argument("--data_file", type=Path, default=ROOT / "demo/train.json", help="rows to repeat")
     arguments.add_argument("--rows", type=int, default=100_000)
     arguments.add_argument("--rounds", type=int, default=2)
-    arguments.add_argument("--way", choices=["ours", "original"], help="run this one only, in this process")
+    arguments.add_argument("--ways", default="ours,original,datasets", help="separated by commas, ours first")
+    arguments.add_argument("--way", choices=WAYS, help="run this one only, in this process")
     args = arguments.parse_args()
     if args.way:
         measure(args)
@@ -40,17 +43,22 @@ def main() -> None:
     )
     packages = ", ".join(f"{name} {version(name)}" for name in ("tokenizers", "sentencepiece", "torch", "numpy"))
     print(f"Python {platform.python_version()}, {packages}; {os.cpu_count()} cores")
-    ratios = []
+    ways = [way for way in args.ways.split(",") if way != "datasets" or find_spec("datasets")]
+    ratios: dict[str, list[float]] = {way: [] for way in ways[1:]}
     for n in range(1, args.rounds + 1):
-        found = {way: run(args, way) for way in ("ours", "original")}
-        ratios.append(found["ours"]["rows_per_sec"] / found["original"]["rows_per_sec"])
+        found = {way: run(args, way) for way in ways}
+        for way in ways[1:]:
+            ratios[way].append(found["ours"]["rows_per_sec"] / found[way]["rows_per_sec"])
         for way, result in found.items():
             print(
                 f"round {n}: {way:8} {result['rows_per_sec']:8,.0f} rows/s, peak memory {result['peak_gb']:.2f} GB, "
                 f"{result['tokens']:,} tokens",
                 flush=True,
             )
-    print(f"ratio of rows a second: {statistics.median(ratios):.2f} in the median of {args.rounds} rounds")
+    for way, found_ratios in ratios.items():
+        print(
+            f"rows a second, ours / {way}: {statistics.median(found_ratios):.2f} in the median of {args.rounds} rounds"
+        )
 
 
 def write_rows(args: argparse.Namespace) -> None:
@@ -84,7 +92,7 @@ def measure(args: argparse.Namespace) -> None:
     from lit_gpt.data.prepare import run as prepare  # noqa: F401
 
     start = time.perf_counter()
-    tokens, n_rows = (ours if args.way == "ours" else original)(args)
+    tokens, n_rows = WAYS[args.way](args)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)
     print(json.dumps({"rows_per_sec": n_rows / seconds, "peak_gb": peak, "tokens": tokens}))
@@ -125,6 +133,35 @@ def original(args: argparse.Namespace) -> tuple[int, int]:
     torch.save(samples, args.folder / "original.pt")
     return sum(len(s["input_ids"]) for s in samples), len(samples)
 
+
+def by_datasets(args: argparse.Namespace) -> tuple[int, int]:
+    """(tokens, rows) of `datasets.map` in batches, with transformers' fast tokenizer."""
+    from datasets import load_dataset
+    from transformers import PreTrainedTokenizerFast
+
+    from lit_gpt.prompts import make_prompt
+    from lit_gpt.tokenizer import Tokenizer
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(args.checkpoint_dir / "tokenizer.json"))
+    eos = Tokenizer(args.checkpoint_dir).eos_id
+
+    def encoded(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        pairs = zip(batch["instruction"], batch["input"], strict=True)
+        prompts = [make_prompt("alpaca", instruction, context) for instruction, context in pairs]
+        texts = [prompt + answer for prompt, answer in zip(prompts, batch["output"], strict=True)]
+        asked, whole = (tokenizer(part)["input_ids"] for part in (prompts, texts))
+        ids = [[*row, eos] for row in whole]
+        labels = [[-100] * len(a) + row[len(a) :] for a, row in zip(asked, ids, strict=True)]
+        return {"input_ids": ids, "labels": labels}
+
+    files = {"data_files": str(args.folder / "rows.jsonl"), "split": "train", "cache_dir": str(args.folder / "cache")}
+    rows = load_dataset("json", download_mode="force_redownload", **files)
+    found = rows.map(encoded, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
+    n_tokens = sum(len(ids) for batch in found.iter(batch_size=1000) for ids in batch["input_ids"])
+    return n_tokens, len(found)
+
+
+WAYS = {"ours": ours, "original": original, "datasets": by_datasets}
 
 if __name__ == "__main__":
     main()
