@@ -268,3 +268,12 @@ def rewrite_gguf(path, values_of):
 def unpacked(monkeypatch):
     """The engine calls the model's own modules, on which hooks see what passes, and not copies with packed weights."""
     monkeypatch.setattr("lit_gpt.generation.engine.speeds_up", lambda model: False)
+
+
+@pytest.fixture
+def dirty_memory():
+    """New memory holds nan, as it may in a process that has run for long: nobody may read what nobody wrote."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills it, see `fill_uninitialized_memory`
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)

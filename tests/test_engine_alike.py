@@ -15,6 +15,8 @@ from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import GREEDY, Request
 from lit_gpt.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("dirty_memory")
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):

@@ -17,6 +17,8 @@ from lit_gpt.generation.request import GREEDY, Request, Sampling
 from lit_gpt.generation.thread import EngineThread
 from lit_gpt.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("dirty_memory")
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):

@@ -19,6 +19,8 @@ from lit_gpt.methods import METHODS, trained_parameters
 from lit_gpt.methods.lora.shared import updates_of
 from lit_gpt.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("dirty_memory")
+
 LENGTHS = (5, 17, 1, 30)
 N = 12
 PROMPTS = [torch.randint(0, 320, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]

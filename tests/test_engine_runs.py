@@ -18,6 +18,8 @@ from lit_gpt.methods import lora, trained_parameters
 from lit_gpt.methods.lora.shared import updates_of
 from lit_gpt.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("dirty_memory")
+
 RUNS = {
     "narrow": {"lora_r": 2},
     "wide": {"lora_r": 4, **ALL},

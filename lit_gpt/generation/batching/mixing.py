@@ -44,7 +44,8 @@ class _Extents:
         b, found = self.batch, [x]
         for j in range(1, n):
             before = self.pool[(b.places - j).clamp(min=0), : x.size(-1)]
-            found.append((before * (b.positions >= j).unsqueeze(-1)).to(x.dtype)[None])
+            is_none = (b.positions < j).unsqueeze(-1)  # what lies there is another row's, or was never written: even nan
+            found.append(before.masked_fill(is_none, 0).to(x.dtype)[None])
         return found
 
     def run(self, rule: Rule, tensors: Tensors, x: Tensor) -> Tensor:
