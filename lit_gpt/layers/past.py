@@ -172,15 +172,25 @@ class Mixing(nn.Module):
     def mixed(self, kept: Tensor, gate: Tensor, past: Past) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, x: Tensor, *given: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: Any = None,
+        input_pos: Tensor | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
         """Returns the output of the layer, (B, T, C).
 
         Args:
             x: (B, T, C).
-            given: what attention is given besides: cos, sin and mask, which are not used, a layer of a KV cache, the
-                positions of the tokens, and the documents packed in x; see `self_attention`.
+            cos, sin, mask: not used.
+            cache: a layer of a KV cache.
+            input_pos: positions of the tokens, (T,) or (B, T).
+            documents: the documents packed in x, (1, T, C).
         """
-        cache, input_pos, documents = given[3:]
         kept, gate = self.features(x)
         if documents is not None:
             return self.mixed(kept, gate, _Packed(documents))

@@ -44,7 +44,7 @@ class _Extents:
         b, found = self.batch, [x]
         for j in range(1, n):
             before = self.pool[(b.places - j).clamp(min=0), : x.size(-1)]
-            is_none = (b.positions < j).unsqueeze(-1)  # what lies there is another row's, or was never written: even nan
+            is_none = (b.positions < j).unsqueeze(-1)  # not this row's, perhaps never written
             found.append(before.masked_fill(is_none, 0).to(x.dtype)[None])
         return found
 
