@@ -131,11 +131,12 @@ class Screen:
                 raise AssertionError(f"the script goes on; it showed {self.shown[self.at :]!r}")
         return self.process.wait(timeout=10)
 
-    def _settle(self, seconds=1):
-        """Waits until the script sleeps, where the system says so, or for a second while it is busy."""
-        state, end = Path(f"/proc/{self.process.pid}/stat"), time.monotonic() + seconds
-        while state.exists() and state.read_text().rpartition(") ")[2][0] not in "SZ" and time.monotonic() < end:
-            time.sleep(0.001)
+    def _settle(self, seconds=2):
+        """Waits until the script sleeps for 50 ms, where the system says so, or for some seconds while it is busy."""
+        state, end, n_asleep = Path(f"/proc/{self.process.pid}/stat"), time.monotonic() + seconds, 0
+        while state.exists() and n_asleep < 10 and time.monotonic() < end:
+            n_asleep = n_asleep + 1 if state.read_text().rpartition(") ")[2][0] in "SZ" else 0
+            time.sleep(0.005)
 
     def _read(self):
         """Reads what there is; returns False at the end."""

@@ -284,14 +284,14 @@ def test_a_user_in_a_terminal(folder, tmp_path):
         screen.until(r"in the cache; first token after .*> ")
         screen.type("/save rows.jsonl\n")
         screen.until(r"added to rows.jsonl: a row with 2 answers, 2 of them cut and not taught.*> ")
-        screen.type("half a word\x03")
-        screen.until("ctrl-C again or ctrl-D leaves.*> ")
+        screen.type("half a word")
+        screen.until("half a word")
+        screen.interrupt("ctrl-C again or ctrl-D leaves.*> ")
         screen.type("/foo\n")
         screen.until("error: there is no command /foo; .*> ")
         screen.type("\x1b[A\x1b[A\n")  # the history: two lines up
         screen.until("error: the conversation is saved already.*> ")
-        screen.type("\x03")
-        screen.until("ctrl-C again.*> ")
+        screen.interrupt("ctrl-C again.*> ")
         screen.type("\x03")
         assert screen.ended() == 0 and "error" not in screen.shown[screen.at :]
     assert not {c for c in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.shown) if c < " "} - set("\n\t\r\x07\x08")
