@@ -19,6 +19,7 @@ import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
@@ -154,8 +155,8 @@ def by_datasets(args: argparse.Namespace) -> tuple[int, int]:
         labels = [[-100] * len(a) + row[len(a) :] for a, row in zip(asked, ids, strict=True)]
         return {"input_ids": ids, "labels": labels}
 
-    files = {"data_files": str(args.folder / "rows.jsonl"), "split": "train", "cache_dir": str(args.folder / "cache")}
-    rows = load_dataset("json", download_mode="force_redownload", **files)
+    path, cache = str(args.folder / "rows.jsonl"), str(args.folder / "cache")
+    rows: Any = load_dataset("json", data_files=path, split="train", cache_dir=cache, download_mode="force_redownload")
     found = rows.map(encoded, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
     n_tokens = sum(len(ids) for batch in found.iter(batch_size=1000) for ids in batch["input_ids"])
     return n_tokens, len(found)
