@@ -42,7 +42,7 @@ def main() -> None:
     print(f"the sums cost {statistics.median(ratios) - 1:.1%} of loading without them, in the median")
 
 
-def without_sums(x: torch.Tensor) -> bytes:
+def without_sums(x: torch.Tensor, part: tuple[int, int] = (0, 1)) -> bytes:
     """Returns nothing, at once."""
     return b""
 

@@ -16,6 +16,7 @@ from lit_gpt.methods import full
 from lit_gpt.model import GPT
 
 sys.path.append(str(ROOT / "benchmarks"))
+import digests
 from gpu_parts import engine
 from gpu_parts.context import Context
 from preferences_parts import ours as our_preferences
@@ -66,3 +67,12 @@ def test_the_engine_of_the_gpu_s_table_answers_every_request_in_full(monkeypatch
 
     assert context.figures.keys() == {"engine.bf16.rows.tokens_per_sec", "engine.bf16.guessed.tokens_per_sec"}
     assert "FAILED" not in capsys.readouterr().out
+
+
+def test_loading_is_measured_with_the_sums_and_without(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["digests.py", "--checkpoint_dir", str(checkpoint), "--rounds", "1"])
+
+    digests.main()
+
+    with_sums, without = capsys.readouterr().out.splitlines()[1:3]
+    assert with_sums.startswith("with the sums") and without.startswith("without")
