@@ -35,7 +35,7 @@ def shard(model: GPT, part: str, gather: HostGather | None = None) -> None:
     assert isinstance(module, FSDPModule)
     module.set_gradient_divide_factor(1.0)  # the loss is divided by the targets of all devices already
     module.set_force_sum_reduction_for_comms(True)  # gloo has no other one
-    if gather is not None:
+    if gather is not None and hasattr(module, "set_custom_all_gather"):  # torch 2.8 has not
         module.set_custom_all_gather(gather)  # pyright: ignore[reportArgumentType] it has what torch's class asks for
     for name, p in module.named_parameters():
         if name in factors:
