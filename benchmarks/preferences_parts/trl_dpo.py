@@ -41,38 +41,41 @@ class Recording(TrainerCallback):
         self.n, self.loss = 0, 0.0
 
 
+def settings(material: Pairs) -> dict[str, Any]:
+    """What every trainer is told alike."""
+    return {
+        "output_dir": str(material.folder / "trainer"),
+        "num_train_epochs": 1,
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "seed": SEED,
+        "per_device_train_batch_size": material.trl_batch,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+
+
+def adapter() -> LoraConfig:
+    """The LoRA of every trainer."""
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    return LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+
+
 def run(material: Pairs) -> None:
     """Train over the pairs once."""
     theirs = material.model.theirs
     tokenizer = AutoTokenizer.from_pretrained(theirs)
     model = AutoModelForCausalLM.from_pretrained(theirs, attn_implementation="sdpa", dtype="float32")
     arguments = DPOConfig(
-        output_dir=str(material.folder / "trainer"),
-        num_train_epochs=1,
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
-        seed=SEED,
-        beta=BETA,
-        per_device_train_batch_size=material.trl_batch,
-        gradient_accumulation_steps=STEP // material.trl_batch,
-        gradient_checkpointing=False,
-        max_length=None,
-        bf16=False,
-        use_cpu=True,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=1,
-        disable_tqdm=True,
-    )
-    adapter = LoraConfig(
-        r=RANK,
-        lora_alpha=ALPHA,
-        lora_dropout=0.0,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-        task_type="CAUSAL_LM",
+        beta=BETA, gradient_accumulation_steps=STEP // material.trl_batch, max_length=None, **settings(material)
     )
     data = Dataset.from_list(json.loads(material.path.read_text(encoding="utf-8")))
-    trainer = DPOTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=adapter)
+    trainer = DPOTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=adapter())
     recording = Recording(lambda inputs: len(inputs["input_ids"]) // 2)
     recording.around(trainer)
     trainer.train()

@@ -4,9 +4,8 @@ import json
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig
-from preferences_parts.pairs import ALPHA, GROUP, NEW_TOKENS, PROMPTS, RANK, RATE, SEED, Pairs, score
-from preferences_parts.trl_dpo import Recording
+from preferences_parts.pairs import GROUP, NEW_TOKENS, PROMPTS, Pairs, score
+from preferences_parts.trl_dpo import Recording, adapter, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] measured where it is installed
 
@@ -17,33 +16,14 @@ def run(material: Pairs) -> None:
     tokenizer = AutoTokenizer.from_pretrained(theirs)
     model = AutoModelForCausalLM.from_pretrained(theirs, attn_implementation="sdpa", dtype="float32")
     arguments = GRPOConfig(
-        output_dir=str(material.folder / "trainer"),
-        num_train_epochs=1,
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
-        seed=SEED,
         loss_type="dr_grpo",
         scale_rewards="none",
         beta=0.0,
         num_generations=GROUP,
         max_completion_length=NEW_TOKENS,
         generation_kwargs={"min_new_tokens": NEW_TOKENS},
-        per_device_train_batch_size=material.trl_batch,
         gradient_accumulation_steps=PROMPTS * GROUP // material.trl_batch,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=1,
-        disable_tqdm=True,
-    )
-    adapter = LoraConfig(
-        r=RANK,
-        lora_alpha=ALPHA,
-        lora_dropout=0.0,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-        task_type="CAUSAL_LM",
+        **settings(material),
     )
 
     def graded(completions: list[str], **more: Any) -> list[float]:
@@ -53,7 +33,7 @@ def run(material: Pairs) -> None:
         [{"prompt": row["prompt"]} for row in json.loads(material.path.read_text(encoding="utf-8"))]
     )
     trainer = GRPOTrainer(
-        model, graded, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=adapter
+        model, graded, args=arguments, train_dataset=data, processing_class=tokenizer, peft_config=adapter()
     )
     recording = Recording(lambda inputs: len(inputs["completion_ids"]))
     recording.around(trainer)

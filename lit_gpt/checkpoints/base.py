@@ -36,7 +36,7 @@ def load_base(
     checkpoint_dir: Path,
     quantize: str | None = None,
     loaded: Callable[[GPT, str], None] | None = None,
-    shares: Shares = Shares(),
+    shares: Shares | None = None,
 ) -> tuple[GPT, str]:
     """Returns the pretrained model on the device and in the precision of `fabric`, and the digest of its weights.
 
@@ -45,7 +45,7 @@ def load_base(
     Args:
         quantize: key of QUANTIZATIONS, applied to the linear layers that `quantizable` names; None quantizes nothing.
         loaded: called with the model and each part of `parts_of` when that is there, before the next one is read.
-        shares: what this process reads of the weights, of which it keeps a part; the others are not set.
+        shares: what this process reads of the weights, of which it keeps a part; the others are not set. None is all.
 
     Raises:
         UserError: no checkpoint, a damaged one, or one that does not fit its configuration; weights that cannot be
@@ -64,7 +64,7 @@ def build(
     path: Path,
     quantize: str | None = None,
     loaded: Callable[[GPT, str], None] | None = None,
-    shares: Shares = Shares(),
+    shares: Shares | None = None,
 ) -> tuple[GPT, str]:
     """Returns the model with weights that `get` reads by name, and their digest; `load_base` with its inputs opened.
 
@@ -84,12 +84,12 @@ def build(
     with fabric.init_module(empty_init=True):
         like = torch.empty(0)
         model.rope = Rope(config)  # its cos and sin are computed, not loaded
-    sums: dict[str, Tensor] = {}
+    shares = shares or Shares()
     read = summed(config, specs, get, shares.part)
-    four_bits = get.four_bits if isinstance(get, Reader) and quantize else lambda name: None
-    samples = _fill(model, read, four_bits, like=like, quantize=quantize, sums=sums, loaded=loaded, shares=shares)
-    _require_finite(sums, get, like.dtype, path=path, shares=shares)
-    return model, f"{digest(samples, shares)}-{read.digest(shares.every)}"
+    filling = _Filling(model, read, like, shares)
+    filling.fill(quantize, get.four_bits if isinstance(get, Reader) and quantize else lambda name: None, loaded)
+    _require_finite(filling.sums, get, like.dtype, path=path, shares=shares)
+    return model, f"{digest(filling.samples, shares)}-{read.digest(shares.every)}"
 
 
 def summed(
@@ -141,79 +141,88 @@ def _n_not_finite(x: Tensor) -> int:
     return int((~x.isfinite()).sum())
 
 
-def _fill(
-    model: GPT,
-    get: Summed,
-    four_bits: Callable[[str], FourBits | None],
-    like: Tensor,
-    quantize: str | None,
-    sums: dict[str, Tensor],
-    loaded: Callable[[GPT, str], None] | None,
-    shares: Shares,
-) -> dict[str, str]:
-    """Loads the weights into `model`, which is on the meta device, layer by layer; returns a `sample` of each.
-
-    Each layer is quantized before the next one is read, so that at most one is held unquantized.
+class _Filling:
+    """Loads the weights of a model, layer by layer, or what this process reads of them.
 
     Args:
+        model: it is on the meta device.
         get: reads a tensor by its name.
-        four_bits: reads one in 4 bits, if it is stored in them.
         like: a tensor with the device and the dtype of weights that are not quantized.
-        sums: gets the sum of each tensor by its name, which is NaN or infinite if one of its values is.
-        loaded: called with each part when it is there.
-    """
-    chosen = quantizable(model) if quantize else ()
-    tied = _HEAD if model.config.tie_embeddings else None
-    samples: dict[str, str] = {}
-    paths = [path for path, _ in model.named_modules()]  # a list of modules would keep replaced layers alive
 
-    def fill_module(path: str, whole: bool) -> None:
-        """Loads a layer's own weights, or what this process reads of them."""
-        module = model.get_submodule(path)
+    Attributes:
+        samples: a `sample` of each tensor, by its name.
+        sums: the sum of each tensor, by its name, which is NaN or infinite if one of its values is.
+    """
+
+    def __init__(self, model: GPT, get: Summed, like: Tensor, shares: Shares) -> None:
+        self.model, self.get, self.like, self.shares = model, get, like, shares
+        self.tied = _HEAD if model.config.tie_embeddings else None
+        self.samples: dict[str, str] = {}
+        self.sums: dict[str, Tensor] = {}
+
+    def fill(
+        self,
+        quantize: str | None,
+        four_bits: Callable[[str], FourBits | None],
+        loaded: Callable[[GPT, str], None] | None,
+    ) -> None:
+        """Loads all weights. Each layer is quantized before the next one is read, so that one at most is held whole.
+
+        Args:
+            four_bits: reads a tensor in 4 bits, if it is stored in them.
+            loaded: called with each part when it is there.
+        """
+        model = self.model
+        chosen = quantizable(model) if quantize else ()
+        paths = [path for path, _ in model.named_modules()]  # a list of modules would keep replaced layers alive
+        for part in parts_of(model):
+            inside = [path for path in paths if within(path, part)]
+            for path in inside:
+                if quantize is not None and path in chosen:
+                    self.quantize(path, quantize, four_bits)
+                else:
+                    self.load(path)
+            for path in (path for path in inside if path in chosen):
+                model.set_submodule(path, self.shares.sent(path, model.get_submodule(path)).to(self.like.device))
+            if self.tied and part == "":
+                model.lm_head.weight = model.transformer.wte.weight
+            if loaded is not None:
+                loaded(model, part)
+        assert not any(x.is_meta for x in (*model.parameters(), *model.buffers()))
+
+    def load(self, path: str, whole: bool = False) -> None:
+        """Loads a layer's own weights, or all of them, whatever other processes read."""
+        module, part = self.model.get_submodule(path), (0, 1) if whole else self.shares.part
         for leaf in [leaf for leaf, _ in module.named_parameters(recurse=False)]:
             name = f"{path}.{leaf}"
-            x = get.read(name, (0, 1)) if whole else get(name)
-            samples[name] = sample(name, x, (0, 1) if whole else shares.part)
-            if name != tied:
-                rows = slice(None) if whole else shares.rows(x)
-                weight = like.new_empty(x.shape)  # where other processes read the rows, none of its pages is touched
+            x = self.get.read(name, part)
+            self.samples[name] = sample(name, x, part)
+            if name != self.tied:
+                rows = slice(None) if whole else self.shares.rows(x)
+                weight = self.like.new_empty(x.shape)  # no page is touched where other processes read the rows
                 weight[rows].copy_(x[rows])
-                sums[name] = weight[rows].sum()
+                self.sums[name] = weight[rows].sum()
                 setattr(module, leaf, nn.Parameter(weight))
         for leaf, kept in list(module.named_buffers(recurse=False)):
             if kept.is_meta and leaf not in module._non_persistent_buffers_set:
-                x = get(name := f"{path}.{leaf}")
-                samples[name] = sample(name, x, shares.part)
-                setattr(module, leaf, x.to(like.device, copy=True))  # in its own dtype: nothing is multiplied by it
-                sums[name] = x.sum()
+                x = self.get.read(name := f"{path}.{leaf}", part)
+                self.samples[name] = sample(name, x, part)
+                setattr(
+                    module, leaf, x.to(self.like.device, copy=True)
+                )  # in its own dtype
+                self.sums[name] = x.sum()
 
-    def quantize_layer(path: str) -> None:
+    def quantize(self, path: str, kind: str, four_bits: Callable[[str], FourBits | None]) -> None:
         """Loads a layer's weights and puts the quantized layer in its place; or leaves that to another process."""
-        module = model.get_submodule(path)
-        if shares.makes(path):
-            fill_module(path, whole=True)
-            assert isinstance(module, LinearLayer) and quantize is not None, path
-            model.set_submodule(path, quantized(module, quantize, four_bits(f"{path}.weight")))
+        layer = self.model.get_submodule(path)
+        if self.shares.makes(path):
+            self.load(path, whole=True)
+            assert isinstance(layer, LinearLayer), path
+            self.model.set_submodule(path, quantized(layer, kind, four_bits(f"{path}.weight")))
             return
-        for name in [f"{path}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]:
-            get.leave(name)
-            samples[name] = ""
-
-    for part in parts_of(model):
-        inside = [path for path in paths if within(path, part)]
-        for path in inside:
-            if path in chosen:
-                quantize_layer(path)
-            else:
-                fill_module(path, whole=False)
-        for path in (path for path in inside if path in chosen):
-            model.set_submodule(path, shares.sent(path, model.get_submodule(path)).to(like.device))
-        if tied and part == "":
-            model.lm_head.weight = model.transformer.wte.weight
-        if loaded is not None:
-            loaded(model, part)
-    assert not any(x.is_meta for x in (*model.parameters(), *model.buffers()))
-    return samples
+        for name in [f"{path}.{leaf}" for leaf, _ in layer.named_parameters(recurse=False)]:
+            self.get.leave(name)
+            self.samples[name] = ""
 
 
 def sample(name: str, x: Tensor, part: tuple[int, int] = (0, 1)) -> str:
