@@ -207,9 +207,7 @@ class _Filling:
             if kept.is_meta and leaf not in module._non_persistent_buffers_set:
                 x = self.get.read(name := f"{path}.{leaf}", part)
                 self.samples[name] = sample(name, x, part)
-                setattr(
-                    module, leaf, x.to(self.like.device, copy=True)
-                )  # in its own dtype
+                setattr(module, leaf, x.to(self.like.device, copy=True))  # in its own dtype
                 self.sums[name] = x.sum()
 
     def quantize(self, path: str, kind: str, four_bits: Callable[[str], FourBits | None]) -> None:
