@@ -19,6 +19,7 @@ def main(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     precision: Precision | None = None,
     overwrite: bool = False,
+    devices: int | None = None,
 ) -> None:
     """Merges a LoRA run into its base model.
 
@@ -32,25 +33,31 @@ def main(
         dtype: dtype of the weights; that of the checkpoint if not given.
         precision: precision in which both models are compared; the training's if not given.
         overwrite: replace out_dir if it is not empty.
+        devices: GPUs, or processes on a CPU, that share the texts of the comparison; 1, or as many as torchrun
+            started, if not given.
     """
     import torch
 
+    from lit_gpt.args.cluster import ClusterArgs
     from lit_gpt.args.folders import default_out_dir, run_folder
     from lit_gpt.checkpoints.runs import read_run
     from lit_gpt.fabric import make_fabric
     from lit_gpt.merge.compare import compare, texts_to_compare
     from lit_gpt.merge.write import write_merged
+    from lit_gpt.parallel.watch import together
 
     run_dir = finetuned_path or default_out_dir("lora", checkpoint_dir)
     run_dir = run_folder(run_dir)
     out_dir = out_dir or default_out_dir("merged", checkpoint_dir)
     run = read_run(run_dir)
     to = getattr(torch, dtype) if dtype else None
-    notes = write_merged(checkpoint_dir, run_dir, run=run, out_dir=out_dir, base=base, dtype=to, overwrite=overwrite)
-    print(f"Saved the merged checkpoint to {out_dir}", *notes, sep="\n")
-    texts, what = texts_to_compare(run, checkpoint_dir)
-    fabric = make_fabric(precision or run.training.get("precision"))
-    difference = compare(fabric, checkpoint_dir, run_dir, out_dir=out_dir, texts=texts)
+    fabric = make_fabric(precision or run.training.get("precision"), cluster=ClusterArgs(devices))
+    with together(fabric) as team:
+        how = {"base": base, "dtype": to, "overwrite": overwrite}
+        notes = team.first(lambda: write_merged(checkpoint_dir, run_dir, run=run, out_dir=out_dir, **how))
+        print(f"Saved the merged checkpoint to {out_dir}", *notes, sep="\n")
+        texts, what = texts_to_compare(run, checkpoint_dir)
+        difference = compare(fabric, checkpoint_dir, run_dir, out_dir=out_dir, texts=texts, team=team)
     print(f"Merged against trained, on {what} ({difference.n_tokens} tokens):")
     print(f"Largest difference of a logit: {difference.largest:.3g}")
     print(f"KL divergence: {difference.kl:.3g} nats a token")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,7 @@ EVALUATION += ["--task_path", "tasks", "--bootstrap_iters", 0, "--log_samples", 
 PAIRS = [{"prompt": f"Say {i}", "chosen": f"{i} " * (1 + i % 5), "rejected": f"no {i % 7}"} for i in range(40)]
 PREFERENCE = ["finetune/preference.py", "--checkpoint_dir", "gqa", "--data_dir", "pairs", "--batch_size", 6]
 PREFERENCE += ["--micro_batch_tokens", 150, "--max_steps", 5, "--learning_rate", 1e-3, "--warmup_steps", 0]
+MERGING = ["scripts/merge_lora.py", "--checkpoint_dir", "gqa", "--finetuned_path", out_of(LORA, 2)]
 VALIDATION = ["eval/validate.py", "--checkpoint_dir", "gqa", "--data_dir", "data"]
 TASK = """
 dataset_path: json
@@ -173,6 +175,7 @@ def ran(place):
     runs += [[*command(NF4, 2), "--out_dir", "from-1", "--resume", f"from-1/{HALF}"]]
     runs += [[*command(FULL, 2), "--checkpoint_dir", "poisoned-{rank}", "--out_dir", "by-rows"]]
     runs += [[*EVALUATION, "--save_filepath", "scores-2.json"], VALIDATION, [*PREFERENCE, "--out_dir", "prefer-2"]]
+    runs += [[*MERGING, "--out_dir", "merged-2"]]
     runs += [[*command(LORA, 1), *flags, "--out_dir", "refused"] for flags, _ in REFUSED]
     return together(runs, 2, place, last)
 
@@ -236,6 +239,22 @@ def test_what_two_processes_learn_from_preferences_is_what_one_learns(place, ran
     assert [of_rank[len(SETTINGS) + 4] for of_rank in ran[0]] == [None, None]
     script([*PREFERENCE, "--out_dir", "prefer-1"])  # with the reference's figures that two have computed
     assert difference(weights(place / "prefer-1"), weights(place / "prefer-2")) < CLOSE[None]
+
+
+def test_two_processes_merge_and_compare_what_one_does(place, ran, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert [of_rank[len(SETTINGS) + 5] for of_rank in ran[0]] == [None, None]
+    capsys.readouterr()
+    script([*MERGING, "--out_dir", "merged-1"])
+    assert (place / "merged-1" / WEIGHTS).read_bytes() == (place / "merged-2" / WEIGHTS).read_bytes()
+    figures = r"""Merged against trained, on .* \((\d+) tokens\):
+Largest difference of a logit: (\S+)
+KL divergence: (\S+) nats a token
+Same most likely token: (\S+)%"""
+    one, two = (re.search(figures, said) for said in (capsys.readouterr().out, ran[1]))
+    assert one and two, "printed once, by the leader"
+    for a, b, off in zip(one.groups(), two.groups(), (0, 1e-6, 1e-9, 1e-3), strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-2, abs=off)
 
 
 def test_a_device_without_memory_ends_a_divided_run_with_one_line(place, ran):

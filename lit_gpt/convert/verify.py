@@ -58,6 +58,13 @@ def difference_of(before: Tensor, after: Tensor) -> Difference:
     )
 
 
+def joined(parts: list[Difference]) -> Difference:
+    """Returns the differences over all positions of which each part has some."""
+    n = sum(part.n_tokens for part in parts)
+    kl, agreement = (sum(getattr(part, name) * part.n_tokens for part in parts) / n for name in ("kl", "agreement"))
+    return Difference(n, max(part.largest for part in parts), kl, agreement)
+
+
 @torch.inference_mode()
 def streamed_logits(config: Config, get: Callable[[str], Tensor], ids: list[int]) -> Tensor:
     """Returns the next-token logits of one text in fp32, (T, V).

@@ -9,12 +9,13 @@ from torch import Tensor
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.layouts import read_config
 from lit_gpt.checkpoints.runs import Run, load_finetuned
-from lit_gpt.convert.verify import Difference, difference_of
+from lit_gpt.convert.verify import Difference, difference_of, joined
 from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_vocabulary
 from lit_gpt.errors import UserError
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.prompts import make_prompt
 from lit_gpt.tokenizer import Tokenizer
 
@@ -23,17 +24,22 @@ _COMPARED_TOKENS = 512
 
 
 @torch.no_grad()
-def compare(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, out_dir: Path, texts: list[list[int]]) -> Difference:
+def compare(
+    fabric: Fabric, checkpoint_dir: Path, run_dir: Path, out_dir: Path, texts: list[list[int]], team: Team = ALONE
+) -> Difference:
     """Returns how the merged model in `out_dir` differs from the trained one; only one is in memory at a time.
 
     The trained model is loaded with the precision and quantization that it was trained with.
 
     Args:
         texts: token ids of each text.
+        team: the processes among which the texts are dealt; each has a whole model.
     """
-    before = _logits(fabric, lambda: load_finetuned(fabric, checkpoint_dir, run_dir)[0], texts)
-    after = _logits(fabric, lambda: load_base(fabric, out_dir)[0], texts)
-    return difference_of(before, after)
+    mine = texts[team.rank :: team.size]
+    before = _logits(fabric, lambda: load_finetuned(fabric, checkpoint_dir, run_dir)[0], mine) if mine else None
+    after = _logits(fabric, lambda: load_base(fabric, out_dir)[0], mine) if mine else None
+    of_mine = difference_of(before, after) if before is not None and after is not None else None
+    return joined([found for found in team.every(of_mine) if found is not None])
 
 
 def _logits(fabric: Fabric, load: Callable[[], GPT], texts: list[list[int]]) -> Tensor:
