@@ -44,6 +44,17 @@ def total_memory() -> int:
     return min(limits)
 
 
+def return_freed_memory() -> None:
+    """Gives the system the memory that was freed and that the allocator of the C library keeps, where that is glibc.
+
+    glibc keeps what is freed below something that is in use, so that after loading a model by layers as much as the
+    model itself may be kept for nothing (`man 3 malloc_trim`).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 class _Counters(ctypes.Structure):
     """The struct PROCESS_MEMORY_COUNTERS of psapi.h."""
 

@@ -28,7 +28,8 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     # several processes that train one model, a part of it on each device
     "parallel": {"files", "lightning", "model"},
     # each of several processes reads its part of a base
-    "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "parallel", "prompts"},
+    "checkpoints": {"config", "families", "files", "layers", "lightning", "methods", "model", "parallel", "prompts"}
+    | {"resources"},
     "convert": {"checkpoints", "config", "families", "files", "layers", "limits", "methods", "model", "prompts"}
     | {"tokenizer"},
     "hub": {"convert", "families", "files"},  # whether the converter takes what is about to be downloaded
@@ -43,6 +44,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
         "lightning",
         "methods",
         "model",
+        "parallel",
         "prompts",
         "tokenizer",
     },

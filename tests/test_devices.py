@@ -1,6 +1,12 @@
-"""Devices to plan for: known by their whole names, each with its own rate; what is close to the edge says so."""
+"""Devices to plan for: known by their whole names, each with its own rate; what is close to the edge says so.
 
+Also the memory of this process, which goes back to the system when it is freed.
+"""
+
+import ctypes
+import os
 import re
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,6 +24,7 @@ from lit_gpt.planning.job import Job
 from lit_gpt.planning.memory_items import MARGIN
 from lit_gpt.planning.plan import make_plan
 from lit_gpt.planning.show import lines_of, risks
+from lit_gpt.resources import return_freed_memory
 
 DRIVER = {  # as nvidia-smi and rocm-smi write them -> our name, dense TFLOP/s in 16 bits
     "NVIDIA H100 80GB HBM3": ("h100-80gb", 989),
@@ -163,3 +170,16 @@ def test_a_plan_near_the_edge_or_in_pure_fp16_says_what_that_risks():
     assert "--precision bf16-true" in next(risks(plan_on(named("rtx4090"), "16-true")))
     assert "--precision 16-mixed" in next(risks(plan_on(named("t4"), "16-true")))
     assert not list(risks(plan_on(named("t4"), "16-mixed"))) and not list(risks(plan_on(named("cpu"), "32-true")))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_freed_memory_goes_back_to_the_system():
+    def resident():
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    kept = [torch.ones(25_000) for _ in range(1000)]  # 100 KB each: too little for glibc to map it by itself
+    before = resident()
+    del kept[:-1]  # what is left lies above the others
+    return_freed_memory()
+    assert before - resident() > 50e6

@@ -10,6 +10,10 @@ import threading
 import time
 from pathlib import Path
 
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.args.finetuning import FinetuneArgs
@@ -33,8 +37,8 @@ def main(checkpoint_dir: Path, quantize: str, out: Path) -> None:
         validation=ValidationArgs(),
         quantize=None if quantize == "none" else quantize,
     )
-    import torch.distributed.fsdp  # what the libraries take is not the weights'
-    import torch.distributed.tensor  # noqa: F401
+    if not team.is_alone:  # what the libraries take that are imported by the first division is not the weights'
+        fully_shard(torch.nn.Linear(2, 2), mesh=init_device_mesh("cpu", (team.size,)))
 
     tensors.MAPPED_BYTES = 2**62  # what was touched stays mapped, to be counted
     before = anonymous()

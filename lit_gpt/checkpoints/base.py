@@ -26,6 +26,7 @@ from lit_gpt.layers.rope import Rope
 from lit_gpt.lightning import Fabric
 from lit_gpt.methods.parts import parts_of, within
 from lit_gpt.model import GPT
+from lit_gpt.resources import return_freed_memory
 
 _HEAD = "lm_head.weight"
 """The output projection, which is in the file as the embeddings where both are tied."""
@@ -188,6 +189,8 @@ class _Filling:
                 model.lm_head.weight = model.transformer.wte.weight
             if loaded is not None:
                 loaded(model, part)
+                return_freed_memory()  # what was whole before it was divided
+        return_freed_memory()
         assert not any(x.is_meta for x in (*model.parameters(), *model.buffers()))
 
     def load(self, path: str, whole: bool = False) -> None:
