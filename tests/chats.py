@@ -71,6 +71,12 @@ def save_run_of(method, checkpoint, folder):
     return folder
 
 
+def _at_a_terminal():
+    """Makes standard input the terminal of this process; ctrl-C reaches it even where whoever tests ignores that."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has what it starts in the background ignore it
+
+
 class Screen:
     """A script in a terminal of its own, and what it showed there.
 
@@ -86,7 +92,7 @@ class Screen:
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / argv[0]), *map(str, argv[1:])], cwd=cwd, env=environment,
             stdin=side, stdout=out or side, stderr=side, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_at_a_terminal,
         )  # fmt: skip
         os.close(side)
         self.shown, self.at = "", 0
