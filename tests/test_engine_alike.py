@@ -33,7 +33,7 @@ def parts(monkeypatch):
 
     def watched(self, *args, **options):
         plain_init(self, *args, **options)
-        if shared := [(j - i, n) for i, j, _, n in self.parts if n]:
+        if shared := [(j - i, n) for i, j, _, n, _ in self.parts if n]:
             found.append(shared)
 
     monkeypatch.setattr(alike, "_FEWEST", 8)
