@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import torch
 from torch import nn
 
+from lit_gpt.methods.lora.layer import LoRALinear
+
 _LOCK = Lock()
 
 
@@ -31,9 +33,10 @@ _ALIKE: WeakValueDictionary[Any, nn.Module] = WeakValueDictionary()
 """Structure -> a compiled module that has it, as long as that is used."""
 
 
-def identity_of(module: nn.Module) -> list[tuple[int, torch.dtype, int]]:
-    """Returns what changes if a parameter is replaced or written to."""
-    return [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in module.parameters()]
+def identity_of(module: nn.Module) -> list[Any]:
+    """Returns what changes if a parameter is replaced or written to, or LoRA's updates are scaled otherwise."""
+    parameters = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in module.parameters()]
+    return [*parameters, *(m.scaling for m in module.modules() if isinstance(m, LoRALinear))]
 
 
 def compiled(module: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
