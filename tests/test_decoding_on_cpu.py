@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import ALL, write_tokenizer
+from gradient_steps import gradients_of, loss_of, model_of
 from tiny import tiny
 
 from lit_gpt.args import AdapterArgs, LoRAArgs
@@ -160,6 +161,19 @@ def test_updates_are_trained_beside_weights_that_are_packed_once(kind, flags, mo
         with switched_off(model):
             torch.testing.assert_close(logits(model), plain_logits(model), rtol=1e-4, atol=1e-4)
     assert {len(made)} == set(n_made) and made
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_the_optimizer_changed_is_seen(method):
+    """The kernel of its step leaves the versions of the tensors as they are."""
+    model, ids = as_16_bits(model_of(method)), list(range(12))
+    gradients = gradients_of(model, offload_gradients=False)
+    for step in range(2):
+        before = logits(model, ids)
+        loss_of(model).backward()
+        gradients.step(step + 1)
+        torch.testing.assert_close(logits(model, ids), plain_logits(model, ids), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(logits(model, ids), before, atol=1e-3)
 
 
 @needs_packing
