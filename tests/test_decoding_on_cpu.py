@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import ALL, write_tokenizer
+from gradient_steps import gradients_of, loss_of, model_of
 from tiny import tiny
 
 from lit_gpt.args import AdapterArgs, LoRAArgs
@@ -14,11 +15,13 @@ from lit_gpt.generation.batching.passes import in_pass
 from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.cpu import compiling, products
 from lit_gpt.generation.cpu.products import packed, product, speeds_up
+from lit_gpt.generation.cpu.scripted import scriptable
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import GREEDY, Request
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.quantize import quantizable, quantized
 from lit_gpt.methods import adapter_v2, lora
+from lit_gpt.rollouts.drawing import switched_off
 from lit_gpt.tokenizer import Tokenizer
 
 KINDS = [
@@ -134,6 +137,43 @@ def test_adapters_and_other_quantized_layers_are_part_of_it(method):
             torch.nn.init.normal_(p, std=0.2, mean=float("norm" in name or "scale" in name))
     assert speeds_up(model.eval())
     torch.testing.assert_close(logits(model), plain_logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [("neox", {}), ("llama-biases", {"lora_dora": True}), ("gemma2", {"lora_init": "pissa", "lora_mlp": False})],
+)
+def test_updates_are_trained_beside_weights_that_are_packed_once(kind, flags, monkeypatch):
+    made, n_made, plain = [], [], products._frozen_product
+    monkeypatch.setattr(products, "_frozen_product", lambda layers: made.append(len(layers)) or plain(layers))
+    model = as_16_bits(tiny(kind)).eval()
+    lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.0, **ALL | {"lora_head": False} | flags))
+    assert all(map(scriptable, model.transformer.h))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for p in trained:
+                p.add_(torch.randn_like(p), alpha=0.1)
+        torch.testing.assert_close(logits(model), plain_logits(model), rtol=1e-4, atol=1e-4)
+        n_made.append(len(made))
+    if "lora_dora" not in flags:
+        with switched_off(model):
+            torch.testing.assert_close(logits(model), plain_logits(model), rtol=1e-4, atol=1e-4)
+    assert {len(made)} == set(n_made) and made
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_the_optimizer_changed_is_seen(method):
+    """The kernel of its step leaves the versions of the tensors as they are."""
+    model, ids = as_16_bits(model_of(method)), list(range(12))
+    gradients = gradients_of(model, offload_gradients=False)
+    for step in range(2):
+        before = logits(model, ids)
+        loss_of(model).backward()
+        gradients.step(step + 1)
+        torch.testing.assert_close(logits(model, ids), plain_logits(model, ids), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(logits(model, ids), before, atol=1e-3)
 
 
 @needs_packing

@@ -11,8 +11,9 @@ from lit_gpt.generation.batching.batch import Batch, Shared
 from lit_gpt.generation.batching.scheduler import Due
 from lit_gpt.generation.cpu import scripted
 from lit_gpt.generation.cpu.cascade import cascade_attention
+from lit_gpt.generation.cpu.stretches import stretch_end, stretch_of
 from lit_gpt.generation.engine import Engine
-from lit_gpt.generation.request import GREEDY, Request
+from lit_gpt.generation.request import GREEDY, Request, Sampling
 from lit_gpt.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("dirty_memory")
@@ -33,7 +34,7 @@ def parts(monkeypatch):
 
     def watched(self, *args, **options):
         plain_init(self, *args, **options)
-        if shared := [(j - i, n) for i, j, _, n in self.parts if n]:
+        if shared := [(j - i, n) for i, j, _, n, _ in self.parts if n]:
             found.append(shared)
 
     monkeypatch.setattr(alike, "_FEWEST", 8)
@@ -166,3 +167,35 @@ def test_windows_and_caps_are_left_as_they_are(tokenizer, parts, monkeypatch):
         answers = Engine(tiny(kind), tokenizer, max_tokens=900).complete([Request([*A, i], 3, GREEDY) for i in (1, 2)])
         assert not any(a.error for a in answers)
     assert parts
+
+
+@pytest.mark.parametrize("scripted_too", [False, True])
+def test_rows_of_as_many_keys_at_equal_distances_are_one_view(scripted_too):
+    find, view = (torch.jit.script(f) if scripted_too else f for f in (stretch_end, stretch_of))
+    pool = torch.randn(100, 2, 4)
+    begins = [5, 15, 25, 40, 50, 60, 70, 20, 10, 10]
+    ends = [9, 19, 29, 44, 54, 65, 75, 30, 20, 20]
+    at, found = 0, []
+    while at < len(begins):
+        stop = find(begins, ends, at)
+        found.append((at, stop))
+        rows = view(pool, begins, ends, at, stop)
+        assert rows.untyped_storage().data_ptr() == pool.untyped_storage().data_ptr()
+        want = [pool[begin:end].transpose(0, 1) for begin, end in zip(begins[at:stop], ends[at:stop], strict=True)]
+        assert torch.equal(rows, torch.stack(want))
+        at = stop
+    assert found == [(0, 3), (3, 5), (5, 7), (7, 8), (8, 9), (9, 10)]
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "mistral", "gemma2", "gpt-oss"])
+def test_answers_to_one_prompt_are_attended_to_at_once_and_are_what_each_is_alone(kind, tokenizer, monkeypatch):
+    model, sizes = tiny(kind), []
+    plain = forward._attend
+    monkeypatch.setattr(forward, "_attend", lambda q, *rest, **more: sizes.append(q.size(0)) or plain(q, *rest, **more))
+    requests = [Request(p, 24, Sampling(seed=10 * k + i)) for k, p in enumerate((B, B[:9])) for i in range(5)]
+    for pack in (True, False):
+        want = [Engine(model, tokenizer, max_tokens=100, pack=pack).complete([r])[0] for r in requests]
+        sizes.clear()
+        found = Engine(model, tokenizer, max_tokens=900, pack=pack).complete(requests)
+        assert [[t.id for t in a.tokens] for a in found] == [[t.id for t in a.tokens] for a in want]
+    assert max(sizes) >= 4

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from train_parts.job import Job
 from train_parts.record import Record
 
@@ -15,6 +14,7 @@ from lit_gpt.checkpoints.base import load_base
 from lit_gpt.data.batches import Batch
 from lit_gpt.data.store import Samples
 from lit_gpt.fabric import make_fabric
+from lit_gpt.lightning import Fabric
 from lit_gpt.methods import full, lora
 from lit_gpt.model import GPT
 from lit_gpt.training.length import Length

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from lit_gpt.errors import UserError
 from lit_gpt.lightning import Fabric, FabricOptimizer
@@ -105,6 +106,8 @@ class Gradients:
         if factor is not None:
             torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
         self.optimizer.step()
+        changed = [p for p in self.parameters if p.grad is not None]
+        increment_version(changed)  # by which what is made of them is made again; torch's fused kernel leaves it
 
     def allocate(self) -> None:
         """Makes the optimizer allocate its state, if it can do so without a step."""

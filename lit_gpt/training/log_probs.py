@@ -56,7 +56,7 @@ class _HeadLogProbs(Function):
             losses, d_logits = token_losses(logits.detach(), wanted)
             found.append(-losses)
             if logits.requires_grad:
-                kept.append(torch.autograd.grad(logits, x, -d_logits)[0].to(hidden.dtype))
+                kept.append(torch.autograd.grad(logits, x, d_logits.neg_())[0].to(hidden.dtype))
         ctx.save_for_backward(predicting, targets, *([hidden, *trained] if ctx.again else kept))
         return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
 
@@ -85,7 +85,7 @@ def _computed_again(
             x = hidden.index_select(0, at).detach().requires_grad_(has_hidden)
             ctx.model.draws.keys = None if ctx.keys is None else ctx.keys.index_select(0, at)
             logits = ctx.model.logits(x)
-            d_logits = token_losses(logits.detach(), wanted)[1] * -weights[:, None].to(logits.dtype)
+            d_logits = token_losses(logits.detach(), wanted)[1].mul_(-weights[:, None].to(logits.dtype))
             gradients = list(torch.autograd.grad(logits, [x, *trained] if has_hidden else trained, d_logits))
             if has_hidden:
                 d_hidden.index_copy_(0, at, gradients.pop(0).to(hidden.dtype))

@@ -5,12 +5,14 @@ Letters: N tokens of all rows, T tokens of a row, S positions that they see, n r
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from lit_gpt.generation.batching.branches import Branches
+
+_Kind = TypeVar("_Kind")
 
 
 class Shared(NamedTuple):
@@ -65,10 +67,10 @@ class Batch:
         self._tree_masks: dict[int, list[Tensor]] = {}
         self._turns: dict[int, tuple[Tensor, Tensor]] = {}
         self.rows = [[len(p.ids), p.position, p.start, int(p.branches is not None)] for p in pieces]
-        self.parts = [
-            [first, end, *(shared or (0, 0))] for shared, first, end in _neighbours([piece.shared for piece in pieces])
-        ]
-        """Neighbours, in order: [first piece, end, where in the pool what they share begins, its length or 0]."""
+        kinds = [(len(p.ids) == 1 and p.branches is None, p.shared or Shared(0, 0)) for p in pieces]
+        self.parts = [[first, end, *shared, int(single)] for (single, shared), first, end in _neighbours(kinds)]
+        """Neighbours, in order: [first piece, end, where in the pool what they share begins, its length or 0, whether
+        they feed one token each, of a text and not of a tree]."""
 
     def turns(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Returns cos and sin (N, n) as a compiled block takes them, (N, 1, n): half of sin with its sign changed."""
@@ -116,7 +118,7 @@ def _positions(piece: Piece) -> Sequence[int]:
     return piece.branches.positions[piece.position : stop].tolist()
 
 
-def _neighbours(values: Sequence[Shared | None]) -> Iterator[tuple[Shared | None, int, int]]:
+def _neighbours(values: Sequence[_Kind]) -> Iterator[tuple[_Kind, int, int]]:
     """Yields each value that neighbours have in common, with the index of the first one and that after the last."""
     at = 0
     for value, group in groupby(values):

@@ -6,7 +6,7 @@ positions that they see, P positions of the pool, V padded vocabulary.
 
 import copy
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Any
@@ -22,6 +22,7 @@ from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.cpu.cascade import cascade_attention
 from lit_gpt.generation.cpu.products import packed
 from lit_gpt.generation.cpu.scripted import scriptable, scripted_block
+from lit_gpt.generation.cpu.stretches import stretch_end, stretch_of
 from lit_gpt.layers.attention import softmax_with_sinks
 from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import LinearLayer
@@ -190,11 +191,13 @@ class _ExtentAttention(nn.Module):
             pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
         queries = q[0].transpose(0, 1).unflatten(1, (k.size(1), -1)).split(batch.lengths)  # (T, G, R, D) each
         outputs: list[Tensor] = []
-        for i, j, start, n in batch.parts:
-            if n and not self.window and not self.attn.config.attn_logit_softcapping and self.sinks is None:
+        for i, j, start, n, single in batch.parts:
+            if not single:
+                outputs += [self.attended(queries[at], at, batch) for at in range(i, j)]
+            elif n and not self.window and not self.attn.config.attn_logit_softcapping and self.sinks is None:
                 outputs.append(self.together(queries[i:j], batch.rows[i:j], start, n))
             else:
-                outputs += [self.attended(queries[at], at, batch) for at in range(i, j)]
+                outputs += self.singles(queries[i:j], batch.rows[i:j])
         y = torch.cat(outputs).flatten(1)  # (N, H * D)
         if self.beside is not None:
             y = y + self.beside(q)[0].transpose(0, 1).flatten(1)
@@ -235,6 +238,20 @@ class _ExtentAttention(nn.Module):
         q, (keys, values) = torch.cat(list(queries)), self.pools
         return cascade_attention(q, keys, values, starts, ends=ends, shared=shared, n=n, scale=scale)
 
+    def singles(self, queries: Sequence[Tensor], rows: Sequence[list[int]]) -> Iterator[Tensor]:
+        """Yields attention (n, G, R, D) of rows that feed one token, of each stretch of them.
+
+        The heads of a group see the same keys: they are queries of one head.
+        """
+        q, ends = torch.cat(list(queries)), [row[2] + row[1] + 1 for row in rows]
+        starts = [row[2] + (max(0, row[1] + 1 - self.window) if self.window else 0) for row in rows]
+        i = 0
+        while i < len(rows):
+            j = stretch_end(starts, ends, i)
+            k, v = (stretch_of(pool, starts, ends, i, j).to(q.dtype) for pool in self.pools)
+            yield _attend(q[i:j], k, v, config=self.attn.config, sinks=self.sinks)
+            i = j
+
     def attended(self, q: Tensor, i: int, batch: Batch) -> Tensor:
         """Returns attention (T, G, R, D) of a piece's rotated queries, of the same shape, to its row's extent."""
         piece, config = batch.pieces[i], self.attn.config
@@ -245,7 +262,7 @@ class _ExtentAttention(nn.Module):
             tree = batch.tree_mask(i, self.window, dtype=q.dtype)
             first = end - tree.size(1)
         k, v = (pool.narrow(2, piece.start + first, end - first).to(q.dtype) for pool in self.by_head)  # (1, G, S, D)
-        if T == 1:  # the heads of a group see the same keys: they are queries of one head
+        if T == 1:  # of a tree
             return _attend(q, k, v, config=config, mask=tree, sinks=self.sinks)
         q = q.permute(1, 2, 0, 3)  # (G, R, T, D)
         k, v = (x.transpose(0, 1).expand(-1, q.size(1), -1, -1) for x in (k, v))  # (G, R, S, D)

@@ -86,10 +86,8 @@ class Passes:
         """Returns what each row got; rows change only by what the sampler counts as drawn."""
         guesses = self._guesses(due)
         shared = self._shared(due, guesses)
-        if shared:  # rows that share are neighbours, and so are those of a run
-            keys = [(row.request.run or "", shared.get(row.ticket, (-1, 0))) for row, _ in due]
-            order = sorted(range(len(due)), key=keys.__getitem__)
-            due, guesses = [due[i] for i in order], [guesses[i] for i in order]
+        order = _order(due, shared)
+        due, guesses = [due[i] for i in order], [guesses[i] for i in order]
         pieces = [
             Piece(
                 [*row.ids[row.n : row.n + n], *guess],
@@ -174,3 +172,13 @@ class Passes:
             for i, n in n_kept.items():
                 self.speculation.learn(rows[i], len(guesses[i]), n - 1)
         yield from ((drawing[at][0], token) for at, token in zip(kept, tokens, strict=True))
+
+
+def _order(due: list[Due], shared: Mapping[int, Shared]) -> list[int]:
+    """Returns the rows in an order in which those of a run are neighbours, within it those that share, and within them
+    those whose keys can be one tensor: as many of them in each row, in the order in which they lie in the pool."""
+    keys = [
+        (row.request.run or "", shared.get(row.ticket, (-1, 0)), *((0, 0) if row.reads else (row.n, row.start or 0)))
+        for row, _ in due
+    ]
+    return sorted(range(len(due)), key=keys.__getitem__)

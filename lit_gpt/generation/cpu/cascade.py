@@ -9,6 +9,8 @@ Letters: n rows, G key/value heads, R query heads of each, D head_size, P positi
 import torch
 from torch import Tensor
 
+from lit_gpt.generation.cpu.stretches import stretch_end, stretch_of
+
 
 def cascade_attention(
     q: Tensor, keys: Tensor, values: Tensor, starts: list[int], ends: list[int], shared: int, n: int, scale: float
@@ -24,25 +26,29 @@ def cascade_attention(
     """
     B, G, R, D = q.size(0), q.size(1), q.size(2), q.size(3)
     together = q.permute(1, 0, 2, 3).reshape(1, G, B * R, D)
-    y, sums = _attended(together, keys[shared : shared + n], values[shared : shared + n], scale)
+    k = keys[shared : shared + n].transpose(0, 1).unsqueeze(0)
+    v = values[shared : shared + n].transpose(0, 1).unsqueeze(0)
+    y, sums = _attended(together, k, v, scale)
     y, sums = y.view(G, B, R, D).transpose(0, 1), sums.view(G, B, R).transpose(0, 1)
     own_y: list[Tensor] = []
     own_sums: list[Tensor] = []
-    for i in range(B):
-        begin, end = starts[i], ends[i]
-        mine, its_sums = _attended(q[i : i + 1], keys[begin:end], values[begin:end], scale)
+    i = 0
+    while i < B:
+        j = stretch_end(starts, ends, i)
+        k, v = stretch_of(keys, starts, ends, i, j), stretch_of(values, starts, ends, i, j)
+        mine, its_sums = _attended(q[i:j], k, v, scale)
         own_y.append(mine)
         own_sums.append(its_sums)
+        i = j
     share = torch.sigmoid(sums - torch.cat(own_sums)).unsqueeze(-1)  # of the weights that is on shared keys
     return torch.lerp(torch.cat(own_y), y, share.to(y.dtype))
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Returns the weighted means of v, like q, and the logarithms of the sums of weights, (1, G, T).
+    """Returns the weighted means of v, like q, and the logarithms of the sums of weights, (n, G, T).
 
     Args:
-        q: (1, G, T, D).
-        k, v: (S, G, D); every query sees all.
+        q: (n, G, T, D).
+        k, v: (n, G, S, D); every query sees all.
     """
-    k, v = k.transpose(0, 1).unsqueeze(0).to(q.dtype), v.transpose(0, 1).unsqueeze(0).to(q.dtype)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k.to(q.dtype), v.to(q.dtype), scale=scale)

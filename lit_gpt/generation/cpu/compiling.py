@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import nn
+
+from lit_gpt.methods.lora.layer import LoRALinear
 
 _LOCK = Lock()
 
@@ -24,15 +26,17 @@ def one_by_one() -> Iterator[None]:
 
 _KEPT: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
 """Module -> its parameters' identity and what was compiled of it, which takes seconds for a whole model."""
-
+_PARTS: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
+"""Linear layer -> the same of its product with frozen weights, which serves while the updates beside it are trained."""
 
 _ALIKE: WeakValueDictionary[Any, nn.Module] = WeakValueDictionary()
 """Structure -> a compiled module that has it, as long as that is used."""
 
 
-def identity_of(module: nn.Module) -> list[tuple[int, torch.dtype, int]]:
-    """Returns what changes if a parameter is replaced or written to."""
-    return [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in module.parameters()]
+def identity_of(module: nn.Module) -> list[Any]:
+    """Returns what changes if a parameter is replaced or written to, or LoRA's updates are scaled otherwise."""
+    parameters = [(p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in module.parameters()]
+    return [*parameters, *(m.scaling for m in module.modules() if isinstance(m, LoRALinear))]
 
 
 def compiled(module: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
@@ -40,12 +44,30 @@ def compiled(module: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
 
     That of an earlier call is returned if the module's parameters have not changed since.
     """
-    identity = identity_of(module)
-    found = _KEPT.get(module)
-    if found is None or found[0] != identity:
+
+    def made_and_compiled() -> nn.Module:
         made = make()
         with one_by_one():
-            found = _KEPT[module] = identity, _scripted(made)
+            return _scripted(made)
+
+    return _kept(_KEPT, [module], made_and_compiled)
+
+
+def made_once(modules: Sequence[nn.Module], make: Callable[[], nn.Module]) -> nn.Module:
+    """Returns what `make` makes of modules, to be a part of what is compiled; kept as `compiled` keeps the whole."""
+    return _kept(_PARTS, modules, make)
+
+
+def _kept(
+    kept: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]],
+    modules: Sequence[nn.Module],
+    make: Callable[[], nn.Module],
+) -> nn.Module:
+    """Returns what is kept of modules, under the first one; makes it if there is none or a parameter has changed."""
+    identity = [identity_of(module) for module in modules]
+    found = kept.get(modules[0])
+    if found is None or found[0] != identity:
+        found = kept[modules[0]] = identity, make()
     return found[1]
 
 
@@ -89,3 +111,4 @@ def _filled(copied: Any, module: nn.Module) -> nn.Module:
 def release() -> None:
     """Frees what `compiled` made and keeps, with the packed weights in it; it is made again when it is asked for."""
     _KEPT.clear()
+    _PARTS.clear()

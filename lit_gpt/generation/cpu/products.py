@@ -10,6 +10,7 @@ Letters: N rows, K input channels, M output channels.
 """
 
 import copy
+import operator
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -19,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_gpt.generation.cpu.compiling import compiled, identity_of, one_by_one
+from lit_gpt.generation.cpu.compiling import compiled, identity_of, made_once, one_by_one
 from lit_gpt.layers.cpu_matmul import MISSING
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.quantize.eight_bit import Int8Linear
+from lit_gpt.methods.lora.layer import LoRALinear
+from lit_gpt.methods.lora.shared import Updates
 from lit_gpt.model import GPT
 from lit_gpt.resources import total_memory
 
@@ -125,14 +128,57 @@ class _Plain(nn.Module):
         return y if bias is None else y + bias
 
 
-def product(*layers: Linear | Int8Linear) -> nn.Module:
+class _Updated(nn.Module):
+    """The product with LoRA's updates of some layers side by side, all of them as one, added to that of their weights.
+
+    Args:
+        frozen: the product with the frozen weights.
+        layers: some have updates, in order.
+    """
+
+    def __init__(self, frozen: nn.Module, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.frozen = frozen
+        updates = [(i, Updates(m, torch.float32)) for i, m in enumerate(layers) if isinstance(m, LoRALinear)]
+        sizes = [m.out_features if isinstance(m, LinearLayer) else m.linear.out_features for m in layers]  # pyright: ignore
+        self.A = torch.cat([u.A for _, u in updates])  # (R, K)
+        self.B = torch.zeros(sum(sizes), len(self.A))  # (M, R), zeros where one's channels meet another's ranks
+        factor, shift = torch.ones(sum(sizes)), torch.zeros(sum(sizes))
+        rank = 0
+        for i, u in updates:
+            first = sum(sizes[:i])
+            for (start, stop), B in zip(u.blocks, u.Bs, strict=True):
+                self.B[first + start : first + stop, rank : rank + B.size(1)] = B * u.scaling
+                rank += B.size(1)
+            for (start, stop), m in zip(u.blocks, u.magnitudes, strict=False):
+                at = slice(first + start, first + stop)
+                factor[at] = m
+                shift[at] = 0.0 if u.bias is None else u.bias[start:stop].float() * (1 - m)  # a bias is not scaled
+        scales = any(u.magnitudes for _, u in updates)
+        self.factor, self.shift = (factor, shift) if scales else (torch.empty(0), torch.empty(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.frozen(x)
+        if self.factor.numel() > 0:
+            y = torch.addcmul(self.shift, y, self.factor)
+        return torch.addmm(y, x @ self.A.t(), self.B.t())
+
+
+def product(*layers: Linear | Int8Linear | LoRALinear) -> nn.Module:
     """Returns a module for TorchScript that maps x (N, K) in fp32 to the outputs of `layers`, side by side, in fp32.
 
     It is more precise than an `Int8Linear`: activations are not rounded to 8 bits, but to 14 or not at all.
 
     Args:
-        layers: `known` ones, all of the same class.
+        layers: `known` ones, all of the same class, or LoRA's around them.
     """
+    bases = [layer.linear if isinstance(layer, LoRALinear) else layer for layer in layers]
+    frozen = made_once(bases, lambda: _frozen_product(bases))
+    return frozen if all(map(operator.is_, bases, layers)) else _Updated(frozen, layers)
+
+
+def _frozen_product(layers: Sequence[Any]) -> nn.Module:
+    """Returns the product with the weights of `known` layers, all of the same class."""
     weights = [layer.weight.detach() for layer in layers]
     biases = [
         torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().float() for layer in layers
@@ -147,7 +193,7 @@ def product(*layers: Linear | Int8Linear) -> nn.Module:
 
 
 def known(layer: nn.Module) -> bool:
-    """Returns whether `product` knows a linear layer; it knows none with adapters."""
+    """Returns whether `product` knows a linear layer by itself; it knows LoRA's around such a one, and no adapters."""
     return type(layer) is Linear or (type(layer) is Int8Linear and _digits_work())
 
 

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from lit_gpt.generation.cpu.cascade import cascade_attention
 from lit_gpt.generation.cpu.compiling import compiled
 from lit_gpt.generation.cpu.products import known, product
+from lit_gpt.generation.cpu.stretches import stretch_end, stretch_of
 from lit_gpt.layers.mlp import GatedMLP, PlainMLP
 from lit_gpt.layers.norms import LayerNorm, PerHeadNorm, RMSNorm
 from lit_gpt.layers.self_attention import CausalSelfAttention, score_scale
+from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import Block
 
 _NONE, _RMS, _LAYER = 0, 1, 2
@@ -72,7 +74,7 @@ class _Block(nn.Module):
             rows: for each row, [T, the position of its first token, where its extent begins in the pool, whether its
                 tokens are of a tree].
             parts: neighbours among the rows, in order: [index of the first one, of that after the last, where what they
-                share begins in the pool, its number of tokens or 0].
+                share begins in the pool, its number of tokens or 0, whether they feed one token each].
             tree_masks: what is added to the scores of each of those rows, (T, S).
         """
         normed = _normed(x, self.norm_1)
@@ -119,11 +121,9 @@ class _Block(nn.Module):
         at, n_trees = 0, 0
         for part in parts:
             first, stop, n = part[0], part[1], part[3]
-            if n > 0 and self.window == 0 and self.cap == 0:
-                starts = [rows[i][2] + n for i in range(first, stop)]
-                ends = [rows[i][2] + rows[i][1] + 1 for i in range(first, stop)]
+            if part[4] == 1:
                 mine = q[at : at + stop - first].view(-1, G, H // G, D)
-                y = cascade_attention(mine, keys, values, starts, ends=ends, shared=part[2], n=n, scale=self.scale)
+                y = self.singles(mine, keys, values, rows[first:stop], part[2], n)
                 outputs.append(y.reshape(stop - first, -1))
                 at += stop - first
                 continue
@@ -139,10 +139,30 @@ class _Block(nn.Module):
                 at += T
         return self.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0))
 
+    def singles(self, q: Tensor, keys: Tensor, values: Tensor, rows: list[list[int]], shared: int, n: int) -> Tensor:
+        """Returns attention (rows, G, R, D) of rows that feed one token, of which `n` keys are shared, if any.
+
+        The heads of a group see the same keys: they are queries of one head.
+        """
+        window = self.window
+        ends = [row[2] + row[1] + 1 for row in rows]
+        if n > 0 and window == 0 and self.cap == 0:
+            starts = [row[2] + n for row in rows]
+            return cascade_attention(q, keys, values, starts, ends=ends, shared=shared, n=n, scale=self.scale)
+        starts = [row[2] + (max(0, row[1] + 1 - window) if window > 0 else 0) for row in rows]
+        outputs: list[Tensor] = []
+        i = 0
+        while i < len(rows):
+            j = stretch_end(starts, ends, i)
+            k, v = stretch_of(keys, starts, ends, i, j), stretch_of(values, starts, ends, i, j)
+            outputs.append(self.weighted(q[i:j], k, v, None, False))
+            i = j
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0)
+
     def attended(self, q: Tensor, k: Tensor, v: Tensor, tree_mask: Tensor | None) -> Tensor:
         """Returns the output of attention of one row, (T, H * D), for rotated q (T, H, D), k and v (S, G, D)."""
         T, G, R = q.size(0), self.G, self.H // self.G
-        if T == 1:  # the heads of a group see the same keys: they are queries of one head
+        if T == 1:
             k, v = k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0)  # (1, G, S, D)
             return self.weighted(q.view(1, G, R, self.D), k, v, tree_mask, False).reshape(1, -1)
         q = q.view(T, G, R, self.D).permute(1, 2, 0, 3)  # (G, R, T, D)
@@ -214,14 +234,15 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def scriptable(block: Block) -> bool:
-    """Returns whether `scripted_block` knows everything in a block: it has no adapters, no experts."""
+    """Returns whether `scripted_block` knows everything in a block: it has no adapters but LoRA's, no experts."""
     mlp, attn = block.mlp, block.attn
     if type(attn) is not CausalSelfAttention or not isinstance(mlp, GatedMLP | PlainMLP):
         return False
     if not attn.config.is_plain:
         return False
     ups = [mlp.fc_1, mlp.fc_2] if isinstance(mlp, GatedMLP) else [mlp.fc]
-    return all(map(known, (attn.qkv, attn.proj, *ups, mlp.proj)))
+    layers = (attn.qkv, attn.proj, *ups, mlp.proj)
+    return all(known(layer.linear if isinstance(layer, LoRALinear) else layer) for layer in layers)
 
 
 def scripted_block(block: Block, window: int) -> nn.Module:

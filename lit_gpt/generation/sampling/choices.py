@@ -54,7 +54,9 @@ def from_all(logits: Tensor, keys: Tensor, settings: Settings) -> Tensor:
     if settings.has_min_p:
         logits = _without_unlikely(logits, logits.amax(-1, keepdim=True), settings)
     ids = torch.arange(logits.size(1), dtype=torch.int32, device=logits.device)
-    return (logits.softmax(-1) / waiting_times(keys, ids)).argmax(-1)
+    at_once = 1 if logits.device.type == "cpu" else len(logits)  # what is made of one line fits a core's cache
+    lines = zip(logits.split(at_once), keys.split(at_once), strict=True)
+    return torch.cat([(line.softmax(-1) / waiting_times(k, ids)).argmax(-1) for line, k in lines])
 
 
 def most_likely(logits: Tensor, keys: Tensor, settings: Settings) -> Tensor:

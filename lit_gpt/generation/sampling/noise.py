@@ -34,13 +34,13 @@ def waiting_times(keys: Tensor, ids: Tensor) -> Tensor:
     """
     first, second = keys[:, :1], keys[:, 1:]
     x = ids * _signed(_GOLDEN_32) + first  # (B, n) int32, which wraps around
-    x ^= (x >> 16) & 0xFFFF  # `>>` repeats the sign, and this does not
+    x ^= (x >> 16).bitwise_and_(0xFFFF)  # `>>` repeats the sign, and this does not
     x *= _FACTORS_32[0]
     x ^= second
-    x ^= (x >> 15) & 0x1FFFF
+    x ^= (x >> 15).bitwise_and_(0x1FFFF)
     x *= _FACTORS_32[1]
-    x ^= (x >> 15) & 0x1FFFF
-    uniform = (x & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+    x ^= (x >> 15).bitwise_and_(0x1FFFF)
+    uniform = x.bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
     return uniform.neg_().log1p_().neg_()
 
 
