@@ -24,7 +24,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "n_expert_per_token": (0, 4096),
     "router_scale": (1e-6, _MOST),
     **dict.fromkeys(("router_groups", "router_groups_per_token"), (1, 4096)),
-    **dict.fromkeys(("shared_expert_size", "dense_size"), (0, 2**24)),
+    **dict.fromkeys(("shared_expert_size", "dense_size", "kv_shared_mlp_size"), (0, 2**24)),
+    **dict.fromkeys(("full_head_size", "per_layer_input_size"), (0, 2**16)),
+    **dict.fromkeys(("full_query_groups", "kv_shared_layers"), (0, 4096)),
     "embedding_factor": (1e-6, _MOST),
     "residual_factor": (1e-6, _MOST),
     "logit_divisor": (1e-6, _MOST),
@@ -52,6 +54,7 @@ ROPE_SCALINGS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+    "proportional": (),
 }
 """Kind of rope scaling -> its required parameters."""
 _SCALING_VALUES: dict[str, tuple[Any, float]] = {
@@ -65,6 +68,7 @@ _SCALING_VALUES: dict[str, tuple[Any, float]] = {
     "mscale": (float, 0),
     "mscale_all_dim": (float, 0),
     "truncate": (bool, 0),
+    "partial_rotary_factor": (float, 0),
     "short_factor": (list[float], 1e-6),
     "long_factor": (list[float], 1e-6),
 }
@@ -102,6 +106,13 @@ def check_values(config: Any, hints: Mapping[str, Any]) -> None:
         sizes = config.ssm_heads, config.ssm_groups, config.ssm_head_size, config.ssm_state_size
         if not min(*sizes, config.conv_size) or sizes[0] % sizes[1]:
             raise UserError(f"{config.name}: the heads, groups and sizes of Mamba-2 are {sizes}, which is impossible")
+    n_own = config.n_layer - config.kv_shared_layers
+    kinds = [config.is_sliding(i) for i in range(min(config.n_layer, RANGES["n_layer"][1]))]
+    if config.kv_shared_layers and (n_own < 1 or set(kinds[n_own:]) - set(kinds[:n_own])):
+        raise UserError(
+            f"{config.name}: kv_shared_layers={config.kv_shared_layers} of n_layer={config.n_layer} leave a kind of "
+            "attention without a layer that has keys and values"
+        )
     if config.n_layer * config.n_expert > _MAX_EXPERTS:
         raise UserError(
             f"{config.name}: n_layer={config.n_layer} times n_expert={config.n_expert} experts are more than "

@@ -44,6 +44,11 @@ SLIDING_FULL = {"layer_types": ["sliding_attention", "full_attention"], "sliding
 SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_local_base_freq": 5000.0}
 SHARPER = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 SHARPER |= {"attention_factor": 1.138629436111989}  # what YaRN would take anyway
+SHARED_KEYS = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8, "global_head_dim": 16}
+SHARED_KEYS |= {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 8}
+SHARED_KEYS |= {"vocab_size_per_layer_input": 320, "final_logit_softcapping": 30.0, "num_hidden_layers": 4}
+KEYS_AS_VALUES = {**SLIDING_FULL, "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True}
+KEYS_AS_VALUES |= {"hidden_size_per_layer_input": 0}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
 MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.5}
 MULTIPLIERS |= {"attention_multiplier": 0.3}
@@ -89,6 +94,8 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "phi4-mini": ("Phi3Config", {"num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": 0, **MINI}),
     "gemma": ("GemmaConfig", {"num_key_value_heads": 1, "head_dim": 16}),
     "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}),
+    "gemma4": ("Gemma4TextConfig", {"num_key_value_heads": 2, "head_dim": 8, **SHARED_KEYS}),
+    "gemma4-wide": ("Gemma4TextConfig", {"num_key_value_heads": 2, "head_dim": 8, **KEYS_AS_VALUES}),
     "gemma3": ("Gemma3TextConfig", {"num_key_value_heads": 2, "head_dim": 16, **SLIDING_FULL, **SCALED}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, **WINDOWED}),
     "qwen2-yarn": ("Qwen2Config", {"rope_scaling": YARN}),
@@ -168,6 +175,8 @@ def tiny_hf(kind: str, **overrides):
     for name, x in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             torch.nn.init.normal_(x, std=0.2)
+        if name.endswith("layer_scalar"):
+            torch.nn.init.constant_(x, 0.7)
     return model
 
 

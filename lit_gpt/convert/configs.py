@@ -231,6 +231,7 @@ def _rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     kind = next((k for k in kinds if k not in (None, "default")), "default")
     if not isinstance(kind, str):
         raise UserError(f"{where}: rope scaling of type {shown(kind)} is not supported")
+    share = {"partial_rotary_factor": rope.pop("partial_rotary_factor", 1.0)} if kind == "proportional" else {}
     for field, keys in (
         ("rope_base", ("rope_theta", "rotary_emb_base")),
         ("rotary_percentage", ("partial_rotary_factor", "rotary_pct")),
@@ -246,7 +247,7 @@ def _rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     if kind == "linear":
         fields["rope_condense_ratio"] = rope["factor"]
     elif kind in ROPE_SCALINGS:
-        fields["rope_scaling"] = {"type": kind, **rope}
+        fields["rope_scaling"] = {"type": kind, **rope, **share}
     elif kind != "default":
         raise UserError(f"{where}: rope scaling of type {shown(kind)} is not supported")
     return fields

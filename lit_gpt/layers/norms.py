@@ -88,6 +88,11 @@ def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.
     return RMSNorm(n or config.n_embd, config.norm_eps, config.norm_unit_offset)
 
 
+def make_value_norm(config: Config) -> nn.Module:
+    """Returns the norm of the values of each head; `nn.Identity` if they have none."""
+    return _UnweightedNorm(config.norm_eps) if config.value_norm else nn.Identity()
+
+
 def make_qk_norm(config: Config, heads: int, layer: int = 0) -> nn.Module:
     """Returns the QK norm of `heads` heads of queries or keys in a layer; `nn.Identity` if it has none."""
     if config.qk_norm == "unweighted":

@@ -1,0 +1,123 @@
+"""Google Gemma 4 (https://ai.google.dev/gemma/docs), its text: larger heads and a partial rotation in every n-th layer.
+
+The others have a sliding window. In the small models the last layers take keys and values of earlier ones, and each
+layer reads the tokens once more from a table of its own; in the large ones full layers have no values beside keys.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from lit_gpt.errors import UserError, shown
+from lit_gpt.families.family import Family, table, variants
+from lit_gpt.families.gemma_2 import GEMMA_2
+from lit_gpt.families.window import read_window, write_layer_types
+
+_ROPE = {
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+_PER_LAYER = {"head_dim": "full_head_size", "num_key_value_heads": "full_query_groups"}
+"""Their size in a layer that has another one -> our field."""
+
+
+def _adapt(hf: dict[str, Any]) -> dict[str, Any]:
+    """Returns config.json with the sizes of full layers, of shared layers, and of the table, as our fields have them."""
+    hf = {"rope_parameters": _ROPE, "hidden_size_per_layer_input": 256, **hf}
+    n = hf.get("num_hidden_layers", 0)
+    types = hf.get("layer_types") or ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(n)]
+    hf["layer_types"] = [*types[: n - 1], "full_attention"] if n else types  # the last one always sees all
+    full = [i for i in range(n) if hf["layer_types"][i] == "full_attention"]
+    hf |= _full_sizes(hf, full)
+    double, rows = hf.pop("use_double_wide_mlp", False), hf.pop("vocab_size_per_layer_input", None)
+    if double and hf.get("num_kv_shared_layers"):
+        hf["kv_shared_mlp_size"] = 2 * (hf.get("intermediate_size") or 0)
+    if hf["hidden_size_per_layer_input"] and rows not in (None, hf.get("vocab_size")):
+        raise UserError(
+            f"config.json: vocab_size_per_layer_input={shown(rows)} is not supported for gemma4 models but for all "
+            f"{hf.get('vocab_size')} tokens"
+        )
+    hf["hidden_size_per_layer_input"] = hf["hidden_size_per_layer_input"] or 0
+    hf["final_logit_softcapping"] = hf.get("final_logit_softcapping") or 0.0
+    return read_window(hf)
+
+
+def _full_sizes(hf: dict[str, Any], full: list[int]) -> dict[str, Any]:
+    """Takes what config.json says of the heads of full layers; returns it by our fields.
+
+    Raises:
+        UserError: it says something else of a layer.
+    """
+    head_size, groups = hf.pop("global_head_dim", None) or 512, hf.pop("num_global_key_value_heads", None)
+    sizes = {"head_dim": head_size} | ({"num_key_value_heads": groups} if groups and hf.get("attention_k_eq_v") else {})
+    by_layer = hf.pop("per_layer_config", None)
+    if by_layer is not None:
+        stated = [by_layer.get(str(i), by_layer.get(i)) or {} for i in full] if isinstance(by_layer, dict) else [None]
+        sizes = stated[0] if stated else {}
+        alike = isinstance(sizes, dict) and all(other == sizes for other in stated) and len(by_layer) <= len(full)
+        if not alike or sizes.keys() - _PER_LAYER.keys() or not all(type(x) is int for x in sizes.values()):
+            raise UserError(f"config.json: per_layer_config={shown(by_layer)} is not supported for gemma4 models")
+    return {_PER_LAYER[key]: size for key, size in sizes.items()}
+
+
+def _restore(config: Any) -> dict[str, Any]:
+    sizes = {theirs: size for theirs, ours in _PER_LAYER.items() if (size := getattr(config, ours))}
+    full = [i for i in range(config.n_layer) if not config.is_sliding(i)]
+    return {
+        **write_layer_types(config),
+        "final_logit_softcapping": config.final_logit_softcapping or None,
+        "use_double_wide_mlp": bool(config.kv_shared_mlp_size),
+        "vocab_size_per_layer_input": config.padded_vocab_size,
+        "per_layer_config": {str(i): sizes for i in full},
+        **dict.fromkeys(_OURS),
+    }
+
+
+_OURS = ("full_head_size", "full_query_groups", "kv_shared_mlp_size")
+"""Keys that `_adapt` adds."""
+_OF_LAYER = "model.layers.{}"
+_GEMMA_4 = replace(
+    GEMMA_2,
+    name="gemma4",
+    model_type="gemma4_text",
+    hf_class="Gemma4ForCausalLM",
+    traits={
+        **{k: v for k, v in GEMMA_2.traits.items() if k != "attn_logit_softcapping"},
+        "norm_unit_offset": False,
+        "qk_norm": "head",
+        "value_norm": True,
+        "query_pre_attn_scalar": 1.0,
+        "layer_scale": True,
+        "sliding_window": 512,
+        "final_logit_softcapping": 0.0,
+    },
+    config_keys={
+        **{k: v for k, v in GEMMA_2.config_keys.items() if k not in ("query_pre_attn_scalar", "attn_logit_softcapping")},
+        "num_kv_shared_layers": "kv_shared_layers",
+        "attention_k_eq_v": "keys_as_values",
+        "hidden_size_per_layer_input": "per_layer_input_size",
+        **{field: field for field in _OURS},
+    },
+    config_values={
+        "hidden_activation": ("gelu_pytorch_tanh",),
+        "use_bidirectional_attention": (None, "vision"),
+        "enable_moe_block": (False,),
+    },
+    other_types={"global_head_dim": int | None, "num_global_key_value_heads": int | None, "use_double_wide_mlp": bool},
+    weights={
+        **GEMMA_2.weights,
+        "transformer.h.{}": _OF_LAYER,
+        "transformer.h.{}.attn.norm_q": f"{_OF_LAYER}.self_attn.q_norm",
+        "transformer.h.{}.attn.norm_k": f"{_OF_LAYER}.self_attn.k_norm",
+        "transformer.h.{}.per_layer.gate_proj": f"{_OF_LAYER}.per_layer_input_gate",
+        "transformer.h.{}.per_layer.proj": f"{_OF_LAYER}.per_layer_projection",
+        "transformer.h.{}.per_layer.norm": f"{_OF_LAYER}.post_per_layer_input_norm",
+        "transformer.per_layer.wte": "model.embed_tokens_per_layer",
+        "transformer.per_layer.proj": "model.per_layer_model_projection",
+        "transformer.per_layer.norm": "model.per_layer_projection_norm",
+    },
+    adapt=_adapt,
+    restore=_restore,
+)
+
+# sizes as remembered
+FAMILY = Family(org="google", architecture=_GEMMA_4, common={"vocab_size": 262144, "padded_vocab_size": 262144, "norm_eps": 1e-6, "wrapper": "Gemma4ForConditionalGeneration"}, models=[])
