@@ -88,6 +88,8 @@ class Config:
     """Layers of a mixture that have a single gated MLP instead."""
     dense_size: int = 0
     """Hidden channels of that MLP; 0 means intermediate_size."""
+    dense_beside_experts: bool = False
+    """Whether the layers of a mixture have such an MLP, too, and norms for each of the two (Gemma 4)."""
     kv_shared_mlp_size: int = 0
     """Hidden channels of the MLP in the layers of `kv_shared_layers`; 0 means intermediate_size."""
     per_layer_input_size: int = 0

@@ -24,6 +24,7 @@ from lit_gpt.layers.linear import Embedding, Linear
 from lit_gpt.layers.mamba import Mamba2
 from lit_gpt.layers.mlp import GatedMLP, PlainMLP
 from lit_gpt.layers.moe import MoE
+from lit_gpt.layers.moe_and_mlp import MoEAndMLP
 from lit_gpt.layers.neftune import noisy
 from lit_gpt.layers.norms import make_norm
 from lit_gpt.layers.per_layer import Carried, PerLayerInput, PerLayerInputs
@@ -142,7 +143,7 @@ class GPT(nn.Module):
         return x if factor == 1 else x * x.new_full((), factor)  # the factor is rounded to x's dtype, as in Gemma
 
     def carried(self, idx: Tensor, x: Tensor) -> Carried | None:
-        """Returns what a pass over token ids (B, T) takes along from layer to layer; None if the model has no such thing.
+        """Returns what a pass over token ids (B, T) takes along from layer to layer; None for most models.
 
         Args:
             x: the input of the first block, (B, T, C).
@@ -178,9 +179,11 @@ class Block(nn.Module):
         self.norm_1 = make_norm(config, config.pre_norm)
         self.attn = _MIXERS[config.mixer(layer)](config, layer)
         self.post_attention_norm = make_norm(config, config.post_norm)
-        self.norm_2 = make_norm(config, config.pre_norm and not config.shared_attention_norm)
         kind, size = config.mlp_of(layer)
-        self.mlp = MoE(config) if kind == "moe" else (PlainMLP if kind == "plain" else GatedMLP)(config, size)
+        both = kind == "moe" and config.dense_beside_experts  # with norms of their own
+        self.norm_2 = make_norm(config, config.pre_norm and not (config.shared_attention_norm or both))
+        mixture = MoEAndMLP if both else MoE
+        self.mlp = mixture(config) if kind == "moe" else (PlainMLP if kind == "plain" else GatedMLP)(config, size)
         self.post_mlp_norm = make_norm(config, config.post_norm)
         self.per_layer = PerLayerInput(config) if config.per_layer_input_size else None
         self.register_buffer("layer_scalar", torch.ones(1) if config.layer_scale else None)

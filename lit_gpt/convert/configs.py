@@ -130,6 +130,8 @@ def config_to_hf(config: Config) -> dict[str, Any]:
             "full_attention": {"rope_type": "default", "rope_theta": config.rope_base, **hf.get("rope_scaling", {})},
             "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_local_base},
         }
+        if (config.rope_scaling or {}).get("type") == "proportional":  # which no version has by itself
+            del hf["rope_scaling"], hf["rope_parameters"]["full_attention"]["type"]
     restored = architecture.restore(config)
     hf |= restored
     return {k: v for k, v in hf.items() if k not in _TRANSLATED_KEYS and (v is not None or k in restored)}

@@ -85,7 +85,7 @@ class CausalSelfAttention(nn.Module):
         return self.projected(y.transpose(1, 2).flatten(2), x)  # (B, H, T, D) -> (B, T, C)
 
     def exchanged(self, k: Tensor, v: Tensor, carried: Carried | None) -> tuple[Tensor, Tensor]:
-        """Returns the keys and values that the layer attends to: its own, which later layers find, or an earlier one's."""
+        """Returns the keys and values that the layer attends to: its own, kept for others too, or an earlier one's."""
         if carried is not None and self.is_source:
             carried.kv[self.layer] = k, v
         return (k, v) if carried is None or self.source == self.layer else carried.kv[self.source]
