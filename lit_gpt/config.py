@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 from lit_gpt.args.formats import read_record, with_format
 from lit_gpt.errors import UserError, shown
 from lit_gpt.layer_heads import kv_source, of_layer
-from lit_gpt.limits import check_rope_scaling, check_values
+from lit_gpt.limits import check_heads_and_experts, check_rope_scaling, check_values
 from lit_gpt.records import require_types
 
 
@@ -195,19 +195,7 @@ class Config:
                 raise UserError(f"{self.name}: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
             self.head_size = self.n_embd // self.n_head
         self.n_query_groups = self.n_query_groups or self.n_head
-        if self.n_head % self.n_query_groups:
-            raise UserError(
-                f"{self.name}: n_head={self.n_head} is not a multiple of n_query_groups={self.n_query_groups}"
-            )
-        if self.rope_n_elem % 2:
-            raise UserError(
-                f"{self.name}: rotary_percentage={self.rotary_percentage} of head_size={self.head_size} "
-                f"is {self.rope_n_elem} channels, and rotation needs an even number"
-            )
-        if self.mlp == "moe" and not 0 < self.n_expert_per_token <= self.n_expert:
-            raise UserError(
-                f"{self.name}: n_expert_per_token={self.n_expert_per_token} of n_expert={self.n_expert} is impossible"
-            )
+        check_heads_and_experts(self)
         self.intermediate_size = self.intermediate_size or 4 * self.n_embd
         rounded_up = math.ceil(self.vocab_size / self.padding_multiple) * self.padding_multiple
         self.padded_vocab_size = self.padded_vocab_size or rounded_up

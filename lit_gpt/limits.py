@@ -106,17 +106,33 @@ def check_values(config: Any, hints: Mapping[str, Any]) -> None:
         sizes = config.ssm_heads, config.ssm_groups, config.ssm_head_size, config.ssm_state_size
         if not min(*sizes, config.conv_size) or sizes[0] % sizes[1]:
             raise UserError(f"{config.name}: the heads, groups and sizes of Mamba-2 are {sizes}, which is impossible")
-    n_own = config.n_layer - config.kv_shared_layers
-    kinds = [config.is_sliding(i) for i in range(min(config.n_layer, RANGES["n_layer"][1]))]
+    if config.n_layer * config.n_expert > _MAX_EXPERTS:
+        raise UserError(
+            f"{config.name}: n_layer={config.n_layer} times n_expert={config.n_expert} experts are more than "
+            f"{_MAX_EXPERTS:,}"
+        )
+
+
+def check_heads_and_experts(config: Any) -> None:
+    """Checks that heads come in whole groups, rotate in pairs, and are there to share; and the number of experts."""
+    if config.n_head % config.n_query_groups:
+        raise UserError(
+            f"{config.name}: n_head={config.n_head} is not a multiple of n_query_groups={config.n_query_groups}"
+        )
+    if config.rope_n_elem % 2:
+        raise UserError(
+            f"{config.name}: rotary_percentage={config.rotary_percentage} of head_size={config.head_size} "
+            f"is {config.rope_n_elem} channels, and rotation needs an even number"
+        )
+    n_own, kinds = config.n_layer - config.kv_shared_layers, [config.is_sliding(i) for i in range(config.n_layer)]
     if config.kv_shared_layers and (n_own < 1 or set(kinds[n_own:]) - set(kinds[:n_own])):
         raise UserError(
             f"{config.name}: kv_shared_layers={config.kv_shared_layers} of n_layer={config.n_layer} leave a kind of "
             "attention without a layer that has keys and values"
         )
-    if config.n_layer * config.n_expert > _MAX_EXPERTS:
+    if config.mlp == "moe" and not 0 < config.n_expert_per_token <= config.n_expert:
         raise UserError(
-            f"{config.name}: n_layer={config.n_layer} times n_expert={config.n_expert} experts are more than "
-            f"{_MAX_EXPERTS:,}"
+            f"{config.name}: n_expert_per_token={config.n_expert_per_token} of n_expert={config.n_expert} is impossible"
         )
 
 

@@ -148,6 +148,16 @@ _GEMMA_4 = replace(
     },
     adapt=_adapt,
     restore=_restore,
+    text_defaults={
+        "num_hidden_layers": 30,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "max_position_embeddings": 131072,
+        "vocab_size": 262144,
+        "rms_norm_eps": 1e-6,
+    },
 )
 
 _SLIDING_OF_5 = [i for i in range(35) if (i + 1) % 5]
