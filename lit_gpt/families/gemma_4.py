@@ -62,7 +62,8 @@ def _full_sizes(hf: dict[str, Any], full: list[int]) -> dict[str, Any]:
     if by_layer is not None:
         stated = [by_layer.get(str(i), by_layer.get(i)) or {} for i in full] if isinstance(by_layer, dict) else [None]
         sizes = stated[0] if stated else {}
-        alike = isinstance(sizes, dict) and all(other == sizes for other in stated) and len(by_layer) <= len(full)
+        alike = isinstance(sizes, dict) and all(other == sizes for other in stated)
+        alike = alike and {str(i) for i in by_layer} <= {str(i) for i in full}
         if not alike or sizes.keys() - _PER_LAYER.keys() or not all(type(x) is int for x in sizes.values()):
             raise UserError(f"config.json: per_layer_config={shown(by_layer)} is not supported for gemma4 models")
     return {_PER_LAYER[key]: size for key, size in sizes.items()}
