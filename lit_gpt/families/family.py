@@ -14,7 +14,7 @@ class Separate:
 
     template: str
     names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    """Those of a layer end before what it takes elsewhere, see `lit_gpt.layer_heads`."""
+    """Names for q, k and v; fewer for a layer that has no v, or neither k nor v, see `lit_gpt.layer_heads`."""
     pairs: bool = False
     """Whether theirs rotates neighbouring channels of a head in pairs; ours are reordered, so that halves rotate."""
     gated: bool = False

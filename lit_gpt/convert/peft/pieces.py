@@ -113,7 +113,7 @@ def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
         rule, names = sources_in_memory(f"{path}.weight", config)
         blocks = {rows: name for name, rows in lora.rows_of(config, path).items()} if path.endswith("attn.qkv") else {}
         for index, rows in enumerate(layer.blocks):
-            block = blocks.get(tuple(rows), "")
+            block = blocks.get((rows[0], rows[1]), "")
             name = names[lora.BLOCKS.index(block) if isinstance(rule, Separate) else 0].removesuffix(".weight")
             found.append(Piece(path, index, block=block, layer=layer, theirs=name, rule=rule))
     return found
