@@ -56,6 +56,8 @@ MODELS = (
     "Gemma-7b",
     "gemma-2-9b",
     "gemma-3-1b-pt",
+    "gemma-4-E2B",
+    "gemma-4-26B-A4B",
     "Qwen2-7B",
     "Qwen3-8B",
     "Qwen3-30B-A3B",
@@ -177,6 +179,8 @@ def shape(name: str, on_gpu: bool) -> Config:
         for field in ("sliding_layers", "unrotated_layers", "dense_layers")
     }
     layers["mixers"] = c.mixers and c.mixers[:n_layer]
+    if c.full_head_size:  # every other layer has the window, and half of them no keys if some have none
+        layers |= {"sliding_layers": [*range(0, n_layer, 2)], "kv_shared_layers": c.kv_shared_layers and n_layer // 2}
     if on_gpu:
         return replace(c, n_layer=n_layer, **layers)
     n_head = 8
@@ -190,8 +194,11 @@ def shape(name: str, on_gpu: bool) -> Config:
         n_query_groups=max(1, n_head // shared),
         **{
             width: round(512 * getattr(c, width) / c.n_embd / 32) * 32
-            for width in ("intermediate_size", "shared_expert_size", "dense_size")
+            for width in ("intermediate_size", "shared_expert_size", "dense_size", "kv_shared_mlp_size")
         },
+        full_head_size=64 * c.full_head_size // c.head_size,
+        full_query_groups=c.full_query_groups and max(1, n_head * c.full_query_groups // c.n_head),
+        per_layer_input_size=c.per_layer_input_size // 8,
         rotary_percentage=round(8 * c.rotary_percentage) / 8,  # of fewer channels, still an even number of them
         n_expert=min(c.n_expert, 32),
         vocab_size=8192,

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_type_hints
 
 from lit_gpt.args.formats import read_record, with_format
 from lit_gpt.errors import UserError, shown
-from lit_gpt.limits import check_rope_scaling, check_values
+from lit_gpt.layer_heads import kv_source, of_layer
+from lit_gpt.limits import check_heads_and_experts, check_rope_scaling, check_values
 from lit_gpt.records import require_types
 
 
@@ -87,6 +88,14 @@ class Config:
     """Layers of a mixture that have a single gated MLP instead."""
     dense_size: int = 0
     """Hidden channels of that MLP; 0 means intermediate_size."""
+    dense_beside_experts: bool = False
+    """Whether the layers of a mixture have such an MLP, too, and norms for each of the two (Gemma 4)."""
+    kv_shared_mlp_size: int = 0
+    """Hidden channels of the MLP in the layers of `kv_shared_layers`; 0 means intermediate_size."""
+    per_layer_input_size: int = 0
+    """Channels of what each layer reads of the tokens besides, from a table of its own (Gemma 4); 0 means nothing."""
+    layer_scale: bool = False
+    """Whether the output of each layer is multiplied by a constant of the checkpoint (Gemma 4)."""
     parallel_residual: bool = True
     """Whether a block computes x + attn(norm(x)) + mlp(norm(x)) rather than one after the other."""
     shared_attention_norm: bool = False
@@ -137,6 +146,15 @@ class Config:
     """Norm of queries and keys: over a head's channels with one weight for all heads (Qwen 3), over all heads' channels
     (OLMo 2), over a head's channels with a weight for each head (StableLM 2 12B), or without a weight in the layers
     that rotate (Llama 4)."""
+    value_norm: bool = False
+    """Whether the values of each head have a norm, without a weight (Gemma 4)."""
+    full_head_size: int = 0
+    full_query_groups: int = 0
+    """Channels per head, and key/value heads, of the layers without the sliding window; 0 means as in the others."""
+    keys_as_values: bool = False
+    """Whether values of those layers are what keys are before their norm (Gemma 4)."""
+    kv_shared_layers: int = 0
+    """Number of layers, the last ones, that take keys and values of an earlier layer (Gemma 4), see `kv_source`."""
     rotates_first: bool = False
     """Whether queries and keys are rotated before their norm rather than after it (Hunyuan, Llama 4)."""
     attention_sinks: bool = False
@@ -177,19 +195,7 @@ class Config:
                 raise UserError(f"{self.name}: n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
             self.head_size = self.n_embd // self.n_head
         self.n_query_groups = self.n_query_groups or self.n_head
-        if self.n_head % self.n_query_groups:
-            raise UserError(
-                f"{self.name}: n_head={self.n_head} is not a multiple of n_query_groups={self.n_query_groups}"
-            )
-        if self.rope_n_elem % 2:
-            raise UserError(
-                f"{self.name}: rotary_percentage={self.rotary_percentage} of head_size={self.head_size} "
-                f"is {self.rope_n_elem} channels, and rotation needs an even number"
-            )
-        if self.mlp == "moe" and not 0 < self.n_expert_per_token <= self.n_expert:
-            raise UserError(
-                f"{self.name}: n_expert_per_token={self.n_expert_per_token} of n_expert={self.n_expert} is impossible"
-            )
+        check_heads_and_experts(self)
         self.intermediate_size = self.intermediate_size or 4 * self.n_embd
         rounded_up = math.ceil(self.vocab_size / self.padding_multiple) * self.padding_multiple
         self.padded_vocab_size = self.padded_vocab_size or rounded_up
@@ -211,6 +217,7 @@ class Config:
     def is_plain(self) -> bool:
         """Whether the code that is written for decoding alone, on GPUs and CPUs, knows all that this decoder has."""
         special = self.attention_sinks or self.rotates_first or self.attention_gate or self.mixers is not None
+        special = special or self.value_norm or self.kv_shared_layers or self.per_layer_input_size or self.layer_scale
         return self.activation in ("gelu", "gelu_tanh", "silu") and not special
 
     @property
@@ -229,6 +236,8 @@ class Config:
         """Returns the kind of a layer's MLP and its hidden channels, those of one expert in a mixture."""
         if self.mlp == "moe" and layer in (self.dense_layers or ()):
             return "gated", self.dense_size or self.intermediate_size
+        if self.kv_shared_mlp_size and kv_source(self, layer) != layer:
+            return self.mlp, self.kv_shared_mlp_size
         return self.mlp, self.intermediate_size
 
     def mixer(self, layer: int) -> str:
@@ -237,7 +246,8 @@ class Config:
 
     def cached(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Returns what a layer keeps of each token, as (heads, channels) of keys and of values."""
-        head = self.n_query_groups, self.head_size
+        heads = of_layer(self, layer)
+        head = heads.n_query_groups, heads.head_size if kv_source(self, layer) == layer else 0
         others = {"conv": self.n_embd, "delta": sum(self.delta_sizes) + 2 * self.delta_value_heads}
         others["mamba2"] = sum(self.ssm_sizes) + self.ssm_heads
         n = others.get(self.mixer(layer))

@@ -24,7 +24,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "n_expert_per_token": (0, 4096),
     "router_scale": (1e-6, _MOST),
     **dict.fromkeys(("router_groups", "router_groups_per_token"), (1, 4096)),
-    **dict.fromkeys(("shared_expert_size", "dense_size"), (0, 2**24)),
+    **dict.fromkeys(("shared_expert_size", "dense_size", "kv_shared_mlp_size"), (0, 2**24)),
+    **dict.fromkeys(("full_head_size", "per_layer_input_size"), (0, 2**16)),
+    **dict.fromkeys(("full_query_groups", "kv_shared_layers"), (0, 4096)),
     "embedding_factor": (1e-6, _MOST),
     "residual_factor": (1e-6, _MOST),
     "logit_divisor": (1e-6, _MOST),
@@ -52,6 +54,7 @@ ROPE_SCALINGS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+    "proportional": (),
 }
 """Kind of rope scaling -> its required parameters."""
 _SCALING_VALUES: dict[str, tuple[Any, float]] = {
@@ -65,6 +68,7 @@ _SCALING_VALUES: dict[str, tuple[Any, float]] = {
     "mscale": (float, 0),
     "mscale_all_dim": (float, 0),
     "truncate": (bool, 0),
+    "partial_rotary_factor": (float, 0),
     "short_factor": (list[float], 1e-6),
     "long_factor": (list[float], 1e-6),
 }
@@ -106,6 +110,29 @@ def check_values(config: Any, hints: Mapping[str, Any]) -> None:
         raise UserError(
             f"{config.name}: n_layer={config.n_layer} times n_expert={config.n_expert} experts are more than "
             f"{_MAX_EXPERTS:,}"
+        )
+
+
+def check_heads_and_experts(config: Any) -> None:
+    """Checks that heads come in whole groups, rotate in pairs, and are there to share; and the number of experts."""
+    if config.n_head % config.n_query_groups:
+        raise UserError(
+            f"{config.name}: n_head={config.n_head} is not a multiple of n_query_groups={config.n_query_groups}"
+        )
+    if config.rope_n_elem % 2:
+        raise UserError(
+            f"{config.name}: rotary_percentage={config.rotary_percentage} of head_size={config.head_size} "
+            f"is {config.rope_n_elem} channels, and rotation needs an even number"
+        )
+    n_own, kinds = config.n_layer - config.kv_shared_layers, [config.is_sliding(i) for i in range(config.n_layer)]
+    if config.kv_shared_layers and (n_own < 1 or set(kinds[n_own:]) - set(kinds[:n_own])):
+        raise UserError(
+            f"{config.name}: kv_shared_layers={config.kv_shared_layers} of n_layer={config.n_layer} leave a kind of "
+            "attention without a layer that has keys and values"
+        )
+    if config.mlp == "moe" and not 0 < config.n_expert_per_token <= config.n_expert:
+        raise UserError(
+            f"{config.name}: n_expert_per_token={config.n_expert_per_token} of n_expert={config.n_expert} is impossible"
         )
 
 

@@ -24,8 +24,10 @@ from lit_gpt.layers.linear import Embedding, Linear
 from lit_gpt.layers.mamba import Mamba2
 from lit_gpt.layers.mlp import GatedMLP, PlainMLP
 from lit_gpt.layers.moe import MoE
+from lit_gpt.layers.moe_and_mlp import MoEAndMLP
 from lit_gpt.layers.neftune import noisy
 from lit_gpt.layers.norms import make_norm
+from lit_gpt.layers.per_layer import Carried, PerLayerInput, PerLayerInputs
 from lit_gpt.layers.rope import Rope
 from lit_gpt.layers.self_attention import CausalSelfAttention, softcap
 
@@ -46,6 +48,7 @@ class GPT(nn.Module):
                 "wte": Embedding(config.padded_vocab_size, config.n_embd),
                 "h": nn.ModuleList(Block(config, i) for i in range(config.n_layer)),
                 "ln_f": make_norm(config),
+                **({"per_layer": PerLayerInputs(config)} if config.per_layer_input_size else {}),
             }
         )
         if config.tie_embeddings:
@@ -103,9 +106,10 @@ class GPT(nn.Module):
         full, sliding = (visible(positions, keys, window) for window in (0, self.config.sliding_window))
 
         x = self.embed(idx)  # (B, T, C)
+        carried = self.carried(idx, x)
         for i, block in enumerate(self.transformer.h):
             mask = sliding if self.config.is_sliding(i) else full
-            x = block(x, *cos_sin[i], mask, None if cache is None else cache.layers[i], input_pos)
+            x = block(x, *cos_sin[i], mask, None if cache is None else cache.layers[i], input_pos, carried=carried)
         return self.transformer.ln_f(x)
 
     def packed_hidden(self, idx: Tensor, documents: Documents) -> Tensor:
@@ -117,23 +121,36 @@ class GPT(nn.Module):
         x = self.embed(idx)
         if self.training and self.neftune_alpha:
             x = noisy(x, documents, self.neftune_alpha, seed=self.draws.seed_of(self.noise, x.device))
+        carried = self.carried(idx, x)
         for i, block in enumerate(self.transformer.h):
             if i < self.n_recomputed and torch.is_grad_enabled():
-                x = checkpoint(self.packed_block, block, x, *cos_sin[i], documents, use_reentrant=False)
+                x = checkpoint(self.packed_block, block, x, *cos_sin[i], documents, carried, use_reentrant=False)
             else:
-                x = self.packed_block(block, x, *cos_sin[i], documents)
+                x = self.packed_block(block, x, *cos_sin[i], documents, carried)
         return self.transformer.ln_f(x)
 
-    def packed_block(self, block: "Block", x: Tensor, cos: Tensor, sin: Tensor, documents: Documents) -> Tensor:
+    def packed_block(
+        self, block: "Block", x: Tensor, cos: Tensor, sin: Tensor, documents: Documents, carried: Carried | None
+    ) -> Tensor:
         """Returns the output of a block for packed documents, (1, T, C), whose dropout is drawn by their keys."""
         self.draws.keys = documents.keys
-        return block(x, cos, sin, documents=documents)
+        return block(x, cos, sin, documents=documents, carried=carried)
 
     def embed(self, idx: Tensor) -> Tensor:
         """Returns the input of the first block, (B, T, C), for token ids (B, T)."""
         x = self.transformer.wte(idx)
         factor = embedding_factor(self.config)
         return x if factor == 1 else x * x.new_full((), factor)  # the factor is rounded to x's dtype, as in Gemma
+
+    def carried(self, idx: Tensor, x: Tensor) -> Carried | None:
+        """Returns what a pass over token ids (B, T) takes along from layer to layer; None for most models.
+
+        Args:
+            x: the input of the first block, (B, T, C).
+        """
+        if "per_layer" in self.transformer:
+            return Carried(self.transformer.per_layer(idx, x))
+        return Carried() if self.config.kv_shared_layers else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Returns the logits, (..., V), of hidden states (..., C)."""
@@ -146,23 +163,30 @@ class _Transformer(nn.ModuleDict):
     wte: Embedding
     h: Sequence["Block"]
     ln_f: nn.Module
+    per_layer: PerLayerInputs
 
 
 class Block(nn.Module):
     """A transformer block: attention and MLP in sequence or in parallel; a norm that a model lacks is `nn.Identity`."""
 
+    layer_scalar: Tensor | None
+
     def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
-        self.parallel_residual = config.parallel_residual
+        self.layer, self.parallel_residual = layer, config.parallel_residual
         self.shared_attention_norm = config.shared_attention_norm
         self.residual_factor = config.residual_factor
         self.norm_1 = make_norm(config, config.pre_norm)
         self.attn = _MIXERS[config.mixer(layer)](config, layer)
         self.post_attention_norm = make_norm(config, config.post_norm)
-        self.norm_2 = make_norm(config, config.pre_norm and not config.shared_attention_norm)
         kind, size = config.mlp_of(layer)
-        self.mlp = MoE(config) if kind == "moe" else (PlainMLP if kind == "plain" else GatedMLP)(config, size)
+        both = kind == "moe" and config.dense_beside_experts  # with norms of their own
+        self.norm_2 = make_norm(config, config.pre_norm and not (config.shared_attention_norm or both))
+        mixture = MoEAndMLP if both else MoE
+        self.mlp = mixture(config) if kind == "moe" else (PlainMLP if kind == "plain" else GatedMLP)(config, size)
         self.post_mlp_norm = make_norm(config, config.post_norm)
+        self.per_layer = PerLayerInput(config) if config.per_layer_input_size else None
+        self.register_buffer("layer_scalar", torch.ones(1) if config.layer_scale else None)
 
     def forward(
         self,
@@ -173,14 +197,18 @@ class Block(nn.Module):
         cache: "_LayerCache | None" = None,
         input_pos: Tensor | None = None,
         documents: Documents | None = None,
+        carried: Carried | None = None,
     ) -> Tensor:
         normed = self.norm_1(x)
-        y = self.post_attention_norm(self.attn(normed, cos, sin, mask, cache, input_pos, documents))
+        y = self.post_attention_norm(self.attn(normed, cos, sin, mask, cache, input_pos, documents, carried))
         h = x + (y if self.residual_factor == 1 else y * self.residual_factor)
         if not self.shared_attention_norm:
             normed = self.norm_2(x if self.parallel_residual else h)
         y = self.post_mlp_norm(self.mlp(normed))
-        return h + (y if self.residual_factor == 1 else y * self.residual_factor)
+        h = h + (y if self.residual_factor == 1 else y * self.residual_factor)
+        if self.per_layer is not None and carried is not None and carried.inputs is not None:
+            h = self.per_layer(h, carried.inputs[..., self.layer, :])
+        return h if self.layer_scalar is None else h * self.layer_scalar.to(h.dtype)
 
 
 _MIXERS = {"attention": CausalSelfAttention, "conv": ShortConv, "delta": GatedDeltaNet, "mamba2": Mamba2}

@@ -44,6 +44,12 @@ SLIDING_FULL = {"layer_types": ["sliding_attention", "full_attention"], "sliding
 SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_local_base_freq": 5000.0}
 SHARPER = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 SHARPER |= {"attention_factor": 1.138629436111989}  # what YaRN would take anyway
+SHARED_KEYS = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8, "global_head_dim": 16}
+SHARED_KEYS |= {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 8}
+SHARED_KEYS |= {"vocab_size_per_layer_input": 320, "final_logit_softcapping": 30.0, "num_hidden_layers": 4}
+KEYS_AS_VALUES = {**SLIDING_FULL, "global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True}
+KEYS_AS_VALUES |= {"hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
+KEYS_AS_VALUES |= {"moe_intermediate_size": 24}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
 MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.5}
 MULTIPLIERS |= {"attention_multiplier": 0.3}
@@ -89,6 +95,8 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "phi4-mini": ("Phi3Config", {"num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": 0, **MINI}),
     "gemma": ("GemmaConfig", {"num_key_value_heads": 1, "head_dim": 16}),
     "gemma2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}),
+    "gemma4": ("Gemma4TextConfig", {"num_key_value_heads": 2, "head_dim": 8, **SHARED_KEYS}),
+    "gemma4-moe": ("Gemma4TextConfig", {"num_key_value_heads": 2, "head_dim": 8, **KEYS_AS_VALUES}),
     "gemma3": ("Gemma3TextConfig", {"num_key_value_heads": 2, "head_dim": 16, **SLIDING_FULL, **SCALED}),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2, **WINDOWED}),
     "qwen2-yarn": ("Qwen2Config", {"rope_scaling": YARN}),
@@ -117,7 +125,7 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "stablelm-12b": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
 }
 _NOT_WRITTEN = ("apertus", "glm4-moe", "gpt-oss", "granite4", "granite4-moe", "lfm2", "llama4", "qwen3-next")
-_NOT_WRITTEN += ("qwen3.5", "qwen3.5-moe")
+_NOT_WRITTEN += ("qwen3.5", "qwen3.5-moe", "gemma4", "gemma4-moe")
 WRITTEN = [kind for kind in SHAPES if kind not in _NOT_WRITTEN]
 """Kinds that we write as gguf; others are refused by name."""
 OF_CLASSES = list({name: kind for kind, (name, _) in reversed(SHAPES.items())}.values())
@@ -168,6 +176,8 @@ def tiny_hf(kind: str, **overrides):
     for name, x in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             torch.nn.init.normal_(x, std=0.2)
+        if name.endswith("layer_scalar"):
+            torch.nn.init.constant_(x, 0.7)
     return model
 
 

@@ -3,7 +3,19 @@
 import pytest
 import torch
 
-KINDS = ("llama-gqa", "gemma2", "mistral", "mixtral", "phi3-long", "neox", "gemma3", "gpt-oss", "lfm2", "qwen3.5")
+KINDS = (
+    "llama-gqa",
+    "gemma2",
+    "mistral",
+    "mixtral",
+    "phi3-long",
+    "neox",
+    "gemma3",
+    "gpt-oss",
+    "lfm2",
+    "qwen3.5",
+    "gemma4",
+)
 
 
 def draw_ids(n, seed=0):

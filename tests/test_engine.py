@@ -45,8 +45,9 @@ def plain_logits(model, ids, cos_sin):
 
     config, x, at = model.config, model.embed(torch.tensor([ids])), torch.arange(len(ids))
     masks = [visible(at, at, window) for window in (0, config.sliding_window)]
+    carried = model.carried(torch.tensor([ids]), x)
     for i, block in enumerate(model.transformer.h):
-        x = block(x, *cos_sin[i], masks[config.is_sliding(i)])
+        x = block(x, *cos_sin[i], masks[config.is_sliding(i)], carried=carried)
     return model.logits(model.transformer.ln_f(x))[0]
 
 

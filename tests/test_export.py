@@ -20,6 +20,7 @@ LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-l
     "granite": "embedding_factor",
     "exaone4": "unrotated_layers",
     "hunyuan": "rotates_first",
+    "gemma4": "value_norm",
     "nemotron": "activation",
     "apertus": "activation",
     "gpt-oss": "attention_sinks",

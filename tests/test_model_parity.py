@@ -85,7 +85,7 @@ def test_the_cache_changes_nothing(kind, made):
     torch.testing.assert_close(torch.cat(pieces, 1) / scale, want / scale, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*PLAIN, "hunyuan", "gpt-oss", "lfm2", "qwen3.5"])
+@pytest.mark.parametrize("kind", [*PLAIN, "hunyuan", "gpt-oss", "lfm2", "qwen3.5", "gemma4"])
 @torch.no_grad()
 def test_greedy_generation_is_the_argmax_without_a_cache_and_rows_do_not_mix(kind, made):
     ours, _, _ = made(kind)

@@ -5,7 +5,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
-from conftest import DELTAS, ROOT, SHARED_EXPERT, SLIDING_FULL, write_tokenizer
+from conftest import DELTAS, ROOT, SHARED_EXPERT, SHARED_KEYS, SLIDING_FULL, write_tokenizer
 
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.config import Config
@@ -22,10 +22,18 @@ SIGLIP = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "n
 SIGLIP |= {"image_size": 16, "patch_size": 8}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e6, "mscale": 1.0}
 YARN |= {"mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1, "beta_fast": 32.0, "beta_slow": 1.0}
+GEMMA_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+GEMMA_VISION |= {"num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "position_embedding_size": 8}
 QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
 QWEN_VISION |= {"num_position_embeddings": 16}
 WHOLES = {
     "gemma3": ("Gemma3", {"mm_tokens_per_image": 4}, {"model_type": "gemma3_text", **SLIDING_FULL}, SIGLIP),
+    "gemma4": (
+        "Gemma4",
+        {"audio_config": None},
+        {"model_type": "gemma4_text", **SHARED_KEYS, "head_dim": 8},
+        GEMMA_VISION,
+    ),
     "mistral3": ("Mistral3", PIXTRAL, {"model_type": "mistral", "sliding_window": None}, SIGLIP),
     "ministral3": (
         "Mistral3",

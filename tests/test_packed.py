@@ -34,16 +34,17 @@ def few_logits(monkeypatch):
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_loss_and_gradients_are_those_of_each_document_alone(kind, method, few_logits):
-    model = tiny(kind, num_hidden_layers=2)
+    model = tiny(kind)
     if method == "lora":
         lora.inject(model, LoRAArgs(lora_r=3, lora_dropout=0.0, **ALL))
         for name, p in model.named_parameters():
             if lora.trainable(name):
                 torch.nn.init.normal_(p, std=0.1)
-    assert_same(model, documents_of(LENGTHS))
+    deep = 3e-5 if model.config.kv_shared_layers else 1e-5  # four layers with scores that nothing divides
+    assert_same(model, documents_of(LENGTHS), deep)
 
 
-@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "gemma2", "smollm3", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama-gqa", "neox", "gemma2", "smollm3", "gemma3", "gemma4"])
 def test_blocks_that_are_computed_again_change_nothing(kind):
     model = tiny(kind)
     lora.inject(model, LoRAArgs(lora_r=3, lora_dropout=0.5, **ALL))

@@ -376,7 +376,7 @@ def random_run(folder: Path, base: Path, style: str = "alpaca", **flags):
 ROUND_TRIPS = [(kind, variant, False) for kind in ("llama-tied", "neox") for variant in VARIANTS]
 ROUND_TRIPS += [(kind, variant, False) for kind in ("falcon", "phi3") for variant in ("plain", "all")]
 ROUND_TRIPS += [(kind, "plain", False) for kind in ("glm4", "lfm2", "qwen3.5")]
-ROUND_TRIPS += [(kind, "plain", False) for kind in ("granite4-moe", "llama4")]
+ROUND_TRIPS += [(kind, "plain", False) for kind in ("granite4-moe", "llama4", "gemma4", "gemma4-moe")]
 ROUND_TRIPS += [("mixtral", "plain", False), ("gpt-oss", "pissa", False), ("qwen3-moe", "rslora", False)]
 ROUND_TRIPS += [(kind, variant, True) for kind in ("llama-tied", "neox", "phi3") for variant in ("rslora", "all")]
 

@@ -49,7 +49,7 @@ def arrays(samples):
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
 @pytest.mark.parametrize("method", ["lora", "full", "adapter"])
 def test_loss_and_gradients_are_those_of_each_sample_alone(kind, method):
-    model = tiny(kind, num_hidden_layers=2)
+    model = tiny(kind)
     model.config.block_size = max(model.config.block_size, 64)
     if method == "lora":
         lora.inject(model, LoRAArgs(lora_r=3, lora_dropout=0.0, **ALL))

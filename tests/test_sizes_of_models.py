@@ -17,12 +17,19 @@ BILLIONS = {  # of models whose names round much, or state only what a token goe
     "granite-4.0-h-1b": 1.46, "Llama-3.2-1B": 1.24, "Llama-4-Scout-17B-16E": 107.8, "OLMo-2-0425-1B": 1.48,
     "Llama-4-Maverick-17B-128E": 400.7, "Ministral-3-3B-Base-2512": 3.43, "open_llama_3b": 3.43, "GLM-4.5-Air": 106.9,
     "stablelm-base-alpha-3b": 3.64, "stablelm-base-alpha-7b": 7.87, "GLM-4.5": 352.8,
+    "gemma-4-E2B": 4.63, "gemma-4-E4B": 7.46, "gemma-4-31B": 30.7, "gemma-4-26B-A4B": 25.23,
 }  # fmt: skip
 STATED = re.compile(r"(?<![\d.A-Za-z])(\d+(?:[._]\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 
 
 def parameters_of(config) -> int:
     """The number of parameters, from one layer of each kind."""
+    if config.full_head_size:  # layers differ in more than their kind; those of a mixture come again after six
+        n = 6 if config.n_expert else config.n_layer
+        with torch.device("meta"):
+            model = GPT(replace(config, n_layer=n))
+        blocks = sum(p.numel() for p in model.transformer.h.parameters())
+        return sum(p.numel() for p in model.parameters()) + blocks * (config.n_layer - n) // n
     total, rest, alone = 0, 0, {}
     for i in range(config.n_layer):
         is_dense = config.mlp_of(i)[0] != config.mlp

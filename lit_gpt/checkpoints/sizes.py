@@ -10,6 +10,7 @@ from pathlib import Path
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.files import Spec
+from lit_gpt.layer_heads import of_layer, stacked_sizes
 
 _SLACK = 4
 """Factor by which the files may have fewer parameters than the model; the tensors that are missing are then named."""
@@ -51,8 +52,9 @@ def _n_stacked(spec: Spec) -> int:
 
 def _least_parameters(config: Config) -> int:
     """Returns the number of parameters of the matrices of a model."""
-    attention = sum(config.qkv_sizes) + config.n_head * config.head_size
+    attention = sum(sum(stacked_sizes(config, i)) + of_layer(config, i).qkv_sizes[0] for i in range(config.n_layer))
     mlps = [config.mlp_of(i) for i in range(config.n_layer)]
     widths = sum(size * (config.n_expert if kind == "moe" else 1) for kind, size in mlps)
-    blocks = config.n_layer * attention + (2 if config.mlp == "plain" else 3) * widths
-    return config.n_embd * (blocks + config.padded_vocab_size * (1 if config.tie_embeddings else 2))
+    blocks = attention + (2 if config.mlp == "plain" else 3) * widths
+    of_tokens = config.n_embd * (1 if config.tie_embeddings else 2) + config.n_layer * config.per_layer_input_size
+    return config.n_embd * blocks + config.padded_vocab_size * of_tokens

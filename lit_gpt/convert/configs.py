@@ -130,6 +130,8 @@ def config_to_hf(config: Config) -> dict[str, Any]:
             "full_attention": {"rope_type": "default", "rope_theta": config.rope_base, **hf.get("rope_scaling", {})},
             "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_local_base},
         }
+        if (config.rope_scaling or {}).get("type") == "proportional":  # which no version has by itself
+            del hf["rope_scaling"], hf["rope_parameters"]["full_attention"]["type"]
     restored = architecture.restore(config)
     hf |= restored
     return {k: v for k, v in hf.items() if k not in _TRANSLATED_KEYS and (v is not None or k in restored)}
@@ -231,6 +233,7 @@ def _rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     kind = next((k for k in kinds if k not in (None, "default")), "default")
     if not isinstance(kind, str):
         raise UserError(f"{where}: rope scaling of type {shown(kind)} is not supported")
+    share = {"partial_rotary_factor": rope.pop("partial_rotary_factor", 1.0)} if kind == "proportional" else {}
     for field, keys in (
         ("rope_base", ("rope_theta", "rotary_emb_base")),
         ("rotary_percentage", ("partial_rotary_factor", "rotary_pct")),
@@ -246,7 +249,7 @@ def _rope_fields(hf: dict[str, Any], where: str) -> dict[str, Any]:
     if kind == "linear":
         fields["rope_condense_ratio"] = rope["factor"]
     elif kind in ROPE_SCALINGS:
-        fields["rope_scaling"] = {"type": kind, **rope}
+        fields["rope_scaling"] = {"type": kind, **rope, **share}
     elif kind != "default":
         raise UserError(f"{where}: rope scaling of type {shown(kind)} is not supported")
     return fields

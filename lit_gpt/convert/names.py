@@ -12,14 +12,16 @@ from lit_gpt.config import Config
 from lit_gpt.convert.packing import joined, pack, parts_in, unpack
 from lit_gpt.errors import UserError
 from lit_gpt.families import ARCHITECTURES
-from lit_gpt.families.family import Architecture, PerHead, Rule, Stacked
+from lit_gpt.families.family import Architecture, PerHead, Rule, Separate, Stacked
 from lit_gpt.families.wrappers import text_names
 from lit_gpt.files import Spec
+from lit_gpt.layer_heads import of_layer, stacked_sizes
 from lit_gpt.model import GPT
 
 HEAD, EMBEDDINGS = "lm_head.weight", "transformer.wte.weight"
-VOCABULARY = (EMBEDDINGS, HEAD, "lm_head.bias")
+VOCABULARY = (EMBEDDINGS, HEAD, "lm_head.bias", "transformer.per_layer.wte.weight")
 """Tensors with a row for each token."""
+_QKV = "transformer.h.{}.attn.qkv"
 
 
 def stream_from_hf(
@@ -59,7 +61,7 @@ def stream_from_hf(
         shape = list(shapes[name])
         if name in VOCABULARY and rows:
             shape[0] = rows
-        x = pack(rule, parts, shape, config)
+        x = pack(rule, parts, shape, config_of(name, config))
         if x is None or list(x.shape) != shape:
             stored = " + ".join(f"{s} {list(p.shape)}" for s, p in zip(sources, parts, strict=True))
             raise UserError(f"{config.name}: the shape of {stored} is not that of {name} {shape} in its configuration")
@@ -102,7 +104,7 @@ def stream_to_hf(
         if name not in VOCABULARY and x.shape != (shape := shapes.get(name, x.shape)):
             raise UserError(f"{config.name}: {name} is {list(x.shape)}, not {list(shape)} as in its configuration")
         rule, sources = hf_sources(name, config, fused)
-        parts = unpack(rule, fit_rows(name, x, rows), config)
+        parts = unpack(rule, fit_rows(name, x, rows), config_of(name, config))
         for source, part in zip(sources, parts, strict=True):
             n_parts = parts_in(rule, config, is_query=source == sources[0])
             if n_parts == 1:
@@ -216,7 +218,30 @@ def stored_names(available: Iterable[str], config: Config) -> dict[str, str]:
     """
     architecture = ARCHITECTURES[config.architecture]
     names = {n: n for n in available} if not config.wrapper else text_names(available)
-    return {canonical(n, architecture): stored for n, stored in names.items() if not n.endswith(architecture.ignore)}
+    found = {canonical(n, architecture): stored for n, stored in names.items() if not n.endswith(architecture.ignore)}
+    unused = _unused(config)
+    return {n: stored for n, stored in found.items() if n.rpartition(".")[0] not in unused}
+
+
+def _unused(config: Config) -> set[str]:
+    """Returns their modules of keys and values in layers that take those of another layer: files may have them."""
+    weights, found = ARCHITECTURES[config.architecture].weights, set()
+    for i in range(config.n_layer - config.kv_shared_layers, config.n_layer):
+        rule, norm = weights[_QKV], weights.get("transformer.h.{}.attn.norm_k")
+        found |= {source.format(i) for source in rule.sources[1:]} if isinstance(rule, Separate) else set()
+        found |= {norm.format(i)} if isinstance(norm, str) else set()
+    return found
+
+
+def config_of(name: str, config: Config) -> Config:
+    """Returns the configuration with the heads of the layer that one of our tensors is in."""
+    layer = _layer_of(name)
+    return config if layer is None else of_layer(config, layer)
+
+
+def _layer_of(name: str) -> int | None:
+    found = re.match(r"transformer\.h\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def canonical(name: str, architecture: Architecture) -> str:
@@ -248,6 +273,10 @@ def hf_sources(name: str, config: Config, in_memory: bool = False) -> tuple[Rule
         case PerHead():
             heads = config.n_query_groups if rule.keys else config.n_head
             templates = [rule.template.replace("{head}", str(i)) for i in range(heads)]
+        case Separate():
+            n = sum(size > 0 for size in stacked_sizes(config, int(number.findall(module)[0])))
+            rule = replace(rule, names=rule.names[:n])
+            templates = rule.sources
         case _:
             templates = rule.sources
     return rule, [f"{t.format(*number.findall(module))}.{parameter}" for t in templates]

@@ -15,13 +15,13 @@ def pack(rule: Rule, parts: list[Tensor], shape: list[int], config: Config) -> T
     """
     match rule:
         case Separate():
-            sizes = [[n, *shape[1:]] for n in config.qkv_sizes]
+            sizes = [[n, *shape[1:]] for n in config.qkv_sizes[: len(rule.names)]]
             if rule.gated and parts[0].size(0) == 2 * config.qkv_sizes[0]:
                 parts = [_halves_of_heads(parts[0], config)[0], *parts[1:]]
             if [list(p.shape) for p in parts] != sizes:
                 return None
             if rule.pairs:
-                parts = [*(halves_of_pairs(p, config) for p in parts[:2]), parts[2]]
+                parts = [*(halves_of_pairs(p, config) for p in parts[:2]), *parts[2:]]
             return torch.cat(parts)
         case OutputGate():
             return _halves_of_heads(parts[0], config)[1] if parts[0].size(0) == 2 * shape[0] else None
@@ -92,8 +92,8 @@ def unpack(rule: Rule, x: Tensor, config: Config) -> list[Tensor]:
     """Returns the Hugging Face tensors made from one of ours; the inverse of `pack`."""
     match rule:
         case Separate():
-            q, k, v = x.split(config.qkv_sizes)
-            return [pairs_of_halves(q, config), pairs_of_halves(k, config), v] if rule.pairs else [q, k, v]
+            parts = x.split(config.qkv_sizes[: len(rule.names)])
+            return [*(pairs_of_halves(p, config) for p in parts[:2]), *parts[2:]] if rule.pairs else list(parts)
         case Interleaved():
             return [interleave_qkv(x, config)]
         case PerHead():

@@ -13,9 +13,10 @@ from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
-from lit_gpt.convert.names import EMBEDDINGS, HEAD, hf_sources, is_fused, is_tied, lit_shapes, stored_names
+from lit_gpt.convert.names import EMBEDDINGS, HEAD, config_of, hf_sources, is_fused, is_tied, lit_shapes, stored_names
 from lit_gpt.convert.packing import pack
 from lit_gpt.convert.readers import Source, open_source
+from lit_gpt.layers.per_layer import Carried
 from lit_gpt.layers.rope import Rope
 from lit_gpt.model import GPT, embedding_factor, finished_logits, visible
 
@@ -80,18 +81,30 @@ def streamed_logits(config: Config, get: Callable[[str], Tensor], ids: list[int]
     x = get(EMBEDDINGS)[torch.tensor([ids])].float()  # (1, T, C)
     x = x * torch.tensor(embedding_factor(config), dtype=get(EMBEDDINGS).dtype).float()
 
-    def values(module: torch.nn.Module, prefix: str) -> dict[str, Tensor]:
-        return {name: get(f"{prefix}.{name}").float() for name in module.state_dict()}
+    def values(module: torch.nn.Module, prefix: str, rows: list[int] | None = None) -> dict[str, Tensor]:
+        found = {name: get(f"{prefix}.{name}") for name in module.state_dict()}
+        return {name: (x[rows] if rows and "wte" in name else x).float() for name, x in found.items()}
 
+    carried = _carried(model, x, values, ids)
     for i, block in enumerate(model.transformer.h):
         mask = visible(positions, positions, config.sliding_window if config.is_sliding(i) else 0)
-        x = functional_call(block, values(block, f"transformer.h.{i}"), (x, *cos_sin[i], mask))
+        given = (x, *cos_sin[i], mask), {"carried": carried}
+        x = functional_call(block, values(block, f"transformer.h.{i}"), *given)
     x = functional_call(model.transformer.ln_f, values(model.transformer.ln_f, "transformer.ln_f"), (x,))[0]
     head = get(EMBEDDINGS if is_tied(HEAD, config) else HEAD)
     logits = torch.cat([F.linear(x, rows.float()) for rows in head.split(_ROWS)], dim=-1)
     if config.lm_head_bias:
         logits = logits + get("lm_head.bias").float()
     return finished_logits(logits, config)
+
+
+def _carried(model: GPT, x: Tensor, values: Callable[..., dict[str, Tensor]], ids: list[int]) -> Carried | None:
+    """Returns what `GPT.carried` does, with only those rows of the table of tokens in fp32 that the text has."""
+    if not model.config.per_layer_input_size:
+        return model.carried(x, x)
+    part = model.transformer.per_layer
+    inputs = functional_call(part, values(part, "transformer.per_layer", ids), (torch.arange(len(ids))[None], x))
+    return Carried(inputs)
 
 
 def _reader(config: Config, source: Source) -> Callable[[str], Tensor]:
@@ -101,7 +114,7 @@ def _reader(config: Config, source: Source) -> Callable[[str], Tensor]:
 
     def get(name: str) -> Tensor:
         rule, sources = hf_sources(name, config, fused)
-        x = pack(rule, [source.get(names[s]) for s in sources], list(shapes[name]), config)
+        x = pack(rule, [source.get(names[s]) for s in sources], list(shapes[name]), config_of(name, config))
         assert x is not None, name  # we wrote it
         return x
 

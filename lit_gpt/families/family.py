@@ -13,7 +13,8 @@ class Separate:
     """Three checkpoint modules for q, k and v: `template` with `{qkv}` replaced by each of `names`."""
 
     template: str
-    names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+    names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """Names for q, k and v; fewer for a layer that has no v, or neither k nor v, see `lit_gpt.layer_heads`."""
     pairs: bool = False
     """Whether theirs rotates neighbouring channels of a head in pairs; ours are reordered, so that halves rotate."""
     gated: bool = False

@@ -16,6 +16,7 @@ class _Wrapper(NamedTuple):
 
 _WRAPPERS = {
     "Gemma3ForConditionalGeneration": _Wrapper("gemma3_text", True),
+    "Gemma4ForConditionalGeneration": _Wrapper("gemma4_text", True),
     "LlavaForConditionalGeneration": _Wrapper("llama", False),
     "Qwen3_5ForConditionalGeneration": _Wrapper("qwen3_5_text", False),
     "Qwen3_5MoeForConditionalGeneration": _Wrapper("qwen3_5_moe_text", False),

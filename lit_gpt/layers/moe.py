@@ -42,7 +42,14 @@ class MoE(nn.Module):
         """What the experts' dropout draws from; the model's own, once it is in one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, chosen = self.route(x)  # (N, K)
+        return self.mixed(x, *self.route(x))
+
+    def mixed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Returns the output of the mixture for x (..., C), N tokens in all.
+
+        Args:
+            weights, chosen: see `route`.
+        """
         order = chosen.flatten().argsort(stable=True)  # sorts the choices by expert
         slots = order.argsort()  # the inverse permutation: where each choice lies in the sorted order
         rows = _ToExperts.apply(x.flatten(0, -2), order, slots)  # (R, C)

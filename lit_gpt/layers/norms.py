@@ -67,7 +67,7 @@ class PerHeadNorm(nn.Module):
         return (F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight.unsqueeze(1)).to(x.dtype)
 
 
-class _UnweightedNorm(nn.Module):
+class UnweightedNorm(nn.Module):
     """RMSNorm without a weight, with statistics in fp32."""
 
     def __init__(self, eps: float) -> None:
@@ -88,10 +88,15 @@ def make_norm(config: Config, present: bool = True, n: int | None = None) -> nn.
     return RMSNorm(n or config.n_embd, config.norm_eps, config.norm_unit_offset)
 
 
+def make_value_norm(config: Config) -> nn.Module:
+    """Returns the norm of the values of each head; `nn.Identity` if they have none."""
+    return UnweightedNorm(config.norm_eps) if config.value_norm else nn.Identity()
+
+
 def make_qk_norm(config: Config, heads: int, layer: int = 0) -> nn.Module:
     """Returns the QK norm of `heads` heads of queries or keys in a layer; `nn.Identity` if it has none."""
     if config.qk_norm == "unweighted":
-        return nn.Identity() if config.rotation(layer) == "none" else _UnweightedNorm(config.norm_eps)
+        return nn.Identity() if config.rotation(layer) == "none" else UnweightedNorm(config.norm_eps)
     if config.qk_norm == "per_head":
         return PerHeadNorm(heads, config.head_size, config.norm_eps)
     n = {"none": 0, "head": config.head_size, "full": heads * config.head_size}[config.qk_norm]

@@ -181,12 +181,13 @@ class Mixing(nn.Module):
         cache: Any = None,
         input_pos: Tensor | None = None,
         documents: Documents | None = None,
+        carried: Any = None,
     ) -> Tensor:
         """Returns the output of the layer, (B, T, C).
 
         Args:
             x: (B, T, C).
-            cos, sin, mask: not used.
+            cos, sin, mask, carried: not used.
             cache: a layer of a KV cache.
             input_pos: positions of the tokens, (T,) or (B, T).
             documents: the documents packed in x, (1, T, C).

@@ -9,6 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from lit_gpt.config import Config
+from lit_gpt.layer_heads import of_full_layers
 
 _CosSin = tuple[Tensor, Tensor]
 """cos and sin of the rotation angles of the n rotated channels of a head, (..., T, n) each."""
@@ -29,7 +30,7 @@ class Rope(nn.Module):
         self.kinds = [config.rotation(i) for i in range(config.n_layer)]
         self.others = sorted(set(self.kinds) - {"usual"})
         with torch.device("cpu"):  # arithmetic on the meta device would import torch's compiler, for a second
-            theta, self.magnitude = frequencies(config)
+            theta, self.magnitude = frequencies(of_full_layers(config))
             others = {kind: _OTHER_ROTATIONS[kind](config) for kind in self.others}
         self.register_buffer("theta", theta.to(device), persistent=False)  # (n / 2,)
         for kind, other in others.items():
@@ -190,8 +191,16 @@ def _longrope(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
     return _divided(config, scaling["short_factor"]), float(magnitude)
 
 
+def _proportional(config: Config, scaling: dict[str, Any]) -> tuple[Tensor, float]:
+    """Rotates the fastest pairs of a whole head only, a share of them; the others stand still (Gemma 4)."""
+    theta = plain(config) / scaling.get("factor", 1.0)
+    n = int(scaling.get("partial_rotary_factor", 1.0) * config.rope_n_elem // 2)
+    return torch.cat((theta[:n], torch.zeros_like(theta[n:]))), 1.0
+
+
 _SCALINGS: dict[str, Callable[[Config, dict[str, Any]], tuple[Tensor, float]]] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
 }

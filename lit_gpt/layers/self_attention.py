@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_gpt.config import Config
+from lit_gpt.layer_heads import kv_source, kv_sources, of_layer, stacked_sizes
 from lit_gpt.layers.attention import Documents, Heads, PackedAttention, softmax_with_sinks
 from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import Linear
-from lit_gpt.layers.norms import make_qk_norm
+from lit_gpt.layers.norms import make_qk_norm, make_value_norm
+from lit_gpt.layers.per_layer import Carried
 from lit_gpt.layers.rope import apply_rope
 
 
@@ -23,7 +25,10 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.layer, self.source, self.is_source = layer, kv_source(config, layer), layer in kv_sources(config)
+        self.stacked = stacked_sizes(config, layer)
+        """Channels of q, k and v of `qkv`; none of what the layer takes elsewhere."""
+        self.config = config = of_layer(config, layer)
         self.heads = Heads(
             sizes=config.qkv_sizes,
             head_size=config.head_size,
@@ -31,11 +36,14 @@ class CausalSelfAttention(nn.Module):
             softcap=config.attn_logit_softcapping,
             window=config.sliding_window if config.is_sliding(layer) else 0,
         )
-        self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=config.qkv_bias)
+        self.qkv = Linear(config.n_embd, sum(self.stacked), bias=config.qkv_bias)
         self.proj = Linear(config.n_head * config.head_size, config.n_embd, bias=config.proj_bias)
         self.norm_q, self.norm_k = (
             make_qk_norm(config, heads, layer) for heads in (config.n_head, config.n_query_groups)
         )
+        self.norm_v = make_value_norm(config)
+        if self.source != layer:
+            self.norm_k = nn.Identity()
         n_gates = config.n_head * config.head_size if config.attention_gate else 0
         self.out_gate = Linear(config.n_embd, n_gates, bias=False) if n_gates else None
         self.sinks = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sinks else None
@@ -49,6 +57,7 @@ class CausalSelfAttention(nn.Module):
         cache: Any = None,
         input_pos: Tensor | None = None,
         documents: Documents | None = None,
+        carried: Carried | None = None,
     ) -> Tensor:
         """Returns the projected output of attention, (B, T, C).
 
@@ -57,20 +66,29 @@ class CausalSelfAttention(nn.Module):
             cos, sin: (T, rope_n_elem) or (B, 1, T, rope_n_elem).
             mask: True where a query sees a key, (T, S) or (B, 1, T, S) bool; None means plain causal attention.
             documents: the documents packed in x, (1, T, C); queries see keys of their own document only.
+            carried: what the pass takes along; packed, keys are not rotated there.
         """
         q, k, v = self.split_heads(qkv := self.qkv(x), cos, sin)
         if self.config.rotates_first:
             cos, sin = cos[..., :0], sin[..., :0]  # nothing is left to rotate
         if documents is not None:
+            k, v = self.exchanged(k, v, carried)
             if self.config.qk_norm != "none":
                 qkv = torch.cat([p.transpose(1, 2).flatten(2) for p in (q, k, v)], -1)
             y = self.attended_packed(qkv.flatten(0, 1), cos, sin, documents)  # a view: no copy, nor in backward
             return self.projected(y.unsqueeze(0), x)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        if cache is not None:
+        if cache is not None and self.source == self.layer:
             k, v = cache.update(k, v, input_pos)  # (B, G, S, D)
+        k, v = self.exchanged(k, v, carried)
         y = self.attended(q, k, v, mask)
         return self.projected(y.transpose(1, 2).flatten(2), x)  # (B, H, T, D) -> (B, T, C)
+
+    def exchanged(self, k: Tensor, v: Tensor, carried: Carried | None) -> tuple[Tensor, Tensor]:
+        """Returns the keys and values that the layer attends to: its own, kept for others too, or an earlier one's."""
+        if carried is not None and self.is_source:
+            carried.kv[self.layer] = k, v
+        return (k, v) if carried is None or self.source == self.layer else carried.kv[self.source]
 
     def projected(self, y: Tensor, x: Tensor) -> Tensor:
         """Returns the output of the layer, (B, T, C), for that of all heads, (B, T, H * D), and the layer's input."""
@@ -101,12 +119,16 @@ class CausalSelfAttention(nn.Module):
     def split_heads(
         self, qkv: Tensor, cos: Tensor | None = None, sin: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Splits qkv (B, T, sum(qkv_sizes)) into q (B, H, T, D), k and v (B, G, T, D); applies the QK norm, if any.
+        """Splits qkv (B, T, sum(stacked)) into q (B, H, T, D), k and v (B, G, T, D); applies the norms, if any.
+
+        Of a layer that takes keys and values of another one, k and v have no heads.
 
         Args:
             cos, sin: rotation of queries and keys that comes before their norm, if the model has it so.
         """
-        q, k, v = qkv.split(self.config.qkv_sizes, dim=-1)
+        q, k, v = qkv.split(self.stacked, dim=-1)
+        if self.stacked[1] and not self.stacked[2]:
+            v = k
         if self.config.qk_norm == "full":
             q, k = self.norm_q(q), self.norm_k(k)
         q, k, v = (p.unflatten(-1, (-1, self.config.head_size)).transpose(1, 2) for p in (q, k, v))
@@ -114,7 +136,7 @@ class CausalSelfAttention(nn.Module):
             q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if self.config.qk_norm != "full":
             q, k = self.norm_q(q), self.norm_k(k)
-        return q, k, v
+        return q, k, self.norm_v(v)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, config: Config, sinks: Tensor | None = None) -> Tensor:

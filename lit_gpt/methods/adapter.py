@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from lit_gpt.args import AdapterArgs
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
+from lit_gpt.layer_heads import kv_source
 from lit_gpt.layers.attention import (
     Documents,
     Heads,
@@ -45,7 +46,8 @@ class AdapterAttention(CausalSelfAttention):
 
     def __init__(self, attn: CausalSelfAttention, args: AdapterArgs) -> None:
         nn.Module.__init__(self)  # the modules of attn are reused
-        self.config, self.heads = attn.config, attn.heads
+        self.config, self.heads, self.stacked = attn.config, attn.heads, attn.stacked
+        self.layer, self.source, self.is_source, self.norm_v = attn.layer, attn.source, attn.is_source, attn.norm_v
         self.qkv, self.proj, self.norm_q, self.norm_k = attn.qkv, attn.proj, attn.norm_q, attn.norm_k
         self.sinks, self.out_gate = attn.sinks, attn.out_gate
         like = {"device": attn.qkv.weight.device, "dtype": torch.float32}
@@ -163,12 +165,13 @@ def inject(model: GPT, args: AdapterArgs, init: bool = True, part: str | None = 
         part: the only part of the model that is changed, of `parts_of`; None is all of it.
 
     Raises:
-        UserError: `adapter_start_layer` is above the last layer.
+        UserError: `adapter_start_layer` is above the last layer that can have a prompt.
     """
-    if args.adapter_start_layer >= model.config.n_layer:
+    last = max((i for i in range(model.config.n_layer) if _takes_prompt(model.config, i)), default=-1)
+    if args.adapter_start_layer > last:
         raise UserError(
             f"--adapter_start_layer {args.adapter_start_layer} leaves nothing to train: "
-            f"the last of the model's layers is {model.config.n_layer - 1}"
+            f"the last of the model's layers with keys and values of its own is {last}"
         )
     add_prompts(model, args, part)
     for name, parameter in model.named_parameters():
@@ -177,10 +180,19 @@ def inject(model: GPT, args: AdapterArgs, init: bool = True, part: str | None = 
 
 
 def add_prompts(model: GPT, args: AdapterArgs, part: str | None = None) -> None:
-    """Adds a prompt, in place, to the attention of the layers of a part from `adapter_start_layer` on."""
+    """Adds a prompt, in place, to the attention of the layers of a part from `adapter_start_layer` on.
+
+    Layers without keys and values of their own get none.
+    """
     for i, block in enumerate(model.transformer.h):
-        if i >= args.adapter_start_layer and within(f"transformer.h.{i}", part):
+        is_above = i >= args.adapter_start_layer and _takes_prompt(model.config, i)
+        if is_above and within(f"transformer.h.{i}", part):
             block.attn = AdapterAttention(block.attn, args)
+
+
+def _takes_prompt(config: Config, layer: int) -> bool:
+    """Returns whether a layer is attention with keys and values of its own, which are made of the prompt, too."""
+    return config.mixer(layer) == "attention" and kv_source(config, layer) == layer
 
 
 def trainable(name: str) -> bool:

@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 
+from lit_gpt.layer_heads import of_full_layers
 from lit_gpt.layers.cpu_matmul import PART
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.quantize import QUANTIZATIONS
@@ -149,7 +150,8 @@ def _passing_bytes(job: Job, chosen: dict[str, LinearLayer], tokens: int) -> int
     """Returns the bytes of one block's temporary tensors: gradients, recomputed activations, dequantized weights."""
     c = job.config
     mlp = max(c.intermediate_size * (c.n_expert_per_token or 1) + c.shared_expert_size, c.dense_size)
-    per_token = mlp + 4 * c.n_embd + sum(c.qkv_sizes)
+    mlp = max(mlp, c.kv_shared_mlp_size)
+    per_token = mlp + 4 * c.n_embd + max(sum(x.qkv_sizes) for x in (c, of_full_layers(c)))
     unpacked = 0
     if chosen:
         largest = max(layer.in_features * layer.out_features for layer in chosen.values())

@@ -67,7 +67,7 @@ def manifest(folder: Path, subject: Subject, args: SubmissionArgs, repetition: R
             "digest": run.base_digest,
             "contents": contents_of_base(base),
             "parameters": _n_parameters(config),
-            "kv_bytes_per_token": 2 * 2 * config.n_layer * config.n_query_groups * config.head_size,
+            "kv_bytes_per_token": 2 * sum(heads * n for i in range(config.n_layer) for heads, n in config.cached(i)),
             "serve_quantize": args.serve_quantize,
             "sha256": {name: sha256_of(base / name) for name in (WEIGHTS, LIT_CONFIG)},
         },

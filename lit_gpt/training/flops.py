@@ -3,6 +3,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lit_gpt.layer_heads import of_layer
 from lit_gpt.model import GPT
 from lit_gpt.training.memory import lowest_trained
 
@@ -28,22 +29,27 @@ def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float
     c = model.config
     lowest = lowest_trained(model)
     below = tuple(f"transformer.h.{i}." for i in range(lowest))
+    if not model.transformer.wte.weight.requires_grad:
+        below = (*below, "transformer.per_layer.")
     total = 0.0
     for name, rows, trained in _matmuls(model, n_tokens, n_targets):
         total += rows * (2 if name.startswith(below) else 6 if trained else 4)
     for name, module in model.named_modules():
         total += getattr(module, "flops_besides", 0) * _rows_of(model, f"{name}.", n_tokens, n_targets)
     per_block = sum(rows for name, rows, _ in _matmuls(model, n_tokens, n_targets) if ".h." in name) / c.n_layer
-    attention = 2 * squares * c.n_head * c.head_size
-    passes = lowest + 3 * (c.n_layer - lowest) + n_recomputed
-    return total + 2 * per_block * n_recomputed + passes * attention
+    layers = [*range(lowest), *3 * list(range(lowest, c.n_layer)), *range(n_recomputed)]  # passes over each
+    return total + 2 * per_block * n_recomputed + sum(_of_attention(model, i, squares) for i in layers)
 
 
 def forward_flops(model: GPT, n_tokens: float, n_targets: float, squares: float) -> float:
     """Returns the operations of the forward pass alone; its arguments are those of `training_flops`."""
-    c = model.config
-    attention = 2 * squares * c.n_head * c.head_size * c.n_layer
+    attention = sum(_of_attention(model, i, squares) for i in range(model.config.n_layer))
     return sum(2 * rows for _, rows, _ in _matmuls(model, n_tokens, n_targets)) + attention
+
+
+def _of_attention(model: GPT, layer: int, squares: float) -> float:
+    """Returns the operations of a layer's scores and of the values that they weigh, forward."""
+    return 2 * squares * model.config.n_head * of_layer(model.config, layer).head_size
 
 
 def _matmuls(model: GPT, n_tokens: float, n_targets: float) -> list[tuple[str, float, bool]]:

@@ -6,6 +6,7 @@ import torch
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.config import Config
+from lit_gpt.layer_heads import of_layer, stacked_sizes
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
@@ -17,7 +18,7 @@ WORKSPACE = 2 * 1024**3
 
 
 def kept_values(config: Config) -> int:
-    """Returns the values that one block keeps for each token while its weights are frozen.
+    """Returns the values that one block keeps for each token while its weights are frozen; the largest, if they differ.
 
     Both residuals, rotated queries, keys and values, what attention returns, and what the MLP's activation reads. A
     norm of queries and keys keeps what it reads, norms after keep what they read; a mixture of experts keeps the rows
@@ -27,11 +28,15 @@ def kept_values(config: Config) -> int:
     values = max(_kept_by_mixer(c, kind) for kind in set(c.mixers or ["attention"]))
     values += 2 * c.n_embd * c.post_norm
     values += c.n_embd * (1 if c.parallel_residual else 2)
-    per_mlp = c.intermediate_size * (1 if c.mlp == "plain" else 2)
+    values += (c.n_embd + 3 * c.per_layer_input_size) * (c.per_layer_input_size > 0)
+    per_mlp = max(c.intermediate_size, c.kv_shared_mlp_size) * (1 if c.mlp == "plain" else 2)
     if not c.n_expert:
         return values + per_mlp
     shared = 2 * c.shared_expert_size + (c.n_embd + 1) * c.shared_expert_gate
-    return values + max(c.n_expert_per_token * (per_mlp + 2 * c.n_embd) + shared, 2 * c.dense_size)
+    experts = c.n_expert_per_token * (per_mlp + 2 * c.n_embd) + shared
+    if c.dense_beside_experts:  # and what the norms after both read
+        return values + experts + 2 * c.dense_size + 2 * c.n_embd
+    return values + max(experts, 2 * c.dense_size)
 
 
 def _kept_by_mixer(c: Config, kind: str) -> int:
@@ -48,8 +53,15 @@ def _kept_by_mixer(c: Config, kind: str) -> int:
     if kind == "mamba2":
         width = c.ssm_sizes[0]
         return 5 * sum(c.ssm_sizes) + 2 * (2 * c.ssm_heads * c.ssm_state_size + 2 * width) + 6 * width
-    q, k, v = c.qkv_sizes
-    return q + k + v + q + (q + k + v) * (c.qk_norm != "none") + (3 * q if c.attention_gate else 0)
+    layers = [i for i in range(c.n_layer) if c.mixer(i) == kind]
+    return max(_kept_by_attention(c, i) for i in layers)
+
+
+def _kept_by_attention(c: Config, layer: int) -> int:
+    """Returns the values that an attention layer keeps for each token."""
+    q, k, v = of_layer(c, layer).qkv_sizes
+    made = sum(stacked_sizes(c, layer))
+    return q + k + v + q + made * (c.qk_norm != "none") + (3 * q if c.attention_gate else 0)
 
 
 def kept_by_wrappers(model: GPT) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
-from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY
+from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, config_of
 from lit_gpt.convert.packing import joined, pack, unpack
 from lit_gpt.convert.peft.experts import sources_in_memory
 from lit_gpt.errors import UserError
@@ -107,15 +107,14 @@ def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
         model = GPT(config)
         lora.inject(model, args)
     found = []
-    starts = [sum(config.qkv_sizes[:i]) for i in range(3)]
     for path, layer in model.named_modules():
         if not isinstance(layer, LoRALinear):
             continue
         rule, names = sources_in_memory(f"{path}.weight", config)
-        for index, (start, _) in enumerate(layer.blocks):
-            block_index = starts.index(start) if path.endswith("attn.qkv") else 0
-            name = names[block_index if isinstance(rule, Separate) else 0].removesuffix(".weight")
-            block = lora.BLOCKS[block_index] if path.endswith("attn.qkv") else ""
+        blocks = {rows: name for name, rows in lora.rows_of(config, path).items()} if path.endswith("attn.qkv") else {}
+        for index, rows in enumerate(layer.blocks):
+            block = blocks.get((rows[0], rows[1]), "")
+            name = names[lora.BLOCKS.index(block) if isinstance(rule, Separate) else 0].removesuffix(".weight")
             found.append(Piece(path, index, block=block, layer=layer, theirs=name, rule=rule))
     return found
 
@@ -192,7 +191,7 @@ class Base:
             if self.shape(ours) is None:
                 return None
             rule, sources = sources_in_memory(ours, self.config)
-            part = dict(zip(sources, unpack(rule, self.ours(ours), self.config), strict=True))[name]
+            part = dict(zip(sources, unpack(rule, self.ours(ours), config_of(ours, self.config)), strict=True))[name]
             found.append((rule, part))
         if len(found) < 2:
             return found[0][1] if found else None
@@ -240,7 +239,7 @@ class Base:
                 rule, sources = sources_in_memory(ours, self.config)
                 parts, shape = [theirs[s] if s in theirs else self.known(s) for s in sources], self.shape(ours)
                 assert shape is not None, ours
-                x = pack(rule, parts, shape, self.config)
+                x = pack(rule, parts, shape, config_of(ours, self.config))
                 if x is None or list(x.shape) != shape:
                     raise UserError(f"the adapter's {name} has the shape {list(theirs[name].shape)}, which is not that "
                                     f"of {self.config.name}")  # fmt: skip

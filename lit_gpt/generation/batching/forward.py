@@ -23,17 +23,20 @@ from lit_gpt.generation.cpu.cascade import cascade_attention
 from lit_gpt.generation.cpu.products import packed
 from lit_gpt.generation.cpu.scripted import scriptable, scripted_block
 from lit_gpt.generation.cpu.stretches import stretch_end, stretch_of
+from lit_gpt.layer_heads import kv_source
 from lit_gpt.layers.attention import softmax_with_sinks
 from lit_gpt.layers.cpu_matmul import upcast
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.layers.past import Mixing
+from lit_gpt.layers.per_layer import Carried
 from lit_gpt.layers.rope import apply_rope
 from lit_gpt.layers.self_attention import CausalSelfAttention, score_scale, softcap
 from lit_gpt.methods.lora.shared import RunSpan, SharedLinear, Updates
 from lit_gpt.model import GPT, Block, finished_logits
 
-_Layer = Callable[[Tensor, Tensor, Tensor, Batch], Tensor]
-"""Function of x (N, C), cos and sin (N, rope_n_elem) and the batch that computes a layer, (N, C)."""
+_Layer = Callable[[Tensor, Tensor, Tensor, Batch, Carried | None], Tensor]
+"""Function of x (N, C), cos and sin (N, rope_n_elem), the batch, and what the pass takes along, that computes a layer,
+(N, C)."""
 
 
 class ExtentModel:
@@ -78,10 +81,11 @@ class ExtentModel:
 
     def _made(self, i: int, block: Any, window: int) -> "_Layer":
         """Returns the function that computes layer i with a block, which may be compiled."""
-        keys, values = self.pool.k[i], self.pool.v[i]
+        source = kv_source(self.model.config, i)
+        keys, values = self.pool.k[source], self.pool.v[source]
         if not isinstance(block, Block):
             run = block.forward
-            return lambda x, cos, sin, batch: run(
+            return lambda x, cos, sin, batch, carried: run(
                 x,
                 *batch.turns(cos, sin),
                 keys,
@@ -93,11 +97,11 @@ class ExtentModel:
             )
         if isinstance(block.attn, Mixing):
             twin = _with(block, {"attn": ExtentMixing(block.attn, keys)})
-            return lambda x, cos, sin, batch: twin(x.unsqueeze(0), cos, sin, None, batch)[0]
+            return lambda x, cos, sin, batch, carried: twin(x.unsqueeze(0), cos, sin, None, batch, carried=carried)[0]
         beside = block.attn.beside(keys.dtype)
         attention = _ExtentAttention(block.attn, keys=keys, values=values, window=window, beside=beside)
         twin = _with(block, {"attn": attention})
-        return lambda x, cos, sin, batch: twin(x.unsqueeze(0), cos, sin, None, batch)[0]
+        return lambda x, cos, sin, batch, carried: twin(x.unsqueeze(0), cos, sin, None, batch, carried=carried)[0]
 
     def hidden(self, pieces: Sequence[Piece]) -> Tensor:
         """Returns the hidden states of all tokens, (N, C), before the output projection.
@@ -119,8 +123,9 @@ class ExtentModel:
         cos_sin = rope.spread(usual, batch.positions)  # (N, rope_n_elem)
         x = self.model.embed(batch.ids)  # (N, C)
         x = x.float() if self.is_fast else x
+        carried = self.model.carried(batch.ids.unsqueeze(0), x.unsqueeze(0))
         for layer, (cos, sin) in zip(self.layers, cos_sin, strict=True):
-            x = layer(x, cos, sin, batch)
+            x = layer(x, cos, sin, batch, carried)
         return self.model.transformer.ln_f(x)
 
     def logits(self, hidden: Tensor, runs: Sequence[str | None]) -> Tensor:
@@ -187,9 +192,11 @@ class _ExtentAttention(nn.Module):
         if batch.in_kernels:
             return self.attn.projected(self.decoded(q, k, v, cos=cos, sin=sin, batch=batch).transpose(0, 1), x)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        for pool, new in zip(self.pools, (k, v), strict=True):
-            pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
-        queries = q[0].transpose(0, 1).unflatten(1, (k.size(1), -1)).split(batch.lengths)  # (T, G, R, D) each
+        if k.size(1):  # else the layer reads what an earlier one has written
+            for pool, new in zip(self.pools, (k, v), strict=True):
+                pool.index_copy_(0, batch.places, new[0].transpose(0, 1).to(pool.dtype))
+        groups = self.attn.config.n_query_groups
+        queries = q[0].transpose(0, 1).unflatten(1, (groups, -1)).split(batch.lengths)  # (T, G, R, D) each
         outputs: list[Tensor] = []
         for i, j, start, n, single in batch.parts:
             if not single:

@@ -10,7 +10,9 @@ import torch
 import torch.nn as nn
 
 from lit_gpt.args import LoRAArgs
+from lit_gpt.config import Config
 from lit_gpt.errors import UserError, shown
+from lit_gpt.layer_heads import stacked_sizes
 from lit_gpt.layers.linear import Linear, LinearLayer
 from lit_gpt.layers.past import Mixing
 from lit_gpt.methods.lora.layer import LoRALinear
@@ -31,14 +33,12 @@ def inject(model: GPT, args: LoRAArgs, init: bool = True, part: str | None = Non
     Raises:
         UserError: PiSSA is requested for quantized weights.
     """
-    sizes = model.config.qkv_sizes
-    rows = {name: (sum(sizes[:i]), sum(sizes[: i + 1])) for i, name in enumerate(BLOCKS)}
     for path, names in [(path, names) for path, names in _adapted_layers(model, args) if within(path, part)]:
         ranks = {name: args.lora_r for name in names}
         if args.ranks is not None:
             ranks = {n: r for n in names if (r := args.ranks.get(update_name(path, n)))}
         if ranks:  # one matmul computes all updates of a layer: lower ranks are padded with zeros
-            blocks = [rows[n] for n in ranks] if names != [""] else None
+            blocks = None if names == [""] else [rows_of(model.config, path)[n] for n in ranks]
             linear = model.get_submodule(path)
             assert isinstance(linear, LinearLayer), path
             mine = args.with_rank(max(ranks.values()))
@@ -51,6 +51,12 @@ def inject(model: GPT, args: LoRAArgs, init: bool = True, part: str | None = Non
             parameter.requires_grad = trainable(name) or name in args.whole
 
 
+def rows_of(config: Config, path: str) -> dict[str, tuple[int, int]]:
+    """Returns the first output channel of each of the BLOCKS that an `attn.qkv` has, and the one after its last."""
+    sizes = stacked_sizes(config, int(path.split(".")[2]))
+    return {name: (sum(sizes[:i]), sum(sizes[: i + 1])) for i, name in enumerate(BLOCKS) if sizes[i]}
+
+
 def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]]]:
     """Yields the path of each selected layer and its BLOCKS that get an update; [""] means the whole layer."""
     blocks = [name for name in BLOCKS if getattr(args, f"lora_{name}")]
@@ -58,7 +64,9 @@ def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]
         if blocks and isinstance(block.attn, Mixing):
             yield from ((f"transformer.h.{i}.attn.{name}", [""]) for name in block.attn.inputs)
         elif blocks:
-            yield f"transformer.h.{i}.attn.qkv", blocks
+            has = rows_of(model.config, f"transformer.h.{i}.attn.qkv")
+            if mine := [name for name in blocks if name in has]:
+                yield f"transformer.h.{i}.attn.qkv", mine
             if args.lora_query and block.attn.out_gate is not None:
                 yield f"transformer.h.{i}.attn.out_gate", [""]
         if args.lora_projection:
