@@ -21,14 +21,17 @@ ONE_OF_EACH = (
     "lfm2",
     "qwen3-next",
     "granite4",
+    "nemotron-h-moe",
     "glm4-moe",
     "llama4",
 )
 _EQUAL = ("norm", "norm_unit_offset", "pre_norm", "post_norm", "qk_norm", "activation", "attention_gate", "router")
 _EQUAL += ("attention_sinks", "rotates_first", "qkv_bias", "mlp_bias", "shared_expert_gate", "tie_embeddings")
+_EQUAL += ("plain_experts",)
 """Fields of Config of which every value is a part."""
 _ON = ("attn_logit_softcapping", "final_logit_softcapping", "residual_factor", "logit_divisor", "embedding_factor")
 _ON += ("scale_embeddings", "router_groups", "shared_expert_size", "dense_layers", "rope_condense_ratio")
+_ON += ("latent_size", "ssm_min_step")
 """Fields that are parts where they are not neutral."""
 
 

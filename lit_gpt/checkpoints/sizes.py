@@ -51,8 +51,13 @@ def _n_stacked(spec: Spec) -> int:
 
 def _least_parameters(config: Config) -> int:
     """Returns the number of parameters of the matrices of a model."""
-    attention = sum(config.qkv_sizes) + config.n_head * config.head_size
-    mlps = [config.mlp_of(i) for i in range(config.n_layer)]
-    widths = sum(size * (config.n_expert if kind == "moe" else 1) for kind, size in mlps)
-    blocks = config.n_layer * attention + (2 if config.mlp == "plain" else 3) * widths
-    return config.n_embd * (blocks + config.padded_vocab_size * (1 if config.tie_embeddings else 2))
+    c = config
+    attention = (sum(c.qkv_sizes) + c.n_head * c.head_size) * c.n_embd
+    total = c.n_embd * c.padded_vocab_size * (1 if c.tie_embeddings else 2)
+    for i in range(c.n_layer):
+        kind, size = c.mlp_of(i)
+        read = c.latent_size if kind == "moe" and c.latent_size else c.n_embd
+        is_plain = kind == "plain" or (kind == "moe" and c.plain_experts)
+        total += read * size * (2 if is_plain else 3) * (c.n_expert if kind == "moe" else 1)
+        total += attention if c.mixer(i) != "none" else 0
+    return total

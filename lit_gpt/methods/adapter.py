@@ -163,12 +163,18 @@ def inject(model: GPT, args: AdapterArgs, init: bool = True, part: str | None = 
         part: the only part of the model that is changed, of `parts_of`; None is all of it.
 
     Raises:
-        UserError: `adapter_start_layer` is above the last layer.
+        UserError: `adapter_start_layer` is above the last layer, or above the last one that has attention.
     """
     if args.adapter_start_layer >= model.config.n_layer:
         raise UserError(
             f"--adapter_start_layer {args.adapter_start_layer} leaves nothing to train: "
             f"the last of the model's layers is {model.config.n_layer - 1}"
+        )
+    with_attention = [i for i, block in enumerate(model.transformer.h) if isinstance(block.attn, CausalSelfAttention)]
+    if args.adapter_start_layer > max(with_attention, default=-1):
+        raise UserError(
+            f"--adapter_start_layer {args.adapter_start_layer} leaves nothing to train: the last of the model's layers "
+            f"with attention is {max(with_attention, default='none')}"
         )
     add_prompts(model, args, part)
     for name, parameter in model.named_parameters():
@@ -177,9 +183,10 @@ def inject(model: GPT, args: AdapterArgs, init: bool = True, part: str | None = 
 
 
 def add_prompts(model: GPT, args: AdapterArgs, part: str | None = None) -> None:
-    """Adds a prompt, in place, to the attention of the layers of a part from `adapter_start_layer` on."""
+    """Adds a prompt, in place, to the layers of a part that have attention, from `adapter_start_layer` on."""
     for i, block in enumerate(model.transformer.h):
-        if i >= args.adapter_start_layer and within(f"transformer.h.{i}", part):
+        has_attention = isinstance(block.attn, CausalSelfAttention)
+        if i >= args.adapter_start_layer and has_attention and within(f"transformer.h.{i}", part):
             block.attn = AdapterAttention(block.attn, args)
 
 

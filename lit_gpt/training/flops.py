@@ -35,14 +35,16 @@ def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float
         total += getattr(module, "flops_besides", 0) * _rows_of(model, f"{name}.", n_tokens, n_targets)
     per_block = sum(rows for name, rows, _ in _matmuls(model, n_tokens, n_targets) if ".h." in name) / c.n_layer
     attention = 2 * squares * c.n_head * c.head_size
-    passes = lowest + 3 * (c.n_layer - lowest) + n_recomputed
+    attends = [c.mixer(i) == "attention" for i in range(c.n_layer)]
+    passes = sum(attends) + 2 * sum(attends[lowest:]) + sum(attends[:n_recomputed])
     return total + 2 * per_block * n_recomputed + passes * attention
 
 
 def forward_flops(model: GPT, n_tokens: float, n_targets: float, squares: float) -> float:
     """Returns the operations of the forward pass alone; its arguments are those of `training_flops`."""
     c = model.config
-    attention = 2 * squares * c.n_head * c.head_size * c.n_layer
+    n_attending = sum(c.mixer(i) == "attention" for i in range(c.n_layer))
+    attention = 2 * squares * c.n_head * c.head_size * n_attending
     return sum(2 * rows for _, rows, _ in _matmuls(model, n_tokens, n_targets)) + attention
 
 

@@ -1,5 +1,6 @@
 """What the forward pass keeps for the backward pass, and which blocks recompute it (activation checkpointing)."""
 
+from collections import Counter
 from collections.abc import Collection
 
 import torch
@@ -17,21 +18,29 @@ WORKSPACE = 2 * 1024**3
 
 
 def kept_values(config: Config) -> int:
-    """Returns the values that one block keeps for each token while its weights are frozen.
+    """Returns the values that a block keeps for each token while its weights are frozen, in the mean over all blocks.
 
     Both residuals, rotated queries, keys and values, what attention returns, and what the MLP's activation reads. A
     norm of queries and keys keeps what it reads, norms after keep what they read; a mixture of experts keeps the rows
     that it takes back, too, and those that it hands out where its experts train.
     """
-    c = config
-    values = max(_kept_by_mixer(c, kind) for kind in set(c.mixers or ["attention"]))
-    values += 2 * c.n_embd * c.post_norm
-    values += c.n_embd * (1 if c.parallel_residual else 2)
-    per_mlp = c.intermediate_size * (1 if c.mlp == "plain" else 2)
-    if not c.n_expert:
-        return values + per_mlp
-    shared = 2 * c.shared_expert_size + (c.n_embd + 1) * c.shared_expert_gate
-    return values + max(c.n_expert_per_token * (per_mlp + 2 * c.n_embd) + shared, 2 * c.dense_size)
+    blocks = Counter((config.mixer(i), config.mlp_of(i)) for i in range(config.n_layer))
+    total = sum(n * _kept_by_block(config, mixer, *mlp) for (mixer, mlp), n in blocks.items())
+    return round(total / config.n_layer)
+
+
+def _kept_by_block(c: Config, mixer: str, mlp: str, size: int) -> int:
+    """Returns the values that a block of these kinds keeps for each token; `size` is that of its MLP or an expert."""
+    values = 0
+    if mixer != "none":
+        values += _kept_by_mixer(c, mixer) + c.n_embd * (1 + c.post_norm)
+    if mlp != "none":
+        values += c.n_embd * (c.post_norm + (0 if c.parallel_residual else 1))
+    if mlp != "moe":
+        return values + size * (1 if mlp == "plain" else 2)
+    ups = 1 if c.plain_experts else 2
+    rows = c.n_expert_per_token * (ups * size + 2 * (c.latent_size or c.n_embd))
+    return values + rows + ups * c.shared_expert_size + (c.n_embd + 1) * c.shared_expert_gate + c.latent_size
 
 
 def _kept_by_mixer(c: Config, kind: str) -> int:
@@ -53,11 +62,12 @@ def _kept_by_mixer(c: Config, kind: str) -> int:
 
 
 def kept_by_wrappers(model: GPT) -> float:
-    """Returns the further values that a method's layers keep in one block for each token, by their `kept_values`."""
+    """Returns the further values that a method's layers keep in a block for each token, by their `kept_values`."""
     c = model.config
     share = c.n_expert_per_token / c.n_expert if c.n_expert else 1.0  # a token goes through some of the experts
-    layers = model.transformer.h[-1].named_modules()
-    return sum(getattr(m, "kept_values", 0) * (share if ".experts." in name else 1.0) for name, m in layers)
+    layers = (of for block in model.transformer.h for of in block.named_modules())
+    total = sum(getattr(m, "kept_values", 0) * (share if "mlp.experts." in name else 1.0) for name, m in layers)
+    return total / c.n_layer
 
 
 def lowest_trained(model: GPT) -> int:
@@ -124,13 +134,15 @@ def block_bytes(
 
 
 def _copied(model: GPT, quantized: set[int]) -> int:
-    """Returns the number of frozen weights of a block of which autograd keeps a 16-bit copy: no method wraps them."""
+    """Returns the frozen weights of the mean block of which autograd keeps a 16-bit copy: no method wraps them."""
     layers = [
         m
-        for name, m in model.transformer.h[-1].named_modules()
+        for block in model.transformer.h
+        for name, m in block.named_modules()
         if type(m) is Linear and not name.endswith(".linear") and id(m) not in quantized
     ]
-    return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
+    total = sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
+    return round(total / model.config.n_layer)
 
 
 def _free_memory(device: torch.device) -> int | None:

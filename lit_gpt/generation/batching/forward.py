@@ -93,6 +93,8 @@ class ExtentModel:
         if isinstance(block.attn, Mixing):
             twin = _with(block, {"attn": ExtentMixing(block.attn, keys)})
             return lambda x, cos, sin, batch: twin(x.unsqueeze(0), cos, sin, None, batch)[0]
+        if block.attn is None:
+            return lambda x, cos, sin, batch: block(x.unsqueeze(0), cos, sin)[0]
         beside = block.attn.beside(keys.dtype)
         attention = _ExtentAttention(block.attn, keys=keys, values=values, window=window, beside=beside)
         twin = _with(block, {"attn": attention})
