@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.config import Config
 from lit_gpt.layers.linear import Linear
@@ -47,15 +50,26 @@ class _XIELU(nn.Module):
         return torch.where(x > 0, p * x * x, below) + beta * x
 
 
-def _relu2(x: Tensor) -> Tensor:
-    return F.relu(x).square()
+class _Relu2Function(Function):
+    """The autograd function of the square of ReLU, which keeps its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.relu(x).square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * F.relu(x) * dy
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
-    "relu2": _relu2,
+    "relu2": _Relu2Function.apply,
 }
 _WITH_WEIGHTS = {"xielu": _XIELU}
 """Activation that has weights -> its module."""

@@ -40,7 +40,7 @@ def _kept_by_block(c: Config, mixer: str, mlp: str, size: int) -> int:
         return values + size * (1 if mlp == "plain" else 2)
     ups = 1 if c.plain_experts else 2
     rows = c.n_expert_per_token * (ups * size + 2 * (c.latent_size or c.n_embd))
-    return values + rows + ups * c.shared_expert_size + (c.n_embd + 1) * c.shared_expert_gate + c.latent_size
+    return values + rows + ups * c.shared_expert_size + (c.n_embd + 1) * c.shared_expert_gate + 2 * c.latent_size
 
 
 def _kept_by_mixer(c: Config, kind: str) -> int:
