@@ -79,7 +79,7 @@ MODELS = (
     "Llama-4-Scout-17B-16E",
 )
 """One of each architecture, and of what differs within one; of those with the delta rule or Mamba-2 (Qwen 3.5 and Next,
-Granite 4), transformers packs no documents."""
+Granite 4, Nemotron-H), transformers packs no documents."""
 ATTENTION = LoRAArgs(lora_r=8, lora_dropout=0.0, lora_key=True, lora_projection=True)
 THEIRS = ["q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "dense", "in_proj", "out_proj"]
 """The same layers by transformers' names."""
@@ -176,7 +176,7 @@ def shape(name: str, on_gpu: bool) -> Config:
     n_layer = 2 if c.mlp == "moe" and on_gpu else 4
     layers = {
         field: None if (of := getattr(c, field)) is None else [i for i in of if i < n_layer]
-        for field in ("sliding_layers", "unrotated_layers", "dense_layers")
+        for field in ("sliding_layers", "unrotated_layers", "dense_layers", "mlp_layers")
     }
     layers["mixers"] = c.mixers and c.mixers[:n_layer]
     if c.full_head_size:  # every other layer has the window, and half of them no keys if some have none

@@ -60,7 +60,9 @@ class Config:
     post_norm: bool = False
     """Whether the outputs of attention and MLP are normalized before they are added (Gemma 2, OLMo 2)."""
     mlp: Literal["plain", "gated", "moe"] = "plain"
-    """`moe` is a mixture of gated MLPs (arXiv:2401.04088)."""
+    """`moe` is a mixture of gated MLPs (arXiv:2401.04088), or of plain ones, see `plain_experts`."""
+    mlp_layers: list[int] | None = None
+    """Layers that have an MLP; None means all of them."""
     activation: Literal["gelu", "gelu_tanh", "silu", "relu2", "xielu", "clamped_swiglu"] = "gelu"
     """`relu2` is the square of ReLU (arXiv:2109.08668), `xielu` has two trained scalars in each layer
     (arXiv:2411.13010), `clamped_swiglu` is that of gpt-oss (arXiv:2508.10925)."""
@@ -84,8 +86,13 @@ class Config:
     """Hidden channels of an expert that all tokens go through besides; 0 means that there is none."""
     shared_expert_gate: bool = False
     """Whether its output is multiplied by the sigmoid of a projection of its input (Qwen3-Next)."""
+    plain_experts: bool = False
+    """Whether the experts of a mixture are plain MLPs (Nemotron-H)."""
+    latent_size: int = 0
+    """Channels to which a token is projected before the experts that are chosen for it, and back after them; 0 means
+    that they read and write n_embd."""
     dense_layers: list[int] | None = None
-    """Layers of a mixture that have a single gated MLP instead."""
+    """Layers of a mixture that have a single MLP instead, gated or plain as the experts are."""
     dense_size: int = 0
     """Hidden channels of that MLP; 0 means intermediate_size."""
     dense_beside_experts: bool = False
@@ -121,7 +128,8 @@ class Config:
     # mixing of tokens
     mixers: list[str] | None = None
     """What mixes the tokens in each layer: `attention`, `conv` (a short convolution, arXiv:2511.23404), `delta` (the
-    gated delta rule, arXiv:2412.06464) or `mamba2` (arXiv:2405.21060); None means attention in all layers."""
+    gated delta rule, arXiv:2412.06464), `mamba2` (arXiv:2405.21060), or `none` where a layer is an MLP alone; None
+    means attention in all layers."""
     conv_size: int = 0
     """Tokens that a short convolution sees, the present one included."""
     conv_bias: bool = False
@@ -138,6 +146,8 @@ class Config:
     ssm_groups: int = 1
     """Heads of Mamba-2, their channels, those of a head's state, and groups of heads that share what is written to the
     state and read from it."""
+    ssm_min_step: float = 0.0
+    """Smallest time step of Mamba-2."""
 
     # attention
     attention_gate: bool = False
@@ -233,22 +243,27 @@ class Config:
         return self.ssm_heads * self.ssm_head_size, groups, groups
 
     def mlp_of(self, layer: int) -> tuple[str, int]:
-        """Returns the kind of a layer's MLP and its hidden channels, those of one expert in a mixture."""
+        """Returns the kind of a layer's MLP and its hidden channels, those of one expert in a mixture.
+
+        The kind is one of the field `mlp`, or `none`.
+        """
+        if self.mlp_layers is not None and layer not in self.mlp_layers:
+            return "none", 0
         if self.mlp == "moe" and layer in (self.dense_layers or ()):
-            return "gated", self.dense_size or self.intermediate_size
+            return "plain" if self.plain_experts else "gated", self.dense_size or self.intermediate_size
         if self.kv_shared_mlp_size and kv_source(self, layer) != layer:
             return self.mlp, self.kv_shared_mlp_size
         return self.mlp, self.intermediate_size
 
     def mixer(self, layer: int) -> str:
-        """Returns what mixes the tokens in a layer, `attention`, `conv`, `delta` or `mamba2`."""
+        """Returns what mixes the tokens in a layer, `attention`, `conv`, `delta`, `mamba2` or `none`."""
         return self.mixers[layer] if self.mixers is not None else "attention"
 
     def cached(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Returns what a layer keeps of each token, as (heads, channels) of keys and of values."""
         heads = of_layer(self, layer)
         head = heads.n_query_groups, heads.head_size if kv_source(self, layer) == layer else 0
-        others = {"conv": self.n_embd, "delta": sum(self.delta_sizes) + 2 * self.delta_value_heads}
+        others = {"none": 0, "conv": self.n_embd, "delta": sum(self.delta_sizes) + 2 * self.delta_value_heads}
         others["mamba2"] = sum(self.ssm_sizes) + self.ssm_heads
         n = others.get(self.mixer(layer))
         return (head, head) if n is None else ((1, n), (1, 0))

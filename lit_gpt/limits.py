@@ -24,7 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "n_expert_per_token": (0, 4096),
     "router_scale": (1e-6, _MOST),
     **dict.fromkeys(("router_groups", "router_groups_per_token"), (1, 4096)),
-    **dict.fromkeys(("shared_expert_size", "dense_size", "kv_shared_mlp_size"), (0, 2**24)),
+    **dict.fromkeys(("shared_expert_size", "dense_size", "kv_shared_mlp_size", "latent_size"), (0, 2**24)),
     **dict.fromkeys(("full_head_size", "per_layer_input_size"), (0, 2**16)),
     **dict.fromkeys(("full_query_groups", "kv_shared_layers"), (0, 4096)),
     "embedding_factor": (1e-6, _MOST),
@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("delta_key_size", "delta_value_size"), (0, 2**16)),
     **dict.fromkeys(("ssm_heads", "ssm_groups"), (0, 4096)),
     **dict.fromkeys(("ssm_head_size", "ssm_state_size"), (0, 2**16)),
+    "ssm_min_step": (0, 1),
     "conv_size": (0, 64),
     "final_logit_softcapping": (0, _MOST),
     "query_pre_attn_scalar": (0, _MOST),
@@ -46,7 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """Field -> its smallest and largest value: far beyond any model's, and small enough to make the modules of a model
 without its weights, and to say that they do not fit."""
-_MIXERS = ("attention", "conv", "delta", "mamba2")
+_MIXERS = ("attention", "conv", "delta", "mamba2", "none")
 """What may mix the tokens in a layer."""
 _MAX_EXPERTS = 2**15
 """Largest number of experts in all layers, which are modules of their own."""
@@ -91,7 +92,7 @@ def check_values(config: Any, hints: Mapping[str, Any]) -> None:
         low, high = RANGES.get(name, (-math.inf, math.inf))
         if value is not None and not isinstance(value, str | dict | list) and not low <= value <= high:
             raise UserError(f"{config.name}: {name}={shown(value)} is not between {low:,} and {high:,}")
-    for name in ("sliding_layers", "unrotated_layers", "dense_layers"):
+    for name in ("sliding_layers", "unrotated_layers", "dense_layers", "mlp_layers"):
         layers = getattr(config, name) or ()
         if len(layers) > RANGES["n_layer"][1] or min(layers, default=0) < 0:
             raise UserError(f"{config.name}: {name}={shown(layers)} is no list of layers, counted from 0")
@@ -106,10 +107,14 @@ def check_values(config: Any, hints: Mapping[str, Any]) -> None:
         sizes = config.ssm_heads, config.ssm_groups, config.ssm_head_size, config.ssm_state_size
         if not min(*sizes, config.conv_size) or sizes[0] % sizes[1]:
             raise UserError(f"{config.name}: the heads, groups and sizes of Mamba-2 are {sizes}, which is impossible")
-    if config.n_layer * config.n_expert > _MAX_EXPERTS:
+    kinds = [(config.mixer(i), config.mlp_of(i)[0]) for i in range(config.n_layer)]
+    if ("none", "none") in kinds:
+        raise UserError(f"{config.name}: layer {kinds.index(('none', 'none'))} neither mixes tokens nor has an MLP")
+    if config.shared_attention_norm and any("none" in kind for kind in kinds):
+        raise UserError(f"{config.name}: an MLP that reads what attention reads needs attention in its layer")
+    if (n := sum(mlp == "moe" for _, mlp in kinds)) * config.n_expert > _MAX_EXPERTS:
         raise UserError(
-            f"{config.name}: n_layer={config.n_layer} times n_expert={config.n_expert} experts are more than "
-            f"{_MAX_EXPERTS:,}"
+            f"{config.name}: {n} layers times n_expert={config.n_expert} experts are more than {_MAX_EXPERTS:,}"
         )
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
-from lit_gpt.layers.attention import Documents
+from lit_gpt.layers.attention import Documents, Heads
 from lit_gpt.layers.conv import ShortConv
 from lit_gpt.layers.delta import GatedDeltaNet
 from lit_gpt.layers.dropout import Draws
@@ -136,6 +136,12 @@ class GPT(nn.Module):
         self.draws.keys = documents.keys
         return block(x, cos, sin, documents=documents, carried=carried)
 
+    @property
+    def attention_heads(self) -> Heads | None:
+        """The heads of the first layer with attention; None if there is none."""
+        layers = (block.attn for block in self.transformer.h)
+        return next((attn.heads for attn in layers if isinstance(attn, CausalSelfAttention)), None)
+
     def embed(self, idx: Tensor) -> Tensor:
         """Returns the input of the first block, (B, T, C), for token ids (B, T)."""
         x = self.transformer.wte(idx)
@@ -167,7 +173,15 @@ class _Transformer(nn.ModuleDict):
 
 
 class Block(nn.Module):
-    """A transformer block: attention and MLP in sequence or in parallel; a norm that a model lacks is `nn.Identity`."""
+    """A transformer block: attention and MLP in sequence or in parallel, or one of them, and the other is None.
+
+    What mixes tokens by other means stands in the place of attention. A norm that a model lacks is `nn.Identity`.
+    """
+
+    attn: Any
+    """`CausalSelfAttention`, another `Mixing` layer, or None."""
+    mlp: Any
+    """`PlainMLP`, `GatedMLP`, `MoE`, or None."""
 
     layer_scalar: Tensor | None
 
@@ -176,15 +190,18 @@ class Block(nn.Module):
         self.layer, self.parallel_residual = layer, config.parallel_residual
         self.shared_attention_norm = config.shared_attention_norm
         self.residual_factor = config.residual_factor
-        self.norm_1 = make_norm(config, config.pre_norm)
-        self.attn = _MIXERS[config.mixer(layer)](config, layer)
-        self.post_attention_norm = make_norm(config, config.post_norm)
-        kind, size = config.mlp_of(layer)
-        both = kind == "moe" and config.dense_beside_experts  # with norms of their own
-        self.norm_2 = make_norm(config, config.pre_norm and not (config.shared_attention_norm or both))
-        mixture = MoEAndMLP if both else MoE
-        self.mlp = mixture(config) if kind == "moe" else (PlainMLP if kind == "plain" else GatedMLP)(config, size)
-        self.post_mlp_norm = make_norm(config, config.post_norm)
+        mixer, (kind, size) = config.mixer(layer), config.mlp_of(layer)
+        self.attn = self.mlp = None
+        if mixer != "none":
+            self.norm_1 = make_norm(config, config.pre_norm)
+            self.attn = _MIXERS[mixer](config, layer)
+            self.post_attention_norm = make_norm(config, config.post_norm)
+        if kind != "none":
+            both = kind == "moe" and config.dense_beside_experts  # with norms of their own
+            self.norm_2 = make_norm(config, config.pre_norm and not (config.shared_attention_norm or both))
+            mixture = MoEAndMLP if both else MoE
+            self.mlp = mixture(config) if kind == "moe" else (PlainMLP if kind == "plain" else GatedMLP)(config, size)
+            self.post_mlp_norm = make_norm(config, config.post_norm)
         self.per_layer = PerLayerInput(config) if config.per_layer_input_size else None
         self.register_buffer("layer_scalar", torch.ones(1) if config.layer_scale else None)
 
@@ -199,9 +216,13 @@ class Block(nn.Module):
         documents: Documents | None = None,
         carried: Carried | None = None,
     ) -> Tensor:
-        normed = self.norm_1(x)
-        y = self.post_attention_norm(self.attn(normed, cos, sin, mask, cache, input_pos, documents, carried))
-        h = x + (y if self.residual_factor == 1 else y * self.residual_factor)
+        h = normed = x
+        if self.attn is not None:
+            normed = self.norm_1(x)
+            y = self.post_attention_norm(self.attn(normed, cos, sin, mask, cache, input_pos, documents, carried))
+            h = x + (y if self.residual_factor == 1 else y * self.residual_factor)
+        if self.mlp is None:
+            return h
         if not self.shared_attention_norm:
             normed = self.norm_2(x if self.parallel_residual else h)
         y = self.post_mlp_norm(self.mlp(normed))

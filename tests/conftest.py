@@ -66,6 +66,12 @@ GROUPED |= {"n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5, "use_qk
 MAMBAS = {"layer_types": ["linear_attention", "full_attention"], "mamba_n_heads": 8, "mamba_d_head": "auto"}
 MAMBAS |= {"mamba_d_state": 16, "mamba_n_groups": 2, "num_local_experts": 0, "shared_intermediate_size": 40}
 SMALL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "position_embedding_type": "rope"}
+HYBRID = {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 16, "n_groups": 2, "num_key_value_heads": 2}
+HYBRID |= {"head_dim": 16, "time_step_min": 0.6, "pad_token_id": None, "layers_block_type": ["linear_attention", "mlp"]}
+HYBRID["layers_block_type"] += ["full_attention", "mlp"]
+PLAIN_EXPERTS = {"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_group": 3}
+PLAIN_EXPERTS |= {"topk_group": 2, "routed_scaling_factor": 2.5, "moe_shared_expert_intermediate_size": 40}
+PLAIN_EXPERTS |= {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "moe_latent_size": 16}
 SCOUT = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size_mlp": 40, "moe_layers": [0]}
 SCOUT |= {"no_rope_layers": [1, 0], "pad_token_id": None}
 SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' configuration, and what it sets
@@ -119,13 +125,15 @@ SHAPES: dict[str, tuple[str, dict]] = {  # kind -> class of transformers' config
     "glm4-moe": ("Glm4MoeConfig", {"num_key_value_heads": 2, "head_dim": 16, **GROUPED}),
     "granite4": ("GraniteMoeHybridConfig", {"num_key_value_heads": 2, **MULTIPLIERS, **MAMBAS}),
     "granite4-moe": ("GraniteMoeHybridConfig", {"num_key_value_heads": 2, **MAMBAS, **SMALL_EXPERTS}),
+    "nemotron-h": ("NemotronHConfig", HYBRID),
+    "nemotron-h-moe": ("NemotronHConfig", HYBRID | PLAIN_EXPERTS),
     "llama4": ("Llama4TextConfig", {"num_key_value_heads": 2, "head_dim": 16, **SCOUT}),
     "gpt-oss": ("GptOssConfig", {"num_key_value_heads": 2, "head_dim": 16, **SLIDING_FULL, **OSS_EXPERTS}),
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
     "stablelm-12b": ("StableLmConfig", {"num_key_value_heads": 2, "qk_layernorm": True, "use_parallel_residual": True}),
 }
 _NOT_WRITTEN = ("apertus", "glm4-moe", "gpt-oss", "granite4", "granite4-moe", "lfm2", "llama4", "qwen3-next")
-_NOT_WRITTEN += ("qwen3.5", "qwen3.5-moe", "gemma4", "gemma4-moe")
+_NOT_WRITTEN += ("qwen3.5", "qwen3.5-moe", "gemma4", "gemma4-moe", "nemotron-h", "nemotron-h-moe")
 WRITTEN = [kind for kind in SHAPES if kind not in _NOT_WRITTEN]
 """Kinds that we write as gguf; others are refused by name."""
 OF_CLASSES = list({name: kind for kind, (name, _) in reversed(SHAPES.items())}.values())

@@ -21,6 +21,7 @@ ONE_OF_EACH = (
     "lfm2",
     "qwen3-next",
     "granite4",
+    "nemotron-h-moe",
     "glm4-moe",
     "llama4",
     "gemma4",
@@ -28,11 +29,12 @@ ONE_OF_EACH = (
 )
 _EQUAL = ("norm", "norm_unit_offset", "pre_norm", "post_norm", "qk_norm", "activation", "attention_gate", "router")
 _EQUAL += ("attention_sinks", "rotates_first", "qkv_bias", "mlp_bias", "shared_expert_gate", "tie_embeddings")
-_EQUAL += ("value_norm", "keys_as_values", "layer_scale", "dense_beside_experts")
+_EQUAL += ("value_norm", "keys_as_values", "layer_scale", "dense_beside_experts", "plain_experts")
 """Fields of Config of which every value is a part."""
 _ON = ("attn_logit_softcapping", "final_logit_softcapping", "residual_factor", "logit_divisor", "embedding_factor")
 _ON += ("scale_embeddings", "router_groups", "shared_expert_size", "dense_layers", "rope_condense_ratio")
 _ON += ("full_head_size", "full_query_groups", "kv_shared_layers", "kv_shared_mlp_size", "per_layer_input_size")
+_ON += ("latent_size", "ssm_min_step")
 """Fields that are parts where they are not neutral."""
 
 

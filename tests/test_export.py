@@ -28,6 +28,7 @@ LITGPT_LACKS = {"stablelm-12b": "qk_norm", "qwen2-yarn": "rope_scaling", "phi3-l
     "qwen3.5": "mixers",
     **dict.fromkeys(("qwen3-next", "qwen3.5-moe", "granite4-moe"), "mixers"),
     **dict.fromkeys(("granite4", "llama4"), "unrotated_layers"),
+    **dict.fromkeys(("nemotron-h", "nemotron-h-moe"), "unrotated_layers"),
     "glm4-moe": "router",
 }
 """Kind -> the field that litgpt has no such value of."""

@@ -232,7 +232,7 @@ def test_phi_4_mini_says_of_traits_that_it_does_not_have_them():
         config_from_hf(hf | {"lm_head_bias": True}, "Phi-4-mini-instruct", "config.json")
 
 
-NEWER = ("Gemma3nForCausalLM", "GraniteMoeForCausalLM", "NemotronHForCausalLM")
+NEWER = ("Gemma3nForCausalLM", "GraniteMoeForCausalLM")
 
 
 @pytest.mark.parametrize("name", NEWER)

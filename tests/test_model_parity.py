@@ -85,7 +85,7 @@ def test_the_cache_changes_nothing(kind, made):
     torch.testing.assert_close(torch.cat(pieces, 1) / scale, want / scale, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*PLAIN, "hunyuan", "gpt-oss", "lfm2", "qwen3.5", "gemma4"])
+@pytest.mark.parametrize("kind", [*PLAIN, "hunyuan", "gpt-oss", "lfm2", "qwen3.5", "gemma4", "nemotron-h-moe"])
 @torch.no_grad()
 def test_greedy_generation_is_the_argmax_without_a_cache_and_rows_do_not_mix(kind, made):
     ours, _, _ = made(kind)
@@ -184,7 +184,7 @@ def test_an_unknown_name_shows_close_matches():
         config_for("EleutherAI/pythia-165m")
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "glm4-moe", "qwen3.5-moe", "granite4-moe"])
+@pytest.mark.parametrize("kind", ["mixtral", "glm4-moe", "qwen3.5-moe", "granite4-moe", "nemotron-h"])
 def test_experts_that_a_file_has_in_one_tensor_are_read_and_written_too(kind, made):
     """As a loaded model of transformers has them; of Qwen 3.5, files of both kinds are about."""
     ours, theirs, _ = made(kind)

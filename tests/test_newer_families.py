@@ -17,6 +17,7 @@ from lit_gpt.training.loss import loss_sum
 
 KINDS = ("granite", "seed-oss", "exaone4", "glm4", "hunyuan", "nemotron", "apertus", "lfm2", "qwen3.5", "gpt-oss")
 KINDS += ("gemma4", "gemma4-moe", "glm4-moe", "llama4", "qwen3-next", "qwen3.5-moe", "granite4", "granite4-moe")
+KINDS += ("nemotron-h", "nemotron-h-moe")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -375,7 +375,7 @@ def random_run(folder: Path, base: Path, style: str = "alpaca", **flags):
 
 ROUND_TRIPS = [(kind, variant, False) for kind in ("llama-tied", "neox") for variant in VARIANTS]
 ROUND_TRIPS += [(kind, variant, False) for kind in ("falcon", "phi3") for variant in ("plain", "all")]
-ROUND_TRIPS += [(kind, "plain", False) for kind in ("glm4", "lfm2", "qwen3.5")]
+ROUND_TRIPS += [(kind, "plain", False) for kind in ("glm4", "lfm2", "qwen3.5", "nemotron-h", "nemotron-h-moe")]
 ROUND_TRIPS += [(kind, "plain", False) for kind in ("granite4-moe", "llama4", "gemma4", "gemma4-moe")]
 ROUND_TRIPS += [("mixtral", "plain", False), ("gpt-oss", "pissa", False), ("qwen3-moe", "rslora", False)]
 ROUND_TRIPS += [(kind, variant, True) for kind in ("llama-tied", "neox", "phi3") for variant in ("rslora", "all")]
@@ -388,6 +388,8 @@ def test_a_run_comes_back_from_peft_and_from_pefts_own_saving_of_it(kind, varian
     from peft import PeftModel
 
     flags = ALL | VARIANTS[variant] | {"lora_plus_ratio": 1.0}
+    if kind.startswith("nemotron-h"):  # whose outputs of Mamba-2 PEFT does not adapt
+        flags["lora_projection"] = False
     want = random_run(tmp_path / "run", bases(kind), **flags)
     write_adapter(bases(kind), tmp_path / "run", tmp_path / "peft", overwrite=False, fold_scale=is_folded)
     theirs = PeftModel.from_pretrained(tiny_hf(kind), tmp_path / "peft").eval()

@@ -32,11 +32,13 @@ def parameters_of(config) -> int:
         return sum(p.numel() for p in model.parameters()) + blocks * (config.n_layer - n) // n
     total, rest, alone = 0, 0, {}
     for i in range(config.n_layer):
-        is_dense = config.mlp_of(i)[0] != config.mlp
-        kind = config.mixer(i), is_dense
+        mlp = config.mlp_of(i)[0]
+        is_dense = mlp not in (config.mlp, "none")
+        kind = config.mixer(i), mlp
         if kind not in alone:
             mixers = None if config.mixers is None else [config.mixer(i)]
             others = {"sliding_layers": None, "unrotated_layers": None, "dense_layers": [0] if is_dense else None}
+            others["mlp_layers"] = [] if mlp == "none" else None
             with torch.device("meta"):
                 model = GPT(replace(config, n_layer=1, mixers=mixers, **others))
             alone[kind] = sum(p.numel() for p in model.transformer.h.parameters())

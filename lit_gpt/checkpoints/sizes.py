@@ -52,9 +52,13 @@ def _n_stacked(spec: Spec) -> int:
 
 def _least_parameters(config: Config) -> int:
     """Returns the number of parameters of the matrices of a model."""
-    attention = sum(sum(stacked_sizes(config, i)) + of_layer(config, i).qkv_sizes[0] for i in range(config.n_layer))
-    mlps = [config.mlp_of(i) for i in range(config.n_layer)]
-    widths = sum(size * (config.n_expert if kind == "moe" else 1) for kind, size in mlps)
-    blocks = attention + (2 if config.mlp == "plain" else 3) * widths
-    of_tokens = config.n_embd * (1 if config.tie_embeddings else 2) + config.n_layer * config.per_layer_input_size
-    return config.n_embd * blocks + config.padded_vocab_size * of_tokens
+    c = config
+    total = c.padded_vocab_size * (c.n_embd * (1 if c.tie_embeddings else 2) + c.n_layer * c.per_layer_input_size)
+    for i in range(c.n_layer):
+        kind, size = c.mlp_of(i)
+        read = c.latent_size if kind == "moe" and c.latent_size else c.n_embd
+        is_plain = kind == "plain" or (kind == "moe" and c.plain_experts)
+        total += read * size * (2 if is_plain else 3) * (c.n_expert if kind == "moe" else 1)
+        if c.mixer(i) != "none":
+            total += c.n_embd * (sum(stacked_sizes(c, i)) + of_layer(c, i).qkv_sizes[0])
+    return total

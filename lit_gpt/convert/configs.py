@@ -47,7 +47,8 @@ _STATED = ("n_layer", "n_head", "n_embd", "intermediate_size", "block_size", "pa
 """Config fields that config.json has to give, since no default holds for every model."""
 
 
-_TRANSLATED_KEYS = ("mixers", "dense_layers", "sliding_layers", "unrotated_layers", "rope_local_base")
+_TRANSLATED_KEYS = ("mixers", "mlp", "mlp_layers", "dense_layers", "dense_size", "plain_experts")
+_TRANSLATED_KEYS += ("sliding_layers", "unrotated_layers", "rope_local_base")
 """Keys that `Architecture.adapt` adds, which config.json expresses in other ways."""
 
 

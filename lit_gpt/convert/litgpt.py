@@ -22,9 +22,10 @@ from lit_gpt.files import Spec, save_stream, write_text
 
 _LACKS = {"embedding_factor": 1.0, "residual_factor": 1.0, "logit_divisor": 1.0, "rotates_first": False}
 _LACKS |= {"mixers": None, "attention_gate": False, "attention_sinks": False, "router_bias": False}
-_LACKS |= {"router": "softmax", "shared_expert_size": 0, "dense_layers": None}
-_LACKS |= {"value_norm": False, "keys_as_values": False, "layer_scale": False}
+_LACKS |= {"router": "softmax", "shared_expert_size": 0, "dense_layers": None, "mlp_layers": None}
+_LACKS |= {"plain_experts": False, "value_norm": False, "keys_as_values": False, "layer_scale": False}
 _LACKS |= dict.fromkeys(("full_head_size", "full_query_groups", "kv_shared_layers", "per_layer_input_size"), 0)
+_LACKS |= {"latent_size": 0}
 """Fields of Config that litgpt has not, with the value that is nothing to it."""
 
 

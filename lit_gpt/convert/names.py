@@ -163,11 +163,12 @@ def plan_from_hf(config: Config, hf_specs: Mapping[str, Spec], dtype: torch.dtyp
 
 
 def is_fused(config: Config, names: Collection[str]) -> bool:
-    """Returns whether a checkpoint of these tensors has the experts as a loaded model has them, in one tensor."""
-    rules = ARCHITECTURES[config.architecture].in_memory.values()
-    return any(
-        rule.name.format(i) in names for rule in rules if isinstance(rule, Stacked) for i in range(config.n_layer)
-    )
+    """Returns whether a checkpoint of these tensors has them as a loaded model has, with all experts in one tensor."""
+    a = ARCHITECTURES[config.architecture]
+    rules = [rule for ours, rule in a.in_memory.items() if rule != a.weights[ours]]
+    stacks = {rule.name for rule in rules if isinstance(rule, Stacked)}
+    templates = stacks | {f"{rule}.weight" for rule in rules if isinstance(rule, str)}
+    return any(template.format(i) in names for template in templates for i in range(config.n_layer))
 
 
 def _check_tied(config: Config, names: Mapping[str, str], get: Callable[[str], Tensor], embeddings: Tensor) -> None:

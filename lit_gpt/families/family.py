@@ -146,6 +146,8 @@ class Architecture:
     """Our module -> theirs in a loaded model of transformers, where it is called otherwise than in files."""
     swaps_factors: bool = False
     """Whether PEFT takes the inputs of stacked experts for their outputs, as their class does not say how they lie."""
+    not_in_peft: tuple[str, ...] = ()
+    """Last part of the names of their linear layers that PEFT adapts in no model of this class."""
     other_classes: tuple[str, ...] = ()
     """Older names of `hf_class`."""
     other_types: _Values = field(default_factory=dict)

@@ -46,7 +46,7 @@ def _restore(config: Any) -> dict[str, Any]:
 _MAMBA, _SHARED = "model.layers.{}.mamba", "model.layers.{}.shared_mlp"
 _EXPERTS = "model.layers.{}.block_sparse_moe"
 _IN, _OUT = f"{_EXPERTS}.input_linear.weight", f"{_EXPERTS}.output_linear.weight"
-_NO_LIMIT = ([0.0, {"__float__": "Infinity"}], [0.0, float("inf")], (0.0, float("inf")), None)
+NO_LIMIT = ([0.0, {"__float__": "Infinity"}], [0.0, float("inf")], (0.0, float("inf")), None)
 _GRANITE_4 = replace(
     GRANITE,
     name="granitemoehybrid",
@@ -67,7 +67,7 @@ _GRANITE_4 = replace(
         "unrotated_layers": "unrotated_layers",
         "mlp": "mlp",
     },
-    config_values={"hidden_act": ("silu",), "mamba_proj_bias": (False,), "time_step_limit": _NO_LIMIT}
+    config_values={"hidden_act": ("silu",), "mamba_proj_bias": (False,), "time_step_limit": NO_LIMIT}
     | {"normalization_function": ("rmsnorm",)},
     other_types={"mamba_d_head": Any, "mamba_expand": float, "num_local_experts": int | None},
     weights={

@@ -39,6 +39,7 @@ def _traits(family: Family) -> str:
         "short convolutions": any("conv" in (f.get("mixers") or ()) for f in fields),
         "shared expert": some("shared_expert_size"),
         "Mamba-2": any("mamba2" in (f.get("mixers") or ()) for f in fields),
+        "one part a layer": some("mlp_layers"),
         "gated delta rule": any("delta" in (f.get("mixers") or ()) for f in fields),
         "gated attention": some("attention_gate"),
         "attention sinks": some("attention_sinks"),

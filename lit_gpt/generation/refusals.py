@@ -26,7 +26,7 @@ def require_answerable(request: Request, config: Config, runs: Collection[str]) 
     if n - (request.max_new_tokens == 0) > config.block_size:
         raise UserError(f"the prompt has {n:,} tokens, and the model has room for {config.block_size:,} in all")
     if request.continuations and config.mixers is not None:
-        kinds = ", ".join(sorted(set(config.mixers) - {"attention"}))
+        kinds = ", ".join(sorted(set(config.mixers) - {"attention", "none"}))
         raise UserError(
             f"continuations of one prompt cannot be scored together by {config.name}, whose layers of kind {kinds} "
             "read one text; ask for each of them with prompt_logprobs"

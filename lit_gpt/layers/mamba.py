@@ -52,13 +52,14 @@ class _GatedNorm(nn.Module):
 
 
 class Mamba2(Mixing):
-    """A layer of Mamba-2, as in Granite 4."""
+    """A layer of Mamba-2, as in Granite 4 and Nemotron-H."""
 
     inputs = ("in_proj",)
 
     def __init__(self, config: Config, layer: int = 0) -> None:
         super().__init__()
         self.sizes, self.heads, self.groups = config.ssm_sizes, config.ssm_heads, config.ssm_groups
+        self.min_step = config.ssm_min_step
         width = self.sizes[0]
         self.in_proj = Linear(config.n_embd, width + sum(self.sizes) + self.heads, bias=False)
         self.conv = CausalConv(sum(self.sizes), config.conv_size, config.conv_bias)
@@ -84,5 +85,6 @@ class Mamba2(Mixing):
         x = x.unflatten(-1, (self.heads, -1))
         B, C = (g.unflatten(-1, (self.groups, -1)).repeat_interleave(self.heads // self.groups, -2) for g in (B, C))
         dt = F.softplus(dt.float() + self.dt_bias.float())
+        dt = dt.clamp(min=self.min_step) if self.min_step else dt
         direct = x * self.D.float().unsqueeze(-1)
         return C, B, x * dt.unsqueeze(-1), direct, -self.A_log.float().exp() * dt

@@ -1,13 +1,16 @@
-"""The MLPs of a block: plain and gated; mixtures of gated ones are in `lit_gpt.layers.moe`."""
+"""The MLPs of a block: plain and gated; mixtures of them are in `lit_gpt.layers.moe`."""
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from lit_gpt.config import Config
 from lit_gpt.layers.linear import Linear
@@ -47,15 +50,26 @@ class _XIELU(nn.Module):
         return torch.where(x > 0, p * x * x, below) + beta * x
 
 
-def _relu2(x: Tensor) -> Tensor:
-    return F.relu(x).square()
+class _Relu2Function(Function):
+    """The autograd function of the square of ReLU, which keeps its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.relu(x).square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * F.relu(x) * dy
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
-    "relu2": _relu2,
+    "relu2": _Relu2Function.apply,
 }
 _WITH_WEIGHTS = {"xielu": _XIELU}
 """Activation that has weights -> its module."""
@@ -75,6 +89,9 @@ class PlainMLP(nn.Module):
         size: hidden channels; 0 means the configuration's.
     """
 
+    ups = ("fc",)
+    """Names of the layers that read the input."""
+
     def __init__(self, config: Config, size: int = 0) -> None:
         super().__init__()
         size = size or config.intermediate_size
@@ -84,8 +101,11 @@ class PlainMLP(nn.Module):
         self.activation = made() if made else ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc(x)
-        return self.proj(recomputable(self.activation(x), self.activation, x))
+        return self.proj(self.activated(self.fc(x)))
+
+    def activated(self, x: Tensor) -> Tensor:
+        """Returns activation(x), which autograd does not keep."""
+        return recomputable(self.activation(x), self.activation, x)
 
 
 class GatedMLP(nn.Module):
@@ -97,6 +117,9 @@ class GatedMLP(nn.Module):
         size: hidden channels; 0 means the configuration's.
     """
 
+    ups = ("fc_1", "fc_2")
+    """Names of the layers that read the input."""
+
     def __init__(self, config: Config, size: int = 0) -> None:
         super().__init__()
         size = size or config.intermediate_size
@@ -106,15 +129,15 @@ class GatedMLP(nn.Module):
         self.forward_, self.backward_, *self.settings = GATED[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.gated(self.fc_1(x), self.fc_2(x)))
-
-    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        """Returns activation(gate) * up, which autograd does not keep."""
-        if not (gate.requires_grad or up.requires_grad):
-            return self.activated(gate, up)
-        y = GatedFunction.apply(gate, up, self.forward_, self.backward_, *self.settings)
-        return recomputable(y, self.activated, gate, up)
+        return self.proj(self.activated(self.fc_1(x), self.fc_2(x)))
 
     def activated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Returns activation(gate) * up, which autograd does not keep."""
+        if not (gate.requires_grad or up.requires_grad):
+            return self.gated(gate, up)
+        y = GatedFunction.apply(gate, up, self.forward_, self.backward_, *self.settings)
+        return recomputable(y, self.gated, gate, up)
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         """Returns activation(gate) * up."""
         return self.forward_(gate, up, *self.settings)

@@ -1,9 +1,10 @@
-"""Mixtures of experts (MoE, https://arxiv.org/abs/2401.04088 section 2.1): routers choose K gated MLPs for each token.
+"""Mixtures of experts (MoE, https://arxiv.org/abs/2401.04088 section 2.1): routers choose K MLPs for each token.
 
 Letters: C n_embd, N tokens of a batch, K experts per token, E experts, R = N K rows, sorted by expert.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from lit_gpt.config import Config
 from lit_gpt.layers.dropout import Draws
 from lit_gpt.layers.experts import of_all
 from lit_gpt.layers.linear import Linear
-from lit_gpt.layers.mlp import GatedMLP
+from lit_gpt.layers.mlp import GatedMLP, PlainMLP
 
 
 class MoE(nn.Module):
-    """A mixture of gated MLPs, and of one that all tokens go through, if the model has it.
+    """A mixture of MLPs, and of one that all tokens go through, if the model has it.
 
     Rows are sorted by expert, so that each expert multiplies one contiguous slice of them. Where the layers of all
     experts are frozen, or have low-rank updates, each is computed for all experts in one pass.
@@ -34,9 +35,13 @@ class MoE(nn.Module):
         self.gate = Linear(config.n_embd, config.n_expert, bias=config.router_bias)
         bias = torch.zeros(config.n_expert, dtype=torch.float32) if config.router_choice_bias else None
         self.register_buffer("e_score_correction_bias", bias)
-        self.experts = nn.ModuleList(GatedMLP(config) for _ in range(config.n_expert))
+        kind, latent = PlainMLP if config.plain_experts else GatedMLP, config.latent_size
+        self.latent_in = Linear(config.n_embd, latent, bias=False) if latent else None
+        of_expert = replace(config, n_embd=latent) if latent else config
+        self.experts = nn.ModuleList(kind(of_expert) for _ in range(config.n_expert))
+        self.latent_out = Linear(latent, config.n_embd, bias=False) if latent else None
         size = config.shared_expert_size
-        self.shared = GatedMLP(config, size) if size else None
+        self.shared = kind(config, size) if size else None
         self.shared_gate = Linear(config.n_embd, 1, bias=False) if config.shared_expert_gate else None
         self.draws = Draws()
         """What the experts' dropout draws from; the model's own, once it is in one."""
@@ -52,7 +57,8 @@ class MoE(nn.Module):
         """
         order = chosen.flatten().argsort(stable=True)  # sorts the choices by expert
         slots = order.argsort()  # the inverse permutation: where each choice lies in the sorted order
-        rows = _ToExperts.apply(x.flatten(0, -2), order, slots)  # (R, C)
+        read = x if self.latent_in is None else self.latent_in(x)
+        rows = _ToExperts.apply(read.flatten(0, -2), order, slots)  # (R, C)
         if self.config.router == "sigmoid_of_inputs":
             rows = rows * weights.flatten().index_select(0, order).unsqueeze(1)
             weights = torch.ones_like(weights)
@@ -61,7 +67,9 @@ class MoE(nn.Module):
         outputs = self.of_experts(rows, self.counts(chosen), of_rows)
         self.draws.keys = keys
         y = weights.unsqueeze(1) @ outputs.index_select(0, slots).unflatten(0, chosen.shape)  # (N, 1, C)
-        y = y.view_as(x)
+        y = y.view_as(read)
+        if self.latent_out is not None:
+            y = self.latent_out(y)
         if self.shared is None:
             return y
         beside = self.shared(x)
@@ -109,14 +117,16 @@ class MoE(nn.Module):
     def in_one_pass(self, rows: Tensor, counts: Sequence[int]) -> Tensor | None:
         """Returns what `of_experts` returns; None if the experts are of a kind that is called one by one."""
         first = self.experts[0]
-        if not isinstance(first, GatedMLP):
+        if not isinstance(first, GatedMLP | PlainMLP) or "activation" in first._modules:  # one with weights
             return None
-        layers = [[getattr(expert, name) for expert in self.experts] for name in ("fc_1", "fc_2", "proj")]
-        if not (torch.is_grad_enabled() or hasattr(first.fc_1, "of_experts")):
+        if not (torch.is_grad_enabled() or hasattr(getattr(first, first.ups[0]), "of_experts")):
             return None
-        if (gate := of_all(layers[0], rows, counts)) is None or (up := of_all(layers[1], rows, counts)) is None:
-            return None
-        return of_all(layers[2], first.gated(gate, up), counts)
+        ups = []
+        for name in first.ups:
+            if (up := of_all([expert.get_submodule(name) for expert in self.experts], rows, counts)) is None:
+                return None
+            ups.append(up)
+        return of_all([expert.get_submodule("proj") for expert in self.experts], first.activated(*ups), counts)
 
     def counts(self, chosen: Tensor) -> list[int]:
         """Returns the number of rows of each expert, for the experts (N, K) that tokens go through."""

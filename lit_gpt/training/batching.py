@@ -28,7 +28,7 @@ def packing_of(model: GPT, train: TrainArgs, device: torch.device, max_tokens: i
     if device.type == "cuda" and up_to:
         mixed, weight = torch.is_autocast_enabled("cuda"), model.transformer.wte.weight
         dtype = torch.get_autocast_dtype("cuda") if mixed else weight.dtype
-        if not can_share(model.transformer.h[0].attn.heads, dtype, device):
+        if (heads := model.attention_heads) and not can_share(heads, dtype, device):
             up_to = 0
     return Packing(max_tokens or micro_batch_tokens(train, device.type, is_sharded(model)), up_to)
 

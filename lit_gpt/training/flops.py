@@ -48,7 +48,9 @@ def forward_flops(model: GPT, n_tokens: float, n_targets: float, squares: float)
 
 
 def _of_attention(model: GPT, layer: int, squares: float) -> float:
-    """Returns the operations of a layer's scores and of the values that they weigh, forward."""
+    """Returns the operations of a layer's scores and of the values that they weigh, forward; 0 without attention."""
+    if model.config.mixer(layer) != "attention":
+        return 0.0
     return 2 * squares * model.config.n_head * of_layer(model.config, layer).head_size
 
 

@@ -48,11 +48,14 @@ def recorded_hidden(model: GPT, packing: Packing, lengths: np.ndarray, enabled: 
 def _can_record(model: GPT) -> bool:
     """Returns whether nothing of the forward pass depends on values or lengths that only the host knows."""
     c, weight = model.config, model.transformer.wte.weight
+    heads = None if c.mixers else model.attention_heads  # a recurrence goes by the lengths of its texts
     fixed = c.mlp != "moe" and model.rope.long_from is None and model.n_recomputed == 0
     n = sum(p.numel() for p in model.parameters())
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     fixed = fixed and n_trained < n / 4  # the gradients of a recording are all there at once
-    return fixed and flash_can(weight, model.transformer.h[0].attn.heads) and not torch.is_autocast_enabled("cuda")
+    if heads is None or not fixed or torch.is_autocast_enabled("cuda"):
+        return False
+    return flash_can(weight, heads)
 
 
 class _Waits(Exception):

@@ -18,32 +18,37 @@ WORKSPACE = 2 * 1024**3
 
 
 def kept_values(config: Config) -> int:
-    """Returns the values that one block keeps for each token while its weights are frozen; the largest, if they differ.
+    """Returns the values that a block keeps for each token while its weights are frozen, in the mean over all blocks.
 
     Both residuals, rotated queries, keys and values, what attention returns, and what the MLP's activation reads. A
     norm of queries and keys keeps what it reads, norms after keep what they read; a mixture of experts keeps the rows
     that it takes back, too, and those that it hands out where its experts train.
     """
-    c = config
-    values = max(_kept_by_mixer(c, kind) for kind in set(c.mixers or ["attention"]))
-    values += 2 * c.n_embd * c.post_norm
-    values += c.n_embd * (1 if c.parallel_residual else 2)
-    values += (c.n_embd + 3 * c.per_layer_input_size) * (c.per_layer_input_size > 0)
-    per_mlp = max(c.intermediate_size, c.kv_shared_mlp_size) * (1 if c.mlp == "plain" else 2)
-    if not c.n_expert:
-        return values + per_mlp
-    shared = 2 * c.shared_expert_size + (c.n_embd + 1) * c.shared_expert_gate
-    experts = c.n_expert_per_token * (per_mlp + 2 * c.n_embd) + shared
-    if c.dense_beside_experts:  # and what the norms after both read
-        return values + experts + 2 * c.dense_size + 2 * c.n_embd
-    return values + max(experts, 2 * c.dense_size)
+    return round(sum(_kept_by_block(config, i) for i in range(config.n_layer)) / config.n_layer)
 
 
-def _kept_by_mixer(c: Config, kind: str) -> int:
+def _kept_by_block(c: Config, layer: int) -> int:
+    """Returns the values that a block keeps for each token."""
+    mlp, size = c.mlp_of(layer)
+    values = c.n_embd + 3 * c.per_layer_input_size if c.per_layer_input_size else 0
+    if c.mixer(layer) != "none":
+        values += _kept_by_mixer(c, layer) + c.n_embd * (1 + c.post_norm)
+    if mlp != "none":
+        values += c.n_embd * (c.post_norm + (0 if c.parallel_residual else 1))
+    if mlp != "moe":
+        return values + size * (1 if mlp == "plain" else 2)
+    ups = 1 if c.plain_experts else 2
+    values += c.n_expert_per_token * (ups * size + 2 * (c.latent_size or c.n_embd)) + 2 * c.latent_size
+    values += ups * c.shared_expert_size + (c.n_embd + 1) * c.shared_expert_gate
+    return values + (2 * c.dense_size + 2 * c.n_embd) * c.dense_beside_experts  # and what the norms after both read
+
+
+def _kept_by_mixer(c: Config, layer: int) -> int:
     """Returns the values that what mixes the tokens of a block keeps for each of them.
 
     The rule of the delta layers is computed again in the backward pass: its arguments are kept, in fp32.
     """
+    kind = c.mixer(layer)
     if kind == "conv":
         return 8 * c.n_embd
     if kind == "delta":
@@ -53,23 +58,18 @@ def _kept_by_mixer(c: Config, kind: str) -> int:
     if kind == "mamba2":
         width = c.ssm_sizes[0]
         return 5 * sum(c.ssm_sizes) + 2 * (2 * c.ssm_heads * c.ssm_state_size + 2 * width) + 6 * width
-    layers = [i for i in range(c.n_layer) if c.mixer(i) == kind]
-    return max(_kept_by_attention(c, i) for i in layers)
-
-
-def _kept_by_attention(c: Config, layer: int) -> int:
-    """Returns the values that an attention layer keeps for each token."""
     q, k, v = of_layer(c, layer).qkv_sizes
     made = sum(stacked_sizes(c, layer))
     return q + k + v + q + made * (c.qk_norm != "none") + (3 * q if c.attention_gate else 0)
 
 
 def kept_by_wrappers(model: GPT) -> float:
-    """Returns the further values that a method's layers keep in one block for each token, by their `kept_values`."""
+    """Returns the further values that a method's layers keep in a block for each token, by their `kept_values`."""
     c = model.config
     share = c.n_expert_per_token / c.n_expert if c.n_expert else 1.0  # a token goes through some of the experts
-    layers = model.transformer.h[-1].named_modules()
-    return sum(getattr(m, "kept_values", 0) * (share if ".experts." in name else 1.0) for name, m in layers)
+    layers = (of for block in model.transformer.h for of in block.named_modules())
+    total = sum(getattr(m, "kept_values", 0) * (share if "mlp.experts." in name else 1.0) for name, m in layers)
+    return total / c.n_layer
 
 
 def lowest_trained(model: GPT) -> int:
@@ -136,13 +136,15 @@ def block_bytes(
 
 
 def _copied(model: GPT, quantized: set[int]) -> int:
-    """Returns the number of frozen weights of a block of which autograd keeps a 16-bit copy: no method wraps them."""
+    """Returns the frozen weights of the mean block of which autograd keeps a 16-bit copy: no method wraps them."""
     layers = [
         m
-        for name, m in model.transformer.h[-1].named_modules()
+        for block in model.transformer.h
+        for name, m in block.named_modules()
         if type(m) is Linear and not name.endswith(".linear") and id(m) not in quantized
     ]
-    return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
+    total = sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
+    return round(total / model.config.n_layer)
 
 
 def _free_memory(device: torch.device) -> int | None:

@@ -8,7 +8,7 @@ Letters: E experts, r rank.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from torch import Tensor
 
@@ -43,18 +43,28 @@ def parameter_of(module: str, ours: list[str]) -> str | None:
     """
     if match := _EXPERT.fullmatch(module):
         return f"{match['module']}.{match['parameter']}"
-    return f"{module}.weight" if ours[0].endswith(".mlp.gate") else None  # transformers' routers are no linear layers
+    is_router = any(name.endswith(".mlp.gate") for name in ours)  # in transformers no linear layer
+    return f"{module}.weight" if is_router else None
 
 
-def require_told_apart(modules: Iterable[str], config: Config) -> None:
-    """Checks that PEFT does not take modules beside the experts for theirs.
+def require_adaptable(modules: Collection[str], config: Config) -> None:
+    """Checks that PEFT adapts all modules of a run, and does not take those beside the experts for theirs.
 
-    It turns the names that experts have in files (`gate_proj`) into those of the stacks, wherever the module lies.
+    Where a loaded model has gates and ups in one stack, it turns the names that experts have in files (`gate_proj`)
+    into those of the stacks, wherever the module lies.
 
     Raises:
-        UserError: a module has such a name.
+        UserError: a module has such a name, or one that PEFT adapts in no model of this class.
     """
-    weights = ARCHITECTURES[config.architecture].weights
+    architecture = ARCHITECTURES[config.architecture]
+    if refused := [m for m in modules if m.rpartition(".")[2] in architecture.not_in_peft]:
+        raise UserError(
+            f"PEFT adapts no {architecture.not_in_peft[0]} of {architecture.hf_class}, and the run has an update of "
+            f"{refused[0]}; merge the run with scripts/merge_lora.py, or train without --lora_projection"
+        )
+    if all(not isinstance(rule, Stacked) or rule.n_parts == 1 for rule in architecture.in_memory.values()):
+        return
+    weights = architecture.weights
     taken = {rule.rpartition(".")[2] for ours, rule in weights.items() if ".experts." in ours and isinstance(rule, str)}
     if beside := [m for m in modules if m.rpartition(".")[2] in taken and not _EXPERT.fullmatch(m)]:
         raise UserError(

@@ -186,16 +186,17 @@ class Base:
         """Returns one of their parameters; None if the Hugging Face model has none of this name."""
         module, _, leaf = name.rpartition(".")
         found: list[tuple[Rule, Tensor]] = []
-        for path in self.modules.get(module, ()):
-            ours = f"{path}.{leaf}"
-            if self.shape(ours) is None:
-                return None
+        for ours in self._held_by(module, leaf):
             rule, sources = sources_in_memory(ours, self.config)
             part = dict(zip(sources, unpack(rule, self.ours(ours), config_of(ours, self.config)), strict=True))[name]
             found.append((rule, part))
         if len(found) < 2:
             return found[0][1] if found else None
         return joined(found, self.config)
+
+    def _held_by(self, module: str, leaf: str) -> list[str]:
+        """Returns our parameters that one of theirs holds; a module may hold some of several of ours."""
+        return [name for path in self.modules.get(module, ()) if self.shape(name := f"{path}.{leaf}") is not None]
 
     def known(self, name: str) -> Tensor:
         """Returns one of their parameters, which their model must have."""
@@ -234,8 +235,7 @@ class Base:
         found: dict[str, Tensor] = {}
         for name in theirs:
             module, _, leaf = name.rpartition(".")
-            for path in self.modules[module]:
-                ours = f"{path}.{leaf}"
+            for ours in self._held_by(module, leaf):
                 rule, sources = sources_in_memory(ours, self.config)
                 parts, shape = [theirs[s] if s in theirs else self.known(s) for s in sources], self.shape(ours)
                 assert shape is not None, ours

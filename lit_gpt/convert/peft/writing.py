@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_gpt.args import LoRAArgs
 from lit_gpt.config import Config
-from lit_gpt.convert.peft.experts import parameter_of, require_told_apart, sources_in_memory, stacked
+from lit_gpt.convert.peft.experts import parameter_of, require_adaptable, sources_in_memory, stacked
 from lit_gpt.convert.peft.pieces import Base, Piece, pieces
 from lit_gpt.convert.peft.settings import write_settings
 from lit_gpt.errors import UserError
@@ -58,7 +58,7 @@ def to_peft(
     if args.whole:
         own = {name.replace(".linear.", "."): trained[name] for name in args.whole}
         state, more = _parameters(base, own, 1 if fold_scale else args.scaling, set(modules))
-    require_told_apart(updates, config)
+    require_adaptable(updates, config)
     experts = stacked(updates, config)
     for module, weights in updates.items():
         if parameters.get(module, f"{module}.weight") != f"{module}.weight":  # an expert, which is in a stack

@@ -98,6 +98,8 @@ class ExtentModel:
         if isinstance(block.attn, Mixing):
             twin = _with(block, {"attn": ExtentMixing(block.attn, keys)})
             return lambda x, cos, sin, batch, carried: twin(x.unsqueeze(0), cos, sin, None, batch, carried=carried)[0]
+        if block.attn is None:
+            return lambda x, cos, sin, batch, carried: block(x.unsqueeze(0), cos, sin, carried=carried)[0]
         beside = block.attn.beside(keys.dtype)
         attention = _ExtentAttention(block.attn, keys=keys, values=values, window=window, beside=beside)
         twin = _with(block, {"attn": attention})

@@ -61,7 +61,9 @@ def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]
     """Yields the path of each selected layer and its BLOCKS that get an update; [""] means the whole layer."""
     blocks = [name for name in BLOCKS if getattr(args, f"lora_{name}")]
     for i, block in enumerate(model.transformer.h):
-        if blocks and isinstance(block.attn, Mixing):
+        if block.attn is None:
+            pass
+        elif blocks and isinstance(block.attn, Mixing):
             yield from ((f"transformer.h.{i}.attn.{name}", [""]) for name in block.attn.inputs)
         elif blocks:
             has = rows_of(model.config, f"transformer.h.{i}.attn.qkv")
@@ -69,9 +71,9 @@ def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]
                 yield f"transformer.h.{i}.attn.qkv", mine
             if args.lora_query and block.attn.out_gate is not None:
                 yield f"transformer.h.{i}.attn.out_gate", [""]
-        if args.lora_projection:
+        if args.lora_projection and block.attn is not None:
             yield f"transformer.h.{i}.attn.{'out_proj' if isinstance(block.attn, Mixing) else 'proj'}", [""]
-        if args.lora_mlp:
+        if args.lora_mlp and block.mlp is not None:
             for name, module in block.mlp.named_modules():
                 if isinstance(module, LinearLayer):
                     yield f"transformer.h.{i}.mlp.{name}", [""]
