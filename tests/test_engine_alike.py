@@ -179,7 +179,7 @@ def test_rows_of_as_many_keys_at_equal_distances_are_one_view(scripted_too):
     while at < len(begins):
         stop = find(begins, ends, at)
         found.append((at, stop))
-        rows = view(pool, begins, ends, at, stop)
+        rows = view(pool, begins, ends, first=at, stop=stop)
         assert rows.untyped_storage().data_ptr() == pool.untyped_storage().data_ptr()
         want = [pool[begin:end].transpose(0, 1) for begin, end in zip(begins[at:stop], ends[at:stop], strict=True)]
         assert torch.equal(rows, torch.stack(want))

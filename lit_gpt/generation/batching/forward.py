@@ -257,7 +257,7 @@ class _ExtentAttention(nn.Module):
         i = 0
         while i < len(rows):
             j = stretch_end(starts, ends, i)
-            k, v = (stretch_of(pool, starts, ends, i, j).to(q.dtype) for pool in self.pools)
+            k, v = (stretch_of(pool, starts, ends, first=i, stop=j).to(q.dtype) for pool in self.pools)
             yield _attend(q[i:j], k, v, config=self.attn.config, sinks=self.sinks)
             i = j
 

@@ -35,7 +35,7 @@ def cascade_attention(
     i = 0
     while i < B:
         j = stretch_end(starts, ends, i)
-        k, v = stretch_of(keys, starts, ends, i, j), stretch_of(values, starts, ends, i, j)
+        k, v = stretch_of(keys, starts, ends, first=i, stop=j), stretch_of(values, starts, ends, first=i, stop=j)
         mine, its_sums = _attended(q[i:j], k, v, scale)
         own_y.append(mine)
         own_sums.append(its_sums)

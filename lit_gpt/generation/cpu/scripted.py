@@ -154,7 +154,7 @@ class _Block(nn.Module):
         i = 0
         while i < len(rows):
             j = stretch_end(starts, ends, i)
-            k, v = stretch_of(keys, starts, ends, i, j), stretch_of(values, starts, ends, i, j)
+            k, v = stretch_of(keys, starts, ends, first=i, stop=j), stretch_of(values, starts, ends, first=i, stop=j)
             outputs.append(self.weighted(q[i:j], k, v, None, False))
             i = j
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0)
