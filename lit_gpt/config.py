@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 from lit_gpt.args.formats import read_record, with_format
 from lit_gpt.errors import UserError, shown
 from lit_gpt.layer_heads import kv_source, of_layer
-from lit_gpt.limits import check_heads_and_experts, check_rope_scaling, check_values
+from lit_gpt.limits import check_heads_and_experts, check_layers, check_rope_scaling, check_values
 from lit_gpt.records import require_types
 
 
@@ -206,6 +206,7 @@ class Config:
             self.head_size = self.n_embd // self.n_head
         self.n_query_groups = self.n_query_groups or self.n_head
         check_heads_and_experts(self)
+        check_layers(self)
         self.intermediate_size = self.intermediate_size or 4 * self.n_embd
         rounded_up = math.ceil(self.vocab_size / self.padding_multiple) * self.padding_multiple
         self.padded_vocab_size = self.padded_vocab_size or rounded_up

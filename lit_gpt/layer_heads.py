@@ -28,7 +28,7 @@ def kv_source(config: Any, layer: int) -> int:
     n_own = config.n_layer - config.kv_shared_layers
     if layer < n_own:
         return layer
-    return max(i for i in range(n_own) if config.is_sliding(i) == config.is_sliding(layer))
+    return next(i for i in reversed(range(n_own)) if config.is_sliding(i) == config.is_sliding(layer))
 
 
 def kv_sources(config: Any) -> set[int]:

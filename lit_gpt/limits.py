@@ -107,19 +107,10 @@ def check_values(config: Any, hints: Mapping[str, Any]) -> None:
         sizes = config.ssm_heads, config.ssm_groups, config.ssm_head_size, config.ssm_state_size
         if not min(*sizes, config.conv_size) or sizes[0] % sizes[1]:
             raise UserError(f"{config.name}: the heads, groups and sizes of Mamba-2 are {sizes}, which is impossible")
-    kinds = [(config.mixer(i), config.mlp_of(i)[0]) for i in range(config.n_layer)]
-    if ("none", "none") in kinds:
-        raise UserError(f"{config.name}: layer {kinds.index(('none', 'none'))} neither mixes tokens nor has an MLP")
-    if config.shared_attention_norm and any("none" in kind for kind in kinds):
-        raise UserError(f"{config.name}: an MLP that reads what attention reads needs attention in its layer")
-    if (n := sum(mlp == "moe" for _, mlp in kinds)) * config.n_expert > _MAX_EXPERTS:
-        raise UserError(
-            f"{config.name}: {n} layers times n_expert={config.n_expert} experts are more than {_MAX_EXPERTS:,}"
-        )
 
 
 def check_heads_and_experts(config: Any) -> None:
-    """Checks that heads come in whole groups, rotate in pairs, and are there to share; and the number of experts."""
+    """Checks that heads come in whole groups and rotate in pairs, and how many experts there are for a token."""
     if config.n_head % config.n_query_groups:
         raise UserError(
             f"{config.name}: n_head={config.n_head} is not a multiple of n_query_groups={config.n_query_groups}"
@@ -129,15 +120,28 @@ def check_heads_and_experts(config: Any) -> None:
             f"{config.name}: rotary_percentage={config.rotary_percentage} of head_size={config.head_size} "
             f"is {config.rope_n_elem} channels, and rotation needs an even number"
         )
-    n_own, kinds = config.n_layer - config.kv_shared_layers, [config.is_sliding(i) for i in range(config.n_layer)]
-    if config.kv_shared_layers and (n_own < 1 or set(kinds[n_own:]) - set(kinds[:n_own])):
+    if config.mlp == "moe" and not 0 < config.n_expert_per_token <= config.n_expert:
+        raise UserError(
+            f"{config.name}: n_expert_per_token={config.n_expert_per_token} of n_expert={config.n_expert} is impossible"
+        )
+
+
+def check_layers(config: Any) -> None:
+    """Checks that each layer does something and finds what it takes of another one, and how many experts all have."""
+    n_own, slides = config.n_layer - config.kv_shared_layers, [config.is_sliding(i) for i in range(config.n_layer)]
+    if config.kv_shared_layers and (n_own < 1 or set(slides[n_own:]) - set(slides[:n_own])):
         raise UserError(
             f"{config.name}: kv_shared_layers={config.kv_shared_layers} of n_layer={config.n_layer} leave a kind of "
             "attention without a layer that has keys and values"
         )
-    if config.mlp == "moe" and not 0 < config.n_expert_per_token <= config.n_expert:
+    kinds = [(config.mixer(i), config.mlp_of(i)[0]) for i in range(config.n_layer)]
+    if ("none", "none") in kinds:
+        raise UserError(f"{config.name}: layer {kinds.index(('none', 'none'))} neither mixes tokens nor has an MLP")
+    if config.shared_attention_norm and any("none" in kind for kind in kinds):
+        raise UserError(f"{config.name}: an MLP that reads what attention reads needs attention in its layer")
+    if (n := sum(mlp == "moe" for _, mlp in kinds)) * config.n_expert > _MAX_EXPERTS:
         raise UserError(
-            f"{config.name}: n_expert_per_token={config.n_expert_per_token} of n_expert={config.n_expert} is impossible"
+            f"{config.name}: {n} layers times n_expert={config.n_expert} experts are more than {_MAX_EXPERTS:,}"
         )
 
 

@@ -164,7 +164,9 @@ def test_prompts_are_added_where_there_is_attention():
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {f"transformer.h.2.attn.{name}" for name in ("adapter_wte.weight", "gating_factor")}
     args = AdapterArgs(adapter_prompt_length=4, adapter_start_layer=3)
-    with pytest.raises(UserError, match="nothing to train: the last of the model's layers with attention is 2"):
+    with pytest.raises(
+        UserError, match="nothing to train: the last of the model's layers with keys and values of its own is 2"
+    ):
         adapter.inject(tiny("nemotron-h"), args)
 
 

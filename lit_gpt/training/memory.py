@@ -40,7 +40,7 @@ def _kept_by_block(c: Config, layer: int) -> int:
     ups = 1 if c.plain_experts else 2
     values += c.n_expert_per_token * (ups * size + 2 * (c.latent_size or c.n_embd)) + 2 * c.latent_size
     values += ups * c.shared_expert_size + (c.n_embd + 1) * c.shared_expert_gate
-    return values + (2 * c.dense_size + 2 * c.n_embd) * c.dense_beside_experts  # and what the norms after both read
+    return values + (2 * c.dense_size + 3 * c.n_embd) * c.dense_beside_experts  # with what norms after both read
 
 
 def _kept_by_mixer(c: Config, layer: int) -> int:
