@@ -136,11 +136,11 @@ class _Updated(nn.Module):
         layers: some have updates, in order.
     """
 
-    def __init__(self, frozen: nn.Module, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, frozen: nn.Module, layers: Sequence[Any]) -> None:
         super().__init__()
         self.frozen = frozen
         updates = [(i, Updates(m, torch.float32)) for i, m in enumerate(layers) if isinstance(m, LoRALinear)]
-        sizes = [m.out_features if isinstance(m, LinearLayer) else m.linear.out_features for m in layers]  # pyright: ignore
+        sizes: list[int] = [getattr(m, "linear", m).out_features for m in layers]
         self.A = torch.cat([u.A for _, u in updates])  # (R, K)
         self.B = torch.zeros(sum(sizes), len(self.A))  # (M, R), zeros where one's channels meet another's ranks
         factor, shift = torch.ones(sum(sizes)), torch.zeros(sum(sizes))
@@ -172,7 +172,7 @@ def product(*layers: Linear | Int8Linear | LoRALinear) -> nn.Module:
     Args:
         layers: `known` ones, all of the same class, or LoRA's around them.
     """
-    bases = [layer.linear if isinstance(layer, LoRALinear) else layer for layer in layers]
+    bases: list[Any] = [layer.linear if isinstance(layer, LoRALinear) else layer for layer in layers]
     frozen = made_once(bases, lambda: _frozen_product(bases))
     return frozen if all(map(operator.is_, bases, layers)) else _Updated(frozen, layers)
 
