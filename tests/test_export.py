@@ -96,7 +96,7 @@ def test_a_gemma_without_caps_is_written_without_them(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "kind", ["llama-tied", "falcon-40b", "phi", "gemma2", "mixtral", "olmo2", "phi3-long", "smollm3", "gemma3", "olmo3"]
+    "kind", ["llama-tied", "falcon-40b", "phi", "gemma2", "mixtral", "olmo2", "phi3-long", "smollm3", "gemma4", "olmo3"]
 )
 @torch.no_grad()
 def test_logits_of_one_block_at_a_time_are_those_of_the_whole_model(kind, tmp_path, capsys):

@@ -13,6 +13,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.families import config_for
 from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.layer_heads import kv_source
+from lit_gpt.layers.per_layer import Carried
 from lit_gpt.methods import adapter, lora
 from lit_gpt.model import GPT, KVCache
 from lit_gpt.training.loss import loss_sum
@@ -114,6 +115,22 @@ def test_the_table_of_a_layer_and_the_layers_that_take_keys_train():
     found = gradients(model, loss_sum(model, collate(documents_of((20, 7)))))
     assert found.keys() == {name for name, _ in model.named_parameters()}
     assert found["transformer.per_layer.wte.weight"].abs().sum(1).count_nonzero() > 10
+
+
+def test_blocks_that_are_computed_again_find_the_keys_of_earlier_ones():
+    model = tiny("gemma4").train()
+    results = []
+    for model.n_recomputed in (0, 3, 4):
+        results.append(gradients(model, loss_sum(model, collate(documents_of((20, 7))))))
+    for other in results[1:]:
+        assert all(torch.allclose(other[name], g, rtol=1e-5, atol=1e-6) for name, g in results[0].items())
+
+
+def test_fsdp_hands_on_what_a_pass_takes_along_and_no_copy():
+    from torch.distributed.utils import _apply_to_tensors  # what it does to the arguments of a block
+
+    carried = Carried(torch.zeros(1))
+    assert _apply_to_tensors(lambda x: x.clone(), {"carried": carried})["carried"] is carried
 
 
 @pytest.mark.parametrize("kind", ["gemma4", "gemma4-moe"])

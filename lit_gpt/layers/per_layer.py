@@ -3,8 +3,6 @@
 Letters: B batch, T tokens, C n_embd, L layers, P per_layer_input_size, G key/value heads, S positions, D head_size.
 """
 
-from dataclasses import dataclass, field
-
 from torch import Tensor, nn
 
 from lit_gpt.config import Config
@@ -13,14 +11,17 @@ from lit_gpt.layers.mlp import ACTIVATIONS
 from lit_gpt.layers.norms import make_norm
 
 
-@dataclass
 class Carried:
-    """What one pass takes along; it is made anew for each."""
+    """What one pass takes along, made anew for each; no dataclass, of which fsdp hands each block a copy.
 
-    inputs: Tensor | None = None
-    """What each layer reads of the tokens, (B, T, L, P)."""
-    kv: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Layer -> its keys and values, (B, G, S, D), for later ones that have none."""
+    Args:
+        inputs: what each layer reads of the tokens, (B, T, L, P).
+    """
+
+    def __init__(self, inputs: Tensor | None = None) -> None:
+        self.inputs = inputs
+        self.kv: dict[int, tuple[Tensor, Tensor]] = {}
+        """Layer -> its keys and values, (B, G, S, D), for later ones that have none."""
 
 
 class PerLayerInputs(nn.Module):
