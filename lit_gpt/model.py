@@ -109,7 +109,7 @@ class GPT(nn.Module):
         carried = self.carried(idx, x)
         for i, block in enumerate(self.transformer.h):
             mask = sliding if self.config.is_sliding(i) else full
-            x = block(x, *cos_sin[i], mask, None if cache is None else cache.layers[i], input_pos, carried=carried)
+            x = block(x, *cos_sin[i], mask, None if cache is None else cache.layers[i], input_pos, None, carried)
         return self.transformer.ln_f(x)
 
     def packed_hidden(self, idx: Tensor, documents: Documents) -> Tensor:
