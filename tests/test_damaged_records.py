@@ -60,7 +60,7 @@ def test_a_damaged_file_of_a_checkpoint_a_run_or_a_data_set_is_named(kinds, name
 
 def test_a_damaged_file_of_the_hub_is_named_in_every_family(from_hub):
     for name, kind in from_hub.items():
-        check(kind, 150 if "index" in name else 15)
+        check(kind, 100 if "index" in name else 8)
 
 
 def test_every_kind_of_file_has_its_cases(kinds):

@@ -61,10 +61,11 @@ def _full_sizes(hf: dict[str, Any], full: list[int]) -> dict[str, Any]:
     by_layer = hf.pop("per_layer_config", None)
     if by_layer is None:
         return {_PER_LAYER[key]: size for key, size in sizes.items()}
-    stated = [by_layer.get(str(i), by_layer.get(i)) or {} for i in full] if isinstance(by_layer, dict) else []
+    is_known = isinstance(by_layer, dict) and {str(i) for i in by_layer} <= {str(i) for i in full}
+    stated = [by_layer.get(str(i), by_layer.get(i)) or {} for i in full] if is_known else []
     sizes = stated[0] if stated and isinstance(stated[0], dict) else {}
-    alike = all(other == sizes for other in stated) and {str(i) for i in by_layer} <= {str(i) for i in full}
-    if not (stated and alike) or sizes.keys() - _PER_LAYER.keys() or not all(type(x) is int for x in sizes.values()):
+    alike = bool(stated) and all(other == sizes for other in stated)
+    if not alike or sizes.keys() - _PER_LAYER.keys() or not all(type(x) is int for x in sizes.values()):
         raise UserError(f"config.json: per_layer_config={shown(by_layer)} is not supported for gemma4 models")
     return {_PER_LAYER[key]: size for key, size in sizes.items()}
 
