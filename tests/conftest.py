@@ -2,13 +2,14 @@
 
 import copy
 import json
+import os
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from script_processes import ROOT
+from script_processes import ROOT, share_starts
 
 TESTS = Path(__file__).parent
 NEEDS = {path.name: "lm_eval" for path in TESTS.glob("test_evaluation*.py")}
@@ -231,6 +232,13 @@ def assert_one_line_error(process: subprocess.CompletedProcess[str], *parts: str
     assert "Traceback" not in process.stderr
     for part in parts:
         assert part in lines[-1], lines[-1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def starts(tmp_path_factory):
+    """Each script is started from the very beginning once in a run of the tests, and not once by each worker."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        share_starts(tmp_path_factory.getbasetemp().parent / "started")
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,9 @@
 
 To import them is most of what a short script takes. So a process that has done that, and nothing else, waits for
 scripts and forks for each. What is forked is a process as any other, to be killed and waited for; it imports all of
-`lit_gpt`, runs the script from its first line, and ends as Python ends. The first start of a script, and one with
-another environment, is a process from the very beginning; so is each where there is a GPU, which no fork can use.
+`lit_gpt`, runs the script from its first line, and ends as Python ends. The first start of a script in a run of the
+tests, and one with another value of what Python or torch reads when it starts, is a process from the very beginning;
+so is each where there is a GPU, which no fork can use.
 """
 
 import gc
@@ -16,13 +17,19 @@ import subprocess
 import sys
 import threading
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NOT_OF_THE_SCRIPT = ("PYTEST_CURRENT_TEST",)
-"""Variables of the environment that change from test to test and that no script looks at."""
+NOT_OF_THE_SCRIPT = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+"""Variables that no user's shell has: those of a test, and what torch and Lightning set in this process."""
+READ_AT_THE_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "HOME", "TMP", "XDG_", "MPL", "MALLOC_")
+READ_AT_THE_START += ("OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "TORCH", "PYTORCH", "CUDA", "NCCL_", "GLOO_")
+"""Beginnings of the names of variables that Python, torch and matplotlib read when they start or are imported."""
 _started: set[str] = set()
 """Scripts that a process from the very beginning has run."""
+_started_by_all: list[Path] = []
+"""A folder, if any, in which the workers of pytest-xdist tell each other of such scripts."""
 
 
 def run(*argv: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -48,10 +55,8 @@ def start(*argv: object, cwd: Path, env: dict[str, str] | None = None, stderr: i
     """
     script, *rest = map(str, argv)
     environment = _of_the_script({**os.environ, **(env or {})})
-    forker = None if anew or script not in _started else _forker(json.dumps(environment))
-    _started.add(script)
-    if forker is not None:
-        return Forked(forker, [str(ROOT / script), *rest], cwd, stderr)
+    if not anew and _has_started(script) and can_fork() and not _is_read_at_the_start(environment):
+        return Forked(_forker(), [str(ROOT / script), *rest], cwd, stderr, environment)
     command = [sys.executable, str(ROOT / script), *rest]
     return subprocess.Popen(command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=stderr)
 
@@ -61,10 +66,34 @@ def _of_the_script(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in sorted(environment.items()) if name not in NOT_OF_THE_SCRIPT}
 
 
-@cache
-def first_environment() -> dict[str, str]:
-    """Returns the environment of the first script; that of other scripts is the same, or they are not forked."""
-    return _of_the_script(dict(os.environ))
+FIRST_ENVIRONMENT = _of_the_script(dict(os.environ))
+"""The environment of this process before the first test, and that of the process that forks."""
+
+
+def _is_read_at_the_start(environment: dict[str, str]) -> bool:
+    """Returns whether this environment has another value of what a fork would read too late."""
+    other = {name for name, _ in FIRST_ENVIRONMENT.items() ^ environment.items()}
+    return any(name.startswith(READ_AT_THE_START) for name in other)
+
+
+def share_starts(folder: Path) -> None:
+    """Lets the workers of pytest-xdist know by files in a folder which scripts one of them has started already."""
+    folder.mkdir(exist_ok=True)
+    _started_by_all[:] = [folder]
+
+
+def _has_started(script: str) -> bool:
+    """Returns whether a process from the very beginning has run a script, in any of pytest-xdist's workers."""
+    if script in _started:
+        return True
+    _started.add(script)
+    if not _started_by_all:
+        return False
+    try:
+        (_started_by_all[0] / script.replace("/", "-")).touch(exist_ok=False)
+    except FileExistsError:
+        return True
+    return False
 
 
 @cache
@@ -75,26 +104,27 @@ def can_fork() -> bool:
     return sys.platform == "linux" and not torch.cuda.is_available()
 
 
-def _forker(environment: str) -> socket.socket | None:
-    """Returns the socket of the process that forks, or None where a script with this environment has to start anew."""
-    return _started_forker() if can_fork() and environment == json.dumps(first_environment()) else None
+def start_forker(root: Path, environment: dict[str, str]) -> socket.socket:
+    """Starts the process that forks for scripts of the project in `root`; it ends when this one does."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, str(root / "tests" / "script_processes.py"), str(theirs.fileno())]
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], **quiet)
+    theirs.close()
+    return ours
 
 
 @cache
-def _started_forker() -> socket.socket:
-    """Starts the process that forks; it ends when this one does, which closes the socket."""
-    ours, theirs = socket.socketpair()
-    command, quiet = [sys.executable, __file__, str(theirs.fileno())], subprocess.DEVNULL
-    environment = first_environment()
-    subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=quiet, stdout=quiet, stderr=quiet)
-    theirs.close()
-    return ours
+def _forker() -> socket.socket:
+    return start_forker(ROOT, FIRST_ENVIRONMENT)
 
 
 class Forked:
     """A process that another one forked, with the methods and pipes of a Popen."""
 
-    def __init__(self, forker: socket.socket, argv: list[str], cwd: Path, stderr: int) -> None:
+    def __init__(
+        self, forker: socket.socket, argv: list[str], cwd: Path, stderr: int, environment: dict[str, str]
+    ) -> None:
         self.args, self.returncode, self.stderr = argv, None, None
         reading, writing = os.pipe()
         self.stdout, errors = open(reading, encoding="utf-8"), writing  # noqa: SIM115 it is the caller's
@@ -103,7 +133,7 @@ class Forked:
             self.stderr = open(reading, encoding="utf-8")  # noqa: SIM115
         self._told, tell = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with tell:
-            request = json.dumps([argv, str(cwd)]).encode()
+            request = json.dumps([argv, str(cwd), environment]).encode()
             socket.send_fds(forker, [len(request).to_bytes(4, "big")], [writing, errors, tell.fileno()])
             forker.sendall(request)
         for descriptor in {writing, errors}:
@@ -155,13 +185,22 @@ class Forked:
         return said[self.stdout], said.get(self.stderr)
 
 
+def _compile_once(folder: Path) -> None:
+    """Compiles the library here where Python may not write what it compiled: else each fork would do it again."""
+    compiled = {}
+    for path in folder.rglob("*.py"):
+        compiled[str(path)] = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    plain = SourceFileLoader.get_code
+    SourceFileLoader.get_code = lambda self, name: compiled.get(self.path) or plain(self, name)
+
+
 def _serve(requests: socket.socket) -> list[str]:
     """Forks for each request until there are no more, and returns the script and its arguments in each fork."""
     while True:
         length, descriptors, _, _ = socket.recv_fds(requests, 4, 3)
         if not length:
             os._exit(0)
-        argv, cwd = json.loads(requests.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL))
+        argv, cwd, environment = json.loads(requests.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL))
         out, err, tell = descriptors
         if os.fork() == 0:  # this process waits for the script, and tells how it ended
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -176,6 +215,7 @@ def _serve(requests: socket.socket) -> list[str]:
             for descriptor in {out, err, tell, requests.detach()}:
                 os.close(descriptor)
             os.chdir(cwd)
+            os.environ.clear(), os.environ.update(environment)
             return argv
         for descriptor in {out, err, tell}:
             os.close(descriptor)
@@ -187,6 +227,8 @@ if __name__ == "__main__":
     import torch._dynamo  # an optimizer of torch imports it, and it sets a variable  # noqa: F401
 
     os.environ.clear(), os.environ.update(variables)
+    if sys.dont_write_bytecode:
+        _compile_once(ROOT / "lit_gpt")
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
     sys.argv = _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,16 +1,17 @@
 """CONTRIBUTING.md is true: its table has every test, and its walks build what they say in a copy of the repository."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, tiny_hf, write_tokenizer
+from script_processes import FIRST_ENVIRONMENT, Forked, can_fork, start_forker
 
 PAGE = ROOT / "CONTRIBUTING.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -85,22 +86,35 @@ class Tree:
         self.root, self.place = folder / "tree", folder / "work"
         self.place.mkdir()
         self.root.mkdir()
+        self.environment = {**FIRST_ENVIRONMENT, "PYTHONPATH": str(self.root)}
         for part in PARTS:
             if (ROOT / part).is_dir():
                 shutil.copytree(ROOT / part, self.root / part, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(ROOT / part, self.root / part)
 
+    @cached_property
+    def forker(self):
+        """What forks for a script of the copy, a process that has imported torch and nothing of the project."""
+        return start_forker(self.root, self.environment)
+
     def run(self, script, *argv):
         """A script of the copy, which runs the library of the copy."""
-        return self.python(self.root / script, *argv, cwd=self.place)
+        if not can_fork():
+            return self.python(self.root / script, *argv, cwd=self.place)
+        command = [str(self.root / script), *map(str, argv)]
+        process = Forked(self.forker, command, self.place, subprocess.PIPE, self.environment)
+        said = process.communicate(timeout=600)
+        return self.checked(subprocess.CompletedProcess(command, process.returncode, *said))
 
     def python(self, *argv, cwd):
-        env = {**os.environ, "PYTHONPATH": str(self.root)}
         command = [sys.executable, *map(str, argv)]
-        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=600)
+        return self.checked(done)
+
+    def checked(self, done):
         if done.returncode != 0:
-            pytest.fail(f"{shlex.join(command)}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}", pytrace=False)
+            pytest.fail(f"{shlex.join(done.args)}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}", pytrace=False)
         return done
 
 

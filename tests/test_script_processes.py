@@ -1,11 +1,11 @@
 """A script that is forked runs as in a process from the very beginning, and ends as that does."""
 
-import os
 import signal
 import subprocess
 
 import pytest
-from script_processes import Forked, can_fork, first_environment, start
+import script_processes
+from script_processes import FIRST_ENVIRONMENT, Forked, can_fork, share_starts, start
 
 SCRIPT = """
 import atexit, os, sys
@@ -28,11 +28,8 @@ ENDS = {
 @pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
 @pytest.mark.parametrize("end", ENDS)
 def test_what_is_forked_says_what_a_process_from_the_beginning_does(end, stderr, tmp_path, monkeypatch):
-    first = first_environment()
-    for name in os.environ.keys() - first.keys():  # tests before this one may have imported what sets some
-        monkeypatch.delenv(name)
-    for name, value in first.items():
-        monkeypatch.setenv(name, value)
+    for name in ("PL_GLOBAL_SEED", "TORCHINDUCTOR_CACHE_DIR"):  # as Lightning and torch do, in a test before this one
+        monkeypatch.setenv(name, "77")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + ENDS[end] + "\n", encoding="utf-8")
     found = []
@@ -46,7 +43,7 @@ def test_what_is_forked_says_what_a_process_from_the_beginning_does(end, stderr,
     assert found[0][1] == found[1][1] and texts[0] == texts[1]
 
 
-def test_a_signal_reaches_it_and_another_environment_is_not_forked(tmp_path, monkeypatch):
+def test_a_signal_reaches_it_and_what_is_read_at_the_start_is_not_forked(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
     for env in (None, None, {"OMP_NUM_THREADS": "77"}):
@@ -58,8 +55,32 @@ def test_a_signal_reaches_it_and_another_environment_is_not_forked(tmp_path, mon
         assert process.wait() == process.poll() == -signal.SIGTERM
         assert process.communicate() == ("", None)
     assert isinstance(process, subprocess.Popen)
+
+
+def test_a_fork_has_the_environment_of_its_test(tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys\nprint(sorted(os.environ.items()))\n")
     monkeypatch.setenv("LIT_GPT_OF_THIS_TEST", "1")
-    process = start(script, cwd=tmp_path)
-    process.kill()
-    assert isinstance(process, subprocess.Popen) and process.wait() == -signal.SIGKILL
-    process.communicate()
+    monkeypatch.delenv("PATH")
+    said = []
+    for _ in range(2):
+        process = start(script, cwd=tmp_path, env={"HF_HOME": str(tmp_path)})
+        said.append(process.communicate()[0])
+    assert isinstance(process, Forked) == can_fork() and said[0] == said[1]
+    assert "('LIT_GPT_OF_THIS_TEST', '1')" in said[1] and str(tmp_path) in said[1] and "'PATH'" not in said[1]
+    assert FIRST_ENVIRONMENT["PATH"]
+
+
+@pytest.mark.skipif(not can_fork(), reason="no process is forked here")
+def test_a_script_that_another_worker_has_started_is_forked_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(script_processes, "_started_by_all", [])
+    script = tmp_path / "script.py"
+    script.write_text("print('here')\n")
+    share_starts(tmp_path / "started")
+    kinds = []
+    for _ in range(2):
+        monkeypatch.setattr(script_processes, "_started", set())  # as each worker begins
+        process = start(script, cwd=tmp_path)
+        assert process.communicate()[0] == "here\n"
+        kinds.append(isinstance(process, Forked))
+    assert kinds == [False, True]

@@ -5,12 +5,12 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 
 import httpx
 import pytest
+import script_processes
 from conftest import ROOT
 from serving import PATIENCE, another, error_of, events, loaded_from, serving, until
 
@@ -189,8 +189,8 @@ def test_many_requests_at_once_are_each_answered_as_if_alone(client):
 
 
 def start(checkpoint, *flags):
-    command = [sys.executable, "scripts/serve.py", "--checkpoint_dir", str(checkpoint), "--port", "0", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ("scripts/serve.py", "--checkpoint_dir", checkpoint, "--port", 0, *flags)
+    process = script_processes.start(*command, cwd=ROOT, stderr=subprocess.PIPE)
     line = process.stdout.readline()
     assert line.startswith("Serving tiny"), line + process.stderr.read()
     return process, line.split()[-1]
@@ -254,8 +254,7 @@ def test_what_runs_longer_than_the_limit_is_told_so(checkpoint):
 def test_an_address_that_is_taken_is_said_before_anything_is_loaded(checkpoint):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [sys.executable, "scripts/serve.py", "--checkpoint_dir", str(checkpoint), "--port", str(port)]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        process = script_processes.run("scripts/serve.py", "--checkpoint_dir", checkpoint, "--port", port, cwd=ROOT)
     assert process.returncode == 1 and process.stderr.startswith("error: --host 127.0.0.1 --port")
 
 
