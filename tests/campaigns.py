@@ -16,6 +16,8 @@ _LEAST_CASES = 64
 """Number of cases that a campaign has on a machine that is busy with other work, too."""
 _BATCH = 16
 """Number of cases in a process; those of a batch with a fault run again one by one."""
+_MOST_FAULTS = 5
+"""Number of faults after which a campaign ends."""
 
 Case = Callable[[Random, Path], Callable[[], object]]
 """A maker of cases: writes a damaged file into an empty folder, and returns what reads it."""
@@ -41,22 +43,21 @@ class Campaign:
 
 
 def campaign_of(
-    make: Case, place: Path, file_bytes: int, seconds: float = FUZZ_SECONDS, most_faults: int = 5
+    make: Case, place: Path, file_bytes: int, seconds: float = FUZZ_SECONDS, least: int = _LEAST_CASES
 ) -> Campaign:
-    """Returns what came of reading damaged files for some seconds, and of no fewer than `_LEAST_CASES`.
+    """Returns what came of reading damaged files for some seconds, and of no fewer than `least`.
 
     Args:
         make: draws a case.
         place: a folder for the files; each case has one in it, empty before it and removed after it.
         file_bytes: size of a file, which limits the memory.
-        most_faults: number of faults after which the campaign ends.
+        least: number of cases that it has if they take longer than `seconds`, or that it has at all for 0 seconds.
     """
-    found, end, number = Campaign(), time.monotonic() + seconds, 0
-    while (time.monotonic() < end or found.n_cases < _LEAST_CASES) and len(found.faults) < most_faults:
-        numbers = range(number, number + _BATCH)
-        number += _BATCH
+    found, end = Campaign(), time.monotonic() + seconds
+    while ((goes_on := time.monotonic() < end) or found.n_cases < least) and len(found.faults) < _MOST_FAULTS:
+        numbers = range(found.n_cases, found.n_cases + _BATCH if goes_on else min(found.n_cases + _BATCH, least))
         outcome, notes = _run(make, numbers, place, file_bytes)
-        found.n_cases += _BATCH
+        found.n_cases = numbers.stop
         if outcome.is_fault:
             for i in numbers:
                 alone, _ = _run(make, range(i, i + 1), place, file_bytes)

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import yaml
+from campaigns import Case
 from conftest import SHAPES, tiny_hf, write_tokenizer
-from damage import ODD, flipped, mutated, outcome_of
+from damage import ODD, flipped, mutated
 from runs import run_of, trained
 
 from lit_gpt.args.curation import CheckArgs
@@ -89,24 +90,25 @@ def damaged(kind: Kind, whole: bytes, random: Random) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def campaign(kind: Kind, seed: int, goes_on: Callable[[int], bool]) -> list[tuple[Any, bytes]]:
-    """Returns the outcome and the content of each damaged file, and leaves the whole one behind.
-
-    Args:
-        goes_on: whether there is another case after this many.
-    """
-    whole, random, found = kind.content, Random(seed), []
+def alone(kind: Kind) -> Callable[[], object]:
+    """Returns what reads the file of a kind in a fork, where the threads of the parent are not."""
 
     def read() -> None:
-        torch.set_num_threads(1)  # the threads of the parent are not in a fork
+        torch.set_num_threads(1)
         kind.read()
 
-    while goes_on(len(found)):
-        content = whole if not found else damaged(kind, whole, random)
-        kind.path.write_bytes(content)
-        found.append((outcome_of(read, len(content)), content))
-    kind.path.write_bytes(whole)
-    return found
+    return read
+
+
+def cases_of(kind: Kind) -> Case:
+    """Returns what damages the file of a kind, and returns what reads it."""
+    whole = kind.content
+
+    def make(random: Random, _: Path) -> Callable[[], object]:
+        kind.path.write_bytes(damaged(kind, whole, random))
+        return alone(kind)
+
+    return make
 
 
 def hugging_face(folder: Path) -> dict[str, Kind]:

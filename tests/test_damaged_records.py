@@ -1,11 +1,15 @@
 """Whatever a file of names with values holds, it is read or refused in one line, in seconds and in little memory."""
 
 import json
+from pathlib import Path
 
 import pytest
+from campaigns import campaign_of
+from damage import outcome_of
 from record_readers import (
     Kind,
-    campaign,
+    alone,
+    cases_of,
     config_file,
     hugging_face,
     kinds_of_checkpoint,
@@ -44,23 +48,27 @@ def from_hub(tmp_path_factory) -> dict[str, Kind]:
     return hugging_face(tmp_path_factory.mktemp("hub"))
 
 
-def check(kind: Kind, n: int) -> None:
-    found = campaign(kind, seed=1, goes_on=lambda done: done < n)
-    assert found[0][0].kind == "read", found[0]
-    faults = [(outcome, content[:500]) for outcome, content in found if outcome.is_fault]
-    assert not faults, f"{len(faults)} of {n}, the first: {faults[0]}"
+def check(kind: Kind, n: int, place: Path) -> None:
+    whole = kind.content
+    kind.path.write_bytes(whole)
+    outcome = outcome_of(alone(kind), len(whole))
+    assert outcome.kind == "read", outcome
+    found = campaign_of(cases_of(kind), place, len(whole), seconds=0, least=n)
+    kind.path.write_bytes(whole)
+    assert not found.faults, f"{found}, the first: {next(iter(found.faults.items()))}"
+    assert found.n_cases == n
     if kind.value is not None:  # of other files, damaged lines are left out
-        assert any(outcome.kind == "refused" for outcome, _ in found), "nothing was damaged"
+        assert found.n_refused, "nothing was damaged"
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_damaged_file_of_a_checkpoint_a_run_or_a_data_set_is_named(kinds, name):
-    check(kinds[name], OWN[name])
+def test_a_damaged_file_of_a_checkpoint_a_run_or_a_data_set_is_named(kinds, name, tmp_path):
+    check(kinds[name], OWN[name], tmp_path)
 
 
-def test_a_damaged_file_of_the_hub_is_named_in_every_family(from_hub):
+def test_a_damaged_file_of_the_hub_is_named_in_every_family(from_hub, tmp_path):
     for name, kind in from_hub.items():
-        check(kind, 100 if "index" in name else 8)
+        check(kind, 100 if "index" in name else 8, tmp_path)
 
 
 def test_every_kind_of_file_has_its_cases(kinds):

@@ -1,15 +1,14 @@
 """Tokenizers and chat templates run within limits of time and memory, and damaged ones are refused in one line."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import pytest
+from campaigns import campaign_of
 from chat_shapes import CHATML, SHAPES, Shape
 from conftest import write_tokenizer
-from damage import FUZZ_SECONDS, FUZZ_SEED, flipped, mutated, outcome_of, with_content
+from damage import flipped, mutated, outcome_of, with_content
 
 from lit_gpt.args import PrepareArgs
 from lit_gpt.data.prepare import beginnings
@@ -148,18 +147,11 @@ def test_a_row_far_too_long_is_not_tokenized_whole_and_comes_out_as_if_it_were(t
         assert found[0] == found[10**9]
 
 
-def faults_of(cases):
-    """Runs cases of (name, read, size) for FUZZ_SECONDS; returns the faults, after a line with figures."""
-    started, n, faults, slowest, largest = time.monotonic(), 0, [], 0.0, 0
-    for name, read, size in cases:
-        outcome = outcome_of(read, size)
-        n, slowest, largest = n + 1, max(slowest, outcome.seconds), max(largest, outcome.n_bytes)
-        if outcome.is_fault:
-            faults.append((name, outcome.kind, outcome.text[-1_500:]))
-        if time.monotonic() - started > FUZZ_SECONDS or len(faults) > 2:
-            break
-    print(f"{n} cases, {len(faults)} faults, slowest {slowest:.1f} s, largest {largest / 1e6:.0f} MB")
-    return faults
+def faults_of(make, place, file_bytes=2**20):
+    """What went wrong with some seconds of cases, after a line with figures."""
+    found = campaign_of(make, place, file_bytes)
+    print(found)
+    return found.faults
 
 
 def read_tokenizer(folder):
@@ -171,28 +163,23 @@ def read_tokenizer(folder):
 
 
 def test_a_damaged_tokenizer_json_is_read_or_refused(tmp_path):
-    random = Random(f"{FUZZ_SEED}/1")
     write_tokenizer(tmp_path)
     whole = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def cases():
-        while True:
-            name = random.choice(("tokenizer.json", "tokenizer.json", "tokenizer_config.json"))
-            for other, content in whole.items():
-                with_content(tmp_path / other, content)
-            damaged = (
-                mutated(json.loads(whole[name]), random) if random.random() < 0.5 else flipped(whole[name], random)
-            )
-            path = with_content(tmp_path / name, damaged)
-            yield damaged[:300], lambda: read_tokenizer(tmp_path), path.stat().st_size
+    def make(random, folder):
+        name = random.choice(("tokenizer.json", "tokenizer.json", "tokenizer_config.json"))
+        for other, content in whole.items():
+            with_content(folder / other, content)
+        content = mutated(json.loads(whole[name]), random) if random.random() < 0.5 else flipped(whole[name], random)
+        with_content(folder / name, content)
+        return lambda: read_tokenizer(folder)
 
-    assert not faults_of(cases())
+    assert not faults_of(make, tmp_path)
 
 
 def test_a_damaged_tokenizer_model_is_read_or_refused(tmp_path):
     import sentencepiece
 
-    random = Random(f"{FUZZ_SEED}/2")
     text = with_content(tmp_path / "text", "the quick brown fox jumps over the lazy dog and runs away\n" * 20)
     options = {"vocab_size": 60, "model_type": "bpe", "byte_fallback": False, "hard_vocab_limit": False}
     sentencepiece.SentencePieceTrainer.train(
@@ -200,51 +187,32 @@ def test_a_damaged_tokenizer_model_is_read_or_refused(tmp_path):
     )
     whole = (tmp_path / "tokenizer.model").read_bytes()
 
-    def cases():
-        while True:
-            damaged = flipped(whole, random)
-            with_content(tmp_path / "tokenizer.model", damaged)
-            yield damaged[:99], lambda: read_tokenizer(tmp_path), len(damaged)
+    def make(random, folder):
+        with_content(folder / "tokenizer.model", flipped(whole, random))
+        return lambda: read_tokenizer(folder)
 
-    assert not faults_of(cases())
+    assert not faults_of(make, tmp_path)
 
 
 def test_a_damaged_template_is_rendered_or_refused(tmp_path):
-    random = Random(f"{FUZZ_SEED}/3")
     turns = [Turn("system", "s"), Turn("user", "q"), Turn("assistant", "a"), Turn("user", "r"), Turn("assistant", "b")]
+    odd = ("{{", "}}", "{%", "%}", "|", " loop ", " * 99 ", "'", "(", ")", "[", " if ", "messages", "\0", "range(9)")
 
-    def read():
-        for found in open_style("chat_template", tmp_path).exchanges_of([(turns, ())]):
-            if isinstance(found, UserError):
-                raise found
+    def make(random, folder):
+        text = random.choice(list(SHAPES.values())).template
+        for _ in range(random.choice((1, 1, 2, 4))):
+            at, to = sorted(random.randrange(len(text) + 1) for _ in range(2))
+            text = text[:at] + random.choice((*odd, text[at : at + 40])) + text[min(to, at + 12) :]
+        folder_with(text, folder)
 
-    def cases():
-        odd = (
-            "{{",
-            "}}",
-            "{%",
-            "%}",
-            "|",
-            " loop ",
-            " * 99 ",
-            "'",
-            "(",
-            ")",
-            "[",
-            " if ",
-            "messages",
-            "\0",
-            "range(9)",
-        )
-        while True:
-            text = random.choice(list(SHAPES.values())).template
-            for _ in range(random.choice((1, 1, 2, 4))):
-                at, to = sorted(random.randrange(len(text) + 1) for _ in range(2))
-                text = text[:at] + random.choice((*odd, text[at : at + 40])) + text[min(to, at + 12) :]
-            folder_with(text, tmp_path)
-            yield text, read, len(text)
+        def read():
+            for found in open_style("chat_template", folder).exchanges_of([(turns, ())]):
+                if isinstance(found, UserError):
+                    raise found
 
-    assert not faults_of(cases())
+        return read
+
+    assert not faults_of(make, tmp_path)
 
 
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": {"n": 1}}}
@@ -267,36 +235,20 @@ ENTRIES = (
 
 
 def test_damaged_rows_are_read_or_refused(tmp_path):
-    random = Random(f"{FUZZ_SEED}/4")
-    folder = folder_with(CHATML, tmp_path / "folder")
-    texts = (
-        None,
-        2**70,
-        -1,
-        float("nan"),
-        1e400,
-        "\ud800",
-        "a\0b",
-        "x" * 5_000_000,
-        [],
-        {},
-        [[]],
-        [None],
-        True,
-        "{",
-        "",
-    )
-    path = tmp_path / "rows.jsonl"
+    tokenizer_folder = folder_with(CHATML, tmp_path / "folder")
+    texts = (None, 2**70, -1, float("nan"), 1e400, "\ud800", "a\0b", "x" * 5_000_000)
+    texts += ([], {}, [[]], [None], True, "{", "")
 
-    def read():
-        encoder = Encoder(Tokenizer(folder), PrepareArgs(prompt_style="chat_template", truncation="drop"), 200)
-        rows = [row for found in read_entries(path, None) for row in found]  # type: ignore[union-attr]
-        encoder.encode(rows, Counts())
+    def make(random, folder):
+        path = with_content(folder / "rows.jsonl", mutated(random.choice(ENTRIES), random, texts) + "\n")
 
-    def cases():
-        while True:
-            entry = mutated(random.choice(ENTRIES), random, texts)
-            with_content(path, entry + "\n")
-            yield entry[:500], read, path.stat().st_size
+        def read():
+            encoder = Encoder(
+                Tokenizer(tokenizer_folder), PrepareArgs(prompt_style="chat_template", truncation="drop"), 200
+            )
+            rows = [row for found in read_entries(path, None) for row in found]  # type: ignore[union-attr]
+            encoder.encode(rows, Counts())
 
-    assert not faults_of(cases())
+        return read
+
+    assert not faults_of(make, tmp_path, 2**24)

@@ -20,7 +20,7 @@ import numpy as np
 
 from lit_gpt.args.formats import read_record, with_format
 from lit_gpt.data.arrays import CHUNK, IGNORE, open_arrays
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shown
 from lit_gpt.files import replace_with, write_text
 from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
 from lit_gpt.records import require_types
@@ -46,6 +46,8 @@ _KINDS = {
     PREFERENCES: str,
 }
 """Types of the values of meta.json that are read again."""
+_KINDS_OF_ROWS = {"read": int, "kept": int, "dropped": _COUNTS | None, "cut": _COUNTS | None}
+"""Types of what became of a split's rows."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,8 @@ def load(folder: Path, judged: bool | None = False) -> tuple[Samples, Samples, d
         )
     meta = read_record(folder / META, "prepare it again")
     require_types(str(folder / META), meta, _KINDS, "prepare it again")
+    for split, rows in meta.get("rows", {}).items():
+        require_types(f"{folder / META}: rows of {shown(split)}", rows or {}, _KINDS_OF_ROWS, "prepare it again")
     if missing := [key for key in _NEEDED if key not in meta]:
         raise UserError(f"{folder / META} has no {' and no '.join(missing)}; prepare the data again")
     if judged is not None and judged != (PREFERENCES in meta):

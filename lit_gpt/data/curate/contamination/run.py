@@ -201,6 +201,6 @@ def _write_clean(
 
 def _without(record: dict[str, Any] | None, n_rows: int, n_dropped: int) -> dict[str, Any]:
     """Returns the record of a split's rows in meta.json after more rows were dropped."""
-    record = record or {"read": n_rows, "kept": n_rows, "dropped": {}, "cut": {}}
-    dropped = {**record["dropped"], **({"in an evaluation set": n_dropped} if n_dropped else {})}
+    record = {"read": n_rows, "kept": n_rows, "dropped": {}, "cut": {}} | (record or {})
+    dropped = {**(record["dropped"] or {}), **({"in an evaluation set": n_dropped} if n_dropped else {})}
     return {**record, "kept": record["kept"] - n_dropped, "dropped": dropped}
