@@ -27,6 +27,12 @@ ONE_OF_EACH = (
     "gemma4",
     "gemma4-moe",
 )
+DECODED = ("llama", "llama-gqa", "llama-mqa", "neox", "falcon", "mistral", "mixtral", "gemma2", "qwen2")
+DECODED += ("qwen3", "olmo2", "stablelm-12b", "phi3-long", "phi3-short", "smollm3", "gemma3", "olmo3")
+"""Kinds whose decoding over rooms of a cache is compared with the model by itself."""
+TRACED = ("llama-gqa", "neox", "falcon", "mistral", "gemma2", "stablelm-12b", "phi3-long", "smollm3", "gemma3", "olmo3")
+"""Those of them that torch.compile traces there, which takes seconds: they have every part that any of them has, but
+for experts, which cannot be compiled."""
 _EQUAL = ("norm", "norm_unit_offset", "pre_norm", "post_norm", "qk_norm", "activation", "attention_gate", "router")
 _EQUAL += ("attention_sinks", "rotates_first", "qkv_bias", "mlp_bias", "shared_expert_gate", "tie_embeddings")
 _EQUAL += ("value_norm", "keys_as_values", "layer_scale", "dense_beside_experts", "plain_experts")

@@ -241,14 +241,14 @@ def test_tokens_drawn_with_a_cache_are_those_without_one(kind, method):
     columns = [list(c) for c in zip(*want, strict=True)]
     assert plainly(model, prompts, 12) == columns
     assert list(generate_batch(model, prompts, 12, temperature=0)) == columns
-    if kind in TRACED:
+    if kind in TRACED and method == "adapter_v2":  # the other's layers are traced for their logits
         assert fast(model, prompts, 12) == columns
 
 
 @pytest.mark.parametrize(
-    "kind, way",
-    [(kind, "plain") for kind in ("llama-gqa", "llama-mqa", "neox", "qwen3", "gemma2", "smollm3", "gemma3")]
-    + [(kind, "eager") for kind in TRACED],
+    "kind, way, method",
+    [(k, "plain", m) for k in ("llama-gqa", "llama-mqa", "neox", "qwen3", "gemma2", "smollm3", "gemma3") for m in V]
+    + [(kind, "eager", "adapter") for kind in TRACED],
 )
 @torch.inference_mode()
 def test_logits_of_decoding_have_the_prompts_part(kind, way, method):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import SHAPES, tiny_hf
-from parts import ONE_OF_EACH, parts_of
+from parts import DECODED, ONE_OF_EACH, TRACED, parts_of
 from published import PUBLISHED, n_parameters
 
 from lit_gpt.args import LoRAArgs
@@ -71,6 +71,9 @@ def test_a_few_kinds_have_every_part_that_any_has(made):
     parts = {kind: parts_of(made(kind)[0].config) for kind in KINDS}
     missing = set().union(*parts.values()) - set().union(*(parts[kind] for kind in ONE_OF_EACH))
     assert not missing, f"tests/parts.py: no kind of ONE_OF_EACH has {missing}"
+    compiled = (parts[kind] for kind in DECODED if kind != "mixtral")
+    missing = set().union(*compiled) - set().union(*(parts[kind] for kind in TRACED))
+    assert not missing, f"tests/parts.py: no kind of TRACED has {missing}"
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
