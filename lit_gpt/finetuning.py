@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.data.store import Samples
-from lit_gpt.evaluation.score import task_score
 from lit_gpt.files import only_writer
 from lit_gpt.layers.compiled import compiling
 from lit_gpt.lightning import Fabric
@@ -91,7 +90,11 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
     objective, make_loader = objective_of(args.preference) if args.preference else NEXT_TOKEN, BatchLoader
     if args.grpo is not None and args.check is not None:
         objective, make_loader = learning_from_answers(fabric, args, meta, args.grpo, check=args.check)
-    score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
+    score = None
+    if validation.best_task is not None:
+        from lit_gpt.evaluation.score import task_score  # imports lm-eval, which other runs do not need
+
+        score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
     print(*description(model, train_data, args, device=fabric.device, done=position(checkpoint)), sep="\n")
     # Claim the folder only now that data, flags and model have proved to work: --overwrite deletes the previous run.
     run = team.first(lambda: enter(fabric, args, data, base_digest=base_digest, checkpoint=checkpoint))

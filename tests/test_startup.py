@@ -42,6 +42,9 @@ assert lightning.Fabric is Fabric, "the rest of Lightning is imported when it is
 from lightning import Trainer
 import torchmetrics
 assert "lightning.pytorch" in sys.modules and torchmetrics.Metric and Trainer
+
+import lit_gpt.finetuning
+assert "lm_eval" not in sys.modules, "a run that is scored on no task does without it"
 print("all there")
 """
 

@@ -24,8 +24,8 @@ _MINI_HELM = "mini_helm"
 
 def task_score(
     fabric: Fabric, model: GPT, checkpoint_dir: Path, validation: ValidationArgs, prompt_style: str
-) -> Callable[[], float] | None:
-    """Returns a function that scores the current `model` on the task of `validation`; None if it names none.
+) -> Callable[[], float]:
+    """Returns a function that scores the current `model` on the task that `validation` names.
 
     The function raises a UserError if the task has no such metric.
 
@@ -35,8 +35,7 @@ def task_score(
     Raises:
         UserError: no such task, no data for it, or a metric for which lower is better.
     """
-    if validation.best_task is None:
-        return None
+    assert validation.best_task is not None
     if validation.best_task == _MINI_HELM:
         return _mini_helm_score(fabric, model, checkpoint_dir, validation)
     name, data = validation.best_task, validation.best_task_data
