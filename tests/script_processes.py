@@ -21,7 +21,8 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NOT_OF_THE_SCRIPT = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+NOT_OF_THE_SCRIPT = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK")
+NOT_OF_THE_SCRIPT += ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 """Variables that no user's shell has: those of a test, and what torch and Lightning set in this process."""
 READ_AT_THE_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "HOME", "TMP", "XDG_", "MPL", "MALLOC_")
 READ_AT_THE_START += ("OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "TORCH", "PYTORCH", "CUDA", "NCCL_", "GLOO_")

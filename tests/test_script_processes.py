@@ -5,7 +5,10 @@ import subprocess
 
 import pytest
 import script_processes
+import torch
 from script_processes import FIRST_ENVIRONMENT, Forked, can_fork, share_starts, start
+
+from lit_gpt.fabric import make_fabric
 
 SCRIPT = """
 import atexit, os, sys
@@ -27,9 +30,7 @@ ENDS = {
 
 @pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
 @pytest.mark.parametrize("end", ENDS)
-def test_what_is_forked_says_what_a_process_from_the_beginning_does(end, stderr, tmp_path, monkeypatch):
-    for name in ("PL_GLOBAL_SEED", "TORCHINDUCTOR_CACHE_DIR"):  # as Lightning and torch do, in a test before this one
-        monkeypatch.setenv(name, "77")
+def test_what_is_forked_says_what_a_process_from_the_beginning_does(end, stderr, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + ENDS[end] + "\n", encoding="utf-8")
     found = []
@@ -69,6 +70,18 @@ def test_a_fork_has_the_environment_of_its_test(tmp_path, monkeypatch):
     assert isinstance(process, Forked) == can_fork() and said[0] == said[1]
     assert "('LIT_GPT_OF_THIS_TEST', '1')" in said[1] and str(tmp_path) in said[1] and "'PATH'" not in said[1]
     assert FIRST_ENVIRONMENT["PATH"]
+
+
+@pytest.mark.skipif(not can_fork(), reason="no process is forked here")
+def test_what_training_sets_in_this_process_is_nothing_to_a_script(tmp_path):
+    """Torch and Lightning set variables, some of which a process reads when it starts: nothing would be forked then."""
+    make_fabric("32-true", seed=1)
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+    script = tmp_path / "script.py"
+    script.write_text("import os\nprint(sorted(os.environ))\n")
+    processes = [start(script, cwd=tmp_path) for _ in range(2)]
+    said = [process.communicate()[0] for process in processes]
+    assert isinstance(processes[1], Forked) and said[0] == said[1]
 
 
 @pytest.mark.skipif(not can_fork(), reason="no process is forked here")
