@@ -90,7 +90,7 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
     train_data, val_data = referenced.data
     objective, make_loader = objective_of(args.preference) if args.preference else NEXT_TOKEN, BatchLoader
     if args.grpo is not None and args.check is not None:
-        objective, make_loader = learning_from_answers(fabric, args, meta, args.grpo, check=args.check)
+        objective, make_loader = learning_from_answers(fabric, args, meta, grpo=args.grpo, check=args.check, team=team)
     score = task_score(fabric, model, args.checkpoint_dir, validation=validation, prompt_style=meta["prompt_style"])
     print(*description(model, train_data, args, device=fabric.device, done=position(checkpoint)), sep="\n")
     # Claim the folder only now that data, flags and model have proved to work: --overwrite deletes the previous run.
