@@ -105,8 +105,17 @@ class Idle(AnswerBatch):
     def make(cls) -> "Idle":
         """Returns one."""
         batch = collate([(np.zeros(1, dtype=np.int64), np.full(1, IGNORE))])
-        nothing = {"reference": torch.zeros(0), "desirable": torch.ones(0, dtype=torch.bool), "answer": batch.targets}
-        return cls(**vars(batch), rows=(), answers=(), **nothing)
+        return cls(
+            batch.ids,
+            batch.documents,
+            batch.predicting,
+            batch.targets,
+            rows=(),
+            answers=(),
+            reference=torch.zeros(0),
+            desirable=torch.ones(0, dtype=torch.bool),
+            answer=batch.targets,
+        )
 
     @property
     def n_samples(self) -> int:

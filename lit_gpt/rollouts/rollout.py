@@ -132,7 +132,8 @@ def interleaved(parts: Sequence[Rollout]) -> Rollout:
     def of_tokens(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name)[span] for part, span in spans])
 
-    samples = stack([part.answers.answer(a) for part, a in numbers])
+    drawn = [part.answers.answer(a) for part, a in numbers]
+    samples = stack([(ids.tolist(), labels.tolist()) for ids, labels in drawn])
     sizes = [int(part.answers.firsts[i + 1] - part.answers.firsts[i]) for part, i in order]
     rewards = np.array([part.rewards[a] for part, a in numbers], dtype=np.float32)
     return Rollout(grouped(samples, np.cumsum([0, *sizes])), rewards, of_tokens("old"), of_tokens("base"))
