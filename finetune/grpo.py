@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lit_gpt.args import AdapterArgs, LoRAArgs, PlanArgs, Precision, Quantization, RunArgs, TrainArgs, ValidationArgs
+from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.rollouts import CheckerArgs
 
@@ -29,6 +30,7 @@ def main(
     validation: ValidationArgs = ValidationArgs(eval_interval=10),
     run: RunArgs = RunArgs(),
     plan: PlanArgs = PlanArgs(),
+    cluster: ClusterArgs = ClusterArgs(),
 ) -> None:
     """Finetunes a checkpoint, or a run on it, on answers that it draws to the prompts of a data set.
 
@@ -56,13 +58,14 @@ def main(
         validation=validation,
         run=run,
         plan=plan,
+        cluster=cluster,
         precision=precision,
         quantize=quantize,
         sft_run=sft_run,
         grpo=grpo,
         check=check,
     )
-    finetune(make_fabric(precision, run.seed, mixed=method == "full"), args)
+    finetune(make_fabric(precision, run.seed, mixed=method == "full", cluster=plan.started(cluster)), args)
 
 
 if __name__ == "__main__":

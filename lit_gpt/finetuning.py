@@ -89,7 +89,7 @@ def _finetune(fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples, 
     train_data, val_data = referenced.data
     objective, make_loader = objective_of(args.preference) if args.preference else NEXT_TOKEN, BatchLoader
     if args.grpo is not None and args.check is not None:
-        objective, make_loader = learning_from_answers(fabric, args, meta, args.grpo, check=args.check)
+        objective, make_loader = learning_from_answers(fabric, args, meta, grpo=args.grpo, check=args.check, team=team)
     score = None
     if validation.best_task is not None:
         from lit_gpt.evaluation.score import task_score  # imports lm-eval, which other runs do not need

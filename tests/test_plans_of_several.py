@@ -7,6 +7,7 @@ import pytest
 from jobs import DATA, job_of
 
 from lit_gpt.args import LoRAArgs, TrainArgs, ValidationArgs
+from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
@@ -52,16 +53,14 @@ def test_more_devices_than_a_step_has_samples_or_the_network_feeds_do_not_pay():
     assert slow.times.training > 3 * fast.times.training and fast.times.total < plan_of(1).times.total
 
 
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ({"preference": PreferenceArgs(loss="kto")}, "--loss kto"),
-        ({"grpo": GrpoArgs()}, "answers that the model draws"),
-    ],
-)
-def test_what_learns_on_one_device_only_is_refused_on_several_by_name(given, says):
+def test_what_several_devices_cannot_do_is_refused_by_name():
     folders = {name: Path(name) for name in ("checkpoint_dir", "data_dir", "out_dir")}
-    args = FinetuneArgs("lora", LoRAArgs(), **folders, train=TrainArgs(), validation=ValidationArgs(), **given)
-    require_possible(args, 1)
-    with pytest.raises(UserError, match=f"{says} takes one device.*; leave --devices out"):
-        require_possible(args, 2)
+    settings = {"train": TrainArgs(), "validation": ValidationArgs(), **folders}
+    kto = FinetuneArgs("lora", LoRAArgs(), **settings, preference=PreferenceArgs(loss="kto"))
+    require_possible(kto, 1)
+    with pytest.raises(UserError, match=r"--loss kto takes one device.*; leave --devices out"):
+        require_possible(kto, 2)
+    grpo = FinetuneArgs("lora", LoRAArgs(), **settings, grpo=GrpoArgs())
+    require_possible(grpo, 2)
+    with pytest.raises(UserError, match="--strategy fsdp does not go with answers that the model draws"):
+        require_possible(replace(grpo, cluster=ClusterArgs(strategy="fsdp")), 2)

@@ -95,7 +95,7 @@ class AnswerBatch(Batch):
         return len(self.answers)
 
 
-class Idle(Batch):
+class Idle(AnswerBatch):
     """A micro-batch of nothing, for a device that has none left while others compute one: one token without a target.
 
     Where each device keeps a part of every weight, all of them take part in each forward and backward pass.
@@ -104,9 +104,18 @@ class Idle(Batch):
     @classmethod
     def make(cls) -> "Idle":
         """Returns one."""
-        token = np.zeros(1, dtype=np.int64)
-        batch = collate([(token, np.full(1, IGNORE))])
-        return cls(batch.ids, batch.documents, batch.predicting, batch.targets)
+        batch = collate([(np.zeros(1, dtype=np.int64), np.full(1, IGNORE))])
+        return cls(
+            batch.ids,
+            batch.documents,
+            batch.predicting,
+            batch.targets,
+            rows=(),
+            answers=(),
+            reference=torch.zeros(0),
+            desirable=torch.ones(0, dtype=torch.bool),
+            answer=batch.targets,
+        )
 
     @property
     def n_samples(self) -> int:

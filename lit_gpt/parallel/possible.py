@@ -12,8 +12,6 @@ def require_possible(args: FinetuneArgs, n_devices: int) -> None:
     """
     if n_devices == 1:
         return
-    if args.grpo is not None:
-        raise UserError("learning from answers that the model draws takes one device; leave --devices out")
     if args.preference is not None and args.preference.loss == "kto":
         raise UserError("--loss kto takes one device, as it compares the rows of a micro-batch; leave --devices out")
     if args.train.offload_gradients:
@@ -28,8 +26,13 @@ def require_divisible(args: FinetuneArgs) -> None:
     Raises:
         UserError: it does not.
     """
-    if args.preference is not None or args.sft_run is not None:
-        raise UserError("--strategy fsdp is not for preferences, nor to go on from a run; take --strategy ddp")
+    if args.grpo is not None:
+        raise UserError(
+            "--strategy fsdp does not go with answers that the model draws: no device has the whole model to draw "
+            "with; take --strategy ddp"
+        )
+    if args.sft_run is not None:
+        raise UserError("--strategy fsdp does not go on from a run; leave --sft_run out, or take --strategy ddp")
     if args.train.optimizer != "adamw":
         raise UserError(
             f"--optimizer {args.train.optimizer} does not go with --strategy fsdp: the blocks of its state "

@@ -130,7 +130,8 @@ def _of_several(plan: Plan, model: GPT, chosen: dict[str, LinearLayer], data: Da
         for n in numbers(job.n_devices)
     )
     if times is not None:
-        times = replace(times, training=times.training / steps[-1].speedup, validating=times.validating / job.n_devices)
+        dealt = {name: getattr(times, name) / job.n_devices for name in ("validating", "reference", "rollouts")}
+        times = replace(times, training=times.training / steps[-1].speedup, **dealt)
     return replace(
         plan,
         job=job,

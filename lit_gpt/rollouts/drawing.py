@@ -14,6 +14,7 @@ from lit_gpt.generation.request import GREEDY, Request, Sampling
 from lit_gpt.grading.checkers import Checker
 from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.tokenizer import Tokenizer
 
 _AT_ONCE = 256
@@ -26,6 +27,7 @@ class Drawing:
     Args:
         end_ids: tokens that end an answer.
         autocast: context of every forward pass.
+        team: the processes among which the prompts are dealt; each has the whole model.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class Drawing:
         args: GrpoArgs,
         end_ids: Sequence[int],
         autocast: Callable[[], AbstractContextManager[Any]],
+        team: Team = ALONE,
     ) -> None:
         self.tokenizer, self.checker, self.args = tokenizer, checker, args
-        self.end_ids, self.autocast = frozenset(end_ids), autocast
+        self.end_ids, self.autocast, self.team = frozenset(end_ids), autocast, team
 
     def draw(
         self, model: GPT, data: Samples, rows: Sequence[int], seeds: Sequence[int] | None
@@ -82,14 +85,17 @@ class Drawing:
 
     def measured(self, model: GPT, data: Samples, n: int, stopped: Callable[[], object]) -> tuple[float, float] | None:
         """Returns mean reward and tokens of the most probable answers to n prompts; None if it was stopped."""
-        rewards, n_tokens = [], 0
+        total, n_tokens = 0.0, 0
         for start in range(0, n, _AT_ONCE):
-            found, scores = self.draw(model, data, range(start, min(n, start + _AT_ONCE)), None)
-            rewards += scores[:, 0].tolist()
-            n_tokens += sum(len(answer) for group in found for answer in group)
+            mine = range(start, min(n, start + _AT_ONCE))[self.team.rank :: self.team.size]
+            if mine:
+                found, scores = self.draw(model, data, mine, None)
+                total += float(scores.sum(dtype=np.float64))
+                n_tokens += sum(len(answer) for group in found for answer in group)
             if stopped():
                 return None
-        return float(np.mean(rewards)), n_tokens / len(rewards)
+        total, n_drawn = self.team.total(total, n_tokens)
+        return total / n, n_drawn / n
 
     def _expected(self, data: Samples, i: int) -> list[int]:
         """Returns the tokens of a row's own answer, without the one that ends it."""

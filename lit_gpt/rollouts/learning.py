@@ -9,6 +9,7 @@ from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.rollouts import CheckerArgs
 from lit_gpt.grading.checkers import checker_of
 from lit_gpt.lightning import Fabric
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.rollouts.drawing import Drawing
 from lit_gpt.rollouts.loader import RolloutLoader
 from lit_gpt.rollouts.objective import GrpoObjective
@@ -20,17 +21,18 @@ _ROLLOUTS = "rollouts"
 
 
 def learning_from_answers(
-    fabric: Fabric, args: FinetuneArgs, meta: dict[str, Any], grpo: GrpoArgs, *, check: CheckerArgs
+    fabric: Fabric, args: FinetuneArgs, meta: dict[str, Any], *, grpo: GrpoArgs, check: CheckerArgs, team: Team = ALONE
 ) -> tuple[GrpoObjective, Callable[..., BatchLoader]]:
     """Returns the objective of a run on graded answers, and what makes its batch loader.
 
     Args:
         meta: meta.json of the data.
+        team: the processes that draw and train together.
 
     Raises:
         UserError: the checker cannot be used.
     """
     tokenizer = Tokenizer(args.checkpoint_dir)
     end_ids = meta.get("end_ids") or [tokenizer.eos_id]
-    drawing = Drawing(tokenizer, checker_of(check), grpo, end_ids=end_ids, autocast=fabric.autocast)
+    drawing = Drawing(tokenizer, checker_of(check), grpo, end_ids=end_ids, autocast=fabric.autocast, team=team)
     return GrpoObjective(drawing), partial(RolloutLoader, drawing=drawing, folder=args.out_dir / _ROLLOUTS)

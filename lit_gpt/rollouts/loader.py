@@ -10,7 +10,7 @@ from lit_gpt.data.batches import micro_batches
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import IGNORE
 from lit_gpt.rollouts.drawing import Drawing, prompt_of, require_switch, seeds_of, switched_off
-from lit_gpt.rollouts.rollout import Rollout, RolloutBatch, batches_of, load_rollout, rollout_of
+from lit_gpt.rollouts.rollout import Rollout, RolloutBatch, batches_of, interleaved, load_rollout, rollout_of
 from lit_gpt.training.batching import packing_of
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.log_probs import target_log_probs
@@ -22,6 +22,7 @@ class RolloutLoader(BatchLoader):
 
     Answers follow from the weights, the seed and the step, so that a resumed run draws the same. Those of several steps
     (`steps_per_rollout`) follow from the weights before the first of these, and are kept in `folder` for a resumed run.
+    Several devices each draw the answers to some of the prompts, and all of them learn the answers of all.
 
     Args:
         drawing: draws and grades.
@@ -50,7 +51,8 @@ class RolloutLoader(BatchLoader):
     def tokens_a_step(self) -> float:
         """Returns roughly the tokens that a step computes."""
         args = self.drawing.args
-        return self.train.batch_size * (float(self.data.lengths.mean()) + args.group_size * args.max_new_tokens / 2)
+        row = float(self.data.lengths.mean()) + args.group_size * args.max_new_tokens / 2
+        return self.train.batch_size * row / self.team.size
 
     def largest_batch(self) -> RolloutBatch:
         """Returns the largest possible micro-batch, of answers as long as they may be."""
@@ -58,7 +60,7 @@ class RolloutLoader(BatchLoader):
         answers = [[[0] * args.max_new_tokens] * args.group_size]
         rewards = np.arange(args.group_size, dtype=np.float32)
         rollout = rollout_of([prompt_of(self.data, longest)], answers, rewards)
-        return max(self._batches(rollout, range(1)), key=lambda batch: batch.n_computed)
+        return max(self._batches(rollout, range(1), (0, 1)), key=lambda batch: batch.n_computed)
 
     def batches(self, step: int) -> list[RolloutBatch]:
         """Returns the micro-batches of a step on the device, after drawing its answers if they are not at hand."""
@@ -67,35 +69,48 @@ class RolloutLoader(BatchLoader):
         if self.latest is None or self.latest[0] != first:
             self.latest = first, self._rollout(first, step)
         before = sum(len(self.rows(s)) for s in range(first, step))
-        found = self._batches(self.latest[1], range(before, before + len(self.rows(step))))
+        mine = (self.team.rank, self.team.size)
+        found = self._batches(self.latest[1], range(before, before + len(self.rows(step))), mine)
         if n == 1:
             self.latest = None
         self.model.draws.begin(self.seed, step, self.device)
         return [batch.to(self.device) for batch in found]
 
-    def _batches(self, rollout: Rollout, rows: range) -> list[RolloutBatch]:
+    def _batches(self, rollout: Rollout, rows: range, mine: tuple[int, int]) -> list[RolloutBatch]:
         args = self.drawing.args
-        keeps_all = args.kl_weight > 0
-        return batches_of(rollout, rows, self.packing, normalization=args.normalization, keeps_all=keeps_all)
+        kinds = {"normalization": args.normalization, "keeps_all": args.kl_weight > 0}
+        return batches_of(rollout, rows, self.packing, **kinds, mine=mine)
 
     def _rollout(self, first: int, step: int) -> Rollout:
         """Returns the answers of the steps from `first` on; after a resume within them, those that were kept."""
         args, path = self.drawing.args, self.folder / f"step-{first:06d}.npz"
         if step != first:
-            return load_rollout(path)
+            return self.team.first(lambda: load_rollout(path))
         last = min(first + args.steps_per_rollout - 1, self.n_steps)
         rows = [i for s in range(first, last + 1) for i in self.rows(s)]
+        seeds = seeds_of(self.seed, first, len(rows), args.group_size)
+        mine = slice(self.team.rank, None, self.team.size)
+        part = self._drawn(rows[mine], seeds[mine], keeps_old=last > first) if rows[mine] else None
+        rollout = interleaved([of_rank for of_rank in self.team.every(part) if of_rank is not None])
+        if last > first and self.team.leads:
+            rollout.save(path)
+        return rollout
+
+    def _drawn(self, rows: list[int], seeds: list[int], keeps_old: bool) -> Rollout:
+        """Returns answers to the prompts of some rows, with the log-probabilities that the loss asks for.
+
+        Args:
+            seeds: seed of each row's group.
+            keeps_old: whether the weights will have changed when a step learns from them.
+        """
         with undisturbed(self.device):
-            seeds = seeds_of(self.seed, first, len(rows), args.group_size)
             answers, rewards = self.drawing.draw(self.model, self.data, rows, seeds)
             rollout = rollout_of([prompt_of(self.data, i) for i in rows], answers, rewards.reshape(-1))
-            if last > first:
+            if keeps_old:
                 self._compute(rollout, rollout.old)
-            if args.kl_weight:
+            if self.drawing.args.kl_weight:
                 with switched_off(self.model):
                     self._compute(rollout, rollout.base)
-        if last > first:
-            rollout.save(path)
         return rollout
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_gpt.data.answers import Answers, grouped
 from lit_gpt.data.batches import AnswerBatch, micro_batches
+from lit_gpt.data.dealing import dealt
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.store import IGNORE, stack
 from lit_gpt.errors import UserError
@@ -116,18 +117,53 @@ def rollout_of(
     return Rollout(made, rewards.astype(np.float32), np.full(n, np.nan, np.float32), np.zeros(n, np.float32))
 
 
-def batches_of(
-    rollout: Rollout, rows: Sequence[int], packing: Packing, *, normalization: str, keeps_all: bool
-) -> list[RolloutBatch]:
-    """Returns micro-batches of the rows of a step; a group that is too long for one is divided.
+def interleaved(parts: Sequence[Rollout]) -> Rollout:
+    """Returns one rollout of several that were dealt the prompts in turn: the first of each, then the second of each.
 
-    Groups in which all rewards are equal teach nothing: they are not computed, unless `keeps_all` says so.
+    Args:
+        parts: with as many prompts each, but that the last ones may have one less.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    order = [(part, i) for i in range(len(parts[0].answers)) for part in parts if i < len(part.answers)]
+    numbers = [(part, a) for part, i in order for a in range(*part.answers.firsts[i : i + 2].tolist())]
+    spans = [(part, slice(*part.answers.inner[a : a + 2].tolist())) for part, a in numbers]
+
+    def of_tokens(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name)[span] for part, span in spans])
+
+    drawn = [part.answers.answer(a) for part, a in numbers]
+    samples = stack([(ids.tolist(), labels.tolist()) for ids, labels in drawn])
+    sizes = [int(part.answers.firsts[i + 1] - part.answers.firsts[i]) for part, i in order]
+    rewards = np.array([part.rewards[a] for part, a in numbers], dtype=np.float32)
+    return Rollout(grouped(samples, np.cumsum([0, *sizes])), rewards, of_tokens("old"), of_tokens("base"))
+
+
+def batches_of(
+    rollout: Rollout,
+    rows: Sequence[int],
+    packing: Packing,
+    *,
+    normalization: str,
+    keeps_all: bool,
+    mine: tuple[int, int] = (0, 1),
+) -> list[RolloutBatch]:
+    """Returns micro-batches of the rows of a step, or those of one device; a group too long for one is divided.
+
+    Groups in which all rewards are equal teach nothing: they are not computed, unless `keeps_all` says so, and the
+    first device counts them.
+
+    Args:
+        mine: number of the device, from 0, and how many there are.
     """
     answers, advantages = rollout.answers, rollout.of_rows(rows, normalization)
     size = advantages.shape[1]
     active = [k for k, a in enumerate(advantages) if keeps_all or a.any()] or [0]
+    here = dealt(answers.lengths[list(rows)], active, mine[1])[mine[0]]
+    if not here:
+        return []
     parts, of_part = [], []  # answers of each part of a group, and its place among the rows
-    for k in active:
+    for k in here:
         first = int(answers.firsts[rows[k]])
         for part in _parts(answers, first, size, packing.max_tokens):
             parts.append(part)
@@ -142,18 +178,18 @@ def batches_of(
     counted: set[int] = set()
     for batch in micro_batches(divided, range(len(divided)), packing):
         assert isinstance(batch, AnswerBatch)
-        mine = [numbers[a] for a in batch.answers]
+        drawn = [numbers[a] for a in batch.answers]
         groups = {of_part[row] for row in batch.rows} - counted
         counted |= groups
-        first = not found
+        first = not found and mine[0] == 0  # which is never without a group
         found.append(
             RolloutBatch(
                 **{name: value for name, value in vars(batch).items()},
-                rewards=torch.from_numpy(rollout.rewards[mine]),
+                rewards=torch.from_numpy(rollout.rewards[drawn]),
                 idle=torch.tensor([float(not advantages[of_part[row]].any()) for row in _rows(batch, divided)]),
-                advantage=torch.tensor([advantages.reshape(-1)[_place(a, answers, rows, size)] for a in mine]),
-                old=_at_targets(rollout.old, answers, mine),
-                base=_at_targets(rollout.base, answers, mine),
+                advantage=torch.tensor([advantages.reshape(-1)[_place(a, answers, rows, size)] for a in drawn]),
+                old=_at_targets(rollout.old, answers, drawn),
+                base=_at_targets(rollout.base, answers, drawn),
                 more=torch.tensor(_figures(rollout, [rows[k] for k in left_out]) if first else [0.0] * 3),
                 n_prompts=len(groups) + (len(left_out) if first else 0),
                 n_without=size * len(left_out) if first else 0,

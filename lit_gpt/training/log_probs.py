@@ -44,7 +44,7 @@ class _HeadLogProbs(Function):
     def forward(
         ctx: Any, hidden: Tensor, predicting: Tensor, targets: Tensor, keys: Tensor | None, model: GPT, *trained: Tensor
     ) -> Tensor:
-        ctx.model, ctx.shape, ctx.keys = model, hidden.shape, keys
+        ctx.model, ctx.shape, ctx.dtype, ctx.keys = model, hidden.shape, hidden.dtype, keys
         ctx.again = bool(trained) and any(ctx.needs_input_grad)
         ctx.autocast = torch.is_autocast_enabled(hidden.device.type), torch.get_autocast_dtype(hidden.device.type)
         found, kept = [], []
@@ -66,9 +66,9 @@ class _HeadLogProbs(Function):
         predicting, targets, *saved = ctx.saved_tensors
         if ctx.again:
             return _computed_again(ctx, predicting, targets, d_out, *saved)
-        rows = torch.cat(saved)
-        d_hidden = rows.new_zeros(ctx.shape)
-        d_hidden.index_copy_(0, predicting, rows * d_out[:, None].to(rows.dtype))
+        d_hidden = torch.zeros(ctx.shape, dtype=ctx.dtype, device=d_out.device)
+        if saved:
+            d_hidden.index_copy_(0, predicting, torch.cat(saved) * d_out[:, None].to(ctx.dtype))
         return d_hidden, None, None, None, None
 
 

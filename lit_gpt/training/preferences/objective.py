@@ -28,8 +28,8 @@ class _PairObjective:
         """Returns the loss and the figures, each summed over the pairs of a batch."""
         found = answer_log_probs(model, batch, hidden_of)
         n = torch.bincount(batch.answer, minlength=batch.n_answers).clamp(min=1)
-        (chosen, rejected), (n_chosen, n_rejected) = found.view(-1, 2).unbind(1), n.view(-1, 2).unbind(1)
-        reference_chosen, reference_rejected = batch.reference.view(-1, 2).unbind(1)
+        (chosen, rejected), (n_chosen, n_rejected) = _paired(found), _paired(n)
+        reference_chosen, reference_rejected = _paired(batch.reference)
         pairs = Pairs(
             chosen,
             rejected,
@@ -48,6 +48,11 @@ class _PairObjective:
     def ends(self, first: dict[str, float], latest: dict[str, float]) -> str | None:
         """Returns why the run is to end, if preferred answers have become too improbable."""
         return _fallen(self.args.min_chosen_drop, first, latest)
+
+
+def _paired(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns every other value of x (2 B,), from the first and from the second on, (B,) each; B may be 0."""
+    return x[::2], x[1::2]
 
 
 class _LabelObjective:

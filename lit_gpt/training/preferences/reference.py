@@ -16,10 +16,13 @@ import torch
 
 from lit_gpt.args import TrainArgs
 from lit_gpt.data.answers import Answers
-from lit_gpt.data.batches import AnswerBatch, micro_batches
+from lit_gpt.data.batches import AnswerBatch, Idle, micro_batches
+from lit_gpt.data.dealing import dealt
 from lit_gpt.files import replace_with, write_text
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
+from lit_gpt.parallel.shards import is_sharded, reshard
+from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.batching import packing_of
 from lit_gpt.training.log_probs import answer_log_probs
 from lit_gpt.training.randomness import undisturbed
@@ -27,7 +30,7 @@ from lit_gpt.training.run.disk import going_on
 from lit_gpt.training.run.progress import file_digest
 
 _AT_ONCE = 512
-"""Rows that are packed together."""
+"""Rows of a device that are packed together."""
 _KEPT_EVERY = 60.0
 """Seconds after which what is computed is written, so that a killed process loses no more."""
 
@@ -98,6 +101,7 @@ def known_references(
     store: ReferenceStore,
     split: str,
     train: TrainArgs,
+    team: Team = ALONE,
 ) -> np.ndarray:
     """Returns the log-probability of each answer under `model`, (n_answers,) fp32; NaN of rows not asked for.
 
@@ -106,8 +110,9 @@ def known_references(
     Args:
         rows: the rows that are asked for.
         split: train or val.
+        team: the processes among which the rows are dealt; the leader reads and writes the store.
     """
-    known = store.read(split, data.n_answers)
+    known = team.first(lambda: store.read(split, data.n_answers))
     firsts = data.firsts
     missing = [int(i) for i in np.unique(rows) if np.isnan(known[firsts[i] : firsts[i + 1]]).any()]
     if not missing:
@@ -118,14 +123,23 @@ def known_references(
     with fabric.autocast():
         packing = packing_of(model, train, fabric.device)
     with undisturbed(fabric.device), torch.no_grad(), fabric.autocast():
-        for start in range(0, len(missing), _AT_ONCE):
-            for batch in micro_batches(data, missing[start : start + _AT_ONCE], packing):
+        at_once = _AT_ONCE * team.size
+        for start in range(0, len(missing), at_once):
+            mine = dealt(data.lengths, missing[start : start + at_once], team.size)[team.rank]
+            here: dict[int, float] = {}
+            batches = micro_batches(data, mine, packing) if mine else []
+            n_idle = team.most(len(batches)) - len(batches) if is_sharded(model) else 0
+            for batch in [*batches, *(Idle.make() for _ in range(n_idle))]:
                 assert isinstance(batch, AnswerBatch)
                 found = answer_log_probs(model, batch.to(fabric.device))
-                known[list(batch.answers)] = found.float().cpu().numpy()
-            if time.monotonic() - written > _KEPT_EVERY:
+                here.update(zip(batch.answers, found.float().tolist(), strict=True))
+            for of_rank in team.every(here):
+                known[list(of_rank)] = list(of_rank.values())
+            if team.leads and time.monotonic() - written > _KEPT_EVERY:
                 store.write(split, known)
                 written = time.monotonic()
-    store.write(split, known)
+    if team.leads:
+        store.write(split, known)
+    reshard(model)
     print(f"{split}: {time.monotonic() - began:.1f} s, kept in {store.path(split)}")
     return known

@@ -83,7 +83,7 @@ class Referenced:
 
     Args:
         data: training and validation samples; only rows of answers get them.
-        team: the processes that train together, of which the leader computes.
+        team: the processes that train together, among which the rows are dealt.
     """
 
     def __init__(self, fabric: Fabric, args: FinetuneArgs, data: tuple[Samples, Samples], team: Team = ALONE) -> None:
@@ -111,10 +111,7 @@ class Referenced:
         seen = Order(len(train), n_samples, args.run.seed).indices(0, n_samples)
         n_val = n_validated(len(val), args.train, args.validation)
 
-        def computed() -> tuple[np.ndarray, np.ndarray]:
-            settings: dict[str, Any] = {"store": store, "train": args.train}
-            found = known_references(self.fabric, model, train, seen, split="train", **settings)
-            return found, known_references(self.fabric, model, val, np.arange(n_val), split="val", **settings)
-
-        found, found_val = self.team.first(computed)
+        settings: dict[str, Any] = {"store": store, "train": args.train, "team": self.team}
+        found = known_references(self.fabric, model, train, seen, split="train", **settings)
+        found_val = known_references(self.fabric, model, val, np.arange(n_val), split="val", **settings)
         self.data = replace(train, reference=found), replace(val, reference=found_val)

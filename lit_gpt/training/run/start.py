@@ -81,8 +81,8 @@ def load_model(
 
     Args:
         checkpoint: checkpoint to resume from, whose weights are loaded later.
-        at_first: gets the model that the run begins with, before its method changes it, and the digest; not where it
-            is sharded.
+        at_first: gets the model that the run begins with, and the digest: before its method is injected, or where it
+            is sharded, with what was injected, which changes no output yet.
         among: the processes that keep a part of every weight each, and read no other; a block gets the method and is
             divided as soon as it is read. None keeps all of them here.
 
@@ -103,6 +103,7 @@ def load_model(
 
         shares = Shares(among, all_rows=reads_base(args.method_args))
         model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize, loaded=loaded, shares=shares)
+        at_first(model, base_digest)
     else:
         model, base_digest = load_base(fabric, args.checkpoint_dir, args.quantize)
         at_first(model, base_digest)
