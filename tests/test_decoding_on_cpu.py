@@ -79,7 +79,9 @@ def test_weights_that_fp16_does_not_keep_are_taken_as_they_are(tokenizer):
 
 @needs_packing
 @pytest.mark.parametrize("kind", ["llama-gqa", "mixtral", "neox", "gemma2"])
-def test_logits_in_bf16_are_nearer_to_those_in_fp32_than_the_plain_model_s(kind):
+def test_logits_in_bf16_are_nearer_to_those_in_fp32_than_the_plain_model_s(kind, monkeypatch):
+    """Many rows are multiplied as the plain model does where the CPU does that fast, so this one does not."""
+    monkeypatch.setattr(products, "MISSING", frozenset({torch.bfloat16}))
     model = tiny(kind).bfloat16()
     found, plain = logits(model), plain_logits(model)
     want = plain_logits(model.float())
