@@ -55,6 +55,24 @@ def return_freed_memory() -> None:
         trim(0)
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
+_LARGEST_KEPT, _MOST_KEPT = 2**25, 2**30
+"""Bytes: the highest limit that glibc takes for blocks that are kept, and what may be free above all that is in use."""
+
+
+def keep_freed_memory() -> None:
+    """Has the allocator of the C library keep what is freed, up to 1 GB, for the next tensors, where that is glibc.
+
+    By default it gives much of it back to the system, which then clears each page of the next ones: a tenth of the
+    time of a training step on a CPU (`man 3 mallopt`). Blocks of more than 32 MB are given back as before.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+        mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
+
+
 class _Counters(ctypes.Structure):
     """The struct PROCESS_MEMORY_COUNTERS of psapi.h."""
 

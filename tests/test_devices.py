@@ -1,11 +1,12 @@
 """Devices to plan for: known by their whole names, each with its own rate; what is close to the edge says so.
 
-Also the memory of this process, which goes back to the system when it is freed.
+Also the memory of this process, which goes back to the system when it is freed, or is kept for what comes next.
 """
 
 import ctypes
 import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -183,3 +184,27 @@ def test_freed_memory_goes_back_to_the_system():
     del kept[:-1]  # what is left lies above the others
     return_freed_memory()
     assert before - resident() > 50e6
+
+
+_AGAIN = """
+import resource, sys, torch
+from lit_gpt.resources import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for i in range(10):
+    if i == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    several = [torch.ones(2**22) for _ in range(8)]  # 16 MB each
+    del several
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_pages_of_freed_memory_that_is_kept_are_not_asked_for_again():
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", _AGAIN, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("given back", "kept")
+    )
+    assert kept < given_back / 4

@@ -84,32 +84,52 @@ def dropped(x: Tensor, seed: Tensor, p: float, keys: Tensor | None = None) -> Te
     """
     if x.device.type != "cpu":
         return hashed(x, seed, p, keys)
-    kept = _kept_on_cpu(x.shape, int(seed), p, keys)
-    return torch.where(kept, x, 0).mul_(1 / (1 - p))  # three times as fast as x * mask
+    return _masked(x, int(seed), p, keys).mul_(1 / (1 - p))
 
 
 def add_dropped(y: Tensor, x: Tensor, seed: Tensor, p: float, keys: Tensor | None = None) -> Tensor:
     """Returns y + dropped(x, seed, p, keys); on a CPU it is added to y in place."""
     if x.device.type != "cpu":
         return _add_hashed(y, x, seed, p, keys)
-    return y.add_(torch.where(_kept_on_cpu(x.shape, int(seed), p, keys), x, 0), alpha=1 / (1 - p))
+    return y.add_(_masked(x, int(seed), p, keys), alpha=1 / (1 - p))
+
+
+def _masked(x: Tensor, seed: int, p: float, keys: Tensor | None) -> Tensor:
+    """Returns x (N, C) on a CPU with each element set to zero with probability p.
+
+    The bits of a number are combined with a mask of as many bits, which takes a tenth of the time of `torch.where`.
+    """
+    bits = _BITS[x.element_size()]
+    return (x.view(bits) & _mask_on_cpu(x.shape, bits, seed=seed, p=p, keys=keys)).view(x.dtype)
+
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of a number -> the dtype in which its bits are masked."""
 
 
 @lru_cache(maxsize=1)  # a backward pass needs the same mask twice
-def _kept_on_cpu(shape: torch.Size, seed: int, p: float, keys: Tensor | None) -> Tensor:
-    """Returns the mask, True where an element stays, from 16 random bits per element.
+def _mask_on_cpu(shape: torch.Size, bits: torch.dtype, seed: int, p: float, keys: Tensor | None) -> Tensor:
+    """Returns the mask of a tensor of this shape in a dtype of integers: all bits set where an element stays, or none.
 
-    Drawing the bits takes most of the time: hence a fast generator, and four elements from each 64-bit number. Rows
-    with keys are windows into one row of bits, each from a place of its own on.
+    Rows with keys are windows into one row of the mask, each from a place of its own on.
     """
-    n = shape.numel() if keys is None else _PLACES + shape[1]
+    if keys is None:
+        kept = _kept_on_cpu(shape.numel(), seed, p).reshape(shape)
+    else:
+        windows = np.lib.stride_tricks.sliding_window_view(_kept_on_cpu(_PLACES + shape[1], seed, p), shape[1])
+        kept = windows[keys.numpy() % _PLACES]
+    return torch.from_numpy(kept).to(bits).neg_()
+
+
+@lru_cache(maxsize=32)  # of a step's layers, of which each micro-batch draws the same: 8 MB
+def _kept_on_cpu(n: int, seed: int, p: float) -> np.ndarray:
+    """Returns whether each of n elements stays, (n,) bool, by 16 random bits per element.
+
+    Drawing the bits takes most of the time: hence a fast generator, and four elements from each 64-bit number.
+    """
     generator = np.random.Generator(np.random.SFC64(seed))
     words = generator.integers(0, 2**64 - 1, -(-n // 4), dtype=np.uint64, endpoint=True)
-    kept = words.view(np.int16)[:n] >= round(p * 2**16) - 2**15
-    if keys is None:
-        return torch.from_numpy(kept).view(shape)
-    windows = np.lib.stride_tricks.sliding_window_view(kept, shape[1])
-    return torch.from_numpy(windows[keys.numpy() % _PLACES])
+    return words.view(np.int16)[:n] >= round(p * 2**16) - 2**15
 
 
 @compiled_on_gpu

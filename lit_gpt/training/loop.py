@@ -7,6 +7,7 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.data.store import Samples
 from lit_gpt.lightning import Fabric
 from lit_gpt.model import GPT
+from lit_gpt.resources import keep_freed_memory
 from lit_gpt.training.loader import BatchLoader
 from lit_gpt.training.loss import NEXT_TOKEN, Objective
 from lit_gpt.training.offload import make_gradients
@@ -48,6 +49,8 @@ def fit(
         DiskError: the disk is full at the start or at the end.
         RuntimeError: out of memory, with the smallest micro-batches and all blocks recomputed.
     """
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     optimizer = prepare_optimizer(fabric, model, train)
     gradients = make_gradients(fabric, model, optimizer, train=train, team=session.team)
     monitor, budget, team = session.monitor, session.budget, session.team

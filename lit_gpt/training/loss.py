@@ -15,6 +15,8 @@ Hidden = Callable[..., Tensor]
 """Takes the place of `model.hidden`, such as a recording of it."""
 LOGITS = 2**23
 """Approximate number of logits that exist at a time: 32 MB in fp32."""
+_IN_CACHE = 2**20
+"""Approximate number of them that are in fp32 at a time on a CPU: 4 MB."""
 
 
 class Objective(Protocol):
@@ -85,15 +87,16 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the loss of each of (n, V) logits and (n,) targets, (n,) in fp32, and its gradient by the logits.
 
-    The gradient overwrites the probabilities in place: they are the largest tensor of the step.
+    On a CPU only as many rows are in fp32 at a time as its cache holds. The gradient overwrites the log-probabilities
+    in place: they are the largest tensor of the step.
     """
-    h = logits.float()
-    highest = h.amax(-1, keepdim=True)
-    p = (h - highest).exp_()
-    total = p.sum(-1, keepdim=True)
-    losses = (highest + total.log() - h.gather(-1, targets.unsqueeze(-1))).squeeze(-1)
-    p.div_(total).scatter_add_(-1, targets.unsqueeze(-1), -torch.ones_like(total))
-    return losses, p.to(logits.dtype)
+    n = len(logits) if logits.is_cuda else max(1, _IN_CACHE // logits.size(-1))
+    d_logits, losses = torch.empty_like(logits), torch.empty_like(targets, dtype=torch.float32)
+    for part, at, loss, gradient in zip(*(x.split(n) for x in (logits, targets, losses, d_logits)), strict=True):
+        log_p = torch.log_softmax(part, -1, dtype=torch.float32)
+        torch.neg(log_p.gather(-1, at.unsqueeze(-1)).squeeze(-1), out=loss)
+        gradient.copy_(log_p.exp_().scatter_add_(-1, at.unsqueeze(-1), -torch.ones_like(loss).unsqueeze(-1)))
+    return losses, d_logits
 
 
 class _HeadLoss(Function):
