@@ -27,11 +27,11 @@ class _Limits:
     """What bounds blocks and groups on a device."""
 
     queries: int
-    """Of a block: fewer waste less on keys that a query does not see."""
+    """Largest number of a block; fewer waste less on keys that a query does not see."""
     scores: int
-    """Of a group, all heads: what is in memory at once. One block may have more."""
+    """Largest number of a group, of all heads, in memory at once; a single block may have more."""
     wasted: int
-    """Of padding, all heads: as many scores as take the time of the fixed cost of another group."""
+    """Scores of padding, of all heads, that take as long as the fixed cost of another group."""
 
 
 _ON_CPU = _Limits(queries=256, scores=2**20, wasted=2**16)
