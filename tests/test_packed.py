@@ -17,7 +17,7 @@ from lit_gpt.data.store import IGNORE
 from lit_gpt.fabric import make_fabric
 from lit_gpt.layers import cpu_matmul as matmul
 from lit_gpt.layers import dropout
-from lit_gpt.layers.attention import Documents, Heads, PackedAttention, padded
+from lit_gpt.layers.attention import Documents, Heads, PackedAttention, attended, attended_backward, blocks, split
 from lit_gpt.methods import lora
 from lit_gpt.training import loss as loss_module
 from lit_gpt.training.graphs import filling
@@ -160,13 +160,13 @@ def test_the_loss_is_fp32_where_fabric_makes_new_tensors_bf16(kind):
     """What a forward pass under `bf16-true` makes on its way is bf16 unless it says otherwise."""
     fabric = make_fabric("bf16-true", seed=1)
     model, batch = tiny(kind).bfloat16(), collate(documents_of(LENGTHS))
-    padded.minus_infinity.cache_clear()
+    blocks.layout.cache_clear()
     plain = loss_sum(model, batch)
-    padded.minus_infinity.cache_clear()
+    blocks.layout.cache_clear()
     with fabric.autocast():
         assert torch.get_default_dtype() == torch.bfloat16
         loss = loss_sum(model, batch)
-    padded.minus_infinity.cache_clear()
+    blocks.layout.cache_clear()
     assert loss.dtype == torch.float32 and torch.equal(loss, plain)
 
 
@@ -241,32 +241,73 @@ def test_a_micro_batch_goes_to_the_smallest_recording_and_fills_it():
             assert max(padding, default=0) <= 60 and all(sizes[i] < sum(lengths) for i in range(which + 1, 4))
 
 
+ROWS = (
+    ((33, 30, 20, 12, 12, 7, 5, 1, 1), ()),
+    ((5,), ()),
+    ((1, 40, 3, 200, 90, 80), ()),
+    ((9, *[4] * 40), (40,)),
+    ((30, 7, 5, 6, 70, 1, 9, 12, 3), (3, 1)),
+    ((2, 180, 1), (1,)),
+)
+"""Lengths and `n_sharing`: similar and very different documents, alone, and behind prefixes of one and of many."""
+
+
+@pytest.fixture(params=[None, blocks._Limits(queries=16, scores=12_000, wasted=400)], ids=["usual", "few at once"])
+def limits(request, monkeypatch):
+    """The usual limits of groups on a CPU, and others that cut documents into parts, and rows into many groups."""
+    if request.param is not None:
+        monkeypatch.setattr(blocks, "_ON_CPU", request.param)
+    blocks.layout.cache_clear()
+    yield request.param
+    blocks.layout.cache_clear()
+
+
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
-@pytest.mark.parametrize("window", [0, 6])
+@pytest.mark.parametrize("window", [0, 6, 50])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_documents_side_by_side_are_documents_alone(softcap, window, groups, monkeypatch):
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_documents_side_by_side_are_documents_alone(softcap, window, groups, has_sinks, limits):
     """Against scores of all tokens at once, with a mask, and autograd."""
-    monkeypatch.setattr(padded, "SCORES", 3000)
-    padded.groups.cache_clear()
     D, H = 8, 4
-    for lengths in ((33, 30, 20, 12, 12, 7, 5, 1, 1), (5,), (1, 40, 3, 200, 90, 80), (16,) * 20):
-        T = sum(lengths)
-        q, k, v = (torch.randn(T, n, D, requires_grad=True) for n in (H, groups, groups))
-        dy, at = torch.randn(T, H, D), torch.arange(T)
-        document = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-        distance = at[:, None] - at
-        seen = (document[:, None] == document) & (distance >= 0) & (distance < (window or T))
+    heads = Heads((H * D, groups * D, groups * D), D, 0.3, softcap, window)
+    sinks = torch.randn(H, requires_grad=True) if has_sinks else None
+    for lengths, n_sharing in ROWS:
+        documents, T = Documents.of(lengths, n_sharing), sum(lengths)
+        qkv, dy = torch.randn(T, sum(heads.sizes), requires_grad=True), torch.randn(T, H, D)
+        seen = torch.zeros(T, T, dtype=torch.bool)
+        for own, prefix in documents.pieces():
+            tokens = torch.tensor([*(range(prefix.start, prefix.stop) if prefix else ()), *range(own.start, own.stop)])
+            distance = documents.positions[tokens][:, None] - documents.positions[tokens]
+            of_all = (distance >= 0) & (distance < (window or T))
+            seen[own] = seen[own].index_copy(1, tokens, of_all[len(tokens) - (own.stop - own.start) :])
+        q, k, v = split(qkv, heads)
         scores = torch.einsum("thd,shd->hts", q, k.repeat_interleave(H // groups, 1)) * 0.3
         scores = softcap * torch.tanh(scores / softcap) if softcap else scores
-        p = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        scores = scores.masked_fill(~seen, -torch.inf)
+        beside = torch.full((H, T, 1), -torch.inf) if sinks is None else sinks[:, None, None].expand(H, T, 1)
+        p = torch.cat((scores, beside), -1).softmax(-1)[..., :-1]
         want = torch.einsum("hts,shd->thd", p, v.repeat_interleave(H // groups, 1))
-        gradients = torch.autograd.grad(want, (q, k, v), dy)
-        settings = lengths, Heads((H * D, groups * D, groups * D), D, 0.3, softcap, window)
-        q, k, v = q.detach(), k.detach(), v.detach()
-        y = padded.attend(q, k, v, *settings)
+        given = (qkv,) if sinks is None else (qkv, sinks)
+        gradients = torch.autograd.grad(want, given, dy)
+        with torch.no_grad():
+            y, *kept = attended(qkv, documents, heads, sinks)
+            found = attended_backward(dy, qkv, y, *kept, documents=documents, heads=heads, sinks=sinks)
         torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-5)
-        for a, b in zip(padded.attend_backward(dy, q, k, v, y, *settings), gradients, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    found = padded.groups((16,) * 20, torch.device("cpu"))
-    assert len(found) == 2 and sum(len(group.slot) for group in found) == 320  # 3,000 scores are 11 documents
-    padded.groups.cache_clear()
+        torch.testing.assert_close(torch.cat(found[:3], 1).flatten(1), gradients[0], rtol=1e-4, atol=2e-5)
+        if sinks is not None:
+            torch.testing.assert_close(found[3], gradients[1], rtol=1e-4, atol=2e-5)
+
+
+def test_groups_hold_similar_documents_and_a_bounded_number_of_scores(limits):
+    """One group where that wastes less than a second one would cost; a document with its prefix, and the prefix too."""
+    heads, kind = Heads((32, 8, 8), 8, 0.3), (torch.float32, torch.device("cpu"))
+    layout = blocks.layout((47, 52, 51, 50, 48), (4,), heads=heads, most=1000, kind=kind)
+    alike = blocks.layout((16,) * 20, (), heads=heads, most=1000, kind=kind)
+    if limits is None:
+        assert [g.size for g in layout.groups] == [(5, 52, 99)] and layout.order is None
+        assert [len(s[2]) for s in layout.groups[0].shared] == [1] and len(alike.groups) == 1
+        apart = blocks.layout((3, 700), (), heads=heads, most=1000, kind=kind)
+        assert all(n * H * S <= 2**20 // 4 for n, H, S in (g.size for g in apart.groups)) and len(apart.groups) > 1
+    else:
+        assert all(g.size[1] <= 16 for g in layout.groups) and layout.order is not None
+        assert [g.size[0] for g in alike.groups] == [11, 9]  # 12,000 scores of 4 heads are 11 documents

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from lit_gpt.layers.attention import padded
-from lit_gpt.layers.attention.by_document import by_document, by_document_backward
+from lit_gpt.layers.attention.by_matmul import attend, attend_backward
 from lit_gpt.layers.attention.documents import Documents
 from lit_gpt.layers.attention.flash import flash, flash_backward, flash_can
 from lit_gpt.layers.attention.heads import Heads, split
@@ -52,17 +51,15 @@ class PackedAttention(Function):
 
 def attended(qkv: Tensor, documents: Documents, heads: Heads, sinks: Tensor | None = None) -> tuple[Tensor, ...]:
     """Returns attention (T, H, D) for rotated qkv (T, sum(sizes)), and what else `attended_backward` needs."""
-    q, k, v = split(qkv, heads)
     if flash_can(qkv, heads):
+        q, k, v = split(qkv, heads)
         y, lse, *kept = flash(q, k, v, documents=documents, heads=heads)
         if sinks is not None:
             y, all_logits = with_sinks(y, lse.mT, sinks)
             lse = all_logits.mT.contiguous()
         return y, lse, *kept
-    if qkv.device.type == "cpu":
-        y, *kept = by_document(*upcast(q, k, v), documents=documents, heads=heads, sinks=sinks)
-        return y.to(qkv.dtype), *kept
-    return (padded.attend(q, k, v, lengths=documents.lengths, heads=heads, sinks=sinks),)
+    y, *kept = attend(*upcast(qkv), documents=documents, heads=heads, sinks=sinks)
+    return y.to(qkv.dtype), *kept
 
 
 def attended_backward(
@@ -74,16 +71,12 @@ def attended_backward(
         dy, y: the gradient of the output of attention and the output itself, (T, H, D).
         kept: what `attended` returned after the output.
     """
-    q, k, v = split(qkv, heads)
     if flash_can(qkv, heads):
+        q, k, v = split(qkv, heads)
         gradients = flash_backward(dy, q, k, v, y, *kept, documents=documents, heads=heads)
         return gradients if sinks is None else (*gradients, sinks_gradient(dy, y, kept[0].mT, sinks))
-    if qkv.device.type == "cpu":
-        gradients = by_document_backward(
-            *upcast(dy, q, k, v, y), kept=kept, documents=documents, heads=heads, sinks=sinks
-        )
-        return *(x.to(qkv.dtype) for x in gradients[:3]), *gradients[3:]
-    return padded.attend_backward(dy, q, k=k, v=v, y=y, lengths=documents.lengths, heads=heads, sinks=sinks)
+    dq, dk, dv, *d_sinks = attend_backward(*upcast(dy, qkv, y), *kept, documents=documents, heads=heads, sinks=sinks)
+    return *(x.to(qkv.dtype) for x in (dq, dk, dv)), *d_sinks
 
 
 @partial(compiled_on_gpu, dynamic=1)
@@ -96,12 +89,19 @@ def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, head_size: int, n_heads: int)
 @partial(compiled_on_gpu, dynamic=1)
 def rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Returns the gradient of qkv, (T, sum(sizes)), given those of rotated q and k and of v, (T, heads, D) each."""
-    return torch.cat((_rotate_heads(dq, cos, -sin), _rotate_heads(dk, cos, -sin), dv), 1).flatten(1)
+    return torch.cat((_rotate_heads(dq, cos, sin, -1), _rotate_heads(dk, cos, sin, -1), dv), 1).flatten(1)
 
 
-def _rotate_heads(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Returns x (T, heads, D) with the first n channels of each head rotated; cos, sin: (T, n)."""
+def _rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> Tensor:
+    """Returns x (T, heads, D) with the first n channels of each head rotated, or rotated back with a `sign` of -1.
+
+    Args:
+        cos, sin: (T, n).
+    """
     half = cos.size(-1) // 2
     cos, sin = cos[:, None, :half], sin[:, None, :half]
-    a, b, rest = x.split((half, half, x.size(-1) - 2 * half), dim=-1)
-    return torch.cat(((a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest), -1)
+    a, b = (
+        x[..., : 2 * half].float().split((half, half), -1)
+    )  # one conversion, where products of mixed dtypes would be four
+    first, second = torch.addcmul(a * cos, b, sin, value=-sign), torch.addcmul(b * cos, a, sin, value=sign)
+    return torch.cat((first.to(x.dtype), second.to(x.dtype), x[..., 2 * half :]), -1)
