@@ -175,7 +175,7 @@ def _group(blocks: list[_Block], heads: Heads, dtype: torch.dtype) -> Group:
         padding=query.transpose(1, 2)[~is_used].flatten(),
         used=query.transpose(1, 2)[is_used].flatten().int(),
         own=key[..., P:].permute(1, 3, 0, 2)[is_used].flatten().int(),
-        hidden=_hidden(n_before, L, P, heads.window, dtype),
+        hidden=_hidden(n_before, L, P, window=heads.window, dtype=dtype),
     )
 
 

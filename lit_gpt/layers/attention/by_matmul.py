@@ -59,7 +59,7 @@ def attend_backward(
             total += part
     for (own, prefix), lse in zip(plan.alone, kept, strict=True):
         keys, values = (_seen(x, own, prefix) for x in (k, v))
-        d_own, *others = cpu_flash_backward(dy[own], q[own], keys, values, y=y[own], lse=lse, heads=heads)
+        d_own, *others = cpu_flash_backward(dy[own], q[own], keys, v=values, y=y[own], lse=lse, heads=heads)
         at, d_seen = len(keys) - len(d_own), torch.stack(others, 1)  # (S, 2, G, D)
         dq.append(d_own)
         d_kv.append(d_seen[at:])
