@@ -80,8 +80,8 @@ def test_before_the_first_step_a_model_computes_what_its_base_does(kind, method,
     ids = torch.randint(0, 320, (2, 16), generator=torch.Generator().manual_seed(1))
     assert torch.equal(model(ids), base(ids)) and model(ids).dtype == dtype
     batch = collate(documents_of((9, 20, 1)))
-    hidden = [m.hidden(batch.ids[None], documents=batch.documents) for m in (model, base)]
-    assert torch.equal(*hidden)
+    mine, its = (m.hidden(batch.ids[None], documents=batch.documents) for m in (model, base))
+    torch.testing.assert_close(mine, its, rtol=0, atol=1e-6)  # a weight that trains has another kernel in a mixture
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
