@@ -100,8 +100,7 @@ def _rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> Tensor:
     """
     half = cos.size(-1) // 2
     cos, sin = cos[:, None, :half], sin[:, None, :half]
-    a, b = (
-        x[..., : 2 * half].float().split((half, half), -1)
-    )  # one conversion, where products of mixed dtypes would be four
+    rotating = x[..., : 2 * half].float()  # one conversion, where products of mixed dtypes would be four
+    a, b = rotating.split((half, half), -1)
     first, second = torch.addcmul(a * cos, b, sin, value=-sign), torch.addcmul(b * cos, a, sin, value=sign)
     return torch.cat((first.to(x.dtype), second.to(x.dtype), x[..., 2 * half :]), -1)
