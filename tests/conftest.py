@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from script_processes import ROOT, share_starts
+from script_processes import ROOT, begin_test, share_starts
 
 TESTS = Path(__file__).parent
 NEEDS = {path.name: "lm_eval" for path in TESTS.glob("test_evaluation*.py")}
@@ -232,6 +232,11 @@ def assert_one_line_error(process: subprocess.CompletedProcess[str], *parts: str
     assert "Traceback" not in process.stderr
     for part in parts:
         assert part in lines[-1], lines[-1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    begin_test()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,6 +27,8 @@ NOT_OF_THE_SCRIPT += ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 READ_AT_THE_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "HOME", "TMP", "XDG_", "MPL", "MALLOC_")
 READ_AT_THE_START += ("OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "TORCH", "PYTORCH", "CUDA", "NCCL_", "GLOO_")
 """Beginnings of the names of variables that Python, torch and matplotlib read when they start or are imported."""
+_left: dict[str, str | None] = {}
+"""Such variables that a library has set or removed in this process, with what they are now: no test means them."""
 _started: set[str] = set()
 """Scripts that a process from the very beginning has run."""
 _started_by_all: list[Path] = []
@@ -64,11 +66,22 @@ def start(*argv: object, cwd: Path, env: dict[str, str] | None = None, stderr: i
 
 def _of_the_script(environment: dict[str, str]) -> dict[str, str]:
     """Returns what a script can know of an environment."""
-    return {name: value for name, value in sorted(environment.items()) if name not in NOT_OF_THE_SCRIPT}
+    not_meant = {name for name, value in _left.items() if environment.get(name) == value}
+    meant = {name: value for name, value in environment.items() if name not in not_meant}
+    meant |= {name: FIRST_ENVIRONMENT[name] for name in not_meant if name in FIRST_ENVIRONMENT}
+    return {name: value for name, value in sorted(meant.items()) if name not in NOT_OF_THE_SCRIPT}
 
 
 FIRST_ENVIRONMENT = _of_the_script(dict(os.environ))
 """The environment of this process before the first test, and that of the process that forks."""
+
+
+def begin_test() -> None:
+    """Notes what is another in the environment before a test begins: libraries set variables when they are imported."""
+    _left.clear()
+    for name in {*FIRST_ENVIRONMENT, *os.environ}:
+        if name.startswith(READ_AT_THE_START) and FIRST_ENVIRONMENT.get(name) != os.environ.get(name):
+            _left[name] = os.environ.get(name)
 
 
 def _is_read_at_the_start(environment: dict[str, str]) -> bool:

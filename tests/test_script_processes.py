@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import script_processes
 import torch
-from script_processes import FIRST_ENVIRONMENT, Forked, can_fork, share_starts, start
+from script_processes import FIRST_ENVIRONMENT, Forked, begin_test, can_fork, share_starts, start
 
 from lit_gpt.fabric import make_fabric
 
@@ -82,6 +82,29 @@ def test_what_training_sets_in_this_process_is_nothing_to_a_script(tmp_path):
     processes = [start(script, cwd=tmp_path) for _ in range(2)]
     said = [process.communicate()[0] for process in processes]
     assert isinstance(processes[1], Forked) and said[0] == said[1]
+
+
+@pytest.mark.skipif(not can_fork(), reason="no process is forked here")
+def test_what_a_library_left_in_the_environment_is_nothing_to_a_script(tmp_path, monkeypatch):
+    monkeypatch.setattr(script_processes, "_left", {})
+    monkeypatch.setenv("KMP_OF_A_LIBRARY", "1")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "0")
+    monkeypatch.delenv("HOME")
+    script = tmp_path / "script.py"
+    script.write_text("import os\nprint(sorted(os.environ.items()))\n")
+
+    def starts():
+        process = start(script, cwd=tmp_path)
+        return process.communicate()[0], isinstance(process, Forked)
+
+    (meant, _), (_, is_forked) = starts(), starts()
+    assert not is_forked and "KMP_OF_A_LIBRARY" in meant and "'HOME'" not in meant
+    begin_test()  # from here on, another one might have set all that
+    left, is_forked = starts()
+    assert is_forked and "KMP_OF_A_LIBRARY" not in left and "'HOME'" in left
+    monkeypatch.setenv("KMP_OF_A_LIBRARY", "2")
+    meant, is_forked = starts()
+    assert not is_forked and "('KMP_OF_A_LIBRARY', '2')" in meant
 
 
 @pytest.mark.skipif(not can_fork(), reason="no process is forked here")
