@@ -27,6 +27,8 @@ from lit_gpt.layers.neftune import noisy
 from lit_gpt.lightning import Fabric
 from lit_gpt.methods import lora
 from lit_gpt.model import GPT
+from lit_gpt.training import batching
+from lit_gpt.training.batching import micro_batch_tokens
 from lit_gpt.training.flops import estimated_flops, measured_flops
 from lit_gpt.training.loop import fit
 from lit_gpt.training.loss import loss_sum
@@ -267,3 +269,14 @@ def test_the_mean_of_the_last_checkpoints_is_a_run_of_its_own(tmp_path, capsys):
         require_checkpoints(train, n_steps)
     with pytest.raises(UserError, match="--average_last 3: 7 steps with --save_interval 4 are sure to leave 2"):
         require_checkpoints(train, 7)
+
+
+def test_a_cpu_takes_more_tokens_at_once_where_it_multiplies_16_bits_fast(monkeypatch):
+    def tokens(dtype, **train):
+        return micro_batch_tokens(TrainArgs(**train), "cpu", dtype)
+
+    monkeypatch.setattr(batching, "MISSING", frozenset())
+    assert tokens(torch.bfloat16) > tokens(torch.float32)
+    assert tokens(torch.bfloat16, micro_batch_tokens=77) == 77 and tokens(torch.bfloat16, packing=False) == 1
+    monkeypatch.setattr(batching, "MISSING", frozenset({torch.bfloat16}))
+    assert tokens(torch.bfloat16) == tokens(torch.float32)

@@ -85,7 +85,6 @@ def fitted(fabric: Fabric, model: GPT, job: Job, share_prefixes: bool) -> Record
     """Train the model over the rows; what that took."""
     rows = job.material.rows[: job.n_rows] * job.repeats
     train = TrainArgs(
-        micro_batch_tokens=job.max_seq_length,
         learning_rate=job.learning_rate,
         lr_schedule="constant",
         batch_size=job.batch_size,

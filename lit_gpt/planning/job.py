@@ -67,14 +67,19 @@ class Job:
         return torch.float32 if self.mixed else _DTYPES[self.precision.partition("-")[0]]
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of an activation."""
+        return _DTYPES[self.precision.partition("-")[0]]
+
+    @property
     def compute_itemsize(self) -> int:
         """Bytes of an activation."""
-        return _DTYPES[self.precision.partition("-")[0]].itemsize
+        return self.compute_dtype.itemsize
 
     @property
     def room(self) -> int:
         """Tokens of a forward pass."""
-        return micro_batch_tokens(self.train, self.device.kind, self.sharded)
+        return micro_batch_tokens(self.train, self.device.kind, self.compute_dtype, self.sharded)
 
     @property
     def packing(self) -> Packing:

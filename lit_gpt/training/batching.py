@@ -10,6 +10,7 @@ from lit_gpt.config import Config
 from lit_gpt.data.packing import Packing
 from lit_gpt.errors import UserError
 from lit_gpt.layers.attention import Documents, Heads, attended, attended_backward, flash_can
+from lit_gpt.layers.cpu_matmul import MISSING, matmul_dtype
 from lit_gpt.model import GPT
 from lit_gpt.parallel.shards import is_sharded
 from lit_gpt.resources import total_memory
@@ -30,19 +31,23 @@ def packing_of(model: GPT, train: TrainArgs, device: torch.device, max_tokens: i
         dtype = torch.get_autocast_dtype("cuda") if mixed else weight.dtype
         if (heads := model.attention_heads) and not can_share(heads, dtype, device):
             up_to = 0
-    return Packing(max_tokens or micro_batch_tokens(train, device.type, is_sharded(model)), up_to)
+    dtype = matmul_dtype(model.transformer.wte.weight)
+    return Packing(max_tokens or micro_batch_tokens(train, device.type, dtype, is_sharded(model)), up_to)
 
 
-def micro_batch_tokens(train: TrainArgs, device_type: str, sharded: bool = False) -> int:
+def micro_batch_tokens(train: TrainArgs, device_type: str, dtype: torch.dtype, sharded: bool = False) -> int:
     """Returns the tokens of a forward pass: --micro_batch_tokens, or what keeps a device of this type busy.
 
     Args:
         device_type: cuda or cpu.
+        dtype: of the matmuls. A CPU with fast ones in 16 bits is kept busy by more tokens, which take half the memory.
         sharded: each device keeps a part of every weight, and all of them are brought together in each pass.
     """
     if not train.packing:
         return 1  # a longer sample goes alone
-    return train.micro_batch_tokens or (4096 if device_type == "cuda" else 2048 if sharded else 512)
+    if train.micro_batch_tokens or device_type == "cuda":
+        return train.micro_batch_tokens or 4096
+    return 2048 if sharded else 896 if dtype.itemsize == 2 and dtype not in MISSING else 512
 
 
 def require_room_for_a_step(lengths: np.ndarray, train: TrainArgs, n_samples: int) -> None:

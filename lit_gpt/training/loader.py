@@ -50,7 +50,7 @@ class BatchLoader:
         self.model, self.data, self.train, self.device, self.autocast = model, data, train, device, autocast
         self.seed = seed
         self.begin_at()
-        self.packing = Packing(micro_batch_tokens(train, device.type, self.sharded))
+        self.packing = Packing(micro_batch_tokens(train, device.type, model.transformer.wte.weight.dtype, self.sharded))
         self.coming: Iterator[list[Batch]] | None = None
         self.next_step = 1
         self.has_shrunk = False

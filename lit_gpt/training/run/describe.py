@@ -43,7 +43,8 @@ def description(
     longest = data.lengths.max()
     yield f"The longest training sample has {longest} tokens, the model has room for {model.config.block_size}"
     length = round(float(data.lengths.mean()))
-    n = max(1, micro_batch_tokens(train, device.type, is_sharded(model)) // length)
+    dtype = model.transformer.wte.weight.dtype
+    n = max(1, micro_batch_tokens(train, device.type, dtype, is_sharded(model)) // length)
     size = f"(one forward and backward pass of {n} x {length} tokens, the mean length)"
     yield f"Estimated TFLOPs: {estimated_flops(counted, n, length) / 1e12:.2f} {size}"
     yield f"Measured TFLOPs: {measured_flops(counted, n, length) / 1e12:.2f} {size}"
