@@ -112,9 +112,11 @@ def test_the_learning_rate_goes_on_as_in_a_run_of_the_new_length(tmp_path, capsy
 )  # fmt: skip
 def test_the_samples_of_a_run_in_parts_are_those_of_one_in_their_order(n, legs):
     data, seen, step = numbered(n), [], 0
+    weights = SimpleNamespace(wte=torch.nn.Embedding(1, 1))
+    model = SimpleNamespace(hidden=None, draws=Draws(), transformer=weights)
     for name, limit, batch_size in legs:
         train = TrainArgs(**{name: limit / 4 if name == "epochs" else limit}, batch_size=batch_size)
-        loader = BatchLoader(SimpleNamespace(hidden=None, draws=Draws()), data, train, torch.device("cpu"), 3, None)
+        loader = BatchLoader(model, data, train, torch.device("cpu"), 3, None)
         loader.begin_at(step, len(seen))
         while step < loader.n_steps:
             step += 1
