@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_gpt.config import Config
 from lit_gpt.layers.conv import CausalConv
+from lit_gpt.layers.fla import in_kernels
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.norms import RMSNorm
 from lit_gpt.layers.past import Mixing, Past, recomputed
@@ -71,7 +72,8 @@ class GatedDeltaNet(Mixing):
 
     def mixed(self, kept: Tensor, gate: Tensor, past: Past) -> Tensor:
         """Returns the output of the layer, (B, T, C); see `features`."""
-        y = past.run(recomputed(_gated_delta), self.tensors, kept)  # (B, T, V, dv) in fp32
+        rule = in_kernels(_gated_delta, "gated_delta_rule", kept)
+        y = past.run(recomputed(rule), self.tensors, kept)  # (B, T, V, dv) in fp32
         y = self.norm(y.to(kept.dtype))
         y = (y.float() * F.silu(gate.unflatten(-1, (self.V, -1)).float())).to(kept.dtype)
         return self.out_proj(y.flatten(-2))

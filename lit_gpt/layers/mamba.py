@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lit_gpt.config import Config
 from lit_gpt.layers.conv import CausalConv
+from lit_gpt.layers.fla import in_kernels
 from lit_gpt.layers.linear import Linear
-from lit_gpt.layers.past import Mixing, Past, recomputed
+from lit_gpt.layers.past import Mixing, Past, Rule, recomputed
 from lit_gpt.layers.recurrence import Chunks, decays, from_chunk_to_chunk
 
 
@@ -24,16 +25,25 @@ def _scan(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | N
     """Returns the output of texts that lie end to end, and the state after each, in fp32; see `past.Rule`.
 
     Args:
-        tensors: C and B of each head (tokens, V, N), dt x and D x (tokens, V, P), and the logarithm of the decay,
-            (tokens, V); all in fp32.
+        tensors: C and B of each head (tokens, V, N), dt x (tokens, V, P), and the logarithm of the decay, (tokens, V);
+            all in fp32.
     """
-    *cut, direct, log_decay = tensors
-    chunks = Chunks(lengths, direct.device)
-    q, k, v = (chunks.cut(x) for x in cut)
-    so_far, decay = decays(chunks.cut(log_decay))
+    chunks = Chunks(lengths, tensors[0].device)
+    q, k, v, log_decay = (chunks.cut(x) for x in tensors)
+    so_far, decay = decays(log_decay)
     within = q @ k.mT * decay
-    y, states = from_chunk_to_chunk(q, k, values=v, so_far=so_far, within=within, chunks=chunks, initial=initial)
-    return y + direct, states
+    return from_chunk_to_chunk(q, k, values=v, so_far=so_far, within=within, chunks=chunks, initial=initial)
+
+
+def _with_input(rule: Rule) -> Rule:
+    """Returns a rule that adds its last tensor, D x (tokens, V, P), to the output of another one."""
+
+    def run(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
+        *others, direct = tensors
+        y, states = rule(others, lengths, initial)
+        return y + direct, states
+
+    return run
 
 
 class _GatedNorm(nn.Module):
@@ -75,11 +85,12 @@ class Mamba2(Mixing):
 
     def mixed(self, kept: Tensor, gate: Tensor, past: Past) -> Tensor:
         """Returns the output of the layer, (B, T, n_embd); see `features`."""
-        y = past.run(recomputed(_scan), self.tensors, kept)  # (B, T, V, P) in fp32
+        rule = _with_input(in_kernels(_scan, "simple_gla", kept))
+        y = past.run(recomputed(rule), self.tensors, kept)  # (B, T, V, P) in fp32
         return self.out_proj(self.norm(y.flatten(-2), gate))
 
     def tensors(self, kept: Tensor, past: Past) -> tuple[Tensor, ...]:
-        """Returns the arguments of `_scan`, (B, T, V, ...), for features (B, T, F)."""
+        """Returns the arguments of `_scan` and D x, (B, T, V, ...), for features (B, T, F)."""
         mixed, dt = kept.split((sum(self.sizes), self.heads), -1)
         x, B, C = F.silu(self.conv(mixed, past)).float().split(self.sizes, -1)
         x = x.unflatten(-1, (self.heads, -1))
@@ -87,4 +98,4 @@ class Mamba2(Mixing):
         dt = F.softplus(dt.float() + self.dt_bias.float())
         dt = dt.clamp(min=self.min_step) if self.min_step else dt
         direct = x * self.D.float().unsqueeze(-1)
-        return C, B, x * dt.unsqueeze(-1), direct, -self.A_log.float().exp() * dt
+        return C, B, x * dt.unsqueeze(-1), -self.A_log.float().exp() * dt, direct
