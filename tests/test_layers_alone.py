@@ -103,12 +103,33 @@ def test_what_a_layer_alone_keeps_is_what_the_count_says(trained):
 
 
 def test_the_operations_are_those_that_torch_counts():
-    """Attention is where a layer has it; the rule of Mamba-2 is not counted, and so not in this model."""
+    """Attention is where a layer has it; the rule of Mamba-2 is below, and so not in this model."""
     with torch.device("meta"):
         model = tiny("nemotron-h", layers_block_type=["full_attention", "mlp", "mlp", "full_attention", "mlp"])
     whole = 2 * (2 * 64**2)  # torch counts scores that the causal mask hides, too
     assert training_flops(model, 128, 128, squares=whole) == pytest.approx(measured_flops(model, 2, 64), rel=1e-3)
     assert forward_flops(model, 128, 128, squares=whole) == pytest.approx(measured_flops(model, 2, 64) / 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("lowest", [0, 1])
+@pytest.mark.parametrize("kind, system", [("granite4", False), ("qwen3.5", True)])
+def test_the_operations_count_what_a_state_takes(kind, system, lowest):
+    """Its forward pass runs once more before the backward pass. Torch counts no triangular system.
+
+    The backward pass leaves out the gradient of the zeros that a state begins with, and takes more for the system.
+    """
+    model = tiny(kind).to("meta")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(("transformer.wte", "transformer.h.0")[: 1 + lowest]))
+    n_tokens, whole = 2 * 128, 2 * (2 * 128**2)
+    counted = measured_flops(model, 2, 128)
+    if system:
+        c = model.config
+        passes = [1 if i < lowest else 4 for i in range(c.n_layer) if c.mixer(i) == "delta"]
+        counted += sum(passes) * n_tokens * 64 * c.delta_value_heads * (c.delta_key_size + c.delta_value_size)
+    assert training_flops(model, n_tokens, n_tokens, squares=whole) == pytest.approx(
+        counted, rel=1e-3 if lowest else 0.03
+    )
 
 
 def test_a_base_in_8_bits_learns():

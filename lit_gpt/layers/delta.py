@@ -19,7 +19,7 @@ from lit_gpt.layers.fla import in_kernels
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.norms import RMSNorm
 from lit_gpt.layers.past import Mixing, Past, recomputed
-from lit_gpt.layers.recurrence import Chunks, decays, from_chunk_to_chunk
+from lit_gpt.layers.recurrence import Chunks, decays, flops_of_state, from_chunk_to_chunk
 
 
 def _gated_delta(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -65,6 +65,10 @@ class GatedDeltaNet(Mixing):
         self.dt_bias = nn.Parameter(torch.ones(self.V))
         self.norm = RMSNorm(config.delta_value_size, config.norm_eps)
         self.out_proj = Linear(self.sizes[2], config.n_embd, bias=False)
+
+    def flops(self, length: float) -> float:
+        dk, dv = (self.sizes[0] // self.K, self.sizes[2] // self.V)
+        return self.V * flops_of_state(length, dk, dv, corrects=True)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what is kept of each token, (B, T, F), and the gate of the output, (B, T, V dv)."""

@@ -18,7 +18,7 @@ from lit_gpt.layers.conv import CausalConv
 from lit_gpt.layers.fla import in_kernels
 from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.past import Mixing, Past, Rule, recomputed
-from lit_gpt.layers.recurrence import Chunks, decays, from_chunk_to_chunk
+from lit_gpt.layers.recurrence import Chunks, decays, flops_of_state, from_chunk_to_chunk
 
 
 def _scan(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -77,6 +77,10 @@ class Mamba2(Mixing):
         self.D, self.dt_bias = (nn.Parameter(torch.ones(self.heads)) for _ in range(2))
         self.norm = _GatedNorm(width, self.groups, config.norm_eps)
         self.out_proj = Linear(width, config.n_embd, bias=False)
+
+    def flops(self, length: float) -> float:
+        dk, dv = self.sizes[1] // self.groups, self.sizes[0] // self.heads
+        return self.heads * flops_of_state(length, dk, dv, corrects=False)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what is kept of each token, (B, T, F), and the gate of the output, (B, T, V P)."""

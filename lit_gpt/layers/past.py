@@ -169,6 +169,14 @@ class Mixing(nn.Module):
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
+    def flops(self, length: float) -> float:
+        """Returns the operations a token of the layer's state, in the forward pass; 0 for a layer without one.
+
+        Args:
+            length: tokens of a text.
+        """
+        return 0.0
+
     def mixed(self, kept: Tensor, gate: Tensor, past: Past) -> Tensor:
         raise NotImplementedError
 

@@ -17,6 +17,18 @@ from torch import Tensor
 _CHUNK = 64
 
 
+def flops_of_state(length: float, dk: int, dv: int, *, corrects: bool) -> float:
+    """Returns the operations of a head a token, forward: matmuls within a chunk, and with the state that goes through.
+
+    Args:
+        length: tokens of a text.
+        dk, dv: channels of a key and of a value.
+        corrects: whether values are corrected by what the state has of their key, which takes a triangular system.
+    """
+    L = min(_CHUNK, length)
+    return 2 * L * (dk + dv) + 4 * dk * dv + corrects * (2 * L * dk + L * (dk + dv) + 2 * dk * dv)
+
+
 class Chunks:
     """How texts that lie end to end are cut into chunks of L tokens, of which every text begins a new one."""
 

@@ -4,6 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_gpt.layer_heads import of_layer
+from lit_gpt.layers.past import Mixing
 from lit_gpt.model import GPT
 from lit_gpt.training.memory import lowest_trained
 
@@ -20,7 +21,8 @@ def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float
     2 a token for each weight of a matmul in the forward pass, and as many for the gradient of its input; the
     gradient of the weight, 2 more, only where it is trained (arXiv:2001.08361, table 1). Attention reads the causal
     half: 2 * T * H * D a layer and token for scores and values together, and twice that in the backward pass. That ends
-    at the lowest block where something trains. The output projection is computed for targets only.
+    at the lowest block where something trains. The state of a layer that is not attention is computed once more there.
+    The output projection is computed for targets only.
 
     Args:
         squares: the sum of the squared lengths of the documents.
@@ -37,19 +39,25 @@ def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float
     for name, module in model.named_modules():
         total += getattr(module, "flops_besides", 0) * _rows_of(model, f"{name}.", n_tokens, n_targets)
     per_block = sum(rows for name, rows, _ in _matmuls(model, n_tokens, n_targets) if ".h." in name) / c.n_layer
-    layers = [*range(lowest), *3 * list(range(lowest, c.n_layer)), *range(n_recomputed)]  # passes over each
-    return total + 2 * per_block * n_recomputed + sum(_of_attention(model, i, squares) for i in layers)
+    total += 2 * per_block * n_recomputed
+    for i, block in enumerate(model.transformer.h):
+        n = 1 if i < lowest else 4 if isinstance(block.attn, Mixing) else 3  # as many operations as n forward passes
+        total += (n + (i < n_recomputed)) * _between_tokens(model, i, n_tokens, squares)
+    return total
 
 
 def forward_flops(model: GPT, n_tokens: float, n_targets: float, squares: float) -> float:
     """Returns the operations of the forward pass alone; its arguments are those of `training_flops`."""
-    attention = sum(_of_attention(model, i, squares) for i in range(model.config.n_layer))
-    return sum(2 * rows for _, rows, _ in _matmuls(model, n_tokens, n_targets)) + attention
+    others = sum(_between_tokens(model, i, n_tokens, squares) for i in range(model.config.n_layer))
+    return sum(2 * rows for _, rows, _ in _matmuls(model, n_tokens, n_targets)) + others
 
 
-def _of_attention(model: GPT, layer: int, squares: float) -> float:
-    """Returns the operations of a layer's scores and of the values that they weigh, forward; 0 without attention."""
-    if model.config.mixer(layer) != "attention":
+def _between_tokens(model: GPT, layer: int, n_tokens: float, squares: float) -> float:
+    """Returns the operations of a layer's scores and of the values that they weigh, or of its state, forward."""
+    mixer = model.transformer.h[layer].attn
+    if isinstance(mixer, Mixing):
+        return n_tokens * mixer.flops(squares / max(n_tokens, 1))
+    if mixer is None:
         return 0.0
     return 2 * squares * model.config.n_head * of_layer(model.config, layer).head_size
 
