@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from decode_parts.contenders import CONTENDERS, PROMPT
+from say import Say
 from train_parts.material import Material, script
 
 ROOT = Path(__file__).parent.parent
@@ -55,19 +56,6 @@ def main() -> None:
     finally:
         for process in processes.values():
             process.kill()
-
-
-class Say:
-    """Prints lines, and adds them to a file if there is one."""
-
-    def __init__(self, out: Path | None) -> None:
-        self.out = out
-
-    def __call__(self, line: str) -> None:
-        print(line, flush=True)
-        if self.out:
-            with self.out.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
 
 
 def prepare(folder: Path) -> None:

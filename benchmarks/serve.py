@@ -31,6 +31,7 @@ from typing import Any
 
 import httpx
 import torch
+from say import Say
 from serve_parts.asking import Asked, Got, ask, chats, multiple_choice
 from serve_parts.contenders import CONTENDERS, ROOT, Contender
 from serve_parts.material import make_random, own_questions, own_text
@@ -61,7 +62,7 @@ def main() -> None:
     if args.random:
         make_random(material)
     material.make_model()
-    say = _Say(args.out)
+    say = Say(args.out)
     say(_head("random weights" if args.random else material.ours.name, args.threads))
     names = {name: None for part in parts for name in (_QUESTIONS if part == "questions" else _CHATS) if name in only}
     running: dict[str, Contender] = {}
@@ -76,19 +77,6 @@ def main() -> None:
     finally:
         for contender in running.values():
             contender.end()
-
-
-class _Say:
-    """Prints lines, and adds them to a file if there is one."""
-
-    def __init__(self, out: Path | None) -> None:
-        self.out = out
-
-    def __call__(self, line: str) -> None:
-        print(line, flush=True)
-        if self.out:
-            with self.out.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
 
 
 def _head(model: str, threads: int) -> str:
