@@ -273,7 +273,7 @@ def prepared(checkpoint, tmp_path):
 @pytest.mark.parametrize("batch_size", [3, 8, 40])
 def test_the_passes_of_a_probe_are_those_of_steps_the_largest_first(batch_size):
     found = chosen(DATA[0], batch_size, Packing(256), torch.device("cpu"))
-    sizes = [batch.n_tokens for batch in found]
+    sizes = [batch.n_computed for batch in found]
     assert sizes[0] == max(sizes) and sizes[1:] != sorted(sizes[1:], reverse=True)
     assert max(batch.n_samples for batch in found) <= batch_size
     assert sum(batch.n_samples for batch in found) == min(60, STEPS * batch_size)
