@@ -115,7 +115,7 @@ def step_runner(
     optimizer = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.01, fused=True)
     batches = [batch.to(device) for batch in batches]
     n_targets = max(1, sum(batch.n_targets for batch in batches))
-    lengths = np.array([n for batch in batches for n in batch.documents.whole])
+    lengths = np.array([n for batch in batches for n in batch.documents.computed])
     most, shared = max(batch.n_computed for batch in batches), any(batch.documents.n_sharing for batch in batches)
     hidden_of = recorded_hidden(model, Packing(most, most * shared), lengths, recorded)
 

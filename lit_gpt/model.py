@@ -117,7 +117,7 @@ class GPT(nn.Module):
         longest = max(documents.whole)
         if self.config.block_size < longest:
             raise UserError(f"a sequence of {longest} tokens is longer than the model's {self.config.block_size}")
-        cos_sin = self.rope.packed(documents.positions, documents.lengths)  # (T, rope_n_elem)
+        cos_sin = self.rope.packed(documents.positions, documents.lengths, documents.ends)  # (T, rope_n_elem)
         x = self.embed(idx)
         if self.training and self.neftune_alpha:
             x = noisy(x, documents, self.neftune_alpha, seed=self.draws.seed_of(self.noise, x.device))

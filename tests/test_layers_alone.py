@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import ALL, tiny_hf_config
-from tiny import documents_of, gradients, kept_by, tiny
+from tiny import documents_of, gradients, kept_a_token, tiny
 
 from lit_gpt.args import AdapterArgs, LoRAArgs
 from lit_gpt.config import Config
@@ -89,7 +89,7 @@ def test_what_a_layer_alone_keeps_is_what_the_count_says(trained):
     def kept(layers):
         model = tiny("nemotron-h-moe", layers_block_type=layers).train()
         lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.0, **flags))
-        c, found = model.config, kept_by(model, collate(documents_of((64,)))) / 64
+        c, found = model.config, kept_a_token(model)
         return c, found, c.n_layer * (kept_values(c) + kept_by_wrappers(model))
 
     _, found, counted = kept(LAYERS)

@@ -136,12 +136,10 @@ def test_training_is_that_of_peft_with_steps_written_out_by_hand(tmp_path):
     matrices = [[p for n, p in peft.named_parameters() if f".lora_{x}." in n] for x in "AB"]
     moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for group in matrices for p in group}
     for t, batches in enumerate(steps(data, Order(len(data), 20, 1), 4, Packing(512)), 1):
-        ids, lengths = batches[0].ids, batches[0].documents.lengths
-        assert len(batches) == 1
-        losses = [
-            F.cross_entropy(peft(x[None]).logits[0, :-1], x[1:], reduction="sum") for x in ids.split(list(lengths))
-        ]
-        (sum(losses) / sum(n - 1 for n in lengths)).backward()
+        (batch,) = batches
+        parts = (x.split(batch.documents.lengths) for x in (batch.ids, batch.targets))  # each token predicts one
+        losses = [F.cross_entropy(peft(x[None]).logits[0], y, reduction="sum") for x, y in zip(*parts, strict=True)]
+        (sum(losses) / batch.n_targets).backward()
         norm = torch.stack([p.grad.norm() for p in moments]).norm()
         for factor, group in zip((1.0, ratio), matrices, strict=True):
             lr = 0.003 * (1 - (t - 1) / 5) * factor

@@ -68,6 +68,23 @@ def test_a_product_is_that_of_fp32_rounded_once(dtype, K, M, shape, without):
     assert torch.equal(out[:, [0, -1]], edges)
 
 
+@pytest.mark.parametrize("n, parts", [(39, 1), (40, 2), (79, 2), (80, 1)])
+def test_a_product_that_would_leave_cores_idle_is_computed_in_halves(n, parts, monkeypatch):
+    """By AMX, of 40 columns: as many rows or more, but not twice as many."""
+    monkeypatch.setattr(matmul, "MISSING", PROCESSORS["with"])
+    monkeypatch.setattr(matmul, "HAS_AMX", True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, n, 24).bfloat16(), torch.randn(40, 24).bfloat16()
+    called = []
+    monkeypatch.setattr(torch, "mm", lambda *args, mm=torch.mm, **kwargs: called.append(1) or mm(*args, **kwargs))
+    with torch.no_grad():
+        for got in (matmul.linear(x, weight), matmul.matmul(x, weight.T), matmul.matmul(x, weight.T.contiguous())):
+            assert_rounded(got, x.double() @ weight.double().T, torch.bfloat16)
+    assert len(called) == (6 if parts == 2 else 0)
+    assert matmul.linear(x.requires_grad_(), weight).requires_grad, "what autograd records stays whole"
+
+
 def test_rows_of_nothing_have_a_product(without):
     x, weight = torch.zeros(0, 5).bfloat16(), torch.ones(3, 5).bfloat16()
     assert matmul.linear(x, weight).shape == matmul.matmul(x, weight.T).shape == (0, 3)

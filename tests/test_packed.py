@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import ALL
 from parts import ONE_OF_EACH
-from tiny import LENGTHS, assert_same, documents_of, gradients, kept_by, tiny
+from tiny import LENGTHS, assert_same, documents_of, gradients, kept_a_token, tiny
 
 from lit_gpt.args import LoRAArgs, TrainArgs
 from lit_gpt.data.batches import ahead, collate
 from lit_gpt.data.packing import packs
-from lit_gpt.data.store import IGNORE
+from lit_gpt.data.store import IGNORE, stack
 from lit_gpt.fabric import make_fabric
 from lit_gpt.layers import cpu_matmul as matmul
 from lit_gpt.layers import dropout
@@ -94,8 +94,7 @@ def test_what_a_block_keeps_is_what_the_count_says(kind, targets, variant):
     for n_layer in (3, 4):
         model = tiny(kind, num_hidden_layers=n_layer).train()
         lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.5, **targets, **variant))
-        batch = collate(documents_of((64,)))
-        kept[n_layer] = kept_by(model, batch) / 64
+        kept[n_layer] = kept_a_token(model)
     c, r = model.config, 4 if variant else 2
     per_block = kept[4] - kept[3]
     wanted = kept_values(c)
@@ -118,7 +117,7 @@ def test_what_a_mixture_keeps_is_what_the_count_says(kind, experts_train):
     for n_layer in (3, 4):
         model = tiny(kind, num_hidden_layers=n_layer).train()
         lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.0, lora_mlp=experts_train))
-        kept[n_layer] = kept_by(model, collate(documents_of((64,)))) / 64
+        kept[n_layer] = kept_a_token(model)
     c = model.config
     wanted = kept_values(c) + kept_by_wrappers(model)
     wanted -= 0 if experts_train else c.n_expert_per_token * c.n_embd  # the rows that are handed out
@@ -142,8 +141,21 @@ def test_a_samples_first_token_is_never_a_target():
     ids = np.arange(1, 6, dtype=np.int32)
     batch = collate([(ids, ids), (ids + 10, ids + 10)])
     assert batch.targets.tolist() == [2, 3, 4, 5, 12, 13, 14, 15]
-    assert batch.predicting.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert batch.documents.positions.tolist() == [0, 1, 2, 3, 4] * 2
+    assert batch.predicting.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert batch.documents.positions.tolist() == [0, 1, 2, 3] * 2
+
+
+def test_nothing_is_computed_after_the_token_that_predicts_the_last_target():
+    ids = np.arange(1, 9, dtype=np.int32)
+    targets = ((), (0,), (1,), (2, 5), (7,))
+    samples = [(ids + 10 * i, np.where(np.isin(np.arange(8), t), ids + 10 * i, IGNORE)) for i, t in enumerate(targets)]
+    samples.append((ids[:1], ids[:1]))
+    data = stack([(ids.tolist(), labels.tolist()) for ids, labels in samples])
+    assert data.computed.tolist() == [1, 1, 1, 5, 7, 1]
+    batch = collate([data[i] for i in range(6)])
+    assert batch.ids.tolist() == [1, 11, 21, 31, 32, 33, 34, 35, *range(41, 48), 1]
+    assert batch.predicting.tolist() == [2, 4, 7, 14] and batch.targets.tolist() == [22, 33, 36, 48]
+    assert (batch.n_tokens, batch.n_computed, batch.documents.whole) == (41, 16, (8, 8, 8, 8, 8, 1))
 
 
 def test_without_a_target_the_loss_is_zero():
@@ -175,8 +187,8 @@ def test_batches_for_a_cpu_are_made_without_a_thread():
     steps = [[collate(documents_of(LENGTHS))], [collate(documents_of((3, 4)))]]
     before = threading.active_count()
     coming = ahead(iter(steps), torch.device("cpu"))
-    assert [len(next(coming)[0].ids), threading.active_count()] == [sum(LENGTHS), before]
-    assert [len(b[0].ids) for b in coming] == [7]
+    assert [next(coming)[0].n_tokens, threading.active_count()] == [sum(LENGTHS), before]
+    assert [b[0].n_tokens for b in coming] == [7]
 
 
 def test_recompute_asks_for_all_or_no_blocks_on_a_cpu():

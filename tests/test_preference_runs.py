@@ -142,4 +142,4 @@ def test_the_plan_has_the_reference_and_what_sharing_prompts_saves(learn, capsys
     for flags, there in (({}, True), ({"preference": {"loss": "simpo"}}, False)):
         learn("planned", plan=PlanArgs(dry_run=True, device="rtx4090"), **flags)
         out = capsys.readouterr().out
-        assert ("reference" in out) is there and "in prefixes that samples share" in out, out
+        assert ("reference" in out) is there and "in shared prefixes" in out, out

@@ -45,7 +45,7 @@ def test_in_mixed_precision_a_block_keeps_the_bytes_that_are_counted(method, par
     """Values in 16 bits, residuals in 32, and copies in 16 bits of weights that no method wraps: as on a GPU."""
     monkeypatch.setattr(cpu_matmul, "MISSING", frozenset())  # nothing is upcast, whatever this CPU multiplies fast
     kept = {}
-    batch = collate([DATA[0][i] for i in fullest(DATA[0].lengths, 400, 8)])
+    batch = collate([DATA[0][i] for i in fullest(DATA[0].computed, 400, 8)])
     for n_layer in (3, 4):
         model = real_model(job_of(method, replace(WIDE, parallel_residual=parallel, n_layer=n_layer)))
         model.n_recomputed = n_layer if again else 0
@@ -92,15 +92,15 @@ def test_the_longest_sample_decides_where_it_has_a_forward_pass_of_its_own(free,
     loader = BatchLoader(model, data, TrainArgs(**train, share_prefixes=False), torch.device("cpu"), 3, torch.no_grad)
     loader.prepare()
     loader.device = torch.device("cuda")
-    assert loader.most_tokens == 400
-    kept, _ = block_bytes(model, 400, 4)
+    assert loader.most_tokens == 399
+    kept, _ = block_bytes(model, 399, 4)
     free.n_bytes = WORKSPACE + training_bytes(model, loader.train) + 4 * kept - 1
     loader.prepare()
     assert model.n_recomputed == 2
     loader.device = torch.device("cpu")
     loader.shrink()
     said = capsys.readouterr().out
-    assert "micro-batches of 400 tokens and all blocks recomputed" in said and "of 1 tokens" not in said
+    assert "micro-batches of 399 tokens and all blocks recomputed" in said and "of 1 tokens" not in said
 
 
 @pytest.mark.parametrize("train", [{"packing": False}, {"micro_batch_tokens": 64}])
@@ -111,9 +111,9 @@ def test_the_plan_finds_as_many_as_the_run(train, precision):
     job = job_of(device=GPU, precision=precision, recompute="auto", **{"micro_batch_tokens": None} | train)
     work = work_of(data, data, job.train, ValidationArgs(), Packing(job.room), 3)
     model, chosen = job.model()
-    assert work.largest == 400
+    assert work.largest == 399
     items = memory_items(job, model, chosen, work, 0)
-    kept, _ = block_bytes(model, 400, 2, job.mixed)
+    kept, _ = block_bytes(model, 399, 2, job.mixed)
     assert items["activations"] > 4 * kept
     taken = sum(items[name] for name in ("frozen weights", "trained weights", "gradients", "optimizer"))
     taken += items.get("weights cast to 16 bits", 0)

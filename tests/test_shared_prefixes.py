@@ -128,11 +128,12 @@ def test_batches_hold_each_sample_once_and_prefixes_once():
         assert left < {60: 1, 128: 0.9, 500: 0.85}[size]  # where few fit beside each other, few can share
         found = []
         for b in batches:
+            targets = dict(zip(b.predicting.tolist(), b.targets.tolist(), strict=True))
             for piece, prefix in list(b.documents.pieces())[len(b.documents.n_sharing) :]:
-                found.append((*(b.ids[prefix].tolist() if prefix else ()), *b.ids[piece].tolist()))
-            targets = [b.ids[p + 1].item() for p in b.predicting]
-            assert targets == b.targets.tolist()
-        assert sorted(found) == sorted(tuple(ids) for ids, _ in samples)
+                assert all(b.ids[p + 1] == targets[p] for p in range(piece.start, piece.stop - 1) if p in targets)
+                last = targets[piece.stop - 1]  # which is not computed
+                found.append((*(b.ids[prefix].tolist() if prefix else ()), *b.ids[piece].tolist(), last))
+        assert sorted(found) == sorted(tuple(ids[: n + 1]) for (ids, _), n in zip(samples, data.computed, strict=True))
 
 
 def test_a_step_has_the_same_samples_shared_or_not():
@@ -176,8 +177,7 @@ def test_nothing_is_shared_that_carries_loss_or_saves_little():
     (prefix,) = set(prefixes_of(stack([(ids, late), (ids, late)]), range(2), Packing(100, 100)).values())
     assert prefix.n_tokens == 29  # the next one predicts a target, which may be another in each sample
     without = [IGNORE] * 40
-    (prefix,) = set(prefixes_of(stack([(ids, without), (ids, without)]), range(2), Packing(100, 100)).values())
-    assert prefix.n_tokens == 39
+    assert not prefixes_of(stack([(ids, without), (ids, without)]), range(2), Packing(100, 100)), "one token each"
     assert not prefixes_of(stack([(ids, late), (ids, late)]), range(2), Packing(100, 39))
     long = [([*ids, *(1000 * i + np.arange(900)).tolist()], [*late, *[1] * 900]) for i in range(2)]
     assert not prefixes_of(stack(long), range(2), Packing(10_000, 10_000))
@@ -186,10 +186,10 @@ def test_nothing_is_shared_that_carries_loss_or_saves_little():
 def test_packs_count_a_prefix_once_in_each_group():
     data = stack(styled(60, longest=40))
     prefixes = prefixes_of(data, range(60), Packing(128, 1000))
-    for group in packs(data.lengths, range(60), 128, prefixes):
+    for group in packs(data.computed, range(60), 128, prefixes):
         (batch,) = micro_batches(data, group, Packing(10_000, 1000))
-        assert n_computed(data.lengths, group, prefixes) <= 128 or len(group) == 1
-        assert batch.n_computed <= n_computed(data.lengths, group, prefixes)
+        assert n_computed(data.computed, group, prefixes) <= 128 or len(group) == 1
+        assert batch.n_computed <= n_computed(data.computed, group, prefixes)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "phi3-long", "gemma2"])
@@ -378,7 +378,7 @@ def test_dropout_is_drawn_by_the_text_and_not_by_the_micro_batch(kind):
         model.draws.begin(seed, 1, torch.device("cpu"))
         batches = micro_batches(data, range(4), how)
         assert len(batches) == (4 if how.max_tokens == 1 else 1)
-        assert sum(batch.n_computed for batch in batches) == (36 if how.share_up_to else 82)
+        assert sum(batch.n_computed for batch in batches) == (32 if how.share_up_to else 78)
         losses.append(sum(loss_sum(model.train(), batch).item() for batch in batches))
     assert losses[:3] == pytest.approx([losses[0]] * 3, rel=1e-5) and abs(losses[3] / losses[0] - 1) > 1e-3
 
@@ -391,7 +391,7 @@ def test_dropout_is_drawn_once_for_a_shared_prefix_and_apart_for_what_follows():
             torch.nn.init.normal_(p, std=0.1)
     data = stack([(ids, [IGNORE] * 31 + ids[31:]) for ids in ([*range(30), 7, 8, 9], [*range(30), 4, 5, 6])])
     (batch,) = micro_batches(data, range(2), Packing(100, 100))
-    assert batch.documents.lengths == (30, 3, 3)
+    assert batch.documents.lengths == (30, 2, 2)
     hidden = copy.deepcopy(model).train().hidden(batch.ids[None], documents=batch.documents)[0]
-    assert not torch.equal(hidden[30:33], hidden[33:36])
-    assert len(set(batch.documents.keys.tolist())) == 36, "each token has a key of its own"
+    assert not torch.equal(hidden[30:32], hidden[32:34])
+    assert len(set(batch.documents.keys.tolist())) == 34, "each token has a key of its own"

@@ -86,6 +86,14 @@ def kept_by(model, batch):
     return sum(storages.values())
 
 
+def kept_a_token(model, n=64):
+    """The same for each token of a document of which n are computed: the last one is a target and no more."""
+    ((ids, _),) = documents_of((n + 1,))
+    batch = collate([(ids, ids)])
+    assert batch.n_computed == n
+    return kept_by(model, batch) / n
+
+
 def assert_same(model, samples, tolerance=1e-5):
     want_loss = plain_loss(model, samples)
     want = gradients(model, want_loss)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lit_gpt.data.packing import common_length, head
-from lit_gpt.data.store import IGNORE, MARKS, PREFERENCES, Samples
+from lit_gpt.data.store import IGNORE, MARKS, PREFERENCES, Samples, computed_lengths
 from lit_gpt.errors import UserError
 
 
@@ -90,10 +90,16 @@ class Answers(Samples):
                     found[i] = _shared([self.answer(a) for a in range(first, last)])
         return found
 
-    @property
+    @cached_property
+    def computed_of_answers(self) -> np.ndarray:
+        """Tokens that a forward pass over each answer alone computes, its prompt included, (n_answers,)."""
+        return computed_lengths(self.labels, self.inner)
+
+    @cached_property
     def computed(self) -> np.ndarray:
         """Tokens that a forward pass over each row computes, (n,)."""
-        return self.lengths - (np.diff(self.firsts) - 1) * self.n_shared
+        sums = np.concatenate([[0], np.cumsum(self.computed_of_answers)])
+        return np.diff(sums[self.firsts]) - (np.diff(self.firsts) - 1) * self.n_shared
 
     def sharing(self, share_up_to: int) -> "Answers":
         """Returns the same rows, whose prompts may be computed once where no answer is longer than `share_up_to`."""

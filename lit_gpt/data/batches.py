@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_gpt.data.answers import Answers
 from lit_gpt.data.dealing import dealt
 from lit_gpt.data.packing import NONE, Packing, Prefixes, packs, prefixes_of, sharing
-from lit_gpt.data.store import IGNORE, Samples
+from lit_gpt.data.store import IGNORE, Samples, computed_lengths
 from lit_gpt.layers.attention import Documents
 from lit_gpt.layers.dropout import token_keys
 
@@ -39,12 +39,12 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all samples, shared prefixes counted for each."""
+        """Tokens of all samples, shared prefixes counted for each, and what follows the last one that is computed."""
         return sum(self.documents.whole)
 
     @property
     def n_computed(self) -> int:
-        """Tokens that are computed (T): a shared prefix counts once."""
+        """Tokens that are computed (T): a shared prefix counts once, and nothing after a sample's last prediction."""
         return len(self.ids)
 
     @property
@@ -222,21 +222,29 @@ def _answer_batch(samples: Answers, group: Sequence[int]) -> AnswerBatch:
 
 
 def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], n_sharing: Sequence[tuple[int, int]] = ()) -> Batch:
-    """Returns the micro-batch of (ids, labels) of each sample, laid end to end.
+    """Returns the micro-batch of (ids, labels) of each sample: what comes before its last target, laid end to end.
 
     Args:
         n_sharing: (n, m) for each shared prefix: the first m samples share a prefix of n tokens, none of which is a
-            target; the next pair is about the samples after those.
+            target, and go on after it; the next pair is about the samples after those.
     """
+    offsets = np.cumsum([0, *(len(ids) for ids, _ in samples)])
+    computed = computed_lengths(np.concatenate([labels for _, labels in samples]), offsets)
+    shared = [n_tokens + 1 for n_tokens, m in n_sharing for _ in range(m)]
+    computed[: len(shared)] = np.maximum(computed[: len(shared)], shared)
+    tails = tuple((np.diff(offsets) - computed).tolist())
+    whole = [  # ids, and the label of the token after each
+        (ids[:n], np.append(labels[1:], IGNORE)[:n]) for (ids, labels), n in zip(samples, computed, strict=True)
+    ]
     pieces, firsts = [], []
     for n_tokens, m in n_sharing:
         at = len(pieces)
-        firsts.append((samples[at][0][:n_tokens], samples[at][1][:n_tokens]))
-        pieces += [(ids[n_tokens:], labels[n_tokens:]) for ids, labels in samples[at : at + m]]
-    pieces = [*firsts, *pieces, *samples[len(pieces) :]]
+        firsts.append((whole[at][0][:n_tokens], np.full(n_tokens, IGNORE)))
+        pieces += [(ids[n_tokens:], following[n_tokens:]) for ids, following in whole[at : at + m]]
+    pieces = [*firsts, *pieces, *whole[len(pieces) :]]
     ids = torch.from_numpy(np.concatenate([ids for ids, _ in pieces]).astype(np.int64))
-    labels = np.concatenate([labels for _, labels in pieces]).astype(np.int64)
-    documents = Documents.of(tuple(len(ids) for ids, _ in pieces), tuple(m for _, m in n_sharing))
+    following = torch.from_numpy(np.concatenate([following for _, following in pieces]).astype(np.int64))
+    documents = Documents.of(tuple(len(ids) for ids, _ in pieces), tuple(m for _, m in n_sharing), tails)
     starts = documents.offsets[:-1].numpy()
     owners = np.arange(len(pieces))
     for i, m in enumerate(documents.n_sharing):
@@ -244,10 +252,8 @@ def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], n_sharing: Sequenc
         owners[at : at + m] = i
     keys = token_keys(ids.numpy(), documents.positions.numpy(), starts, owners)
     documents = replace(documents, keys=torch.from_numpy(keys))
-    labels[starts] = IGNORE
-    targets = torch.from_numpy(labels)
-    predicted = (targets != IGNORE).nonzero()[:, 0]
-    return Batch(ids, documents, predicted - 1, targets[predicted])
+    predicting = (following != IGNORE).nonzero()[:, 0]
+    return Batch(ids, documents, predicting, following[predicting])
 
 
 def ahead(order: Iterator[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:

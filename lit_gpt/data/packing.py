@@ -67,12 +67,9 @@ def prefixes_of(samples: Samples, indices: Sequence[int] | np.ndarray, packing: 
 
 
 def head(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the tokens of a sample that it may share: those before the one that predicts the first target.
-
-    A sample without targets may share all but its last token.
-    """
+    """Returns the tokens of a sample that it may share: those before the one that predicts the first target."""
     targets = (np.asarray(labels[1:]) != IGNORE).nonzero()[0]
-    return np.asarray(ids[: targets[0] if len(targets) else len(ids) - 1])
+    return np.asarray(ids[: targets[0] if len(targets) else 0])
 
 
 def common_length(a: np.ndarray, b: np.ndarray) -> int:

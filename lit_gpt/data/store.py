@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,10 +83,10 @@ class Samples:
         """Tokens of each sample, (n,)."""
         return np.diff(self.offsets)
 
-    @property
+    @cached_property
     def computed(self) -> np.ndarray:
         """Tokens that a forward pass over each sample alone computes, (n,)."""
-        return self.lengths
+        return computed_lengths(self.labels, self.offsets)
 
     def sharing(self, share_up_to: int) -> "Samples":
         """Returns the same samples, which share what they have in common within themselves: here they have nothing.
@@ -116,6 +117,24 @@ class Samples:
     def n_targets(self) -> int:
         """Number of targets, the positions that carry loss."""
         return int((self.labels != IGNORE).sum())
+
+
+def computed_lengths(labels: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Returns how many tokens of each sample a forward pass computes, (n,): those before its last target.
+
+    No token after these predicts a target, the last target least of all. Of a sample without targets it is one token.
+
+    Args:
+        labels: those of all samples, end to end; of each sample, only as many are read as follow its last target.
+        offsets: sample i spans offsets[i] .. offsets[i + 1].
+    """
+    firsts, places = np.asarray(offsets[:-1]), np.diff(offsets) - 1
+    left = np.flatnonzero(places > 0)
+    while len(left):
+        left = left[np.asarray(labels[firsts[left] + places[left]]) == IGNORE]
+        places[left] -= 1
+        left = left[places[left] > 0]
+    return np.maximum(places, 1)
 
 
 def stack(samples: Sequence[tuple[list[int], list[int]]]) -> Samples:

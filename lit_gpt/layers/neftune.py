@@ -10,6 +10,8 @@ from lit_gpt.layers.dropout import hash_of
 def noisy(x: Tensor, documents: Documents, alpha: float, seed: Tensor) -> Tensor:
     """Returns embeddings x (1, T, C) plus noise, uniform in +-alpha / sqrt(L C) for a token of a document of L tokens.
 
+    L counts what is computed: the paper's count is by one larger, that of the last token, which predicts nothing.
+
     Lengths come from the offsets on the device, so that a replayed CUDA graph uses those of the current batch.
 
     Args:

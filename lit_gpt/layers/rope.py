@@ -60,16 +60,17 @@ class Rope(nn.Module):
         """
         return self.spread(self(positions, length), positions)
 
-    def packed(self, positions: Tensor, lengths: Sequence[int]) -> list[_CosSin]:
+    def packed(self, positions: Tensor, lengths: Sequence[int], ends: Sequence[int]) -> list[_CosSin]:
         """Returns cos and sin for each layer, (T, n) each, of packed sequences.
 
         Args:
             positions: positions of the tokens in their sequences, (T,).
             lengths: lengths of the sequences, T in sum.
+            ends: final lengths of the sequences, with what is not computed of them.
         """
         if self.long_from is None:
-            return self.of_layers(positions, max(lengths))
-        parts = [self(part, len(part)) for part in positions.split(tuple(lengths))]
+            return self.of_layers(positions, max(ends))
+        parts = [self(part, end) for part, end in zip(positions.split(tuple(lengths)), ends, strict=True)]
         cos, sin = zip(*parts, strict=True)
         return self.spread((torch.cat(cos), torch.cat(sin)), positions)
 

@@ -126,7 +126,7 @@ def size(batch: Batch) -> tuple[int, int, float]:
     """Returns computed tokens, targets and the sum of squared lengths of a batch, shared prefixes counted once."""
     d = batch.documents
     again = sum((m - 1) * n * n for n, m in zip(d.lengths, d.n_sharing, strict=False))
-    return batch.n_computed, batch.n_targets, float(sum(n * n for n in d.whole) - again)
+    return batch.n_computed, batch.n_targets, float(sum(n * n for n in d.computed) - again)
 
 
 def _timed(device: torch.device, work: Callable[[], object]) -> float:

@@ -67,7 +67,8 @@ def _work_lines(plan: Plan) -> Iterator[str]:
     yield f"  {work.n_tokens:,} tokens, of which {work.n_targets:,} are targets, in {work.n_passes:,} forward passes"
     if work.n_computed < work.n_tokens:
         saved = 1 - work.n_computed / work.n_tokens
-        yield f"  {work.n_computed:,} of the tokens are computed: {saved:.0%} are in prefixes that samples share"
+        where = "in shared prefixes or after the last target"
+        yield f"  {work.n_computed:,} of the tokens are computed: {saved:.0%} are {where}"
     yield f"  no padding; {filled}padded by {plan.job.train.micro_batch_size}: {waste:+.0%}"
     yield f"  {work.n_validations} validations of {work.n_val_tokens:,} tokens, {work.n_saves} saves"
     yield from (f"  {line}" for line in outlook(0, plan.length))

@@ -34,7 +34,7 @@ class Work:
     n_steps: int
     n_tokens: int
     n_computed: int
-    """Tokens that are computed, with a shared prefix computed once in each forward pass."""
+    """Tokens that are computed: a shared prefix once in each forward pass, and nothing after the last prediction."""
     n_targets: int
     squares: float
     """Sum of the squared lengths of the samples, shared prefixes counted once."""
@@ -106,7 +106,7 @@ def work_of(
         n_targets=_total(targets, order),
         squares=float(left_of_squares * _total(np.square(lengths), order)),
         n_passes=_scaled(len(passes), n_samples, len(first)),
-        n_padded=_padded(lengths, order, train.micro_batch_size),
+        n_padded=_padded(whole, order, train.micro_batch_size),
         room=packing.max_tokens,
         largest=max(*computed, n_computed(lengths, first_tried)),
         most_targets=int(max(targets[g].sum() for g in [*(group for group, _ in passes), first_tried])),

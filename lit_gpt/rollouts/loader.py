@@ -44,6 +44,11 @@ class RolloutLoader(BatchLoader):
         return packing.share_up_to > 0
 
     @property
+    def computed(self) -> np.ndarray:
+        """Tokens of each prompt with the answer that the data have to it, (n,): those to come are taken to be alike."""
+        return self.data.lengths
+
+    @property
     def most_tokens(self) -> int:
         """Tokens of the largest forward pass."""
         return max(self.max_tokens, int(self.data.lengths.max()) + self.drawing.args.max_new_tokens)

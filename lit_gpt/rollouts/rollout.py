@@ -201,10 +201,10 @@ def batches_of(
 def _parts(answers: Answers, first: int, size: int, max_tokens: int) -> list[list[int]]:
     """Returns the answers of a group in parts that a micro-batch has room for, with the prompt once in each."""
     parts: list[list[int]] = [[]]
-    prompt = len(answers.prompt(answers.row_of(first)))
+    prompt = len(answers.prompt(answers.row_of(first))) - 1  # the last token predicts each answer's first one
     room = max_tokens - prompt
     for a in range(first, first + size):
-        n = int(answers.inner[a + 1] - answers.inner[a]) - prompt + 1
+        n = int(answers.computed_of_answers[a]) - prompt
         if parts[-1] and n > room:
             parts.append([])
             room = max_tokens - prompt

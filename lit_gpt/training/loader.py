@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class BatchLoader:
                 n_recomputed = self.team.most(n_recomputed)
             self.model.n_recomputed = n_recomputed
             enabled = self.train.records and not self.sharded
-            self.hidden_of = recorded_hidden(self.model, self.packing, self.data.computed, enabled)
+            self.hidden_of = recorded_hidden(self.model, self.packing, self.computed, enabled)
 
     def shares(self, packing: Packing) -> bool:
         """Returns whether samples of the first steps share prefixes, so that room for them in a recording pays."""
@@ -98,9 +99,14 @@ class BatchLoader:
         return self.packing.max_tokens
 
     @property
+    def computed(self) -> np.ndarray:
+        """Tokens that a forward pass over each sample alone computes, (n,)."""
+        return self.data.computed
+
+    @property
     def most_tokens(self) -> int:
         """Tokens of the largest forward pass: a sample that is longer than max_tokens has one of its own."""
-        return max(self.max_tokens, int(self.data.computed.max()))
+        return max(self.max_tokens, int(self.computed.max()))
 
     @property
     def n_steps(self) -> int:
@@ -147,7 +153,7 @@ class BatchLoader:
 
     def largest(self) -> list[int]:
         """Returns the samples of the largest possible micro-batch: the longest, and as many more as fit."""
-        return fullest(self.data.computed, self.max_tokens, self.train.batch_size)
+        return fullest(self.computed, self.max_tokens, self.train.batch_size)
 
     def largest_batch(self) -> Batch:
         """Returns the largest possible micro-batch."""
@@ -155,7 +161,7 @@ class BatchLoader:
 
     def shrink(self) -> bool:
         """Halves the tokens of a micro-batch, or else recomputes all blocks; returns False if both were tried."""
-        longest = int(self.data.computed.max())
+        longest = int(self.computed.max())
         self.hidden_of = self.model.hidden
         gc.collect()
         if self.device.type == "cuda":

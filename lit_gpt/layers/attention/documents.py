@@ -102,16 +102,19 @@ class Documents:
     shared_prefixes: SharedPrefixes | None = None
     keys: Tensor | None = None
     """Key of each token, (T,) int32, by which dropout draws (`lit_gpt.layers.dropout`); None tells it by its place."""
+    tails: tuple[int, ...] = ()
+    """Number of tokens at the end of each document that are not in the row, as nobody asks for what they predict;
+    empty if all are."""
 
     @classmethod
-    def of(cls, lengths: tuple[int, ...], n_sharing: tuple[int, ...] = ()) -> "Documents":
+    def of(cls, lengths: tuple[int, ...], n_sharing: tuple[int, ...] = (), tails: tuple[int, ...] = ()) -> "Documents":
         """Returns the layout, on the CPU, of pieces of these lengths."""
         n = torch.tensor(lengths)
         offsets = F.pad(n.cumsum(0), (1, 0))
         before = torch.tensor(_shared_by_piece(lengths, n_sharing))
         positions = torch.arange(int(offsets[-1])) - (offsets[:-1] - before).repeat_interleave(n)
         shared_prefixes = _shared_prefixes_of(lengths, n_sharing) if n_sharing else None
-        return cls(lengths, offsets.int(), positions, n_sharing, shared_prefixes)
+        return cls(lengths, offsets.int(), positions, n_sharing, shared_prefixes, tails=tails)
 
     def to(self, device: torch.device) -> "Documents":
         """Returns a copy on `device`; the transfer does not block."""
@@ -132,13 +135,25 @@ class Documents:
             n_sharing=self.n_sharing,
             shared_prefixes=c,
             keys=None if self.keys is None else self.keys.to(**move),
+            tails=self.tails,
         )
 
     @property
-    def whole(self) -> tuple[int, ...]:
-        """Number of tokens of each document, its prefix included."""
+    def computed(self) -> tuple[int, ...]:
+        """Number of tokens of each document that are in the row, its prefix included."""
         before = _shared_by_piece(self.lengths, self.n_sharing)
         return tuple(n + p for n, p in zip(self.lengths, before, strict=True))[len(self.n_sharing) :]
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """Number of tokens of each document, its prefix and its tail included."""
+        found = self.computed
+        return tuple(map(sum, zip(found, self.tails, strict=True))) if self.tails else found
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Number of tokens of the text that each piece belongs to: of a prefix itself, or of the whole document."""
+        return (*self.lengths[: len(self.n_sharing)], *self.whole)
 
     def pieces(self) -> Iterator[tuple[slice, slice | None]]:
         """Yields the slice of the row that each piece spans, and that of its prefix, None if it has none."""
