@@ -43,7 +43,9 @@ def main() -> None:
         destination_path=DATA,
         makes=DATA / "meta.json",
     )
+    precision = {"precision": "bf16-true"} if multiplies_bf16() else {}
     task = {
+        **precision,
         "checkpoint_dir": CHECKPOINT,
         "task_path": ROOT / "demo/held_out.yaml",
         "eval_tasks": "[demo_orders]",
@@ -55,6 +57,7 @@ def main() -> None:
     command(
         "finetune/lora.py",
         **interrupted,
+        **precision,
         checkpoint_dir=CHECKPOINT,
         data_dir=DATA,
         out_dir=OUT,
@@ -68,7 +71,7 @@ def main() -> None:
         lora_mlp=True,
         makes=OUT / "loss.png",
     )
-    asked = {"checkpoint_dir": CHECKPOINT, "finetuned_path": OUT, "temperature": 0}
+    asked = {**precision, "checkpoint_dir": CHECKPOINT, "finetuned_path": OUT, "temperature": 0}
     command("generate/lora.py", **asked, prompt=INSTRUCTION, input=ORDER)
     command("eval/lm_eval_harness_lora.py", **task, finetuned_path=OUT, save_filepath=AFTER, makes=AFTER)
     print(f"\n{'held-out orders written exactly':34}{'before':>8}{'after':>8}")
@@ -111,6 +114,13 @@ def import_libraries() -> None:
 
     import lit_gpt.finetuning
     import lit_gpt.generation.answer  # noqa: F401
+
+
+def multiplies_bf16() -> bool:
+    """Returns whether the processor has units for products in bf16 (AMX); a GPU takes bf16 unasked."""
+    import torch
+
+    return not torch.cuda.is_available() and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 
 def run(script: str, words: list[str]) -> int:

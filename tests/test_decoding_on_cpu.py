@@ -179,6 +179,46 @@ def test_what_the_optimizer_changed_is_seen(method):
 
 
 @needs_packing
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_output_channels_may_be_packed_in_parts(dtype, monkeypatch):
+    monkeypatch.setattr(products, "_LARGE", 2**40)
+    torch.manual_seed(0)
+    layers = [Linear(32, n).bfloat16().to(torch.float32 if dtype == torch.int8 else dtype) for n in (24, 7)]
+    if dtype == torch.int8:
+        layers = [quantized(layer, "int8") for layer in layers]
+    x = torch.randn(3, 32)
+    whole = torch.jit.script(product(*layers))(x)
+    monkeypatch.setattr(products, "_ROWS", 5)
+    compiling.release()
+    parts = product(*layers)
+    assert len(parts.packed) == 5 + 2 and whole.shape == (3, 31)
+    torch.testing.assert_close(torch.jit.script(parts)(x), whole)
+
+
+@pytest.mark.parametrize("kind", ["int8", "lora", "biases", "falcon-40b"])
+def test_what_is_packed_in_a_thread_does_not_follow_the_default_dtype(kind, monkeypatch):
+    """Another thread may be in Fabric's context for a model in 16 bits, which changes the default for all threads."""
+    monkeypatch.setattr(products, "_LARGE", 1)
+    model = tiny(kind if kind == "falcon-40b" else "llama-gqa")
+    if kind == "lora":
+        lora.inject(model, LoRAArgs(lora_r=2, lora_dora=True, **ALL))
+    if kind == "biases":  # one of two layers side by side
+        model.transformer.h[0].mlp.fc_1.bias = torch.nn.Parameter(torch.randn(model.config.intermediate_size))
+    model = as_16_bits(model)
+    for path in quantizable(model) if kind == "int8" else ():
+        model.set_submodule(path, quantized(model.get_submodule(path), "int8"))
+    found = logits(model)
+    compiling.release()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        fast = ExtentModel(model, Pool(model, 100, torch.float32), {}, fast=True)
+        assert fast.layers and fast.lm_head, "it waits for them"
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(logits(model), found)
+
+
+@needs_packing
 def test_a_weight_that_changes_is_packed_again():
     model = as_16_bits(tiny("llama-gqa"))
     before = logits(model)

@@ -59,6 +59,27 @@ def test_the_first_token_imports_nothing_slow_and_the_rest_of_fabric_works(check
     assert done.returncode == 0 and done.stdout.endswith("all there\n"), done.stderr[-3_000:]
 
 
+@pytest.mark.parametrize("method", ["lora", "adapter", "adapter_v2", "full"])
+def test_a_plan_of_a_run_imports_no_compiler(method):
+    """A plan puts the method on a model without values; to draw values there imports the compiler."""
+    code = f"""
+import sys, torch
+from lit_gpt.args import AdapterArgs, LoRAArgs
+from lit_gpt.config import Config
+from lit_gpt.methods import {method} as method
+from lit_gpt.model import GPT
+sizes = dict(block_size=16, vocab_size=32, padded_vocab_size=32, n_layer=3, n_head=2, n_embd=32, intermediate_size=16)
+args = {{"lora": LoRAArgs(), "full": None}}.get("{method}", AdapterArgs(adapter_start_layer=1))
+with torch.device("meta"):
+    model = GPT(Config(name="x", **sizes))
+    method.inject(model, args)
+assert "torch._dynamo" not in sys.modules
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr[-3_000:]
+
+
 def test_the_library_imports_lightning_in_one_place():
     """Anywhere else, the plain import would bring in what the one place leaves out; loggers bring it in when asked."""
     places = set()

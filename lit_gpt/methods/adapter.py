@@ -51,7 +51,10 @@ class AdapterAttention(CausalSelfAttention):
         self.qkv, self.proj, self.norm_q, self.norm_k = attn.qkv, attn.proj, attn.norm_q, attn.norm_k
         self.sinks, self.out_gate = attn.sinks, attn.out_gate
         like = {"device": attn.qkv.weight.device, "dtype": torch.float32}
-        self.adapter_wte = nn.Embedding(args.adapter_prompt_length, attn.config.n_embd, **like)
+        weight = torch.empty(args.adapter_prompt_length, attn.config.n_embd, **like)
+        if not weight.is_meta:  # to draw on the meta device would import torch's compiler, for a second or two
+            nn.init.normal_(weight)
+        self.adapter_wte = nn.Embedding.from_pretrained(weight, freeze=False)
         self.gating_factor = nn.Parameter(torch.zeros(1, 1, attn.config.n_head, 1, **like))  # shape as in Lit-GPT
 
     def prompt(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,8 @@ positions that they see, P positions of the pool, V padded vocabulary.
 import copy
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -46,8 +47,8 @@ class ExtentModel:
 
     Args:
         runs: name -> a LoRA run's updates by the path of their layer.
-        fast: compile the blocks and pack the weights, see `lit_gpt.generation.cpu.products`; for a pool in fp32 and a
-            model that `speeds_up` holds for.
+        fast: compile the blocks and pack the weights, see `lit_gpt.generation.cpu.products`, in threads of their own
+            until the first pass; for a pool in fp32 and a model that `speeds_up` holds for.
     """
 
     def __init__(self, model: GPT, pool: Pool, runs: Mapping[str, Mapping[str, Updates]], fast: bool = False) -> None:
@@ -68,16 +69,23 @@ class ExtentModel:
         self.reads_once = pool.k[0].device.type == "cpu"
         """Whether what rows share is read once for all of them."""
         self.is_fast = fast
-        windows = [config.sliding_window if config.is_sliding(i) else 0 for i in range(config.n_layer)]
-        self.lm_head, blocks = self.model.lm_head, list(self.model.transformer.h)
-        if fast:
-            with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # torch packs a weight by a single thread
-                head = threads.submit(packed, self.lm_head)
-                blocks = list(threads.map(_fast_block, blocks, windows))
-            self.lm_head = head.result()
-        self.layers = [
-            self._made(i, block, window) for i, (block, window) in enumerate(zip(blocks, windows, strict=True))
-        ]
+        self._windows = [config.sliding_window if config.is_sliding(i) else 0 for i in range(config.n_layer)]
+        self._head, self._blocks = self.model.lm_head, iter(self.model.transformer.h)
+        if fast:  # nobody waits for it before the first pass; torch packs a weight by a single thread
+            threads = ThreadPoolExecutor(torch.get_num_threads())
+            self._head = threads.submit(packed, self._head)
+            self._blocks = threads.map(_fast_block, self._blocks, self._windows)
+            threads.shutdown(wait=False)
+
+    @cached_property
+    def lm_head(self) -> nn.Module:
+        """The output projection, once its weight is packed."""
+        return self._head.result() if isinstance(self._head, Future) else self._head
+
+    @cached_property
+    def layers(self) -> list["_Layer"]:
+        """The functions of all layers, once their weights are packed."""
+        return [self._made(i, *of) for i, of in enumerate(zip(self._blocks, self._windows, strict=True))]
 
     def _made(self, i: int, block: Any, window: int) -> "_Layer":
         """Returns the function that computes layer i with a block, which may be compiled."""

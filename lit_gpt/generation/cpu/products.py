@@ -38,6 +38,11 @@ _FEW = 16
 _LARGE = 2**19 if torch.cpu._is_vnni_supported() else 2**21
 """Fewest int8 weights of a matmul that are read as such: with fewer, it takes longer to split the activations than to
 read two bytes a weight. A CPU with instructions for sums of 8-bit products (AVX-512 VNNI) reads them faster."""
+_CACHED = 2**15
+"""Weights that are checked at once: few enough for a core's cache, and for one thread."""
+_ROWS = 4096
+"""Most output channels that are packed together: FBGEMM reads a weight by columns, and a cache line of each row of that
+many stays in a core's cache until the next column is read."""
 _SHARE = 0.4
 """Share of the machine's memory that packed weights take at most."""
 
@@ -52,9 +57,8 @@ def _exact(weight: Tensor) -> bool:
     """Returns whether fp16 keeps a weight (M, K), as said above."""
     if weight.dtype != torch.float32:
         return weight.dtype == torch.float16 or bool(torch.stack(weight.aminmax()).abs().max() <= _LARGEST)
-    few = min(_FEW, len(weight))  # most weights that fp16 does not keep are found by these
-    parts = (weight[:few], *weight[few:].split(1024))
-    return all(bool((part - part.half()).abs().max() <= _ROUNDING) for part in parts if len(part))
+    parts = weight.flatten().split(_CACHED)  # most weights that fp16 does not keep are found by the first one
+    return all(bool((part - part.half()).abs_().max() <= _ROUNDING) for part in parts if len(part))
 
 
 class _Packed(nn.Module):
@@ -71,11 +75,13 @@ class _Packed(nn.Module):
         self.weights, self.scale, self.bias = list(weights), scale, bias
         has_fast = weights[0].dtype in (torch.bfloat16, torch.float16) and weights[0].dtype not in MISSING
         self.few = _FEW if has_fast else 2**62
-        self.packed = torch.ops.quantized.linear_prepack_fp16(torch.cat(list(weights)).float(), None)
+        parts = (part.float() for weight in weights for part in weight.split(_ROWS))
+        self.packed = [torch.ops.quantized.linear_prepack_fp16(part, None) for part in parts]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.size(0) <= self.few:
-            y = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+            ys = [torch.ops.quantized.linear_dynamic_fp16(x, packed) for packed in self.packed]
+            y = ys[0] if len(ys) == 1 else torch.cat(ys, -1)
         else:
             rounded = x.to(self.weights[0].dtype)
             y = torch.cat([F.linear(rounded, w) for w in self.weights], -1).float()
@@ -100,9 +106,9 @@ class _Digits(nn.Module):
             whole = torch._make_per_channel_quantized_tensor(codes, scale.double() / 7938, zeros, 0)
         self.packed = torch.ops.quantized.linear_prepack(whole, None)
         self.bias = bias
-        self.pins = torch.zeros(1, codes.size(1))
+        self.pins = torch.zeros(1, codes.size(1), dtype=torch.float32)
         self.pins[0, 0], self.pins[0, 1] = -64, 63
-        self.most = torch.tensor(7938.0)  # two digits: 63 * 126
+        self.most = torch.tensor(7938.0, dtype=torch.float32)  # two digits: 63 * 126
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.size(0)
@@ -143,8 +149,8 @@ class _Updated(nn.Module):
         updates = [(i, Updates(m, torch.float32)) for i, m in enumerate(layers) if isinstance(m, LoRALinear)]
         sizes: list[int] = [getattr(m, "linear", m).out_features for m in layers]
         self.A = torch.cat([u.A for _, u in updates])  # (R, K)
-        self.B = torch.zeros(sum(sizes), len(self.A))  # (M, R), zeros where one's channels meet another's ranks
-        factor, shift = torch.ones(sum(sizes)), torch.zeros(sum(sizes))
+        self.B = self.A.new_zeros(sum(sizes), len(self.A))  # (M, R), zeros where one's channels meet another's ranks
+        factor, shift = self.A.new_ones(sum(sizes)), self.A.new_zeros(sum(sizes))
         rank = 0
         for i, u in updates:
             first = sum(sizes[:i])
@@ -156,7 +162,7 @@ class _Updated(nn.Module):
                 factor[at] = m
                 shift[at] = 0.0 if u.bias is None else u.bias[start:stop].float() * (1 - m)  # a bias is not scaled
         scales = any(u.magnitudes for _, u in updates)
-        self.factor, self.shift = (factor, shift) if scales else (torch.empty(0), torch.empty(0))
+        self.factor, self.shift = (factor, shift) if scales else (self.A.new_empty(0), self.A.new_empty(0))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.frozen(x)
@@ -181,9 +187,8 @@ def product(*layers: Linear | Int8Linear | LoRALinear) -> nn.Module:
 def _frozen_product(layers: Sequence[Any]) -> nn.Module:
     """Returns the product with the weights of `known` layers, all of the same class."""
     weights = [layer.weight.detach() for layer in layers]
-    biases = [
-        torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().float() for layer in layers
-    ]
+    none = torch.zeros(max(layer.out_features for layer in layers), dtype=torch.float32)
+    biases = [none[: layer.out_features] if layer.bias is None else layer.bias.detach().float() for layer in layers]
     bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
     if weights[0].dtype != torch.int8:
         return _Packed(weights, None, bias) if _packs() and all(map(_exact, weights)) else _Plain(weights, bias)

@@ -195,14 +195,15 @@ class _Block(nn.Module):
 
 def _norm(norm: nn.Module) -> tuple[int, float, Tensor, Tensor]:
     """Returns kind, eps, weight and bias of a norm, in fp32."""
+    none = torch.empty(0, dtype=torch.float32)
     if isinstance(norm, RMSNorm):
         weight = norm.weight.detach().float() + float(norm.unit_offset)
-        return _RMS, norm.eps, torch.cat([weight, torch.zeros_like(weight)]), torch.empty(0)
+        return _RMS, norm.eps, torch.cat([weight, torch.zeros_like(weight)]), none
     if isinstance(norm, LayerNorm):
         return _LAYER, norm.eps, norm.scale.detach().float(), norm.bias.detach().float()
     if isinstance(norm, PerHeadNorm):
-        return _LAYER, norm.eps, norm.weight.detach().float(), torch.zeros(())
-    return _NONE, 0.0, torch.empty(0), torch.empty(0)
+        return _LAYER, norm.eps, norm.weight.detach().float(), torch.zeros((), dtype=torch.float32)
+    return _NONE, 0.0, none, none
 
 
 def _normed(x: Tensor, norm: tuple[int, float, Tensor, Tensor]) -> Tensor:
