@@ -12,6 +12,7 @@ from lit_gpt.args.curation import CheckArgs
 from lit_gpt.data import store
 from lit_gpt.data.curate.check import check
 from lit_gpt.data.curate.check.lengths import edges, histogram
+from lit_gpt.data.curate.check.samples import show
 from lit_gpt.data.curate.check.texts import FAULTS, without_common
 from lit_gpt.data.curate.check.tokens import doubled, per_sample
 from lit_gpt.errors import UserError
@@ -198,6 +199,30 @@ def test_the_script_ends_with_one_line_where_training_is_in_vain(make):
     done = run("scripts/check_data.py", "--data_dir", write(train=endless), cwd=folder)
     assert_one_line_error(done, "0 of 10 rows end with a supervised end of sequence")
     assert "useless" in done.stdout
+
+
+def test_of_a_long_conversation_the_beginning_and_the_end_are_shown_in_time_in_proportion(checkpoint, monkeypatch):
+    """Counted in tokens that are decoded, since time is nobody's here."""
+    tokenizer, n_decoded = Tokenizer(checkpoint), []
+    decode = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: n_decoded.append(len(ids)) or decode(ids))
+    counts, shown = [], []
+    for n in (100, 200):
+        ids, labels = [], []
+        for i in range(n):
+            theirs, ours = sample(tokenizer, f"question {i}", f"answer {i}")
+            ids, labels = ids + theirs, labels + ours
+        n_decoded.clear()
+        shown.append(show("train", store.stack([(ids, labels)]), 0, tokenizer=tokenizer, color=False))
+        counts.append(sum(n_decoded))
+    assert counts[1] < 2.5 * counts[0]
+    for n, lines in zip((100, 200), shown, strict=True):
+        text = "\n".join(lines)
+        (hidden,) = [line for line in lines if line.startswith("  ... (")]
+        answers = [line.split()[2] for line in lines if line.startswith("  > answer")]
+        assert hidden == f"  ... ({2 * n - 24} more parts)" and len(lines) < 100
+        assert [a.partition("<")[0] for a in answers] == [*map(str, range(8)), *map(str, range(n - 4, n))]
+        assert "question 7\n" in text and f"question {n - 4}\n" in text and f"question {n // 2}\n" not in text
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt-neox-20b", "mistral-v1", "smollm2"])

@@ -1,6 +1,7 @@
 """Prints samples in readable form: what the model sees, and which part of it is supervised."""
 
-from itertools import groupby
+from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,6 +16,8 @@ _LONGEST_LINE = 110
 """Most characters of a line; a longer one is shortened in the middle."""
 _TAIL = 25
 """Characters at the end of a shortened line."""
+_FIRST_RUNS, _LAST_RUNS = 16, 8
+"""Runs of prompt or targets that are shown at the beginning and at the end of a long conversation."""
 
 
 def spread_by_length(lengths: np.ndarray, n: int) -> list[int]:
@@ -30,14 +33,22 @@ def show(split: str, samples: Samples, i: int, tokenizer: Tokenizer, color: bool
     is_target = labels != IGNORE
     is_target[:1] = False
     lines = [f"sample {i} of {split}: {len(ids):,} tokens, {int(is_target.sum()):,} of them targets"]
-    position, before = 0, ""
-    for supervised, run in groupby(is_target.tolist()):
-        end = position + len(list(run))
-        whole = _readable(ids[:end], tokenizer)
-        start, stop = (_GREEN, _PLAIN) if supervised and color else ("", "")
+    edges = [0, *(np.flatnonzero(np.diff(is_target)) + 1).tolist(), len(ids)] if len(ids) else [0]
+    hidden = range(_FIRST_RUNS, len(edges) - 1 - _LAST_RUNS)
+    names = _special_names(np.unique(ids).tolist(), tokenizer)
+    shown_to, before = 0, ""
+    for n, (start, end) in enumerate(pairwise(edges)):
+        if n in hidden:
+            lines += [f"  ... ({len(hidden):,} more parts)"] if n == hidden.start else []
+            continue
+        if shown_to != start:
+            before = _readable(ids[:start], names, tokenizer)
+        whole = _readable(ids[:end], names, tokenizer)
+        supervised = bool(is_target[start])
+        first, last = (_GREEN, _PLAIN) if supervised and color else ("", "")
         mark = _SUPERVISED if supervised else _SEEN
-        lines += [f"{start}{mark}{line}{stop}" for line in _clipped(whole[len(before) :])]
-        position, before = end, whole
+        lines += [f"{first}{mark}{line}{last}" for line in _clipped(whole[len(before) :])]
+        shown_to, before = end, whole
     return lines
 
 
@@ -54,23 +65,18 @@ def _clipped(text: str) -> list[str]:
     ]
 
 
-def _readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
+def _readable(ids: np.ndarray, names: Mapping[int, str], tokenizer: Tokenizer) -> str:
     """Returns the text of ids, with special tokens by name."""
-    text = ""
-    plain: list[int] = []
-    for token in ids.tolist():
-        name = _special_name(token, tokenizer)
-        if name is None:
-            plain.append(token)
-            continue
-        text += tokenizer.decode(plain) + name
-        plain = []
-    return text + tokenizer.decode(plain)
+    text, start = "", 0
+    for at in np.flatnonzero(np.isin(ids, list(names))).tolist():
+        text += tokenizer.decode(ids[start:at].tolist()) + names[int(ids[at])]
+        start = at + 1
+    return text + tokenizer.decode(ids[start:].tolist())
 
 
-def _special_name(token: int, tokenizer: Tokenizer) -> str | None:
-    """Returns the name of a token that `decode` leaves out; None for any other."""
+def _special_names(tokens: list[int], tokenizer: Tokenizer) -> dict[int, str]:
+    """Returns the names of those of the tokens that `decode` leaves out."""
     before = tokenizer.encode("a", bos=False)  # after a text: alone, a token for a space would have no text either
-    if tokenizer.decode([*before, token]) != tokenizer.decode(before):
-        return None
-    return tokenizer.id_to_token(token) or f"<{token}>"
+    text = tokenizer.decode(before)
+    left_out = [token for token in tokens if tokenizer.decode([*before, token]) == text]
+    return {token: tokenizer.id_to_token(token) or f"<{token}>" for token in left_out}
