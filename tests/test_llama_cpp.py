@@ -262,8 +262,6 @@ BYTE_LEVEL = [(s, name) for s in SPLITTINGS for name in (s.name, *s.others)]
 
 @pytest.mark.parametrize("splitting, name", BYTE_LEVEL, ids=[name for _, name in BYTE_LEVEL])
 def test_llama_cpp_splits_as_we_say_it_does(splitting, name, tmp_path, monkeypatch):
-    if not (SHARED / "tokenizers" / "smollm2").is_dir():
-        pytest.skip("the tokenizer smollm2 is not here")
     few_merges(tmp_path, splitting)
     monkeypatch.setattr(tokens, "recognize_splitting", lambda backend, where: splitting._replace(name=name))
     ours, lcpp = Tokenizer(tmp_path), vocabulary_only(tmp_path, tmp_path)

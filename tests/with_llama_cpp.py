@@ -114,6 +114,8 @@ def vocabulary_file(folder, out, name="tiny"):
 
 def few_merges(folder, splitting):
     """Writes a tokenizer.json with the first merges of SmolLM2, that splits so, and a token that no merges make."""
+    if not (SHARED / "tokenizers" / "smollm2").is_dir():
+        pytest.skip("the tokenizer smollm2 is not here")
     saved = json.loads((SHARED / "tokenizers" / "smollm2" / "tokenizer.json").read_text(encoding="utf-8"))
     merges = [m.split(" ") if isinstance(m, str) else m for m in saved["model"]["merges"][:3000]]
     edges = [*"!./')1aA", "\u0120", "\u010a", "\u0109"]  # what a way of splitting sets apart shows, if it would merge
