@@ -14,8 +14,9 @@ from lit_gpt.prompts.renderer import Renderer
 from lit_gpt.prompts.turns import Turn
 
 _PROGRAM = "lit_gpt.prompts.environment:Program"
-_SECONDS, _RATE = 5, 200_000
-"""Seconds that a template may take for one text, and the characters for which it may take another one."""
+_SECONDS, _RATE = 3, 200_000
+"""Seconds that a template may take for one text, and the characters for which it may take another one. Several texts
+that take too long are rendered again one by one, and both together end within 10 s."""
 _MEMORY, _MEMORY_RATE = 2**28, 64
 """Bytes that a template may take for one text, and those for each character that it is given."""
 

@@ -11,8 +11,9 @@ from lit_gpt.tokenizer.backends import Backend, load
 from lit_gpt.tokenizer.settings import Settings
 
 _HOSTED = "lit_gpt.tokenizer.hosted:_Hosted"
-_SECONDS = 8
-"""Seconds that loading a file or encoding texts may take, and more with their size."""
+_LOAD_SECONDS, _ENCODE_SECONDS = 8, 3
+"""Seconds that loading a file or encoding texts may take, and more with their size. Several texts that take too long
+are encoded again one by one, and both together end within 10 s."""
 _LOAD_RATE, _ENCODE_RATE = 2**20, 20_000
 """Bytes of a file, and characters of texts, for which each another second is allowed; libraries are 20 times faster."""
 _MEMORY = 2**29
@@ -40,7 +41,7 @@ class Guarded:
     def __init__(self, path: Path, settings: Settings) -> None:
         self.path, self.settings = path, settings
         n_bytes = path.stat().st_size
-        self._loading = Limits(_SECONDS + n_bytes / _LOAD_RATE, _MEMORY + _LOAD_MEMORY * n_bytes)
+        self._loading = Limits(_LOAD_SECONDS + n_bytes / _LOAD_RATE, _MEMORY + _LOAD_MEMORY * n_bytes)
         self._known: dict[tuple[str, str | int], Any] = {}
         self._n_decoded = 0
         try:
@@ -66,7 +67,7 @@ class Guarded:
             UserError: the library fails on the texts.
         """
         n = len(texts) if isinstance(texts, str) else sum(map(len, texts))
-        limits = Limits(_SECONDS + n / _ENCODE_RATE, _MEMORY + _ENCODE_MEMORY * n)
+        limits = Limits(_ENCODE_SECONDS + n / _ENCODE_RATE, _MEMORY + _ENCODE_MEMORY * n)
         several = "a text" if isinstance(texts, str) or len(texts) == 1 else f"{len(texts):,} texts"
         try:
             return self._remote.call("run", method, texts, limits=limits, doing=f"for {several} of {n:,} characters")
