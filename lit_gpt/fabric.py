@@ -11,6 +11,7 @@ from lit_gpt.args import Precision
 from lit_gpt.args.cluster import PATIENCE, ClusterArgs
 from lit_gpt.errors import UserError
 from lit_gpt.lightning import DDPStrategy, Fabric
+from lit_gpt.resources import keep_few_compiled_matmuls
 
 _FABRIC_RUN = ("LT_CLI_USED", "LT_ACCELERATOR", "LT_STRATEGY", "LT_DEVICES", "LT_NUM_NODES", "LT_PRECISION")
 """Variables with which `fabric run` would overrule the script's own flags."""
@@ -38,6 +39,8 @@ def make_fabric(
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"  # not a Mac's GPU, for which nothing of ours is tested
     if precision is None:
         precision = default_precision(accelerator, accelerator == "cuda" and torch.cuda.is_bf16_supported(), mixed)
+    if accelerator == "cpu":
+        keep_few_compiled_matmuls()
     devices, num_nodes = _size(cluster)
     if devices * num_nodes == 1:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)

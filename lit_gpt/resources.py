@@ -73,6 +73,16 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT)
 
 
+def keep_few_compiled_matmuls() -> None:
+    """Has oneDNN keep 64 of the matmuls that it compiles, in place of 1024, unless the environment says how many.
+
+    It compiles one for each number of rows, and micro-batches have many: a model of 135 million weights in bf16 took
+    0.5 GB more memory after 25 steps than after one, and takes 0.2 GB more with this, for kernels that oneDNN keeps
+    besides. It looks at the variable at its first matmul.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
 class _Counters(ctypes.Structure):
     """The struct PROCESS_MEMORY_COUNTERS of psapi.h."""
 

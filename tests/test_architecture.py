@@ -12,7 +12,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     "args": set(),
     "resources": set(),
     "lightning": set(),
-    "fabric": {"lightning"},
+    "fabric": {"lightning", "resources"},
     "cli": set(),
     "files": set(),
     "foreign": set(),

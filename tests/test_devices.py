@@ -209,3 +209,28 @@ def test_pages_of_freed_memory_that_is_kept_are_not_asked_for_again():
     given_back, kept = (int(run([sys.executable, "-c", _AGAIN, how], env=env).stdout) for how in ("given back", "kept"))
     assert given_back > 5 * 8 * 2**24 / 2**16  # pages have 4 KB, or 64
     assert kept < given_back / 20
+
+
+_ROWS = """
+import resource, torch
+from lit_gpt.fabric import make_fabric
+
+make_fabric("32-true")
+a, b = torch.randn(1200, 64, dtype=torch.bfloat16), torch.randn(64, 64, dtype=torch.bfloat16)
+for n in range(1, 1101):
+    a[:n] @ b
+    if n == 100:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
+def test_matmuls_of_many_numbers_of_rows_are_not_all_kept():
+    env, run = os.environ | {"OMP_NUM_THREADS": "1"}, functools.partial(subprocess.run, capture_output=True, text=True)
+    own = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}  # oneDNN's default, which the user asks for
+    env.pop(*own, None)
+    few, all_of_them = (int(run([sys.executable, "-c", _ROWS], env=e, check=True).stdout) for e in (env, env | own))
+    if all_of_them < 200_000:
+        pytest.skip("this processor compiles no matmuls in bf16")
+    assert few < 0.8 * all_of_them  # kernels within them are kept all the same
