@@ -102,6 +102,14 @@ def test_a_model_learns_what_it_does_without_the_package(kind, stand_in, monkeyp
     torch.testing.assert_close(in_kernels, losses(), rtol=1e-3, atol=1e-4)
 
 
+def test_texts_of_lengths_that_were_generated_before_can_be_trained_on():
+    with torch.inference_mode():
+        kept = fla._boundaries((5, 4, 3), torch.device("cpu"))
+    x = torch.ones(4, requires_grad=True)
+    (x * fla._boundaries((5, 4, 3), torch.device("cpu"))).sum().backward()  # which saves it
+    assert kept.tolist() == x.grad.tolist() == [0, 5, 9, 12]
+
+
 def test_single_tokens_models_in_fp32_and_machines_without_it_take_plain_torch(stand_in, monkeypatch):
     name, tensors = "simple_gla", tensors_of("simple_gla", 3)
     in_kernels = fla.in_kernels(_scan, name, tensors[0])

@@ -68,4 +68,5 @@ def _operator(name: str) -> Callable[..., tuple[Any, Any]] | None:
 @lru_cache(maxsize=64)
 def _boundaries(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Returns where texts that lie end to end begin and end, (n + 1,); the same tensor for the layers of a pass."""
-    return torch.tensor([0, *accumulate(lengths)], device=device)
+    with torch.inference_mode(False):  # a training pass may be the next one, and the package saves it for its backward
+        return torch.tensor([0, *accumulate(lengths)], device=device)
