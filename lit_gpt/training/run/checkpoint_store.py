@@ -172,8 +172,9 @@ class CheckpointStore:
             return self.folder_of(step)
         if damaged:
             more = f", and {len(damaged) - 3} more are" if len(damaged) > 3 else ""
+            listed = ", ".join(damaged[:3]).replace(f"{self.folder}/", "")
             raise UserError(
-                f"{self.out_dir} has no checkpoint left to resume from: {', '.join(damaged[:3])}{more}; copy one back "
+                f"{self.out_dir} has no checkpoint left to resume from: {listed}{more}; copy one back "
                 f"into {self.folder} from a backup, or pass --overwrite true to train anew, which removes what is left"
             )
         return None

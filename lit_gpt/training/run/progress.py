@@ -108,7 +108,8 @@ def read_progress(checkpoint: Path) -> Progress:
     except OtherVersionError:
         raise
     except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        reason = f"there is no {Path(e.filename).name}" if isinstance(e, FileNotFoundError) and e.filename else e
+        missing = Path(e.filename).name if isinstance(e, FileNotFoundError) and e.filename else None
+        reason = f"there is no {missing}" if missing else str(e).replace(f"{checkpoint}/", "")
         raise DamagedError(f"the checkpoint {checkpoint} is damaged ({reason})") from e
     return _progress_of(record, checkpoint)
 
