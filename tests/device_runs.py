@@ -6,6 +6,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from script_processes import ROOT
@@ -58,6 +59,8 @@ def _run_all(runs):
             ended.append(None)
         except UserError as e:
             ended.append(str(e))
+        threads = [thread.name for thread in threading.enumerate()]
+        assert "watch" not in threads, threads  # torch would abort a process that ends while it asks the store
     Path(f"ended-{os.environ['RANK']}.json").write_text(json.dumps(ended))
     _run_out_of_memory(runs[-1])
 

@@ -1,10 +1,12 @@
 """What a server does under load, when clients go away, when they do not read, and when it is told to stop."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -221,6 +223,37 @@ def test_sigterm_lets_what_runs_end_and_refuses_the_rest(checkpoint):
     finishes = [c["finish_reason"] for data in found[:-1] for c in json.loads(data)["choices"]]
     assert finishes.count("length") == 8
     assert process.stderr.read() == ""
+
+
+LOADING = """
+import sys, time, torch
+from lit_gpt.args import ServeArgs
+from lit_gpt.serve import run
+
+def load(*args):
+    x, end = torch.ones(600, 600), time.monotonic() + 60
+    while time.monotonic() < end:
+        x @ x
+
+run.load = load
+run.serve(run.What("nothing"), ServeArgs(port=int(sys.argv[1])))
+"""
+
+
+def test_sigterm_while_a_model_is_loaded_is_no_crash():
+    """The thread that loads is in the middle of torch, which aborts a process whose interpreter ends meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", LOADING, str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def is_loading():
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 503
+
+    until(is_loading)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=PATIENCE) == ("", "") and process.returncode == 0
 
 
 def test_the_servers_of_two_devices_share_a_port_give_the_same_answers_and_end_together(checkpoint, monkeypatch):

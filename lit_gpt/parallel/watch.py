@@ -20,6 +20,8 @@ from lit_gpt.parallel.team import Team
 
 _BEAT, _SILENCE = 1.0, 45.0
 """Seconds between two counts of a process, and without one after which it is taken to be gone."""
+_JOIN = 5.0
+"""Seconds that the end waits for the thread, which a store that is gone may hold up."""
 _GOES_ON = "the newest whole checkpoint stays, and --resume true goes on from it"
 _LOST = ("onnection closed", "onnection reset", "onnection refused", "roken pipe", "NCCL", "gloo", "Gloo", "store")
 """Words of errors of torch.distributed about a process that is gone."""
@@ -44,7 +46,7 @@ def watched(fabric: Fabric, team: Team) -> Iterator[None]:
         watch.failed(e)
         raise
     finally:
-        watch.is_over = True
+        watch.end()
 
 
 @contextmanager
@@ -65,7 +67,7 @@ class _Watch:
     def __init__(self, team: Team, children: list) -> None:
         global _n_runs
         _n_runs += 1
-        self.team, self.children, self.is_over = team, children, False
+        self.team, self.children, self.is_over = team, children, threading.Event()
         attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_n_runs}"
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(
@@ -78,7 +80,14 @@ class _Watch:
         """Rank -> its last count, and when that was new."""
         self.beat()
         team.lead(None)
-        threading.Thread(target=self.run, daemon=True, name="watch").start()
+        self.thread = threading.Thread(target=self.run, daemon=True, name="watch")
+        self.thread.start()
+
+    def end(self) -> None:
+        """Ends the thread, for which it waits: if the interpreter ended while it asks the store, torch would abort."""
+        self.is_over.set()
+        if self.thread is not threading.current_thread():
+            self.thread.join(_JOIN)
 
     def beat(self) -> None:
         """Counts."""
@@ -87,7 +96,7 @@ class _Watch:
 
     def run(self) -> None:
         """Counts and looks until the block is over."""
-        while not self.is_over:
+        while not self.is_over.is_set():
             try:
                 with self.lock:
                     self.beat()
@@ -95,7 +104,7 @@ class _Watch:
                     lost = self.silent(range(1, self.team.size) if self.team.leads else (0,), _SILENCE)
             except Exception:
                 others, lost = 0, [0]  # the store is with the leader, or with torchrun's on its machine
-            if self.is_over:
+            if self.is_over.is_set():
                 return
             if others:
                 time.sleep(2.5 * _BEAT)  # who failed says so, before torchrun ends all as this process has ended
@@ -103,7 +112,7 @@ class _Watch:
             lost = self.ended_children() or lost
             if lost:
                 self.say_lost(lost)
-            time.sleep(_BEAT)
+            self.is_over.wait(_BEAT)
 
     def silent(self, ranks: range | tuple[int, ...], seconds: float) -> list[int]:
         """Returns those of these processes that have not counted for so long."""
@@ -145,7 +154,7 @@ class _Watch:
             self.find_lost()
         if not self.team.leads:
             time.sleep(0.5)  # where all have the same error, the leader says it
-        self.is_over = True
+        self.is_over.set()
         try:
             with self.lock:
                 first = self.store.add("failed", 1) == 1

@@ -62,11 +62,15 @@ def serve(what: What, args: ServeArgs) -> None:
                 f"warning: everybody who reaches {args.host} can use this server; --api_key env:NAME asks for a key",
                 file=sys.stderr,
             )
+        server = Server(loaded, args, key, listening, replicas=replicas)
         try:
-            asyncio.run(Server(loaded, args, key, listening, replicas=replicas).main())
+            asyncio.run(server.main())
         finally:
             listening.close()
         replicas.end()
+    if server.loading.is_alive():  # as the interpreter ended under it, torch's code there would abort this process
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _allow_connections() -> None:
@@ -162,6 +166,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.loop: asyncio.AbstractEventLoop | None = None
         self.error: BaseException | None = None
+        self.loading = threading.Thread(target=self._load, daemon=True)
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -172,7 +177,7 @@ class Server(uvicorn.Server):
     async def main(self) -> None:
         """Serves until it is told to stop; raises what loading the model raised."""
         self.loop = asyncio.get_running_loop()
-        threading.Thread(target=self._load, daemon=True).start()
+        self.loading.start()
         try:
             await self.serve(sockets=[self.listening])
         finally:
