@@ -97,7 +97,7 @@ def make_shallow(like: Path, folder: Path, n_layer: int) -> None:
     import torch
 
     from lit_gpt.args.folders import CONFIG, WEIGHTS
-    from lit_gpt.checkpoints.layouts import read_config
+    from lit_gpt.checkpoints.configs import read_config
     from lit_gpt.files import save_state
     from lit_gpt.model import GPT
 

@@ -36,7 +36,7 @@ def main(
     from lit_gpt.args.cluster import ClusterArgs
     from lit_gpt.args.folders import require_checkpoint, run_folder
     from lit_gpt.checkpoints.base import load_base
-    from lit_gpt.checkpoints.layouts import read_config
+    from lit_gpt.checkpoints.configs import read_config
     from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.data import store
     from lit_gpt.data.compatibility import check_compatible, check_vocabulary

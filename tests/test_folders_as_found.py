@@ -11,7 +11,8 @@ import torch
 from conftest import SHARED, ours_of, tiny_hf, write_tokenizer
 from safetensors.torch import save_file
 
-from lit_gpt.checkpoints.layouts import open_lit, read_config
+from lit_gpt.checkpoints.configs import read_config
+from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.convert.vocab_merges import join_vocabulary_and_merges

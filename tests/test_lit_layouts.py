@@ -11,7 +11,8 @@ from conftest import assert_one_line_error, tiny_hf, write_tokenizer
 from script_processes import run
 
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.layouts import open_lit, translated
+from lit_gpt.checkpoints.configs import translated
+from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 

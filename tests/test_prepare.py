@@ -2,6 +2,7 @@
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
@@ -14,7 +15,7 @@ from script_processes import run
 from lit_gpt.args import PrepareArgs
 from lit_gpt.cli import parse
 from lit_gpt.data import store
-from lit_gpt.data.prepare import schemas
+from lit_gpt.data.prepare import schemas, seams
 from lit_gpt.data.prepare.account import Counts
 from lit_gpt.data.prepare.rows import Row
 from lit_gpt.data.prepare.run import Files, prepare
@@ -23,7 +24,7 @@ from lit_gpt.data.prepare.split import held_out
 from lit_gpt.data.prepare.tokens import Encoder
 from lit_gpt.data.store import IGNORE
 from lit_gpt.errors import UserError
-from lit_gpt.prompts import STYLES, Turn
+from lit_gpt.prompts import STYLES, Exchange, Turn
 from lit_gpt.tokenizer import Tokenizer
 
 TEXT = st.text(max_size=30).filter(lambda text: text.isascii() or text.encode("utf-8", "ignore").decode() == text)
@@ -158,6 +159,18 @@ def test_the_count_of_rows_that_differ_is_exact(checkpoint, name):
         assert counts.tokenized_apart == (ids[:-1] != tokenizer.encode(prompt + answer + "x")), (prompt, answer)
         n_apart += counts.tokenized_apart
     assert 0 < n_apart < 250
+
+
+def test_threads_count_tokens_over_seams_while_others_begin_anew(checkpoint, monkeypatch):
+    """Of which the memory is bounded: a thread begins a new one while others have what they know in the old."""
+    monkeypatch.setattr(seams, "_MOST_SEAMS", 20)
+    tokenizer = Tokenizer(checkpoint)
+    some = [[Exchange(f"{i} the", "re")] for i in range(4)]  # known to most batches, of which some take longer
+    batches = [[*some, *([Exchange(f"{n} {i} the", "re")] for i in range(1 + n % 5 * 100))] for n in range(100)]
+    wanted = [seams.Seams(tokenizer).n_apart(batch) for batch in batches]
+    shared = seams.Seams(tokenizer)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(shared.n_apart, [*batches, *batches[::-1]])) == [*wanted, *wanted[::-1]]
 
 
 def test_a_begin_of_sequence_comes_once(checkpoint, tmp_path):

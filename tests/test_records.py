@@ -11,7 +11,7 @@ from damage import LONGEST_MESSAGE, outcome_of
 from script_processes import ROOT
 from tiny import TINY
 
-from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.checkpoints.sizes import require_weights_for
 from lit_gpt.cli.flags import flags_of
 from lit_gpt.cli.words import read as read_words

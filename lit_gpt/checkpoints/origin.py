@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.args.folders import CONFIG, WEIGHTS
-from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError
 from lit_gpt.files.checksums import contents_of, require_intact

@@ -27,7 +27,8 @@ from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
 from lit_gpt.args.rollouts import CheckerArgs
 from lit_gpt.checkpoints.base import build, digest_of, load_base
-from lit_gpt.checkpoints.layouts import open_lit, read_config
+from lit_gpt.checkpoints.configs import read_config
+from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.origin import changed_origin, is_other, origin_of, require_undamaged
 from lit_gpt.checkpoints.trained import check_fit, load_trained, trained_path
 from lit_gpt.errors import UserError, shown

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from lit_gpt.args.folders import LITGPT_CONFIG, WEIGHTS
-from lit_gpt.checkpoints.layouts import MLPS, RENAMED, SAME
+from lit_gpt.checkpoints.configs import MLPS, RENAMED, SAME
 from lit_gpt.config import Config
 from lit_gpt.convert.export import copy_tokenizer
 from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, fit_rows, is_tied

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.checkpoints.runs import Run, load_finetuned
 from lit_gpt.convert.verify import Difference, difference_of, joined
 from lit_gpt.data import store

@@ -10,7 +10,7 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.args.cluster import Strategy
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG
-from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.data.packing import Packing

@@ -12,7 +12,7 @@ from lit_gpt import __version__
 from lit_gpt.args.folders import CONFIG as LIT_CONFIG
 from lit_gpt.args.folders import WEIGHTS
 from lit_gpt.args.submission import SubmissionArgs
-from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.checkpoints.runs import versions
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError, shown

@@ -10,7 +10,8 @@ import numpy as np
 from lit_gpt.args.folders import WEIGHTS, require_checkpoint, run_folder
 from lit_gpt.args.submission import RefusalArgs, SubmissionArgs
 from lit_gpt.checkpoints.base import digest_of
-from lit_gpt.checkpoints.layouts import open_lit, read_config
+from lit_gpt.checkpoints.configs import read_config
+from lit_gpt.checkpoints.layouts import open_lit
 from lit_gpt.checkpoints.runs import Run, read_run, require_base
 from lit_gpt.checkpoints.trained import CHECKPOINTS, load_trained, trained_path
 from lit_gpt.data.store import META

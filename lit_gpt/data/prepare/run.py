@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lit_gpt.args import PrepareArgs, SourceArgs
 from lit_gpt.args.command import noted_command
 from lit_gpt.args.folders import require_checkpoint
-from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.data import store
 from lit_gpt.data.curate.check import check
 from lit_gpt.data.prepare.account import Counts, Part, Scan, in_words, print_unused, summary

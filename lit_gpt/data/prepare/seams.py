@@ -17,7 +17,10 @@ _MOST_SEAMS = 100_000
 
 
 class Seams:
-    """The seams of texts that are tokenized separately, and whether one token would span each."""
+    """The seams of texts that are tokenized separately, and whether one token would span each.
+
+    Several threads may ask at once.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -35,15 +38,16 @@ class Seams:
         ]
         if len(self.known) > _MOST_SEAMS:
             self.known = {}
-        new = [seam for seam in dict.fromkeys(seam for row in seams for seam in row) if seam not in self.known]
+        known = self.known  # this one to the end, whichever another thread begins meanwhile
+        new = [seam for seam in dict.fromkeys(seam for row in seams for seam in row) if seam not in known]
         tails, heads = ([seam[side] for seam in new] for side in (0, 1))
         unique = list(dict.fromkeys(tails))
         ends = dict(zip(unique, self.tokenizer.encode_batch(unique, bos=False), strict=True))
         starts = self.tokenizer.continue_batch(heads)
         whole = self.tokenizer.encode_batch([tail + head for tail, head in new], bos=False)
         for seam, start, ids in zip(new, starts, whole, strict=True):
-            self.known[seam] = ends[seam[0]] + start != ids
-        return sum(any(self.known[seam] for seam in row) for row in seams)
+            known[seam] = ends[seam[0]] + start != ids
+        return sum(any(known[seam] for seam in row) for row in seams)
 
 
 def _head(text: str) -> str:

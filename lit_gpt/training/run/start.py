@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.checkpoints.base import load_base
-from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.checkpoints.origin import origin_of, require_undamaged
 from lit_gpt.checkpoints.runs import Run, read_run, save_run, versions
 from lit_gpt.checkpoints.shares import Shares

@@ -13,7 +13,7 @@ import numpy as np
 from lit_gpt.args import PrepareArgs
 from lit_gpt.args.curation import AugmentArgs, MixArgs
 from lit_gpt.args.folders import require_checkpoint
-from lit_gpt.checkpoints.layouts import read_config
+from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.data import store
 from lit_gpt.data.curate.augment import augmented
 from lit_gpt.data.prepare.account import Counts, Part, Scan, print_unused
