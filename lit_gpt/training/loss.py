@@ -79,7 +79,10 @@ def loss_sum(model: GPT, batch: Batch, hidden_of: Hidden | None = None) -> Tenso
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the summed loss of (n, V) logits and (n,) targets, a scalar in fp32, and its gradient by the logits."""
+    """Returns the summed loss of (n, V) logits and (n,) targets, a scalar in fp32, and its gradient by the logits.
+
+    The gradient overwrites the logits.
+    """
     losses, d_logits = token_losses(logits, targets)
     return losses.sum(), d_logits
 
@@ -87,16 +90,16 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the loss of each of (n, V) logits and (n,) targets, (n,) in fp32, and its gradient by the logits.
 
-    On a CPU only as many rows are in fp32 at a time as its cache holds. The gradient overwrites the log-probabilities
-    in place: they are the largest tensor of the step.
+    On a CPU only as many rows are in fp32 at a time as its cache holds. The gradient overwrites the logits, which are
+    the largest tensor of the step.
     """
     n = len(logits) if logits.is_cuda else max(1, _IN_CACHE // logits.size(-1))
-    d_logits, losses = torch.empty_like(logits), torch.empty_like(targets, dtype=torch.float32)
-    for part, at, loss, gradient in zip(*(x.split(n) for x in (logits, targets, losses, d_logits)), strict=True):
+    losses = torch.empty_like(targets, dtype=torch.float32)
+    for part, at, loss in zip(*(x.split(n) for x in (logits, targets, losses)), strict=True):
         log_p = torch.log_softmax(part, -1, dtype=torch.float32)
         torch.neg(log_p.gather(-1, at.unsqueeze(-1)).squeeze(-1), out=loss)
-        gradient.copy_(log_p.exp_().scatter_add_(-1, at.unsqueeze(-1), -torch.ones_like(loss).unsqueeze(-1)))
-    return losses, d_logits
+        part.copy_(log_p.exp_().scatter_add_(-1, at.unsqueeze(-1), -torch.ones_like(loss).unsqueeze(-1)))
+    return losses, logits
 
 
 class _HeadLoss(Function):
