@@ -127,8 +127,23 @@ def test_a_run_goes_on_from_an_sft_run_that_is_its_reference(learn, checkpoint, 
     assert all(torch.equal(start[name], x) for name, x in weights(first).items())
     out = capsys.readouterr().out
     assert "step 0: val loss 0.6931" in out and "computed once" in out, "a reference of its own"
+    assert f"As in --sft_run {first}, whatever the flags say: --lora_r 8\n" in out
     with pytest.raises(UserError, match="is a run of lora"):
         learn("third", sft_run=first, method="full", method_args=FullArgs())
+
+
+def test_dropout_and_lora_plus_are_those_of_the_flags_and_not_of_the_sft_run(learn, capsys):
+    first = learn("first", preference={"loss": "orpo"}, method_args=LoRAArgs(lora_dropout=0.5, lora_plus_ratio=16))
+    trained = {}
+    for ratio in (1.0, 4.0):
+        flags = LoRAArgs(lora_dropout=0.0, lora_plus_ratio=ratio)
+        run_dir = learn(f"ratio-{ratio}", sft_run=first, method_args=flags, train={"max_norm": 0.0})
+        assert read_run(run_dir).method_args["lora_plus_ratio"] == ratio
+        trained[ratio] = weights(run_dir)
+    assert "whatever the flags say" not in capsys.readouterr().out
+    updates = {name: x for name, x in weights(first).items() if "lora_B" in name}
+    moved = {r: [(run[name] - x).norm() for name, x in updates.items()] for r, run in trained.items()}
+    assert all(fast > 2 * slow for fast, slow in zip(moved[4.0], moved[1.0], strict=True))
 
 
 def test_labels_and_pairs_go_with_their_losses(learn, capsys):
