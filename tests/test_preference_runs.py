@@ -146,6 +146,13 @@ def test_dropout_and_lora_plus_are_those_of_the_flags_and_not_of_the_sft_run(lea
     assert all(fast > 2 * slow for fast, slow in zip(moved[4.0], moved[1.0], strict=True))
 
 
+@pytest.mark.parametrize("method", ["adapter", "adapter_v2"])
+def test_merging_is_refused_before_the_training_where_it_cannot_be(learn, method, tmp_path):
+    with pytest.raises(UserError, match=f"--merge true: .* layers of {method}; leave it out"):
+        learn("merged", method=method, method_args=METHODS[method], merge=True)
+    assert not (tmp_path / "merged").exists()
+
+
 def test_labels_and_pairs_go_with_their_losses(learn, capsys):
     learn("labels", data="labels", preference={"loss": "kto"})
     learn("pairs", data="pairs", preference={"loss": "kto"})
