@@ -19,6 +19,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 from lit_gpt.files import load_state
 from lit_gpt.finetuning import finetune
+from lit_gpt.merge.compare import texts_to_compare
 
 TRAIN = TrainArgs(learning_rate=0.01, batch_size=4, max_steps=2, save_interval=2, keep_last=9, micro_batch_tokens=200)
 
@@ -151,6 +152,11 @@ def test_merging_is_refused_before_the_training_where_it_cannot_be(learn, method
     with pytest.raises(UserError, match=f"--merge true: .* layers of {method}; leave it out"):
         learn("merged", method=method, method_args=METHODS[method], merge=True)
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_merged_run_is_compared_on_its_own_answers(learn, place, checkpoint):
+    texts, what = texts_to_compare(read_run(learn()), checkpoint)
+    assert what.endswith(f"samples of {place / 'pairs'}") and len(texts) > 1
 
 
 def test_labels_and_pairs_go_with_their_losses(learn, capsys):
