@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, PlanArgs, PrepareArgs, RunArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.finetuning import FinetuneArgs
+from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
 from lit_gpt.checkpoints.runs import load_finetuned, read_run
 from lit_gpt.data.prepare.preferences.encoder import PreferenceEncoder
@@ -20,6 +21,7 @@ from lit_gpt.fabric import make_fabric
 from lit_gpt.files import load_state
 from lit_gpt.finetuning import finetune
 from lit_gpt.merge.compare import texts_to_compare
+from lit_gpt.training.validation_data import validated_on
 
 TRAIN = TrainArgs(learning_rate=0.01, batch_size=4, max_steps=2, save_interval=2, keep_last=9, micro_batch_tokens=200)
 
@@ -157,6 +159,19 @@ def test_merging_is_refused_before_the_training_where_it_cannot_be(learn, method
 def test_a_merged_run_is_compared_on_its_own_answers(learn, place, checkpoint):
     texts, what = texts_to_compare(read_run(learn()), checkpoint)
     assert what.endswith(f"samples of {place / 'pairs'}") and len(texts) > 1
+
+
+def test_the_loss_of_a_run_by_itself_is_not_that_of_preferences(learn, place):
+    run_dir = learn()
+    with pytest.raises(UserError, match=r"learned from preferences.*--data_dir takes a data set of rows"):
+        validated_on(read_run(run_dir), run_dir)
+    record = read_run(run_dir)
+    sft = {name: x for name, x in record.training.items() if name not in asdict(PreferenceArgs())}
+    assert validated_on(replace(record, training=sft), run_dir) == (place / "pairs", "")
+    folder, note = validated_on(replace(record, training=sft | asdict(GrpoArgs())), run_dir)
+    assert folder == place / "pairs" and "rewards" in note
+    with pytest.raises(UserError, match="--data_dir is missing; a pretrained model has no data"):
+        validated_on(None, None)
 
 
 def test_labels_and_pairs_go_with_their_losses(learn, capsys):
