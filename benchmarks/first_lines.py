@@ -44,7 +44,7 @@ OTHERS = {
     "scripts/prepare_mix.py": f"{BASE} --sources '{{a: TMP/data, b: DEMO/held_out.json}}' --destination_path TMP/mix",
     "scripts/sample_answers.py": f"{BASE} --json_path DEMO/held_out.json --destination_path TMP/sampled",
     "scripts/serve.py": f"{BASE} --port 0",
-    "scripts/convert_lit_checkpoint.py": f"{BASE} --destination_path TMP/hf",
+    "scripts/convert_lit_checkpoint.py": f"{BASE} --output_dir TMP/hf",
     "scripts/write_report.py": RUN,
 }
 
@@ -90,6 +90,8 @@ def first_line(script: str, words: list[str], ends: bool) -> tuple[float, str]:
     else:
         process.kill()
     process.wait()
+    if line.startswith("error: "):
+        raise SystemExit(f"{script} {shlex.join(words)}: {line.strip()}")
     return seconds, line.strip()
 
 

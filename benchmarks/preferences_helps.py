@@ -147,6 +147,7 @@ class Trial:
     def asked(self, folder: Path, path: Path, **flags: object) -> Took:
         """Have a model answer the prompts of a file."""
         flags = {"checker": "json", "prompt_style": "plain", "max_new_tokens": 48, "max_rows": 64} | flags
+        flags["overwrite"] = "true"
         return command(folder, "scripts/sample_answers.py", json_path=path, destination_path=folder, **flags)
 
     def scores(self, name: str, checkpoint: Path, run: Path | None = None) -> np.ndarray:

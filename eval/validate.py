@@ -2,7 +2,7 @@
 
 python eval/validate.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b --finetuned_path out/lora/my_run
 
-It is the loss that the run itself measures; without --data_dir, it is measured on the run's own validation set.
+It is the loss that finetune/lora.py and its siblings measure, on the run's own validation set without --data_dir.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def main(
             32-true on a CPU.
         quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, a run is quantized as
             in its training, and a pretrained model is not.
-        micro_batch_tokens: tokens per forward pass; 4096 on a GPU and 512 on a CPU if not given.
+        micro_batch_tokens: tokens per forward pass; as many as in training if not given.
         devices: GPUs, or processes on a CPU, that share the samples; 1, or as many as torchrun started, if not given.
     """
     from lit_gpt.args.cluster import ClusterArgs
@@ -40,21 +40,16 @@ def main(
     from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.data import store
     from lit_gpt.data.compatibility import check_compatible, check_vocabulary
-    from lit_gpt.errors import UserError
     from lit_gpt.fabric import make_fabric
     from lit_gpt.parallel.watch import together
     from lit_gpt.tokenizer import Tokenizer
     from lit_gpt.training.validation import validate
+    from lit_gpt.training.validation_data import validated_on
 
     require_checkpoint(checkpoint_dir)
     run_dir = finetuned_path and run_folder(finetuned_path)
     record = run_dir and read_run(run_dir)
-    trained_on = record.data.get("folder") if record else None
-    if data_dir is None:
-        if trained_on is None:
-            whose = f"the adapter that {run_dir} was made of names no" if record else "a pretrained model has no"
-            raise UserError(f"--data_dir is missing; {whose} data")
-        data_dir = Path(trained_on)
+    data_dir, note = (data_dir, "") if data_dir else validated_on(record, run_dir)
     _, data, meta = store.load(data_dir)
     check_compatible(meta, data_dir, Tokenizer(checkpoint_dir), record and record.prompt_style)
     check_vocabulary((data,), data_dir, read_config(checkpoint_dir).padded_vocab_size)
@@ -66,7 +61,7 @@ def main(
             model, _ = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
         train, validation = TrainArgs(micro_batch_tokens=micro_batch_tokens), ValidationArgs()
         loss = validate(fabric, model, data, train=train, validation=validation, team=team)
-    print(f"val loss {loss:.4f} on the {len(data):,} samples of {data_dir}")
+    print(f"val loss {loss:.4f} on the {len(data):,} samples of {data_dir}{note}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main(
         data_dir: folder that scripts/prepare_preferences.py made.
         out_dir: folder of the run; out/preference/<name of the checkpoint> if not given.
         method: what is trained: LoRA's updates, an adapter, or every weight (with a lower --learning_rate, as 1e-6).
-        merge: also write a checkpoint with the merged weights of a LoRA run to out_dir/merged at the end.
+        merge: also write a checkpoint with the trained weights (LoRA or full) to out_dir/merged at the end.
         precision: bf16-true on a GPU (bf16-mixed for full; fp16 if it has no bf16) and 32-true on a CPU if not given.
         quantize: quantize the frozen weights of the blocks to 4 or 8 bits; not quantized if not given.
         sft_run: run to go on from: its method and weights, with which the training begins and which are the reference.

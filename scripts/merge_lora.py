@@ -1,4 +1,4 @@
-"""Merge a run of finetune/lora.py into a checkpoint that needs no LoRA.
+"""Merge a run of finetune/lora.py into a checkpoint that needs no LoRA, or write one of finetune/full.py as such.
 
 python scripts/merge_lora.py --checkpoint_dir checkpoints/openlm-research/open_llama_7b
 
@@ -21,7 +21,7 @@ def main(
     overwrite: bool = False,
     devices: int | None = None,
 ) -> None:
-    """Merges a LoRA run into its base model.
+    """Merges a LoRA run into its base model, or writes the weights of a full run in the base's place.
 
     Args:
         checkpoint_dir: folder of the checkpoint that was finetuned.
@@ -30,7 +30,7 @@ def main(
         base: weights that the updates are added to: the checkpoint's own (16bit), or those that the training saw
             (trained), which were rounded to its precision and, with --quantize, to 4 or 8 bits. The latter reproduces
             the trained model's answers most closely.
-        dtype: dtype of the weights; that of the checkpoint if not given.
+        dtype: dtype of the weights; that of the checkpoint if not given, which may round a run in fp32.
         precision: precision in which both models are compared; the training's if not given.
         overwrite: replace out_dir if it is not empty.
         devices: GPUs, or processes on a CPU, that share the texts of the comparison; 1, or as many as torchrun

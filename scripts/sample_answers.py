@@ -4,6 +4,7 @@ python scripts/sample_answers.py --checkpoint_dir ... --finetuned_path out/lora/
 """
 
 from pathlib import Path
+from typing import Literal
 
 from lit_gpt.args import Precision, Quantization
 from lit_gpt.args.rollouts import CheckerArgs, KeepArgs, SampleArgs
@@ -17,7 +18,8 @@ def main(
     columns: dict[str, str] | None = None,
     prompt_style: str | None = None,
     precision: Precision | None = None,
-    quantize: Quantization | None = None,
+    quantize: Quantization | Literal["none"] | None = None,
+    overwrite: bool = False,
     check: CheckerArgs = CheckerArgs(),
     sample: SampleArgs = SampleArgs(),
     keep: KeepArgs = KeepArgs(),
@@ -30,13 +32,18 @@ def main(
         finetuned_path: run that answers; the checkpoint if not given.
         destination_path: folder for answers.jsonl, rows.jsonl and pairs.jsonl.
         columns: keys by their roles, as for scripts/prepare_json.py.
-        prompt_style: texts put around the prompt; the run's, or plain, if not given.
+        prompt_style: texts put around the prompt; if not given, those of the training of the run or of the merged
+            checkpoint, or else plain, which puts none.
         precision: bf16-true on a GPU that has it and 32-true on a CPU if not given.
-        quantize: quantize the weights of the blocks to 4 or 8 bits; not quantized if not given.
+        quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, a run is quantized as
+            in its training, and a checkpoint is not.
+        overwrite: replace the answers that the folder holds.
     """
     from lit_gpt.fabric import make_fabric
     from lit_gpt.rollouts.run import Answering, sample_answers
+    from lit_gpt.rollouts.written import require_no_answers
 
+    require_no_answers(destination_path, overwrite)
     answering = Answering(checkpoint_dir, finetuned_path, prompt_style, quantize)
     fabric = make_fabric(precision, sample.seed)
     sample_answers(

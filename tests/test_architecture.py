@@ -63,7 +63,7 @@ MAY_IMPORT = {  # part of lit_gpt -> parts that it may import besides itself and
     | {"lightning", "parallel", "resources", "tokenizer"},
     # answers of a model with a checker's verdicts, as rows and pairs, or learned from as they come
     "rollouts": {"checkpoints", "data", "files", "generation", "grading", "lightning", "methods", "model", "prompts"}
-    | {"parallel", "report", "tokenizer", "training"},
+    | {"merge", "parallel", "report", "tokenizer", "training"},
     "planning": {"checkpoints", "config", "convert", "data", "families", "files", "layers", "methods", "model"}
     | {"fabric", "lightning", "resources", "tokenizer", "training"},
     # a run as others are to have it: its own record, merged weights, and the server in the place of theirs

@@ -3,9 +3,11 @@
 import json
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
+from chats import save_run_of
 from conftest import ROOT, assert_one_line_error
 from script_processes import run
 
@@ -66,11 +68,16 @@ def made_run(folder, checkpoint, quantize=None, style="alpaca", seed=0, data=Non
 @pytest.fixture(scope="module")
 def neox(downloaded):
     """A converted checkpoint whose projections of queries, keys and values are one."""
-    source = open_source(downloaded["neox"])
-    config = config_from_hf(source.hf_config, "tiny-neox", "config.json")
-    save_state(from_hf(config, source.names, source.get), downloaded["neox"] / WEIGHTS)
-    config.to_json(downloaded["neox"] / CONFIG)
-    return downloaded["neox"]
+    return converted(downloaded["neox"])
+
+
+def converted(folder):
+    """Converts a checkpoint in its folder, and returns that."""
+    source = open_source(folder)
+    config = config_from_hf(source.hf_config, folder.name, "config.json")
+    save_state(from_hf(config, source.names, source.get), folder / WEIGHTS)
+    config.to_json(folder / CONFIG)
+    return folder
 
 
 @torch.no_grad()
@@ -190,6 +197,34 @@ def test_the_script_merges_says_what_changed_and_leaves_a_checkpoint_for_every_s
         "--out_dir", tmp_path / "twice", cwd=tmp_path,
     )  # fmt: skip
     assert_one_line_error(again, "already")
+
+
+@pytest.mark.smoke
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama-gqa", "llama-tied"])
+def test_a_full_run_becomes_a_checkpoint_that_exports(kind, downloaded, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    base = converted(Path(shutil.copytree(downloaded[kind], tmp_path / f"tiny-{kind}")))
+    run_dir = save_run_of("full", base, tmp_path / "run")
+    done = run(
+        "scripts/merge_lora.py", "--checkpoint_dir", base, "--finetuned_path", run_dir, "--out_dir",
+        tmp_path / "merged", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Largest difference of a logit: 0\n" in done.stdout, done.stderr
+    assert trained_style(tmp_path / "merged") == "alpaca"
+    model, _ = load_base(fabric(), tmp_path / "merged")
+    assert torch.equal(model(IDS), load_finetuned(fabric(), base, run_dir)[0](IDS))
+    assert (model.lm_head.weight is model.transformer.wte.weight) == (kind == "llama-tied")
+    done = run(
+        "scripts/convert_lit_checkpoint.py", "--checkpoint_dir", tmp_path / "merged", "--output_dir", tmp_path / "hf",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert (theirs(IDS).logits - model(IDS)).abs().max() < 1e-3
+    again = run("generate/base.py", "--checkpoint_dir", run_dir, cwd=tmp_path)
+    assert_one_line_error(again, "scripts/merge_lora.py", "makes a checkpoint of it")
 
 
 @pytest.mark.smoke

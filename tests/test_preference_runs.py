@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 
 from lit_gpt.args import AdapterArgs, FullArgs, LoRAArgs, PlanArgs, PrepareArgs, RunArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.finetuning import FinetuneArgs
+from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
 from lit_gpt.checkpoints.runs import load_finetuned, read_run
 from lit_gpt.data.prepare.preferences.encoder import PreferenceEncoder
@@ -19,6 +20,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 from lit_gpt.files import load_state
 from lit_gpt.finetuning import finetune
+from lit_gpt.merge.compare import texts_to_compare
+from lit_gpt.training.validation_data import validated_on
 
 TRAIN = TrainArgs(learning_rate=0.01, batch_size=4, max_steps=2, save_interval=2, keep_last=9, micro_batch_tokens=200)
 
@@ -127,8 +130,48 @@ def test_a_run_goes_on_from_an_sft_run_that_is_its_reference(learn, checkpoint, 
     assert all(torch.equal(start[name], x) for name, x in weights(first).items())
     out = capsys.readouterr().out
     assert "step 0: val loss 0.6931" in out and "computed once" in out, "a reference of its own"
+    assert f"As in --sft_run {first}, whatever the flags say: --lora_r 8\n" in out
     with pytest.raises(UserError, match="is a run of lora"):
         learn("third", sft_run=first, method="full", method_args=FullArgs())
+
+
+def test_dropout_and_lora_plus_are_those_of_the_flags_and_not_of_the_sft_run(learn, capsys):
+    first = learn("first", preference={"loss": "orpo"}, method_args=LoRAArgs(lora_dropout=0.5, lora_plus_ratio=16))
+    trained = {}
+    for ratio in (1.0, 4.0):
+        flags = LoRAArgs(lora_dropout=0.0, lora_plus_ratio=ratio)
+        run_dir = learn(f"ratio-{ratio}", sft_run=first, method_args=flags, train={"max_norm": 0.0})
+        assert read_run(run_dir).method_args["lora_plus_ratio"] == ratio
+        trained[ratio] = weights(run_dir)
+    assert "whatever the flags say" not in capsys.readouterr().out
+    updates = {name: x for name, x in weights(first).items() if "lora_B" in name}
+    moved = {r: [(run[name] - x).norm() for name, x in updates.items()] for r, run in trained.items()}
+    assert all(fast > 2 * slow for fast, slow in zip(moved[4.0], moved[1.0], strict=True))
+
+
+@pytest.mark.parametrize("method", ["adapter", "adapter_v2"])
+def test_merging_is_refused_before_the_training_where_it_cannot_be(learn, method, tmp_path):
+    with pytest.raises(UserError, match=f"--merge true: .* layers of {method}; leave it out"):
+        learn("merged", method=method, method_args=METHODS[method], merge=True)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merged_run_is_compared_on_its_own_answers(learn, place, checkpoint):
+    texts, what = texts_to_compare(read_run(learn()), checkpoint)
+    assert what.endswith(f"samples of {place / 'pairs'}") and len(texts) > 1
+
+
+def test_the_loss_of_a_run_by_itself_is_not_that_of_preferences(learn, place):
+    run_dir = learn()
+    with pytest.raises(UserError, match=r"learned from preferences.*--data_dir takes a data set of rows"):
+        validated_on(read_run(run_dir), run_dir)
+    record = read_run(run_dir)
+    sft = {name: x for name, x in record.training.items() if name not in asdict(PreferenceArgs())}
+    assert validated_on(replace(record, training=sft), run_dir) == (place / "pairs", "")
+    folder, note = validated_on(replace(record, training=sft | asdict(GrpoArgs())), run_dir)
+    assert folder == place / "pairs" and "rewards" in note
+    with pytest.raises(UserError, match="--data_dir is missing; a pretrained model has no data"):
+        validated_on(None, None)
 
 
 def test_labels_and_pairs_go_with_their_losses(learn, capsys):

@@ -1,6 +1,7 @@
 """Answers are graded by checkers, and become rows and pairs that the prepare scripts read."""
 
 import json
+import shutil
 
 import pytest
 
@@ -11,9 +12,10 @@ from lit_gpt.data.prepare.sources import read_rows
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 from lit_gpt.grading.checkers import checker_of
+from lit_gpt.merge.record import MERGED
 from lit_gpt.rollouts.run import Answering, sample_answers
 from lit_gpt.rollouts.sampled import Graded
-from lit_gpt.rollouts.written import PAIRS, ROWS, write
+from lit_gpt.rollouts.written import PAIRS, ROWS, require_no_answers, write
 
 CASES = [  # checker, answer, expected, score
     ("number", "So 3 + 4 = 7.", "#### 7", 1),
@@ -98,3 +100,28 @@ def test_the_engine_answers_alike_for_a_seed_and_is_graded(checkpoint, tmp_path)
     )
     assert [g.texts for g in one] == [g.texts for g in two] and len({t for g in one for t in g.texts}) > 5
     assert all(score == 0 for g in one for score, n in zip(g.scores, g.n_tokens, strict=True) if n == 6), "cut off"
+
+
+def test_answers_are_not_replaced_unasked(tmp_path):
+    write(tmp_path, [Graded(Row.single("Add.", "1 and 1", "2"), ("2",), (1,), (1,))], KeepArgs())
+    with pytest.raises(UserError, match=r"holds sampled answers.*--overwrite true"):
+        require_no_answers(tmp_path, overwrite=False)
+    require_no_answers(tmp_path, overwrite=True)
+    require_no_answers(tmp_path / "new", overwrite=False)
+
+
+def test_a_merged_checkpoint_is_asked_as_it_was_trained(checkpoint, tmp_path):
+    merged = tmp_path / "merged"
+    shutil.copytree(checkpoint, merged)
+    (merged / MERGED).write_text(json.dumps({"prompt_style": "alpaca", "runs": []}))
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": "say", "input": "", "output": "t"}]))
+    settings = {"columns": None, "check": CheckerArgs("exact"), "sample": SampleArgs(k=3, max_new_tokens=6)}
+    settings["keep"] = KeepArgs()
+
+    def texts(*answering):
+        fabric = make_fabric("32-true", 1)
+        answering = Answering(*answering, quantize="none")
+        (found,) = sample_answers(fabric, answering, tmp_path / "rows.json", tmp_path / "out", **settings)
+        return found.texts
+
+    assert texts(merged) == texts(checkpoint, None, "alpaca") != texts(checkpoint, None, "plain") == texts(checkpoint)

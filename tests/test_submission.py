@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,11 @@ import yaml
 from chats import save_run_of
 from conftest import assert_one_line_error
 from script_processes import run as run_script
-from submissions import call, fresh_submission, run_alone, submitted_run
+from submissions import call, fresh_submission, made_run, run_alone, submitted_run
 
+from lit_gpt.args.grpo import GrpoArgs
+from lit_gpt.args.preferences import PreferenceArgs
+from lit_gpt.args.rollouts import CheckerArgs
 from lit_gpt.args.submission import RefusalArgs, SubmissionArgs
 from lit_gpt.checkpoints.base import digest_of
 from lit_gpt.checkpoints.layouts import open_lit
@@ -165,6 +168,19 @@ def test_a_run_on_forbidden_data_is_refused_also_in_a_mixture(trained, checkpoin
         assert "alpaca_libre" in said and "starter guide" in said and "--allow_data alpaca_libre" in said
 
 
+def test_a_run_that_went_on_from_another_is_judged_by_the_data_of_both(trained, checkpoint, tmp_path):
+    run, sft = copied_run(trained, tmp_path), tmp_path / "sft"
+    shutil.copytree(run, sft, symlinks=True)
+    record = read_run(run)
+    save_run(replace(record, data=record.data | {"source": "data/alpaca_libre/x.json"}), sft)
+    save_run(replace(record, training=record.training | {"sft_run": str(sft)}), run)
+    assert "--allow_data alpaca_libre" in refused(run, checkpoint, tmp_path / "made")
+    args, made = replace(ARGS, train_image=False), tmp_path / "made"
+    prepare_submission(run, checkpoint, made, args, RefusalArgs(allow_data=("alpaca_libre",)))
+    assert read_run(made / "run").training["sft_run"] == "sft"
+    assert str(tmp_path) not in (made / MANIFEST).read_text()
+
+
 SECRETS = {
     "Hugging Face token": "hf_" + "aB3dE" * 7,
     "AWS Access Key": "AKIA" + "IOSFODNN7ABCDEFG",
@@ -252,8 +268,28 @@ def test_a_run_that_nobody_could_repeat_is_refused_with_the_way_out(trained, che
         assert said in message and "--train_image false" in message
     save_run(replace(record, training=record.training | {"best_task": "x", "best_task_data": "mine"}), run)
     assert "--best_task_data mine" in refused(run, checkpoint, tmp_path / "made")
+    for name in ("sft_run", "checker_file"):
+        save_run(replace(record, training=record.training | {name: "out/lora/x"}), run)
+        assert f"--{name} out/lora/x" in (message := refused(run, checkpoint, tmp_path / "made"))
+        assert "--train_image false" in message
     save_run(replace(record, base_digest="another"), run)
     assert "trained on other weights" in refused(run, checkpoint, tmp_path / "made")
+
+
+@pytest.mark.parametrize("script", ["preference", "grpo"])
+def test_a_run_on_judged_answers_is_repeated_by_the_script_that_made_it(checkpoint, tmp_path, script):
+    made = made_run(checkpoint, tmp_path / "made")
+    record = read_run(made / "out")
+    kinds = {"preference": (PreferenceArgs(loss="ipo"),), "grpo": (GrpoArgs(group_size=3), CheckerArgs("json"))}[script]
+    learned = {name: x for kind in kinds for name, x in asdict(kind).items()} | {"sft_run": None}
+    save_run(replace(record, training=record.training | learned), made / "out")
+    out = tmp_path / "submission"
+    prepare_submission(made / "out", checkpoint, out, ARGS, RefusalArgs())
+    assert f"lit-gpt/finetune/{script}.py" in (out / "train.sh").read_text()
+    config = yaml.safe_load((out / "train.yaml").read_text())
+    assert config["method"] == "lora" and config.items() >= {n: x for n, x in learned.items() if x is not None}.items()
+    read = run_script(f"finetune/{script}.py", "--config", out / "train.yaml", "--print_config", cwd=tmp_path)
+    assert read.returncode == 0, read.stderr
 
 
 def test_a_base_that_came_in_a_gguf_file_is_no_download_of_its_repository(trained, checkpoint, tmp_path):
@@ -291,6 +327,10 @@ def test_a_mixture_is_repeated_from_its_sources_on(trained, checkpoint, tmp_path
     assert second[0] == "lit-gpt/scripts/prepare_mix.py" and second[-1] == "prepared/data"
     sources = yaml.safe_load(second[second.index("--sources") + 1])
     assert sources == {"one": "prepared/one", "two": "data/rows.json"}
+    packed = read_run(made / "run").data
+    assert packed["source"] == "data, data/rows.json" and packed["mix"]["sources"]["one"]["path"] == "data"
+    for path in (made / MANIFEST, made / "run" / "finetuned.json", made / "NOTES.md"):
+        assert str(trained) not in path.read_text() and str(tmp_path) not in path.read_text(), path
 
 
 def test_wrong_flags_are_refused_in_one_line(trained, tmp_path):

@@ -9,6 +9,10 @@ from lit_gpt.args.cluster import ClusterArgs
 from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.preferences import PreferenceArgs
 from lit_gpt.args.rollouts import CheckerArgs
+from lit_gpt.errors import UserError
+
+MERGEABLE = ("lora", "full")
+"""Methods whose runs can be written as a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class FinetuneArgs:
     what preferences are held against."""
     merge: bool = False
     """Whether to write the merged weights at the end, within the same time limit."""
+
+    def __post_init__(self) -> None:
+        if self.merge and self.method not in MERGEABLE:
+            raise UserError(f"--merge true: no merged weights can compute the layers of {self.method}; leave it out")
 
 
 def args_of(method: str, lora: LoRAArgs, adapter: AdapterArgs) -> LoRAArgs | AdapterArgs | FullArgs:

@@ -213,7 +213,7 @@ def _use_of_run(run_dir: Path, takes_runs: bool) -> str:
         note += f"; its merged weights are one: --checkpoint_dir {run_dir / 'merged'}"
     if takes_runs:
         return f"{note}; pass {flags}"
-    merge = f", and python scripts/merge_lora.py {flags} makes a checkpoint of it" if method == "lora" else ""
+    merge = f", and python scripts/merge_lora.py {flags} makes a checkpoint of it" if method in ("lora", "full") else ""
     return f"{note}; python generate/{method}.py {flags} asks it{merge}"
 
 

@@ -52,6 +52,8 @@ _KINDS_OF_TRAINING: dict[str, Any] = {
     "precision": Precision | None,
 }
 """Entry of `Run.training` -> its type."""
+_FLAG_OF = {"preference": "simpo_gamma", "grpo": "group_size"}
+"""Script that takes any method -> a flag that it alone has."""
 _KINDS_OF_DATA = {"folder": str, "end_ids": list[int]}
 """Entry of `Run.data` that is read again, and not only compared -> its type."""
 
@@ -80,6 +82,11 @@ class Run:
     """Key of QUANTIZATIONS: how the base weights were quantized in training; None if they were not."""
     base_files: dict[str, Any] | None = None
     """What the base's files held, as `origin_of` returns it; None in runs that recorded nothing of it."""
+
+    @property
+    def script(self) -> str:
+        """Name of the finetune script that made it: that of its method, or of what it learned from."""
+        return next((script for script, flag in _FLAG_OF.items() if flag in self.training), self.method)
 
 
 def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize: str | None = None) -> tuple[GPT, Run]:

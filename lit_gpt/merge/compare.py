@@ -56,7 +56,7 @@ def texts_to_compare(run: Run, checkpoint_dir: Path) -> tuple[list[list[int]], s
     """
     folder = Path(run.data.get("folder", ""))
     try:
-        train, _, meta = store.load(folder)
+        train, _, meta = store.load(folder, judged=None)
         known = meta["tokenizer"] == run.data.get("tokenizer")
         check_vocabulary((train,), folder, read_config(checkpoint_dir).padded_vocab_size)
     except UserError:

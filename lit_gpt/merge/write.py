@@ -1,4 +1,4 @@
-"""Merges a LoRA run into a new checkpoint folder, one tensor at a time.
+"""Merges a LoRA run into a new checkpoint folder, or writes the weights of a full run as one, one tensor at a time.
 
 The folder also holds a record of the runs in its weights (`record.py`).
 """
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.args import LoRARunArgs
+from lit_gpt.args.finetuning import MERGEABLE
 from lit_gpt.args.folders import CONFIG, WEIGHTS
 from lit_gpt.args.formats import with_format
 from lit_gpt.checkpoints.base import digest_of, summed
@@ -31,7 +31,7 @@ from lit_gpt.layers.linear import Linear
 from lit_gpt.layers.quantize import quantizable, quantized
 from lit_gpt.layers.quantize.four_bits import FourBits
 from lit_gpt.merge.record import MERGED, merged_runs
-from lit_gpt.methods import lora, trained_parameters
+from lit_gpt.methods import METHODS, trained_parameters
 from lit_gpt.methods.lora.layer import LoRALinear
 from lit_gpt.model import GPT
 
@@ -75,11 +75,11 @@ def write_merged(
         Lines that say which chat template is written, if it is not the checkpoint's own, and the precision.
 
     Raises:
-        UserError: the run is not a LoRA run, is of another checkpoint, or is merged into it already; `out_dir` is not
+        UserError: the run is one of adapters, is of another checkpoint, or is merged into it already; `out_dir` is not
             empty.
     """
-    if run.method != "lora":
-        raise UserError(f"{run_dir} is a run of {run.method}, and only LoRA's updates merge into the weights")
+    if run.method not in MERGEABLE:
+        raise UserError(f"{run_dir} is a run of {run.method}, whose layers no merged weights can compute")
     if out_dir.resolve() in (checkpoint_dir.resolve(), run_dir.resolve()):
         raise UserError(f"--out_dir {out_dir} is what is to be merged; pass another folder")
     config, specs, get = open_lit(checkpoint_dir)
@@ -124,12 +124,15 @@ def _plan(config: Config, specs: Mapping[str, Spec], run: Run, trained: dict[str
     Raises:
         UserError: the run's weights do not fit the model, or a checkpoint cannot hold one of them.
     """
-    args = LoRARunArgs(**run.method_args)
+    inject, args_class = METHODS[run.method]
+    args = args_class(**run.method_args)
     with torch.device("meta"):
         model = GPT(config)
         quantized_layers = quantizable(model) if run.quantize else set()
-        lora.inject(model, args)
+        inject(model, args)
     check_fit(trained, trained_parameters(model), path)
+    if run.method == "full":
+        return _Plan(config, layers={}, trained={}, own=trained, quantized_layers=set())
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
     own = {name.replace(".linear.", "."): trained[name] for name in args.whole}
     if unknown := own.keys() - specs.keys():

@@ -13,6 +13,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.generation.engine import Engine
 from lit_gpt.grading.checkers import checker_of
 from lit_gpt.lightning import Fabric
+from lit_gpt.merge.record import trained_style
 from lit_gpt.prompts import open_style
 from lit_gpt.rollouts.sampled import Graded, sampled
 from lit_gpt.rollouts.written import write
@@ -26,7 +27,9 @@ class Answering:
     checkpoint_dir: Path
     finetuned_path: Path | None = None
     prompt_style: str | None = None
+    """None takes that of the training of the run, or of a merged checkpoint, or else plain."""
     quantize: str | None = None
+    """Key of QUANTIZATIONS, or `none`; None takes that of the run's training."""
 
 
 def sample_answers(
@@ -52,7 +55,8 @@ def sample_answers(
     end_ids: list[int] = []
     style, checkpoint_dir = answering.prompt_style, answering.checkpoint_dir
     if answering.finetuned_path is None:
-        model, _ = load_base(fabric, checkpoint_dir, answering.quantize)
+        style = style or trained_style(checkpoint_dir)
+        model, _ = load_base(fabric, checkpoint_dir, None if answering.quantize == "none" else answering.quantize)
     else:
         model, run = load_finetuned(fabric, checkpoint_dir, answering.finetuned_path, answering.quantize)
         style, end_ids = style or run.prompt_style, run.data.get("end_ids", [])

@@ -6,11 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.args.rollouts import KeepArgs
+from lit_gpt.errors import UserError
 from lit_gpt.files import write_text
 from lit_gpt.rollouts.sampled import Graded, prompt_turns
 
 _ANSWERS, ROWS, PAIRS = "answers.jsonl", "rows.jsonl", "pairs.jsonl"
 """Files in the folder: all answers with their scores, rows for prepare_json.py, pairs for prepare_preferences.py."""
+
+
+def require_no_answers(folder: Path, overwrite: bool) -> None:
+    """Checks that sampled answers may be written to `folder`.
+
+    Raises:
+        UserError: it holds answers, and `overwrite` is not set.
+    """
+    if (folder / _ANSWERS).exists() and not overwrite:
+        raise UserError(
+            f"{folder} holds sampled answers; pass another --destination_path, or --overwrite true to replace them"
+        )
 
 
 def write(folder: Path, found: Sequence[Graded], args: KeepArgs) -> None:

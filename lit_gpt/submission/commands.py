@@ -10,6 +10,9 @@ import yaml
 
 from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.args.command import written
+from lit_gpt.args.grpo import GrpoArgs
+from lit_gpt.args.preferences import PreferenceArgs
+from lit_gpt.args.rollouts import CheckerArgs
 from lit_gpt.checkpoints.runs import Run
 from lit_gpt.data.store import META
 from lit_gpt.errors import UserError
@@ -26,6 +29,10 @@ _FILES = ("json_path", "csv_path", "data_file", "validation_file")
 _PLACES = ("checkpoint_dir", "destination_path", "overwrite")
 """Flags that are set anew."""
 _OWN_TASK = ("best_task_data", "best_task_path")
+_FROM_HERE = ("sft_run", "checker_file")
+"""Flags of training that name another run, or a file of code."""
+_KINDS = {"preference": (PreferenceArgs,), "grpo": (GrpoArgs, CheckerArgs)}
+"""Script that takes any method -> what else it has arguments of."""
 _WITHOUT = "or leave the training out of the submission with --train_image false"
 _NOT_REPEATED = {"max_time": None, "logger": "csv", "compile": None}
 """Arguments of training that the image sets in its own way: value there, None for none."""
@@ -74,11 +81,16 @@ def _config(run: Run) -> dict[str, Any]:
         if run.training.get(name):
             raise UserError(f"the run chose its checkpoint by your own --{name} {run.training[name]}, which the image "
                             f"would not have; train without it, {_WITHOUT}")  # fmt: skip
-    known = [f.name for kind in (TrainArgs, ValidationArgs) for f in fields(kind)] + ["seed", "precision"]
+    for name in _FROM_HERE:
+        if run.training.get(name):
+            raise UserError(f"the run needed --{name} {run.training[name]}, which the image would not have; {_WITHOUT}")
+    kinds = (TrainArgs, ValidationArgs, *_KINDS.get(run.script, ()))
+    known = [f.name for kind in kinds for f in fields(kind)] + ["seed", "precision"]
     values = {name: run.training[name] for name in known if run.training.get(name) is not None}
     values |= {name: value for name, value in _NOT_REPEATED.items() if name in values}
     flags = {f.name for f in fields(METHODS[run.method].args)} - {"ranks", "whole"}
     own = {name: x for name, x in run.method_args.items() if name in flags}
+    own |= {"method": run.method} if run.script in _KINDS else {}
     return {name: x for name, x in {**own, "quantize": run.quantize, **values}.items() if x is not None}
 
 

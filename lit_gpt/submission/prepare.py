@@ -4,8 +4,10 @@ import shlex
 import shutil
 import sys
 import zipfile
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lit_gpt.args.folders import CONFIG as LIT_CONFIG
 from lit_gpt.args.folders import WEIGHTS
@@ -83,15 +85,26 @@ def _require_download(subject: Subject) -> None:
         )
 
 
+_PATHS = ("sft_run", "checker_file", "best_task_data", "best_task_path")
+"""Flags of training that name a place on this machine."""
+
+
 def _portable(run: Run, base: str, repetition: Repetition | None) -> Run:
     """Returns the record of a run with the paths of the images in place of those of this machine."""
     data = {name: x for name, x in run.data.items() if name != "command"}
     data |= {"folder": f"{PREPARED}/data", "checkpoint_dir": base}
     names = {str(path): name for name, path in (repetition.files if repetition else {}).items()}
-    for key in ("source", "validation_source"):
-        if key in data:
-            data[key] = names.get(str(data[key]), Path(str(data[key])).name)
-    return replace(run, base=base, data=data)
+
+    def without_folders(entries: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
+        """Returns entries with those that are paths as the images have them, or by their last part."""
+        return {n: names.get(str(x), Path(str(x)).name) if n in keys and x else x for n, x in entries.items()}
+
+    data = without_folders(data, ("source", "validation_source"))
+    if isinstance(mix := data.get("mix"), dict):
+        sources = {n: without_folders(entry, ("path", "source")) for n, entry in mix.get("sources", {}).items()}
+        data["mix"] = mix | {"sources": sources}
+        data["source"] = ", ".join(str(entry.get("path")) for entry in sources.values())
+    return replace(run, base=base, data=data, training=without_folders(run.training, _PATHS))
 
 
 def _write(folder: Path, subject: Subject, *, args: SubmissionArgs, repetition: Repetition | None) -> list[str]:

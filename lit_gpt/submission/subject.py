@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_gpt.args.folders import WEIGHTS, require_checkpoint, run_folder
+from lit_gpt.args.folders import RUN, WEIGHTS, require_checkpoint, run_folder
 from lit_gpt.args.submission import RefusalArgs, SubmissionArgs
 from lit_gpt.checkpoints.base import digest_of
 from lit_gpt.checkpoints.configs import read_config
@@ -153,6 +153,9 @@ def _sources(run: Run) -> Iterator[str]:
     for flag, value in pairwise(words):
         if flag in ("--dataset", "--data_file_url", "--json_path"):
             yield value
+    earlier = run.training.get("sft_run")
+    if earlier and (run_folder(Path(earlier)) / RUN).is_file():  # what the run went on from has learned, too
+        yield from _sources(read_run(run_folder(Path(earlier))))
 
 
 def contents_of_base(checkpoint_dir: Path) -> str:

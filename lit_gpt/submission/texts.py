@@ -113,7 +113,7 @@ def train_sh(subject: Subject, args: SubmissionArgs, repetition: Repetition) -> 
     """Returns the script that downloads, prepares and finetunes within the hours it has."""
     run, base = subject.run, folder_of_base(subject)
     finetune = [
-        f"{TOOLKIT}/finetune/{run.method}.py",
+        f"{TOOLKIT}/finetune/{run.script}.py",
         "--config", CONFIG, "--checkpoint_dir", base, "--data_dir", "prepared/data", "--out_dir", "out/run",
     ]  # fmt: skip
     limit = _seconds(run.training.get("max_time"))

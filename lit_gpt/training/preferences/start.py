@@ -1,6 +1,6 @@
 """What a run on preferences starts from: rows of answers that fit its loss, its model, and the reference's figures."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from lit_gpt.parallel.team import ALONE, Team
 from lit_gpt.training.preferences.reference import ReferenceStore, known_references, made_of
 from lit_gpt.training.validation import n_validated
 
+_OF_TRAINING = ("lora_dropout", "lora_plus_ratio")
+"""Arguments of a method that change how its weights are trained, and not what they compute."""
+
 
 def answers_for(
     args: PreferenceArgs, folder: Path, splits: tuple[Samples, Samples], meta: dict[str, Any]
@@ -42,7 +45,9 @@ def answers_for(
 
 
 def as_sft_run(args: FinetuneArgs) -> FinetuneArgs:
-    """Returns the arguments with the method of the run that is gone on from, if one is; dropout stays as asked for.
+    """Returns the arguments with the method of the run that is gone on from, if one is, and says what that changes.
+
+    What has no part in the run's weights, dropout and the learning rates of LoRA+, stays as asked for.
 
     Raises:
         UserError: there is no such run, or it was made with another method or base weights in another form.
@@ -57,9 +62,11 @@ def as_sft_run(args: FinetuneArgs) -> FinetuneArgs:
             f"--sft_run {args.sft_run} was trained on weights in {run.quantize or 'full precision'}; "
             f"leave --quantize {args.quantize} out"
         )
-    method_args = METHODS[run.method].args(**run.method_args)
-    if hasattr(method_args, "lora_dropout"):
-        method_args = replace(method_args, lora_dropout=args.method_args.lora_dropout)
+    asked = asdict(args.method_args)
+    method_args = METHODS[run.method].args(**run.method_args | {n: asked[n] for n in _OF_TRAINING if n in asked})
+    kept = [f"--{n} {str(x).lower()}" for n, x in asdict(method_args).items() if n in asked and asked[n] != x]
+    if kept:
+        print(f"As in --sft_run {args.sft_run}, whatever the flags say: {', '.join(kept)}")
     return replace(args, method_args=method_args, quantize=run.quantize)
 
 
@@ -75,6 +82,8 @@ def load_sft_run(fabric: Fabric, args: FinetuneArgs, sft_run: Path) -> tuple[GPT
     for module in model.modules():
         if isinstance(module, LoRALinear):
             module.dropout = args.method_args.lora_dropout
+            for B in module.lora_B:
+                B.lr_factor = args.method_args.lora_plus_ratio  # pyright: ignore[reportAttributeAccessIssue]
     return model, run.base_digest
 
 
