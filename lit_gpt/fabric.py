@@ -4,6 +4,9 @@ import atexit
 import logging
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -15,6 +18,8 @@ from lit_gpt.resources import keep_few_compiled_matmuls
 
 _FABRIC_RUN = ("LT_CLI_USED", "LT_ACCELERATOR", "LT_STRATEGY", "LT_DEVICES", "LT_NUM_NODES", "LT_PRECISION")
 """Variables with which `fabric run` would overrule the script's own flags."""
+_LEADER = "LIT_GPT_LEADER"
+"""Variable with the process that starts the others of a machine, which they have of it."""
 
 
 def make_fabric(
@@ -67,11 +72,43 @@ def _one_of_several(accelerator: str, devices: int, num_nodes: int, precision: P
     fabric = Fabric(
         accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, precision=precision
     )
-    fabric.launch()
+    with _ending_with_leader():
+        fabric.launch()
     atexit.register(_disconnect)
     if fabric.global_rank:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 until the process ends
     return fabric
+
+
+@contextmanager
+def _ending_with_leader() -> Iterator[None]:
+    """Within it, a process that another one has started ends when that one does.
+
+    Until all are connected nobody else would tell it, and it would wait for `PATIENCE`. A process that starts others
+    leaves its number to them.
+    """
+    leader = os.environ.pop(_LEADER, None)
+    if leader is None:
+        os.environ[_LEADER] = str(os.getpid())
+        try:
+            yield
+        finally:
+            del os.environ[_LEADER]
+        return
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.5):
+            if str(os.getppid()) != leader:
+                os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _disconnect() -> None:

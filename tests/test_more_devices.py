@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import tiny_hf, write_tokenizer
 from device_runs import GLOO, script, together
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from script_processes import start
 
 from lit_gpt.args.folders import CONFIG, WEIGHTS
@@ -22,6 +23,7 @@ from lit_gpt.convert.names import from_hf
 from lit_gpt.convert.readers import open_source
 from lit_gpt.data.dealing import balance, dealt
 from lit_gpt.files import save_state
+from lit_gpt.parallel import watch
 from lit_gpt.report.metrics import read_metrics
 from lit_gpt.training.run.metrics import METRICS
 
@@ -342,6 +344,39 @@ def test_a_process_that_is_killed_ends_all_with_one_line_and_the_run_goes_on_fro
     monkeypatch.chdir(place)
     script([*command(LORA, 1), "--out_dir", "killed", "--resume", "true"])
     assert difference(weights(place / out_of(LORA, 1)), weights(place / "killed")) < CLOSE[None]
+
+
+def test_the_thread_of_fabric_that_kills_without_a_word_is_ended():
+    leader, child = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    observer = _ChildProcessObserver(main_pid=leader.pid, child_processes=[child], sleep_period=0.1)
+    observer.start()
+    try:
+        watch._end_observer()
+        child.kill()
+        observer.join(30)
+        assert not observer.is_alive()
+        with pytest.raises(subprocess.TimeoutExpired):  # it lives
+            leader.wait(1)
+    finally:
+        leader.kill()
+
+
+def test_a_process_whose_leader_is_killed_before_they_are_connected_ends(place):
+    """It would wait for an hour for a store that nobody opens."""
+    flags = ["--devices", 2, "--out_dir", "early"]
+    process = start(
+        "finetune/lora.py", *command(LORA, 1)[1:], *flags, cwd=place, env=GLOO, stderr=subprocess.PIPE, anew=True
+    )
+    children, end = [], time.monotonic() + 60
+    while not children and time.monotonic() < end:
+        found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = [pid for pid in found if b"lora.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    process.kill()
+    process.communicate(timeout=60)
+    (child,) = children
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 def test_samples_are_dealt_evenly_and_each_once():

@@ -57,6 +57,13 @@ def together(fabric: Fabric) -> Iterator[Team]:
         yield team
 
 
+def _end_observer() -> None:
+    """Ends the thread by which Fabric kills all processes when one that it has started fails: it would say nothing."""
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            setattr(thread, "_child_processes", [])  # noqa: B010 pyright knows no such name; it ends when there are none
+
+
 class _Watch:
     """The thread that counts and looks.
 
@@ -80,6 +87,8 @@ class _Watch:
         """Rank -> its last count, and when that was new."""
         self.beat()
         team.lead(None)
+        if children:
+            _end_observer()
         self.thread = threading.Thread(target=self.run, daemon=True, name="watch")
         self.thread.start()
 
