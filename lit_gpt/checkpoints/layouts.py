@@ -14,7 +14,6 @@ from lit_gpt.checkpoints.four_bits import Reader, dequantizing
 from lit_gpt.checkpoints.sizes import require_weights_for
 from lit_gpt.config import HINTS, Config
 from lit_gpt.errors import UserError, shown
-from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.files import Spec, open_state
 from lit_gpt.layers.qkv import stack_qkv
 from lit_gpt.records import read_object, read_yaml, require_types
@@ -203,6 +202,8 @@ def _rotary(adjustments: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _origin(theirs: dict[str, Any]) -> dict[str, str]:
     """Returns the model's architecture and hub repository if a family of ours names them; exports need them."""
+    from lit_gpt.families import ARCHITECTURES, MODELS  # which no checkpoint of ours needs
+
     for name in (theirs["name"], (theirs.get("hf_config") or {}).get("name")):
         if isinstance(name, str) and name in MODELS:
             return {key: MODELS[name][key] for key in ("architecture", "hf_repo")}
