@@ -32,15 +32,17 @@ def main(
         compile: compile the model, which takes some seconds and makes each token faster; if not given, it is compiled
             on a GPU for 32 or more new tokens.
     """
+    from lit_gpt.cli.imports import importing
     from lit_gpt.foreign import start
 
     start("tokenizers")  # it gets ready while torch is imported
-    from lit_gpt.checkpoints.base import load_base
-    from lit_gpt.fabric import make_fabric
-    from lit_gpt.generation.answer import loading, print_completion, say, say_memory
-    from lit_gpt.generation.asking import ask
-    from lit_gpt.merge.record import trained_style
-    from lit_gpt.tokenizer import Tokenizer
+    with importing():
+        from lit_gpt.checkpoints.base import load_base
+        from lit_gpt.fabric import make_fabric
+        from lit_gpt.generation.answer import loading, print_completion, say, say_memory
+        from lit_gpt.generation.asking import ask
+        from lit_gpt.merge.record import trained_style
+        from lit_gpt.tokenizer import Tokenizer
 
     style = prompt_style or trained_style(checkpoint_dir) or "plain"
     fabric = make_fabric(precision, sampling.seed)

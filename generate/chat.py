@@ -36,17 +36,19 @@ def main(
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    from lit_gpt.cli.imports import importing
     from lit_gpt.foreign import start
     from lit_gpt.tokenizer import Tokenizer
 
     start("templates")  # it gets ready while torch is imported, and so does the tokenizer
     tokenizer = ThreadPoolExecutor(1).submit(Tokenizer, checkpoint_dir)
-    from lit_gpt.chat.commands import greet, obey
-    from lit_gpt.chat.lines import listen
-    from lit_gpt.chat.opening import open_voices
-    from lit_gpt.chat.session import Session, talk
-    from lit_gpt.fabric import make_fabric
-    from lit_gpt.generation.answer import loading
+    with importing():
+        from lit_gpt.chat.commands import greet, obey
+        from lit_gpt.chat.lines import listen
+        from lit_gpt.chat.opening import open_voices
+        from lit_gpt.chat.session import Session, talk
+        from lit_gpt.fabric import make_fabric
+        from lit_gpt.generation.answer import loading
 
     fabric = make_fabric(precision)
     with loading(checkpoint_dir):

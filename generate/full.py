@@ -29,15 +29,17 @@ def main(
         compile: compile the model, which takes some seconds and makes each token faster; if not given, it is compiled
             on a GPU for 32 or more new tokens.
     """
+    from lit_gpt.cli.imports import importing
     from lit_gpt.foreign import start
 
     start("tokenizers")  # it gets ready while torch is imported
-    from lit_gpt.args.folders import default_out_dir
-    from lit_gpt.checkpoints.runs import load_finetuned
-    from lit_gpt.fabric import make_fabric
-    from lit_gpt.generation.answer import loading, print_completion, say_memory
-    from lit_gpt.generation.asking import ask
-    from lit_gpt.tokenizer import Tokenizer
+    with importing():
+        from lit_gpt.args.folders import default_out_dir
+        from lit_gpt.checkpoints.runs import load_finetuned
+        from lit_gpt.fabric import make_fabric
+        from lit_gpt.generation.answer import loading, print_completion, say_memory
+        from lit_gpt.generation.asking import ask
+        from lit_gpt.tokenizer import Tokenizer
 
     fabric = make_fabric(precision, sampling.seed)
     with loading(checkpoint_dir):

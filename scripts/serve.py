@@ -32,12 +32,17 @@ def main(
         quantize: quantize the weights of the blocks to 4 or 8 bits, or not (none); if not given, as in the training of
             --finetuned_path, and else not.
     """
+    from lit_gpt.cli.imports import importing
     from lit_gpt.errors import UserError
+    from lit_gpt.foreign import start
 
     if runs and finetuned_path is not None:
         raise UserError("--runs are served over one base, and --finetuned_path in its place; pass one of them")
+    start("tokenizers")  # both get ready while torch is imported
+    start("templates")
     try:
-        from lit_gpt.serve.run import serve
+        with importing():
+            from lit_gpt.serve.run import serve
     except ModuleNotFoundError as e:
         if (e.name or "").partition(".")[0] not in ("fastapi", "uvicorn", "starlette", "prometheus_client", "pydantic"):
             raise

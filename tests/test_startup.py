@@ -76,6 +76,43 @@ assert "torch" not in sys.modules
     assert done.returncode == 0 and "train: no rows are nearly the same" in done.stdout, done.stderr[-3_000:]
 
 
+def test_no_garbage_is_collected_while_torch_is_imported_and_it_is_afterwards():
+    code = """
+import gc, sys
+from lit_gpt.cli.imports import importing
+try:
+    with importing():
+        assert not gc.isenabled()
+        import no_such_module
+except ModuleNotFoundError:
+    assert gc.isenabled() and gc.get_freeze_count() == 0
+found = []
+gc.callbacks.append(lambda phase, info: found.append(phase))
+with importing():
+    from lit_gpt.checkpoints.base import load_base
+    assert not found
+gc.callbacks.clear()
+assert gc.isenabled() and gc.get_freeze_count() > 10_000, "nobody looks through the modules again"
+kept = gc.get_freeze_count()
+with importing():
+    assert gc.isenabled(), "there is little left to import"
+assert gc.get_freeze_count() == kept
+assert "lit_gpt.families" not in sys.modules, "a checkpoint in our own layout says itself what it is"
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr[-3_000:]
+
+
+@pytest.mark.parametrize("script", ["generate/chat.py", "scripts/serve.py", "generate/base.py", "generate/lora.py"])
+def test_a_script_that_answers_imports_torch_without_looking_for_garbage(script):
+    tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
+    blocks = [
+        node for node in ast.walk(tree) if isinstance(node, ast.With) and "importing" in ast.unparse(node.items[0])
+    ]
+    assert any(isinstance(node, ast.ImportFrom) for block in blocks for node in block.body)
+
+
 @pytest.mark.parametrize("method", ["lora", "adapter", "adapter_v2", "full"])
 def test_a_plan_of_a_run_imports_no_compiler(method):
     """A plan puts the method on a model without values; to draw values there imports the compiler."""

@@ -9,7 +9,6 @@ from typing import Any
 from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG
 from lit_gpt.config import HINTS, Config
 from lit_gpt.errors import UserError, shown
-from lit_gpt.families import ARCHITECTURES, MODELS
 from lit_gpt.records import read_object, read_yaml, require_types
 
 _FOREIGN = ("_norm_class", "norm_class_name")
@@ -169,6 +168,8 @@ def _rotary(adjustments: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _origin(theirs: dict[str, Any]) -> dict[str, str]:
     """Returns the model's architecture and hub repository if a family of ours names them; exports need them."""
+    from lit_gpt.families import ARCHITECTURES, MODELS  # which no checkpoint of ours needs
+
     for name in (theirs["name"], (theirs.get("hf_config") or {}).get("name")):
         if isinstance(name, str) and name in MODELS:
             return {key: MODELS[name][key] for key in ("architecture", "hf_repo")}
