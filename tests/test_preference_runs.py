@@ -133,6 +133,11 @@ def test_a_run_goes_on_from_an_sft_run_that_is_its_reference(learn, checkpoint, 
     assert f"As in --sft_run {first}, whatever the flags say: --lora_r 8\n" in out
     with pytest.raises(UserError, match="is a run of lora"):
         learn("third", sft_run=first, method="full", method_args=FullArgs())
+    again = {"sft_run": first, "method_args": LoRAArgs(lora_r=2, lora_dropout=0.0), "run": RunArgs(resume=True)}
+    learn("second", **again)
+    learn("first", preference={"loss": "simpo"}, run=RunArgs(overwrite=True))
+    with pytest.raises(UserError, match=f"the weights of --sft_run {first} are others than before; --allow_changes"):
+        learn("second", **again)
 
 
 def test_dropout_and_lora_plus_are_those_of_the_flags_and_not_of_the_sft_run(learn, capsys):

@@ -1,11 +1,14 @@
 """One base and several runs behind one server, chosen by the name in the request."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 from chats import save_run_of
 from serving import error_of, greedy_of, loaded_from, serving, with_template
 
 from lit_gpt.args import ServeArgs
-from lit_gpt.checkpoints.runs import load_finetuned
+from lit_gpt.checkpoints.runs import load_finetuned, read_run, save_run
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 from lit_gpt.serve.load import What, load
@@ -86,6 +89,19 @@ def test_a_run_of_any_method_is_served_in_place_of_the_base(folder, tmp_path):
     assert [m.name for m in loaded.models.models] == ["v2"]
     with pytest.raises(UserError, match="only LoRA runs"):
         load(What(folder, runs=(run,)), ServeArgs())
+
+
+def test_a_run_over_a_base_in_another_form_than_in_its_training_is_named(folder, run, tmp_path, capsys):
+    load(What(folder, runs=(run,)), ServeArgs(max_rows=2))
+    assert capsys.readouterr().err == ""
+    over = tmp_path / "over"
+    shutil.copytree(run, over)
+    save_run(replace(read_run(run), quantize="int8"), over)
+    load(What(folder, runs=(run, over)), ServeArgs(max_rows=2))
+    assert capsys.readouterr().err == (
+        "warning: over was trained over weights in int8, and its base is served in full precision; --quantize int8 "
+        "serves all of them in the former\n"
+    )
 
 
 def test_names_are_as_short_as_they_can_be(tmp_path):

@@ -1,5 +1,6 @@
 """Loads what a server serves, and runs it once, so that the first request finds everything ready."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,11 +73,21 @@ def load(what: What, args: ServeArgs, fabric: Fabric | None = None) -> Loaded:
         models = [Served(base, what.checkpoint_dir, None, style, style_name=style_name)]
         for name, folder in zip(names, folders, strict=True):
             run = shared[name].record
+            if run.quantize != kind:
+                print(_other_base(name, run.quantize, kind), file=sys.stderr)
             models.append(_served(what, tokenizer, run, name=name, folder=folder, run_name=name, parent=base))
         engine = Engine(model, tokenizer, runs=shared, **limits, autocast=fabric.autocast)
     loaded = Loaded(engine, tokenizer, Registry(models), model.config.block_size)
     _warm(loaded)
     return loaded
+
+
+def _other_base(name: str, trained: str | None, served: str | None) -> str:
+    """Returns a line that says that a run's base is served in another form than it was trained over."""
+    return (
+        f"warning: {name} was trained over weights in {trained or 'full precision'}, and its base is served in "
+        f"{served or 'full precision'}; --quantize {trained or 'none'} serves all of them in the former"
+    )
 
 
 def _served(

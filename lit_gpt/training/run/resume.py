@@ -23,7 +23,9 @@ from lit_gpt.training.run.refusal import impossible, refusal
 _ELSEWHERE = ("folder", "checkpoint_dir", "source", "validation_source", "path", "command")
 """Keys of meta.json, and of a mixture's sources in it, with paths and how it was asked for, which may have changed."""
 _CONTENTS = "contents"
-"""Key of a run's data with a hash of all tokens and labels of each split."""
+"""Key of a run's data with a hash of all tokens and labels of each split, and of the weights of `SFT_RUN`."""
+SFT_RUN = "sft_run"
+"""Entry there for the run that a run on preferences went on from, if it did."""
 
 
 def checkpoint_to_resume(checkpoint_store: CheckpointStore, resume: Literal[True] | Path) -> Path | None:
@@ -99,15 +101,19 @@ def _changes(run: Run, earlier: Run) -> dict[str, str]:
 
 
 def _changed_contents(run: Run, earlier: Run) -> dict[str, str]:
-    """Returns which of the data's splits hold other tokens or labels: name -> a sentence that says so.
+    """Returns what of that which the run learns from is other than before: name -> a sentence that says so.
 
-    A run that recorded nothing of them, as those of 0.1.0, is not compared.
+    That is the tokens or labels of a split, and the weights of the run that it went on from. What an earlier version
+    did not record is not compared.
     """
     now, before = (r.data.get(_CONTENTS) for r in (run, earlier))
     if not isinstance(now, dict) or not isinstance(before, dict):
         return {}
-    changed = [split for split in now if now[split] != before.get(split)]
-    return {f"data of {split}": f"the tokens or labels of {split} are others than before" for split in changed}
+    changed = [part for part in now if part in before and now[part] != before[part]]
+    named = {part: f"the tokens or labels of {part}" for part in changed}
+    if SFT_RUN in named:
+        named[SFT_RUN] = f"the weights of --sft_run {run.training.get(SFT_RUN)}"
+    return {f"data of {part}": f"{what} are others than before" for part, what in named.items()}
 
 
 def _defaults(method: str) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.args.finetuning import FinetuneArgs
+from lit_gpt.args.folders import run_folder
 from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.checkpoints.origin import origin_of, require_undamaged
 from lit_gpt.checkpoints.runs import Run, read_run, save_run, versions
 from lit_gpt.checkpoints.shares import Shares
+from lit_gpt.checkpoints.trained import trained_path
 from lit_gpt.data import store
 from lit_gpt.data.compatibility import check_compatible, check_vocabulary
 from lit_gpt.lightning import Fabric
@@ -23,7 +25,8 @@ from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.preferences.start import answers_for, load_sft_run
 from lit_gpt.training.run.checkpoint_store import CheckpointStore
 from lit_gpt.training.run.folder import claim_out_dir
-from lit_gpt.training.run.resume import checkpoint_to_resume, require_same
+from lit_gpt.training.run.progress import file_digest
+from lit_gpt.training.run.resume import SFT_RUN, checkpoint_to_resume, require_same
 
 
 def load_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
@@ -133,6 +136,8 @@ def enter(
     """
     train_data, val_data, meta = data
     contents = {"train": train_data.contents(), "val": val_data.contents()}
+    if args.sft_run is not None:
+        contents[SFT_RUN] = file_digest(trained_path(run_folder(args.sft_run), args.method))
     precision = str(fabric._precision.precision)
     run = Run(
         method=args.method,
