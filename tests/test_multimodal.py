@@ -5,12 +5,16 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
+from chats import save_run_of
 from conftest import DELTAS, ROOT, SHARED_EXPERT, SHARED_KEYS, SLIDING_FULL, write_tokenizer
 
 from lit_gpt.args.folders import CONFIG, WEIGHTS
+from lit_gpt.checkpoints.runs import load_finetuned
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.errors import UserError
+from lit_gpt.fabric import make_fabric
+from lit_gpt.families.wrappers import name_in_whole, name_of_text
 from lit_gpt.files import load_state, save_state
 from lit_gpt.hub.supported import check_supported
 from lit_gpt.model import GPT
@@ -120,3 +124,69 @@ def test_what_the_hub_leaves_out_of_the_text_is_what_transformers_takes():
     found, listed = config_from_hf(hf, "gemma-3-4b-it", "config.json"), config_for("gemma-3-4b-it")
     listed.padding_multiple = found.padding_multiple
     assert found == listed
+
+
+@pytest.mark.parametrize("kind", WHOLES)
+@torch.no_grad()
+def test_an_adapter_for_peft_adapts_the_whole_as_transformers_loads_it_and_comes_back(kind, tmp_path):
+    """Names of the decoder alone would adapt nothing there, and names of layers the vision tower's as well."""
+    import peft
+
+    model, base = whole(kind, tmp_path / "base"), tmp_path / "base"
+    main("convert_hf_checkpoint")(base)
+    run_dir, adapter = save_run_of("lora", base, tmp_path / "run"), tmp_path / "adapter"
+    convert = main("convert_peft_adapter")
+    convert(to="peft", checkpoint_dir=base, finetuned_path=run_dir, peft_dir=adapter)
+    ids = torch.randint(3, 60, (1, 9), generator=torch.Generator().manual_seed(0))
+    ours, _ = load_finetuned(make_fabric("32-true"), base, run_dir)
+    wanted, before = ours.eval()(ids), model(ids).logits
+    adapted = peft.PeftModel.from_pretrained(model, adapter).eval()
+    n = min(wanted.size(-1), before.size(-1))
+    assert (before[..., :n] - wanted[..., :n]).abs().max() > 0.1
+    torch.testing.assert_close(adapted(ids).logits[..., :n], wanted[..., :n], atol=5e-4, rtol=1e-4)
+    assert all("language_model.layers." in name for name, _ in adapted.named_parameters() if "lora" in name)
+    adapted.save_pretrained(tmp_path / "saved")
+    for folder in (adapter, tmp_path / "saved"):
+        convert(to="lit", checkpoint_dir=base, peft_dir=folder, finetuned_path=tmp_path / f"{folder.name}-run")
+        back, _ = load_finetuned(make_fabric("32-true"), base, tmp_path / f"{folder.name}-run")
+        torch.testing.assert_close(back.eval()(ids), wanted, atol=5e-5, rtol=1e-5)
+
+
+def test_the_decoder_of_llama_4_has_its_head_within():
+    from transformers import Llama4Config, Llama4ForConditionalGeneration
+
+    text = TEXT | {"intermediate_size_mlp": 48, "num_local_experts": 2}
+    vision = SIGLIP | {"intermediate_size": 64, "vision_output_dim": 16, "projector_input_dim": 16}
+    with torch.device("meta"):
+        model = Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=vision))
+    modules = dict(model.named_modules())
+    for name in ("model.layers.1.self_attn.q_proj", "model.embed_tokens", "lm_head"):
+        there = name_in_whole(name, "Llama4ForConditionalGeneration")
+        assert there in modules and name_of_text(there) == name
+
+
+def test_an_adapter_that_peft_made_of_a_whole_is_read_unless_it_has_learned_from_images(tmp_path):
+    import peft
+
+    model, base = whole("llava", tmp_path / "base"), tmp_path / "base"
+    main("convert_hf_checkpoint")(base)
+    ranks = {"model.language_model.layers.1.self_attn.v_proj": 2}
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], rank_pattern=ranks)
+    adapted = peft.get_peft_model(model, settings)
+    for name, p in adapted.named_parameters():
+        if "lora_B" in name and "language_model" in name:
+            torch.nn.init.normal_(p, std=0.3)
+    ids = torch.randint(3, 60, (1, 9), generator=torch.Generator().manual_seed(0))
+    adapted.save_pretrained(tmp_path / "adapter")
+    convert = main("convert_peft_adapter")
+    convert(to="lit", checkpoint_dir=base, peft_dir=tmp_path / "adapter", finetuned_path=tmp_path / "run")
+    ours, _ = load_finetuned(make_fabric("32-true"), base, tmp_path / "run")
+    with torch.no_grad():
+        wanted = adapted.eval()(ids).logits
+        torch.testing.assert_close(ours.eval()(ids)[..., : wanted.size(-1)], wanted, atol=5e-4, rtol=1e-4)
+    for name, p in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.3)
+    adapted.save_pretrained(tmp_path / "seen")
+    with pytest.raises(UserError, match=r"the adapter changes model\.vision_tower.*has no counterpart"):
+        convert(to="lit", checkpoint_dir=base, peft_dir=tmp_path / "seen", finetuned_path=tmp_path / "other")

@@ -12,6 +12,8 @@ class _Wrapper(NamedTuple):
     """`model_type` of the part on text."""
     is_tied: bool
     """Whether the output projection is the embeddings."""
+    has_head: bool = False
+    """Whether the part on text is a model with a head of its own in transformers."""
 
 
 _WRAPPERS = {
@@ -20,7 +22,7 @@ _WRAPPERS = {
     "LlavaForConditionalGeneration": _Wrapper("llama", False),
     "Qwen3_5ForConditionalGeneration": _Wrapper("qwen3_5_text", False),
     "Qwen3_5MoeForConditionalGeneration": _Wrapper("qwen3_5_moe_text", False),
-    "Llama4ForConditionalGeneration": _Wrapper("llama4_text", False),
+    "Llama4ForConditionalGeneration": _Wrapper("llama4_text", False, has_head=True),
     "Mistral3ForConditionalGeneration": _Wrapper("mistral", True),
 }
 """Class in `architectures` of config.json -> what holds for it."""
@@ -57,3 +59,23 @@ def text_names(available: Iterable[str]) -> dict[str, str]:
         elif stored.startswith("lm_head."):
             found[stored] = stored
     return found
+
+
+def name_of_text(name: str) -> str | None:
+    """Returns the name of a module or tensor of the decoder as a model of text alone has it; None for other parts."""
+    found = text_names([f"{name}."])  # so that the head's module is told as its tensors are
+    return next(iter(found))[:-1] if found else None
+
+
+def name_in_whole(name: str, wrapper: str) -> str:
+    """Returns the name of a module or tensor of the decoder in the multimodal model, as transformers 4.52 and later do.
+
+    Args:
+        name: as a model of text alone has it, such as `model.layers.0.mlp`; a part of one that begins otherwise stays.
+        wrapper: class of the multimodal model.
+    """
+    if not name.startswith(("model.", "lm_head")):
+        return name
+    return (
+        f"language_model.{name}" if _WRAPPERS[wrapper].has_head else re.sub(r"^model\.", "model.language_model.", name)
+    )

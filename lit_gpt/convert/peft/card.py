@@ -26,6 +26,7 @@ def model_card(config: Config, settings: Mapping[str, Any], prompt: str | None, 
     ]
     kind = "DoRA" if settings["use_dora"] else "LoRA"
     targets = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in settings["target_modules"]))
+    auto = "AutoModelForImageTextToText" if config.wrapper else "AutoModelForCausalLM"
     prompt_form = "It was trained in the chat template of its tokenizer."
     if prompt is not None:
         prompt_form = f"It was trained on prompts of this form:\n\n````text\n{prompt}\n````"
@@ -41,10 +42,10 @@ Rank {settings["r"]}, alpha {settings["lora_alpha"]}, on {targets}. {precision}
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
 adapter = "."  # this folder, or its id on the hub
-model = AutoModelForCausalLM.from_pretrained("{repo or "BASE"}")
+model = {auto}.from_pretrained("{repo or "BASE"}")
 model = PeftModel.from_pretrained(model, adapter)
 tokenizer = AutoTokenizer.from_pretrained(adapter)
 ```

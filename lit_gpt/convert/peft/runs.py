@@ -6,6 +6,7 @@ An adapter made from a run keeps the run's record beside PEFT's files, from whic
 import json
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lit_gpt.checkpoints.trained import load_trained, trained_path
 from lit_gpt.convert.export import copy_tokenizer
 from lit_gpt.convert.names import EMBEDDINGS
 from lit_gpt.convert.peft import CONFIG, PICKLED, WEIGHTS, from_peft, model_card, to_peft
+from lit_gpt.convert.peft.whole import for_text, for_whole
 from lit_gpt.convert.precision import published_as
 from lit_gpt.errors import UserError
 from lit_gpt.files import load_state, only_writer, replace_folder, save_state
@@ -61,6 +63,9 @@ def write_adapter(
     state, settings = to_peft(
         config, LoRARunArgs(**run.method_args), trained=trained, get=get, fold_scale=fold_scale, rows=rows
     )
+    card = partial(model_card, config, settings)
+    if config.wrapper:
+        state, settings = for_whole(state, settings, config.wrapper)
     own_template = run.prompt_style == CHAT_TEMPLATE
     prompt = None if own_template else make_prompt(run.prompt_style, "{prompt}", checkpoint_dir=checkpoint_dir)
 
@@ -69,7 +74,7 @@ def write_adapter(
     def write(folder: Path) -> None:
         save_file(state, folder / WEIGHTS, {"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(model_card(config, settings, prompt, precision), encoding="utf-8")
+        (folder / "README.md").write_text(card(prompt, precision), encoding="utf-8")
         copy_tokenizer(checkpoint_dir, folder)
         shutil.copyfile(run_dir / RUN, folder / RUN)
 
@@ -97,6 +102,8 @@ def read_adapter(checkpoint_dir: Path, peft_dir: Path, run_dir: Path, prompt_sty
     """
     settings, state = _open_adapter(peft_dir)
     config, specs, get = open_lit(checkpoint_dir)
+    if config.wrapper:
+        state, settings = for_text(state, settings)
     base_digest = digest_of(specs, get)
     before = read_run(peft_dir) if (peft_dir / RUN).is_file() else None
     if before is not None:
