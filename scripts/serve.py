@@ -34,9 +34,12 @@ def main(
     """
     from lit_gpt.cli.imports import importing
     from lit_gpt.errors import UserError
+    from lit_gpt.foreign import start
 
     if runs and finetuned_path is not None:
         raise UserError("--runs are served over one base, and --finetuned_path in its place; pass one of them")
+    start("tokenizers")  # both get ready while torch is imported
+    start("templates")
     try:
         with importing():
             from lit_gpt.serve.run import serve
