@@ -184,6 +184,13 @@ def test_an_adapter_that_peft_made_of_a_whole_is_read_unless_it_has_learned_from
     with torch.no_grad():
         wanted = adapted.eval()(ids).logits
         torch.testing.assert_close(ours.eval()(ids)[..., : wanted.size(-1)], wanted, atol=5e-4, rtol=1e-4)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    before = json.loads(config.read_text())
+    config.write_text(json.dumps(before | {"alpha_pattern": {".*language_model.*v_proj": 3}}))
+    with pytest.raises(UserError, match=r"the pattern '.*language_model.*'.*list the names instead"):
+        convert(to="lit", checkpoint_dir=base, peft_dir=tmp_path / "adapter", finetuned_path=tmp_path / "other")
+    config.write_text(json.dumps(before | {"target_parameters": [7]}))
+    convert(to="lit", checkpoint_dir=base, peft_dir=tmp_path / "adapter", finetuned_path=tmp_path / "seven")
     for name, p in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.3)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_gpt.errors import UserError, shown
 from lit_gpt.families.wrappers import name_in_whole, name_of_text
 
 _PREFIX = "base_model.model."
@@ -43,6 +44,9 @@ def for_text(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> tuple[
     """Returns an adapter of a multimodal model as one of its decoder; one of the decoder stays as it is.
 
     Updates of other parts are left out where they are zero, as training on text leaves them.
+
+    Raises:
+        UserError: a pattern is no name of a module, and says where in the whole it is.
     """
     if not any("language_model." in key for key in state):
         return dict(state), dict(settings)
@@ -55,7 +59,18 @@ def for_text(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> tuple[
             found[_PREFIX + name] = x
         elif not any(B is not None and not B.any() for B in update):
             found[key] = x
-    return found, _renamed(settings, lambda name: name_of_text(name.replace("\\.", ".")) or name)
+    return found, _renamed(settings, _pattern_of_text)
+
+
+def _pattern_of_text(pattern: str) -> str:
+    """Returns a name in settings as the decoder has it; one that says nothing of the whole stays."""
+    name = name_of_text(pattern.replace("\\.", "."))
+    if name is None and "language_model" in pattern:
+        raise UserError(
+            f"adapter_config.json has the pattern {shown(pattern)}, which is read for a model of text alone only if it "
+            "is the name of a layer; list the names instead"
+        )
+    return name or pattern
 
 
 def _renamed(settings: Mapping[str, Any], renamed: Callable[[str], str]) -> dict[str, Any]:
@@ -63,7 +78,7 @@ def _renamed(settings: Mapping[str, Any], renamed: Callable[[str], str]) -> dict
     found = dict(settings)
     for key in _LISTS:
         if isinstance(names := settings.get(key), list):
-            found[key] = [renamed(name) for name in names]
+            found[key] = [renamed(name) if isinstance(name, str) else name for name in names]
     for key in _BY_NAME:
         if isinstance(by_name := settings.get(key), dict):
             found[key] = {renamed(name): value for name, value in by_name.items()}
