@@ -5,6 +5,7 @@ import re
 import shutil
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import SHARED
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import StreamDecoder, Tokenizer
+from lit_gpt.tokenizer.hosted import _Hosted, ids_of
 
 REAL = ("mistral-v1", "gpt-neox-20b", "falcon", "gpt-2", "smollm2")
 LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -644,3 +646,14 @@ def test_the_rows_that_are_needed_are_counted_by_the_largest_id(tmp_path):
     Backend(models.WordLevel({"a": 0, "b": 1, "</s>": 9}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     assert Tokenizer(tmp_path).vocab_size == 10
+
+
+@given(ids=st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=5), max_size=5))
+def test_ids_come_from_the_other_process_as_they_were_sent(ids):
+    hosted = object.__new__(_Hosted)
+    hosted.backend = SimpleNamespace(encode_batch=lambda texts: texts)
+    sent = hosted.encode("encode_batch", ids)
+    assert ids_of(sent) == ids
+    if ids:
+        with pytest.raises(ValueError, match="numbers came"):
+            ids_of(sent + bytes(4))

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -164,9 +163,11 @@ class Writer:
             self.offsets.append(self.offsets[-1] + len(ids))
             self.marks.extend(map(int, rest[1:]))
         for file, part in zip(self.files, (0, 1), strict=True):
-            values = np.array(list(chain.from_iterable(sample[part] for sample in samples)), dtype=np.int32)
-            self.n_targets += int((values != IGNORE).sum()) if part else 0
-            file.write(values.data)
+            numbers = array("i")
+            for sample in samples:
+                numbers.fromlist(sample[part])
+            self.n_targets += int((np.frombuffer(numbers, np.intc) != IGNORE).sum()) if part else 0
+            file.write(numbers)
 
     def __enter__(self) -> "Writer":
         return self

@@ -1,6 +1,6 @@
 """The process in which foreign code runs: it makes objects and calls their methods, one request after the other.
 
-A request is a pickle of ours. A reply is JSON, for what foreign code may have written is only ever parsed.
+A request is a pickle of ours. A reply is JSON or bytes, for what foreign code may have written is only ever parsed.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ except ImportError:  # Windows
 
 LENGTH = struct.Struct("<Q")
 """The number of bytes of a message, which stands before it."""
+BYTES = b"\0"
+"""What a reply begins with that is bytes, and no JSON."""
 
 
 def main(*modules: str) -> None:
@@ -64,7 +66,8 @@ def _watch(parent: int) -> None:
 
 
 def reply_to(request: bytes, objects: dict[int, Any]) -> bytes:
-    """Returns the reply to a request: ["ok", value], or ["user" | "memory" | "raised", text of the exception].
+    """Returns the reply to a request: BYTES and the value if that is bytes, else, as JSON, ["ok", value] or
+    ["user" | "memory" | "raised", text of the exception].
 
     Args:
         objects: those that were made before, by key.
@@ -82,7 +85,7 @@ def reply_to(request: bytes, objects: dict[int, Any]) -> bytes:
             value = None
         else:
             value = getattr(objects[key], target)(*args)
-        return json.dumps(["ok", value]).encode()
+        return BYTES + value if isinstance(value, bytes) else json.dumps(["ok", value]).encode()
     except UserError as e:
         found = ["user", str(e)]
     except MemoryError:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError
-from lit_gpt.foreign.host import LENGTH, reply_to
+from lit_gpt.foreign.host import BYTES, LENGTH, reply_to
 
 _LIBRARY = Path(__file__).resolve().parents[2]
 _PROGRAM = "import sys; from lit_gpt.foreign.host import main; main(*sys.argv[1:])"
@@ -250,7 +250,7 @@ class Remote:
             self._make()
 
     def call(self, method: str, *args: Any, limits: Limits, doing: str) -> Any:
-        """Returns what a method returns, as JSON holds it.
+        """Returns what a method returns, as JSON holds it, or the bytes that it returns.
 
         Args:
             doing: what the call does, for messages, such as "for a text of 12 characters".
@@ -287,6 +287,8 @@ class Remote:
         if reply is None:
             self._hosts.end()
             raise LimitError(f"{self.what} takes more than {limits.seconds:.0f} s {doing}")
+        if reply.startswith(BYTES):
+            return memoryview(reply)[len(BYTES) :]
         kind, value = json.loads(reply)
         if kind == "memory":
             raise LimitError(f"{self.what} takes more than {limits.n_bytes / 1e9:.1f} GB of memory {doing}")

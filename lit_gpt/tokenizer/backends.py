@@ -34,7 +34,7 @@ class _HuggingFace:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, computed on all cores."""
-        return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def continue_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text as it continues another one.

@@ -8,6 +8,7 @@ from typing import Any
 from lit_gpt.errors import UserError
 from lit_gpt.foreign import Limits, RaisedError, Remote
 from lit_gpt.tokenizer.backends import Backend, load
+from lit_gpt.tokenizer.hosted import ids_of
 from lit_gpt.tokenizer.settings import Settings
 
 _HOSTED = "lit_gpt.tokenizer.hosted:_Hosted"
@@ -59,26 +60,29 @@ class Guarded:
         """The backend in this process."""
         return load(self.path, self.settings)
 
-    def _encode(self, method: str, texts: str | Sequence[str]) -> Any:
-        """Returns what a method of the backend makes of one or several texts.
+    def _encode(self, method: str, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids that a method of the backend makes of each of several texts.
 
         Raises:
             LimitError: it takes too much time or memory, or ends the process.
             UserError: the library fails on the texts.
         """
-        n = len(texts) if isinstance(texts, str) else sum(map(len, texts))
+        n = sum(map(len, texts))
         limits = Limits(_ENCODE_SECONDS + n / _ENCODE_RATE, _MEMORY + _ENCODE_MEMORY * n)
-        several = "a text" if isinstance(texts, str) or len(texts) == 1 else f"{len(texts):,} texts"
+        several = "a text" if len(texts) == 1 else f"{len(texts):,} texts"
         try:
-            return self._remote.call("run", method, texts, limits=limits, doing=f"for {several} of {n:,} characters")
+            found = self._remote.call(
+                "encode", method, texts, limits=limits, doing=f"for {several} of {n:,} characters"
+            )
         except RaisedError as e:
             if any(map(_has_half, texts)):
                 raise UserError("a text has half of a character (a lone surrogate), which no tokenizer takes") from e
             raise self._failed(e) from e
+        return ids_of(found)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, without special tokens added."""
-        return self._encode("encode", text)
+        return self._encode("encode_batch", [text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, computed on all cores."""

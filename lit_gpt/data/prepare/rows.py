@@ -113,7 +113,10 @@ def verdicts(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
     Raises:
         RowError: a key says that the answer is undesired.
     """
-    labels = {key: str(entry[key]).strip().lower() for key in _VERDICTS if isinstance(entry.get(key), bool | str)}
+    found = [key for key in _VERDICTS if key in entry and isinstance(entry[key], bool | str)]
+    if not found:
+        return ()
+    labels = {key: str(entry[key]).strip().lower() for key in found}
     if bad := next((key for key, verdict in labels.items() if verdict == "false"), None):  # a table's cells are texts
         message = f"{where}: {bad!r} false says that the answer is a bad one, not to be learned"
         raise RowError(message, f"with {bad} false")

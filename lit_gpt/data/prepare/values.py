@@ -1,7 +1,7 @@
 """Checks the values that a parser of entries reads: text, list or object; errors name the value and its location."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from lit_gpt.errors import UserError
@@ -58,10 +58,10 @@ def from_json(value: Any, where: str, key: str) -> Any:
         raise UserError(f"{where}: {key!r} must be a list or an object, perhaps as JSON, {found}") from e
 
 
-def unused_keys(entry: Mapping[str, Any], used: Iterable[str | None], prefix: str = "") -> tuple[str, ...]:
+def unused_keys(entry: Mapping[str, Any], used: Container[str | None], prefix: str = "") -> tuple[str, ...]:
     """Returns the keys of an entry that hold a value and are not among the used ones."""
-    known = set(used)
-    return tuple(prefix + key for key, value in entry.items() if key not in known and value not in (None, "", [], {}))
+    others = [key for key in entry if key not in used]  # most entries have none
+    return tuple(prefix + key for key in others if entry[key] not in (None, "", [], {}))
 
 
 def found_keys(entry: Mapping[str, Any]) -> str:
