@@ -14,6 +14,7 @@ def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     data_dir: Path = Path("data/alpaca"),
     out_dir: Path | None = None,
+    merge: bool = False,
     precision: Precision | None = None,
     train: TrainArgs = TrainArgs(
         learning_rate=3e-5, weight_decay=0.02, batch_size=64, micro_batch_size=1, save_interval=1000
@@ -29,6 +30,7 @@ def main(
         checkpoint_dir: folder of a converted checkpoint.
         data_dir: folder of a prepared data set.
         out_dir: folder of the run; out/full/<name of the checkpoint> if not given.
+        merge: also write the trained weights as a checkpoint to out_dir/merged at the end.
         precision: bf16-mixed on a GPU that has it and 32-true on a CPU if not given; 16-bit weights (bf16-true) take
             half the memory, but round the small updates of late training away.
     """
@@ -49,6 +51,7 @@ def main(
         plan=plan,
         cluster=cluster,
         precision=precision,
+        merge=merge,
     )
     finetune(make_fabric(precision, run.seed, mixed=True, cluster=plan.started(cluster)), args)
 

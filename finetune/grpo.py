@@ -18,6 +18,7 @@ def main(
     checkpoint_dir: Path = Path("checkpoints/stabilityai/stablelm-base-alpha-3b"),
     data_dir: Path = Path("data/alpaca"),
     out_dir: Path | None = None,
+    merge: bool = False,
     method: Literal["lora", "adapter", "adapter_v2", "full"] = "lora",
     precision: Precision | None = None,
     quantize: Quantization | None = None,
@@ -38,6 +39,7 @@ def main(
         checkpoint_dir: folder of a converted checkpoint.
         data_dir: folder of a prepared data set; the answer of a row is what the checker expects.
         out_dir: folder of the run; out/grpo/<name of the checkpoint> if not given.
+        merge: also write a checkpoint with the trained weights (LoRA or full) to out_dir/merged at the end.
         method: what is trained: LoRA's updates, an adapter, or every weight.
         precision: bf16-true on a GPU (bf16-mixed for full; fp16 if it has no bf16) and 32-true on a CPU if not given.
         quantize: quantize the frozen weights of the blocks to 4 or 8 bits; not quantized if not given.
@@ -49,22 +51,11 @@ def main(
     from lit_gpt.finetuning import finetune
 
     args = FinetuneArgs(
-        method=method,
-        method_args=args_of(method, lora, adapter),
-        checkpoint_dir=checkpoint_dir,
-        data_dir=data_dir,
-        out_dir=out_dir or default_out_dir("grpo", checkpoint_dir),
-        train=train,
-        validation=validation,
-        run=run,
-        plan=plan,
-        cluster=cluster,
-        precision=precision,
-        quantize=quantize,
-        sft_run=sft_run,
-        grpo=grpo,
+        method=method, method_args=args_of(method, lora, adapter), checkpoint_dir=checkpoint_dir, data_dir=data_dir,
+        out_dir=out_dir or default_out_dir("grpo", checkpoint_dir), train=train, validation=validation, run=run,
+        plan=plan, cluster=cluster, precision=precision, quantize=quantize, merge=merge, sft_run=sft_run, grpo=grpo,
         check=check,
-    )
+    )  # fmt: skip
     finetune(make_fabric(precision, run.seed, mixed=method == "full", cluster=plan.started(cluster)), args)
 
 

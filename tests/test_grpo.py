@@ -9,10 +9,12 @@ import pytest
 import torch
 from tiny import gradients, tiny
 
-from lit_gpt.args import LoRAArgs, PlanArgs, PrepareArgs, RunArgs, TrainArgs, ValidationArgs
+from lit_gpt.args import FullArgs, LoRAArgs, PlanArgs, PrepareArgs, RunArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.args.rollouts import CheckerArgs
+from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.runs import load_finetuned
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.prepare.run import Files, prepare
 from lit_gpt.errors import UserError
@@ -116,10 +118,10 @@ def place(tmp_path_factory, checkpoint):
 def learn(place, checkpoint, tmp_path):
     """Runs what finetune/grpo.py runs; returns the folder of the run."""
 
-    def learn(name="run", train=None, grpo=None, method_args=None, **more):
+    def learn(name="run", train=None, grpo=None, method_args=None, method="lora", **more):
         settings = {"learning_rate": 0.02, "batch_size": 3, "max_steps": 5, "save_interval": 1, "keep_last": 9}
         args = FinetuneArgs(
-            method="lora",
+            method=method,
             method_args=method_args or LoRAArgs(lora_dropout=0.0, lora_projection=True, lora_mlp=True),
             checkpoint_dir=checkpoint,
             data_dir=place / "data",
@@ -174,6 +176,18 @@ def test_rewards_rise_and_are_reported(learn, capsys):
     assert np.mean(rewards[-8:]) > np.mean(rewards[:8]) + 0.15, rewards
     assert metrics.column("val_reward") and "Reward" in (run_dir / "report.html").read_text()
     assert "reward" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_merged_checkpoint_computes_what_the_run_computes(learn, checkpoint, method):
+    made = {"method": method, "method_args": FullArgs()} if method == "full" else {}
+    run_dir = learn("merged", merge=True, **made)
+    ids = torch.arange(3, 11)[None]
+    fabric = make_fabric("32-true", 1)
+    run = load_finetuned(fabric, checkpoint, run_dir)[0](ids)
+    merged, base = (load_base(fabric, folder, None)[0](ids) for folder in (run_dir / "merged", checkpoint))
+    assert torch.allclose(merged, run, atol=1e-4)
+    assert (base - run).abs().max() > 100 * (merged - run).abs().max()
 
 
 def test_the_plan_knows_rollouts(learn, capsys):
