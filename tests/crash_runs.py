@@ -1,11 +1,5 @@
 """A tiny run with everything at its end, from arguments to files, for tests that stop it at any moment."""
 
-import csv
-import hashlib
-import json
-import os
-import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,39 +89,3 @@ def metrics(out: Path) -> list[list[str]]:
     lines = [line.split(",") for line in (out / "metrics.csv").read_text().splitlines()]
     timed = {lines[0].index(name) for name in TIMED}
     return [[x for i, x in enumerate(line) if i not in timed] for line in lines]
-
-
-def state_of(out: Path) -> str:
-    """Returns a hash of what a stopped run left, the same where only times, process numbers and random names differ."""
-    lines = []
-    for path in sorted(out.rglob("*")):
-        name = re.sub(r"\.\d+\.tmp|tmp\w{8}", ".tmp", str(path.relative_to(out)))
-        kind = os.readlink(path) if path.is_symlink() else "" if path.is_dir() else _content(path)
-        lines.append(f"{name} {re.sub(r'[.][0-9]+[.]tmp', '.tmp', kind)}")
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
-
-
-def _content(path: Path) -> str:
-    """Returns what is in a file, without what no two runs have in common."""
-    content = path.read_bytes()
-    try:
-        if zipfile.is_zipfile(path):
-            members = zipfile.ZipFile(path).infolist()
-            with_values = path.name != "state.pth"  # which has times
-            return str([(m.filename.partition("/")[2], m.file_size, with_values and m.CRC) for m in members])
-        if path.suffix == ".json":
-            return _keys(json.loads(content))
-        if path.name == "metrics.csv":
-            whole, _, rest = content.decode().rpartition("\n")
-            rows = csv.DictReader(whole.splitlines())
-            return f"{[[x for name, x in row.items() if name not in TIMED] for row in rows]} {len(rest) > 0}"
-    except ValueError:
-        pass  # half a file
-    return f"{len(content) > 0} {content[-1:] == b'>'}" if len(content) < 10**6 else "large"
-
-
-def _keys(value: object) -> str:
-    """Returns the keys of a JSON value, and the steps that it counts."""
-    if isinstance(value, dict):
-        return str([(k, x if k in ("step", "best") else _keys(x)) for k, x in sorted(value.items())])
-    return type(value).__name__
