@@ -33,7 +33,7 @@ def main(
     """
     from lit_gpt.args.cluster import ClusterArgs
     from lit_gpt.args.folders import require_checkpoint, run_folder
-    from lit_gpt.checkpoints.base import load_base
+    from lit_gpt.checkpoints.base import load_pretrained
     from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.evaluation.run import answering_together, choose_style, evaluate
     from lit_gpt.evaluation.tasks import prepare
@@ -51,7 +51,7 @@ def main(
         tasks = prepare(evaluation) if team.leads else None
         if run_dir is None:
             weights = None if quantize == "none" else quantize
-            model, _ = load_base(fabric, checkpoint_dir, weights)
+            model = load_pretrained(fabric, checkpoint_dir, weights)
         else:
             model, run = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
             weights = run.quantize

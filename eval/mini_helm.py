@@ -31,7 +31,7 @@ def main(
         baselines: results.json of other models, by this script or eval/helm.py, for HELM's mean win rate.
     """
     from lit_gpt.args.folders import require_checkpoint, run_folder
-    from lit_gpt.checkpoints.base import load_base
+    from lit_gpt.checkpoints.base import load_pretrained
     from lit_gpt.checkpoints.runs import load_finetuned
     from lit_gpt.evaluation.helm.results import compared, load_rows, save_rows, table
     from lit_gpt.evaluation.helm.run import ask, load_tasks, save_asked
@@ -44,7 +44,7 @@ def main(
     fabric = make_fabric(precision)
     of = checkpoint_dir if finetuned_path is None else run_folder(finetuned_path)
     if finetuned_path is None:
-        model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
+        model = load_pretrained(fabric, checkpoint_dir, None if quantize == "none" else quantize)
     else:
         model, _ = load_finetuned(fabric, checkpoint_dir, of, quantize)
     rows, asked = ask(fabric, model, Tokenizer(checkpoint_dir), tasks, batch_size=helm.batch_size)

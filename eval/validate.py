@@ -35,11 +35,11 @@ def main(
     """
     from lit_gpt.args.cluster import ClusterArgs
     from lit_gpt.args.folders import require_checkpoint, run_folder
-    from lit_gpt.checkpoints.base import load_base
+    from lit_gpt.checkpoints.base import load_pretrained
     from lit_gpt.checkpoints.configs import read_config
     from lit_gpt.checkpoints.runs import load_finetuned, read_run
     from lit_gpt.data import store
-    from lit_gpt.data.compatibility import check_compatible, check_vocabulary
+    from lit_gpt.data.compatibility import check_compatible, check_lengths, check_vocabulary
     from lit_gpt.fabric import make_fabric
     from lit_gpt.parallel.watch import together
     from lit_gpt.tokenizer import Tokenizer
@@ -52,11 +52,13 @@ def main(
     data_dir, note = (data_dir, "") if data_dir else validated_on(record, run_dir)
     _, data, meta = store.load(data_dir)
     check_compatible(meta, data_dir, Tokenizer(checkpoint_dir), record and record.prompt_style)
-    check_vocabulary((data,), data_dir, read_config(checkpoint_dir).padded_vocab_size)
+    config = read_config(checkpoint_dir)
+    check_vocabulary((data,), data_dir, config.padded_vocab_size)
+    check_lengths((data,), data_dir, config.block_size)
     fabric = make_fabric(precision or (record and record.training.get("precision")), cluster=ClusterArgs(devices))
     with together(fabric) as team:
         if run_dir is None:
-            model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
+            model = load_pretrained(fabric, checkpoint_dir, None if quantize == "none" else quantize)
         else:
             model, _ = load_finetuned(fabric, checkpoint_dir, run_dir, quantize)
         train, validation = TrainArgs(micro_batch_tokens=micro_batch_tokens), ValidationArgs()

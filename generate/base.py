@@ -37,7 +37,7 @@ def main(
 
     start("tokenizers")  # it gets ready while torch is imported
     with importing():
-        from lit_gpt.checkpoints.base import load_base
+        from lit_gpt.checkpoints.base import load_pretrained
         from lit_gpt.fabric import make_fabric
         from lit_gpt.generation.answer import loading, print_completion, say, say_memory
         from lit_gpt.generation.asking import ask
@@ -47,7 +47,7 @@ def main(
     style = prompt_style or trained_style(checkpoint_dir) or "plain"
     fabric = make_fabric(precision, sampling.seed)
     with loading(checkpoint_dir):
-        model, _ = load_base(fabric, checkpoint_dir, quantize)
+        model = load_pretrained(fabric, checkpoint_dir, quantize)
         tokenizer = Tokenizer(checkpoint_dir)
     asked = ask(asking, style, checkpoint_dir, tokenizer)
     if style != "plain":

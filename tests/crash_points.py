@@ -24,6 +24,8 @@ _PART, _PARTS = (1, 1) if _ASKED in ("", "all") else map(int, _ASKED.split("/"))
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 KILLED = 137
 MAX_SECONDS = 120.0
+_PATIENCE = 20.0
+"""Times as many seconds by the clock: a run of hours may stand still while its machine does other work."""
 _WITH_FOLDER = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.symlink": 2, "os.rename": 2, "os.link": 2}
 """Operation -> which of its arguments is a descriptor that its path is relative to."""
 _PATHS = _WITH_FOLDER | {"os.truncate": 2, "os.chmod": 2}
@@ -71,7 +73,7 @@ class Done:
 class _Watch:
     """The audit hook of a process: counts its operations within a folder, and does what its fault says."""
 
-    def __init__(self, folder: Path, fault: Fault | None, happen: Callable[[int], None] | None) -> None:
+    def __init__(self, folder: Path, fault: Fault | None, happen: Callable[[int, str], None] | None) -> None:
         self.folder, self.fault, self.happen = str(folder.resolve()), fault, happen
         self.operations: list[tuple[str, str]] = []
         self.written = ""
@@ -101,7 +103,7 @@ class _Watch:
         self.operations.append((event, os.path.relpath(path, self.folder)))
         number, fault, written = len(self.operations), self.fault, self.written
         if self.happen is not None:
-            self.happen(number)
+            self.happen(number, written)
         self.written = path if is_writing else ""
         if fault is None or number < fault.at or (fault.until is not None and number >= fault.until):
             return
@@ -120,14 +122,14 @@ def run_with(
     log: Path,
     fault: Fault | None = None,
     before: Callable[[], None] = lambda: None,
-    happen: Callable[[int], None] | None = None,
+    happen: Callable[[int, str], None] | None = None,
 ) -> Done:
     """Returns what a forked process did that calls `action()`, with a fault at an operation within `folder`.
 
     Args:
         log: file for what it says, outside the folder.
         before: is called in the process at first.
-        happen: is called with the number of each operation, before it is done.
+        happen: is called before each operation, with its number and the file that the one before it wrote, or nothing.
     """
     listed = log.with_suffix(".operations")
     listed.unlink(missing_ok=True)
@@ -153,7 +155,7 @@ def run_with(
             finally:
                 listed.write_text("\n".join(f"{event}\t{path}" for event, path in watch.operations))
 
-    outcome = outcome_of(watched, file_bytes=2**33, max_seconds=MAX_SECONDS)
+    outcome = outcome_of(watched, file_bytes=2**33, max_seconds=MAX_SECONDS, patience=_PATIENCE)
     lines = listed.read_text().splitlines() if listed.is_file() else []
     return Done(outcome, [tuple(line.split("\t")) for line in lines], log.read_text() if log.is_file() else "")
 

@@ -57,7 +57,7 @@ def on_small_disk(
     """
     out, filler = folder / "out", folder / "filler"
 
-    def happen(number: int) -> None:
+    def happen(number: int, _: str) -> None:
         if number == fault.at:
             _fill(filler)
         elif number == fault.until:

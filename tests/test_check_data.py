@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import SHARED, assert_one_line_error
+from damage import outcome_of
 from script_processes import run
 
 from lit_gpt.args.curation import CheckArgs
@@ -14,7 +15,7 @@ from lit_gpt.data.curate.check import check
 from lit_gpt.data.curate.check.lengths import edges, histogram
 from lit_gpt.data.curate.check.samples import show
 from lit_gpt.data.curate.check.texts import FAULTS, without_common
-from lit_gpt.data.curate.check.tokens import doubled, per_sample
+from lit_gpt.data.curate.check.tokens import check_tokens, doubled, per_sample
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -116,6 +117,27 @@ def test_the_end_of_a_row_and_the_same_token_that_begins_the_next_are_not_double
     rows = store.stack([([0, 5, 0], [-100, 5, 0]), ([0, 6, 0, 0], [-100, 6, 0, 0]), ([], []), ([0, 0], [-100, 0])])
     assert doubled(rows, [0]).tolist() == [1, 3]
     assert per_sample(rows.labels != store.IGNORE, rows).tolist() == [2, 3, 0, 1]
+
+
+def test_what_is_read_of_the_arrays_is_not_kept_in_memory(tmp_path, checkpoint):
+    """Of 256 MB in files, or what they become, a process that has looked at each value and row holds a few parts."""
+    tokenizer, n, length = Tokenizer(checkpoint), 2**19, 64
+    ids = np.full(n * length, 5, dtype=np.int32)
+    ids[length - 1 :: length] = tokenizer.eos_id
+    samples = store.Samples(ids, ids, np.arange(n + 1) * length)
+    few = store.stack([([5, tokenizer.eos_id],) * 2])
+    meta = {"tokenizer": "", "prompt_style": "plain", "checkpoint_dir": "", "samples": {"train": n, "val": 1}}
+    store.save(tmp_path, {"train": samples, "val": few}, meta)
+
+    def look() -> None:
+        train, _, _ = store.load(tmp_path)
+        assert train.n_targets == n * length and len(train.contents()) == 16
+        found = check_tokens("train", train, tokenizer, [tokenizer.eos_id])
+        assert [f.level for f in found] == ["ok"] * len(found)
+
+    outcome = outcome_of(look)
+    assert outcome.kind == "read", outcome.text
+    assert outcome.n_bytes < 80e6, f"{outcome.n_bytes:,}"
 
 
 def test_what_makes_training_useless_stops_it(make, tmp_path, checkpoint):

@@ -1,15 +1,17 @@
-"""A run, a merge and a new run over an old one can be stopped at any of their file operations, once or twice."""
+"""A run, a merge and a new run over an old one can be stopped at any of their file operations, and again."""
 
 import contextlib
 import importlib.util
 import io
 import random
 import shutil
+from collections import Counter
 
 import pytest
 from conftest import ROOT
 from crash_points import EVERY, Fault, every, kinds, run_with, some
 from crash_runs import KEEP_LAST, STEPS, contents, make_place, training
+from crash_states import Snapshots
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,41 @@ def test_a_run_that_is_stopped_twice_comes_to_the_same(place, whole, tmp_path):
         shutil.rmtree(out)
     print(f"{len(tries)} runs stopped twice, {len(failures)} failures")
     assert not failures, "\n".join(failures)
+
+
+def test_whatever_stops_leave_however_many_in_a_row_comes_to_the_same(place, whole, tmp_path):
+    """From each state of the files that a stop can leave, a run goes on; what stops of that one leave is a state, too.
+
+    A run that is stopped before an operation leaves what is there at that moment, so that one run shows all of its own
+    stops: each new state is kept, and gone on from in its turn, until there are no new ones. Without
+    LIT_GPT_CRASH_TESTS, some that are drawn are gone on from.
+    """
+    if EVERY and not some(range(1), 1):
+        pytest.skip("it is in the first part")
+    states, out, kept = tmp_path / "states", tmp_path / "out", tmp_path / "kept"
+    states.mkdir()
+    stops, waiting, draws = {"": ()}, [""], random.Random(0)
+    n_runs, n_operations, failures = 0, 0, []
+    while waiting and (EVERY or n_runs < 6):
+        name = waiting.pop(0 if EVERY else draws.randrange(len(waiting)))
+        if name:
+            (states / name).rename(out)
+        done = run_with(training(place, out, resume=True), out, tmp_path / "log", happen=Snapshots(out, kept, {*stops}))
+        found = contents(out) if done.outcome.kind == "read" else {}
+        if found != whole:
+            failures.append(f"{stops[name]}: {done.outcome.text} {[k for k in whole if found.get(k) != whole[k]]}")
+        n_runs, n_operations = n_runs + 1, n_operations + len(done.operations)
+        for state in sorted(kept.glob("*/*")):
+            state.rename(states / state.name)
+            stops[state.name] = (*stops[name], state.parent.name)
+            waiting.append(state.name)
+        shutil.rmtree(out)
+        shutil.rmtree(kept, ignore_errors=True)
+    depths = Counter(map(len, stops.values()))
+    print(f"{n_runs} runs with {n_operations:,} operations, {len(stops) - 1} states, {len(failures)} failures")
+    print(f"new states after so many stops: {dict(sorted(depths.items()))}")
+    assert not failures, "\n".join(failures)
+    assert max(depths) > 1
 
 
 def test_overwriting_can_be_stopped_and_never_leaves_a_mixture(place, whole, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_gpt.args.folders import run_folder
 from lit_gpt.chat.voice import Voice
-from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.base import load_base, load_pretrained
 from lit_gpt.checkpoints.runs import Run, load_finetuned, read_run
 from lit_gpt.errors import UserError
 from lit_gpt.generation.batching.runs import SharedRun, load_shared
@@ -44,7 +44,7 @@ def open_voices(
     if finetuned_path is None:
         if compare:
             raise UserError("--compare true shows a run beside its base; pass the run as --finetuned_path")
-        model, _ = load_base(fabric, checkpoint_dir, None if quantize == "none" else quantize)
+        model = load_pretrained(fabric, checkpoint_dir, None if quantize == "none" else quantize)
         return [opening.base(checkpoint_dir.absolute().name, opening.engine(model))]
     folder = run_folder(finetuned_path).absolute()
     name = f"{folder.parent.name}/{folder.name}"

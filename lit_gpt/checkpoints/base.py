@@ -57,6 +57,17 @@ def load_base(
     return build(fabric, config, specs=specs, get=get, path=path, quantize=quantize, loaded=loaded, shares=shares)
 
 
+def load_pretrained(fabric: Fabric, checkpoint_dir: Path, quantize: str | None = None) -> GPT:
+    """Returns the model of `load_base` to those who compare its weights with no run, and so need no digest of them.
+
+    Raises:
+        UserError: what `load_base` raises.
+    """
+    config, specs, get = open_lit(checkpoint_dir)
+    path = checkpoint_dir / WEIGHTS
+    return build(fabric, config, specs=specs, get=get, path=path, quantize=quantize, is_compared=False)[0]
+
+
 def build(
     fabric: Fabric,
     config: Config,
@@ -66,6 +77,7 @@ def build(
     quantize: str | None = None,
     loaded: Callable[[GPT, str], None] | None = None,
     shares: Shares | None = None,
+    is_compared: bool = True,
 ) -> tuple[GPT, str]:
     """Returns the model with weights that `get` reads by name, and their digest; `load_base` with its inputs opened.
 
@@ -73,6 +85,7 @@ def build(
         specs: shapes and dtypes of the weights, by name.
         get: their reader; weights that it has in 4 bits stay as they are where `quantize` is the same kind.
         path: the file that holds them, for error messages.
+        is_compared: whether the digest is needed; without, it is empty, and no byte is summed up.
 
     Raises:
         UserError: weights that do not fit the configuration, cannot be quantized, or are NaN or infinite.
@@ -86,11 +99,11 @@ def build(
         like = torch.empty(0)
         model.rope = Rope(config)  # its cos and sin are computed, not loaded
     shares = shares or Shares()
-    read = summed(config, specs, get, shares.part)
+    read = summed(config, specs if is_compared else (), get, shares.part)
     filling = _Filling(model, read, like, shares)
     filling.fill(quantize, get.four_bits if isinstance(get, Reader) and quantize else lambda name: None, loaded)
     _require_finite(filling.sums, get, like.dtype, path=path, shares=shares)
-    return model, f"{digest(filling.samples, shares)}-{read.digest(shares.every)}"
+    return model, f"{digest(filling.samples, shares)}-{read.digest(shares.every)}" if is_compared else ""
 
 
 def summed(

@@ -110,7 +110,8 @@ def load_finetuned(fabric: Fabric, checkpoint_dir: Path, run_dir: Path, quantize
         config, base_specs, get_base = open_lit(checkpoint_dir)
         require_base(run, run_dir, checkpoint_dir, digest_of(base_specs, get_base))
         with intact(path, "the finetune script"):
-            return build(fabric, config, specs=specs, get=get, path=path, quantize=run.quantize)[0], run
+            model, _ = build(fabric, config, specs=specs, get=get, path=path, quantize=run.quantize, is_compared=False)
+            return model, run
     trained = load_trained(path)
     _require_sizes(run, checkpoint_dir, trained, path=path)
     model, base_digest = load_base(fabric, checkpoint_dir, run.quantize)

@@ -33,6 +33,10 @@ class Answers(Samples):
     """Longest answer, prompt included, that may share its prompt; 0 shares none."""
 
     @property
+    def longest(self) -> int:
+        return int(np.diff(self.inner).max(initial=0))
+
+    @property
     def n_answers(self) -> int:
         return len(self.inner) - 1
 

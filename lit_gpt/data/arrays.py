@@ -1,5 +1,7 @@
 """Opens the arrays of a prepared data set, and checks them against each other before anything indexes with them."""
 
+import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ from lit_gpt.errors import UserError
 
 IGNORE = -100
 """Label of positions without loss; torch's cross_entropy ignores it by default."""
-CHUNK = 2**20
+_CHUNK = 2**20
 """Number of values of a mapped array that are looked at together."""
 
 
@@ -38,8 +40,7 @@ def open_arrays(folder: Path, split: str, n_samples: int | None) -> tuple[_Array
     for part in ("ids", "labels"):
         lowest = IGNORE if part == "labels" else 0
         array, path = getattr(arrays, part), folder / f"{split}.{part}.npy"
-        for start in range(0, len(array), CHUNK):
-            values = array[start : start + CHUNK]
+        for start, values in pieces(array):
             least = int(values.min())
             if least < 0 and ((values < 0) & (values != lowest)).any():
                 i = int(((values < 0) & (values != lowest)).argmax())
@@ -47,6 +48,24 @@ def open_arrays(folder: Path, split: str, n_samples: int | None) -> tuple[_Array
                 raise UserError(f"{path} is damaged: value {start + i:,} is {int(values[i])}, {what}; prepare it again")
             largest = max(largest, int(values.max()))
     return arrays, largest
+
+
+def pieces(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index of the first, values) of _CHUNK values at a time, and holds no others of an array in a file."""
+    for start in range(0, len(array), _CHUNK):
+        yield start, array[start : start + _CHUNK]
+        let_go(array)
+
+
+def let_go(*arrays: np.ndarray) -> None:
+    """Gives back what memory holds of arrays in files: a process that has gone through a file would keep all of it.
+
+    What is indexed again comes from the system's cache. Arrays that are no files, and parts of any, stay as they are.
+    """
+    for array in arrays:
+        mapped = getattr(array, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _opened(path: Path) -> np.ndarray:
@@ -70,8 +89,8 @@ def _require_offsets(path: Path, offsets: np.ndarray) -> None:
     """Checks that offsets begin with 0 and grow; raises UserError if they do not."""
     if not len(offsets) or offsets[0] != 0:
         raise UserError(f"{path} is damaged: the first sample does not begin at 0; prepare it again")
-    for start in range(0, len(offsets) - 1, CHUNK):
-        piece = offsets[start : start + CHUNK + 1]
+    for start in range(0, len(offsets) - 1, _CHUNK):
+        piece = offsets[start : start + _CHUNK + 1]
         falls = piece[1:] <= piece[:-1]  # no difference, which may not fit
         if falls.any():
             i = int(falls.argmax())

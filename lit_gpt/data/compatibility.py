@@ -54,6 +54,23 @@ def check_vocabulary(splits: Iterable[Samples], folder: Path, n_ids: int) -> Non
             )
 
 
+def check_lengths(splits: Iterable[Samples], folder: Path, block_size: int) -> None:
+    """Checks that the model has room for every sample of a prepared data set, whose last token is no input.
+
+    Args:
+        block_size: most tokens that the model takes.
+
+    Raises:
+        UserError: a sample is longer.
+    """
+    longest = max(samples.longest for samples in splits)
+    if longest > block_size + 1:
+        raise UserError(
+            f"{folder} has a sample of {longest:,} tokens, and the model has room for {block_size:,}; prepare it again "
+            f"with this --checkpoint_dir, or with --max_seq_length {block_size}"
+        )
+
+
 def check_tokenizer(meta: dict[str, Any], folder: Path, tokenizer: Tokenizer) -> None:
     """Checks that the data set was prepared with this tokenizer; raises UserError if not."""
     if meta["tokenizer"] != tokenizer.fingerprint():

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lit_gpt.args.formats import read_record, with_format
-from lit_gpt.data.arrays import CHUNK, IGNORE, open_arrays
+from lit_gpt.data.arrays import IGNORE, open_arrays, pieces
 from lit_gpt.errors import UserError, shown
 from lit_gpt.files import replace_with, write_text
 from lit_gpt.files.whole import naming_a_full_disk, sync, temporary_beside
@@ -82,6 +82,11 @@ class Samples:
         """Tokens of each sample, (n,)."""
         return np.diff(self.offsets)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that attention sees as a whole; 0 without samples."""
+        return int(self.lengths.max(initial=0))
+
     @cached_property
     def computed(self) -> np.ndarray:
         """Tokens that a forward pass over each sample alone computes, (n,)."""
@@ -107,15 +112,15 @@ class Samples:
         digest = hashlib.sha256()
         for part in (self.offsets, self.ids, self.labels):
             crc = 0
-            for start in range(0, len(part), CHUNK):
-                crc = zlib.crc32(np.ascontiguousarray(part[start : start + CHUNK]).view(np.uint8).data, crc)
+            for _, values in pieces(part):
+                crc = zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data, crc)
             digest.update(f"{part.dtype} {len(part)} {crc:08x}\n".encode())
         return digest.hexdigest()[:16]
 
     @property
     def n_targets(self) -> int:
         """Number of targets, the positions that carry loss."""
-        return int((self.labels != IGNORE).sum())
+        return sum(int((labels != IGNORE).sum()) for _, labels in pieces(self.labels))
 
 
 def computed_lengths(labels: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.base import load_pretrained
 from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.checkpoints.runs import Run, load_finetuned
 from lit_gpt.convert.verify import Difference, difference_of, joined
@@ -37,7 +37,7 @@ def compare(
     """
     mine = texts[team.rank :: team.size]
     before = _logits(fabric, lambda: load_finetuned(fabric, checkpoint_dir, run_dir)[0], mine) if mine else None
-    after = _logits(fabric, lambda: load_base(fabric, out_dir)[0], mine) if mine else None
+    after = _logits(fabric, lambda: load_pretrained(fabric, out_dir), mine) if mine else None
     of_mine = difference_of(before, after) if before is not None and after is not None else None
     return joined([found for found in team.every(of_mine) if found is not None])
 

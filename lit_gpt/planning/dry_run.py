@@ -7,7 +7,7 @@ import torch
 
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import WEIGHTS
-from lit_gpt.data.compatibility import check_compatible, check_vocabulary
+from lit_gpt.data.compatibility import check_compatible, check_lengths, check_vocabulary
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import default_precision
 from lit_gpt.layers.quantize import require_quantizable
@@ -45,6 +45,7 @@ def dry_run(fabric: Fabric, args: FinetuneArgs) -> None:
     if there:
         check_compatible(meta, args.data_dir, Tokenizer(checkpoint_dir), args.run.prompt_style)
         check_vocabulary((train_data, val_data), args.data_dir, config.padded_vocab_size)
+    check_lengths((train_data, val_data), args.data_dir, config.block_size)
     if options.probe and not is_here:
         raise UserError(
             f"--probe true times this machine's GPU, and --device {options.device} is another; leave out one"

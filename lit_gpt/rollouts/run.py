@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_gpt.args.rollouts import CheckerArgs, KeepArgs, SampleArgs
-from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.base import load_pretrained
 from lit_gpt.checkpoints.runs import load_finetuned
 from lit_gpt.data.prepare.sources import read_rows
 from lit_gpt.errors import UserError
@@ -56,7 +56,7 @@ def sample_answers(
     style, checkpoint_dir = answering.prompt_style, answering.checkpoint_dir
     if answering.finetuned_path is None:
         style = style or trained_style(checkpoint_dir)
-        model, _ = load_base(fabric, checkpoint_dir, None if answering.quantize == "none" else answering.quantize)
+        model = load_pretrained(fabric, checkpoint_dir, None if answering.quantize == "none" else answering.quantize)
     else:
         model, run = load_finetuned(fabric, checkpoint_dir, answering.finetuned_path, answering.quantize)
         style, end_ids = style or run.prompt_style, run.data.get("end_ids", [])

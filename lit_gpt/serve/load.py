@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lit_gpt.args import Precision, Quantization, ServeArgs
 from lit_gpt.args.folders import require_checkpoint, run_folder
-from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.base import load_base, load_pretrained
 from lit_gpt.checkpoints.runs import Run, load_finetuned
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
@@ -65,7 +65,10 @@ def load(what: What, args: ServeArgs, fabric: Fabric | None = None) -> Loaded:
         engine = Engine(model, tokenizer, **limits, autocast=fabric.autocast)
     else:
         kind = None if what.quantize == "none" else what.quantize
-        model, digest = load_base(fabric, what.checkpoint_dir, kind)
+        if what.runs:
+            model, digest = load_base(fabric, what.checkpoint_dir, kind)
+        else:
+            model, digest = load_pretrained(fabric, what.checkpoint_dir, kind), ""
         folders = [run_folder(path) for path in what.runs]
         base, *names = names_of(what.checkpoint_dir, folders)
         shared = load_shared(model, digest, what.checkpoint_dir, dict(zip(names, folders, strict=True)))

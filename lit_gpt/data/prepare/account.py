@@ -133,7 +133,7 @@ def summary(part: Part) -> str:
         return f"no samples; {'; '.join(notes)}"
     return (
         f"{len(lengths):,} samples, {lengths.sum():,} tokens of which {part.n_targets:,} are targets, "
-        f"length {np.median(lengths):.0f} in the median and {lengths.max()} at most; {'; '.join(notes)}"
+        f"length {np.median(lengths):.0f} in the median and {lengths.max():,} at most; {'; '.join(notes)}"
     )
 
 

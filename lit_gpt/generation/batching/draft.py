@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_gpt.checkpoints.base import load_base
+from lit_gpt.checkpoints.base import load_pretrained
 from lit_gpt.errors import UserError, shown
 from lit_gpt.generation.batching.batch import Piece
 from lit_gpt.generation.batching.forward import ExtentModel
@@ -41,7 +41,7 @@ def load_draft(fabric: Fabric, checkpoint_dir: Path, tokenizer: Tokenizer) -> GP
                 f"--draft_dir {checkpoint_dir} has another tokenizer: its token {i} is {shown(mine)}, and the model's "
                 f"is {shown(other)}"
             )
-    return load_base(fabric, checkpoint_dir)[0]
+    return load_pretrained(fabric, checkpoint_dir)
 
 
 class DraftModel:

@@ -14,7 +14,7 @@ from lit_gpt.checkpoints.runs import Run, read_run, save_run, versions
 from lit_gpt.checkpoints.shares import Shares
 from lit_gpt.checkpoints.trained import trained_path
 from lit_gpt.data import store
-from lit_gpt.data.compatibility import check_compatible, check_vocabulary
+from lit_gpt.data.compatibility import check_compatible, check_lengths, check_vocabulary
 from lit_gpt.lightning import Fabric
 from lit_gpt.methods import METHODS, reads_base
 from lit_gpt.model import GPT
@@ -37,7 +37,9 @@ def load_data(args: FinetuneArgs) -> tuple[store.Samples, store.Samples, dict]:
     """
     train_data, val_data, meta = read_data(args)
     check_compatible(meta, args.data_dir, Tokenizer(args.checkpoint_dir), args.run.prompt_style)
-    check_vocabulary((train_data, val_data), args.data_dir, read_config(args.checkpoint_dir).padded_vocab_size)
+    config = read_config(args.checkpoint_dir)
+    check_vocabulary((train_data, val_data), args.data_dir, config.padded_vocab_size)
+    check_lengths((train_data, val_data), args.data_dir, config.block_size)
     return train_data, val_data, meta
 
 

@@ -3,7 +3,7 @@
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from lit_gpt.args.curation import CheckArgs
 from lit_gpt.data import store
+from lit_gpt.data.arrays import let_go
 from lit_gpt.data.compatibility import check_compatible, check_tokenizer
 from lit_gpt.data.curate.check.finding import Finding, counted
 from lit_gpt.data.curate.check.lengths import PICTURE, draw, histogram
@@ -18,12 +19,15 @@ from lit_gpt.data.curate.check.preferences import preference_findings
 from lit_gpt.data.curate.check.samples import show, spread_by_length
 from lit_gpt.data.curate.check.texts import check_language, check_texts
 from lit_gpt.data.curate.check.tokens import check_tokens, chosen, per_sample
+from lit_gpt.data.prepare.texts import Texts
 from lit_gpt.errors import UserError
 from lit_gpt.prompts import CHAT_TEMPLATE
 from lit_gpt.tokenizer import Tokenizer
 
 _MOST_TEXTS = 200_000
 """Most rows whose texts are compared; of more, this many are drawn at random."""
+_AT_ONCE = 4096
+"""Rows that are read before the memory of what was read is given back."""
 
 
 def check(folder: Path, args: CheckArgs = CheckArgs(), checkpoint_dir: Path | None = None) -> list[Finding]:
@@ -43,16 +47,16 @@ def check(folder: Path, args: CheckArgs = CheckArgs(), checkpoint_dir: Path | No
     print(f"{folder}: {' and '.join(f'{len(s):,} rows of {name}' for name, s in splits.items())}")
     _print_rows(meta)
     _print_lengths(folder, splits, meta, args.epochs)
-    names, texts, n_train = _decoded(splits, tokenizer)
+    name_of, texts, n_train = _decoded(splits, tokenizer)
     end_ids = _end_ids_of(meta, tokenizer)
     if store.PREFERENCES in meta:
         findings = preference_findings(splits, folder, meta, tokenizer=tokenizer, end_ids=end_ids)
     else:
         findings = [f for name, s in splits.items() for f in check_tokens(name, s, tokenizer, end_ids)]
         findings += _empty(splits, tokenizer)
-        findings += check_texts(names, texts, n_train, args.near_duplicate)
+        findings += check_texts(name_of, texts, n_train, args.near_duplicate)
     if args.language is not None:
-        findings.append(check_language(names, texts, args.language))
+        findings.append(check_language(name_of, texts, args.language))
     _print_samples(train, tokenizer, args.n_samples)
     _print_findings(findings)
     if useless := [f.text for f in findings if f.level == "useless"]:
@@ -103,10 +107,10 @@ def _print_lengths(folder: Path, splits: dict[str, store.Samples], meta: dict[st
     print("\n".join(histogram(train.lengths)))
     picture = folder / PICTURE
     draw({name: s.lengths for name, s in splits.items()}, meta.get("max_seq_length"), picture)
-    n_tokens, n_targets = len(train.ids), train.n_targets
+    n_tokens, n_targets, limit = len(train.ids), train.n_targets, meta.get("max_seq_length")
     print(
         f"median {np.median(train.lengths):.0f}, mean {train.lengths.mean():.0f}, longest {train.lengths.max():,} of "
-        f"{meta.get('max_seq_length') or '?'} possible; {picture} shows them"
+        f"{f'{limit:,}' if limit else '?'} possible; {picture} shows them"
     )
     print(
         f"{epochs:g} epoch{'s' * (epochs != 1)}: {round(epochs * n_tokens):,} tokens, of which "
@@ -114,17 +118,34 @@ def _print_lengths(folder: Path, splits: dict[str, store.Samples], meta: dict[st
     )
 
 
-def _decoded(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> tuple[list[str], list[str], int]:
-    """Returns names and texts of the rows, of very many a random part, and how many of them are for training."""
+def _decoded(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> tuple[Callable[[int], str], Texts, int]:
+    """Returns the name of each of the rows by its index, their texts, and how many of them are for training.
+
+    Of very many rows, it is a random part of them.
+    """
     n_train, n = len(splits["train"]), sum(map(len, splits.values()))
-    drawn: Sequence[int] = range(n)
+    drawn = np.arange(n)
     if n > _MOST_TEXTS:
         print(f"the texts of {_MOST_TEXTS:,} of {n:,} rows are compared, drawn at random")
-        drawn = np.sort(np.random.default_rng(0).choice(n, _MOST_TEXTS, replace=False)).tolist()
-    locations = [("train", i) if i < n_train else ("val", i - n_train) for i in drawn]
-    names = [f"sample {i} of {name}" for name, i in locations]
-    texts = [tokenizer.decode(splits[name][i][0].tolist()) for name, i in locations]
-    return names, texts, sum(name == "train" for name, _ in locations)
+        drawn = np.sort(np.random.default_rng(0).choice(n, _MOST_TEXTS, replace=False))
+
+    def name_of(i: int) -> str:
+        row = int(drawn[i])
+        return f"sample {row} of train" if row < n_train else f"sample {row - n_train} of val"
+
+    of_train = drawn < n_train
+    rows = {"train": drawn[of_train], "val": drawn[~of_train] - n_train}
+    texts = Texts(tokenizer.decode(ids.tolist()) for name in rows for _, ids, _ in _read(splits[name], rows[name]))
+    return name_of, texts, int(of_train.sum())
+
+
+def _read(samples: store.Samples, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields index, ids and labels of samples, and holds no others of those in files for long."""
+    for n, i in enumerate(rows.tolist()):
+        yield i, *samples[i]
+        if n % _AT_ONCE == 0:
+            let_go(samples.ids, samples.labels)
+    let_go(samples.ids, samples.labels)
 
 
 def _empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Finding]:
@@ -132,7 +153,8 @@ def _empty(splits: dict[str, store.Samples], tokenizer: Tokenizer) -> list[Findi
     found = []
     for name, samples in splits.items():
         few = chosen(samples, lambda part: per_sample(np.asarray(part.labels) != store.IGNORE, part) <= 8)
-        blank = [i for i in few.tolist() if len(ids := _targets_of(*samples[i])) and not tokenizer.decode(ids).strip()]
+        answers = ((i, _targets_of(ids, labels)) for i, ids, labels in _read(samples, few))
+        blank = [i for i, answer in answers if answer and not tokenizer.decode(answer).strip()]
         example = f"sample {blank[0]} of {name}" if blank else ""
         found.append(counted(name, len(blank), len(samples), what="have an empty answer", example=example))
     return found

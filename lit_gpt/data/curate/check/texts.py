@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from lit_gpt.data.curate.check.finding import Finding, counted
 from lit_gpt.data.prepare.apart import groups_apart
+from lit_gpt.data.prepare.texts import Texts, firsts_of
 from lit_gpt.errors import UserError
 
 _UTF_8_AS_WINDOWS_1252 = "".join(
@@ -24,7 +25,7 @@ FAULTS = {
 _COMMON = 0.1
 """Fraction of the rows from which on a line counts as the prompt style's, which does not make two rows alike."""
 _MOST_COUNTED = 2000
-"""Most rows whose lines are counted, spread over all rows."""
+"""Most rows that show what the prompt style adds, spread over all rows."""
 _SURE = 0.9
 """Least probability with which a row counts as of another language."""
 _NO_LANGUAGE = "zxx"
@@ -33,23 +34,21 @@ _LEAST_TEXT = 40
 """Fewest letters of a text whose language is identified."""
 
 
-def check_texts(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: float) -> list[Finding]:
+def check_texts(name_of: Callable[[int], str], texts: Texts, n_train: int, threshold: float) -> list[Finding]:
     """Returns findings about duplicate rows and encoding faults.
 
     Args:
-        names: the location of each text, as in "sample 3 of train".
+        name_of: returns the location of a text by its index, as in "sample 3 of train".
         n_train: number of texts for training; they come first.
         threshold: least similarity of near-duplicates.
     """
-    return [*_duplicates(names, texts, n_train, threshold), *_faults(names, texts)]
+    return [*_duplicates(name_of, texts, n_train, threshold), *_faults(name_of, texts)]
 
 
-def _duplicates(names: Sequence[str], texts: Sequence[str], n_train: int, threshold: float) -> list[Finding]:
+def _duplicates(name_of: Callable[[int], str], texts: Texts, n_train: int, threshold: float) -> list[Finding]:
     """Counts rows that repeat an earlier one, exactly or nearly, and validation rows that are in the training set."""
-    first: dict[str, int] = {}
-    same = np.array([first.setdefault(text, i) for i, text in enumerate(texts)], dtype=np.int64)
-    own = without_common(texts)
-    near = groups_apart(own, threshold)
+    same, _ = firsts_of(texts, len(texts))
+    near = groups_apart(without_common(texts), threshold)
     index = np.arange(len(texts))
     exact = ((same != index) & (index < n_train)).nonzero()[0]
     close = ((near != index) & (same == index) & (index < n_train)).nonzero()[0]
@@ -59,7 +58,7 @@ def _duplicates(names: Sequence[str], texts: Sequence[str], n_train: int, thresh
         if not len(rows):
             return ""
         first = int(rows[0])
-        return f"{names[first]} and {names[int(of[first])].removesuffix(' of train')}"
+        return f"{name_of(first)} and {name_of(int(of[first])).removesuffix(' of train')}"
 
     hint = "its loss tells less about new texts"
     n_val = len(texts) - n_train
@@ -77,20 +76,23 @@ def _duplicates(names: Sequence[str], texts: Sequence[str], n_train: int, thresh
     ]
 
 
-def without_common(texts: Sequence[str]) -> list[str]:
+def without_common(texts: Sequence[str]) -> Texts:
     """Returns the texts without what the prompt style adds: lines of many rows, and the beginning of most.
 
     Fewer than 20 texts are returned as they are: in those, a style's text cannot be told from others.
     """
     if len(texts) < 20:
-        return list(texts)
+        return Texts(texts)
     some = texts[:: -(-len(texts) // _MOST_COUNTED)]
     counts = Counter(line for text in some for line in set(text.split("\n")))
     common = {line for line, n in counts.items() if n > _COMMON * len(some)}
-    own = ["\n".join(line for line in text.split("\n") if line not in common) for text in texts]
-    ordered = sorted(own)
-    start = _shared(ordered[len(own) // 4], ordered[3 * len(own) // 4])  # the common prefix of half of them
-    return [o.removeprefix(start) or text for o, text in zip(own, texts, strict=True)]
+
+    def own(text: str) -> str:
+        return "\n".join(line for line in text.split("\n") if line not in common)
+
+    ordered = sorted(map(own, some))
+    start = _shared(ordered[len(some) // 4], ordered[3 * len(some) // 4])  # the common prefix of half of them
+    return Texts(own(text).removeprefix(start) or text for text in texts)
 
 
 def _shared(a: str, b: str) -> str:
@@ -98,14 +100,16 @@ def _shared(a: str, b: str) -> str:
     return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
 
 
-def _faults(names: Sequence[str], texts: Sequence[str]) -> list[Finding]:
+def _faults(name_of: Callable[[int], str], texts: Texts) -> list[Finding]:
     """Counts rows with signs of a wrong decoding."""
-    found = []
-    for what, pattern in FAULTS.items():
-        hits = [(name, m) for name, text in zip(names, texts, strict=True) if (m := pattern.search(text))]
-        example = f"{hits[0][0]} ({_around(hits[0][1])})" if hits else ""
-        found.append(counted("all", len(hits), len(texts), what=what, example=example))
-    return found
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for i, text in enumerate(texts):
+        for what, match in ((what, pattern.search(text)) for what, pattern in FAULTS.items()):
+            if match:
+                counts[what] += 1
+                examples.setdefault(what, f"{name_of(i)} ({_around(match)})")
+    return [counted("all", counts[what], len(texts), what=what, example=examples.get(what, "")) for what in FAULTS]
 
 
 def _around(match: re.Match[str]) -> str:
@@ -114,7 +118,7 @@ def _around(match: re.Match[str]) -> str:
     return repr(text)
 
 
-def check_language(names: Sequence[str], texts: Sequence[str], language: str) -> Finding:
+def check_language(name_of: Callable[[int], str], texts: Texts, language: str) -> Finding:
     """Counts rows that are surely in another language, by py3langid; short rows are left out.
 
     Raises:
@@ -129,13 +133,13 @@ def check_language(names: Sequence[str], texts: Sequence[str], language: str) ->
         raise UserError(f"--language {language!r} is not known; known are {', '.join(sorted(identifier.labels))}")
     others: Counter[str] = Counter()
     example = ""
-    for name, text in zip(names, without_common(texts), strict=True):
+    for i, text in enumerate(without_common(texts)):
         if sum(c.isalpha() for c in text) < _LEAST_TEXT:
             continue
         found, probability = identifier.classify(text)
         if found not in (language, _NO_LANGUAGE) and probability >= _SURE:
             others[found] += 1
-            example = example or f"{name} ({found}: {text.strip()[:40]!r})"
+            example = example or f"{name_of(i)} ({found}: {text.strip()[:40]!r})"
     named = ", ".join(f"{n:,} {code}" for code, n in others.most_common(5))
     return counted(
         "all",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from lit_gpt.data.arrays import let_go
 from lit_gpt.data.curate.check.finding import Finding, counted
 from lit_gpt.data.store import IGNORE, Samples
 from lit_gpt.tokenizer import Tokenizer
@@ -53,9 +54,14 @@ def _ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
             f"{split}: the chat template marks what is taught, and marks no token that ends an answer; a model that "
             "does not stop by itself will not learn to",
         )
-    last = np.asarray(samples.labels)[samples.offsets[1:] - 1]
-    ended = np.isin(last, end_ids) & (samples.lengths > 0)
-    n, total = int(ended.sum()), len(samples)
+
+    def without(part: Samples) -> np.ndarray:
+        found, filled = np.ones(len(part), dtype=bool), part.lengths > 0
+        found[filled] = ~np.isin(part.labels[part.offsets[1:][filled] - 1], end_ids)
+        return found
+
+    endless, total = chosen(samples, without), len(samples)
+    n = total - len(endless)
     n_all = sum(int(np.isin(part.labels, end_ids).sum()) for _, part in _in_parts(samples))
     if 2 * n < total or n == 0:
         return Finding(
@@ -64,7 +70,7 @@ def _ends(split: str, samples: Samples, end_ids: Sequence[int]) -> Finding:
             f"{' or '.join(map(str, end_ids))}); a model trained so would not stop, prepare the data again",
         )
     if n < total:
-        location = _example(split, (~ended).nonzero()[0])
+        location = _example(split, endless)
         return counted(split, total - n, total, what="do not end with a supervised end of sequence", example=location)
     more = f" and {n_all - n:,} answers before the last one" if n_all > n else ""
     return Finding("ok", f"{split}: a supervised end of sequence ends each of {total:,} rows{more}")
@@ -81,9 +87,13 @@ def _framing(split: str, samples: Samples, tokenizer: Tokenizer, end_ids: Sequen
     if tokenizer.bos_id is not None and tokenizer.bos_id not in end_ids:
         count(doubled(samples, [tokenizer.bos_id]), "have a begin of sequence twice in a row")
     if tokenizer.use_bos:
-        filled = (samples.lengths > 0).nonzero()[0]
-        firsts = np.asarray(samples.ids)[samples.offsets[filled]]
-        count(filled[firsts != tokenizer.bos_id], "lack their begin of sequence")
+
+        def without(part: Samples) -> np.ndarray:
+            found, filled = np.zeros(len(part), dtype=bool), part.lengths > 0
+            found[filled] = part.ids[part.offsets[:-1][filled]] != tokenizer.bos_id
+            return found
+
+        count(chosen(samples, without), "lack their begin of sequence")
     return found
 
 
@@ -94,6 +104,7 @@ def _in_parts(samples: Samples) -> Iterator[tuple[int, Samples]]:
         last = max(first + 1, int(offsets.searchsorted(offsets[first] + _AT_ONCE, side="right")) - 1)
         span = slice(offsets[first], offsets[last])
         yield first, Samples(samples.ids[span], samples.labels[span], offsets[first : last + 1] - offsets[first])
+        let_go(samples.ids, samples.labels)
         first = last
 
 
