@@ -92,7 +92,7 @@ class ExtentModel:
         source = kv_source(self.model.config, i)
         keys, values = self.pool.k[source], self.pool.v[source]
         if not isinstance(block, Block):
-            run = block.forward
+            run, always = block.forward, bool(self.model.config.attn_logit_softcapping)
             return lambda x, cos, sin, batch, carried: run(
                 x,
                 *batch.turns(cos, sin),
@@ -101,7 +101,7 @@ class ExtentModel:
                 batch.places,
                 batch.rows,
                 batch.parts,
-                batch.tree_masks(window),
+                batch.masks(window, always),
             )
         if isinstance(block.attn, Mixing):
             twin = _with(block, {"attn": ExtentMixing(block.attn, keys)})
@@ -274,22 +274,18 @@ class _ExtentAttention(nn.Module):
         piece, config = batch.pieces[i], self.attn.config
         T, end = q.size(0), piece.position + q.size(0)
         first = max(0, piece.position + 1 - self.window) if self.window else 0
-        tree = None
-        if piece.branches is not None:
-            tree = batch.tree_mask(i, self.window, dtype=q.dtype)
-            first = end - tree.size(1)
+        mask = batch.masks(self.window, always=bool(config.attn_logit_softcapping) or self.sinks is not None)[i]
+        if mask is not None:
+            first = end - mask.size(1)
+            mask = mask.to(q.dtype)
         k, v = (pool.narrow(2, piece.start + first, end - first).to(q.dtype) for pool in self.by_head)  # (1, G, S, D)
         if T == 1:  # of a tree
-            return _attend(q, k, v, config=config, mask=tree, sinks=self.sinks)
+            return _attend(q, k, v, config=config, mask=mask, sinks=self.sinks)
         q = q.permute(1, 2, 0, 3)  # (G, R, T, D)
         k, v = (x.transpose(0, 1).expand(-1, q.size(1), -1, -1) for x in (k, v))  # (G, R, S, D)
-        is_whole = end - first == T and not (self.window and self.window < T) and not config.attn_logit_softcapping
-        is_whole = is_whole and tree is None and self.sinks is None
-        mask = tree
-        if mask is None and not is_whole:
-            mask = batch.mask(i, self.window, first=first, dtype=q.dtype)
         sinks = None if self.sinks is None else self.sinks.unsqueeze(-1)
-        return _attend(q, k, v, config=config, mask=mask, is_causal=is_whole, sinks=sinks).permute(2, 0, 1, 3)
+        y = _attend(q, k, v, config=config, mask=mask, is_causal=mask is None, sinks=sinks)
+        return y.permute(2, 0, 1, 3)
 
 
 def _attend(
