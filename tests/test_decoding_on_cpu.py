@@ -54,6 +54,7 @@ def logits(model, ids=PROMPTS[2]):
     """Logits of the last token of a text that is read in one piece, and of the one after it."""
     n = len(ids)
     extents = ExtentModel(model, Pool(model, n + 1, torch.float32), {}, fast=True)
+    extents.hidden([Piece([1], 0, start=0)])  # the first pass may have weights as they are
     hidden = [extents.hidden([Piece(ids, 0, start=0)])[-1:], extents.hidden([Piece([7], n, start=0)])]
     return extents.logits(torch.cat(hidden), [None, None])
 
@@ -68,6 +69,21 @@ def test_greedy_texts_of_several_rows_are_those_of_the_plain_model(kind, tokeniz
     model = as_16_bits(tiny(kind))
     assert speeds_up(model)
     assert drawn(model, tokenizer, pack=True) == drawn(model, tokenizer, pack=False)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+def test_only_the_first_pass_in_fp32_does_not_wait_for_packed_weights(kind, tokenizer):
+    model = tiny("llama-gqa")
+    if kind == "int8":
+        for path in quantizable(model):
+            model.set_submodule(path, quantized(model.get_submodule(path), "int8"))
+    engine = Engine(model.bfloat16() if kind == "bf16" else model, tokenizer, max_tokens=300)
+    made = vars(engine.passes.model)  # what a `cached_property` has made is among these
+    engine.submit(Request(PROMPTS[0], 9, GREEDY), lambda delta: None)
+    engine.step()
+    assert ("layers" in made, "lm_head" in made) == ((False, False) if kind == "fp32" else (True, True))
+    engine.step()
+    assert "layers" in made and "lm_head" in made
 
 
 def test_weights_that_fp16_does_not_keep_are_taken_as_they_are(tokenizer):

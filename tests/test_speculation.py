@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tiny import tiny
 
-from lit_gpt.generation.batching.speculation import Repeats, Speculation
+from lit_gpt.generation.batching.repeats import Repeats
+from lit_gpt.generation.batching.speculation import Speculation
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import Request, Sampling
 from lit_gpt.tokenizer import Tokenizer
@@ -118,7 +119,7 @@ def test_sampled_texts_follow_the_models_probabilities(noise, tokenizer):
     }
     draft = None if noise is None else noisy_copy(model, noise)
     engine = Engine(model, tokenizer, max_rows=16, max_tokens=400, speculative_tokens=2, draft=draft)
-    engine.speculation.most_in_a_step = 99
+    engine.speculation.most_in_a_step, engine.speculation.cost = 99, 0
     sampling = [Sampling(seed=i, temperature=temperature, logit_bias=bias) for i in range(n)]
     answers = engine.complete([Request(prompt, 3, s) for s in sampling])
     assert engine.speculation.n_right > 100
@@ -128,10 +129,10 @@ def test_sampled_texts_follow_the_models_probabilities(noise, tokenizer):
 
 
 def plainly(ids, n):
-    """What `Repeats.after` promises, looked for everywhere."""
-    ends = [e for e in range(3, len(ids)) if ids[e - 3 : e] == ids[-3:]]
+    """What `Repeats` promises, looked for everywhere: the number of tokens that match, and what follows them."""
+    ends = [e for e in range(2, len(ids)) if ids[e - 2 : e] == ids[-2:]]
     if not ends:
-        return []
+        return 0, []
 
     def match(end):
         length = 0
@@ -139,11 +140,11 @@ def plainly(ids, n):
             length += 1
         return length
 
-    found = max(ends, key=lambda e: (match(e), e))
+    found = max(ends[-16:], key=lambda e: (match(e), e))
     text = list(ids)
     for i in range(n):
         text.append(text[found + i])
-    return text[len(ids) :]
+    return match(found), text[len(ids) :]
 
 
 @settings(deadline=None, max_examples=200)
@@ -151,26 +152,69 @@ def plainly(ids, n):
 def test_the_latest_of_the_longest_repeats_is_found_while_a_text_grows(ids, first, n):
     repeats = Repeats()
     for end in range(first, len(ids) + 1):
-        assert repeats.after(ids[:end], n) == plainly(ids[:end], n)
+        repeats.find(ids[:end])
+        length, text = plainly(ids[:end], n)
+        assert repeats.length == length and len(repeats.chances(n)) == len(text)
+        assert repeats.after(ids[:end], len(text)) == text
 
 
-def test_wrong_guesses_become_rare_and_right_ones_long():
-    class Row:
-        ids, most_new, n_new, pace = [1, 2] * 50, 1000, 0, None
+class Text:
+    """A row that repeats two tokens."""
 
-    speculation, row = Speculation(8), Row()
+    most_new, n_new = 1000, 0
+
+    def __init__(self, ids=(1, 2) * 50):
+        self.ids, self.guessing = list(ids), None
+
+
+def test_what_is_guessed_follows_what_was_right_in_the_text():
+    speculation, row = Speculation(8), Text()
+    assert speculation.guess([row], None, 1) == [[1, 2] * 4]
+    for _ in range(40):
+        (guess,) = speculation.guess([row], None, 1)
+        speculation.learn(row, len(guess), [7])
+    n_guessed = speculation.n_guessed
+    assert guess == [] and n_guessed < 60
+    for _ in range(60):  # what it would have guessed is right, which it sees without guessing
+        (guess,) = speculation.guess([row], None, 1)
+        speculation.learn(row, len(guess), [*guess, 2 if len(guess) % 2 else 1])
+    assert len(guess) == 8
+    row.n_new = 999
+    assert speculation.guess([row], None, 1) == [[]]  # the last token needs no guess
+
+
+def test_guesses_of_many_rows_are_those_that_are_likely():
+    speculation = Speculation(8)
+    sure, unsure, new = Text(), Text([5, 6, 7, 8, 5, 6]), Text(range(30))
+    alone = [len(speculation.guess([row], None, 1)[0]) for row in (sure, unsure, new)]
+    assert alone[0] == 8 and 0 < alone[1] < 8 and alone[2] == 0
+    assert len(Speculation(8, experts=True).guess([unsure], None, 1)[0]) < alone[1]  # where a token costs more
+    crowd = [Text(range(30)) for _ in range(8)]
+    lengths = list(map(len, speculation.guess([unsure, sure, *crowd], None, 10)))
+    assert lengths[0] == 0 and 0 < lengths[1] <= 8 and not any(lengths[2:])  # a token of a full step costs more
+
+
+class Draft:
+    """Guesses as much as it is asked for."""
+
+    def guess(self, rows, lengths, sampler):
+        return [[1] * n for n in lengths]
+
+
+def test_a_draft_whose_guesses_are_wrong_is_rarely_asked_and_one_that_is_right_for_more():
+    speculation, row = Speculation(8, draft=Draft()), Text()
     lengths = []
     for _ in range(600):
         (guess,) = speculation.guess([row], None, 1)
         lengths.append(len(guess))
-        speculation.learn(row, len(guess), 0)
+        speculation.learn(row, len(guess), [0])
     assert sum(lengths) < 16 and lengths[0] == 2
     while not (guess := speculation.guess([row], None, 1)[0]):
         pass
     for _ in range(4):
-        speculation.learn(row, len(guess), len(guess))
+        speculation.learn(row, len(guess), [*guess, 1])
         (guess,) = speculation.guess([row], None, 1)
     assert len(guess) == 8
-    assert speculation.guess([row], None, 10) == [[1, 2]]  # a full step leaves less room
+    assert speculation.guess([row], None, 10) == [[1, 1]]  # a full step leaves less room
     row.n_new = 999
     assert speculation.guess([row], None, 1) == [[]]  # the last token needs no guess

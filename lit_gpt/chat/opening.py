@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.args import SamplingArgs
 from lit_gpt.args.folders import run_folder
 from lit_gpt.chat.voice import Voice
 from lit_gpt.checkpoints.base import load_base, load_pretrained
@@ -70,7 +71,11 @@ class _Opening:
     def engine(self, model: GPT, runs: Mapping[str, SharedRun] | None = None, n_voices: int = 1) -> Engine:
         """Returns an engine with room for a turn of each voice, and for what is kept of the turn before it."""
         rows = 2 * n_voices
-        return Engine(model, self.tokenizer, runs=runs, max_rows=rows, autocast=self.fabric.autocast)
+        on_cpu = self.fabric.device.type == "cpu"  # where one voice's wrong guesses cost less than right ones save
+        return Engine(
+            model, self.tokenizer, runs=runs, max_rows=rows, autocast=self.fabric.autocast,
+            speculative_tokens=SamplingArgs.speculative_tokens if on_cpu else 0,
+        )  # fmt: skip
 
     def base(self, name: str, engine: Engine) -> Voice:
         """Returns the voice of the checkpoint itself: in the style of its training if it was merged, else its own."""

@@ -66,7 +66,10 @@ class Engine:
             updates = {name: run.updates for name, run in (runs or {}).items()}
             extent_model = ExtentModel(model, self.pool, updates, fast)
             guesses = None if draft is None else DraftModel(draft.eval(), self.pool)
-        self.speculation = Speculation(speculative_tokens, device.type, guesses) if speculative_tokens else None
+        self.speculation = None
+        if speculative_tokens:
+            experts = model.config.n_expert > 0
+            self.speculation = Speculation(speculative_tokens, device.type, guesses, experts=experts)
         self.runs = dict(runs or {})
         self.scheduler = Scheduler(self.pool, max_rows, prefill_chunk)
         self.sampler = Sampler(model.config.padded_vocab_size, device)

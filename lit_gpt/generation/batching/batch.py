@@ -63,10 +63,9 @@ class Batch:
         self.in_kernels = in_kernels and len(ids) == len(pieces) and plain
         """Whether attention is computed for all rows at once: each has one token."""
         self.starts = self.places - self.positions
-        self._masks: dict[tuple[int, int], Tensor] = {}
-        self._tree_masks: dict[int, list[Tensor]] = {}
+        self._masks: dict[tuple[int, bool], list[Tensor | None]] = {}
         self._turns: dict[int, tuple[Tensor, Tensor]] = {}
-        self.rows = [[len(p.ids), p.position, p.start, int(p.branches is not None)] for p in pieces]
+        self.rows = [[len(p.ids), p.position, p.start] for p in pieces]
         kinds = [(len(p.ids) == 1 and p.branches is None, p.shared or Shared(0, 0)) for p in pieces]
         self.parts = [[first, end, *shared, int(single)] for (single, shared), first, end in _neighbours(kinds)]
         """Neighbours, in order: [first piece, end, where in the pool what they share begins, its length or 0, whether
@@ -79,35 +78,30 @@ class Batch:
             self._turns[id(sin)] = cos.unsqueeze(1), torch.cat((-sin[:, :half], sin[:, half:]), -1).unsqueeze(1)
         return self._turns[id(sin)]
 
-    def tree_masks(self, window: int) -> list[Tensor]:
-        """Returns the summands of scores of those pieces that are of a tree, in order; see `Branches.mask`."""
-        if window not in self._tree_masks:
-            self._tree_masks[window] = [
-                piece.branches.mask(piece.position, piece.position + len(piece.ids), window, self.ids.device)[1]
-                for piece in self.pieces
-                if piece.branches is not None
-            ]
-        return self._tree_masks[window]
-
-    def tree_mask(self, i: int, window: int, dtype: torch.dtype) -> Tensor:
-        """Returns what is added to the scores of a piece of a tree, (T, S)."""
-        trees = [j for j, piece in enumerate(self.pieces) if piece.branches is not None]
-        return self.tree_masks(window)[trees.index(i)].to(dtype)
-
-    def mask(self, i: int, window: int, first: int, dtype: torch.dtype) -> Tensor:
-        """Returns what is added to the scores of a piece, (T, S): minus infinity where a query does not see a key.
+    def masks(self, window: int, always: bool = False) -> list[Tensor | None]:
+        """Returns for each piece what is added to its scores, (T, S) fp32: minus infinity where a query does not see a
+        key. S are the positions up to its last token, from the first one on that any query sees. None where one token
+        sees them all, or where a piece is all there is of a text so far and sees no window of it.
 
         Args:
-            i: index of the piece.
-            first: position of the first key.
+            always: the latter has a mask as well, as its attention is of a kind that knows no other way.
         """
-        if (i, window) not in self._masks:
-            piece, device = self.pieces[i], self.ids.device
-            queries = torch.arange(piece.position, piece.position + len(piece.ids), device=device).unsqueeze(1)
-            distance = queries - torch.arange(first, piece.position + len(piece.ids), device=device)
-            hidden = distance < 0 if not window else (distance < 0) | (distance >= window)
-            self._masks[i, window] = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf).to(dtype)
-        return self._masks[i, window]
+        if (window, always) not in self._masks:
+            self._masks[window, always] = [self._mask(piece, window, always) for piece in self.pieces]
+        return self._masks[window, always]
+
+    def _mask(self, piece: Piece, window: int, always: bool) -> Tensor | None:
+        """Returns what `masks` does for a piece."""
+        T, end, device = len(piece.ids), piece.position + len(piece.ids), self.ids.device
+        if piece.branches is not None:
+            return piece.branches.mask(piece.position, end, window, device)[1]
+        if T == 1 or (piece.position == 0 and not always and not 0 < window < T):
+            return None
+        first = max(0, piece.position + 1 - window) if window else 0
+        queries = torch.arange(piece.position, end, device=device).unsqueeze(1)
+        distance = queries - torch.arange(first, end, device=device)
+        hidden = distance < 0 if not window else (distance < 0) | (distance >= window)
+        return torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
 
 
 def _positions(piece: Piece) -> Sequence[int]:

@@ -6,7 +6,7 @@ positions that they see, P positions of the pool, V padded vocabulary.
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import groupby
@@ -48,7 +48,7 @@ class ExtentModel:
     Args:
         runs: name -> a LoRA run's updates by the path of their layer.
         fast: compile the blocks and pack the weights, see `lit_gpt.generation.cpu.products`, in threads of their own
-            until the first pass; for a pool in fp32 and a model that `speeds_up` holds for.
+            until a pass needs them; for a pool in fp32 and a model that `speeds_up` holds for.
     """
 
     def __init__(self, model: GPT, pool: Pool, runs: Mapping[str, Mapping[str, Updates]], fast: bool = False) -> None:
@@ -71,6 +71,11 @@ class ExtentModel:
         self.is_fast = fast
         self._windows = [config.sliding_window if config.is_sliding(i) else 0 for i in range(config.n_layer)]
         self._head, self._blocks = self.model.lm_head, iter(self.model.transformer.h)
+        self._may_not_wait = fast and all(p.dtype == torch.float32 for p in model.parameters())
+        """Whether the next pass does without packed weights, as the first one does where weights as they are compute
+        the same but for the order of sums: packing takes longer than that pass."""
+        self._is_packed = True
+        """Whether the last pass was one with packed weights, if there are any."""
         if fast:  # nobody waits for it before the first pass; torch packs a weight by a single thread
             threads = ThreadPoolExecutor(torch.get_num_threads())
             self._head = threads.submit(packed, self._head)
@@ -85,14 +90,18 @@ class ExtentModel:
     @cached_property
     def layers(self) -> list["_Layer"]:
         """The functions of all layers, once their weights are packed."""
-        return [self._made(i, *of) for i, of in enumerate(zip(self._blocks, self._windows, strict=True))]
+        return self._all_made(self._blocks)
+
+    def _all_made(self, blocks: Iterable[Any]) -> list["_Layer"]:
+        """Returns the functions that compute the layers with these blocks."""
+        return [self._made(i, *of) for i, of in enumerate(zip(blocks, self._windows, strict=True))]
 
     def _made(self, i: int, block: Any, window: int) -> "_Layer":
         """Returns the function that computes layer i with a block, which may be compiled."""
         source = kv_source(self.model.config, i)
         keys, values = self.pool.k[source], self.pool.v[source]
         if not isinstance(block, Block):
-            run = block.forward
+            run, always = block.forward, bool(self.model.config.attn_logit_softcapping)
             return lambda x, cos, sin, batch, carried: run(
                 x,
                 *batch.turns(cos, sin),
@@ -101,7 +110,7 @@ class ExtentModel:
                 batch.places,
                 batch.rows,
                 batch.parts,
-                batch.tree_masks(window),
+                batch.masks(window, always),
             )
         if isinstance(block.attn, Mixing):
             twin = _with(block, {"attn": ExtentMixing(block.attn, keys)})
@@ -134,14 +143,17 @@ class ExtentModel:
         x = self.model.embed(batch.ids)  # (N, C)
         x = x.float() if self.is_fast else x
         carried = self.model.carried(batch.ids.unsqueeze(0), x.unsqueeze(0))
-        for layer, (cos, sin) in zip(self.layers, cos_sin, strict=True):
+        self._is_packed, self._may_not_wait = not self._may_not_wait, False
+        layers = self.layers if self._is_packed else self._all_made(self.model.transformer.h)
+        for layer, (cos, sin) in zip(layers, cos_sin, strict=True):
             x = layer(x, cos, sin, batch, carried)
         return self.model.transformer.ln_f(x)
 
     def logits(self, hidden: Tensor, runs: Sequence[str | None]) -> Tensor:
-        """Returns the logits, (n, V), of hidden states (n, C) of these runs."""
+        """Returns the logits, (n, V), of hidden states (n, C) of these runs, of the last pass."""
         self._spans[:] = _run_spans([(run, 1) for run in runs])
-        return finished_logits(self.lm_head(hidden), self.model.config)
+        head = self.lm_head if self._is_packed else self.model.lm_head
+        return finished_logits(head(hidden), self.model.config)
 
 
 def _fast_block(block: Any, window: int) -> nn.Module:
@@ -274,22 +286,18 @@ class _ExtentAttention(nn.Module):
         piece, config = batch.pieces[i], self.attn.config
         T, end = q.size(0), piece.position + q.size(0)
         first = max(0, piece.position + 1 - self.window) if self.window else 0
-        tree = None
-        if piece.branches is not None:
-            tree = batch.tree_mask(i, self.window, dtype=q.dtype)
-            first = end - tree.size(1)
+        mask = batch.masks(self.window, always=bool(config.attn_logit_softcapping) or self.sinks is not None)[i]
+        if mask is not None:
+            first = end - mask.size(1)
+            mask = mask.to(q.dtype)
         k, v = (pool.narrow(2, piece.start + first, end - first).to(q.dtype) for pool in self.by_head)  # (1, G, S, D)
         if T == 1:  # of a tree
-            return _attend(q, k, v, config=config, mask=tree, sinks=self.sinks)
+            return _attend(q, k, v, config=config, mask=mask, sinks=self.sinks)
         q = q.permute(1, 2, 0, 3)  # (G, R, T, D)
         k, v = (x.transpose(0, 1).expand(-1, q.size(1), -1, -1) for x in (k, v))  # (G, R, S, D)
-        is_whole = end - first == T and not (self.window and self.window < T) and not config.attn_logit_softcapping
-        is_whole = is_whole and tree is None and self.sinks is None
-        mask = tree
-        if mask is None and not is_whole:
-            mask = batch.mask(i, self.window, first=first, dtype=q.dtype)
         sinks = None if self.sinks is None else self.sinks.unsqueeze(-1)
-        return _attend(q, k, v, config=config, mask=mask, is_causal=is_whole, sinks=sinks).permute(2, 0, 1, 3)
+        y = _attend(q, k, v, config=config, mask=mask, is_causal=mask is None, sinks=sinks)
+        return y.permute(2, 0, 1, 3)
 
 
 def _attend(

@@ -1,9 +1,8 @@
 """One forward pass for the rows that are due: scores of their prompts, and the tokens that they draw."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -168,9 +167,8 @@ class Passes:
             drawn = drawn[kept]
         self.sampler.advance([slots[at] for at in kept], drawn)  # the last that may fail: a pass may be tried again
         if self.speculation is not None:
-            n_kept = Counter(drawing[at][0] for at in kept)
-            for i, n in n_kept.items():
-                self.speculation.learn(rows[i], len(guesses[i]), n - 1)
+            for i, of_row in groupby(kept, lambda at: drawing[at][0]):
+                self.speculation.learn(rows[i], len(guesses[i]), [ids[at] for at in of_row])
         yield from ((drawing[at][0], token) for at, token in zip(kept, tokens, strict=True))
 
 

@@ -66,7 +66,7 @@ class Row:
         """Rows with another key never share keys and values."""
         self.draws = False
         """Whether the sampler knows it."""
-        self.pace: Any = None
+        self.guessing: Any = None
         """What speculation knows of it."""
         self.n_draft = 0
         """Number of its tokens that a draft model has read, into the extent at `draft_start`."""

@@ -62,7 +62,7 @@ class _Block(nn.Module):
         places: Tensor,
         rows: list[list[int]],
         parts: list[list[int]],
-        tree_masks: list[Tensor],
+        masks: list[Tensor | None],
     ) -> Tensor:
         """Returns the output of the block, (N, C).
 
@@ -71,14 +71,13 @@ class _Block(nn.Module):
             cos, sin: (N, 1, n); the first half of sin has its sign changed.
             keys, values: the layer's pool, (positions, G, D) each.
             places: positions of the pool to which the tokens' keys and values go, (N,).
-            rows: for each row, [T, the position of its first token, where its extent begins in the pool, whether its
-                tokens are of a tree].
+            rows: for each row, [T, the position of its first token, where its extent begins in the pool].
             parts: neighbours among the rows, in order: [index of the first one, of that after the last, where what they
                 share begins in the pool, its number of tokens or 0, whether they feed one token each].
-            tree_masks: what is added to the scores of each of those rows, (T, S).
+            masks: for each row, what is added to its scores, (T, S), or None; see `Batch.masks`.
         """
         normed = _normed(x, self.norm_1)
-        y = self.attention(normed, cos, sin, keys, values, places, rows, parts, tree_masks)
+        y = self.attention(normed, cos, sin, keys, values, places, rows, parts, masks)
         h = torch.add(x, _normed(y, self.post_attention_norm), alpha=self.residual)
         if not self.shared:
             normed = _normed(x if self.parallel else h, self.norm_2)
@@ -102,7 +101,7 @@ class _Block(nn.Module):
         places: Tensor,
         rows: list[list[int]],
         parts: list[list[int]],
-        tree_masks: list[Tensor],
+        masks: list[Tensor | None],
     ) -> Tensor:
         """Returns the projected output of attention, (N, C); arguments as in `forward`."""
         H, G, D = self.H, self.G, self.D
@@ -118,7 +117,7 @@ class _Block(nn.Module):
         keys.index_copy_(0, places, k)
         values.index_copy_(0, places, v.view(-1, G, D))
         outputs: list[Tensor] = []
-        at, n_trees = 0, 0
+        at = 0
         for part in parts:
             first, stop, n = part[0], part[1], part[3]
             if part[4] == 1:
@@ -127,15 +126,11 @@ class _Block(nn.Module):
                 outputs.append(y.reshape(stop - first, -1))
                 at += stop - first
                 continue
-            for row in rows[first:stop]:
+            for i in range(first, stop):
+                row, mask = rows[i], masks[i]
                 T, end = row[0], row[2] + row[1] + row[0]
-                tree_mask: Tensor | None = None
-                begin = row[2] + (max(0, row[1] + 1 - self.window) if self.window > 0 else 0)
-                if row[3] == 1:
-                    tree_mask = tree_masks[n_trees]
-                    begin = end - tree_masks[n_trees].size(1)
-                    n_trees += 1
-                outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], tree_mask))
+                begin = row[2] if mask is None else end - mask.size(1)
+                outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], mask))
                 at += T
         return self.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0))
 
@@ -159,22 +154,16 @@ class _Block(nn.Module):
             i = j
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0)
 
-    def attended(self, q: Tensor, k: Tensor, v: Tensor, tree_mask: Tensor | None) -> Tensor:
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the output of attention of one row, (T, H * D), for rotated q (T, H, D), k and v (S, G, D)."""
         T, G, R = q.size(0), self.G, self.H // self.G
         if T == 1:
             k, v = k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0)  # (1, G, S, D)
-            return self.weighted(q.view(1, G, R, self.D), k, v, tree_mask, False).reshape(1, -1)
+            return self.weighted(q.view(1, G, R, self.D), k, v, mask, False).reshape(1, -1)
         q = q.view(T, G, R, self.D).permute(1, 2, 0, 3)  # (G, R, T, D)
         k = k.transpose(0, 1).unsqueeze(1).expand(-1, R, -1, -1)  # (G, R, S, D)
         v = v.transpose(0, 1).unsqueeze(1).expand(-1, R, -1, -1)
-        S = k.size(2)
-        causal = T == S and (self.window == 0 or self.window >= T) and self.cap == 0
-        if tree_mask is not None:
-            y = self.weighted(q, k, v, tree_mask, False)
-        else:
-            y = self.weighted(q, k, v, None if causal else self.unseen(T, S), causal)
-        return y.permute(2, 0, 1, 3).reshape(T, -1)
+        return self.weighted(q, k, v, mask, mask is None).permute(2, 0, 1, 3).reshape(T, -1)
 
     def weighted(self, q: Tensor, k: Tensor, v: Tensor, unseen: Tensor | None, causal: bool) -> Tensor:
         """Returns the means of v (..., S, D), weighted by the softmax of scores, for q (..., T, D)."""
@@ -182,15 +171,6 @@ class _Block(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=unseen, is_causal=causal, scale=self.scale)
         scores = torch.tanh(q @ k.mT * (self.scale / self.cap)) * self.cap
         return (scores if unseen is None else scores + unseen).softmax(-1) @ v
-
-    def unseen(self, T: int, S: int) -> Tensor:
-        """Returns the summand of scores, (T, S): minus infinity where one of the last T tokens does not see a key."""
-        at = torch.arange(S)
-        distance = at[S - T :].unsqueeze(1) - at
-        hidden = distance < 0
-        if self.window > 0:
-            hidden = hidden | (distance >= self.window)
-        return torch.zeros([T, S], dtype=torch.float32).masked_fill_(hidden, -float("inf"))
 
 
 def _norm(norm: nn.Module) -> tuple[int, float, Tensor, Tensor]:
