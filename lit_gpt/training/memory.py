@@ -46,7 +46,8 @@ def _kept_by_block(c: Config, layer: int) -> int:
 def _kept_by_mixer(c: Config, layer: int) -> int:
     """Returns the values that what mixes the tokens of a block keeps for each of them.
 
-    The rule of the delta layers is computed again in the backward pass: its arguments are kept, in fp32.
+    The rules of layers with a state are computed again in the backward pass: their arguments are kept, of the delta
+    rule in fp32, and of Mamba-2 as the convolution leaves them.
     """
     kind = c.mixer(layer)
     if kind == "conv":
@@ -57,7 +58,7 @@ def _kept_by_mixer(c: Config, layer: int) -> int:
         return 5 * (2 * keys + values) + 2 * (2 * keys * shared + values) + 6 * values
     if kind == "mamba2":
         width = c.ssm_sizes[0]
-        return 5 * sum(c.ssm_sizes) + 2 * (2 * c.ssm_heads * c.ssm_state_size + 2 * width) + 6 * width
+        return 6 * sum(c.ssm_sizes) + 11 * width + c.ssm_heads
     q, k, v = of_layer(c, layer).qkv_sizes
     made = sum(stacked_sizes(c, layer))
     return q + k + v + q + made * (c.qk_norm != "none") + (3 * q if c.attention_gate else 0)
