@@ -65,17 +65,23 @@ def _kept_by_mixer(c: Config, layer: int) -> int:
 
 
 def kept_by_wrappers(model: GPT) -> float:
-    """Returns the further values that a method's layers keep in a block for each token, by their `kept_values`."""
+    """Returns the further values that a method's layers keep in a block for each token, by their `kept_values`.
+
+    LoRA on per-layer inputs also keeps what it reads, which nothing else does.
+    """
     c = model.config
     share = c.n_expert_per_token / c.n_expert if c.n_expert else 1.0  # a token goes through some of the experts
     layers = (of for block in model.transformer.h for of in block.named_modules())
     total = sum(getattr(m, "kept_values", 0) * (share if "mlp.experts." in name else 1.0) for name, m in layers)
+    adapted = sum(name.endswith(".per_layer.gate_proj.lora_A.0") for name, _ in model.named_parameters())
+    total += adapted * (c.n_embd + 3 * c.per_layer_input_size)
     return total / c.n_layer
 
 
 def lowest_trained(model: GPT) -> int:
     """Returns the first block that the backward pass reaches; the blocks below keep nothing."""
-    if model.transformer.wte.weight.requires_grad:
+    before = ("transformer.wte.", "transformer.per_layer.")  # which the first block reads
+    if any(p.requires_grad for name, p in model.named_parameters() if name.startswith(before)):
         return 0
     trains = [any(p.requires_grad for p in block.parameters()) for block in model.transformer.h]
     return trains.index(True) if True in trains else model.config.n_layer
