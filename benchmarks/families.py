@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -41,6 +42,7 @@ from lit_gpt.convert.configs import config_to_hf
 from lit_gpt.convert.names import to_hf
 from lit_gpt.errors import UserError
 from lit_gpt.families import config_for
+from lit_gpt.layers.mixing_kernels import without_kernels
 from lit_gpt.model import GPT
 
 MODELS = (
@@ -79,8 +81,9 @@ MODELS = (
     "GLM-4.5-Air",
     "Llama-4-Scout-17B-16E",
 )
-"""One of each architecture, and of what differs within one; of those with the delta rule or Mamba-2 (Qwen 3.5 and Next,
-Granite 4, Nemotron-H), transformers packs no documents."""
+"""One of each architecture, and of what differs within one. Those with the delta rule or Mamba-2 are for `--only`
+(Qwen3.5-9B, granite-4.0-h-1b): transformers packs no documents there, and without kernels both are slow."""
+_COLUMNS = ("padded", "packed", "unshared", "ours")
 DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 ATTENTION = LoRAArgs(lora_r=8, lora_dropout=0.0, lora_key=True, lora_projection=True)
 THEIRS = ["q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "dense", "in_proj", "out_proj"]
@@ -94,6 +97,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=32, help="of a step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
     parser.add_argument("--precision", choices=DTYPES, help="32-true on a CPU and bf16-true on a GPU if not given")
+    parser.add_argument("--kernels", choices=("true", "false"), default="true", help="ours in installed kernels, too")
     args = parser.parse_args()
     device, names = torch.device(args.device), args.only.split(",")
     args.precision = args.precision or ("bf16-true" if device.type == "cuda" else "32-true")
@@ -102,12 +106,13 @@ def main() -> None:
     for name in names:
         require_known(name)
     print(where(device, args.precision), flush=True)
-    columns = "".join(f"{run:>10}" for run in ("padded", "packed", "unshared", "ours"))
+    columns = "".join(f"{run:>10}" for run in _COLUMNS)
     print(f"{'model':26}{columns}   real tokens a second;  ours / the best")
     ratios = []
     for name in names:
         try:
-            ratios.append(compared(name, args, device))
+            with nullcontext() if args.kernels == "true" else without_kernels():
+                ratios.append(compared(name, args, device))
         except Exception:
             print(f"{name:26}FAILED", *traceback.format_exc().strip().splitlines()[-3:], sep="\n    ", flush=True)
         gc.collect()
@@ -153,7 +158,9 @@ def compared(name: str, args: argparse.Namespace, device: torch.device) -> dict[
     model = ours.build(config, device, dtype)
     theirs = exported(model, dtype, device)
     samples = make.styled(args.documents * (4 if on_gpu else 1), config.vocab_size, seed=1)
-    layouts = {"padded": padded(samples, 4, device), "packed": packed(samples, size, device)}
+    layouts = {"padded": padded(samples, 4, device)}
+    if not {"delta", "mamba2"} & set(config.mixers or ()):
+        layouts["packed"] = packed(samples, size, device)
     off = abs(our_loss(model, samples, size, device) / their_loss(theirs, layouts["padded"], samples) - 1)
     if not off < (1e-5 if dtype == torch.float32 else 1e-2):
         raise ArithmeticError(f"the loss of the untouched weights is {off:.1e} off")
@@ -169,8 +176,8 @@ def compared(name: str, args: argparse.Namespace, device: torch.device) -> dict[
             if round_:
                 seconds[label].append(taken)
     rates = {label: n_tokens(samples) / statistics.median(times) for label, times in seconds.items()}
-    ratios = {label: rates[label] / max(rates["padded"], rates["packed"]) for label in ("ours", "unshared")}
-    shown = "".join(f"{rate:10.0f}" for rate in rates.values())
+    ratios = {label: rates[label] / max(rates[layout] for layout in layouts) for label in ("ours", "unshared")}
+    shown = "".join(f"{rates[run]:10.0f}" if run in rates else f"{'-':>10}" for run in _COLUMNS)
     print(f"{name:26}{shown}   x {ratios['ours']:.2f}   loss {off:.0e} off", flush=True)
     return ratios
 
@@ -184,6 +191,8 @@ def shape(name: str, on_gpu: bool) -> Config:
         for field in ("sliding_layers", "unrotated_layers", "dense_layers", "mlp_layers")
     }
     layers["mixers"] = c.mixers and c.mixers[:n_layer]
+    if c.mixers and "attention" not in c.mixers[:n_layer]:  # transformers' cache wants one
+        layers["mixers"] = [*c.mixers[: n_layer - 1], "attention"]
     if c.full_head_size:  # every other layer has the window, and half of them no keys if some have none
         layers |= {"sliding_layers": [*range(0, n_layer, 2)], "kv_shared_layers": c.kv_shared_layers and n_layer // 2}
     if on_gpu:

@@ -139,7 +139,7 @@ WRITTEN = [kind for kind in SHAPES if kind not in _NOT_WRITTEN]
 """Kinds that we write as gguf; others are refused by name."""
 OF_CLASSES = list({name: kind for kind, (name, _) in reversed(SHAPES.items())}.values())
 """The first kind of each class of transformers: enough for what a family's tables say of its config.json."""
-ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "head")}
+ALL = {f"lora_{t}": True for t in ("query", "key", "value", "projection", "mlp", "per_layer", "head")}
 """Flags of LoRA on every layer."""
 VARIANTS = {
     "plain": {},

@@ -3,21 +3,25 @@
 import pytest
 import torch
 from conftest import ALL, ours_of, tiny_hf
+from peft_models import as_peft, close, move, trainable
 from tiny import documents_of, gradients, kept_a_token, tiny
 
-from lit_gpt.args import AdapterArgs, LoRAArgs
+from lit_gpt.args import AdapterArgs, LoRAArgs, LoRARunArgs
 from lit_gpt.convert.configs import config_from_hf
 from lit_gpt.convert.names import from_hf
 from lit_gpt.data.batches import collate
+from lit_gpt.data.store import IGNORE
 from lit_gpt.errors import UserError
 from lit_gpt.families import config_for
 from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.layer_heads import kv_source
 from lit_gpt.layers.per_layer import Carried
+from lit_gpt.layers.quantize import quantizable, quantized
+from lit_gpt.layers.quantize.frozen import QuantizedLinear
 from lit_gpt.methods import adapter, lora
 from lit_gpt.model import GPT, KVCache
 from lit_gpt.training.loss import loss_sum
-from lit_gpt.training.memory import kept_by_wrappers, kept_values
+from lit_gpt.training.memory import kept_by_wrappers, kept_values, lowest_trained
 
 E2B = {
     "architectures": ["Gemma4ForCausalLM"],
@@ -133,12 +137,76 @@ def test_fsdp_hands_on_what_a_pass_takes_along_and_no_copy():
     assert _apply_to_tensors(lambda x: x.clone(), {"carried": carried})["carried"] is carried
 
 
+@pytest.mark.parametrize("n_recomputed", [0, 4])
+def test_lora_on_per_layer_inputs_has_the_gradients_of_peft(n_recomputed):
+    """Also where blocks are computed again, of which each hands a gradient to what was made before all of them."""
+    theirs = tiny_hf("gemma4")
+    args = LoRAArgs(lora_r=4, lora_alpha=12, lora_dropout=0.0, lora_query=False, lora_value=False, lora_per_layer=True)
+    model = ours_of(theirs, "gemma4")
+    lora.inject(model, args)
+    move(model)
+    model.n_recomputed = n_recomputed
+    peft = as_peft(theirs, model, args)
+    ((ids, labels),) = documents_of((20,))
+    found = gradients(model.train(), loss_sum(model, collate([(ids, labels)])))
+    assert len(found) == 2 * (1 + 2 * 4) == len(trainable(peft))
+    targets = torch.from_numpy(labels.astype("int64"))[1:]
+    logits = peft.train()(torch.from_numpy(ids.astype("int64"))[None]).logits[0, :-1]
+    torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum", ignore_index=IGNORE).backward()
+    base = peft.base_model.model.model
+    pairs = {"transformer.per_layer.proj": base.per_layer_model_projection}
+    for i, layer in enumerate(base.layers):
+        pairs[f"transformer.h.{i}.per_layer.gate_proj"] = layer.per_layer_input_gate
+        pairs[f"transformer.h.{i}.per_layer.proj"] = layer.per_layer_projection
+    for path, layer in pairs.items():
+        for matrix in ("lora_A", "lora_B"):
+            close(found[f"{path}.{matrix}.0"], getattr(layer, matrix).default.weight.grad, 1e-4)
+
+
+@torch.no_grad()
+def test_lora_on_per_layer_inputs_merges_and_says_where_there_are_none():
+    model, ids = tiny("gemma4"), torch.randint(0, 320, (1, 9))
+    lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.0, lora_query=False, lora_value=False, lora_per_layer=True))
+    move(model)
+    want = model(ids)
+    lora.merge(model)
+    torch.testing.assert_close(model(ids), want, rtol=1e-4, atol=1e-4)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    with pytest.raises(UserError, match="LoRA adapts nothing: llama has no layers for --lora_per_layer"):
+        lora.inject(tiny("llama"), LoRAArgs(lora_query=False, lora_value=False, lora_per_layer=True))
+
+
+def test_an_update_of_the_models_projection_alone_is_reached_through_all_blocks():
+    flags = {"lora_query": False, "lora_value": False, "lora_per_layer": True}
+    model = tiny("gemma4")
+    lora.inject(model, LoRARunArgs(lora_r=2, lora_dropout=0.0, ranks={"transformer.per_layer.proj": 2}, **flags))
+    found = gradients(model, loss_sum(model, collate(documents_of((20, 7)))))
+    assert list(found) == ["transformer.per_layer.proj.lora_A.0", "transformer.per_layer.proj.lora_B.0"]
+    assert lowest_trained(model) == 0, "what is kept, and counted"
+
+
+def test_lora_on_per_layer_inputs_of_a_base_in_8_bits_learns():
+    model = tiny("gemma4", hidden_size=64, hidden_size_per_layer_input=64)
+    for path in quantizable(model):
+        model.set_submodule(path, quantized(model.get_submodule(path), "int8"))
+    lora.inject(model, LoRAArgs(lora_r=4, lora_dropout=0.0, lora_query=False, lora_value=False, lora_per_layer=True))
+    assert isinstance(model.transformer.per_layer.proj.linear, QuantizedLinear)
+    weights, losses = list(trainable(model).values()), []
+    optimizer, batch = torch.optim.AdamW(weights, lr=1e-2), collate(documents_of((20, 7)))
+    for _ in range(4):
+        loss = loss_sum(model, batch)
+        assert len(gradients(model, loss)) == len(weights)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0], losses
+
+
 @pytest.mark.parametrize("kind", ["gemma4", "gemma4-moe"])
 def test_no_block_keeps_more_than_the_count_says(kind):
     kept, shape = {}, ["sliding_attention", "full_attention"]
     for n in (4, 6):
         model = tiny(kind, num_hidden_layers=n, layer_types=shape * (n // 2)).train()
-        lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.0, lora_mlp=True))
+        lora.inject(model, LoRAArgs(lora_r=2, lora_dropout=0.0, lora_mlp=True, lora_per_layer=True))
         kept[n] = kept_a_token(model)
     counted = kept_values(model.config) + kept_by_wrappers(model)
     assert 0.6 * counted <= (kept[6] - kept[4]) / 2 <= counted + model.config.n_head + 12

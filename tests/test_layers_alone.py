@@ -19,7 +19,7 @@ from lit_gpt.methods import adapter, lora
 from lit_gpt.training.flops import forward_flops, measured_flops, training_flops
 from lit_gpt.training.graphs import _can_record
 from lit_gpt.training.loss import loss_sum
-from lit_gpt.training.memory import kept_by_wrappers, kept_values
+from lit_gpt.training.memory import _kept_by_mixer, kept_by_wrappers, kept_values
 
 LAYERS = ["full_attention", "mlp", "moe"]
 BASE = {"hidden_size": 64, "vocab_size": 320, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -100,6 +100,23 @@ def test_what_a_layer_alone_keeps_is_what_the_count_says(trained):
         statistics = 5 * c.n_expert_per_token if kind == "moe" else c.n_head
         wanted -= counted + handed_out
         assert 0.9 * wanted - rounding <= more - found <= wanted + statistics + rounding, (kind, more - found, wanted)
+
+
+def test_what_mamba_2_keeps_in_16_bits_is_what_the_count_says():
+    """Its rule is computed again from what the convolution has made, which autograd is not asked to save."""
+    model, documents, storages = tiny("nemotron-h").bfloat16(), collate(documents_of((64, 1))).documents, {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(x):
+        if (storage := x.untyped_storage()).data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes() / 2
+        return x
+
+    x = torch.randn(1, n := sum(documents.lengths), model.config.n_embd, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        model.transformer.h[0].attn(x, x, x, documents=documents)
+    found = sum(storages.values()) / n - model.config.n_embd + sum(model.config.ssm_sizes)
+    assert found == pytest.approx(_kept_by_mixer(model.config, 0), rel=0.02)
 
 
 def test_the_operations_are_those_that_torch_counts():

@@ -100,6 +100,12 @@ EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 SETTINGS = {  # name -> kind of model, what LoraConfig is given
     "plain": ("llama-gqa", {"target_modules": QV}),
     "all layers": ("llama-gqa", {"target_modules": "all-linear", "lora_alpha": 5}),
+    "all layers, with per-layer inputs": ("gemma4", {"target_modules": "all-linear"}),
+    "a part of the per-layer inputs": ("gemma4", {"target_modules": ["per_layer_input_gate", "o_proj"]}),
+    "per-layer inputs, dora": (
+        "gemma4",
+        {"target_modules": ["per_layer_model_projection", "per_layer_projection"], **DORA},
+    ),
     "regex": ("llama-gqa", {"target_modules": r".*layers\.1\..*(q_proj|down_proj)"}),
     "a part of the MLP": ("llama-gqa", {"target_modules": ["q_proj", "gate_proj"]}),
     "excluded": ("llama-gqa", {"target_modules": EVERY, "exclude_modules": r".*layers\.0\.mlp.*"}),

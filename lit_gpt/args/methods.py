@@ -9,6 +9,8 @@ from lit_gpt.errors import UserError
 
 _LARGEST = 2**20
 """Largest rank or number of vectors, beyond that of any layer."""
+LORA_TARGETS = ("query", "key", "value", "projection", "mlp", "per_layer", "head")
+"""What LoRA can adapt: the flags are `--lora_query` and so on."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class LoRAArgs:
     """Adapt the output projection of attention."""
     lora_mlp: bool = False
     """Adapt all layers of the MLPs."""
+    lora_per_layer: bool = False
+    """Adapt the layers of per-layer inputs (Gemma 4 E2B and E4B): the model's projection, and two in each block."""
     lora_head: bool = False
     """Adapt the output projection of the model."""
     lora_scaling: Literal["plain", "rslora"] = "plain"
@@ -62,9 +66,8 @@ class LoRAArgs:
                 raise UserError(f"--{name} {getattr(self, name)} must be more than 0")
         if not 0 <= self.lora_dropout < 1:
             raise UserError(f"--lora_dropout {self.lora_dropout} must be at least 0 and less than 1")
-        targets = ("query", "key", "value", "projection", "mlp", "head")
-        if not any(getattr(self, f"lora_{t}") for t in targets):
-            raise UserError(f"LoRA adapts nothing: set one of {', '.join(f'--lora_{t} true' for t in targets)}")
+        if not any(getattr(self, f"lora_{t}") for t in LORA_TARGETS):
+            raise UserError(f"LoRA adapts nothing: set one of {', '.join(f'--lora_{t} true' for t in LORA_TARGETS)}")
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ Letters: B rows, T tokens of each, C n_embd, L tokens that the convolution sees.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_gpt.config import Config
 from lit_gpt.layers.linear import Linear
+from lit_gpt.layers.mixing_kernels import convolved
 from lit_gpt.layers.past import Mixing, Past
 
 
@@ -16,22 +18,31 @@ class CausalConv(nn.Module):
 
     Args:
         n: channels.
+        taps: L.
+        silu: whether silu follows.
     """
 
-    def __init__(self, n: int, taps: int, bias: bool) -> None:
+    def __init__(self, n: int, taps: int, bias: bool, silu: bool = False) -> None:
         super().__init__()
+        self.silu = silu
         self.weight = nn.Parameter(torch.empty(n, 1, taps))
         self.bias = nn.Parameter(torch.zeros(n)) if bias else None
         nn.init.uniform_(self.weight, -(taps**-0.5), taps**-0.5)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """Returns the convolution (B, T, n) of x (B, T, n) and what came before."""
+        lengths = past.whole(x)
+        if lengths is not None:
+            y = convolved(x, self.weight[:, 0], self.bias, lengths=lengths, silu=self.silu)
+            if y is not None:
+                return y
         weight = self.weight[:, 0].to(x.dtype)
         taps = past.taps(x, weight.size(1))
         y = taps[0] * weight[:, -1]
         for j, tap in enumerate(taps[1:], 1):
             y = torch.addcmul(y, tap.to(y.dtype), weight[:, -1 - j])
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        y = y if self.bias is None else y + self.bias.to(y.dtype)
+        return F.silu(y) if self.silu else y
 
 
 class ShortConv(Mixing):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lit_gpt.config import Config
 from lit_gpt.layers.conv import CausalConv
-from lit_gpt.layers.fla import in_kernels
 from lit_gpt.layers.linear import Linear
+from lit_gpt.layers.mixing_kernels import in_kernels
 from lit_gpt.layers.norms import RMSNorm
 from lit_gpt.layers.past import Mixing, Past, recomputed
 from lit_gpt.layers.recurrence import Chunks, decays, flops_of_state, from_chunk_to_chunk
@@ -60,7 +60,7 @@ class GatedDeltaNet(Mixing):
         self.in_qkv = Linear(config.n_embd, sum(self.sizes), bias=False)
         self.in_z = Linear(config.n_embd, self.sizes[2], bias=False)
         self.in_b, self.in_a = (Linear(config.n_embd, self.V, bias=False) for _ in range(2))
-        self.conv = CausalConv(sum(self.sizes), config.conv_size, bias=False)
+        self.conv = CausalConv(sum(self.sizes), config.conv_size, bias=False, silu=True)
         self.A_log = nn.Parameter(torch.zeros(self.V))
         self.dt_bias = nn.Parameter(torch.ones(self.V))
         self.norm = RMSNorm(config.delta_value_size, config.norm_eps)
@@ -86,7 +86,7 @@ class GatedDeltaNet(Mixing):
         """Returns the arguments of `_gated_delta`, (B, T, V, ...), for features (B, T, F)."""
         n = sum(self.sizes)
         qkv, b, a = kept.split((n, self.V, self.V), -1)
-        q, k, v = F.silu(self.conv(qkv, past)).split(self.sizes, -1)
+        q, k, v = self.conv(qkv, past).split(self.sizes, -1)
         q, k = (x.unflatten(-1, (self.K, -1)).repeat_interleave(self.V // self.K, -2).float() for x in (q, k))
         q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))
         log_decay = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())

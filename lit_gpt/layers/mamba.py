@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lit_gpt.config import Config
 from lit_gpt.layers.conv import CausalConv
-from lit_gpt.layers.fla import in_kernels
 from lit_gpt.layers.linear import Linear
+from lit_gpt.layers.mixing_kernels import in_kernels, scan_of_whole_texts
 from lit_gpt.layers.past import Mixing, Past, Rule, recomputed
 from lit_gpt.layers.recurrence import Chunks, decays, flops_of_state, from_chunk_to_chunk
 
@@ -33,17 +33,6 @@ def _scan(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | N
     so_far, decay = decays(log_decay)
     within = q @ k.mT * decay
     return from_chunk_to_chunk(q, k, values=v, so_far=so_far, within=within, chunks=chunks, initial=initial)
-
-
-def _with_input(rule: Rule) -> Rule:
-    """Returns a rule that adds its last tensor, D x (tokens, V, P), to the output of another one."""
-
-    def run(tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None) -> tuple[Tensor, Tensor]:
-        *others, direct = tensors
-        y, states = rule(others, lengths, initial)
-        return y + direct, states
-
-    return run
 
 
 class _GatedNorm(nn.Module):
@@ -72,7 +61,7 @@ class Mamba2(Mixing):
         self.min_step = config.ssm_min_step
         width = self.sizes[0]
         self.in_proj = Linear(config.n_embd, width + sum(self.sizes) + self.heads, bias=False)
-        self.conv = CausalConv(sum(self.sizes), config.conv_size, config.conv_bias)
+        self.conv = CausalConv(sum(self.sizes), config.conv_size, config.conv_bias, silu=True)
         self.A_log = nn.Parameter(torch.arange(1, self.heads + 1, dtype=torch.float32).log())
         self.D, self.dt_bias = (nn.Parameter(torch.ones(self.heads)) for _ in range(2))
         self.norm = _GatedNorm(width, self.groups, config.norm_eps)
@@ -89,17 +78,33 @@ class Mamba2(Mixing):
 
     def mixed(self, kept: Tensor, gate: Tensor, past: Past) -> Tensor:
         """Returns the output of the layer, (B, T, n_embd); see `features`."""
-        rule = _with_input(in_kernels(_scan, "simple_gla", kept))
-        y = past.run(recomputed(rule), self.tensors, kept)  # (B, T, V, P) in fp32
+        y = past.run(self._rule(kept, past), self.tensors, kept)  # (B, T, V, P)
         return self.out_proj(self.norm(y.flatten(-2), gate))
 
     def tensors(self, kept: Tensor, past: Past) -> tuple[Tensor, ...]:
-        """Returns the arguments of `_scan` and D x, (B, T, V, ...), for features (B, T, F)."""
+        """Returns the input (B, T, V, P), B and C (B, T, G, N) and time steps (B, T, V) of features (B, T, F)."""
         mixed, dt = kept.split((sum(self.sizes), self.heads), -1)
-        x, B, C = F.silu(self.conv(mixed, past)).float().split(self.sizes, -1)
-        x = x.unflatten(-1, (self.heads, -1))
-        B, C = (g.unflatten(-1, (self.groups, -1)).repeat_interleave(self.heads // self.groups, -2) for g in (B, C))
-        dt = F.softplus(dt.float() + self.dt_bias.float())
-        dt = dt.clamp(min=self.min_step) if self.min_step else dt
-        direct = x * self.D.float().unsqueeze(-1)
-        return C, B, x * dt.unsqueeze(-1), -self.A_log.float().exp() * dt, direct
+        x, B, C = self.conv(mixed, past).split(self.sizes, -1)
+        B, C = (g.unflatten(-1, (self.groups, -1)) for g in (B, C))
+        return x.unflatten(-1, (self.heads, -1)), B, C, dt
+
+    def _rule(self, kept: Tensor, past: Past) -> Rule:
+        """Returns what makes the output of the `tensors` of features."""
+        A, D, dt_bias = -self.A_log.float().exp(), self.D.float(), self.dt_bias.float()
+        if past.whole(kept) is not None:
+            rule = scan_of_whole_texts(kept, A, D, dt_bias=dt_bias, min_step=self.min_step)
+            if rule is not None:
+                return rule
+        scan = in_kernels(_scan, "simple_gla", kept)
+
+        def of_heads(
+            tensors: Sequence[Tensor], lengths: Sequence[int], initial: Tensor | None
+        ) -> tuple[Tensor, Tensor]:
+            x, B, C, dt = (t.float() for t in tensors)
+            B, C = (g.repeat_interleave(self.heads // self.groups, -2) for g in (B, C))
+            dt = F.softplus(dt + dt_bias)
+            dt = dt.clamp(min=self.min_step) if self.min_step else dt
+            y, states = scan((C, B, x * dt.unsqueeze(-1), A * dt), lengths, initial)
+            return y + x * D.unsqueeze(-1), states
+
+        return recomputed(of_heads)

@@ -33,6 +33,10 @@ class Past(Protocol):
         """Returns x (B, T, F) of each token, of the one before it, and so on, n in all; zeros before the first one."""
         ...
 
+    def whole(self, x: Tensor) -> Sequence[int] | None:
+        """Returns the lengths of the texts in x (B, T, F), B T in all, if each begins and ends there; None if not."""
+        ...
+
     def run(self, rule: Rule, tensors: Tensors, x: Tensor) -> Tensor:
         """Returns the output (B, T, ...) of a rule that carries a state from token to token."""
         ...
@@ -44,6 +48,9 @@ class _Fresh:
     def taps(self, x: Tensor, n: int) -> list[Tensor]:
         T = x.size(1)
         return [F.pad(x, (0, 0, j, 0))[:, :T] for j in range(n)]
+
+    def whole(self, x: Tensor) -> Sequence[int] | None:
+        return (x.size(1),) * x.size(0)
 
     def run(self, rule: Rule, tensors: Tensors, x: Tensor) -> Tensor:
         B, T = x.shape[:2]
@@ -61,6 +68,9 @@ class _Packed:
         d = self.documents
         index = _before(d.lengths, d.n_sharing, n, x.device)
         return [x, *(padded.index_select(0, index[j])[None] for j in range(1, n))]
+
+    def whole(self, x: Tensor) -> Sequence[int] | None:
+        return None if self.documents.n_sharing else self.documents.lengths
 
     def run(self, rule: Rule, tensors: Tensors, x: Tensor) -> Tensor:
         made, d = [t[0] for t in tensors(x, self)], self.documents
@@ -90,6 +100,9 @@ class _Cached:
 
     def taps(self, x: Tensor, n: int) -> list[Tensor]:
         return [x, *(self._at(self.positions - j)[..., : x.size(-1)] for j in range(1, n))]
+
+    def whole(self, x: Tensor) -> Sequence[int] | None:
+        return None
 
     def _at(self, positions: Tensor) -> Tensor:
         """Returns the features at positions (B, T), zeros before the first one."""

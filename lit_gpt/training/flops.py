@@ -35,7 +35,7 @@ def training_flops(model: GPT, n_tokens: float, n_targets: float, squares: float
         below = (*below, "transformer.per_layer.")
     total = 0.0
     for name, rows, trained in _matmuls(model, n_tokens, n_targets):
-        total += rows * (2 if name.startswith(below) else 6 if trained else 4)
+        total += rows * (6 if trained else 2 if name.startswith(below) else 4)
     for name, module in model.named_modules():
         total += getattr(module, "flops_besides", 0) * _rows_of(model, f"{name}.", n_tokens, n_targets)
     per_block = sum(rows for name, rows, _ in _matmuls(model, n_tokens, n_targets) if ".h." in name) / c.n_layer

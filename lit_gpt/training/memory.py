@@ -46,7 +46,8 @@ def _kept_by_block(c: Config, layer: int) -> int:
 def _kept_by_mixer(c: Config, layer: int) -> int:
     """Returns the values that what mixes the tokens of a block keeps for each of them.
 
-    The rule of the delta layers is computed again in the backward pass: its arguments are kept, in fp32.
+    The rules of layers with a state are computed again in the backward pass: their arguments are kept, of the delta
+    rule in fp32, and of Mamba-2 as the convolution leaves them.
     """
     kind = c.mixer(layer)
     if kind == "conv":
@@ -57,24 +58,30 @@ def _kept_by_mixer(c: Config, layer: int) -> int:
         return 5 * (2 * keys + values) + 2 * (2 * keys * shared + values) + 6 * values
     if kind == "mamba2":
         width = c.ssm_sizes[0]
-        return 5 * sum(c.ssm_sizes) + 2 * (2 * c.ssm_heads * c.ssm_state_size + 2 * width) + 6 * width
+        return 6 * sum(c.ssm_sizes) + 11 * width + c.ssm_heads
     q, k, v = of_layer(c, layer).qkv_sizes
     made = sum(stacked_sizes(c, layer))
     return q + k + v + q + made * (c.qk_norm != "none") + (3 * q if c.attention_gate else 0)
 
 
 def kept_by_wrappers(model: GPT) -> float:
-    """Returns the further values that a method's layers keep in a block for each token, by their `kept_values`."""
+    """Returns the further values that a method's layers keep in a block for each token, by their `kept_values`.
+
+    LoRA on per-layer inputs also keeps what it reads, which nothing else does.
+    """
     c = model.config
     share = c.n_expert_per_token / c.n_expert if c.n_expert else 1.0  # a token goes through some of the experts
     layers = (of for block in model.transformer.h for of in block.named_modules())
     total = sum(getattr(m, "kept_values", 0) * (share if "mlp.experts." in name else 1.0) for name, m in layers)
+    adapted = sum(name.endswith(".per_layer.gate_proj.lora_A.0") for name, _ in model.named_parameters())
+    total += adapted * (c.n_embd + 3 * c.per_layer_input_size)
     return total / c.n_layer
 
 
 def lowest_trained(model: GPT) -> int:
     """Returns the first block that the backward pass reaches; the blocks below keep nothing."""
-    if model.transformer.wte.weight.requires_grad:
+    before = ("transformer.wte.", "transformer.per_layer.")  # which the first block reads
+    if any(p.requires_grad for name, p in model.named_parameters() if name.startswith(before)):
         return 0
     trains = [any(p.requires_grad for p in block.parameters()) for block in model.transformer.h]
     return trains.index(True) if True in trains else model.config.n_layer

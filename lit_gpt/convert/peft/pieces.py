@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.args import LoRAArgs
+from lit_gpt.args.methods import LORA_TARGETS
 from lit_gpt.config import Config
 from lit_gpt.convert.names import EMBEDDINGS, HEAD, VOCABULARY, config_of
 from lit_gpt.convert.packing import joined, pack, unpack
@@ -121,8 +122,7 @@ def pieces(config: Config, args: LoRAArgs) -> list[Piece]:
 
 def all_pieces(config: Config) -> list[Piece]:
     """Returns every update that their modules can have."""
-    targets = ("query", "key", "value", "projection", "mlp", "head")
-    flags: dict[str, Any] = {f"lora_{name}": True for name in targets}
+    flags: dict[str, Any] = {f"lora_{name}": True for name in LORA_TARGETS}
     return pieces(config, LoRAArgs(lora_r=1, **flags))
 
 
@@ -134,6 +134,8 @@ def flag_of(piece: Piece) -> str:
         return "lora_head"
     if piece.path.endswith(("attn.proj", "attn.out_proj")):
         return "lora_projection"
+    if ".per_layer." in piece.path:
+        return "lora_per_layer"
     return "lora_query" if ".attn." in piece.path else "lora_mlp"
 
 

@@ -48,6 +48,9 @@ class _Extents:
             found.append(before.masked_fill(is_none, 0).to(x.dtype)[None])
         return found
 
+    def whole(self, x: Tensor) -> None:
+        return None
+
     def run(self, rule: Rule, tensors: Tensors, x: Tensor) -> Tensor:
         made = [t[0] for t in tensors(x, self)]
         initial: list[Tensor | None] = []

@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 
 from lit_gpt.args import LoRAArgs
+from lit_gpt.args.methods import LORA_TARGETS
 from lit_gpt.config import Config
 from lit_gpt.errors import UserError, shown
 from lit_gpt.layer_heads import stacked_sizes
@@ -31,9 +32,13 @@ def inject(model: GPT, args: LoRAArgs, init: bool = True, part: str | None = Non
         part: the only part of the model that is changed, of `parts_of`; None is all of it.
 
     Raises:
-        UserError: PiSSA is requested for quantized weights.
+        UserError: PiSSA is requested for quantized weights, or the flags select nothing that the model has.
     """
-    for path, names in [(path, names) for path, names in _adapted_layers(model, args) if within(path, part)]:
+    selected = list(_adapted_layers(model, args))
+    if not selected:
+        flags = ", ".join(f"--lora_{name}" for name in LORA_TARGETS if getattr(args, f"lora_{name}"))
+        raise UserError(f"LoRA adapts nothing: {model.config.name} has no layers for {flags}")
+    for path, names in [(path, names) for path, names in selected if within(path, part)]:
         ranks = {name: args.lora_r for name in names}
         if args.ranks is not None:
             ranks = {n: r for n in names if (r := args.ranks.get(update_name(path, n)))}
@@ -77,6 +82,10 @@ def _adapted_layers(model: GPT, args: LoRAArgs) -> Iterator[tuple[str, list[str]
             for name, module in block.mlp.named_modules():
                 if isinstance(module, LinearLayer):
                     yield f"transformer.h.{i}.mlp.{name}", [""]
+        if args.lora_per_layer and block.per_layer is not None:
+            yield from ((f"transformer.h.{i}.per_layer.{name}", [""]) for name in ("gate_proj", "proj"))
+    if args.lora_per_layer and "per_layer" in model.transformer:
+        yield "transformer.per_layer.proj", [""]
     if args.lora_head:
         yield "lm_head", [""]
 

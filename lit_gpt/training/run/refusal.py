@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 
+from lit_gpt.args.methods import LORA_TARGETS
+
 _RESHAPING = ("method", "lora_r", "lora_dora", "lora_init", "adapter_prompt_length", "adapter_start_layer")
-_RESHAPING += tuple(f"lora_{part}" for part in ("query", "key", "value", "projection", "mlp", "head"))
+_RESHAPING += tuple(f"lora_{part}" for part in LORA_TARGETS)
 """Arguments that decide which tensors train, and their shapes."""
 _REGROUPING = ("optimizer", "lora_plus_ratio")
 """Arguments that decide the state of the optimizer."""
