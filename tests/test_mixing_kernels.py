@@ -117,9 +117,10 @@ def stand_ins(monkeypatch):
         raise mixing_kernels.PackageNotFoundError(package)
 
     for kernel in mixing_kernels._KERNELS.values():
-        module = ModuleType(kernel.modules[-1])
-        setattr(module, kernel.name, getattr(made, kernel.name))
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+        for name in kernel.modules:  # also where the package is installed
+            module = ModuleType(name)
+            setattr(module, kernel.name, getattr(made, kernel.name))
+            monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(mixing_kernels, "version", there)
     monkeypatch.setattr(mixing_kernels, "_serves", lambda x: mixing_kernels._settings["on"])
     mixing_kernels._found.cache_clear()
