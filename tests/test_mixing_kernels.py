@@ -65,10 +65,13 @@ def convolution_of(x, weight, bias, lengths, activation):
 
 
 class StandIns:
-    """Packages of our own in place of the real ones, for any device; `calls` has the names of what is called."""
+    """Packages of our own in place of the real ones, for any device; `calls` has the names of what is called.
+
+    Each of their modules is this object; those that are `broken` cannot be imported.
+    """
 
     def __init__(self):
-        self.calls, self.versions = [], dict(VERSIONS)
+        self.calls, self.versions, self.broken = [], dict(VERSIONS), []
 
     def chunk_gated_delta_rule(self, q, k, v, g, beta, scale, initial_state, output_final_state, cu_seqlens):
         assert scale == 1.0 and output_final_state and q.dim() == 4 and len(q) == 1
@@ -116,11 +119,12 @@ def stand_ins(monkeypatch):
             return made.versions[package]
         raise mixing_kernels.PackageNotFoundError(package)
 
-    for kernel in mixing_kernels._KERNELS.values():
-        for name in kernel.modules:  # also where the package is installed
-            module = ModuleType(name)
-            setattr(module, kernel.name, getattr(made, kernel.name))
-            monkeypatch.setitem(sys.modules, name, module)
+    def imported(name):
+        if name in made.broken:
+            raise ImportError(f"no {name} here")
+        return made
+
+    monkeypatch.setattr(mixing_kernels, "import_module", imported)  # not the real one, which others import by, too
     monkeypatch.setattr(mixing_kernels, "version", there)
     monkeypatch.setattr(mixing_kernels, "_serves", lambda x: mixing_kernels._settings["on"])
     mixing_kernels._found.cache_clear()
@@ -222,8 +226,8 @@ def test_single_tokens_models_in_fp32_and_machines_without_it_take_plain_torch(s
     assert in_kernels(_scan, name, x) is _scan and convolved(x, x, None, (3,), False) is None, "on a CPU"
 
 
-def test_a_package_that_cannot_be_imported_is_named_once(stand_ins, monkeypatch):
-    monkeypatch.setitem(sys.modules, "causal_conv1d", None)
+def test_a_package_that_cannot_be_imported_is_named_once(stand_ins):
+    stand_ins.broken.append("causal_conv1d")
     x, weight = torch.zeros(1, 3, 8), torch.zeros(8, 4)
     with pytest.warns(UserWarning, match="causal-conv1d 1.7.0 is not used, as it cannot be imported here"):
         convolved(x, weight, None, (3,), False)
@@ -233,13 +237,11 @@ def test_a_package_that_cannot_be_imported_is_named_once(stand_ins, monkeypatch)
 
 @pytest.mark.parametrize("taps, silu", [(2, False), (3, True), (4, True)])
 def test_the_reference_of_causal_conv1d_computes_what_plain_torch_does(taps, silu, stand_ins, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("causal_conv1d")]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "causal_conv1d_cuda", ModuleType("causal_conv1d_cuda"))  # compiled
     package = pytest.importorskip("causal_conv1d.causal_conv1d_interface")
     if "seq_idx" not in inspect.signature(package.causal_conv1d_ref).parameters:
         pytest.skip("this version's reference takes no seq_idx")
-    monkeypatch.setattr(sys.modules["causal_conv1d"], "causal_conv1d_fn", package.causal_conv1d_ref)
+    monkeypatch.setattr(stand_ins, "causal_conv1d_fn", package.causal_conv1d_ref)
     made = [torch.randn(1, sum(LENGTHS), 16), torch.randn(16, taps), torch.randn(16)]
     results = []
     for run in (convolved, None):

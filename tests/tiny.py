@@ -71,13 +71,14 @@ def gradients(model, loss):
 
 def kept_by(model, batch):
     """Values that the forward pass of all blocks leaves for the backward pass, weights and adapters excepted."""
-    storages = {}
+    storages, alive = {}, []
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def pack(x):
         storage = x.untyped_storage()
         if storage.data_ptr() not in parameters:
             storages[storage.data_ptr()] = storage.nbytes() // x.element_size()
+            alive.append(storage)  # or its address may be another one's before the end
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):

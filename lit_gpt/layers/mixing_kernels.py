@@ -15,11 +15,11 @@ https://github.com/fla-org/flash-linear-attention, https://github.com/Dao-AILab/
 https://github.com/state-spaces/mamba.
 """
 
-import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -172,7 +172,7 @@ def _found(kernel: str) -> Callable[..., Any] | None:
     why = ""
     for module in of.modules:
         try:
-            return getattr(importlib.import_module(module), of.name)
+            return getattr(import_module(module), of.name)
         except Exception as e:  # compiled for another torch, or broken by another triton: anything at all
             why = why or f"{type(e).__name__}: {e}".splitlines()[0]
     warnings.warn(f"{of.package} {there} is not used, as it cannot be imported here ({why})", stacklevel=2)
