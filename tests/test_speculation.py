@@ -189,6 +189,8 @@ def test_guesses_of_many_rows_are_those_that_are_likely():
     alone = [len(speculation.guess([row], None, 1)[0]) for row in (sure, unsure, new)]
     assert alone[0] == 8 and 0 < alone[1] < 8 and alone[2] == 0
     assert len(Speculation(8, experts=True).guess([unsure], None, 1)[0]) < alone[1]  # where a token costs more
+    two = list(map(len, speculation.guess([sure, Text()], None, 2)))
+    assert sum(two) == 10, "no more than take the matmuls of single tokens"
     crowd = [Text(range(30)) for _ in range(8)]
     lengths = list(map(len, speculation.guess([unsure, sure, *crowd], None, 10)))
     assert lengths[0] == 0 and 0 < lengths[1] <= 8 and not any(lengths[2:])  # a token of a full step costs more

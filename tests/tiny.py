@@ -69,6 +69,18 @@ def gradients(model, loss):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def losses_of_steps(model, batch, n=4):
+    """Losses of steps on one batch, in each of which all weights that train have a gradient."""
+    weights, losses = [p for p in model.parameters() if p.requires_grad], []
+    optimizer = torch.optim.AdamW(weights, lr=1e-2)
+    for _ in range(n):
+        loss = loss_sum(model, batch)
+        assert len(gradients(model, loss)) == len(weights)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
 def kept_by(model, batch):
     """Values that the forward pass of all blocks leaves for the backward pass, weights and adapters excepted."""
     storages, alive = {}, []

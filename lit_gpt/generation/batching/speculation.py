@@ -21,7 +21,8 @@ without the kernels for one token a row, so that guesses have to be likely."""
 _COST_OF_EXPERTS = 0.5
 """The same of a mixture of experts, where other tokens read other weights: 0.35 to 0.64 on a CPU, with 4 of 32."""
 _MOST_IN_A_STEP = {"cpu": 12, "cuda": 128}
-"""Tokens in a forward pass from which on each more takes as long as one of its own, so that a draft's are not asked."""
+"""Tokens in a forward pass up to which one more takes far less than a pass of its own, and, on a CPU, up to which the
+matmuls are those of single tokens."""
 _FIRST_LENGTH = 2
 _FIRST_PAUSE, _LONGEST_PAUSE = 8, 128
 """Steps without a draft's guesses after a wrong one, and the most after many in a row."""
@@ -57,23 +58,25 @@ class Speculation:
             n_tokens: number of tokens that the step feeds anyway.
         """
         most = [max(0, min(self.most, row.most_new - row.n_new - 1)) for row in rows]  # the last one is drawn anyway
+        left = self.most_in_a_step - n_tokens
         if self.draft is not None:
-            return self.draft.guess(rows, self._paced(rows, most, self.most_in_a_step - n_tokens), sampler)
-        return [_repeats(row).after(row.ids, n) for row, n in zip(rows, self._worth(rows, most), strict=True)]
+            return self.draft.guess(rows, self._paced(rows, most, left), sampler)
+        return [_repeats(row).after(row.ids, n) for row, n in zip(rows, self._worth(rows, most, left), strict=True)]
 
-    def _worth(self, rows: Sequence[Row], most: Sequence[int]) -> list[int]:
+    def _worth(self, rows: Sequence[Row], most: Sequence[int], left: int) -> list[int]:
         """Returns how many tokens to guess for each row, so that a step draws most for what it takes: the likeliest
         ones of all rows, down to that which costs more than it makes the step draw.
 
         Args:
             most: most tokens of each row.
+            left: most tokens of all rows.
         """
         lengths, likeliest = [0] * len(rows), []
         for i, row in enumerate(rows):
             _repeats(row).find(row.ids)
             likeliest += [(chance, i) for chance in _repeats(row).chances(most[i])]
         n_drawn, cost = float(len(rows)), 1 + self.cost * (len(rows) - 1)
-        for chance, i in sorted(likeliest, reverse=True):
+        for chance, i in sorted(likeliest, reverse=True)[: max(0, left)]:
             if chance * cost <= self.cost * n_drawn:
                 break
             lengths[i] += 1
