@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from jobs import job_of
 from tiny import gradients, tiny
 
 from lit_gpt.args import FullArgs, LoRAArgs, PlanArgs, PrepareArgs, RunArgs, TrainArgs, ValidationArgs
@@ -17,11 +18,17 @@ from lit_gpt.checkpoints.base import load_base
 from lit_gpt.checkpoints.runs import load_finetuned
 from lit_gpt.data.packing import Packing
 from lit_gpt.data.prepare.run import Files, prepare
+from lit_gpt.data.store import IGNORE, stack
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
 from lit_gpt.files import load_state
 from lit_gpt.finetuning import finetune
+from lit_gpt.generation.batching.pool import Pool
+from lit_gpt.layers.linear import Linear
 from lit_gpt.methods import METHODS
+from lit_gpt.model import GPT
+from lit_gpt.planning.devices import named
+from lit_gpt.planning.plan import make_plan
 from lit_gpt.report.metrics import read_metrics
 from lit_gpt.rollouts.drawing import Drawing, switched_off
 from lit_gpt.rollouts.objective import GrpoObjective, grpo
@@ -175,6 +182,7 @@ def test_rewards_rise_and_are_reported(learn, capsys):
     rewards = [value for _, value in metrics.by_step("reward", "n_terms")]
     assert np.mean(rewards[-8:]) > np.mean(rewards[:8]) + 0.15, rewards
     assert metrics.column("val_reward") and "Reward" in (run_dir / "report.html").read_text()
+    assert not metrics.column("val_idle"), "validation learns from no group"
     assert "reward" in capsys.readouterr().out
 
 
@@ -193,6 +201,35 @@ def test_the_merged_checkpoint_computes_what_the_run_computes(learn, checkpoint,
 def test_the_plan_knows_rollouts(learn, capsys):
     learn("planned", plan=PlanArgs(dry_run=True, device="rtx4090"))
     assert "rollouts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device", ["cpu", "rtx4090"])
+def test_the_plan_has_the_memory_of_the_answers_that_are_written_at_once(device):
+    """The KV cache of 64 answers to long prompts outweighs a step of one short pass, and a CPU packs the weights."""
+    longest, grpo = 90, GrpoArgs(group_size=8, max_new_tokens=400, rollout_rows=64)
+    samples = stack([(list(range(1, longest + 1)), [IGNORE] * (longest - 3) + [1, 2, 3])] * 40)
+    job = replace(job_of(batch_size=16, micro_batch_tokens=90), device=named(device), grpo=grpo)
+    items = make_plan(job, (samples, samples)).memory
+    model = GPT(job.config)
+    pool = Pool(model, 64 * (longest + 400), torch.float32)
+    passing = sum(items[name] for name in ("activations", "logits", "one block's work"))
+    assert items["KV cache of answers"] + passing == sum(x.nbytes for x in (*pool.k, *pool.v))
+    packed = sum(2 * m.weight.numel() for m in model.modules() if isinstance(m, Linear))
+    assert items["weights packed for answering"] == (packed if device == "cpu" else 0)
+    assert "KV cache of answers" not in make_plan(replace(job, grpo=None), (samples, samples)).memory
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+def test_groups_of_one_reward_are_idle_even_where_all_are(kl_weight):
+    """The loop needs a micro-batch, so that one such group is computed; its answers were not counted."""
+    model, (rollout, *_) = tiny("llama-gqa"), made_up()
+    METHODS["lora"].inject(model, LoRAArgs(lora_dropout=0.0))
+    rollout.rewards[:] = 1
+    rollout.base[:] = 0
+    objective = GrpoObjective(Drawing(None, None, GrpoArgs(group_size=4, kl_weight=kl_weight), [1], None))  # type: ignore[arg-type]
+    batches = batches_of(rollout, range(3), Packing(1000, 512), normalization="dr_grpo", keeps_all=kl_weight > 0)
+    reward, _, idle, *_ = (sum(objective(model, batch)[1] for batch in batches) / 12).tolist()
+    assert (reward, idle) == (1.0, 1.0)
 
 
 def test_a_divergence_needs_updates_that_can_be_switched_off(learn):

@@ -10,6 +10,7 @@ from lit_gpt.args import TrainArgs, ValidationArgs
 from lit_gpt.args.cluster import Strategy
 from lit_gpt.args.finetuning import FinetuneArgs
 from lit_gpt.args.folders import CONFIG, LITGPT_CONFIG
+from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.checkpoints.configs import read_config
 from lit_gpt.config import Config
 from lit_gpt.convert.configs import config_from_hf
@@ -46,8 +47,8 @@ class Job:
     seed: int = 1337
     merge: bool = False
     """Whether the merged weights are written in the end."""
-    group_size: int = 0
-    """Answers that the model draws to each prompt and learns from; 0 learns from those of the data."""
+    grpo: GrpoArgs | None = None
+    """How the model draws answers and learns from them; None learns from those of the data."""
     n_devices: int = 1
     """Devices that train together, on all machines."""
     strategy: Strategy = "auto"
@@ -120,7 +121,7 @@ def job_of(args: FinetuneArgs, config: Config, precision: str, device: Device, n
         device=device,
         seed=args.run.seed,
         merge=args.merge,
-        group_size=args.grpo.group_size if args.grpo else 0,
+        grpo=args.grpo,
         n_devices=n_devices,
         strategy=args.cluster.strategy,
         sharded=args.cluster.strategy == "fsdp" and n_devices > 1,

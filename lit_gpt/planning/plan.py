@@ -7,6 +7,7 @@ from lit_gpt.data.answers import repeated
 from lit_gpt.data.store import Samples
 from lit_gpt.layers.linear import LinearLayer
 from lit_gpt.model import GPT
+from lit_gpt.planning.answering import answering_items
 from lit_gpt.planning.job import Job
 from lit_gpt.planning.memory_items import blocks_recomputed, host_bytes, memory_items, peak_of
 from lit_gpt.planning.seconds import Rates, Times, rates_of_device, times_of
@@ -93,16 +94,18 @@ def make_plan(job: Job, data: Data, rates: Rates | None = None) -> Plan:
         data: training and validation samples.
         rates: measured ones; the table's if not given.
     """
-    if job.group_size:  # as if the answers were as long as those of the data
-        data = repeated(data[0], job.group_size), data[1]
+    rows = data
+    if job.grpo:  # as if the answers were as long as those of the data
+        data = repeated(data[0], job.grpo.group_size), data[1]
     model, chosen = job.model()
     work = work_of(*data, job.train, job.validation, job.packing, job.seed)
     n_again = blocks_recomputed(job, model, chosen, work)
     given, rates = rates, rates or rates_of_device(job, model, work, n_again)
+    memory = memory_items(job, model, chosen, work=work, n_again=n_again)
     plan = Plan(
         job=job,
         work=work,
-        memory=memory_items(job, model, chosen, work=work, n_again=n_again),
+        memory=memory | answering_items(job, model, rows, training_items=memory),
         host=host_bytes(job, model),
         n_recomputed=n_again,
         flops=training_flops(model, work.n_computed, work.n_targets, squares=work.squares, n_recomputed=n_again),

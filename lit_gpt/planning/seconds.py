@@ -126,7 +126,7 @@ def times_of(job: Job, model: GPT, work: Work, rates: Rates, n_again: int) -> Ti
         once = forward_flops(model, work.n_computed, work.n_targets, work.squares) * share / rates.validation
         reference = once + validation
     rollouts = 0.0
-    if job.group_size:  # each token of an answer by itself
+    if job.grpo:  # each token of an answer by itself
         drawn = forward_flops(model, work.n_targets, work.n_targets, work.squares) / rates.validation
         rollouts = _DRAWING * drawn + work.n_validations * _DRAWING * validation
     return Times(

@@ -64,12 +64,11 @@ class Drawing:
             for n, prompt in enumerate(prompts)
             for j in range(size)
         ]
-        room = self.args.rollout_rows * (max(map(len, prompts)) + self.args.max_new_tokens)
+        at_once = min(self.args.rollout_rows, len(requests))
+        room = at_once * (max(map(len, prompts)) + self.args.max_new_tokens)
         training = model.training
         with self.autocast():
-            engine = Engine(
-                model, self.tokenizer, max_rows=self.args.rollout_rows, max_tokens=room, autocast=self.autocast
-            )
+            engine = Engine(model, self.tokenizer, max_rows=at_once, max_tokens=room, autocast=self.autocast)
         answers = engine.complete(requests)
         model.train(training)
         tokens: list[list[list[int]]] = []

@@ -57,16 +57,18 @@ class GrpoObjective:
         n = torch.bincount(batch.answer, minlength=batch.n_answers).clamp(min=1)
         share = (1.0 / n)[batch.answer]
         weights = share if self.args.normalization == "grpo" else 1 / self.args.max_new_tokens
-        idle = batch.rewards.new_zeros(()) if self.args.kl_weight == 0 else (batch.advantage == 0).float().sum()
-        sums = [batch.rewards.sum(), n.sum().float(), idle, (clipped * share).sum(), (kl * share).sum()]
+        sums = [batch.rewards.sum(), n.sum().float(), batch.idle.sum(), (clipped * share).sum(), (kl * share).sum()]
         figures = torch.stack([x.float() for x in sums])
         figures[:3] += batch.more
         return (losses * weights).sum(), figures.detach()
 
     def measure(self, model: GPT, data: Samples, n: int, stopped: Callable[[], object]) -> list[float] | None:
-        """Returns one less the mean reward in place of a loss, and the figures, of answers to validation prompts."""
+        """Returns one less the mean reward of answers to validation prompts in place of a loss, reward and tokens.
+
+        The other figures are those of groups that are learned from.
+        """
         found = self.drawing.measured(model, data, n, stopped)
-        return None if found is None else [1 - found[0], found[0], found[1], 0.0, 0.0, 0.0]
+        return None if found is None else [1 - found[0], *found]
 
     def ends(self, first: dict[str, float], latest: dict[str, float]) -> None:
         """Returns None: this objective ends no run."""

@@ -29,7 +29,8 @@ class Objective(Protocol):
     def measure(self) -> Callable[..., list[float] | None] | None:
         """Function (model, data, n, stopped) that returns loss and figures of the first n validation samples.
 
-        It returns None where it was stopped. Without it, this objective is computed on them.
+        Of the figures it may return the first ones only. It returns None where it was stopped. Without it, this
+        objective is computed on the samples.
         """
         ...
 

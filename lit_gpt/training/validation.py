@@ -50,7 +50,7 @@ def validated(
     )
     if found is None:
         return progress
-    loss, figures = found[0], dict(zip(objective.figures, found[1:], strict=True))
+    loss, figures = found[0], dict(zip(objective.figures, found[1:], strict=False))
     loss_seconds = time.monotonic() - began
     with undisturbed(fabric.device):
         score = session.score and team.first(session.score)  # where each device has the whole model, one answers
