@@ -16,6 +16,7 @@ from tiny import kept_by
 from lit_gpt import finetuning
 from lit_gpt.args import LoRAArgs, PlanArgs, TrainArgs, ValidationArgs
 from lit_gpt.args.finetuning import FinetuneArgs
+from lit_gpt.args.grpo import GrpoArgs
 from lit_gpt.data import store
 from lit_gpt.data.batches import Order, collate, steps
 from lit_gpt.data.packing import Packing, fullest
@@ -218,6 +219,25 @@ def test_what_fit_chooses_fits(name, method):
         assert plan.job.quantize is None
     if name == "t4":
         assert plan.job.quantize is not None
+
+
+def test_fit_writes_fewer_answers_at_once_before_it_takes_other_weights():
+    """7B on a GPU of 40 GB: 64 answers at once of up to 1,536 tokens take more than the weights do."""
+    data, train = seven_b(8, 1024, recompute="auto")
+    grpo = GrpoArgs(max_new_tokens=512)
+    job = Job(
+        "lora", ARGS["lora"], config_for("Llama-2-7b-hf"), TrainArgs(**train), ValidationArgs(), "bf16-true", None,
+        named("a100-40gb"), grpo=grpo,
+    )  # fmt: skip
+    plan = make_plan(job, data)
+    assert not plan.fits and make_plan(replace(job, grpo=None), data).fits
+    chosen_job = fitting.fitted(plan, data).job
+    assert chosen_job.quantize is None and 4 <= chosen_job.grpo.rollout_rows < 64
+    rows = chosen_job.grpo.rollout_rows
+    twice = replace(chosen_job, grpo=replace(grpo, rollout_rows=2 * rows))
+    assert not make_plan(twice, data).fits, "no fewer than needed"
+    assert f"--rollout_rows {rows}" in fitting.flags_of(job, chosen_job)
+    assert any("  --rollout_rows 32: " in line for line in fitting.ways_out(plan, data))
 
 
 def test_fit_uses_the_time_and_no_more():

@@ -1,4 +1,4 @@
-"""What makes a run fit: smaller micro-batches, activation checkpointing, quantized weights, fewer epochs."""
+"""What makes a run fit: smaller micro-batches, activation checkpointing, fewer answers, quantized weights, epochs."""
 
 import shlex
 from collections.abc import Iterator
@@ -16,6 +16,8 @@ from lit_gpt.training.run.gauges import clock
 
 _FEWEST_TOKENS = 256
 """Fewest tokens of a forward pass: with fewer, time is lost and no memory saved."""
+_FEWEST_ANSWERS = 4
+"""Fewest answers that are written at once: with fewer, GRPO takes long."""
 MOST_EPOCHS = 3.0
 """Most epochs of a run whose length is not given: more of them over instruction data seldom help."""
 _OF_THE_TIME = 0.95
@@ -89,14 +91,27 @@ def _speed(quantize: str | None) -> float:
 
 
 def _leaner(job: Job) -> Iterator[Job]:
-    """Yields the job with smaller and smaller forward passes, each without and with all blocks recomputed."""
-    tokens = job.room
+    """Yields the job with smaller and smaller forward passes, each without and with all blocks recomputed.
+
+    With GRPO, so again for fewer and fewer answers at once.
+    """
+    sizes = list(_halved(job.room, _FEWEST_TOKENS))
+    n_answers = _halved(job.grpo.rollout_rows, _FEWEST_ANSWERS) if job.grpo else (0,)
+    for n in n_answers:
+        grpo = replace(job.grpo, rollout_rows=n) if job.grpo else None
+        for tokens in sizes:
+            for recompute in dict.fromkeys((job.train.recompute, "all")):
+                train = replace(job.train, micro_batch_tokens=tokens, recompute=recompute)
+                yield replace(job, train=train, grpo=grpo)
+
+
+def _halved(n: int, least: int) -> Iterator[int]:
+    """Yields n, and its halves down to `least`."""
     while True:
-        for recompute in dict.fromkeys((job.train.recompute, "all")):
-            yield replace(job, train=replace(job.train, micro_batch_tokens=tokens, recompute=recompute))
-        if tokens // 2 < _FEWEST_TOKENS:
+        yield n
+        if n // 2 < least:
             return
-        tokens //= 2
+        n //= 2
 
 
 def _rates_for(plan: Plan, job: Job) -> Rates | None:
@@ -157,7 +172,9 @@ def ways_out(plan: Plan, data: Data) -> Iterator[str]:
 
 def _smaller(plan: Plan, data: Data) -> Iterator[Plan]:
     """Yields plans with one change each that take less memory."""
-    jobs = [job for job in _leaner(plan.job) if len(_changes(plan.job, job)) == 1][:4]
+    single = [job for job in _leaner(plan.job) if len(_changes(plan.job, job)) == 1]
+    jobs = [job for job in single if job.grpo == plan.job.grpo][:4]
+    jobs += [job for job in single if job.grpo != plan.job.grpo][:3]
     jobs += list(lighter(plan.job))[1:]
     yield from (p for p in (make_plan(job, data, _rates_for(plan, job)) for job in jobs) if p.needed < plan.needed)
 
@@ -174,6 +191,8 @@ def _changes(before: Job, after: Job) -> dict[str, Any]:
             found[name] = getattr(after, name)
     if after.room != before.room:
         found["micro_batch_tokens"] = after.room
+    if after.grpo and before.grpo and after.grpo.rollout_rows != before.grpo.rollout_rows:
+        found["rollout_rows"] = after.grpo.rollout_rows
     for name in ("recompute", "optimizer", "offload_gradients", *_LENGTHS):
         if getattr(after.train, name) != getattr(before.train, name):
             found[name] = getattr(after.train, name)
