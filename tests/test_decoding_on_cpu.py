@@ -15,7 +15,7 @@ from lit_gpt.generation.batching.passes import in_pass
 from lit_gpt.generation.batching.pool import Pool
 from lit_gpt.generation.cpu import compiling, products
 from lit_gpt.generation.cpu.products import packed, product, speeds_up
-from lit_gpt.generation.cpu.scripted import scriptable
+from lit_gpt.generation.cpu.scripted import _norm, _normed, scriptable
 from lit_gpt.generation.engine import Engine
 from lit_gpt.generation.request import GREEDY, Request
 from lit_gpt.layers.linear import Linear
@@ -57,6 +57,41 @@ def logits(model, ids=PROMPTS[2]):
     extents.hidden([Piece([1], 0, start=0)])  # the first pass may have weights as they are
     hidden = [extents.hidden([Piece(ids, 0, start=0)])[-1:], extents.hidden([Piece([7], n, start=0)])]
     return extents.logits(torch.cat(hidden), [None, None])
+
+
+@pytest.mark.parametrize("kind", ["llama-gqa", "mixtral", "phi", "stablelm-12b"])
+@pytest.mark.parametrize("fast", [True, False])
+@torch.inference_mode()
+def test_hidden_states_that_are_wanted_are_those_of_all_tokens(kind, fast):
+    model = as_16_bits(tiny(kind))
+    extents = ExtentModel(model, Pool(model, 60, torch.float32), {}, fast=fast)
+    extents._may_not_wait = False
+    pieces = [Piece(PROMPTS[1], 0, start=0), Piece(PROMPTS[0], 0, start=30)]
+    whole, n_rows = extents.hidden(pieces), []
+    if extents.is_fast and scriptable(model.transformer.h[0]):
+        layer = extents.layers[-1]
+        extents.layers[-1] = lambda *args: (n_rows.append(len(y := layer(*args))), y)[1]
+    for wanted in ([0], [3, 16, 20], list(range(len(whole)))):
+        got = extents.hidden(pieces, wanted)
+        assert got.shape == (len(wanted), whole.size(1))
+        assert (got - whole[wanted]).abs().max() < 1e-5
+    assert n_rows in ([], [1, 3, len(whole)])  # the last layer computes no others
+    assert bool(n_rows) == (fast and scriptable(model.transformer.h[0]))
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 40])
+@pytest.mark.parametrize("heads", [(), (3,)])
+def test_norms_of_few_and_many_rows_are_those_of_the_layer(n, heads):
+    norm = tiny("llama-gqa").transformer.ln_f
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(n, *heads, len(norm.weight), generator=torch.Generator().manual_seed(n))
+    with torch.no_grad():
+        assert torch.allclose(_normed(x, _norm(norm)), norm(x), atol=1e-5)
+
+
+def test_a_head_s_keys_lie_next_to_each_other():
+    pool = Pool(tiny("llama-gqa"), 50, torch.float32)
+    assert all(x.size(0) == 50 and x[:, 0].is_contiguous() for x in (*pool.k, *pool.v))
 
 
 def plain_logits(model, ids=PROMPTS[2]):

@@ -4,13 +4,15 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from chats import save_run_of
-from serving import error_of, greedy_of, loaded_from, serving, with_template
+from serving import another, error_of, greedy_of, loaded_from, serving, with_template
 
 from lit_gpt.args import ServeArgs
 from lit_gpt.checkpoints.runs import load_finetuned, read_run, save_run
 from lit_gpt.errors import UserError
 from lit_gpt.fabric import make_fabric
+from lit_gpt.generation.request import GREEDY, Request, Sampling
 from lit_gpt.serve.load import What, load
 from lit_gpt.serve.models import names_of
 
@@ -89,6 +91,20 @@ def test_a_run_of_any_method_is_served_in_place_of_the_base(folder, tmp_path):
     assert [m.name for m in loaded.models.models] == ["v2"]
     with pytest.raises(UserError, match="only LoRA runs"):
         load(What(folder, runs=(run,)), ServeArgs())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a CPU")
+def test_a_server_guesses_on_a_cpu_and_its_texts_stay_the_same(folder):
+    loaded = load(What(folder), ServeArgs(max_rows=8))
+    ways = (
+        GREEDY,
+        Sampling(seed=3, top_k=2),
+        Sampling(temperature=0, logit_bias={5: 100.0}),
+    )  # the last repeats itself
+    requests = [Request([5, 6, 7, 8, 9], 40, sampling) for sampling in ways]
+    got, want = loaded.engine.complete(requests), another(loaded).engine.complete(requests)
+    assert [[t.id for t in a.tokens] for a in got] == [[t.id for t in a.tokens] for a in want]
+    assert loaded.engine.speculation is not None and loaded.engine.speculation.n_right > 20
 
 
 def test_a_run_over_a_base_in_another_form_than_in_its_training_is_named(folder, run, tmp_path, capsys):

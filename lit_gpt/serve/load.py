@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_gpt.args import Precision, Quantization, ServeArgs
+from lit_gpt.args import Precision, Quantization, SamplingArgs, ServeArgs
 from lit_gpt.args.folders import require_checkpoint, run_folder
 from lit_gpt.checkpoints.base import load_base, load_pretrained
 from lit_gpt.checkpoints.runs import Run, load_finetuned
@@ -57,7 +57,9 @@ def load(what: What, args: ServeArgs, fabric: Fabric | None = None) -> Loaded:
     require_checkpoint(what.checkpoint_dir, takes_runs=True)
     fabric = fabric or make_fabric(what.precision)
     tokenizer = Tokenizer(what.checkpoint_dir)
-    limits = {"max_rows": args.max_rows, "max_tokens": args.max_tokens}
+    on_cpu = fabric.device.type == "cpu"  # where a step guesses no more than pays beside its other rows
+    n_guessed = SamplingArgs.speculative_tokens if on_cpu else 0
+    limits = {"max_rows": args.max_rows, "max_tokens": args.max_tokens, "speculative_tokens": n_guessed}
     if what.finetuned_path is not None:
         folder = run_folder(what.finetuned_path)
         model, run = load_finetuned(fabric, what.checkpoint_dir, folder, what.quantize)

@@ -47,7 +47,9 @@ class Piece(NamedTuple):
 class Batch:
     """The tokens of a forward pass, where they go in the pool, and which positions they see."""
 
-    def __init__(self, pieces: Sequence[Piece], device: torch.device, in_kernels: bool) -> None:
+    def __init__(
+        self, pieces: Sequence[Piece], device: torch.device, in_kernels: bool, wanted: Sequence[int] | None = None
+    ) -> None:
         self.pieces, self.lengths = pieces, [len(piece.ids) for piece in pieces]
         positions = [p for piece in pieces for p in _positions(piece)]
         places = [
@@ -59,6 +61,8 @@ class Batch:
         is_long = [piece.is_long for piece in pieces for _ in piece.ids]
         self.ids, self.positions, self.places = torch.tensor([ids, positions, places], device=device)
         self.is_long = torch.tensor(is_long, device=device)
+        self.wanted = None if wanted is None or len(wanted) == len(ids) else torch.tensor(wanted, device=device)
+        """Indices of the tokens whose hidden states are wanted after the last layer; None are all."""
         plain = all(piece.branches is None for piece in pieces)
         self.in_kernels = in_kernels and len(ids) == len(pieces) and plain
         """Whether attention is computed for all rows at once: each has one token."""

@@ -102,6 +102,7 @@ class ExtentModel:
         keys, values = self.pool.k[source], self.pool.v[source]
         if not isinstance(block, Block):
             run, always = block.forward, bool(self.model.config.attn_logit_softcapping)
+            is_last = i == self.model.config.n_layer - 1
             return lambda x, cos, sin, batch, carried: run(
                 x,
                 *batch.turns(cos, sin),
@@ -111,6 +112,7 @@ class ExtentModel:
                 batch.rows,
                 batch.parts,
                 batch.masks(window, always),
+                batch.wanted if is_last else None,
             )
         if isinstance(block.attn, Mixing):
             twin = _with(block, {"attn": ExtentMixing(block.attn, keys)})
@@ -122,17 +124,20 @@ class ExtentModel:
         twin = _with(block, {"attn": attention})
         return lambda x, cos, sin, batch, carried: twin(x.unsqueeze(0), cos, sin, None, batch, carried=carried)[0]
 
-    def hidden(self, pieces: Sequence[Piece]) -> Tensor:
-        """Returns the hidden states of all tokens, (N, C), before the output projection.
+    def hidden(self, pieces: Sequence[Piece], wanted: Sequence[int] | None = None) -> Tensor:
+        """Returns hidden states before the output projection, (n, C).
 
         Args:
             pieces: those of one run are neighbours.
+            wanted: indices of the tokens whose hidden states are returned, in order; None are all. The last layer
+                computes only these, where it is compiled.
         """
         if self.by_run and len({piece.run for piece in pieces}) > 1:
             groups = [list(group) for _, group in groupby(pieces, lambda piece: piece.run)]
-            return torch.cat([self.hidden(group) for group in groups])
+            hidden = torch.cat([self.hidden(group) for group in groups])
+            return hidden if wanted is None else hidden[wanted]
         self._spans[:] = _run_spans([(piece.run, len(piece.ids)) for piece in pieces])
-        batch = Batch(pieces, self.model.transformer.wte.weight.device, self.in_kernels)
+        batch = Batch(pieces, self.model.transformer.wte.weight.device, self.in_kernels, wanted)
         rope = self.model.rope
         usual = rope(batch.positions, 0)
         if any(piece.is_long for piece in pieces):
@@ -147,6 +152,8 @@ class ExtentModel:
         layers = self.layers if self._is_packed else self._all_made(self.model.transformer.h)
         for layer, (cos, sin) in zip(layers, cos_sin, strict=True):
             x = layer(x, cos, sin, batch, carried)
+        if batch.wanted is not None and len(x) != len(batch.wanted):
+            x = x[batch.wanted]
         return self.model.transformer.ln_f(x)
 
     def logits(self, hidden: Tensor, runs: Sequence[str | None]) -> Tensor:

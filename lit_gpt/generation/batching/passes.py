@@ -100,7 +100,6 @@ class Passes:
             )
             for (row, n), guess in zip(due, guesses, strict=True)
         ]
-        hidden = self.model.hidden(pieces)
         at, wanted, wanted_by = 0, [], []
         drawing, places = [], []  # (due, number of guesses before), index of a hidden state
         for i, (row, n) in enumerate(due):
@@ -112,16 +111,21 @@ class Passes:
                 drawing += [(i, k) for k in range(len(guesses[i]) + 1)]
                 places += range(at + n - 1, at + n + len(guesses[i]))
             at += n + len(guesses[i])
+        kept = sorted({*places, *(w.place for w in wanted)})
+        hidden = self.model.hidden(pieces, kept or [0])
+        index = {place: i for i, place in enumerate(kept)}
         found: list[list[Scored]] = [[] for _ in due]
         logits_of = self.model.logits
         scores = score_in_parts(
-            lambda places, runs: logits_of(hidden[places], runs), wanted, self.model.model.config.padded_vocab_size
+            lambda some, runs: logits_of(hidden[[index[p] for p in some]], runs),
+            wanted,
+            self.model.model.config.padded_vocab_size,
         )
         for i, result in zip(wanted_by, scores, strict=True):
             found[i].append(result)
         tokens: list[list[Scored]] = [[] for _ in due]
         if drawing:
-            logits = logits_of(hidden[places], [due[i].row.request.run for i, _ in drawing]).float()
+            logits = logits_of(hidden[[index[p] for p in places]], [due[i].row.request.run for i, _ in drawing]).float()
             for i, token in self._draw([row for row, _ in due], drawing, guesses, logits=logits):
                 tokens[i].append(token)
         return [_Got(row, n, s, t) for (row, n), s, t in zip(due, found, tokens, strict=True)]

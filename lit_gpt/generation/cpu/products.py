@@ -81,10 +81,10 @@ class _Packed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.size(0) <= self.few:
             ys = [torch.ops.quantized.linear_dynamic_fp16(x, packed) for packed in self.packed]
-            y = ys[0] if len(ys) == 1 else torch.cat(ys, -1)
         else:
             rounded = x.to(self.weights[0].dtype)
-            y = torch.cat([F.linear(rounded, w) for w in self.weights], -1).float()
+            ys = [F.linear(rounded, w).float() for w in self.weights]
+        y = ys[0] if len(ys) == 1 else torch.cat(ys, -1)
         scale, bias = self.scale, self.bias
         if scale is not None:
             y = y.mul_(scale)
@@ -130,7 +130,8 @@ class _Plain(nn.Module):
         self.weights, self.bias = list(weights), bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.cat([F.linear(x, w) for w in self.weights], -1)
+        ys = [F.linear(x, w) for w in self.weights]
+        y = ys[0] if len(ys) == 1 else torch.cat(ys, -1)
         bias = self.bias
         return y if bias is None else y + bias
 
@@ -193,9 +194,15 @@ def _frozen_product(layers: Sequence[Any]) -> nn.Module:
     if weights[0].dtype != torch.int8:
         return _Packed(weights, None, bias) if _packs() and all(map(_exact, weights)) else _Plain(weights, bias)
     scale = torch.cat([layer.scale for layer in layers if isinstance(layer, Int8Linear)])
-    if sum(w.numel() for w in weights) >= _LARGE:
+    if splits_digits(*layers):
         return _Digits(torch.cat(weights), scale, bias)
     return _Packed(weights, scale, bias)
+
+
+def splits_digits(*layers: Linear | Int8Linear | LoRALinear) -> bool:
+    """Returns whether `product` of these layers splits activations into digits."""
+    weights = [(layer.linear if isinstance(layer, LoRALinear) else layer).weight for layer in layers]
+    return weights[0].dtype == torch.int8 and sum(w.numel() for w in weights) >= _LARGE
 
 
 def known(layer: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_gpt.generation.cpu.cascade import cascade_attention
 from lit_gpt.generation.cpu.compiling import compiled
-from lit_gpt.generation.cpu.products import known, product
+from lit_gpt.generation.cpu.products import known, product, splits_digits
 from lit_gpt.generation.cpu.stretches import stretch_end, stretch_of
 from lit_gpt.layers.mlp import GatedMLP, PlainMLP
 from lit_gpt.layers.norms import LayerNorm, PerHeadNorm, RMSNorm
@@ -49,7 +49,9 @@ class _Block(nn.Module):
         self.scale, self.cap = score_scale(c), c.attn_logit_softcapping
         self.gated, self.activation = isinstance(mlp, GatedMLP), c.activation
         self.qkv, self.proj = product(attn.qkv), product(attn.proj)
-        self.up = product(mlp.fc_1, mlp.fc_2) if isinstance(mlp, GatedMLP) else product(mlp.fc)
+        ups = [mlp.fc_1, mlp.fc_2] if isinstance(mlp, GatedMLP) else [mlp.fc]
+        # two products rather than one whose result is put together; int8 splits activations into digits once for both
+        self.ups = nn.ModuleList([product(*ups)] if splits_digits(*ups) else [product(up) for up in ups])
         self.down = product(mlp.proj)
 
     def forward(
@@ -63,8 +65,9 @@ class _Block(nn.Module):
         rows: list[list[int]],
         parts: list[list[int]],
         masks: list[Tensor | None],
+        wanted: Tensor | None,
     ) -> Tensor:
-        """Returns the output of the block, (N, C).
+        """Returns the output of the block, (N, C), or that of the tokens that are wanted.
 
         Args:
             x: (N, C).
@@ -75,20 +78,27 @@ class _Block(nn.Module):
             parts: neighbours among the rows, in order: [index of the first one, of that after the last, where what they
                 share begins in the pool, its number of tokens or 0, whether they feed one token each].
             masks: for each row, what is added to its scores, (T, S), or None; see `Batch.masks`.
+            wanted: indices of tokens; None are all.
         """
         normed = _normed(x, self.norm_1)
         y = self.attention(normed, cos, sin, keys, values, places, rows, parts, masks)
-        h = torch.add(x, _normed(y, self.post_attention_norm), alpha=self.residual)
+        if wanted is not None:
+            x, normed, y = x[wanted], normed[wanted], y[wanted]
+        h = torch.add(x, _normed(self.proj(y), self.post_attention_norm), alpha=self.residual)
         if not self.shared:
             normed = _normed(x if self.parallel else h, self.norm_2)
         return torch.add(h, _normed(self.mlp(normed), self.post_mlp_norm), alpha=self.residual)
 
     def mlp(self, x: Tensor) -> Tensor:
         """Returns the output of the MLP, (N, C)."""
-        up = self.up(x)
+        ups: list[Tensor] = []
+        for product_of in self.ups:
+            ups.append(product_of(x))
         if not self.gated:
-            return self.down(_activated(up, self.activation))
-        gate, up = up.chunk(2, -1)
+            return self.down(_activated(ups[0], self.activation))
+        gate, up = ups[0], ups[-1]
+        if len(ups) == 1:
+            gate, up = gate.chunk(2, -1)
         return self.down(_activated(gate, self.activation).mul_(up))
 
     def attention(
@@ -103,7 +113,7 @@ class _Block(nn.Module):
         parts: list[list[int]],
         masks: list[Tensor | None],
     ) -> Tensor:
-        """Returns the projected output of attention, (N, C); arguments as in `forward`."""
+        """Returns the output of attention before its projection, (N, H * D); arguments as in `forward`."""
         H, G, D = self.H, self.G, self.D
         qk, v = self.qkv(x).split([(H + G) * D, G * D], -1)
         if not self.norms_heads:
@@ -132,7 +142,7 @@ class _Block(nn.Module):
                 begin = row[2] if mask is None else end - mask.size(1)
                 outputs.append(self.attended(q[at : at + T], keys[begin:end], values[begin:end], mask))
                 at += T
-        return self.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 0)
 
     def singles(self, q: Tensor, keys: Tensor, values: Tensor, rows: list[list[int]], shared: int, n: int) -> Tensor:
         """Returns attention (rows, G, R, D) of rows that feed one token, of which `n` keys are shared, if any.
@@ -191,17 +201,21 @@ def _normed(x: Tensor, norm: tuple[int, float, Tensor, Tensor]) -> Tensor:
     kind, eps, weight, bias = norm
     if kind == 0:
         return x
-    if kind == 1:  # the mean of x and -x is 0: one kernel that is there instead of six operations
-        return F.layer_norm(torch.cat([x, -x], -1), weight.shape, weight, None, eps)[..., : x.size(-1)]
+    if kind == 1:
+        n = x.size(-1)
+        if x.size(0) < 8:  # few rows; the mean of x and -x is 0: one kernel that is there instead of six operations
+            return F.layer_norm(torch.cat([x, -x], -1), weight.shape, weight, None, eps)[..., :n]
+        square = torch.linalg.vector_norm(x, 2, [-1], True).square_()
+        return (x * square.div_(n).add_(eps).rsqrt_()).mul_(weight[:n])
     if bias.dim() == 1:
         return F.layer_norm(x, [x.size(-1)], weight, bias, eps)
     return F.layer_norm(x, [x.size(-1)], None, None, eps) * weight
 
 
 def _activated(x: Tensor, activation: str) -> Tensor:
-    """Returns the activation of this name (`lit_gpt.layers.mlp.ACTIVATIONS`) of x."""
+    """Returns the activation of this name (`lit_gpt.layers.mlp.ACTIVATIONS`) of x, which may be overwritten."""
     if activation == "silu":
-        return F.silu(x)
+        return F.silu(x, inplace=True)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
