@@ -96,15 +96,13 @@ def test_a_run_of_any_method_is_served_in_place_of_the_base(folder, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a CPU")
 def test_a_server_guesses_on_a_cpu_and_its_texts_stay_the_same(folder):
     loaded = load(What(folder), ServeArgs(max_rows=8))
-    ways = (
-        GREEDY,
-        Sampling(seed=3, top_k=2),
-        Sampling(temperature=0, logit_bias={5: 100.0}),
-    )  # the last repeats itself
+    repeating = Sampling(temperature=0, logit_bias={5: 100.0})
+    ways = (GREEDY, Sampling(seed=3, top_k=2), repeating)
     requests = [Request([5, 6, 7, 8, 9], 40, sampling) for sampling in ways]
     got, want = loaded.engine.complete(requests), another(loaded).engine.complete(requests)
     assert [[t.id for t in a.tokens] for a in got] == [[t.id for t in a.tokens] for a in want]
     assert loaded.engine.speculation is not None and loaded.engine.speculation.n_right > 20
+    assert load(What(folder), ServeArgs(max_rows=8, speculate="none")).engine.speculation is None
 
 
 def test_a_run_over_a_base_in_another_form_than_in_its_training_is_named(folder, run, tmp_path, capsys):

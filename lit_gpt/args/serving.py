@@ -1,6 +1,7 @@
 """Arguments of the server."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lit_gpt.args.require import require
 from lit_gpt.errors import UserError
@@ -23,6 +24,9 @@ class ServeArgs:
     """Most texts that are generated at once; others wait."""
     max_tokens: int | None = None
     """Tokens of all texts and kept prefixes in the KV cache; what fits into memory if not given."""
+    speculate: Literal["ngram", "none"] | None = None
+    """Guess several tokens of a text, all of which one pass checks: texts come sooner, and stay the same. ngram looks
+    them up in the text itself; if not given, ngram on a CPU."""
     max_waiting: int = 1_024
     """Most texts that may wait; beyond it requests are refused with 503."""
     max_new_tokens: int = 1_024

@@ -57,8 +57,8 @@ def load(what: What, args: ServeArgs, fabric: Fabric | None = None) -> Loaded:
     require_checkpoint(what.checkpoint_dir, takes_runs=True)
     fabric = fabric or make_fabric(what.precision)
     tokenizer = Tokenizer(what.checkpoint_dir)
-    on_cpu = fabric.device.type == "cpu"  # where a step guesses no more than pays beside its other rows
-    n_guessed = SamplingArgs.speculative_tokens if on_cpu else 0
+    guesses = args.speculate == "ngram" if args.speculate else fabric.device.type == "cpu"
+    n_guessed = SamplingArgs.speculative_tokens if guesses else 0
     limits = {"max_rows": args.max_rows, "max_tokens": args.max_tokens, "speculative_tokens": n_guessed}
     if what.finetuned_path is not None:
         folder = run_folder(what.finetuned_path)
