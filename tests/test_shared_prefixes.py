@@ -69,7 +69,8 @@ def test_loss_and_gradients_are_those_of_each_sample_alone(kind, method):
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     for name, g in gradients(model, got).items():
         size = want_gradients[name].abs().max() + 1e-6
-        atol = 1e-4 if model.config.mixers else 1e-5  # keys of unit length: rounding of short ones is magnified
+        # keys of unit length: rounding of short ones is magnified; Gemma 4 is 2e-5 off with AVX2
+        atol = 1e-4 if model.config.mixers else 5e-5 if kind == "gemma4" else 1e-5
         torch.testing.assert_close(g / size, want_gradients[name] / size, rtol=1e-4, atol=atol, msg=name)
 
 
