@@ -6,7 +6,7 @@ from conftest import write_tokenizer
 from parts import ONE_OF_EACH
 from tiny import tiny
 
-from lit_gpt.generation.batching import alike, forward
+from lit_gpt.generation.batching import alike, attention, forward
 from lit_gpt.generation.batching.batch import Batch, Shared
 from lit_gpt.generation.batching.scheduler import Due
 from lit_gpt.generation.cpu import scripted
@@ -160,7 +160,7 @@ def test_windows_and_caps_are_left_as_they_are(tokenizer, parts, monkeypatch):
     def unexpected(*args, **options):
         raise AssertionError("keys beyond a window were read")
 
-    monkeypatch.setattr(forward, "cascade_attention", unexpected)
+    monkeypatch.setattr(attention, "cascade_attention", unexpected)
     monkeypatch.setattr(scripted, "scriptable", lambda block: False)
     monkeypatch.setattr(forward, "scriptable", lambda block: False)
     for kind in ("mistral", "gemma2"):
@@ -190,8 +190,9 @@ def test_rows_of_as_many_keys_at_equal_distances_are_one_view(scripted_too):
 @pytest.mark.parametrize("kind", ["llama-gqa", "mistral", "gemma2", "gpt-oss"])
 def test_answers_to_one_prompt_are_attended_to_at_once_and_are_what_each_is_alone(kind, tokenizer, monkeypatch):
     model, sizes = tiny(kind), []
-    plain = forward._attend
-    monkeypatch.setattr(forward, "_attend", lambda q, *rest, **more: sizes.append(q.size(0)) or plain(q, *rest, **more))
+    plain = attention._attend
+    counted = lambda q, *rest, **more: sizes.append(q.size(0)) or plain(q, *rest, **more)  # noqa: E731
+    monkeypatch.setattr(attention, "_attend", counted)
     requests = [Request(p, 24, Sampling(seed=10 * k + i)) for k, p in enumerate((B, B[:9])) for i in range(5)]
     for pack in (True, False):
         want = [Engine(model, tokenizer, max_tokens=100, pack=pack).complete([r])[0] for r in requests]
